@@ -1,0 +1,53 @@
+"""Hit-Detector: backbone, neck and head of an object detector searched together, on NNI and mmdet.
+
+Source: Guo et al., "Hit-Detector: Hierarchical Trinity Architecture Search for Object Detection", CVPR 2020.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hitdet_nni import mmcv_ops
+
+if TYPE_CHECKING:
+    from hitdet_nni.architecture import Architecture, load_architecture
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.model.detector import HitDetectorSpace, build_detector
+    from hitdet_nni.model.operators import OPERATORS
+    from hitdet_nni.search.strategy import ColumnSparseDARTS
+    from hitdet_nni.skeleton import Skeleton
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OPERATORS",
+    "Architecture",
+    "ColumnSparseDARTS",
+    "HitDetectorSpace",
+    "InputError",
+    "Skeleton",
+    "build_detector",
+    "load_architecture",
+]
+
+# mmdet imports mmcv.ops when it is imported, so the finder has to stand before that. It costs no heavy import.
+mmcv_ops.install()
+
+_HOMES = {
+    "Architecture": "architecture",
+    "load_architecture": "architecture",
+    "InputError": "errors",
+    "HitDetectorSpace": "model.detector",
+    "build_detector": "model.detector",
+    "OPERATORS": "model.operators",
+    "ColumnSparseDARTS": "search.strategy",
+    "Skeleton": "skeleton",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that ``import hitdet_nni`` loads neither torch nor mmdet."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

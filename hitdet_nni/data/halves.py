@@ -1,0 +1,68 @@
+"""The two halves of the training pictures that DARTS alternates between."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from itertools import pairwise
+
+import numpy as np
+
+from hitdet_nni.errors import InputError
+
+
+def split_halves(
+    image_ids: Iterable[int], seed: int, *, image_classes: Mapping[int, Collection[int]] | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Split training pictures in two halves: one trains weights, the other architecture parameters.
+
+    Pictures are ordered by their rarest class, at random within a class, and dealt in pairs, one to each half; of a
+    pair, the first half gets the picture whose classes it lacks more. So the halves differ by at most one picture, and
+    by at most two among the pictures that share a rarest class; other classes come out about even.
+
+    Args:
+        image_ids: Ids of the pictures; their order does not matter.
+        seed: Seed of the shuffling, not negative.
+        image_classes: Category ids of each picture's boxes, such as `CocoDataset.image_classes`. Without it, or for
+            pictures without boxes, no class is balanced.
+
+    Returns:
+        The ids of both halves, ascending.
+
+    Raises:
+        InputError: If there are fewer than two pictures, an id comes twice, or the seed is negative.
+
+    Source: DARTS (Liu et al., ICLR 2019), section 3.1: half of the training data is held out as the validation set.
+    """
+    ids = sorted(image_ids)
+    if seed < 0:
+        raise InputError(f"is {seed}", key="seed", allowed="0 or more")
+    if len(ids) < 2:
+        raise InputError(f"cannot split {len(ids)} picture(s) in halves", key="image_ids", allowed="two or more")
+    for image_id, following in pairwise(ids):
+        if image_id == following:
+            raise InputError(f"id {image_id} comes twice", key="image_ids", allowed="unique ids")
+    shuffled = [ids[index] for index in np.random.default_rng(seed).permutation(len(ids))]
+    known = {} if image_classes is None else image_classes
+    classes = {image_id: frozenset(known.get(image_id, ())) for image_id in ids}
+    frequency = Counter(category_id for found in classes.values() for category_id in found)
+
+    def rarest(image_id: int) -> tuple[int, int]:
+        # Pictures without boxes come last, as one group.
+        return min(
+            ((frequency[category_id], category_id) for category_id in classes[image_id]), default=(len(ids) + 1, 0)
+        )
+
+    ordered = sorted(shuffled, key=rarest)
+    first, second = [], []
+    lead: Counter[int] = Counter()  # by how many pictures of a class the first half is ahead
+    for one, other in zip(ordered[::2], ordered[1::2], strict=False):
+        if sum(lead[c] for c in classes[one]) > sum(lead[c] for c in classes[other]):
+            one, other = other, one
+        first.append(one)
+        second.append(other)
+        lead.update(classes[one])
+        lead.subtract(classes[other])
+    if len(ordered) % 2:
+        first.append(ordered[-1])
+    return tuple(sorted(first)), tuple(sorted(second))

@@ -1,0 +1,149 @@
+"""From data settings to mmdet data sets and loaders, the same ones for searching and for retraining."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmdet.datasets  # noqa: F401  (registers CocoDataset and the transforms)
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
+from nni.nas.evaluator.pytorch import DataLoader
+from torch.utils.data import Dataset, Subset
+
+from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
+from hitdet_nni.data.digits import make_digits
+from hitdet_nni.data.halves import split_halves
+from hitdet_nni.data.pictures import require_sound_pictures
+from hitdet_nni.files import locked
+from hitdet_nni.settings import DataSettings
+from hitdet_nni.skeleton import Skeleton
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """Checked training and validation pictures with the same classes."""
+
+    train: CocoDataset
+    val: CocoDataset
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of mmdet's labels."""
+        return self.train.classes_in_file_order
+
+
+def open_data(settings: DataSettings, seed: int, cache: Path) -> DetectionData:
+    """Read and check the pictures that the settings name; make the embedded set where they ask for it.
+
+    Args:
+        settings: The ``data`` section.
+        seed: Seed of the embedded set.
+        cache: Folder in which embedded sets are kept for later runs.
+
+    Raises:
+        InputError: If a file is missing or has a defect that training would not survive.
+    """
+    if settings.builtin is None:
+        paths = (settings.train_ann, settings.train_images, settings.val_ann, settings.val_images)
+        train_ann, train_images, val_ann, val_images = (path for path in paths if path is not None)
+    else:
+        root = cache / f"digits-{settings.train}-{settings.val}-{settings.size}px-seed{seed}"
+        with locked(root.with_suffix(".lock")):
+            if not root.exists():
+                make_digits(root, train=settings.train, val=settings.val, size=settings.size, seed=seed)
+        train_ann, val_ann = (root / "annotations" / f"instances_{split}.json" for split in ("train", "val"))
+        train_images, val_images = root / "train", root / "val"
+    # mmdet skips boxes without area, and COCO itself has two of them.
+    train = read_annotations(train_ann, train_images, key="data.train_ann", allow_empty_boxes=True)
+    val = read_annotations(val_ann, val_images, key="data.val_ann", allow_empty_boxes=True)
+    check_same_classes(train, val)
+    for dataset in (train, val):
+        if len(dataset.image_ids) <= SMALL_SET:
+            require_sound_pictures(dataset)
+    return DetectionData(train, val)
+
+
+SMALL_SET = 2000
+"""Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""
+
+
+def dataset_config(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, flip: bool = False) -> dict[str, Any]:
+    """The mmdet config of one split.
+
+    Pictures are resized, keeping their ratio, to fit the skeleton's input size; the detector pads the batch.
+
+    Args:
+        dataset: A checked annotation file.
+        skeleton: Gives the input size.
+        training: Whether boxes are loaded and pictures without boxes left out.
+        flip: Whether half of the training pictures are mirrored.
+    """
+    rows, columns = skeleton.input_size
+    pipeline: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": (columns, rows), "keep_ratio": True},
+    ]
+    if flip:
+        pipeline.append({"type": "RandomFlip", "prob": 0.5})
+    keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    pipeline.append({"type": "PackDetInputs", "meta_keys": (*keys, "flip", "flip_direction") if flip else keys})
+    return {
+        "type": "CocoDataset",
+        "_scope_": "mmdet",
+        "ann_file": str(dataset.ann),
+        "data_prefix": {"img": str(dataset.images)},
+        "metainfo": {"classes": dataset.classes_in_file_order},
+        "filter_cfg": {"filter_empty_gt": True, "min_size": 1} if training else None,
+        "test_mode": not training,
+        "pipeline": pipeline,
+    }
+
+
+def build_dataset(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, flip: bool = False) -> Any:
+    """Build the mmdet data set of one split; arguments as :func:`dataset_config`."""
+    return DATASETS.build(dataset_config(dataset, skeleton, training=training, flip=flip))
+
+
+def loader(dataset: Dataset[Any], settings: DataSettings, *, shuffle: bool) -> Any:
+    """A data loader of batches ``{"inputs": [tensor, ...], "data_samples": [DetDataSample, ...]}``.
+
+    Training batches are always full, because batch normalisation would suffer from a short last one.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=settings.batch_size,
+        shuffle=shuffle,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        collate_fn=pseudo_collate,
+        drop_last=shuffle and len(dataset) >= settings.batch_size,  # type: ignore[arg-type]
+    )
+
+
+def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any, Any]:
+    """Loaders of a search: the half for weights, the half for architecture parameters, the validation pictures.
+
+    Source:
+        Section 3.4: weights on 50 % of the training data, architecture parameters on the rest.
+    """
+    train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
+    index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
+    halves = split_halves(index, seed, image_classes=data.train.image_classes)
+    weights, alphas = (Subset(train, _indices(index, half)) for half in halves)
+    val = build_dataset(data.val, skeleton, training=False)
+    return (
+        loader(weights, settings, shuffle=True),
+        loader(alphas, settings, shuffle=True),
+        loader(val, settings, shuffle=False),
+    )
+
+
+def _indices(index: dict[int, int], image_ids: Sequence[int]) -> list[int]:
+    return [index[image_id] for image_id in image_ids]

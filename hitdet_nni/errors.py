@@ -1,0 +1,38 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Bad input: a file, key or value that a user gave.
+
+    Its text is one line that names the source, the key, the offending value and what is allowed; the command
+    line prints it without a traceback and exits with status 2.
+
+    Args:
+        problem: What is wrong, e.g. ``"unknown operator 'ir_k9'"``.
+        source: The file (or option) that holds the value.
+        key: Dotted path of the value inside the source.
+        allowed: What would be accepted: a sentence, or the accepted values.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        source: str | Path | None = None,
+        key: str | None = None,
+        allowed: str | Iterable[object] | None = None,
+    ) -> None:
+        self.problem = problem
+        self.source = None if source is None else str(source)
+        self.key = key
+        self.allowed = allowed if allowed is None or isinstance(allowed, str) else ", ".join(str(a) for a in allowed)
+        where = [part for part in (self.source, self.key) if part]
+        text = ": ".join([*where, problem])
+        if self.allowed is not None:
+            text += f"; allowed: {self.allowed}"
+        super().__init__(" ".join(text.split()))

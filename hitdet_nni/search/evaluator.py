@@ -1,0 +1,219 @@
+"""What NNI's one-shot strategies train: the detection loss of a detector space, and its watcher."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
+from torch import Tensor
+
+from hitdet_nni.search.cost import ExpectedCost
+from hitdet_nni.search.regularizers import group_by_component, mean_entropy
+from hitdet_nni.search.strategy import ColumnSparseLightningModule
+
+
+@dataclass(frozen=True)
+class WeightOptimizer:
+    """SGD with linear warm-up and a cosine schedule over the whole training (section 4.2)."""
+
+    lr: float = 0.04
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_iterations: int = 0
+
+    def factor(self, iteration: int, iterations: int) -> float:
+        """Learning rate of an iteration relative to ``lr``."""
+        warmup = min(1.0, (iteration + 1) / (self.warmup_iterations + 1))
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / iterations)))
+
+
+def detection_loss(detector: Any, batch: dict[str, Any]) -> Tensor:
+    """The sum of a detector's losses on a batch.
+
+    Args:
+        detector: An mmdet detector.
+        batch: ``inputs`` (list of N tensors ``[3, H, W]``) and ``data_samples`` (list of N ``DetDataSample``).
+
+    Returns:
+        A scalar: RPN classification and localisation plus head classification and localisation.
+
+    Source:
+        Section 3.4.
+    """
+    data = detector.data_preprocessor(batch, detector.training)
+    losses = detector(data["inputs"], data["data_samples"], mode="loss")
+    total: Tensor = detector.parse_losses(losses)[0]
+    return total
+
+
+class DetectionModule(LightningModule):  # type: ignore[misc]
+    """Lightning module of a detector space: the detection loss, and SGD over the weights.
+
+    Args:
+        optimizer: SGD's settings.
+        iterations: Steps of the whole training, the length of the cosine.
+    """
+
+    def __init__(self, optimizer: WeightOptimizer, iterations: int) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.iterations = iterations
+        self.epoch_losses: list[Tensor] = []
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the losses of the last epoch."""
+        self.epoch_losses = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The detection loss of a batch, a scalar."""
+        loss = detection_loss(self.model.detector, batch)
+        self.epoch_losses.append(loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """SGD over all parameters; the strategy takes the architecture parameters out of it."""
+        settings = self.optimizer
+        sgd = torch.optim.SGD(
+            self.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: settings.factor(step, self.iterations))
+        return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is watched at the end of an epoch of screening or search.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        train_loss: Mean loss of the epoch's batches (both phases).
+        val_loss: Mean loss of the validation pictures.
+        expected_gflops: Expected cost under the architecture parameters (Eq. 7).
+        entropy: Mean entropy of each searched component's probabilities, 1 for uniform, 0 for decided.
+        probabilities: Weight of every candidate in the race, by label.
+        alphas: Architecture parameter of every candidate in the race, by label.
+        scores: Score of every operator in the race, by component, before this epoch's removals.
+        seconds: Wall time of the epoch.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    expected_gflops: float
+    entropy: dict[str, float]
+    probabilities: dict[str, dict[str, float]] = field(repr=False)
+    alphas: dict[str, dict[str, float]] = field(repr=False)
+    scores: dict[str, dict[str, float]] = field(repr=False)
+    seconds: float = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers for a table or a plot, flat."""
+        entropy = {f"entropy_{component}": value for component, value in self.entropy.items()}
+        return {
+            "train_loss": self.train_loss,
+            "val_loss": self.val_loss,
+            "gflops": self.expected_gflops,
+            **entropy,
+            "seconds": self.seconds,
+        }
+
+
+class EpochWatcher(pl.Callback):  # type: ignore[misc]
+    """Evaluates the supernet at the end of every epoch and hands the record on.
+
+    Args:
+        val_loader: Validation batches.
+        cost: Expected cost of the space.
+        on_epoch: Called with each record.
+        seed: Seed of the sampling of RoIs in the validation loss, so that epochs can be compared.
+    """
+
+    def __init__(
+        self, val_loader: Any, cost: ExpectedCost, on_epoch: Callable[[EpochRecord], None], seed: int
+    ) -> None:
+        self.val_loader = val_loader
+        self.cost = cost
+        self.on_epoch = on_epoch
+        self.seed = seed
+        self.records: list[EpochRecord] = []
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: ColumnSparseLightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: ColumnSparseLightningModule) -> None:
+        """Record the epoch, before the strategy removes operators."""
+        layers = pl_module.mixed_layers()
+        probabilities = {label: layer.probabilities().detach() for label, layer in layers.items()}
+        record = EpochRecord(
+            epoch=trainer.current_epoch,
+            train_loss=float(torch.stack(pl_module.training_module.epoch_losses).mean()),
+            val_loss=self._validation_loss(pl_module),
+            expected_gflops=float(self.cost(pl_module.probabilities())),
+            entropy={name: mean_entropy(rows) for name, rows in group_by_component(probabilities).items()},
+            probabilities={
+                label: dict(zip(layer.active_names, probabilities[label].tolist(), strict=True))
+                for label, layer in layers.items()
+            },
+            alphas={
+                label: dict(zip(layer.active_names, layer.active_alpha().tolist(), strict=True))
+                for label, layer in layers.items()
+            },
+            scores=pl_module.scores(),
+            seconds=time.monotonic() - self._started,
+        )
+        self.records.append(record)
+        self.on_epoch(record)
+
+    @torch.no_grad()
+    def _validation_loss(self, pl_module: ColumnSparseLightningModule) -> float:
+        detector = pl_module.model.detector
+        detector.eval()
+        # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            losses = [float(detection_loss(detector, batch)) for batch in self.val_loader]
+        detector.train()
+        return sum(losses) / len(losses)
+
+
+def detection_evaluator(
+    weights_loader: Any,
+    alphas_loader: Any,
+    optimizer: WeightOptimizer,
+    *,
+    epochs: int,
+    callbacks: list[pl.Callback] | None = None,
+) -> Any:
+    """An NNI evaluator that trains a :class:`~hitdet_nni.model.detector.HitDetectorSpace` one-shot.
+
+    Args:
+        weights_loader: Batches that train the weights.
+        alphas_loader: Batches that train the architecture parameters.
+        optimizer: SGD's settings.
+        epochs: Epochs of the training.
+        callbacks: Lightning callbacks, e.g. an :class:`EpochWatcher`.
+    """
+    # Lightning's hints and banners speak of its own API, which is not the user's.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks or [],
+    )
+    module = DetectionModule(optimizer, iterations=epochs * max(1, len(weights_loader)))
+    return Lightning(module, trainer, train_dataloaders=weights_loader, val_dataloaders=alphas_loader)

@@ -1,0 +1,93 @@
+"""The mixed layer of the supernet: a weighted sum of the candidates that are still in the race (Eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
+from torch import Tensor, nn
+
+
+class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
+    """NNI's differentiable mixed layer, from which candidates can be removed while it is searched.
+
+    A removed candidate leaves the softmax: it has no weight, gets no gradient and is not computed. Its parameters stay
+    in place, so state dicts keep their keys.
+
+    Attributes:
+        active_names: Names of the candidates still in the race, in the order of the parameters.
+
+    Args:
+        paths: Candidate modules by name; all map ``[N, C, H, W]`` to one common shape.
+        alpha: Architecture parameters, shape ``[len(paths)]``.
+        softmax: Module that turns architecture parameters into weights.
+        label: Label of the layer.
+
+    Source:
+        Eq. 5; the removal is section 3.2's.
+    """
+
+    active_names: list[str]
+    _arch_alpha: Tensor
+    _active_index: Tensor
+
+    def __init__(self, paths: dict[str, nn.Module], alpha: nn.Parameter, softmax: nn.Module, label: str) -> None:
+        super().__init__(paths, alpha, softmax, label)
+        self._set_active(list(paths))
+
+    def _set_active(self, names: list[str]) -> None:
+        self.active_names = names
+        index = torch.tensor([self.names.index(name) for name in names], device=self._arch_alpha.device)
+        self.register_buffer("_active_index", index, persistent=False)
+
+    def get_extra_state(self) -> list[str]:
+        """Names of the candidates still in the race, so that a checkpoint knows what has been removed."""
+        return self.active_names
+
+    def set_extra_state(self, state: list[str]) -> None:
+        """Restore the candidates still in the race from a checkpoint."""
+        self._set_active(list(state))
+
+    def active_alpha(self) -> Tensor:
+        """Architecture parameters of the candidates still in the race, shape ``[len(active_names)]``."""
+        return self._arch_alpha[self._active_index]
+
+    def probabilities(self) -> Tensor:
+        """Weights of the candidates still in the race, shape ``[len(active_names)]``; they sum to 1."""
+        weights: Tensor = self._softmax(self.active_alpha())
+        return weights
+
+    def all_probabilities(self) -> Tensor:
+        """Weights of all candidates, shape ``[len(names)]``; a removed one's is zero."""
+        weights = self.probabilities()
+        return weights.new_zeros(len(self.names)).index_copy(0, self._active_index, weights)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove every candidate that is not named.
+
+        Raises:
+            ValueError: If a name is not in the race, or none is named.
+        """
+        unknown = sorted(set(names) - set(self.active_names))
+        if unknown or not names:
+            raise ValueError(f"{self.label}: cannot keep {unknown or 'nothing'}; in the race: {self.active_names}")
+        self._set_active([name for name in self.names if name in names])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Weighted sum of the outputs of the candidates still in the race."""
+        outputs = [self[name](*args, **kwargs) for name in self.active_names]
+        return self._reduction(outputs, self.probabilities())
+
+    def export(self, memo: Mapping[str, Any]) -> dict[str, str]:
+        """The candidate with the largest architecture parameter, among those still in the race."""
+        if self.label in memo:
+            return {}
+        return {self.label: self.active_names[int(self.active_alpha().argmax())]}
+
+    def export_probs(self, memo: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Weight of every candidate still in the race."""
+        if self.label in memo:
+            return {}
+        return {self.label: dict(zip(self.active_names, self.probabilities().tolist(), strict=True))}

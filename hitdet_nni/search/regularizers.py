@@ -1,0 +1,45 @@
+"""The terms that the architecture loss adds to the validation loss, and the entropy that is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def column_sparsity(alphas: Sequence[Tensor]) -> Tensor:
+    """The column-sparse term of one component, ``sum_i sqrt(sum_l alpha_{l,i}^2)``.
+
+    Args:
+        alphas: One vector of architecture parameters a layer, all of shape ``[N]``: the rows of alpha.
+
+    Returns:
+        A scalar. Where a whole column is zero, its gradient is zero (a subgradient of the norm).
+
+    Source:
+        Eq. 4, without mu.
+    """
+    return torch.linalg.vector_norm(torch.stack(tuple(alphas)), dim=0).sum()
+
+
+def group_by_component(values: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Group per-layer values by the first part of their labels, in label order."""
+    groups: dict[str, list[Tensor]] = {}
+    for label in sorted(values):
+        groups.setdefault(label.split("/")[0], []).append(values[label])
+    return groups
+
+
+def mean_entropy(probabilities: Sequence[Tensor]) -> float:
+    """Mean entropy of several distributions, each divided by the logarithm of its length.
+
+    Returns:
+        1 where all are uniform, 0 where each has decided; 0 for a layer with one candidate.
+    """
+    entropies = []
+    for probability in probabilities:
+        count = probability.numel()
+        entropy = torch.special.entr(probability.detach().double()).sum().item()
+        entropies.append(entropy / torch.log(torch.tensor(float(count))).item() if count > 1 else 0.0)
+    return sum(entropies) / len(entropies)

@@ -1,0 +1,301 @@
+"""ColumnSparseDARTS: NNI's DARTS with the architecture losses of Eq. 4 (screening) and Eq. 6 (trinity search)."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
+from nni.nas.strategy import DARTS
+from torch import Tensor, nn
+
+from hitdet_nni.search.cost import ExpectedCost
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer
+from hitdet_nni.search.regularizers import column_sparsity, group_by_component
+
+RankBy = Literal["probability", "norm"]
+
+
+@dataclass(frozen=True)
+class AlphaOptimizer:
+    """Adam's settings for the architecture parameters.
+
+    The learning rate is section 4.2's; the betas are DARTS'; neither Eq. 4 nor Eq. 6 has a decay term.
+    """
+
+    lr: float = 4e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How many operators screening leaves in the race, and by what it ranks them.
+
+    Attributes:
+        keep: Operators left of each component at the end (N_b, N_n, N_h).
+        rank_by: ``"probability"`` sums the softmax probability over a component's layers; ``"norm"`` is the column
+            norm of Eq. 4, which also ranks a column of very negative parameters high.
+    """
+
+    keep: Mapping[str, int]
+    rank_by: RankBy = "probability"
+
+    def remaining(self, component: str, start: int, epoch: int, warmup_epochs: int, epochs: int) -> int:
+        """Operators left at the end of an epoch: constant in warm-up, then an even descent to ``keep``.
+
+        Args:
+            component: The component screened.
+            start: Operators at the outset.
+            epoch: The epoch that ends, from 0.
+            warmup_epochs: Epochs before the architecture parameters move.
+            epochs: Epochs in all.
+        """
+        keep = min(self.keep[component], start)
+        progress = max(0, epoch + 1 - warmup_epochs) / (epochs - warmup_epochs)
+        return start - math.floor((start - keep) * min(1.0, progress) + 1e-9)
+
+
+class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
+    """The training step of :class:`ColumnSparseDARTS`: alphas on one batch, weights on another, alternating.
+
+    Each phase computes gradients only of what it trains; warm-up epochs have no architecture phase at all.
+
+    Args:
+        training_module: The evaluator's Lightning module: gives the detection loss and the weights' optimiser.
+        sparsity_weight: mu of Eq. 4.
+        flops_weight: lambda of Eq. 6, per GFLOP.
+        expected_cost: C(alpha) + C(beta) + C(gamma) of Eq. 7; needed where ``flops_weight`` is positive.
+        alpha_optimizer: Adam's settings.
+        removal: Operators to remove while screening; ``None`` keeps all.
+        warmup_epochs: Epochs before the architecture parameters move.
+        gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
+    """
+
+    def __init__(
+        self,
+        training_module: Any,
+        *,
+        sparsity_weight: float,
+        flops_weight: float,
+        expected_cost: ExpectedCost | None,
+        alpha_optimizer: AlphaOptimizer,
+        removal: Removal | None,
+        warmup_epochs: int,
+        gradient_clip_val: float | None,
+    ) -> None:
+        super().__init__(
+            training_module,
+            arc_learning_rate=alpha_optimizer.lr,
+            warmup_epochs=warmup_epochs,
+            gradient_clip_val=gradient_clip_val,
+        )
+        if flops_weight and expected_cost is None:
+            raise ValueError(f"flops_weight is {flops_weight}, which needs expected_cost")
+        self.sparsity_weight = sparsity_weight
+        self.flops_weight = flops_weight
+        self.expected_cost = expected_cost
+        self.alpha_optimizer = alpha_optimizer
+        self.removal = removal
+
+    def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
+        """The mixed layers by label, in label order."""
+        layers = (module for module in self.supernet_modules() if isinstance(module, ColumnSparseMixedLayer))
+        return OrderedDict(sorted((layer.label, layer) for layer in layers))
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Weights of all candidates of each mixed layer by label, zero where removed; gradients reach the alphas."""
+        return {label: layer.all_probabilities() for label, layer in self.mixed_layers().items()}
+
+    def regularization(self) -> Tensor:
+        """What the architecture loss adds to the validation loss.
+
+        Returns:
+            ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus ``lambda * C`` (Eq. 6), a scalar.
+        """
+        total = torch.zeros((), device=next(self.parameters()).device)
+        if self.sparsity_weight:
+            alphas = {label: layer.active_alpha() for label, layer in self.mixed_layers().items()}
+            for rows in group_by_component(alphas).values():
+                total = total + self.sparsity_weight * column_sparsity(rows)
+        if self.flops_weight and self.expected_cost is not None:
+            total = total + self.flops_weight * self.expected_cost(self.probabilities()).to(total.dtype)
+        return total
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The architecture parameters in label order (NNI's own order changes from process to process)."""
+        return [layer._arch_alpha for layer in self.mixed_layers().values()]
+
+    def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over all architecture parameters."""
+        parameters = self.arch_parameters()
+        if not parameters:
+            raise ValueError("the model space has no LayerChoice: nothing to search")
+        settings = self.alpha_optimizer
+        return torch.optim.Adam(parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+    @property
+    def searching(self) -> bool:
+        """Whether warm-up is over, so that the architecture parameters move."""
+        return bool(self.trainer.current_epoch >= self.warmup_epochs)
+
+    @contextmanager
+    def _training_only(self, alphas: bool) -> Iterator[None]:
+        """Within the context either the alphas or the weights require gradients, never both."""
+        architecture = {id(parameter) for parameter in self.arch_parameters()}
+        frozen = [
+            parameter
+            for parameter in self.parameters()
+            if parameter.requires_grad and (id(parameter) in architecture) is not alphas
+        ]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_()
+
+    def on_train_epoch_start(self) -> None:
+        """Leave ``requires_grad`` to the phases, unlike NNI, which switches it here."""
+        self.training_module.on_train_epoch_start()
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Any:
+        """One step of first-order DARTS (section 3.4).
+
+        Args:
+            batch: ``"train"`` feeds the weights, ``"val"`` the architecture parameters.
+            batch_idx: Number of the step in its epoch.
+
+        Returns:
+            What the evaluator's training step returned for the weights' batch.
+        """
+        if self.searching:
+            self._alpha_step(batch["val"], batch_idx)
+        with self._training_only(alphas=False):
+            output = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
+            loss = output["loss"] if isinstance(output, dict) else output
+            self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
+        self.advance_lr_schedulers(batch_idx)
+        return output
+
+    def _alpha_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.architecture_optimizers()
+        with self._training_only(alphas=True):
+            output = self.training_module.training_step(batch, 2 * batch_idx)
+            loss = output["loss"] if isinstance(output, dict) else output
+            optimizer.zero_grad()
+            self.manual_backward(loss + self.regularization())
+            optimizer.step()
+
+    def on_train_epoch_end(self) -> None:
+        """Remove the operators that the schedule gives up at the end of this epoch."""
+        self.training_module.on_train_epoch_end()
+        if self.removal is not None:
+            self.remove_lowest(self.removal, self.trainer.current_epoch, self.trainer.max_epochs)
+
+    def scores(self, rank_by: RankBy = "probability") -> dict[str, dict[str, float]]:
+        """Score of each operator in the race, by component; the larger, the better."""
+        columns: dict[str, dict[str, list[Tensor]]] = {}
+        for label, layer in self.mixed_layers().items():
+            values = layer.probabilities() if rank_by == "probability" else layer.active_alpha()
+            component = columns.setdefault(label.split("/")[0], {})
+            for name, value in zip(layer.active_names, values.detach(), strict=True):
+                component.setdefault(name, []).append(value)
+
+        def score(values: list[Tensor]) -> float:
+            column = torch.stack(values)
+            return float(column.sum() if rank_by == "probability" else torch.linalg.vector_norm(column))
+
+        return {
+            component: {name: score(values) for name, values in column.items()} for component, column in columns.items()
+        }
+
+    def remove_lowest(self, removal: Removal, epoch: int, epochs: int) -> None:
+        """Remove the lowest-ranked operators of each component down to the number that the schedule states.
+
+        Source:
+            Section 3.2: "the last several candidates will be removed from search space gradually".
+        """
+        for component, scores in self.scores(removal.rank_by).items():
+            layers = [layer for label, layer in self.mixed_layers().items() if label.split("/")[0] == component]
+            start = len(layers[0].names)
+            remaining = removal.remaining(component, start, epoch, self.warmup_epochs, epochs)
+            ranked = sorted(scores, key=lambda name: scores[name], reverse=True)
+            if remaining < len(ranked):
+                for layer in layers:
+                    layer.keep_only(ranked[:remaining])
+
+
+class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
+    """First-order DARTS whose architecture loss has the column-sparse and the FLOPs term.
+
+    Works where NNI's DARTS works: ``NasExperiment(space, evaluator, ColumnSparseDARTS(...)).run()``.
+
+    Args:
+        sparsity_weight: mu of Eq. 4 (0.1 in the paper's screening, 0 in its search).
+        flops_weight: lambda of Eq. 6 per GFLOP (0 in the paper's screening, 0.01 in its search).
+        expected_cost: The expected GFLOPs of the space, :meth:`hitdet_nni.search.cost.CostModel.expectation`.
+        alpha_optimizer: Adam's settings for the architecture parameters.
+        removal: Operators to remove while screening; ``None`` keeps all.
+        warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).
+        gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
+        kwargs: Arguments of NNI's ``OneShotStrategy``.
+
+    Raises:
+        ValueError: If a weight is negative, or ``flops_weight`` is positive without ``expected_cost``.
+
+    Source:
+        Sections 3.2 to 3.4.
+    """
+
+    def __init__(
+        self,
+        *,
+        sparsity_weight: float = 0.0,
+        flops_weight: float = 0.0,
+        expected_cost: ExpectedCost | None = None,
+        alpha_optimizer: AlphaOptimizer = AlphaOptimizer(),
+        removal: Removal | None = None,
+        warmup_epochs: int = 0,
+        gradient_clip_val: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            arc_learning_rate=alpha_optimizer.lr,
+            warmup_epochs=warmup_epochs,
+            gradient_clip_val=gradient_clip_val,
+            **kwargs,
+        )
+        for name, weight in (("sparsity_weight", sparsity_weight), ("flops_weight", flops_weight)):
+            if weight < 0:
+                raise ValueError(f"{name} must not be negative, got {weight}")
+        if flops_weight and expected_cost is None:
+            raise ValueError(f"flops_weight is {flops_weight}, which needs expected_cost")
+        self.sparsity_weight = sparsity_weight
+        self.flops_weight = flops_weight
+        self.expected_cost = expected_cost
+        self.alpha_optimizer = alpha_optimizer
+        self.removal = removal
+
+    def configure_oneshot_module(self, training_module: Any) -> ColumnSparseLightningModule:
+        """Wrap the evaluator's Lightning module."""
+        return ColumnSparseLightningModule(
+            training_module,
+            sparsity_weight=self.sparsity_weight,
+            flops_weight=self.flops_weight,
+            expected_cost=self.expected_cost,
+            alpha_optimizer=self.alpha_optimizer,
+            removal=self.removal,
+            warmup_epochs=self.warmup_epochs,
+            gradient_clip_val=self.gradient_clip_val,
+        )
+
+    def default_mutation_hooks(self) -> list[Any]:
+        """Put our mixed layer before NNI's."""
+        return [ColumnSparseMixedLayer.mutate, *super().default_mutation_hooks()]

@@ -1,0 +1,273 @@
+"""The settings of all stages: one pydantic model a section, unknown keys refused.
+
+The defaults are the paper's values, each with its section; a shipped config is a short diff of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_yaml
+from hitdet_nni.model.operators import parse_operator
+from hitdet_nni.shipped import shipped
+from hitdet_nni.skeleton import COMPONENTS, Skeleton
+from hitdet_nni.validation import one_line
+
+PATH_KEYS = ("train_ann", "train_images", "val_ann", "val_images")
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    """The pictures: the embedded set, or a COCO-format set by four paths."""
+
+    builtin: Literal["digits"] | None = Field(None, description="embedded data set to use instead of the four paths")
+    train: PositiveInt = Field(300, description="training pictures of the embedded set")
+    val: PositiveInt = Field(60, description="validation pictures of the embedded set")
+    size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's pictures, pixels")
+    train_ann: Path | None = Field(None, description="COCO annotation file of the training pictures")
+    train_images: Path | None = Field(None, description="folder of the training pictures")
+    val_ann: Path | None = Field(None, description="COCO annotation file of the validation pictures")
+    val_images: Path | None = Field(None, description="folder of the validation pictures")
+    batch_size: PositiveInt = Field(4, description="pictures a step (section 4.2: 4 a GPU)")
+    workers: NonNegativeInt = Field(0, description="data-loader processes")
+    flip: bool = Field(True, description="mirror half of the training pictures (section 4.2)")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSettings:
+        given = [key for key in PATH_KEYS if getattr(self, key) is not None]
+        if self.builtin is not None and given:
+            raise ValueError(f"builtin is {self.builtin!r} and {given[0]} is given: set builtin to null to use paths")
+        if self.builtin is None and len(given) < len(PATH_KEYS):
+            missing = next(key for key in PATH_KEYS if key not in given)
+            raise ValueError(f"{missing} is missing: give {', '.join(PATH_KEYS)}, or builtin: digits")
+        return self
+
+
+class PerComponent(Section):
+    """One number a component."""
+
+    backbone: PositiveInt = 8
+    neck: PositiveInt = 8
+    head: PositiveInt = 8
+
+
+class FixedOperators(Section):
+    """The operator at which a component stands while another one is screened."""
+
+    backbone: str = "ir_k3_d1_e3"
+    neck: str = "sep_k3_d1"
+    head: str = "ir_k3_d1_e3"
+
+    @model_validator(mode="after")
+    def _known(self) -> FixedOperators:
+        for component in COMPONENTS:
+            parse_operator(getattr(self, component))
+        return self
+
+
+class ScreeningSettings(Section):
+    """Screening of the sub search spaces (section 3.2, Eq. 4)."""
+
+    epochs: PositiveInt = Field(12, description="epochs a component (section 4.2)")
+    warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
+    sparsity_weight: NonNegativeFloat = Field(0.1, description="mu of Eq. 4 (section 4.2)")
+    keep: PerComponent = Field(PerComponent(), description="operators left: N_b, N_n, N_h (section 3.3)")
+    rank_by: Literal["probability", "norm"] = Field(
+        "probability", description="rank operators by softmax probability summed over layers, or by column norm"
+    )
+    fixed: FixedOperators = Field(FixedOperators(), description="operators of the components not being screened")
+    depths: tuple[PositiveInt, ...] | None = Field(
+        None, description="blocks a stage in the screening supernet (section 4.2 halves them), the skeleton's if null"
+    )
+
+    @model_validator(mode="after")
+    def _time_to_remove(self) -> ScreeningSettings:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class SearchSettings(Section):
+    """The trinity search (sections 3.3 and 3.4, Eq. 6)."""
+
+    epochs: PositiveInt = Field(12, description="epochs (section 4.2)")
+    warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
+    flops_weight: NonNegativeFloat = Field(0.01, description="lambda of Eq. 6, per GFLOP (section 4.2)")
+
+    @model_validator(mode="after")
+    def _time_to_search(self) -> SearchSettings:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class WeightSettings(Section):
+    """Optimiser of the supernet's weights: SGD with a cosine schedule (section 4.2)."""
+
+    lr: PositiveFloat = Field(0.04, description="initial learning rate (section 4.2)")
+    momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
+    grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
+    warmup_iterations: NonNegativeInt = Field(0, description="iterations of linear warm-up of the learning rate")
+
+
+class AlphaSettings(Section):
+    """Optimiser of the architecture parameters: Adam (section 4.2)."""
+
+    lr: PositiveFloat = Field(4e-4, description="learning rate (section 4.2)")
+    betas: tuple[Momentum, Momentum] = Field((0.5, 0.999), description="Adam's betas (DARTS; the paper is silent)")
+    weight_decay: NonNegativeFloat = Field(0.0, description="weight decay; Eq. 4 and Eq. 6 have no such term")
+
+
+class RetrainSettings(Section):
+    """Training of the found detector from scratch (section 4.2)."""
+
+    epochs: PositiveInt = Field(12, description="epochs (section 4.2: the 1x schedule)")
+    lr: PositiveFloat = Field(0.04, description="learning rate for the whole batch (section 4.2: 8 GPUs x 4)")
+    momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
+    milestones: tuple[PositiveInt, ...] = Field((8, 11), description="epochs after which lr / 10 (section 4.2)")
+    warmup_iterations: NonNegativeInt = Field(800, description="linear warm-up from 0.1 lr (released configuration)")
+    grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
+    val_interval: PositiveInt = Field(1, description="epochs between evaluations")
+
+
+class Settings(Section):
+    """Everything that a run depends on."""
+
+    seed: NonNegativeInt = Field(0, description="seed of every random number generator")
+    threads: PositiveInt = Field(1, description="torch threads of a process; more are slower on small machines")
+    data: DataSettings
+    skeleton: Skeleton = Skeleton()
+    space: str = Field("full", description="search space file, or a shipped space's name")
+    screening: ScreeningSettings = ScreeningSettings()
+    search: SearchSettings = SearchSettings()
+    weights: WeightSettings = WeightSettings()
+    alphas: AlphaSettings = AlphaSettings()
+    retrain: RetrainSettings = RetrainSettings()
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Settings:
+        depths = self.screening.depths
+        if depths is not None and len(depths) != len(self.skeleton.depths):
+            raise ValueError(
+                f"screening.depths has {len(depths)} entries, the skeleton has {len(self.skeleton.depths)} stages"
+            )
+        return self
+
+
+def load_settings(config: str | Path, overrides: Mapping[str, object] | None = None) -> Settings:
+    """Read a config file and apply overrides.
+
+    Args:
+        config: A file, or the bare name of a shipped config, e.g. ``"tiny"``. Its ``extends`` key may name another
+            one that it is a diff of. Relative data paths in a file are relative to the file's folder.
+        overrides: Dotted keys and their values, e.g. ``{"search.flops_weight": 0.1}``.
+
+    Raises:
+        InputError: Naming file, key, value and what is allowed.
+    """
+    path = find_config(config)
+    tree = _read_tree(path, ())
+    for key, value in (overrides or {}).items():
+        _set(tree, key, value, path)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise one_line(error, Settings, path) from None
+
+
+def find_config(config: str | Path) -> Path:
+    """The file behind a path or a shipped config's bare name."""
+    given = Path(config)
+    if given.is_file() or given.suffix in (".yml", ".yaml"):
+        return given
+    return shipped("experiments", f"configs/{config}.yml")
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, object]:
+    """Read ``dotted.key=value`` arguments; a value is YAML (``null``, ``0.1``, ``[1, 2]``, text).
+
+    Raises:
+        InputError: If an argument has no ``=`` or its value is not YAML.
+    """
+    overrides: dict[str, object] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise InputError(f"got {assignment!r}", source="--set", allowed="dotted.key=value")
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"value {text!r} is not valid YAML", source="--set", key=key) from None
+    return overrides
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping of a config file, with those that it extends underneath."""
+    if path.resolve() in seen:
+        raise InputError("extends itself", source=path, key="extends")
+    tree = read_yaml(path)
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise InputError(f"expected a mapping of settings, got {type(tree).__name__}", source=path)
+    _resolve_paths(tree, path.parent)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise InputError(
+            f"got {base!r}", source=path, key="extends", allowed="a config file or a shipped config's name"
+        )
+    beside = path.parent / base
+    return _merge(_read_tree(beside if beside.is_file() else find_config(base), (*seen, path.resolve())), tree)
+
+
+def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
+    data = tree.get("data")
+    for key in PATH_KEYS:
+        if isinstance(data, dict) and isinstance(data.get(key), str):
+            data[key] = str(folder / data[key])
+    space = tree.get("space")
+    if isinstance(space, str) and Path(space).suffix:
+        tree["space"] = str(folder / space)
+
+
+def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in diff.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(tree: dict[str, Any], key: str, value: object, source: Path) -> None:
+    *sections, last = key.split(".")
+    node = tree
+    for section in sections:
+        below = node.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise InputError(f"unknown key: {section!r} is a value, not a section", source=source, key=key)
+        node = below
+    node[last] = value

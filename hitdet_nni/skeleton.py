@@ -1,0 +1,150 @@
+"""The skeleton of a detector: everything about its shape that is not searched.
+
+The model modules and the cost model both read the list of searched layers from here, so that a label, its channels
+and its place in the picture are stated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Component = Literal["backbone", "neck", "head"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+"""The detector trinity, in the order of the data flow (section 3.1)."""
+
+ROI_SIZE = 7
+"""Rows and columns of the RoIAlign output that the head sees (facts of the released configuration)."""
+
+
+@dataclass(frozen=True)
+class SearchedLayer:
+    """One layer whose operator is searched.
+
+    Attributes:
+        component: The part of the trinity that it belongs to.
+        label: Its name in a sample, e.g. ``"backbone/l07"``, numbered from 1 in the order of Eq. 4's rows.
+        in_channels: Channels of its input.
+        out_channels: Channels of its output.
+        stride: 1 or 2.
+        reduction: Ratio of the picture's side to that of the layer's input; 0 for a layer that sees pooled RoIs.
+    """
+
+    component: Component
+    label: str
+    in_channels: int
+    out_channels: int
+    stride: int
+    reduction: int
+
+
+def layer_label(component: Component, index: int) -> str:
+    """Label of the layer with the given 0-based index, e.g. ``("backbone", 6)`` to ``"backbone/l07"``."""
+    return f"{component}/l{index + 1:02d}"
+
+
+def stage_blocks(
+    stem_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield ``(in_channels, out_channels, stride)`` of each backbone block; a stage strides in its first block."""
+    in_channels = stem_channels
+    for width, depth, stride in zip(widths, depths, strides, strict=True):
+        for block in range(depth):
+            yield in_channels, width, stride if block == 0 else 1
+            in_channels = width
+
+
+class Tail(BaseModel):
+    """The blocks behind the last stage that are not searched: an inverted residual and a 1x1 convolution.
+
+    The released network has one, the paper's text does not mention it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: PositiveInt = 1024
+    out_channels: PositiveInt = 2048
+
+
+class Skeleton(BaseModel):
+    """Everything about a detector's shape that is not searched.
+
+    The defaults are the released network's (five stages and a tail); section 3.3 of the paper has four stages of
+    48/96/256/352 channels and 4 + 4 + 8 + 4 blocks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    detector: Literal["faster_rcnn"] = Field("faster_rcnn", description="kind of detector")
+    input_size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = Field(
+        (800, 1216), description="rows and columns of the network's input; pictures are resized to fit and padded"
+    )
+    stem_channels: PositiveInt = Field(16, description="channels of the stride-2 stem")
+    widths: tuple[PositiveInt, ...] = Field((48, 96, 184, 256, 352), description="channels of each stage")
+    depths: tuple[PositiveInt, ...] = Field((4, 4, 4, 4, 4), description="searched blocks of each stage")
+    strides: tuple[Literal[1, 2], ...] = Field((2, 2, 2, 1, 2), description="stride of each stage's first block")
+    tail: Tail | None = Field(Tail(), description="unsearched blocks behind the last stage, or null")
+    neck_width: PositiveInt = Field(256, description="channels of the pyramid")
+    head_width: PositiveInt = Field(256, description="channels of the head's blocks")
+    head_blocks: PositiveInt = Field(4, description="searched blocks of the head")
+    head_fc: PositiveInt = Field(512, description="outputs of the head's fully connected layer")
+    anchor_scale: PositiveInt = Field(8, description="side of the square anchor in units of its level's stride")
+    proposals_train: PositiveInt = Field(2000, description="proposals kept per picture in training")
+    proposals_test: PositiveInt = Field(1000, description="proposals kept per picture in testing")
+    roi_samples: PositiveInt = Field(512, description="RoIs sampled per picture for the head's loss")
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Skeleton:
+        if not len(self.widths) == len(self.depths) == len(self.strides):
+            raise ValueError(
+                f"widths, depths and strides need one entry a stage, got {len(self.widths)}, {len(self.depths)} "
+                f"and {len(self.strides)}"
+            )
+        if self.strides.count(2) != 4:
+            raise ValueError(f"four stages must have stride 2 (pyramid strides 4 to 32), got {self.strides.count(2)}")
+        return self
+
+    @property
+    def output_stages(self) -> tuple[int, ...]:
+        """Indices of the stages whose output is a pyramid level: those before a stride, and the last."""
+        last = len(self.strides) - 1
+        return tuple(i for i in range(len(self.strides)) if i == last or self.strides[i + 1] == 2)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of C1..C4; the last is the tail's where there is one."""
+        channels = [self.widths[i] for i in self.output_stages]
+        if self.tail is not None:
+            channels[-1] = self.tail.out_channels
+        return tuple(channels)
+
+    @property
+    def feature_reductions(self) -> tuple[int, ...]:
+        """Ratio of the picture's side to that of each of C1..C4."""
+        return tuple(4 * 2**level for level in range(len(self.feature_channels)))
+
+    def searched_layers(self) -> tuple[SearchedLayer, ...]:
+        """All searched layers: the backbone's blocks, the neck's two rows (fine to coarse), the head's blocks."""
+        layers: list[SearchedLayer] = []
+        reduction = 2  # of the stem
+        blocks = stage_blocks(self.stem_channels, self.widths, self.depths, self.strides)
+        for index, (in_channels, out_channels, stride) in enumerate(blocks):
+            label = layer_label("backbone", index)
+            layers.append(SearchedLayer("backbone", label, in_channels, out_channels, stride, reduction))
+            reduction *= stride
+        levels = tuple(zip(self.feature_channels, self.feature_reductions, strict=True))
+        rows = [*levels, *((self.neck_width, reduction) for _, reduction in levels)]
+        for index, (channels, level_reduction) in enumerate(rows):
+            label = layer_label("neck", index)
+            layers.append(SearchedLayer("neck", label, channels, self.neck_width, 1, level_reduction))
+        for index in range(self.head_blocks):
+            in_channels = self.neck_width if index == 0 else self.head_width
+            layers.append(SearchedLayer("head", layer_label("head", index), in_channels, self.head_width, 1, 0))
+        return tuple(layers)
+
+    def labels(self, component: Component) -> tuple[str, ...]:
+        """Labels of one component's layers, in order."""
+        return tuple(layer.label for layer in self.searched_layers() if layer.component == component)

@@ -1,0 +1,57 @@
+"""Packaging. `search_spaces/` and `experiments/` live at the top of the repository and travel inside the package."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "hitdet_nni" / "__init__.py").read_text(encoding="utf-8"))[1]
+DATA = ["*.yml", "*.json", "*/*.yml", "*/*.json"]
+
+setup(
+    name="hitdet-nni",
+    version=VERSION,
+    description="Hit-Detector on NNI: backbone, neck and head of an object detector searched together",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10,<3.13",
+    packages=[
+        "hitdet_nni",
+        "hitdet_nni.data",
+        "hitdet_nni.model",
+        "hitdet_nni.search",
+        "hitdet_nni.search_spaces",
+        "hitdet_nni.experiments",
+    ],
+    package_dir={
+        "hitdet_nni": "hitdet_nni",
+        "hitdet_nni.search_spaces": "search_spaces",
+        "hitdet_nni.experiments": "experiments",
+    },
+    package_data={
+        "hitdet_nni": ["py.typed", "*.js"],
+        "hitdet_nni.search_spaces": DATA,
+        "hitdet_nni.experiments": DATA,
+    },
+    entry_points={"console_scripts": ["hitdet-nni = hitdet_nni.cli:main"]},
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "nni==3.0",
+        "setuptools<81",  # nnictl imports pkg_resources
+        "pytorch_lightning>=2.2,<3",
+        "mmdet==3.3.0",
+        "mmcv-lite==2.1.0",
+        "mmengine==0.10.7",
+        "pycocotools>=2.0.7",
+        "pydantic>=2.6,<3",
+        "pyyaml>=6",
+        "rich>=13",
+        "scikit-learn>=1.3",
+        "opencv-python>=4.8",
+        "numpy>=1.26",
+        "psutil>=5.9",
+    ],
+)

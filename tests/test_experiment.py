@@ -1,0 +1,394 @@
+"""The launcher: NNI's real nnictl, a trial that takes a second, signals, and that nothing is left or reachable."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hitdet_nni import experiment
+from hitdet_nni.experiment import Snapshot, Trial, metric_values, node_options, parse_trials, progress_line
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """\
+searchSpace:
+  search.flops_weight: {_type: choice, _value: [0.0, 1.0]}
+trialCommand: python trial.py
+trialCodeDirectory: .
+trialConcurrency: 2
+maxTrialNumber: 2
+experimentWorkingDirectory: experiments
+tuner: {name: GridSearch}
+trainingService: {platform: local}
+"""
+TRIAL = """\
+import os, pathlib, subprocess, sys, time
+import nni
+weight = nni.get_next_parameter()["search.flops_weight"]
+for step in range(2):
+    nni.report_intermediate_result({"default": 0.1 * step, "val_loss": 2.5 - step, "gflops": 0.25})
+if os.environ.get("TRIAL_DOES") == "fail" and weight:
+    sys.exit("the weight is too heavy")
+if os.environ.get("TRIAL_DOES") == "hang":
+    # a child in a session of its own that outlives a plain kill of the trial
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    time.sleep(600)
+folder = pathlib.Path("runs", nni.get_experiment_id(), nni.get_trial_id())
+folder.mkdir(parents=True)
+(folder / "architecture.json").write_text("{}")
+time.sleep(1)  # the loopback check needs a moment
+nni.report_final_result({"default": 0.125 + weight / 4, "params_m": 1.5, "gflops": 0.75})
+"""
+
+
+class Launcher:
+    """`python -m hitdet_nni.experiment` on a small experiment in a folder of its own (with a space in its name)."""
+
+    def __init__(self, folder: Path, does: str, *options: str, config: str = CONFIG) -> None:
+        self.folder = folder / "an experiment"
+        self.folder.mkdir()
+        (self.folder / "search.yml").write_text(config)
+        (self.folder / "trial.py").write_text(TRIAL)
+        # NNI lists its experiments below HOME; a proxy must make no difference.
+        self.environment = {
+            **os.environ,
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "TRIAL_DOES": does,
+            "http_proxy": "http://127.0.0.1:9",
+        }
+        command = [sys.executable, "-m", "hitdet_nni.experiment", "search.yml", "--runs", "runs", *options]
+        self.output = self.folder / "output.txt"
+        with self.output.open("w") as output, (self.folder / "errors.txt").open("w") as errors:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=output, stderr=errors
+            )
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def errors(self) -> str:
+        return (self.folder / "errors.txt").read_text()
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> re.Match[str]:
+        end = time.monotonic() + seconds
+        while not (match := re.search(pattern, self.text())):
+            assert self.process.poll() is None, self.text() + self.errors()
+            assert time.monotonic() < end, self.text() + self.errors()
+            time.sleep(0.1)
+        return match
+
+    def left(self) -> list[psutil.Process]:
+        """Living processes that have the folder in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HOME") == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def end(self) -> None:
+        for process in [self.process, *self.left()]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    launched: list[Launcher] = []
+
+    def start(*arguments: str, **keywords: str) -> Launcher:
+        launched.append(Launcher(tmp_path_factory.mktemp("launch"), *arguments, **keywords))
+        return launched[-1]
+
+    yield start
+    for launcher in launched:
+        launcher.end()
+
+
+@pytest.fixture(scope="module")
+def together(launch):
+    """The three real experiments of this file, run at the same time because NNI mostly waits."""
+    return {does: launch(does) for does in ("succeed", "fail", "hang")}
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_to_its_table_on_loopback_only_and_leaves_nothing(together):
+    launcher = together["succeed"]
+    port = int(launcher.wait_for(r"web UI will be http://127\.0\.0\.1:(\d+)")[1])
+    launcher.wait_for(r"experiment \w+ runs")
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in launcher.left()
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {("127.0.0.1", port)}
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    outside = [a.address for every in psutil.net_if_addrs().values() for a in every if a.family == socket.AF_INET]
+    for address in outside:
+        if not address.startswith("127."):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, port), timeout=5)
+
+    assert launcher.process.wait(120) == 0, launcher.text() + launcher.errors()
+    text = launcher.text()
+    assert re.search(r"^\d\d:\d\d  trial 0 \(\w+\) RUNNING  \d reports? ", text, re.M)
+    done = r"^\d\d:\d\d  trial [01] \(\w+\) SUCCEEDED  2 reports  mAP=0.375 params_m=1.5 gflops=0.75$"
+    assert re.search(done, text, re.M)
+    assert re.search(r"trial +status +cost weight +params M +GFLOPs +mAP +architecture", text)
+    rows = re.findall(r"^ *(\d) \((\w+)\) +SUCCEEDED +(\S+) +1\.5 +0\.75 +(\S+) +(\S+) *$", text, re.M)
+    assert [number for number, *_ in rows] == ["0", "1"]
+    assert sorted((weight, score) for _, _, weight, score, _ in rows) == [("0", "0.125"), ("1", "0.375")]
+    assert all((launcher.folder / path).is_file() and trial in path for _, trial, _, _, path in rows)
+    assert f"the web UI was http://127.0.0.1:{port}" in text
+    assert launcher.left() == []
+
+
+@pytest.mark.slow
+def test_a_failed_trial_is_named_with_its_log(together):
+    launcher = together["fail"]
+    assert launcher.process.wait(120) == 1
+    (line,) = launcher.errors().splitlines()
+    named = re.fullmatch(r"trial [01] \(\w+\) FAILED: see (.+)", line)
+    assert "the weight is too heavy" in Path(named[1]).read_text()
+    assert re.search(r"[01] \(\w+\) +FAILED +1 +- +- +- +-", launcher.text())
+    assert re.search(r"[01] \(\w+\) +SUCCEEDED +0 +1\.5", launcher.text())
+    assert launcher.left() == []
+
+
+def interrupt(launcher: Launcher, number: signal.Signals) -> str:
+    """Send a signal twice; return the last line printed."""
+    launcher.process.send_signal(number)
+    time.sleep(1)
+    launcher.process.send_signal(number)
+    assert launcher.process.wait(120) == 128 + number
+    assert launcher.errors() == ""
+    assert launcher.left() == []
+    return launcher.text().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_running_trials_and_their_children(together):
+    launcher = together["hang"]
+    started = launcher.wait_for(r"experiment (\w+) runs")[1]
+    for trial in (0, 1):
+        launcher.wait_for(rf"trial {trial} \(\w+\) RUNNING  2 reports  val_loss=1.5 gflops=0.25")
+    end = time.monotonic() + 30
+    while len(launcher.left()) < 7:  # launcher, manager, dispatcher, two trials with a child each
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    last = interrupt(launcher, signal.SIGINT)
+    assert last == f"SIGINT: experiment {started} is stopped, no process of it is left"
+
+
+@pytest.mark.slow
+def test_sigterm_during_the_start_leaves_nothing(launch):
+    launcher = launch("hang")
+    launcher.wait_for("starting NNI")
+    time.sleep(1)
+    assert interrupt(launcher, signal.SIGTERM).startswith("SIGTERM: experiment ")
+
+
+@pytest.mark.slow
+def test_nnictl_refusals_are_told_apart(launch):
+    launcher = launch("succeed", config=CONFIG.replace("maxTrialNumber: 2", "maxTrialNumber: two"))
+    assert launcher.process.wait(120) == 2
+    (line,) = launcher.errors().splitlines()
+    assert line.startswith("search.yml: ")
+    assert "max_trial_number ('two')" in line
+
+
+@pytest.mark.slow
+def test_a_port_in_use_fails(launch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        launcher = launch("succeed", "--port", str(port))
+        assert launcher.process.wait(120) == 1
+    assert launcher.errors().startswith(f"nnictl create failed: RuntimeError: Port {port} is not idle")
+    assert launcher.left() == []
+
+
+@pytest.mark.parametrize("content", [None, "- a\n- list\n", "a: [1\nb: 2\n", ""])
+def test_a_config_that_is_no_mapping_is_bad_input(tmp_path, capsys, content):
+    path = tmp_path / "search.yml"
+    if content is not None:
+        path.write_text(content)
+    before = signal.getsignal(signal.SIGINT)
+    assert experiment.main([str(path)]) == 2
+    assert signal.getsignal(signal.SIGINT) == before
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith(str(path))
+
+
+def test_a_port_out_of_range_and_a_missing_nnictl_are_bad_input(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "search.yml"
+    path.write_text(CONFIG)
+    assert experiment.main([str(path), "--port", "70000"]) == 2
+    monkeypatch.setattr(experiment.shutil, "which", lambda *_, **__: None)
+    assert experiment.main([str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_importing_the_launcher_imports_neither_torch_nor_nni():
+    code = "import sys, hitdet_nni.experiment as e; print({'torch', 'nni', 'mmdet'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_metric_values_are_json_in_a_json_string_or_bare():
+    assert metric_values(json.dumps(json.dumps({"default": 0.5, "gflops": 1}))) == {"default": 0.5, "gflops": 1}
+    assert metric_values(json.dumps("0.5")) == {"default": 0.5}
+    assert metric_values("0.5") == {"default": 0.5}
+
+
+def job(trial, number, parameter, status="RUNNING", **more):
+    chosen = json.dumps({"parameter_id": parameter, "parameters": {"search.flops_weight": parameter / 2}})
+    return {"trialJobId": trial, "status": status, "sequenceId": number, "hyperParameters": [chosen], **more}
+
+
+def metric(trial, parameter, kind, sequence, value):
+    data = json.dumps(json.dumps(value))
+    return {"trialJobId": trial, "parameterId": str(parameter), "type": kind, "sequence": sequence, "data": data}
+
+
+def test_trials_are_put_together_from_jobs_and_metrics():
+    final = metric("b", 1, "FINAL", 0, {"default": 0.25})
+    jobs = [job("b", 1, 1, "SUCCEEDED", logPath="/x/b", finalMetricData=[final]), job("a", 0, 0, "WAITING")]
+    first, second = parse_trials(jobs, [final, metric("b", 1, "PERIODICAL", 4, {"default": 0.2})])
+    assert first == Trial(0, "a", "WAITING", {"search.flops_weight": 0.0})
+    values = {"search.flops_weight": 0.5}, 5, {"default": 0.2}, {"default": 0.25}
+    assert second == Trial(1, "b", "SUCCEEDED", *values, Path("/x/b"))
+
+
+def test_parameters_are_those_that_a_trial_really_got():
+    jobs = [job("a", 0, 0), job("b", 1, 1), job("c", 2, 2)]
+    assert [trial.parameters for trial in parse_trials(jobs, [])] == [{}, {}, {}]
+    swapped = [metric("b", 0, "PERIODICAL", 0, 0.5), metric("a", 1, "PERIODICAL", 0, 0.5)]
+    weights = [trial.parameters["search.flops_weight"] for trial in parse_trials(jobs, swapped)]
+    assert weights == [0.5, 0.0, 1.0]
+
+
+def test_progress_lines():
+    waiting = Trial(0, "AbCde", "WAITING", {"search.flops_weight": 0.5})
+    assert progress_line(waiting, 0.2) == "00:00  trial 0 (AbCde) WAITING  0 reports  search.flops_weight=0.5"
+    running = Trial(0, "AbCde", "RUNNING", {}, 3, {"default": 0.1, "val_loss": 1.23412, "gflops": 0.123})
+    assert progress_line(running, 3725) == "62:05  trial 0 (AbCde) RUNNING  3 reports  val_loss=1.234 gflops=0.123"
+    bare = Trial(1, "x", "RUNNING", {}, 1, {"default": 2})
+    assert progress_line(bare, 60) == "01:00  trial 1 (x) RUNNING  1 report  default=2"
+    done = Trial(1, "x", "SUCCEEDED", {}, 1, {"default": 2}, {"default": 0.5, "params_m": 3})
+    assert progress_line(done, 60) == "01:00  trial 1 (x) SUCCEEDED  1 report  mAP=0.5 params_m=3"
+    assert progress_line(Trial(2, "y", "FAILED"), 1) == "00:01  trial 2 (y) FAILED  0 reports"
+
+
+def test_the_table_has_a_column_for_each_parameter_and_is_whole_in_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trials = [
+        Trial(
+            0, "a", "SUCCEEDED", {"search.flops_weight": 1, "seed": [1, 2]}, final={"default": 0.51234, "gflops": 2.0}
+        ),
+        Trial(1, "b", "FAILED", {"search.budget": "a [bold] word " * 20}),
+    ]
+    path = Path("runs") / ("long" * 40) / "a" / "architecture.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    stream = io.StringIO()
+    experiment.print_table(experiment.results_table(trials, tmp_path / path.parents[1]), stream)
+    header, _, first, second = (line.split("  ") for line in stream.getvalue().splitlines() if line.strip())
+    words = [cell.strip() for cell in header if cell.strip()]
+    assert words == [
+        "trial", "status", "cost weight", "seed", "search.budget", "params M", "GFLOPs", "mAP", "architecture",
+    ]  # fmt: skip
+    cells = [cell.strip() for cell in first if cell.strip()]
+    assert cells == ["0 (a)", "SUCCEEDED", "1", "[1, 2]", "-", "-", "2", "0.5123", str(path)]
+    assert ("a [bold] word " * 20).strip() in "  ".join(second)
+
+
+@pytest.mark.parametrize(
+    ("status", "trials", "requested", "finished"),
+    [
+        ("RUNNING", ["SUCCEEDED"], 1, False),
+        ("DONE", ["SUCCEEDED"], 1, True),
+        ("ERROR", ["RUNNING"], 1, True),
+        ("NO_MORE_TRIAL", ["RUNNING", "SUCCEEDED"], 2, False),
+        ("NO_MORE_TRIAL", ["FAILED", "SUCCEEDED"], 3, True),
+        ("TUNER_NO_MORE_TRIAL", ["SUCCEEDED"], 2, False),
+        ("TUNER_NO_MORE_TRIAL", ["SUCCEEDED", "EARLY_STOPPED"], 2, True),
+    ],
+)
+def test_when_an_experiment_is_finished(status, trials, requested, finished):
+    snapshot = Snapshot(status, (), tuple(Trial(i, str(i), s) for i, s in enumerate(trials)), requested)
+    assert snapshot.finished is finished
+
+
+def test_complaints(tmp_path):
+    (tmp_path / "trial.stderr").touch()
+    (tmp_path / "trial.log").write_text("why")
+    good, bad = Trial(0, "a", "SUCCEEDED"), Trial(1, "b", "FAILED", folder=tmp_path)
+    assert Snapshot("DONE", (), (good,)).complaints() == []
+    assert Snapshot("DONE", (), (good, bad)).complaints() == [f"trial 1 (b) FAILED: see {tmp_path / 'trial.log'}"]
+    assert Snapshot("ERROR", ("no tuner",), (good,)).complaints() == ["NNI ended with ERROR: no tuner"]
+    assert Snapshot("DONE").complaints() == ["no trial ran to its end"]
+
+
+def test_node_options_are_appended_once(capsys, monkeypatch):
+    ours = node_options("")
+    assert ours == f'--require "{experiment.LOOPBACK_SCRIPT}"'
+    assert node_options("--no-warnings") == f"--no-warnings {ours}"
+    assert node_options(f"--no-warnings {ours}") == f"--no-warnings {ours}"
+    monkeypatch.setenv("NODE_OPTIONS", "--no-warnings")
+    assert experiment.main(["--node-options"]) == 0
+    assert capsys.readouterr().out == f"--no-warnings {ours}\n"
+
+
+def test_node_listens_on_loopback_unless_told_an_address(tmp_path, monkeypatch):
+    script = tmp_path / 'a "quoted" folder' / experiment.LOOPBACK_SCRIPT.name
+    script.parent.mkdir()
+    script.write_text(experiment.LOOPBACK_SCRIPT.read_text())
+    monkeypatch.setattr(experiment, "LOOPBACK_SCRIPT", script)
+    forms = [
+        "[0]", "['0']", "[0, '0.0.0.0']", "[0, '::', 5]", "[0, undefined, 5]", "[0, null]", "[0, 5]", "[0, () => {}]",
+        "[]", "[null]", "[() => {}]", "[{port: 0}]", "[{port: undefined}]", "[{port: 0, host: '::'}, () => {}]",
+        "[0, '127.0.0.2']", "[{port: 0, host: '127.0.0.2'}]", "['./pipe']", "[{path: './other'}]",
+    ]  # fmt: skip
+    code = f"""
+        const http = require('http');
+        for (const form of [{", ".join(forms)}]) {{
+            const server = http.createServer();
+            server.on('listening', () => {{
+                const address = server.address();
+                console.log(JSON.stringify([JSON.stringify(form), address.address ?? address]));
+                server.close();
+            }});
+            server.listen(...form);
+        }}"""
+    node = Path(importlib.util.find_spec("nni_node").origin).with_name("node")
+    done = subprocess.run(
+        [node, "-e", code],
+        env={**os.environ, "NODE_OPTIONS": node_options("")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    addresses = sorted(json.loads(line)[1] for line in done.stdout.splitlines())
+    assert len(addresses) == len(forms)
+    assert [a for a in addresses if a != "127.0.0.1"] == ["./other", "./pipe", "127.0.0.2", "127.0.0.2"]
