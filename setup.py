@@ -24,6 +24,7 @@ setup(
         "hitdet_nni.search",
         "hitdet_nni.search_spaces",
         "hitdet_nni.experiments",
+        "hitdet_nni.torchvision_ops",
     ],
     package_dir={
         "hitdet_nni": "hitdet_nni",

@@ -46,6 +46,8 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
         raise InputError(f"not valid YAML{place}: {getattr(error, 'problem', None) or error}", source=path) from None
+    except (ValueError, RecursionError) as error:  # a date that does not exist, a number of thousands of digits
+        raise InputError(f"not valid YAML: {error}", source=path) from None
 
 
 def read_json(path: Path) -> Any:
@@ -56,7 +58,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         place = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"not valid JSON{place}: {error}", source=path) from None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mmengine.registry import DATASETS
 from nni.nas.evaluator.pytorch import DataLoader
 from torch.utils.data import Dataset, Subset
 
+from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.halves import split_halves
@@ -23,6 +26,9 @@ from hitdet_nni.settings import DataSettings
 from hitdet_nni.skeleton import Skeleton
 
 logger = logging.getLogger(__name__)
+
+SMALL_SET = 2000
+"""Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,17 @@ class DetectionData:
         return self.train.classes_in_file_order
 
 
-def open_data(settings: DataSettings, seed: int, cache: Path) -> DetectionData:
+def cache_folder() -> Path:
+    """Folder in which embedded sets are kept: ``hitdet-nni`` in ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitdet-nni"
+
+
+def open_data(settings: DataSettings, seed: int) -> DetectionData:
     """Read and check the pictures that the settings name; make the embedded set where they ask for it.
 
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
-        cache: Folder in which embedded sets are kept for later runs.
 
     Raises:
         InputError: If a file is missing or has a defect that training would not survive.
@@ -53,10 +63,7 @@ def open_data(settings: DataSettings, seed: int, cache: Path) -> DetectionData:
         paths = (settings.train_ann, settings.train_images, settings.val_ann, settings.val_images)
         train_ann, train_images, val_ann, val_images = (path for path in paths if path is not None)
     else:
-        root = cache / f"digits-{settings.train}-{settings.val}-{settings.size}px-seed{seed}"
-        with locked(root.with_suffix(".lock")):
-            if not root.exists():
-                make_digits(root, train=settings.train, val=settings.val, size=settings.size, seed=seed)
+        root = _embedded_set(settings, seed)
         train_ann, val_ann = (root / "annotations" / f"instances_{split}.json" for split in ("train", "val"))
         train_images, val_images = root / "train", root / "val"
     # mmdet skips boxes without area, and COCO itself has two of them.
@@ -69,8 +76,13 @@ def open_data(settings: DataSettings, seed: int, cache: Path) -> DetectionData:
     return DetectionData(train, val)
 
 
-SMALL_SET = 2000
-"""Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""
+def _embedded_set(settings: DataSettings, seed: int) -> Path:
+    name = f"digits-{__version__}-{settings.train}-{settings.val}-{settings.size}px-seed{seed}"
+    root = cache_folder() / name
+    with locked(root.parent / f"{name}.lock"):
+        if not root.exists():
+            make_digits(root, train=settings.train, val=settings.val, size=settings.size, seed=seed)
+    return root
 
 
 def dataset_config(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, flip: bool = False) -> dict[str, Any]:
@@ -99,7 +111,7 @@ def dataset_config(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, 
         "_scope_": "mmdet",
         "ann_file": str(dataset.ann),
         "data_prefix": {"img": str(dataset.images)},
-        "metainfo": {"classes": dataset.classes_in_file_order},
+        "metainfo": {"classes": list(dataset.classes_in_file_order)},
         "filter_cfg": {"filter_empty_gt": True, "min_size": 1} if training else None,
         "test_mode": not training,
         "pipeline": pipeline,
@@ -108,7 +120,8 @@ def dataset_config(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, 
 
 def build_dataset(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, flip: bool = False) -> Any:
     """Build the mmdet data set of one split; arguments as :func:`dataset_config`."""
-    return DATASETS.build(dataset_config(dataset, skeleton, training=training, flip=flip))
+    with redirect_stdout(None):  # pycocotools prints its progress
+        return DATASETS.build(dataset_config(dataset, skeleton, training=training, flip=flip))
 
 
 def loader(dataset: Dataset[Any], settings: DataSettings, *, shuffle: bool) -> Any:

@@ -135,9 +135,7 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
         seed: Seed of the sampling of RoIs in the validation loss, so that epochs can be compared.
     """
 
-    def __init__(
-        self, val_loader: Any, cost: ExpectedCost, on_epoch: Callable[[EpochRecord], None], seed: int
-    ) -> None:
+    def __init__(self, val_loader: Any, cost: ExpectedCost, on_epoch: Callable[[EpochRecord], None], seed: int) -> None:
         self.val_loader = val_loader
         self.cost = cost
         self.on_epoch = on_epoch

@@ -91,9 +91,7 @@ def train_supernet(
         gradient_clip_val=settings.weights.grad_clip,
     )
     optimizer = WeightOptimizer(**settings.weights.model_dump(exclude={"grad_clip"}))
-    evaluator = detection_evaluator(
-        weights_loader, alphas_loader, optimizer, epochs=phase.epochs, callbacks=[watcher]
-    )
+    evaluator = detection_evaluator(weights_loader, alphas_loader, optimizer, epochs=phase.epochs, callbacks=[watcher])
     module = _run(strategy, space, evaluator)
     return TrainedSupernet(module, tuple(watcher.records))
 

@@ -1,0 +1,115 @@
+"""The ``hitdet-nni`` command: its arguments. What the commands do is in :mod:`hitdet_nni.commands`.
+
+Exit status: 0 done, 2 bad input (one line on standard error), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hitdet_nni import __version__
+from hitdet_nni.errors import InputError
+
+EXAMPLES = {
+    "data": "hitdet-nni data digits --out digits --train 300 --val 60 --size 128 --seed 0",
+    "check-data": "hitdet-nni check-data --config my_data.yml",
+    "screen": "hitdet-nni screen --config tiny --out runs/mine",
+    "search": "hitdet-nni search --config tiny --set search.flops_weight=0.1 --out runs/mine",
+    "export": "hitdet-nni export runs/mine --out mine.json",
+    "export-config": "hitdet-nni export-config mine.json --config tiny -o hit.py",
+    "profile": "hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper",
+    "retrain": "hitdet-nni retrain --architecture mine.json --config tiny --out runs/mine-retrained",
+    "evaluate": "hitdet-nni evaluate --architecture mine.json --weights weights.pth --config tiny",
+}
+
+HELP = {
+    "data": "make the embedded data set",
+    "check-data": "read annotations and pictures fully and list every defect",
+    "screen": "screen the sub search space of each component",
+    "search": "search the three components together (screens first where that has not been done)",
+    "export": "write the architecture that a run has found, or that its alphas showed after an epoch",
+    "export-config": "write a self-contained mmdet config of an architecture",
+    "profile": "print parameters and FLOPs of an architecture or a run",
+    "retrain": "train an architecture from scratch and evaluate it as COCO does",
+    "evaluate": "evaluate a trained architecture as COCO does",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="hitdet-nni", description="Hit-Detector: search a whole object detector.")
+    parser.add_argument("--version", action="version", version=f"hitdet-nni {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {
+        name: commands.add_parser(name, help=text, description=text, epilog=f"example: {EXAMPLES[name]}")
+        for name, text in HELP.items()
+    }
+
+    data = parsers["data"]
+    data.add_argument("set", choices=["digits"], help="the embedded data set")
+    data.add_argument("--out", type=Path, required=True, help="folder to write")
+    data.add_argument("--train", type=int, default=300, help="training pictures (default: %(default)s)")
+    data.add_argument("--val", type=int, default=60, help="validation pictures (default: %(default)s)")
+    data.add_argument("--size", type=int, default=128, help="side of the pictures, pixels (default: %(default)s)")
+    data.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
+    data.add_argument("--force", action="store_true", help="replace an embedded set that is there")
+
+    for name in ("check-data", "screen", "search", "export-config", "retrain", "evaluate"):
+        parsers[name].add_argument("--config", required=True, help="config file, or a shipped config's name")
+        parsers[name].add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="set a dotted key"
+        )
+    for name in ("screen", "search", "retrain"):
+        parsers[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory")
+        group = parsers[name].add_mutually_exclusive_group()
+        group.add_argument("--force", action="store_true", help="remove the results that are there")
+        group.add_argument("--resume", action="store_true", help="go on after the last finished stage")
+    for name in ("retrain", "evaluate"):
+        parsers[name].add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
+    for name in ("check-data", "profile", "retrain", "evaluate"):
+        parsers[name].add_argument("--json", action="store_true", help="print JSON")
+    parsers["search"].add_argument("--sub-spaces", type=Path, help="search space file to use instead of screening")
+    parsers["evaluate"].add_argument("--weights", type=Path, required=True, help="weights of a retraining")
+
+    export = parsers["export"]
+    export.add_argument("run", type=Path, help="run directory")
+    export.add_argument("--out", "-o", type=Path, required=True, metavar="FILE", help="architecture JSON to write")
+    export.add_argument("--epoch", type=int, help="decode the alphas after this epoch (from 0) of the search")
+    export.add_argument("--force", action="store_true", help="overwrite the file")
+
+    config = parsers["export-config"]
+    config.add_argument("architecture", help="architecture JSON, or a shipped one's name")
+    config.add_argument("--out", "-o", type=Path, required=True, metavar="FILE", help="mmdet config to write")
+    config.add_argument("--force", action="store_true", help="overwrite the file")
+
+    profile = parsers["profile"]
+    profile.add_argument("target", help="architecture JSON, a shipped one's name, or a run directory")
+    profile.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), help="input size (default: the skeleton's)")
+    profile.add_argument("--proposals", type=int, help="RoIs that the head sees (default: the skeleton's)")
+    profile.add_argument("--convention", choices=["macs", "paper"], default="macs", help="how FLOPs are counted")
+    profile.add_argument("--layers", action="store_true", help="list every layer")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; errors of the user end with status 2 and one line on standard error."""
+    options = build_parser().parse_args(arguments)
+    # Only now, so that --help loads neither torch nor mmdet.
+    commands = importlib.import_module("hitdet_nni.commands")
+    try:
+        commands.run(options)
+    except InputError as error:
+        sys.stderr.write(f"hitdet-nni: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("hitdet-nni: interrupted\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

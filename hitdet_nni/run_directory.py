@@ -1,0 +1,191 @@
+"""A run directory: where a run's settings, measurements and results lie, and what may be overwritten."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_json, read_text, read_yaml, write_csv, write_json, write_text
+from hitdet_nni.settings import Settings
+from hitdet_nni.skeleton import Component
+
+PACKAGES = ("hitdet-nni", "torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """Settings as plain numbers, strings, lists and dicts."""
+    return settings.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run; every one is written whole or not at all."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yml"
+
+    @property
+    def metadata(self) -> Path:
+        """Commit, seed, versions, machine, seconds by stage."""
+        return self.path / "metadata.json"
+
+    @property
+    def screening(self) -> Path:
+        """Folder of the screening's scores."""
+        return self.path / "screening"
+
+    @property
+    def sub_spaces(self) -> Path:
+        """The screened search space."""
+        return self.screening / "sub_spaces.yml"
+
+    @property
+    def alphas(self) -> Path:
+        """Architecture parameters after each epoch of the search."""
+        return self.path / "search" / "alphas.csv"
+
+    @property
+    def search_metrics(self) -> Path:
+        """What was measured after each epoch of the search."""
+        return self.path / "search" / "metrics.csv"
+
+    @property
+    def architecture(self) -> Path:
+        """The result of the search."""
+        return self.path / "architecture.json"
+
+    @property
+    def retrain(self) -> Path:
+        """Folder of the retraining's weights and logs."""
+        return self.path / "retrain"
+
+    @property
+    def metrics(self) -> Path:
+        """COCO metrics and cost of the retrained detector."""
+        return self.path / "metrics.json"
+
+    def scores(self, component: Component) -> Path:
+        """Screening scores of one component."""
+        return self.screening / f"{component}.csv"
+
+    def open(self, settings: Settings, *, force: bool = False, resume: bool = False) -> None:
+        """Prepare the directory for a run.
+
+        Args:
+            settings: The run's settings, written to ``config.yml``.
+            force: Remove the results of an earlier run.
+            resume: Go on after the last finished stage of an earlier run with the same settings.
+
+        Raises:
+            InputError: If the directory holds something that may not be overwritten or resumed.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError("is a file", source=self.path, key="--out", allowed="a folder")
+        holds_run = self.metadata.is_file() and self.config.is_file()
+        if resume and holds_run:
+            if read_yaml(self.config) != plain(settings):
+                raise InputError(
+                    "the run there has other settings", source=self.config, allowed="the same settings, or --force"
+                )
+            return
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not holds_run:
+                raise InputError("is not empty and holds no run", source=self.path, allowed="a new or empty folder")
+            if not force:
+                raise InputError("holds a run", source=self.path, allowed="another folder, --resume or --force")
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
+            write_json(self.metadata, describe_environment(settings))
+        except OSError as error:
+            raise InputError(f"cannot be written ({error.strerror})", source=self.path, key="--out") from None
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add a stage's wall time, in seconds, to the metadata."""
+        started = time.monotonic()
+        yield
+        metadata = read_json(self.metadata)
+        seconds = metadata["seconds"]
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+        write_json(self.metadata, metadata)
+
+    def write_scores(self, component: Component, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write a component's screening scores."""
+        write_csv(self.scores(component), list(rows[0]), rows)
+
+    def kept_operators(self, component: Component) -> list[str]:
+        """Operators that the screening of a component left, read off its scores.
+
+        Raises:
+            InputError: If the file is missing or not what :meth:`write_scores` writes.
+        """
+        path = self.scores(component)
+        try:
+            rows = list(csv.DictReader(read_text(path).splitlines()))
+            last = max(int(row["epoch"]) for row in rows)
+            return [row["operator"] for row in rows if int(row["epoch"]) == last and row["removed"] == "0"]
+        except (KeyError, ValueError, TypeError):
+            raise InputError("is not a table of screening scores", source=path) from None
+
+
+def describe_environment(settings: Settings) -> dict[str, Any]:
+    """Everything that a run's result may depend on besides its settings."""
+    return {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seed": settings.seed,
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "seconds": {},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that the package runs from, marked where it has changes; ``None`` elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def find_run(path: str | Path) -> RunDirectory:
+    """The run directory at a path.
+
+    Raises:
+        InputError: If there is none.
+    """
+    run = RunDirectory(Path(path))
+    if not run.config.is_file():
+        raise InputError("is not a run directory (no config.yml)", source=path)
+    return run

@@ -1,0 +1,173 @@
+"""The trials of an NNI experiment: read from the answers of NNI's REST API, and shown as lines and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+ENDED = frozenset({"SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"})
+FAILED = frozenset({"FAILED", "SYS_CANCELED"})
+COLUMN_NAMES = {"search.flops_weight": "cost weight"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial: its place in the experiment, NNI's status, the tuner's choice (dotted config keys) and its results.
+
+    Args:
+        reports: How many intermediate results have come; `latest` is the last of them.
+        final: The final result; empty where there is none (yet).
+        folder: Where NNI keeps the trial's output.
+    """
+
+    number: int
+    id: str
+    status: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    reports: int = 0
+    latest: Mapping[str, Any] = field(default_factory=dict)
+    final: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    def log(self) -> Path:
+        """The file that says most about a failure: the first that exists and is not empty, else the folder."""
+        paths = [self.folder / name for name in ("trial.stderr", "trial.log", "trial.stdout")]
+        return next((path for path in paths if path.is_file() and path.stat().st_size), self.folder)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of an experiment: NNI's status and complaints, the trials submitted, how many the tuner asked for."""
+
+    status: str
+    errors: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    requested: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        ended = all(trial.status in ENDED for trial in self.trials)
+        if self.status == "TUNER_NO_MORE_TRIAL":  # may come before the tuner's last trial is submitted
+            return ended and len(self.trials) >= self.requested
+        return self.status in {"DONE", "ERROR", "STOPPED"} or (self.status == "NO_MORE_TRIAL" and ended)
+
+    def complaints(self) -> list[str]:
+        """Why a finished experiment is no success, a line each."""
+        lines = [f"NNI ended with ERROR: {'; '.join(self.errors)}"] if self.status == "ERROR" else []
+        lines += [f"trial {t.number} ({t.id}) {t.status}: see {t.log()}" for t in self.trials if t.status in FAILED]
+        if not lines and not any(trial.status in {"SUCCEEDED", "EARLY_STOPPED"} for trial in self.trials):
+            lines.append("no trial ran to its end")
+        return lines
+
+
+def metric_values(data: str) -> dict[str, Any]:
+    """The values of a metric as NNI stores it: JSON inside a JSON string; a bare number is its ``default``."""
+    value = json.loads(data)
+    value = json.loads(value) if isinstance(value, str) else value
+    return value if isinstance(value, dict) else {"default": value}
+
+
+def parse_trials(jobs: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> tuple[Trial, ...]:
+    """Trials in order, from the answers of ``/trial-jobs`` and ``/metric-data-latest``.
+
+    NNI 3.0 hands parameters to trials in the order in which they ask, yet lists them in the order of the starts: for
+    concurrent trials ``/trial-jobs`` and the web UI may show them swapped. The metrics name what a trial really got; a
+    trial without metrics has parameters here only where just one set is left.
+    """
+    jobs = list(jobs)
+    chosen = {
+        str(c["parameter_id"]): c["parameters"] for j in jobs for c in map(json.loads, j.get("hyperParameters", ()))
+    }
+    owners: dict[str, str] = {}
+    reports: dict[str, Mapping[str, Any]] = {}
+    for metric in metrics:
+        owners[metric["trialJobId"]] = metric["parameterId"]
+        if metric["type"] == "PERIODICAL":
+            reports[metric["trialJobId"]] = metric
+    unowned = chosen.keys() - owners.values()
+    trials = []
+    for job in jobs:
+        owned = owners.get(job["trialJobId"], next(iter(unowned)) if len(unowned) == 1 else "")
+        report = reports.get(job["trialJobId"])
+        final = job.get("finalMetricData")
+        trial = Trial(
+            number=job.get("sequenceId", -1),
+            id=job["trialJobId"],
+            status=job["status"],
+            parameters=chosen.get(owned) or {},
+            reports=report["sequence"] + 1 if report else 0,
+            latest=metric_values(report["data"]) if report else {},
+            final=metric_values(final[0]["data"]) if final else {},
+            folder=Path(job.get("logPath", "")),
+        )
+        trials.append(trial)
+    return tuple(sorted(trials, key=lambda trial: trial.number))
+
+
+def three_digits(value: float) -> str:
+    """A number with three significant digits and no exponent, e.g. ``0.750`` or ``1230``."""
+    return f"{Decimal(f'{value:.2e}'):f}"
+
+
+# Header of a column: the key of the final result, and how its numbers are shown.
+RESULTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "params M": ("params_m", "{:.2f}".format),
+    "GFLOPs": ("gflops", three_digits),
+    "mAP": ("default", "{:.3f}".format),
+}
+
+
+def format_value(value: object, number: Callable[[float], str] | None = None) -> str:
+    """A value for people: ``-`` where there is none; a number as `number` says, else four significant digits."""
+    if value is None or isinstance(value, str):
+        return value or "-"
+    if number and isinstance(value, int | float):
+        return number(value)
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+
+
+def progress_line(trial: Trial, elapsed: float) -> str:
+    """One line, e.g. ``01:02  trial 0 (AbCde) RUNNING  3 reports  val_loss=1.234 gflops=0.123``; elapsed in s."""
+    values = dict(trial.final or trial.latest or trial.parameters)
+    if trial.final:
+        values = {"mAP": values.pop("default", None), **values}
+    elif len(values) > 1:
+        values.pop("default", None)
+    shown = " ".join(f"{key}={format_value(value)}" for key, value in values.items())
+    reports = f"{trial.reports} report{'' if trial.reports == 1 else 's'}"
+    clock = f"{int(elapsed) // 60:02d}:{int(elapsed) % 60:02d}"
+    return f"{clock}  trial {trial.number} ({trial.id}) {trial.status}  {reports}  {shown}".rstrip()
+
+
+def results_table(trials: Sequence[Trial], runs: Path) -> Table:
+    """The trials with what the tuner chose, cost (params in millions), mAP, and ``<runs>/<id>/architecture.json``."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
+    table = Table(box=box.SIMPLE)
+    for header in ("trial", "status", *(COLUMN_NAMES.get(key, key) for key in keys), *RESULTS, "architecture"):
+        table.add_column(header, overflow="fold")
+    for trial in trials:
+        chosen = [format_value(trial.parameters.get(key)) for key in keys]
+        found = [format_value(trial.final.get(key), show) for key, show in RESULTS.values()]
+        path = runs / trial.id / "architecture.json"
+        where = os.path.relpath(path) if path.is_file() else "-"
+        table.add_row(f"{trial.number} ({trial.id})", trial.status, *chosen, *found, where)
+    return table
+
+
+def print_table(table: Table, stream: IO[str]) -> None:
+    """Print a table whole: folded to a terminal's width, as wide as it needs in a file or pipe."""
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.print(table)

@@ -1,0 +1,27 @@
+"""What several of these tests compare with: mmcv's own source, and boxes in plain Python."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def mmcv_source(submodule):
+    """Return the Python half of a submodule of mmcv.ops, which mmcv-lite ships though it cannot be imported there."""
+    source = Path(importlib.util.find_spec("mmcv").origin).parent / "ops" / f"{submodule}.py"
+    if not source.exists():
+        pytest.skip(f"this mmcv does not ship {source}")
+    return source
+
+
+def plain_iou(a, b, offset=0):
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + offset)
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + offset)
+    area_a, area_b = ((box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b))
+    return width * height / (area_a + area_b - width * height)
+
+
+def random_boxes(count, size=30.0):
+    corner = torch.rand(count, 2, dtype=torch.double) * size
+    return torch.cat([corner, corner + 1 + torch.rand(count, 2, dtype=torch.double) * size / 2], dim=1)

@@ -1,0 +1,117 @@
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv import ops
+from mmdet.registry import MODELS
+from torch import nn
+
+
+def plain_deform_conv(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups):
+    def at(picture, y, x):
+        total = 0.0
+        for yy, xx in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+            if 0 <= yy < picture.size(0) and 0 <= xx < picture.size(1):
+                total = total + picture[yy, xx] * (1 - abs(y - yy)) * (1 - abs(x - xx))
+        return total
+
+    (batch, channels), (out_channels, group_in, kh, kw) = x.shape[:2], weight.shape
+    out = x.new_zeros(batch, out_channels, *offset.shape[2:])
+    for n, o, i, j in itertools.product(*map(range, out.shape)):
+        total = bias[o]
+        for c, u, v in itertools.product(range(group_in), range(kh), range(kw)):
+            channel = o // (out_channels // groups) * group_in + c
+            tap = (channel // (channels // deform_groups) * kh + u) * kw + v
+            y = i * stride - padding + u * dilation + float(offset[n, 2 * tap, i, j])
+            z = j * stride - padding + v * dilation + float(offset[n, 2 * tap + 1, i, j])
+            total = total + weight[o, c, u, v] * mask[n, tap, i, j] * at(x[n, channel], y, z)
+        out[n, o, i, j] = total
+    return out
+
+
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 2, 2)])
+def test_modulated_deform_conv_equals_the_plain_loop(stride, padding, dilation):
+    x, weight, bias = (torch.randn(*s, dtype=torch.double) for s in ((2, 4, 4, 5), (2, 2, 3, 3), (2,)))
+    height, width = F.conv2d(x, weight, None, stride, padding, dilation, 2).shape[2:]
+    offset = 2 * torch.randn(2, 2 * 2 * 9, height, width, dtype=torch.double)
+    mask = torch.rand(2, 2 * 9, height, width, dtype=torch.double)
+    arguments = (stride, padding, dilation, 2, 2)
+    out = ops.modulated_deform_conv2d(x, offset, mask, weight, bias, *arguments)
+    torch.testing.assert_close(out, plain_deform_conv(x, offset, mask, weight, bias, *arguments))
+    ones, zeros = torch.ones_like(mask), torch.zeros_like(bias)
+    torch.testing.assert_close(
+        ops.deform_conv2d(x, offset, weight, *arguments),
+        plain_deform_conv(x, offset, ones, weight, zeros, *arguments),
+    )
+
+
+def test_deform_conv_zero_and_integer_offsets():
+    x, conv = torch.randn(2, 4, 7, 8), ops.DeformConv2d(4, 6, 3, padding=1, groups=2, deform_groups=2)
+    offset = torch.zeros(2, 2 * 2 * 9, 7, 8)
+    torch.testing.assert_close(conv(x, offset), F.conv2d(x, conv.weight, padding=1, groups=2))
+    offset[:, 0::2] = 2.0  # two pixels down
+    offset[:, 1::2] = -1.0  # one to the left
+    shifted = F.pad(x, (1, 0, 0, 2))[:, :, 2:, :8]
+    inner = (slice(None), slice(None), slice(1, 4), slice(2, 7))  # clear of both pictures' borders
+    torch.testing.assert_close(conv(x, offset)[inner], F.conv2d(shifted, conv.weight, padding=1, groups=2)[inner])
+
+
+def test_deform_conv_gradients():
+    x, offset = torch.randn(1, 2, 4, 4).double().requires_grad_(), torch.randn(1, 18, 4, 4).double().requires_grad_()
+    mask, weight = torch.rand(1, 9, 4, 4).double().requires_grad_(), torch.randn(2, 2, 3, 3).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *a: ops.modulated_deform_conv2d(*a, None, 1, 1), (x, offset, mask, weight))
+
+
+def test_deform_conv_pads_inputs_smaller_than_the_kernel():
+    conv = ops.DeformConv2d(2, 3, 3, padding=1)
+    x = torch.randn(1, 2, 2, 5)
+    torch.testing.assert_close(conv(x, torch.zeros(1, 18, 2, 5)), F.conv2d(x, conv.weight, padding=1))
+
+
+@pytest.mark.parametrize(("kind", "per_tap", "share"), [("DCN", 2, 1.0), ("DCNv2", 3, 0.5)])
+def test_packs_start_as_plain_convolutions_and_learn_offsets(kind, per_tap, share):
+    layer = MODELS.build(
+        {"type": kind, "in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2, "padding": 1, "bias": False}
+    )
+    assert list(layer.state_dict()) == ["weight", "conv_offset.weight", "conv_offset.bias"]
+    assert layer.conv_offset.weight.shape == (per_tap * 9, 4, 3, 3)
+    x = torch.randn(2, 4, 7, 8)
+    torch.testing.assert_close(layer(x), share * F.conv2d(x, layer.weight, stride=2, padding=1))
+    layer(x).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+def test_dcnv2_splits_its_prediction_into_offsets_then_masks():
+    with pytest.warns(DeprecationWarning, match="deformable_groups"):  # the name in several of mmdet's configurations
+        layer = ops.ModulatedDeformConv2dPack(2, 2, 3, padding=1, deformable_groups=1)
+    nn.init.normal_(layer.conv_offset.bias)
+    nn.init.normal_(layer.bias)
+    x, values = torch.randn(1, 2, 4, 4), layer.conv_offset.bias.detach()
+    grid = values[:, None, None].expand(27, 4, 4)[None]
+    expected = plain_deform_conv(
+        x, grid[:, :18], grid[:, 18:].sigmoid(), layer.weight.detach(), layer.bias.detach(), 1, 1, 1, 1, 1
+    )
+    torch.testing.assert_close(layer(x).detach(), expected)
+    layer.init_weights()
+    assert not layer.conv_offset.bias.any()
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.DeformConv2d(2, 2, 3, bias=True), "bias=True; allowed: False"),
+        (lambda: ops.DeformConv2d(3, 2, 3, groups=2), "groups=2; allowed: a divisor of 3 and of 2"),
+        (
+            lambda: ops.deform_conv2d(
+                torch.zeros(1, 2, 4, 4), torch.zeros(1, 18, 2, 2), torch.zeros(2, 2, 3, 3), 1, 0, 1, 1, 2
+            ),
+            "offset has 18 channels.*deform_groups=2, groups=1: 36, 2",
+        ),
+    ],
+)
+def test_deform_conv_refuses_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

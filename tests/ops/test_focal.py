@@ -1,0 +1,34 @@
+import itertools
+
+import pytest
+import torch
+from mmcv import ops
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_focal_loss_equals_the_formula(reduction, weighted):
+    logits = (3 * torch.randn(6, 3, dtype=torch.double)).requires_grad_()
+    target, gamma, alpha = torch.tensor([0, 1, 2, 3, 0, -1]), 1.5, 0.3  # 3 and -1 are background
+    weight = torch.tensor([0.5, 2.0, 3.0], dtype=torch.double) if weighted else None
+    rows = []
+    for n, c in itertools.product(range(6), range(3)):
+        p = 1 / (1 + torch.exp(-logits[n, c]))
+        positive = -alpha * (1 - p) ** gamma * torch.log(p)
+        negative = -(1 - alpha) * p**gamma * torch.log(1 - p)
+        factor = weight[target[n]] if weighted and 0 <= target[n] < 3 else 1
+        rows.append(factor * (positive if target[n] == c else negative))
+    expected = torch.stack(rows).view(6, 3)
+    expected = {"none": expected, "sum": expected.sum(), "mean": expected.sum() / 6}[reduction]
+    loss = ops.SigmoidFocalLoss(gamma, alpha, weight, reduction)(logits, target)
+    torch.testing.assert_close(loss, expected)
+    grads = [torch.autograd.grad(value.sum(), logits, retain_graph=True)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(ops.sigmoid_focal_loss(logits, target, gamma, alpha, weight, reduction), loss)
+
+
+def test_focal_loss_refuses_bad_input():
+    with pytest.raises(ValueError, match="reduction='median'; allowed: none, mean, sum"):
+        ops.sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 2.0, 0.25, None, "median")
+    with pytest.raises(ValueError, match=r"torch\.float32 \(2, 3\); allowed: int64 \(2,\)"):
+        ops.sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, 3))
