@@ -6,6 +6,7 @@ Source: Guo et al., "Hit-Detector: Hierarchical Trinity Architecture Search for 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from hitdet_nni import mmcv_ops
@@ -30,6 +31,9 @@ __all__ = [
     "build_detector",
     "load_architecture",
 ]
+
+# NNI 3.0 warns of every torch.nn class that is newer than itself.
+warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)
 
 # mmdet imports mmcv.ops when it is imported, so the finder has to stand before that. It costs no heavy import.
 mmcv_ops.install()

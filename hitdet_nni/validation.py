@@ -27,7 +27,8 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
     more = f" (and {others} more)" if others else ""
     if finding["type"] == "extra_forbidden":
         parent = _model_at(model, location[:-1])
-        return InputError(f"unknown key{more}", source=source, key=key, allowed=parent and list(parent.model_fields))
+        allowed = None if parent is None else list(parent.model_fields)
+        return InputError(f"unknown key{more}", source=source, key=key, allowed=allowed)
     if finding["type"] == "missing":
         return InputError(f"missing{more}", source=source, key=key)
     message = finding["msg"].removeprefix("Value error, ")

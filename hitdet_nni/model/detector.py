@@ -184,7 +184,7 @@ def _build(config: dict[str, Any]) -> nn.Module:
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        detector.init_weights()
+        detector.init_weights()  # type: ignore[operator]  # mmengine's BaseModule
     finally:
         logger.setLevel(level)
     return detector

@@ -155,7 +155,7 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
             epoch=trainer.current_epoch,
             train_loss=float(torch.stack(pl_module.training_module.epoch_losses).mean()),
             val_loss=self._validation_loss(pl_module),
-            expected_gflops=float(self.cost(pl_module.probabilities())),
+            expected_gflops=float(self.cost(pl_module.probabilities()).detach()),
             entropy={name: mean_entropy(rows) for name, rows in group_by_component(probabilities).items()},
             probabilities={
                 label: dict(zip(layer.active_names, probabilities[label].tolist(), strict=True))

@@ -30,7 +30,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     """
 
     active_names: list[str]
-    _arch_alpha: Tensor
+    _arch_alpha: nn.Parameter
     _active_index: Tensor
 
     def __init__(self, paths: dict[str, nn.Module], alpha: nn.Parameter, softmax: nn.Module, label: str) -> None:

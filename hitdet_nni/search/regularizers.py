@@ -20,7 +20,8 @@ def column_sparsity(alphas: Sequence[Tensor]) -> Tensor:
     Source:
         Eq. 4, without mu.
     """
-    return torch.linalg.vector_norm(torch.stack(tuple(alphas)), dim=0).sum()
+    columns: Tensor = torch.linalg.vector_norm(torch.stack(tuple(alphas)), dim=0)
+    return columns.sum()
 
 
 def group_by_component(values: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
