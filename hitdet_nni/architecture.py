@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_json, write_json
@@ -24,19 +24,19 @@ class CostRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     convention: Literal["macs", "paper"]
-    shape: tuple[int, int] = Field(description="rows and columns of the input")
-    proposals: int = Field(description="RoIs that the head sees")
-    params: dict[str, int] = Field(description="parameters by part")
-    flops: dict[str, int] = Field(description="multiply-adds by part")
+    shape: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns of the input")
+    proposals: NonNegativeInt = Field(description="RoIs that the head sees")
+    params: dict[str, NonNegativeInt] = Field(description="parameters by part")
+    flops: dict[str, NonNegativeInt] = Field(description="multiply-adds by part")
 
 
 class Provenance(BaseModel):
     """Where an architecture comes from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str = Field("search", description="'search', or what else the architecture was read off")
-    classes: tuple[str, ...] = Field(description="class names that the detector was searched for, in label order")
+    classes: tuple[str, ...] = Field(min_length=1, description="class names that the detector was searched for, in label order")
     space: dict[str, list[str]] | None = Field(None, description="sub search space of each component")
     sparsity_weight: float | None = Field(None, description="mu of Eq. 4")
     flops_weight: float | None = Field(None, description="lambda of Eq. 6")

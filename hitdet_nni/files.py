@@ -40,8 +40,9 @@ def read_yaml(path: Path) -> Any:
     Raises:
         InputError: If it is missing or not YAML, naming the line.
     """
+    text = read_text(path)
     try:
-        return yaml.safe_load(read_text(path))
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
@@ -56,8 +57,9 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: If it is missing or not JSON, naming the line.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         place = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"not valid JSON{place}: {error}", source=path) from None

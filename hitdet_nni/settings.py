@@ -36,7 +36,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -220,7 +220,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, object]:
             raise InputError(f"got {assignment!r}", source="--set", allowed="dotted.key=value")
         try:
             overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"value {text!r} is not valid YAML", source="--set", key=key) from None
     return overrides
 

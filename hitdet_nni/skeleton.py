@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+BlockCount = Annotated[int, Field(ge=1, le=99)]  # a label has two digits
 Component = Literal["backbone", "neck", "head"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 """The detector trinity, in the order of the data flow (section 3.1)."""
@@ -84,12 +85,12 @@ class Skeleton(BaseModel):
     )
     stem_channels: PositiveInt = Field(16, description="channels of the stride-2 stem")
     widths: tuple[PositiveInt, ...] = Field((48, 96, 184, 256, 352), description="channels of each stage")
-    depths: tuple[PositiveInt, ...] = Field((4, 4, 4, 4, 4), description="searched blocks of each stage")
+    depths: tuple[BlockCount, ...] = Field((4, 4, 4, 4, 4), description="searched blocks of each stage")
     strides: tuple[Literal[1, 2], ...] = Field((2, 2, 2, 1, 2), description="stride of each stage's first block")
     tail: Tail | None = Field(Tail(), description="unsearched blocks behind the last stage, or null")
     neck_width: PositiveInt = Field(256, description="channels of the pyramid")
     head_width: PositiveInt = Field(256, description="channels of the head's blocks")
-    head_blocks: PositiveInt = Field(4, description="searched blocks of the head")
+    head_blocks: BlockCount = Field(4, description="searched blocks of the head")
     head_fc: PositiveInt = Field(512, description="outputs of the head's fully connected layer")
     anchor_scale: PositiveInt = Field(8, description="side of the square anchor in units of its level's stride")
     proposals_train: PositiveInt = Field(2000, description="proposals kept per picture in training")

@@ -65,9 +65,21 @@ def test_deform_conv_gradients():
 
 
 def test_deform_conv_pads_inputs_smaller_than_the_kernel():
-    conv = ops.DeformConv2d(2, 3, 3, padding=1)
-    x = torch.randn(1, 2, 2, 5)
-    torch.testing.assert_close(conv(x, torch.zeros(1, 18, 2, 5)), F.conv2d(x, conv.weight, padding=1))
+    conv = ops.DeformConv2d(2, 3, 3, padding=1).double()
+    x, offset = torch.randn(1, 2, 2, 5).double(), torch.randn(1, 18, 2, 5).double()
+    torch.testing.assert_close(conv(x, 0 * offset), F.conv2d(x, conv.weight, padding=1))
+    ones, zeros = torch.ones(1, 9, 2, 5).double(), torch.zeros(3).double()
+    expected = plain_deform_conv(x, offset, ones, conv.weight.detach(), zeros, 1, 1, 1, 1, 1)
+    torch.testing.assert_close(conv(x, offset).detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "bound"),
+    [(ops.DeformConv2d, math.sqrt(6 / (8 * 9))), (ops.ModulatedDeformConv2d, 1 / math.sqrt(16 * 9))],
+)
+def test_weights_are_drawn_as_in_mmcv(layer, bound):
+    largest = layer(16, 32, 3, groups=2).weight.abs().max().item()  # mmcv's modulated layer ignores the groups
+    assert 0.98 * bound < largest <= bound
 
 
 @pytest.mark.parametrize(("kind", "per_tap", "share"), [("DCN", 2, 1.0), ("DCNv2", 3, 0.5)])
@@ -80,10 +92,25 @@ def test_packs_start_as_plain_convolutions_and_learn_offsets(kind, per_tap, shar
     x = torch.randn(2, 4, 7, 8)
     torch.testing.assert_close(layer(x), share * F.conv2d(x, layer.weight, stride=2, padding=1))
     layer(x).square().sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+    assert layer.weight.grad.any()
+    assert layer.conv_offset.weight.grad.flatten(1).any(dim=1).all(), "each offset and each mask must learn"
 
 
-def test_dcnv2_splits_its_prediction_into_offsets_then_masks():
+@pytest.mark.parametrize("kind", ["DCN", "DCNv2"])
+def test_packs_predict_the_offsets_of_all_groups_then_the_masks(kind):
+    config = {"type": kind, "in_channels": 4, "out_channels": 2, "kernel_size": 3, "bias": False}
+    layer = MODELS.build(config | {"padding": 1, "dilation": 2, "deform_groups": 2}).double()
+    nn.init.normal_(layer.conv_offset.weight, std=0.3)
+    nn.init.normal_(layer.conv_offset.bias)
+    x, zeros = torch.randn(1, 4, 4, 5).double(), torch.zeros(2).double()
+    prediction = F.conv2d(x, layer.conv_offset.weight, layer.conv_offset.bias, padding=1, dilation=2).detach()
+    offset, mask = prediction[:, :36], prediction[:, 36:].sigmoid()
+    mask = mask if kind == "DCNv2" else torch.ones(1, 18, 2, 3).double()
+    expected = plain_deform_conv(x, offset, mask, layer.weight.detach(), zeros, 1, 1, 2, 1, 2)
+    torch.testing.assert_close(layer(x).detach(), expected)
+
+
+def test_dcnv2_old_argument_bias_and_initialisation():
     with pytest.warns(DeprecationWarning, match="deformable_groups"):  # the name in several of mmdet's configurations
         layer = ops.ModulatedDeformConv2dPack(2, 2, 3, padding=1, deformable_groups=1)
     nn.init.normal_(layer.conv_offset.bias)
@@ -94,7 +121,9 @@ def test_dcnv2_splits_its_prediction_into_offsets_then_masks():
         x, grid[:, :18], grid[:, 18:].sigmoid(), layer.weight.detach(), layer.bias.detach(), 1, 1, 1, 1, 1
     )
     torch.testing.assert_close(layer(x).detach(), expected)
+    nn.init.normal_(layer.conv_offset.weight)
     layer.init_weights()
+    assert not layer.conv_offset.weight.any()
     assert not layer.conv_offset.bias.any()
     assert not layer.bias.any()
 

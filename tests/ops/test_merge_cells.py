@@ -30,6 +30,13 @@ def mmcv_cells():
             "out_norm_cfg": {"type": "BN"},
             "upsample_mode": "bilinear",
         },
+        {
+            "with_input1_conv": True,
+            "input_norm_cfg": {"type": "GN", "num_groups": 2},
+            "out_norm_cfg": {"type": "GN", "num_groups": 2},
+            "out_conv_order": ("conv", "norm", "act"),
+        },
+        {"with_input2_conv": True, "input_conv_cfg": {"type": "ConvWS"}, "out_conv_cfg": {"kernel_size": 1}},
     ],
 )
 def test_merge_cells_equal_mmcvs(mmcv_cells, cell, options):
@@ -47,10 +54,11 @@ def test_merge_cells_by_hand():
     torch.testing.assert_close(ops.SumCell(2, 2, with_out_conv=False)(x1, x2), big + x2)
     gate = x2.mean(dim=(2, 3), keepdim=True).sigmoid()
     torch.testing.assert_close(ops.GlobalPoolingCell(with_out_conv=False)(x1, x2), x2 + gate * big)
-    assert [name for name, _ in ops.ConcatCell(2, 3).named_parameters()] == [
-        "out_conv.conv.weight",
-        "out_conv.conv.bias",
-    ]
+    torch.testing.assert_close(ops.ConcatCell(2, 2, with_out_conv=False)(x1, x2), torch.cat([big, x2], dim=1))
+    for cell, fused in ((ops.SumCell, 2), (ops.ConcatCell, 4), (ops.GlobalPoolingCell, 2)):
+        shapes = {name: tuple(parameter.shape) for name, parameter in cell(2, 3).named_parameters()}
+        assert shapes == {"out_conv.conv.weight": (3, fused, 3, 3), "out_conv.conv.bias": (3,)}
+        assert cell(2, 3)(x1, x2).shape == (1, 3, 4, 4)
     with pytest.raises(ValueError, match="upsample_mode='area'; allowed: nearest, bilinear"):
         ops.SumCell(2, 2, upsample_mode="area")
 

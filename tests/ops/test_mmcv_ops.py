@@ -59,6 +59,21 @@ def test_a_compiled_mmcv_is_left_alone(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_compiled_mmcv_ops_that_is_already_imported_is_left_alone(tmp_path):
+    code = (
+        "import mmcv.ops\nbefore = list(sys.meta_path), mmcv.ops\n"
+        "assert mmcv_ops.install() is False\nassert (sys.meta_path, sys.modules['mmcv.ops']) == before\n"
+        "assert mmcv.ops.nms == 'the compiled one'\n"
+    )
+    done = run_fresh(code, fake_mmcv(tmp_path, compiled=True))
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_uncompiled_mmcv_ops_that_is_already_imported_is_an_error(tmp_path):
+    done = run_fresh("import mmcv.ops\nmmcv_ops.install()", fake_mmcv(tmp_path, compiled=False))
+    assert "RuntimeError: mmcv.ops is already imported from" in done.stderr
+
+
 def test_the_same_mmcv_without_its_extension_is_replaced(tmp_path):
     code = (
         "assert mmcv_ops.install() is True\nimport mmcv\n"

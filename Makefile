@@ -1,0 +1,35 @@
+# Two commands for a newcomer: `make search` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= experiments/search.yml
+
+# One thread per process: on a small shared machine more are many times slower.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: search test test-slow lint wheel clean
+
+.venv/installed: requirements.lock setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+search: .venv/installed
+	$(BIN)/python -m hitdet_nni.experiment $(CONFIG) --runs runs
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: .venv/installed
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv runs dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
