@@ -36,7 +36,9 @@ class Provenance(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str = Field("search", description="'search', or what else the architecture was read off")
-    classes: tuple[str, ...] = Field(min_length=1, description="class names that the detector was searched for, in label order")
+    classes: tuple[str, ...] = Field(
+        min_length=1, description="class names that the detector was searched for, in label order"
+    )
     space: dict[str, list[str]] | None = Field(None, description="sub search space of each component")
     sparsity_weight: float | None = Field(None, description="mu of Eq. 4")
     flops_weight: float | None = Field(None, description="lambda of Eq. 6")

@@ -19,7 +19,7 @@ from hitdet_nni.data.pictures import check_pictures
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_text, write_text
-from hitdet_nni.procedure import describe_architecture, screen, search, train_found
+from hitdet_nni.procedure import describe_architecture, screen, search, train_found, whole_space
 from hitdet_nni.process import prepare_process
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search.cost import PARTS, CostModel
@@ -114,11 +114,12 @@ def check_data(options: Namespace) -> None:
 def screen_command(options: Namespace) -> None:
     """``screen``: the sub search space of each component."""
     settings = _settings(options)
+    whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     pictures = open_data(settings.data, settings.seed)
     run_directory.open(settings, force=options.force, resume=options.resume)
     with run_directory.timed("screening"):
-        space = screen(run_directory, settings, pictures, _say_epoch)
+        space = screen(run_directory, whole, settings, pictures, _say_epoch)
     for component, names in space.items():
         _say(f"{component}: {', '.join(names)}")
     _say(str(run_directory.sub_spaces))
@@ -128,6 +129,7 @@ def search_command(options: Namespace) -> None:
     """``search``: from pictures to an architecture JSON."""
     settings = _settings(options)
     given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
+    whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     pictures = open_data(settings.data, settings.seed)
     only_screened = run_directory.sub_spaces.is_file() and not run_directory.architecture.exists()
@@ -137,7 +139,7 @@ def search_command(options: Namespace) -> None:
         space = given
     else:
         with run_directory.timed("screening"):
-            space = screen(run_directory, settings, pictures, _say_epoch)
+            space = screen(run_directory, whole, settings, pictures, _say_epoch)
     with run_directory.timed("search"):
         search(run_directory, space, settings, pictures, _say_epoch)
     _say(str(run_directory.architecture))

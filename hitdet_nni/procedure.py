@@ -17,6 +17,7 @@ from hitdet_nni.architecture import (
     save_architecture,
 )
 from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked, write_csv, write_json
 from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
 from hitdet_nni.search.cost import CostModel
@@ -34,16 +35,33 @@ OnEpoch = Callable[[str, EpochRecord], None]
 """Called with the stage's name (``"screening backbone"``, ``"search"``) and the record of each epoch."""
 
 
-def screening_key(settings: Settings) -> str:
+def whole_space(settings: Settings) -> SearchSpace:
+    """The search space that the settings name.
+
+    Raises:
+        InputError: If it is missing or broken, or a component has fewer operators than screening is to keep.
+    """
+    space = load_search_space(settings.space)
+    for component, names in space.items():
+        keep = getattr(settings.screening.keep, component)
+        if keep > len(names):
+            key = f"screening.keep.{component}"
+            raise InputError(f"got {keep}", key=key, allowed=f"1 to {len(names)}, the operators of {settings.space}")
+    return space
+
+
+def screening_key(settings: Settings, space: SearchSpace) -> str:
     """A name for everything that screening depends on; runs with equal keys may share its result."""
     dependencies = plain(settings)
     for section in ("search", "retrain"):
         del dependencies[section]
-    dependencies["space"] = load_search_space(settings.space)
+    dependencies["space"] = space
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def screen(run: RunDirectory, settings: Settings, data: DetectionData, on_epoch: OnEpoch) -> SearchSpace:
+def screen(
+    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch
+) -> SearchSpace:
     """Screen every component that ``run`` has no scores of yet, and write ``screening/sub_spaces.yml``.
 
     Several processes may work on one directory: each takes a component that no other one is at.
@@ -51,7 +69,6 @@ def screen(run: RunDirectory, settings: Settings, data: DetectionData, on_epoch:
     Source:
         Section 3.2.
     """
-    space = load_search_space(settings.space)
     pending = [component for component in COMPONENTS if not run.scores(component).exists()]
     wait = False
     while pending:

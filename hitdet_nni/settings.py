@@ -157,7 +157,7 @@ class RetrainSettings(Section):
 class Settings(Section):
     """Everything that a run depends on."""
 
-    seed: NonNegativeInt = Field(0, description="seed of every random number generator")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of every random number generator")
     threads: PositiveInt = Field(1, description="torch threads of a process; more are slower on small machines")
     data: DataSettings
     skeleton: Skeleton = Skeleton()

@@ -58,6 +58,12 @@ def stage_blocks(
             in_channels = width
 
 
+def output_stages(strides: Sequence[int]) -> tuple[int, ...]:
+    """Indices of the stages whose output is a pyramid level: the last of each resolution, from stride 4 on."""
+    last = len(strides) - 1
+    return tuple(i for i in range(len(strides)) if 2 in strides[: i + 1] and (i == last or strides[i + 1] == 2))
+
+
 class Tail(BaseModel):
     """The blocks behind the last stage that are not searched: an inverted residual and a 1x1 convolution.
 
@@ -110,9 +116,8 @@ class Skeleton(BaseModel):
 
     @property
     def output_stages(self) -> tuple[int, ...]:
-        """Indices of the stages whose output is a pyramid level: those before a stride, and the last."""
-        last = len(self.strides) - 1
-        return tuple(i for i in range(len(self.strides)) if i == last or self.strides[i + 1] == 2)
+        """Indices of the stages whose output is a pyramid level."""
+        return output_stages(self.strides)
 
     @property
     def feature_channels(self) -> tuple[int, ...]:

@@ -232,9 +232,8 @@ def load_weights(detector: nn.Module, path: Path) -> None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch have no common exception for a broken file
-        raise InputError(
-            f"cannot be read as weights: {str(error).splitlines()[0]}", source=path, allowed=allowed
-        ) from None
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=allowed) from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise InputError("has no state_dict", source=path, allowed=allowed)

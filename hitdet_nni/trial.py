@@ -16,7 +16,7 @@ import nni
 
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
-from hitdet_nni.procedure import screen, screening_key, search, train_found
+from hitdet_nni.procedure import screen, screening_key, search, train_found, whole_space
 from hitdet_nni.process import prepare_process
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.evaluator import EpochRecord
@@ -69,11 +69,12 @@ def run_trial(config: str, runs: Path) -> None:
     prepare_process(settings.threads)
     experiment = runs / nni.get_experiment_id()
     run = RunDirectory(experiment / nni.get_trial_id())
+    whole = whole_space(settings)
     data = open_data(settings.data, settings.seed)
     run.open(settings, force=True)
-    shared = RunDirectory(experiment / f"screening-{screening_key(settings)}")
+    shared = RunDirectory(experiment / f"screening-{screening_key(settings, whole)}")
     with run.timed("screening"):
-        space = screen(shared, settings, data, report_epoch)
+        space = screen(shared, whole, settings, data, report_epoch)
         shutil.copytree(shared.screening, run.screening, ignore=shutil.ignore_patterns(".*"))
     with run.timed("search"):
         architecture = search(run, space, settings, data, report_epoch)

@@ -32,7 +32,7 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
     if finding["type"] == "missing":
         return InputError(f"missing{more}", source=source, key=key)
     message = finding["msg"].removeprefix("Value error, ")
-    if isinstance(finding["input"], dict):
+    if finding["type"] == "value_error" and isinstance(finding["input"], dict):
         return InputError(f"{message}{more}", source=source, key=key)
     return InputError(f"got {finding['input']!r}{more}", source=source, key=key, allowed=message)
 

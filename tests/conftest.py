@@ -8,15 +8,45 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
+from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Embedded data sets of the tests do not go into the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """The shipped `tiny` config with fewer pictures."""
+    return load_settings("tiny", {"data.train": 16, "data.val": 4})
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_settings, _own_cache):
+    """The embedded digits of `tiny_settings`."""
+    return open_data(tiny_settings.data, tiny_settings.seed)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of real photographs, where the machine has them."""
+    folder = os.environ.get("HITDET_SHARED_DATA")
+    if folder is None:
+        assert "HITDET_REQUIRE_SHARED_DATA" not in os.environ
+        pytest.skip("HITDET_SHARED_DATA is not set")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hitdet_nni.model.blocks import InvertedResidual
 from hitdet_nni.model.searchable import Candidates, check_layer_count, searched_layer
-from hitdet_nni.skeleton import stage_blocks
+from hitdet_nni.skeleton import output_stages, stage_blocks
 
 
 @MODELS.register_module()
@@ -30,7 +30,7 @@ class HitBackbone(BaseModule):  # type: ignore[misc]
 
     Shape:
         ``[N, 3, H, W]`` to one ``[N, C_i, ceil(H / s_i), ceil(W / s_i)]`` a pyramid level, s = 4, 8, 16, 32: the
-        stages before a stride, and the last.
+        last stage of each resolution.
 
     Raises:
         InputError: If the number of entries is not the number of blocks, or a name is not an operator's.
@@ -65,9 +65,7 @@ class HitBackbone(BaseModule):  # type: ignore[misc]
         for depth in depths:
             self.stages.append(nn.Sequential(*layers[:depth]))
             layers = layers[depth:]
-        self.output_stages = frozenset(
-            index for index in range(len(strides)) if index + 1 == len(strides) or strides[index + 1] == 2
-        )
+        self.output_stages = frozenset(output_stages(strides))
         self.tail: nn.Module = nn.Identity()
         if tail is not None:
             width, out_channels = tail

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hitdet_nni.data.pipeline import DetectionData
-from hitdet_nni.errors import InputError
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search.strategy import Removal
 from hitdet_nni.search.supernet import Phase, train_supernet
@@ -72,18 +71,11 @@ def screen_component(
         data: The pictures.
         on_epoch: Called at the end of every epoch.
 
-    Raises:
-        InputError: If the space holds fewer operators than are to be kept.
-
     Source:
         Section 3.2, Eq. 4; section 4.2 for the schedule.
     """
     screening = settings.screening
     keep: int = getattr(screening.keep, component)
-    if len(space[component]) < keep:
-        raise InputError(
-            f"got {keep}", key=f"screening.keep.{component}", allowed=f"1 to {len(space[component])}, the space's size"
-        )
     skeleton = settings.skeleton
     if screening.depths is not None:
         skeleton = skeleton.model_copy(update={"depths": screening.depths})

@@ -1,0 +1,162 @@
+"""The command line: exit status and the one line for bad input. Whole runs are in test_end_to_end."""
+
+import json
+
+import pytest
+
+from hitdet_nni import cli
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def refused(capsys, *arguments, names=()):
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for name in names:
+        assert str(name) in err
+    return err
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    parser = cli.build_parser()
+    for name, example in cli.EXAMPLES.items():
+        with pytest.raises(SystemExit) as stopped:
+            parser.parse_args([name, "--help"])
+        assert stopped.value.code == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert example in text
+        parser.parse_args(example.split()[1:])
+
+
+def test_data_digits(capsys, tmp_path):
+    out = tmp_path / "digits"
+    arguments = ("data", "digits", "--out", out, "--train", 3, "--val", 2, "--size", 64, "--seed", 1)
+    assert run(capsys, *arguments)[0] == 0
+    assert len(json.loads((out / "annotations" / "instances_train.json").read_text())["images"]) == 3
+    refused(capsys, *arguments, names=[out])
+    assert run(capsys, *arguments, "--force")[0] == 0
+    refused(capsys, "data", "digits", "--out", tmp_path / "other", "--train", 0, names=["train", "0"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_profile_of_the_released_network(capsys):
+    arguments = (
+        "profile",
+        "hit_detector",
+        "--shape",
+        800,
+        1216,
+        "--proposals",
+        1000,
+        "--convention",
+        "paper",
+        "--json",
+    )
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    figures = json.loads(out)
+    assert set(figures) == {"convention", "shape", "proposals", "params", "flops"}
+    millions = {part: round(count / 1e6, 2) for part, count in figures["params"].items()}
+    assert millions == {"backbone": 13.88, "neck": 2.72, "rpn": 0.59, "head": 9.93, "total": 27.12}
+    assert round(figures["flops"]["total"] / 1e9, 1) == 272.3
+
+
+def test_profile_refuses(capsys, tmp_path):
+    refused(capsys, "profile", tmp_path / "none.json", names=["none.json"])
+    refused(capsys, "profile", tmp_path, names=[tmp_path])
+    refused(capsys, "profile", "nothing", names=["nothing", "hit_detector"])
+    refused(capsys, "profile", "hit_detector", "--proposals", -1, names=["--proposals", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("search.epoch=3", ["search.epoch", "epochs"]),
+        ("nothing=3", ["nothing", "skeleton"]),
+        ("search.epochs=many", ["search.epochs", "many"]),
+        ("search.epochs", ["--set", "dotted.key=value"]),
+        ("seed.deep=1", ["seed", "integer"]),
+        ("skeleton.widths=[8, 8]", ["skeleton"]),
+        ("space=other", ["other", "full"]),
+        ("screening.fixed.neck=pool_k3", ["screening.fixed", "pool_k3"]),
+        ("data.builtin=mnist", ["data.builtin", "mnist", "digits"]),
+        ("data.builtin=null", ["data", "train_ann"]),
+        ("data.train_ann=x.json", ["data", "builtin"]),
+        ("screening.keep.head=33", ["screening.keep.head", "33"]),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(capsys, tmp_path, override, names):
+    refused(capsys, "search", "--config", "tiny", "--set", override, "--out", tmp_path / "run", names=names)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_config_files(capsys, tmp_path):
+    missing = tmp_path / "mine.yml"
+    refused(capsys, "screen", "--config", missing, "--out", tmp_path / "run", names=[missing])
+    refused(capsys, "screen", "--config", "huge", "--out", tmp_path / "run", names=["huge", "tiny"])
+    missing.write_text("data: [")
+    refused(capsys, "screen", "--config", missing, "--out", tmp_path / "run", names=[missing, "YAML"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def coco(tmp_path, tiny_data):
+    """A config of one's own COCO-format data, to be broken; the annotation file's content and path."""
+    annotations = json.loads(tiny_data.val.ann.read_text())
+    ann = tmp_path / "ann.json"
+    ann.write_text(json.dumps(annotations))
+    config = tmp_path / "mine.yml"
+    images = tiny_data.val.images
+    config.write_text(
+        f"extends: tiny\ndata:\n  builtin: null\n  train_ann: ann.json\n  train_images: {images}\n"
+        f"  val_ann: ann.json\n  val_images: {images}\n"
+    )
+    return config, ann, annotations
+
+
+def test_check_data_counts(capsys, coco):
+    config, _, annotations = coco
+    status, out, _ = run(capsys, "check-data", "--config", config, "--json")
+    assert status == 0
+    assert json.loads(out)["val"]["boxes"] == len(annotations["annotations"])
+    assert run(capsys, "check-data", "--config", config)[0] == 0
+
+
+def test_bad_data_leaves_nothing_behind(capsys, tmp_path, coco):
+    config, ann, annotations = coco
+
+    def attempt(content, *names):
+        ann.write_text(content if isinstance(content, str) else json.dumps(content))
+        refused(capsys, "search", "--config", config, "--out", tmp_path / "run", names=[ann, *names])
+        refused(capsys, "check-data", "--config", config, names=[ann, *names])
+        assert not (tmp_path / "run").exists()
+
+    attempt("{", "JSON")
+    attempt({**annotations, "images": [], "annotations": []}, "images")
+    absent = json.loads(json.dumps(annotations))
+    absent["images"][1]["file_name"] = "absent.png"
+    attempt(absent, "absent.png", "images[1].file_name")
+    wide = json.loads(json.dumps(annotations))
+    wide["annotations"][0]["bbox"] = [1, 2, "three", 4]
+    attempt(wide, "annotations[0].bbox")
+    ann.unlink()
+    refused(capsys, "search", "--config", config, "--out", tmp_path / "run", names=[ann])
+
+
+def test_out_must_be_free(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(capsys, "search", "--config", "tiny", "--out", tmp_path, "--force", names=[tmp_path])
+    refused(capsys, "search", "--config", "tiny", "--out", tmp_path / "notes.txt", names=["notes.txt"])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_evaluate_refuses_what_is_not_weights(capsys, tmp_path):
+    weights = tmp_path / "weights.pth"
+    arguments = ("evaluate", "--architecture", "hit_detector", "--weights", weights, "--config", "tiny")
+    refused(capsys, *arguments, names=["classes"])

@@ -1,0 +1,69 @@
+"""Rules of the house that no other test would notice being broken."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hitdet_nni
+
+PACKAGE = Path(hitdet_nni.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(module):
+    """Dotted names that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_model_does_not_import_search():
+    for module in (PACKAGE / "model").glob("*.py"):
+        assert not any(name.startswith("hitdet_nni.search.") for name in imports(module)), module
+
+
+@pytest.mark.parametrize("folder", ["model", "search", "data"])
+def test_library_does_not_import_entry_modules(folder):
+    entries = {f"hitdet_nni.{name}" for name in ("trial", "cli", "commands", "train", "procedure", "experiment")}
+    for module in (PACKAGE / folder).glob("*.py"):
+        assert not entries & imports(module), module
+
+
+def test_only_the_trial_reports_to_nni():
+    reporting = [module.stem for module in MODULES if "report_intermediate_result(" in module.read_text()]
+    assert reporting == ["trial"]
+
+
+def test_modules_stay_small():
+    sizes = {module.name: len(module.read_text().splitlines()) for module in MODULES}
+    assert max(sizes.values()) <= 400, sizes
+
+
+def heavy_modules_after(statement):
+    code = f"import sys; {statement}; print([m for m in ('torch', 'mmdet', 'mmcv', 'nni') if m in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[
+        -1
+    ]
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert heavy_modules_after("import hitdet_nni") == "[]"
+
+
+def test_help_loads_nothing_heavy():
+    statement = "from hitdet_nni import cli; cli.build_parser().format_help()"
+    assert heavy_modules_after(statement) == "[]"
+
+
+def test_public_names_are_importable():
+    for name in hitdet_nni.__all__:
+        assert getattr(hitdet_nni, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        hitdet_nni.nothing  # noqa: B018

@@ -1,0 +1,92 @@
+"""Screening and search on the embedded digits, a few steps each."""
+
+import math
+
+import pytest
+import torch
+
+from hitdet_nni.search.screening import component_seed, screen_component
+from hitdet_nni.search.supernet import Phase, train_supernet
+from hitdet_nni.settings import load_settings
+from hitdet_nni.skeleton import COMPONENTS
+
+SPACE = {
+    "backbone": ["ir_k3_d1_e1", "sep_k3_d1", "conv_k3_d1"],
+    "neck": ["sep_k3_d1", "sep_k5_d1"],
+    "head": ["ir_k3_d1_e1", "sep_k3_d1"],
+}
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load_settings("tiny", {"data.train": 16, "data.val": 4, "screening.keep.backbone": 2})
+
+
+def train(settings, data, records, *, seed=0, **phase):
+    return train_supernet(
+        Phase(skeleton=settings.skeleton, space=SPACE, epochs=2, warmup_epochs=1, **phase),
+        settings,
+        data,
+        seed,
+        records.append,
+    )
+
+
+def test_search_reports_every_epoch_and_decodes_the_argmax(settings, tiny_data):
+    records = []
+    trained = train(settings, tiny_data, records, flops_weight=1.0)
+    assert [record.epoch for record in records] == [0, 1]
+    assert set(trained.sample) == {layer.label for layer in settings.skeleton.searched_layers()}
+    last = records[-1]
+    for label, row in last.alphas.items():
+        assert trained.sample[label] == max(row, key=row.get)
+        assert math.isclose(sum(last.probabilities[label].values()), 1.0, rel_tol=1e-6)
+    assert set(last.entropy) == set(COMPONENTS)
+    assert all(math.isfinite(value) for value in last.metrics().values())
+    assert records[0].entropy["neck"] > last.entropy["neck"]
+
+
+def test_alphas_rest_in_warm_up_and_move_after_it(settings, tiny_data):
+    records = []
+    trained = train(settings, tiny_data, records)
+    moved = [
+        abs(records[1].alphas[label][name] - value)
+        for label, row in records[0].alphas.items()
+        for name, value in row.items()
+    ]
+    assert all(abs(value) < 0.01 for row in records[0].alphas.values() for value in row.values())
+    assert min(moved) > 0.001
+    assert all(layer._arch_alpha.grad is not None for layer in trained.module.mixed_layers().values())
+
+
+def test_same_seed_same_search(settings, tiny_data):
+    first, second = [], []
+    one = train(settings, tiny_data, first)
+    two = train(settings, tiny_data, second)
+    assert [record.alphas for record in first] == [record.alphas for record in second]
+    assert [record.val_loss for record in first] == [record.val_loss for record in second]
+    for (name, a), (other, b) in zip(one.module.state_dict().items(), two.module.state_dict().items(), strict=True):
+        assert name == other
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+
+
+def test_a_heavy_cost_weight_finds_the_cheapest_network(settings, tiny_data):
+    strong = settings.model_copy(update={"alphas": settings.alphas.model_copy(update={"lr": 1.0})})
+    sample = train(strong, tiny_data, [], flops_weight=1e5).sample
+    cheapest = {"backbone": "sep_k3_d1", "neck": "sep_k3_d1", "head": "sep_k3_d1"}
+    assert sample == {label: cheapest[label.split("/")[0]] for label in sample}
+
+
+def test_screening_keeps_the_best_ranked(settings, tiny_data):
+    records = []
+    screened = screen_component("backbone", SPACE, settings, tiny_data, records.append)
+    assert len(screened.kept) == 2
+    scores = records[-1].scores["backbone"]
+    assert set(screened.kept) == set(sorted(scores, key=scores.get)[1:])
+    assert set(records[-1].entropy) == {"backbone"}
+    removed = [row["operator"] for row in screened.rows() if row["removed"]]
+    assert set(removed) == set(SPACE["backbone"]) - set(screened.kept)
+
+
+def test_components_have_seeds_of_their_own():
+    assert len({component_seed(0, component) for component in COMPONENTS}) == 3

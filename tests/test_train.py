@@ -1,0 +1,88 @@
+"""Retraining: the config it trains with, and its weights file."""
+
+import pytest
+import torch
+
+from hitdet_nni.architecture import Architecture, Provenance
+from hitdet_nni.model.detector import build_detector
+from hitdet_nni.train import coco_metrics, load_weights, retrain, save_weights, training_config
+
+
+@pytest.fixture(scope="module")
+def architecture(tiny_settings, tiny_data):
+    skeleton = tiny_settings.skeleton
+    sample = {layer.label: "sep_k3_d1" for layer in skeleton.searched_layers()}
+    provenance = Provenance(classes=tiny_data.classes)
+    return Architecture(schema_version=1, name="plain", skeleton=skeleton, sample=sample, provenance=provenance)
+
+
+def detector_of(architecture):
+    return build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
+
+
+def test_schedule_is_the_settings(tiny_settings, tiny_data):
+    config = training_config(tiny_settings, tiny_data)
+    optimizer = config["optim_wrapper"]["optimizer"]
+    assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.04, 0.9, 1e-4)
+    warmup, steps = config["param_scheduler"]
+    assert (warmup["start_factor"], warmup["end"]) == (0.1, tiny_settings.retrain.warmup_iterations)
+    assert (steps["milestones"], steps["gamma"]) == (list(tiny_settings.retrain.milestones), 0.1)
+
+
+def test_same_seed_same_weights(tmp_path, tiny_settings, tiny_data, architecture):
+    evaluations = []
+    short = tiny_settings.model_copy(update={"retrain": tiny_settings.retrain.model_copy(update={"epochs": 1})})
+    outcomes = [
+        retrain(architecture, short, tiny_data, tmp_path / name, lambda epoch, metrics: evaluations.append(epoch))
+        for name in ("one", "two")
+    ]
+    states = [torch.load(outcome.weights, weights_only=True)["state_dict"] for outcome in outcomes]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert evaluations == [0, 1, 0, 1]
+    initial = detector_of(architecture).state_dict()
+    assert not torch.equal(states[0]["backbone.stem.0.weight"], initial["backbone.stem.0.weight"])
+
+
+def test_weights_round_trip(tmp_path, architecture):
+    torch.manual_seed(1)
+    one, two = detector_of(architecture), detector_of(architecture)
+    save_weights(one, tmp_path / "w.pth")
+    load_weights(two, tmp_path / "w.pth")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+def test_bad_weights_are_refused_and_not_executed(tmp_path, architecture, refused):
+    detector = detector_of(architecture)
+    path = tmp_path / "w.pth"
+    with refused(path, "no such file"):
+        load_weights(detector, path)
+    for content in (b"", b"not weights", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with refused(path):
+            load_weights(detector, path)
+    torch.save({"state_dict": Malicious(tmp_path / "harm")}, path)
+    with refused(path):
+        load_weights(detector, path)
+    assert not (tmp_path / "harm").exists()
+    torch.save([1], path)
+    with refused(path, "state_dict"):
+        load_weights(detector, path)
+    torch.save({"state_dict": {"one": torch.zeros(1)}}, path)
+    with refused(path, "does not fit"):
+        load_weights(detector, path)
+
+
+def test_coco_metrics_are_mmdet_s():
+    assert coco_metrics({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "other": 1.0}) == {"mAP": 0.25, "mAP_50": 0.5}
