@@ -1,8 +1,11 @@
 """The whole procedure as a user runs it: the installed command, in processes of their own, on the `tiny` config."""
 
+import ast
 import csv
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMAND = [str(Path(sys.executable).with_name("hitdet-nni"))]
+
+
+def commands_of(section, *, starting):
+    """Shell commands of one section of the README, in order."""
+    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [line for line in lines if line.startswith(starting)]
 
 
 def hitdet(*arguments, folder, check=True):
@@ -34,26 +45,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    """A finished search: its run directory."""
-    hitdet("search", "--config", "tiny", "--out", "run", folder=folder)
-    return folder / "run"
+def stages(folder):
+    """The README's stages by hand, run as they stand there."""
+    for command in commands_of("By hand", starting="hitdet-nni"):
+        hitdet(*shlex.split(command)[1:], folder=folder)
 
 
 @pytest.fixture(scope="module")
-def retrained(folder, found):
+def found(folder, stages):
+    """A finished search: its run directory."""
+    return folder / "runs" / "mine"
+
+
+@pytest.fixture(scope="module")
+def retrained(folder, stages):
     """The found architecture, retrained: its run directory."""
-    hitdet(
-        "retrain",
-        "--architecture",
-        found / "architecture.json",
-        "--config",
-        "tiny",
-        "--out",
-        "retrained",
-        folder=folder,
-    )
-    return folder / "retrained"
+    return folder / "runs" / "mine-retrained"
 
 
 def test_search_leaves_every_file_of_a_run(found):
@@ -118,7 +125,7 @@ def test_retraining_writes_metrics_and_weights(retrained):
     assert (retrained / metrics["weights"]).is_file()
 
 
-def test_evaluate_repeats_the_retraining_s_figures(folder, found, retrained):
+def test_evaluate_repeats_the_figures_of_the_retraining(folder, found, retrained):
     metrics = json.loads((retrained / "metrics.json").read_text())
     done = hitdet(
         "evaluate",
@@ -143,55 +150,43 @@ def test_weights_of_another_architecture_are_refused(folder, retrained):
 
 
 def test_profile_agrees_with_the_provenance(folder, found):
-    done = hitdet("profile", "run", "--json", folder=folder)
+    done = hitdet("profile", "runs/mine", "--json", folder=folder)
     figures = json.loads(done.stdout)
     recorded = json.loads((found / "architecture.json").read_text())["provenance"]["cost"][0]
     assert figures == recorded
-    table = hitdet("profile", "run", "--layers", folder=folder).stdout
+    table = hitdet("profile", "runs/mine", "--layers", folder=folder).stdout
     assert "backbone/l01" in table
     assert "total" in table
 
 
 def test_export_decodes_the_last_epoch_to_the_same_sample(folder, found):
-    hitdet("export", "run", "--out", "copy.json", folder=folder)
-    hitdet("export", "run", "--epoch", 1, "--out", "decoded.json", folder=folder)
+    hitdet("export", "runs/mine", "--out", "copy.json", folder=folder)
+    hitdet("export", "runs/mine", "--epoch", 1, "--out", "decoded.json", folder=folder)
     original = json.loads((found / "architecture.json").read_text())
     assert json.loads((folder / "copy.json").read_text()) == original
     assert json.loads((folder / "decoded.json").read_text())["sample"] == original["sample"]
-    refused = hitdet("export", "run", "--out", "copy.json", folder=folder, check=False)
+    refused = hitdet("export", "runs/mine", "--out", "copy.json", folder=folder, check=False)
     assert refused.returncode == 2
     assert "--force" in refused.stderr
 
 
 def test_a_finished_run_is_not_overwritten(folder, found):
     before = (found / "architecture.json").read_bytes()
-    refused = hitdet("search", "--config", "tiny", "--out", "run", folder=folder, check=False)
+    refused = hitdet("search", "--config", "tiny", "--out", "runs/mine", folder=folder, check=False)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    resumed = hitdet("search", "--config", "tiny", "--out", "run", "--resume", folder=folder)
+    resumed = hitdet("search", "--config", "tiny", "--out", "runs/mine", "--resume", folder=folder)
     assert "epoch" not in resumed.stdout
     assert (found / "architecture.json").read_bytes() == before
 
 
-def test_plain_mmdet_trains_the_exported_config(folder, found):
-    hitdet(
-        "export-config",
-        found / "architecture.json",
-        "--config",
-        "tiny",
-        "--set",
-        "retrain.epochs=1",
-        "--set",
-        "data.train=32",
-        "-o",
-        "hit.py",
-        folder=folder,
-    )
+def test_plain_mmdet_trains_the_exported_config(folder, stages):
     program = """
 from mmengine.config import Config
 from mmengine.runner import Runner
 config = Config.fromfile("hit.py")
 config.work_dir = "plain"
+config.train_cfg.max_epochs = 1
 Runner.from_cfg(config).train()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
@@ -199,33 +194,42 @@ Runner.from_cfg(config).train()
     assert (folder / "plain" / "epoch_1.pth").is_file()
 
 
-def test_cards_by_data_keys_alone(folder, shared_data):
-    cards = shared_data / "cards"
-    keys = {
-        "builtin": "null",
-        "train_ann": cards / "annotations" / "instances_train.json",
-        "train_images": cards / "train",
-        "val_ann": cards / "annotations" / "instances_val.json",
-        "val_images": cards / "val",
-        "batch_size": 16,
-    }
-    overrides = [part for key, value in keys.items() for part in ("--set", f"data.{key}={value}")]
-    # The published sub spaces spare the test the screening, which the digits have shown.
-    hitdet("search", "--config", "tiny", *overrides, "--sub-spaces", "spaces.yml", "--out", "cards", folder=folder)
-    architecture = folder / "cards" / "architecture.json"
-    hitdet("retrain", "--architecture", architecture, "--config", "tiny", *overrides, "--out", "cards2", folder=folder)
-    assert json.loads((folder / "cards2" / "metrics.json").read_text())["metrics"]["mAP"] >= 0
-    assert json.loads(architecture.read_text())["provenance"]["classes"] == [
-        "nine",
-        "ten",
-        "jack",
-        "queen",
-        "king",
-        "ace",
-    ]
+def test_nni_code_of_the_readme_runs(folder):
+    program = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sample = ast.literal_eval(done.stdout.splitlines()[-1])[0]
+    assert len(sample) == 12
+    assert sample["backbone/l01"] in ("ir_k3_d1_e1", "sep_k3_d1")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_space(folder):
+def test_every_command_of_the_readme_is_run_by_a_test():
+    elsewhere = {"make", "nnictl", "export"}  # the launcher's tests start nnictl with the same option
+    sections = ("By hand", "Your own data")
+    run_here = {command for section in sections for command in commands_of(section, starting="hitdet-nni")}
+    run_here |= {"hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper"}
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    assert {command for command in commands if command.split()[0] not in elsewhere} == run_here
+
+
+def test_cards_by_the_readme_s_config(folder, shared_data):
+    own = folder / "own"
+    own.mkdir()
+    for name in ("train", "val", "annotations"):
+        (own / name).symlink_to(shared_data / "cards" / name)
+    (own / "mine.yml").write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1))
+    check, search = (shlex.split(command)[1:] for command in commands_of("Your own data", starting="hitdet-nni"))
+    assert "296" in hitdet(*check, folder=own).stdout
+    # The same command in little: fewer operators, pixels and epochs.
     names = ["sep_k3_d1", "ir_k3_d1_e1"]
-    (folder / "spaces.yml").write_text(yaml.safe_dump(dict.fromkeys(("backbone", "neck", "head"), names)))
+    (own / "spaces.yml").write_text(yaml.safe_dump(dict.fromkeys(("backbone", "neck", "head"), names)))
+    little = ["skeleton.input_size=[96, 96]", "search.epochs=2", "retrain.epochs=1", "data.batch_size=16"]
+    overrides = [part for setting in little for part in ("--set", setting)]
+    hitdet(*search, "--sub-spaces", "spaces.yml", *overrides, folder=own)
+    architecture = own / "runs" / "mine" / "architecture.json"
+    trained = own / "runs" / "trained"
+    command = ("retrain", "--architecture", architecture, "--config", "mine.yml", *overrides, "--out", trained)
+    hitdet(*command, folder=own)
+    assert json.loads((trained / "metrics.json").read_text())["metrics"]["mAP"] >= 0
+    classes = json.loads(architecture.read_text())["provenance"]["classes"]
+    assert classes == ["nine", "ten", "jack", "queen", "king", "ace"]

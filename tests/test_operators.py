@@ -82,29 +82,11 @@ def test_parameters_of_a_name():
 @pytest.mark.parametrize(
     "name",
     [
-        "ir_k4_d1_e3",
-        "sep_k2_d1",
-        "conv_k10_d1",
-        "ir_k3_d1",
-        "ir_k3_e3",
-        "ir_d1_e3",
-        "sep_k3",
-        "conv_k3_d1_e3",
-        "sep_k3_d1_e1",
-        "ir_k3_d0_e3",
-        "ir_k0_d1_e3",
-        "ir_k3_d1_e0",
-        "ir_k03_d1_e3",
-        "ir_k-3_d1_e3",
-        "ir_k3_d1_e1.5",
-        "IR_k3_d1_e3",
-        "skip",
-        "identity",
-        "maxpool_k3",
-        "gconv_k3_d1",
-        "ir",
-    ]
-    + ["", " ir_k3_d1_e3", "ir_k3_d1_e3\n", "ir_k٣_d1_e3"],
+        *("ir_k4_d1_e3", "sep_k2_d1", "conv_k10_d1", "ir_k0_d1_e3", "ir_k3_d0_e3", "ir_k3_d1_e0"),
+        *("ir_k03_d1_e3", "ir_k-3_d1_e3", "ir_k3_d1_e1.5", "ir_k٣_d1_e3"),
+        *("ir", "sep_k3", "ir_k3_d1", "ir_k3_e3", "ir_d1_e3", "conv_k3_d1_e3", "sep_k3_d1_e1"),
+        *("skip", "identity", "maxpool_k3", "gconv_k3_d1", "IR_k3_d1_e3", "", " ir_k3_d1_e3", "ir_k3_d1_e3\n"),
+    ],
 )
 def test_other_names_are_refused(name, refused):
     with refused(" ".join(repr(name).split()), "ir_k{odd}_d{dilation}_e{expansion}"):

@@ -242,9 +242,7 @@ def test_each_phase_trains_its_own(run):
 
 def test_alphas_follow_the_flops_term(run):
     """With a heavy FLOPs term the cheapest candidate wins everywhere."""
-    strategy = ColumnSparseDARTS(
-        flops_weight=100.0, expected_cost=toy_cost, alpha_optimizer=AlphaOptimizer(lr=0.1)
-    )
+    strategy = ColumnSparseDARTS(flops_weight=100.0, expected_cost=toy_cost, alpha_optimizer=AlphaOptimizer(lr=0.1))
     experiment, record = run(strategy)
     assert all(step.phase == phase for step, phase in zip(record, itertools.cycle(["alphas", "weights"]), strict=False))
     assert experiment.export_top_models(formatter="dict") == [dict.fromkeys(LAYERS, "a")]
@@ -278,7 +276,9 @@ def test_gradients_are_those_of_the_sum(run):
     module.manual_backward = lambda value: value.backward()
     module.training_module._trainer = SimpleNamespace(current_epoch=0)
     before = [p.detach().clone() for p in parameters]
-    module.training_module.training_step = lambda batch, _: (module.training_module.model(batch[0]) - batch[1]).square().mean()
+    module.training_module.training_step = lambda batch, _: (
+        (module.training_module.model(batch[0]) - batch[1]).square().mean()
+    )
     module._alpha_step((x, y), 0)
     for old, new, gradient in zip(before, parameters, expected, strict=True):
         torch.testing.assert_close(old - new, gradient)

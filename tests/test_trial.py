@@ -1,0 +1,76 @@
+"""A trial as NNI would run it, with NNI's trial functions replaced by recorders."""
+
+import json
+
+import nni
+import pytest
+import yaml
+
+from hitdet_nni import trial
+
+SPACE = {"backbone": ["sep_k3_d1", "ir_k3_d1_e1", "conv_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"]}
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "space.yml").write_text(yaml.safe_dump({**SPACE, "head": SPACE["neck"]}))
+    settings = {
+        "extends": "tiny",
+        "space": "space.yml",
+        "data": {"train": 16, "val": 4},
+        "screening": {"keep": {"backbone": 2, "neck": 2, "head": 2}},
+        "retrain": {"epochs": 1},
+    }
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+class Recorder:
+    """Stands where NNI's manager would: gives parameters, takes reports."""
+
+    def __init__(self, monkeypatch, trial_id, parameters):
+        self.intermediate, self.final = [], []
+        monkeypatch.setattr(nni, "get_next_parameter", lambda: parameters)
+        monkeypatch.setattr(nni, "get_experiment_id", lambda: "exp")
+        monkeypatch.setattr(nni, "get_trial_id", lambda: trial_id)
+        monkeypatch.setattr(nni, "report_intermediate_result", self.intermediate.append)
+        monkeypatch.setattr(nni, "report_final_result", self.final.append)
+
+
+def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch, config):
+    runs = tmp_path / "runs"
+    first = Recorder(monkeypatch, "one", {"search.flops_weight": 0.0})
+    trial.run_trial(str(config), runs)
+    second = Recorder(monkeypatch, "two", {"search.flops_weight": 10.0})
+    trial.run_trial(str(config), runs)
+
+    stages = [[report["stage"] for report in recorder.intermediate] for recorder in (first, second)]
+    assert stages == [[trial.SCREENING] * 6 + [trial.SEARCH] * 2, [trial.SEARCH] * 2]
+    for report in first.intermediate + second.intermediate:
+        keys = {"default", "val_loss", "train_loss", "gflops", "stage", "epoch"}
+        assert set(report) == keys | {f"entropy_{name}" for name in ("backbone", "neck", "head")}
+        assert report["default"] == report["val_loss"]
+
+    for name, recorder, weight in (("one", first, 0.0), ("two", second, 10.0)):
+        run = runs / "exp" / name
+        architecture = json.loads((run / "architecture.json").read_text())
+        assert architecture["provenance"]["flops_weight"] == weight
+        metrics = json.loads((run / "metrics.json").read_text())
+        (final,) = recorder.final
+        assert final["default"] == final["mAP"] == metrics["mAP"]
+        assert final["params_m"] * 1e6 == architecture["provenance"]["cost"][0]["params"]["total"]
+        assert final["gflops"] * 1e9 == architecture["provenance"]["cost"][0]["flops"]["total"]
+        assert yaml.safe_load((run / "config.yml").read_text())["search"]["flops_weight"] == weight
+    spaces = [(runs / "exp" / name / "screening" / "sub_spaces.yml").read_bytes() for name in ("one", "two")]
+    assert spaces[0] == spaces[1]
+
+
+def test_a_bad_parameter_is_one_line(tmp_path, monkeypatch, config, capsys):
+    Recorder(monkeypatch, "bad", {"search.flops_wait": 0.0})
+    monkeypatch.setattr("sys.argv", ["trial", "--config", str(config), "--runs", str(tmp_path / "runs")])
+    assert trial.main() == 2
+    error = capsys.readouterr().err
+    assert "search.flops_wait" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
