@@ -281,7 +281,10 @@ def export_config(architecture: Architecture, settings: Settings, data: Detectio
         for component in COMPONENTS
     }
     config: dict[str, Any] = {
-        "custom_imports": {"imports": ["hitdet_nni.model.detector"], "allow_failed_imports": False},
+        "custom_imports": {
+            "imports": [f"hitdet_nni.model.{component}" for component in COMPONENTS],
+            "allow_failed_imports": False,
+        },
         "default_scope": "mmdet",
         "model": detector_config(architecture.skeleton, operators, architecture.num_classes),
         **training_config(settings, data),
