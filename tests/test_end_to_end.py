@@ -198,7 +198,8 @@ def test_nni_code_of_the_readme_runs(folder):
     program = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    sample = ast.literal_eval(done.stdout.splitlines()[-1])[0]
+    printed = next(line for line in done.stdout.splitlines() if line.startswith("[{"))  # amid NNI's log
+    sample = ast.literal_eval(printed)[0]
     assert len(sample) == 12
     assert sample["backbone/l01"] in ("ir_k3_d1_e1", "sep_k3_d1")
 
