@@ -1,4 +1,4 @@
-"""Packaging. `search_spaces/` and `experiments/` live at the top of the repository and travel inside the package."""
+"""Packaging. `search_spaces/`, `experiments/` and `baselines/` live at the top and travel inside the package."""
 
 import re
 from pathlib import Path
@@ -24,17 +24,20 @@ setup(
         "hitdet_nni.search",
         "hitdet_nni.search_spaces",
         "hitdet_nni.experiments",
+        "hitdet_nni.baselines",
         "hitdet_nni.torchvision_ops",
     ],
     package_dir={
         "hitdet_nni": "hitdet_nni",
         "hitdet_nni.search_spaces": "search_spaces",
         "hitdet_nni.experiments": "experiments",
+        "hitdet_nni.baselines": "baselines",
     },
     package_data={
         "hitdet_nni": ["py.typed", "*.js"],
         "hitdet_nni.search_spaces": DATA,
         "hitdet_nni.experiments": DATA,
+        "hitdet_nni.baselines": [*DATA, "*.py"],
     },
     entry_points={"console_scripts": ["hitdet-nni = hitdet_nni.cli:main"]},
     install_requires=[

@@ -24,6 +24,7 @@ EXAMPLES = {
     "profile": "hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper",
     "retrain": "hitdet-nni retrain --architecture mine.json --config tiny --out runs/mine-retrained",
     "evaluate": "hitdet-nni evaluate --architecture mine.json --weights weights.pth --config tiny",
+    "tables": "hitdet-nni tables 2",
 }
 
 HELP = {
@@ -33,9 +34,10 @@ HELP = {
     "search": "search the three components together (screens first where that has not been done)",
     "export": "write the architecture that a run has found, or that its alphas showed after an epoch",
     "export-config": "write a self-contained mmdet config of an architecture",
-    "profile": "print parameters and FLOPs of an architecture or a run",
+    "profile": "print parameters and FLOPs of an architecture, a run, or any mmdet config",
     "retrain": "train an architecture from scratch and evaluate it as COCO does",
     "evaluate": "evaluate a trained architecture as COCO does",
+    "tables": "count the paper's cost tables again and print them beside the published figures",
 }
 
 
@@ -70,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         group.add_argument("--resume", action="store_true", help="go on after the last finished stage")
     for name in ("retrain", "evaluate"):
         parsers[name].add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
-    for name in ("check-data", "profile", "retrain", "evaluate"):
+    for name in ("check-data", "profile", "retrain", "evaluate", "tables"):
         parsers[name].add_argument("--json", action="store_true", help="print JSON")
     parsers["search"].add_argument("--sub-spaces", type=Path, help="search space file to use instead of screening")
     parsers["evaluate"].add_argument("--weights", type=Path, required=True, help="weights of a retraining")
@@ -87,11 +89,23 @@ def build_parser() -> argparse.ArgumentParser:
     config.add_argument("--force", action="store_true", help="overwrite the file")
 
     profile = parsers["profile"]
-    profile.add_argument("target", help="architecture JSON, a shipped one's name, or a run directory")
-    profile.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), help="input size (default: the skeleton's)")
-    profile.add_argument("--proposals", type=int, help="RoIs that the head sees (default: the skeleton's)")
+    profile.add_argument("target", help="architecture JSON, run directory, mmdet config (.py), or a shipped name")
+    profile.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="input size (default: the skeleton's; a config: 800 1216)",
+    )
+    profile.add_argument("--proposals", type=int, help="RoIs that the head sees (default: as many as in testing)")
     profile.add_argument("--convention", choices=["macs", "paper"], default="macs", help="how FLOPs are counted")
-    profile.add_argument("--layers", action="store_true", help="list every layer")
+    profile.add_argument("--layers", action="store_true", help="list every layer (of an architecture)")
+
+    tables = parsers["tables"]
+    tables.add_argument("number", nargs="?", type=int, choices=[1, 2, 5, 6], help="one table (default: all)")
+    tables.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write all tables between the markers in FILE instead of printing"
+    )
     return parser
 
 

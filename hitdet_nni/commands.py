@@ -19,14 +19,18 @@ from hitdet_nni.data.pictures import check_pictures
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_text, write_text
+from hitdet_nni.mmdet_config import Profile, baseline_names, is_config, profile_config
 from hitdet_nni.procedure import describe_architecture, screen, search, train_found, whole_space
 from hitdet_nni.process import prepare_process
 from hitdet_nni.run_directory import RunDirectory, find_run
-from hitdet_nni.search.cost import PARTS, CostModel
+from hitdet_nni.search.cost import PARTS, Cost, CostModel
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search_space import load_search_space, save_search_space
 from hitdet_nni.settings import Settings, load_settings, parse_overrides
+from hitdet_nni.table_rendering import FOOTNOTE, conditions, plain, rich_table, sheet, summary, update_markdown
+from hitdet_nni.tables import compare, load_tables
 from hitdet_nni.train import evaluate, export_config
+from hitdet_nni.trial_table import print_table
 
 
 def run(options: Namespace) -> None:
@@ -187,46 +191,72 @@ def export_config_command(options: Namespace) -> None:
 
 def profile(options: Namespace) -> None:
     """``profile``: parameters and FLOPs by part, and by layer where asked for."""
-    target = Path(options.target)
-    architecture = load_architecture(find_run(target).architecture if target.is_dir() else options.target)
     for name, value in (("--shape", min(options.shape or [32])), ("--proposals", options.proposals)):
         if value is not None and value < 1:
             raise InputError(f"got {value}", source=name, allowed="positive numbers")
-    model = CostModel(
-        architecture.skeleton,
-        architecture.num_classes,
-        shape=tuple(options.shape) if options.shape else None,
-        proposals=options.proposals,
-        convention=options.convention,
-    )
-    costs = model.architecture(architecture.sample)
-    rows = model.rows(architecture.sample) if options.layers else []
-    if options.json:
-        result: dict[str, Any] = {
-            "convention": model.convention,
-            "shape": list(model.shape),
-            "proposals": model.proposals,
-            "params": {part: cost.params for part, cost in costs.items()},
-            "flops": {part: cost.flops for part, cost in costs.items()},
-        }
+    shape = tuple(options.shape) if options.shape else None
+    rows: list[tuple[str, str, str, Cost]] = []
+    if is_config(options.target):
         if options.layers:
-            result["layers"] = [
-                {"part": part, "layer": layer, "operator": name, "params": cost.params, "flops": cost.flops}
-                for part, layer, name, cost in rows
-            ]
-        _say(json.dumps(result, indent=2))
-        return
-    rows_and_parts = [(layer, name, cost) for _, layer, name, cost in rows]
-    rows_and_parts += [(part, "", costs[part]) for part in (*PARTS, "total")]
-    rows_, columns = model.shape
-    table = Table(title=f"{architecture.name}, {rows_} x {columns}, {model.proposals} proposals, {model.convention}")
+            raise InputError("lists the layers of architectures only", source="--layers", allowed="an architecture")
+        found = profile_config(options.target, shape, options.proposals, options.convention)
+    else:
+        architecture = _architecture_to_profile(options.target)
+        model = CostModel(
+            architecture.skeleton,
+            architecture.num_classes,
+            shape=shape,
+            proposals=options.proposals,
+            convention=options.convention,
+        )
+        costs = model.architecture(architecture.sample)
+        found = Profile(architecture.name, model.shape, model.proposals, model.convention, costs)
+        rows += model.rows(architecture.sample) if options.layers else []
+    if options.json:
+        _say(json.dumps(_profile_values(found, rows if options.layers else None), indent=2))
+    else:
+        _console().print(_profile_table(found, rows))
+
+
+def _architecture_to_profile(target: str) -> Architecture:
+    path = Path(target)
+    try:
+        return load_architecture(find_run(path).architecture if path.is_dir() else target)
+    except InputError as error:
+        if error.allowed is None or path.suffix or path.name != target or path.exists():
+            raise
+        allowed = [error.allowed, *baseline_names()]
+        raise InputError(error.problem, source=error.source, key=error.key, allowed=allowed) from None
+
+
+def _profile_values(found: Profile, rows: list[tuple[str, str, str, Cost]] | None) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "convention": found.convention,
+        "shape": list(found.shape),
+        "proposals": found.proposals,
+        "params": {part: cost.params for part, cost in found.costs.items()},
+        "flops": {part: cost.flops for part, cost in found.costs.items()},
+    }
+    if rows is not None:
+        result["layers"] = [
+            {"part": part, "layer": layer, "operator": name, "params": cost.params, "flops": cost.flops}
+            for part, layer, name, cost in rows
+        ]
+    return result
+
+
+def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]]) -> Table:
+    lines = [(layer, name, cost) for _, layer, name, cost in rows]
+    lines += [(part, "", found.costs[part]) for part in (*PARTS, "total")]
+    height, width = found.shape
+    table = Table(title=f"{found.name}, {height} x {width}, {found.proposals} proposals, {found.convention}")
     for heading in ("part", "operator"):
         table.add_column(heading)
     for heading in ("params (M)", "FLOPs (G)"):
         table.add_column(heading, justify="right")
-    for part, name, cost in rows_and_parts:
+    for part, name, cost in lines:
         table.add_row(part, name, f"{cost.params / 1e6:.3f}", f"{cost.flops / 1e9:.3f}")
-    _console().print(table)
+    return table
 
 
 def retrain_command(options: Namespace) -> None:
@@ -259,6 +289,29 @@ def evaluate_command(options: Namespace) -> None:
         _say("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
 
+def tables_command(options: Namespace) -> None:
+    """``tables``: the paper's cost tables, published beside ours."""
+    prepare_process(1)
+    chosen = [table for table in load_tables() if options.number in (None, table.number)]
+    compared = [(table, compare(table)) for table in chosen]
+    if options.markdown is not None:
+        if options.number is not None or options.json:
+            raise InputError("writes all tables", source="--markdown", allowed="neither a number nor --json")
+        update_markdown(options.markdown, compared)
+        _say(str(options.markdown))
+    elif options.json:
+        _say(json.dumps(plain(compared), indent=2))
+    else:
+        _say(conditions())
+        for table, comparisons in compared:
+            found = sheet(table, comparisons)
+            _say(f"\n{found.title}")
+            print_table(rich_table(found), sys.stdout)
+            for remark in found.remarks:
+                _say(f"  {remark}")
+        _say(f"\n{FOOTNOTE}\n{summary(compared)}")
+
+
 COMMANDS = {
     "data": data,
     "check-data": check_data,
@@ -269,4 +322,5 @@ COMMANDS = {
     "profile": profile,
     "retrain": retrain_command,
     "evaluate": evaluate_command,
+    "tables": tables_command,
 }

@@ -1,4 +1,4 @@
-"""The data files that travel with the package: search spaces, architectures, experiments."""
+"""The data files that travel with the package: search spaces, architectures, experiments, baselines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hitdet_nni.errors import InputError
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def shipped(folder: Literal["search_spaces", "experiments"], name: str) -> Path:
+def shipped(folder: Literal["search_spaces", "experiments", "baselines"], name: str) -> Path:
     """Path of a shipped data file.
 
     Args:

@@ -6,9 +6,9 @@ and its place in the picture are stated once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -19,6 +19,12 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 ROI_SIZE = 7
 """Rows and columns of the RoIAlign output that the head sees (facts of the released configuration)."""
+
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)
+"""Height to width of the anchors of both kinds of detector."""
+
+SCALES_PER_OCTAVE = 3
+"""Anchor sizes a level of a RetinaNet; a two-stage detector has one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class SearchedLayer:
         in_channels: Channels of its input.
         out_channels: Channels of its output.
         stride: 1 or 2.
-        reduction: Ratio of the picture's side to that of the layer's input; 0 for a layer that sees pooled RoIs.
+        reductions: Ratio of the picture's side to that of the layer's input, for each map that the layer is applied
+            to; none for a layer that sees pooled RoIs.
     """
 
     component: Component
@@ -39,7 +46,38 @@ class SearchedLayer:
     in_channels: int
     out_channels: int
     stride: int
-    reduction: int
+    reductions: tuple[int, ...]
+
+
+DetectorKind = Literal["faster_rcnn", "retinanet"]
+
+
+@dataclass(frozen=True)
+class DetectorLayout:
+    """What distinguishes the kinds of detector, as far as searched layers and their sizes go.
+
+    Attributes:
+        start_level: Index of the finest backbone map that the neck takes; 0 is C1.
+        extra_levels: Levels that the neck adds behind the coarsest map.
+        extra_convs: Whether strided convolutions make the extra levels, or else subsampling.
+        towers: Stacks of searched blocks in the head.
+        pooled: Whether the head sees pooled RoIs, or else every level of the pyramid.
+        anchor_scale: Default of the skeleton's anchor scale.
+    """
+
+    start_level: int
+    extra_levels: int
+    extra_convs: bool
+    towers: int
+    pooled: bool
+    anchor_scale: int
+
+
+LAYOUTS: Mapping[DetectorKind, DetectorLayout] = {
+    "faster_rcnn": DetectorLayout(0, extra_levels=1, extra_convs=False, towers=1, pooled=True, anchor_scale=8),
+    "retinanet": DetectorLayout(1, extra_levels=2, extra_convs=True, towers=2, pooled=False, anchor_scale=4),
+}
+"""The released two-stage detector, and RetinaNet as mmdet configures it (Table 6 of the paper)."""
 
 
 def layer_label(component: Component, index: int) -> str:
@@ -85,7 +123,7 @@ class Skeleton(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    detector: Literal["faster_rcnn"] = Field("faster_rcnn", description="kind of detector")
+    detector: DetectorKind = Field("faster_rcnn", description="kind of detector")
     input_size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = Field(
         (800, 1216), description="rows and columns of the network's input; pictures are resized to fit and padded"
     )
@@ -96,12 +134,21 @@ class Skeleton(BaseModel):
     tail: Tail | None = Field(Tail(), description="unsearched blocks behind the last stage, or null")
     neck_width: PositiveInt = Field(256, description="channels of the pyramid")
     head_width: PositiveInt = Field(256, description="channels of the head's blocks")
-    head_blocks: BlockCount = Field(4, description="searched blocks of the head")
-    head_fc: PositiveInt = Field(512, description="outputs of the head's fully connected layer")
-    anchor_scale: PositiveInt = Field(8, description="side of the square anchor in units of its level's stride")
-    proposals_train: PositiveInt = Field(2000, description="proposals kept per picture in training")
-    proposals_test: PositiveInt = Field(1000, description="proposals kept per picture in testing")
-    roi_samples: PositiveInt = Field(512, description="RoIs sampled per picture for the head's loss")
+    head_blocks: BlockCount = Field(4, description="searched blocks of the head; of each of a RetinaNet's two towers")
+    head_fc: PositiveInt = Field(512, description="outputs of the fully connected layer (Faster R-CNN only)")
+    anchor_scale: PositiveInt = Field(
+        8, description="side of the smallest square anchor in units of its level's stride; 4 by default for a RetinaNet"
+    )
+    proposals_train: PositiveInt = Field(2000, description="proposals kept in training (Faster R-CNN only)")
+    proposals_test: PositiveInt = Field(1000, description="proposals kept in testing (Faster R-CNN only)")
+    roi_samples: PositiveInt = Field(512, description="RoIs sampled for the head's loss (Faster R-CNN only)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _anchor_scale_of_the_kind(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("detector") not in get_args(DetectorKind):
+            return values  # the fields' own checks speak
+        return {"anchor_scale": LAYOUTS[values["detector"]].anchor_scale, **values}
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Skeleton:
@@ -120,6 +167,11 @@ class Skeleton(BaseModel):
         return output_stages(self.strides)
 
     @property
+    def layout(self) -> DetectorLayout:
+        """What the kind of detector does with the pyramid."""
+        return LAYOUTS[self.detector]
+
+    @property
     def feature_channels(self) -> tuple[int, ...]:
         """Channels of C1..C4; the last is the tail's where there is one."""
         channels = [self.widths[i] for i in self.output_stages]
@@ -132,23 +184,47 @@ class Skeleton(BaseModel):
         """Ratio of the picture's side to that of each of C1..C4."""
         return tuple(4 * 2**level for level in range(len(self.feature_channels)))
 
+    @property
+    def neck_channels(self) -> tuple[int, ...]:
+        """Channels of the maps that the neck takes."""
+        return self.feature_channels[self.layout.start_level :]
+
+    @property
+    def neck_reductions(self) -> tuple[int, ...]:
+        """Ratio of the picture's side to that of each map that the neck takes."""
+        return self.feature_reductions[self.layout.start_level :]
+
+    @property
+    def extra_reductions(self) -> tuple[int, ...]:
+        """Ratio of the picture's side to that of each level that the neck adds behind the coarsest map."""
+        return tuple(self.feature_reductions[-1] * 2**level for level in range(1, self.layout.extra_levels + 1))
+
+    @property
+    def pyramid_reductions(self) -> tuple[int, ...]:
+        """Ratio of the picture's side to that of each level of the pyramid: the anchors' strides."""
+        return self.neck_reductions + self.extra_reductions
+
     def searched_layers(self) -> tuple[SearchedLayer, ...]:
-        """All searched layers: the backbone's blocks, the neck's two rows (fine to coarse), the head's blocks."""
+        """All searched layers: the backbone's blocks, the neck's two rows (fine to coarse), the head's blocks.
+
+        A head with two towers has those of the classification tower first, then those of the box tower.
+        """
         layers: list[SearchedLayer] = []
         reduction = 2  # of the stem
         blocks = stage_blocks(self.stem_channels, self.widths, self.depths, self.strides)
         for index, (in_channels, out_channels, stride) in enumerate(blocks):
             label = layer_label("backbone", index)
-            layers.append(SearchedLayer("backbone", label, in_channels, out_channels, stride, reduction))
+            layers.append(SearchedLayer("backbone", label, in_channels, out_channels, stride, (reduction,)))
             reduction *= stride
-        levels = tuple(zip(self.feature_channels, self.feature_reductions, strict=True))
+        levels = tuple(zip(self.neck_channels, self.neck_reductions, strict=True))
         rows = [*levels, *((self.neck_width, reduction) for _, reduction in levels)]
         for index, (channels, level_reduction) in enumerate(rows):
             label = layer_label("neck", index)
-            layers.append(SearchedLayer("neck", label, channels, self.neck_width, 1, level_reduction))
-        for index in range(self.head_blocks):
-            in_channels = self.neck_width if index == 0 else self.head_width
-            layers.append(SearchedLayer("head", layer_label("head", index), in_channels, self.head_width, 1, 0))
+            layers.append(SearchedLayer("neck", label, channels, self.neck_width, 1, (level_reduction,)))
+        maps = () if self.layout.pooled else self.pyramid_reductions
+        for index in range(self.layout.towers * self.head_blocks):
+            in_channels = self.neck_width if index % self.head_blocks == 0 else self.head_width
+            layers.append(SearchedLayer("head", layer_label("head", index), in_channels, self.head_width, 1, maps))
         return tuple(layers)
 
     def labels(self, component: Component) -> tuple[str, ...]:

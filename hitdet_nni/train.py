@@ -46,8 +46,12 @@ class MetricsHook(Hook):  # type: ignore[misc]
 
 
 def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The average precisions in [0, 1] by their bare names; -1 where a size has no boxes."""
-    return {name: float(metrics[f"coco/bbox_{name}"]) for name in METRICS if f"coco/bbox_{name}" in metrics}
+    """The average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
+
+    mmdet gives none where nothing at all was detected, as by an untrained one-stage detector: they are zero then.
+    """
+    found = {name: float(metrics[f"coco/bbox_{name}"]) for name in METRICS if f"coco/bbox_{name}" in metrics}
+    return found or dict.fromkeys(METRICS, 0.0)
 
 
 def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:

@@ -70,8 +70,25 @@ def test_profile_of_the_released_network(capsys):
 def test_profile_refuses(capsys, tmp_path):
     refused(capsys, "profile", tmp_path / "none.json", names=["none.json"])
     refused(capsys, "profile", tmp_path, names=[tmp_path])
-    refused(capsys, "profile", "nothing", names=["nothing", "hit_detector"])
+    refused(capsys, "profile", "nothing", names=["nothing", "hit_detector", "fpn_r50_2fc"])
     refused(capsys, "profile", "hit_detector", "--proposals", -1, names=["--proposals", "-1"])
+    refused(capsys, "profile", "fpn_r50_2fc", "--layers", names=["--layers"])
+    refused(capsys, "profile", tmp_path / "none.py", names=["none.py"])
+
+
+def test_profile_of_an_mmdet_config(capsys, tmp_path):
+    status, out, _ = run(capsys, "profile", "fpn_r50_2fc", "--convention", "paper", "--json")
+    assert status == 0
+    figures = json.loads(out)
+    assert set(figures) == {"convention", "shape", "proposals", "params", "flops"}
+    assert (figures["shape"], figures["proposals"]) == ([800, 1216], 1000)
+    assert round(figures["flops"]["total"] / 1e9, 1) == 197.4
+    path = tmp_path / "mine.py"
+    path.write_text("_base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'\n")
+    status, out, _ = run(capsys, "profile", path, "--shape", 320, 320)
+    assert status == 0
+    assert "mine, 320 x 320, 0 proposals, macs" in out
+    assert "37.969" in out
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from hitdet_nni.architecture import load_architecture
 from hitdet_nni.model.detector import detector_config
 from hitdet_nni.model.operators import OPERATORS, build_operator, parse_operator
-from hitdet_nni.search.cost import CostModel, operator_cost
+from hitdet_nni.search.cost import CostModel
+from hitdet_nni.search.layer_cost import operator_cost
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.skeleton import COMPONENTS, Skeleton, Tail
 
 SIZES = ((8, 12), (7, 9), (1, 5))
 CHANNELS = ((6, 6), (5, 8), (8, 3))
+KINDS = ("faster_rcnn", "retinanet")
 
 
 def parameters(module):
@@ -70,43 +72,39 @@ def meta_detector(skeleton, sample, num_classes):
 
 def measured(detector, shape, proposals, convention):
     """(params, flops) of each part, counted on the modules."""
-    parts = {
-        "backbone": detector.backbone,
-        "neck": detector.neck,
-        "rpn": detector.rpn_head,
-        "head": detector.roi_head.bbox_head,
+    picture = torch.empty(1, 3, *shape, device="meta")
+    features = detector.backbone(picture)
+    pyramid = detector.neck(features)
+    calls = {"backbone": (detector.backbone, picture), "neck": (detector.neck, features)}
+    if hasattr(detector, "roi_head"):
+        rois = torch.empty(proposals, pyramid[0].shape[1], 7, 7, device="meta")
+        calls |= {"rpn": (detector.rpn_head, pyramid), "head": (detector.roi_head.bbox_head, rois)}
+    else:
+        calls |= {"head": (detector.bbox_head, pyramid)}
+    return {"rpn": (0, 0)} | {
+        name: (parameters(part), COUNTERS[convention](lambda part=part, given=given: part(given), part))
+        for name, (part, given) in calls.items()
     }
-    head = parts["head"]
-    inputs = torch.empty(1, 3, *shape, device="meta")
-    rois = torch.empty(proposals, head.blocks[0].in_channels_of_head, 7, 7, device="meta")
-    results = {}
-    for name, part in parts.items():
-        given = rois if name == "head" else inputs
-        outputs = []
-        flops = COUNTERS[convention](lambda part=part, given=given, outputs=outputs: outputs.append(part(given)), part)
-        results[name] = (parameters(part), flops)
-        inputs = outputs[0]
-    return results
 
 
 def assert_equal_costs(skeleton, sample, num_classes, shape, proposals, convention):
     model = CostModel(skeleton, num_classes, shape=shape, proposals=proposals, convention=convention)
     costs = model.architecture(sample)
     detector = meta_detector(skeleton, sample, num_classes)
-    detector.roi_head.bbox_head.blocks[0].in_channels_of_head = skeleton.neck_width
     found = measured(detector, shape, proposals, convention)
     assert {part: (costs[part].params, costs[part].flops) for part in found} == found
     assert costs["total"].params == parameters(detector)
     assert costs["total"].flops == sum(flops for _, flops in found.values())
 
 
-def random_skeleton(seed):
+def random_skeleton(seed, kind):
     """Three to eight stages, four of them strided, with or without a tail."""
     rng = random.Random(seed)
     extra = rng.randint(0, 3)
     strides = [2] * 4 + [1] * extra
     rng.shuffle(strides)
     return Skeleton(
+        detector=kind,
         stem_channels=rng.randint(2, 6),
         widths=[rng.randint(2, 9) for _ in strides],
         depths=[rng.randint(1, 2) for _ in strides],
@@ -145,15 +143,15 @@ def test_operator(name):
 
 @pytest.mark.parametrize("count", [6, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("convention", COUNTERS)
-def test_random_architectures(convention, count, draw):
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_architectures(kind, convention, count, draw):
     space = load_search_space("full")
     for seed in range(count):
         rng = random.Random(seed)
-        skeleton = random_skeleton(seed)
+        skeleton = random_skeleton(seed, kind)
         shape = (rng.randint(32, 130), rng.randint(32, 130))
-        assert_equal_costs(
-            skeleton, draw(skeleton, space, seed), rng.randint(1, 5), shape, rng.randint(1, 6), convention
-        )
+        proposals = rng.randint(1, 6) if kind == "faster_rcnn" else None
+        assert_equal_costs(skeleton, draw(skeleton, space, seed), rng.randint(1, 5), shape, proposals, convention)
 
 
 @pytest.mark.parametrize(("convention", "total"), [("paper", 272.3), ("macs", 269.4)])
@@ -221,6 +219,17 @@ def test_shipped_architecture_states_its_cost(published):
         assert record.flops == {part: cost.flops for part, cost in costs.items()}
 
 
+def test_a_one_stage_detector_has_no_rois(tiny, refused):
+    skeleton = tiny.model_copy(update={"detector": "retinanet"})
+    model = CostModel(skeleton, 3)
+    assert model.proposals == 0
+    costs = model.architecture({layer.label: "sep_k3_d1" for layer in model.layers})
+    assert list(costs) == ["backbone", "neck", "rpn", "head", "total"]
+    assert (costs["rpn"].params, costs["rpn"].flops) == (0, 0)
+    with refused("10 proposals", "retinanet"):
+        CostModel(skeleton, 3, proposals=10)
+
+
 def test_defaults_are_the_skeletons(tiny):
     model = CostModel(tiny, 3)
     assert (model.shape, model.proposals, model.convention) == ((96, 96), 100, "macs")
@@ -240,13 +249,13 @@ def test_rows_sum_to_the_architecture(tiny, published, draw):
 # -------------------------------------------------------------------------------------------------- expected cost
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=KINDS)
+def model(request):
     skeleton = Skeleton(
-        input_size=(97, 70), stem_channels=3, widths=[4, 5, 6, 7], depths=[1] * 4, strides=[2] * 4, tail=None,
-        neck_width=5, head_width=6, head_blocks=1, head_fc=8,
+        detector=request.param, input_size=(97, 70), stem_channels=3, widths=[4, 5, 6, 7], depths=[1] * 4,
+        strides=[2] * 4, tail=None, neck_width=5, head_width=6, head_blocks=1, head_fc=8, proposals_test=10,
     )  # fmt: skip
-    return CostModel(skeleton, 2, proposals=10)
+    return CostModel(skeleton, 2)
 
 
 SMALL = {

@@ -434,7 +434,7 @@ PATHS = {"train_ann": "a", "train_images": "b", "val_ann": "c", "val_images": "d
 )
 def test_bad_configs(value, fragments, config, refused):
     path = config(value)
-    with refused(*([path, *fragments] if fragments is not None else ["nonesuch", "digits, tiny"])):
+    with refused(*([path, *fragments] if fragments is not None else ["nonesuch", "digits", "tiny"])):
         load_settings(path)
 
 
@@ -479,11 +479,26 @@ def test_settings_are_immutable():
 def test_released_skeleton_matches_the_papers_figures():
     skeleton = Skeleton()
     layers = skeleton.searched_layers()
-    assert [(x.in_channels, x.out_channels, x.stride, x.reduction) for x in layers[::4][:5]] == [
+    assert [(x.in_channels, x.out_channels, x.stride, *x.reductions) for x in layers[::4][:5]] == [
         (16, 48, 2, 2), (48, 96, 2, 4), (96, 184, 2, 8), (184, 256, 1, 16), (256, 352, 2, 16),
     ]  # fmt: skip
-    neck = [(x.in_channels, x.reduction) for x in layers if x.component == "neck"]
+    neck = [(x.in_channels, *x.reductions) for x in layers if x.component == "neck"]
     assert neck == [(48, 4), (96, 8), (256, 16), (2048, 32), (256, 4), (256, 8), (256, 16), (256, 32)]
+    assert {x.reductions for x in layers if x.component == "head"} == {()}
+
+
+def test_retinanet_skeleton():
+    """Levels of stride 8 to 128; the towers see all of them; only an anchor scale that is not given is the kind's."""
+    skeleton = Skeleton(detector="retinanet", head_width=64)
+    layers = skeleton.searched_layers()
+    neck = [(x.in_channels, *x.reductions) for x in layers if x.component == "neck"]
+    assert neck == [(96, 8), (256, 16), (2048, 32), (256, 8), (256, 16), (256, 32)]
+    head = [(x.label, x.in_channels, x.out_channels) for x in layers if x.component == "head"]
+    assert head == [(f"head/l{i:02d}", 256 if i in (1, 5) else 64, 64) for i in range(1, 9)]
+    assert {x.reductions for x in layers if x.component == "head"} == {(8, 16, 32, 64, 128)}
+    assert skeleton.anchor_scale == 4
+    assert Skeleton(detector="retinanet", anchor_scale=8).anchor_scale == 8
+    assert Skeleton.model_validate(skeleton.model_dump(mode="json")) == skeleton
 
 
 @pytest.mark.parametrize("strides", [(1, 2, 2, 2, 2), (1, 1, 2, 2, 2, 2, 1), (2, 1, 1, 2, 2, 2)])

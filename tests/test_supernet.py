@@ -17,9 +17,12 @@ SPACE = {
 }
 
 
+SETTINGS = {"data.train": 16, "data.val": 4, "screening.keep.backbone": 2}
+
+
 @pytest.fixture(scope="module")
 def settings():
-    return load_settings("tiny", {"data.train": 16, "data.val": 4, "screening.keep.backbone": 2})
+    return load_settings("tiny", SETTINGS)
 
 
 def train(settings, data, records, *, seed=0, **phase):
@@ -32,7 +35,9 @@ def train(settings, data, records, *, seed=0, **phase):
     )
 
 
-def test_search_reports_every_epoch_and_decodes_the_argmax(settings, tiny_data):
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
+def test_search_reports_every_epoch_and_decodes_the_argmax(kind, tiny_data):
+    settings = load_settings("tiny", {**SETTINGS, "skeleton.detector": kind})
     records = []
     trained = train(settings, tiny_data, records, flops_weight=1.0)
     assert [record.epoch for record in records] == [0, 1]

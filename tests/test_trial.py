@@ -4,9 +4,18 @@ import json
 
 import nni
 import pytest
+import torch
 import yaml
+from mmdet.models import RetinaNet
+from mmdet.registry import MODELS
+from mmengine.config import Config
 
 from hitdet_nni import trial
+from hitdet_nni.architecture import load_architecture
+from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.model.detector import build_detector
+from hitdet_nni.settings import load_settings
+from hitdet_nni.train import export_config
 
 SPACE = {"backbone": ["sep_k3_d1", "ir_k3_d1_e1", "conv_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"]}
 
@@ -64,6 +73,26 @@ def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch
         assert yaml.safe_load((run / "config.yml").read_text())["search"]["flops_weight"] == weight
     spaces = [(runs / "exp" / name / "screening" / "sub_spaces.yml").read_bytes() for name in ("one", "two")]
     assert spaces[0] == spaces[1]
+
+
+def test_a_one_stage_trial_ends_in_a_plain_retinanet(tmp_path, monkeypatch, config):
+    recorder = Recorder(monkeypatch, "one", {"skeleton.detector": "retinanet", "screening.warmup_epochs": 0})
+    trial.run_trial(str(config), tmp_path)
+    run = tmp_path / "exp" / "one"
+    found = load_architecture(run / "architecture.json")
+    assert recorder.final[0]["gflops"] * 1e9 == found.provenance.cost[0].flops["total"]
+    settings = load_settings(run / "config.yml")
+    text = export_config(found, settings, open_data(settings.data, settings.seed))
+    model = Config.fromstring(text, ".py").model
+    assert model.bbox_head.type == "HitRetinaHead"
+    built = build_detector(found.skeleton, found.sample, found.num_classes)
+    plain = MODELS.build(model)
+    assert type(plain) is type(built) is RetinaNet
+    assert not [part for part in plain.modules() if type(part).__module__.startswith("nni.")]
+    plain.load_state_dict(torch.load(run / "retrain" / "weights.pth", weights_only=True)["state_dict"])
+    params = found.provenance.cost[0].params
+    parts = {"backbone": plain.backbone, "neck": plain.neck, "head": plain.bbox_head, "total": plain}
+    assert {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()} | {"rpn": 0} == params
 
 
 def test_a_bad_parameter_is_one_line(tmp_path, monkeypatch, config, capsys):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from hitdet_nni.trial_table import (
     Snapshot,
     Trial,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmdet.registry import MODELS
@@ -15,11 +15,20 @@ from torch import Tensor, nn
 import hitdet_nni.model.backbone
 import hitdet_nni.model.head
 import hitdet_nni.model.neck  # noqa: F401  (the three imports register our modules with mmdet)
+from hitdet_nni.model.one_stage import retinanet
 from hitdet_nni.model.searchable import Candidates
-from hitdet_nni.skeleton import COMPONENTS, ROI_SIZE, Component, Skeleton
+from hitdet_nni.model.two_stage import faster_rcnn
+from hitdet_nni.skeleton import COMPONENTS, Component, DetectorKind, Skeleton
 
 Operators = Mapping[Component, Sequence[Candidates]]
 """For each component one entry a layer: an operator name, or the candidates' names."""
+
+HeadOperators = list[str | list[str]]
+DETECTORS: Mapping[DetectorKind, Callable[[Skeleton, HeadOperators, int], dict[str, Any]]] = {
+    "faster_rcnn": faster_rcnn,
+    "retinanet": retinanet,
+}
+"""For each kind of detector what stands behind the neck: mmdet's detector class, the heads, training and testing."""
 
 
 def detector_config(skeleton: Skeleton, operators: Operators, num_classes: int) -> dict[str, Any]:
@@ -34,12 +43,9 @@ def detector_config(skeleton: Skeleton, operators: Operators, num_classes: int) 
         A config of plain lists, numbers and strings that ``mmdet.registry.MODELS.build`` takes.
 
     Source:
-        Section 3.3 for the parts, the released configuration for the RPN, the assigners and the test settings.
+        Section 3.3.
     """
-    strides = list(skeleton.feature_reductions)
-    box_loss = {"type": "SmoothL1Loss", "loss_weight": 1.0}
     return {
-        "type": "FasterRCNN",
         "_scope_": "mmdet",  # so that the parts are found whatever the caller's default scope is
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
@@ -60,102 +66,18 @@ def detector_config(skeleton: Skeleton, operators: Operators, num_classes: int) 
         "neck": {
             "type": "HitNeck",
             "operators": _plain(operators["neck"]),
-            "in_channels": list(skeleton.feature_channels),
+            "in_channels": list(skeleton.neck_channels),
             "out_channels": skeleton.neck_width,
-            "extra_levels": 1,
+            "start_level": skeleton.layout.start_level,
+            "extra_levels": skeleton.layout.extra_levels,
+            "extra_convs": skeleton.layout.extra_convs,
         },
-        "rpn_head": {
-            "type": "RPNHead",
-            "in_channels": skeleton.neck_width,
-            "feat_channels": skeleton.neck_width,
-            "anchor_generator": {
-                "type": "AnchorGenerator",
-                "scales": [skeleton.anchor_scale],
-                "ratios": [0.5, 1.0, 2.0],
-                "strides": [*strides, 2 * strides[-1]],
-            },
-            "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": [1.0, 1.0, 1.0, 1.0]},
-            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
-            "loss_bbox": {**box_loss, "beta": 1.0 / 9.0},
-        },
-        "roi_head": {
-            "type": "StandardRoIHead",
-            "bbox_roi_extractor": {
-                "type": "SingleRoIExtractor",
-                "roi_layer": {"type": "RoIAlign", "output_size": ROI_SIZE, "sampling_ratio": 2},
-                "out_channels": skeleton.neck_width,
-                "featmap_strides": strides,
-            },
-            "bbox_head": {
-                "type": "HitBoxHead",
-                "operators": _plain(operators["head"]),
-                "in_channels": skeleton.neck_width,
-                "width": skeleton.head_width,
-                "fc_out_channels": skeleton.head_fc,
-                "roi_feat_size": ROI_SIZE,
-                "num_classes": num_classes,
-                "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": [0.1, 0.1, 0.2, 0.2]},
-                "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
-                "loss_bbox": {**box_loss, "beta": 1.0},
-            },
-        },
-        "train_cfg": _train_config(skeleton),
-        "test_cfg": {
-            "rpn": _proposals(skeleton.proposals_test),
-            "rcnn": {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
-        },
+        **DETECTORS[skeleton.detector](skeleton, _plain(operators["head"]), num_classes),
     }
 
 
-def _plain(operators: Sequence[Candidates]) -> list[str | list[str]]:
+def _plain(operators: Sequence[Candidates]) -> HeadOperators:
     return [entry if isinstance(entry, str) else list(entry) for entry in operators]
-
-
-def _proposals(count: int) -> dict[str, Any]:
-    return {
-        "nms_pre": count,
-        "max_per_img": count,
-        "nms": {"type": "nms", "iou_threshold": 0.7},
-        "min_bbox_size": 0,
-    }
-
-
-def _train_config(skeleton: Skeleton) -> dict[str, Any]:
-    def assigner(positive: float, negative: float, minimum: float, low_quality: bool) -> dict[str, Any]:
-        return {
-            "type": "MaxIoUAssigner",
-            "pos_iou_thr": positive,
-            "neg_iou_thr": negative,
-            "min_pos_iou": minimum,
-            "match_low_quality": low_quality,
-            "ignore_iof_thr": -1,
-        }
-
-    def sampler(count: int, fraction: float, add_truth: bool) -> dict[str, Any]:
-        return {
-            "type": "RandomSampler",
-            "num": count,
-            "pos_fraction": fraction,
-            "neg_pos_ub": -1,
-            "add_gt_as_proposals": add_truth,
-        }
-
-    return {
-        "rpn": {
-            "assigner": assigner(0.7, 0.3, 0.3, low_quality=True),
-            "sampler": sampler(256, 0.5, add_truth=False),
-            "allowed_border": -1,
-            "pos_weight": -1,
-            "debug": False,
-        },
-        "rpn_proposal": _proposals(skeleton.proposals_train),
-        "rcnn": {
-            "assigner": assigner(0.5, 0.5, 0.5, low_quality=False),
-            "sampler": sampler(skeleton.roi_samples, 0.25, add_truth=True),
-            "pos_weight": -1,
-            "debug": False,
-        },
-    }
 
 
 def build_detector(skeleton: Skeleton, sample: Mapping[str, str], num_classes: int) -> nn.Module:
@@ -167,7 +89,7 @@ def build_detector(skeleton: Skeleton, sample: Mapping[str, str], num_classes: i
         num_classes: Object classes, without background.
 
     Returns:
-        An mmdet ``FasterRCNN`` that holds the chosen operators only and no module of NNI.
+        An mmdet detector that holds the chosen operators only and no module of NNI.
 
     Raises:
         KeyError: If ``sample`` lacks a searched layer.

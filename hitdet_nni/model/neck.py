@@ -23,19 +23,24 @@ class HitNeck(BaseModule):  # type: ignore[misc]
     Args:
         operators: One entry a searched layer (a name, or the candidates' names): first the row on the backbone's
             maps, fine to coarse, then the row on the top-down maps.
-        in_channels: Channels of each backbone map, fine to coarse.
+        in_channels: Channels of each backbone map that is used, fine to coarse.
         out_channels: Channels of every output map.
-        extra_levels: Levels below the coarsest, each subsampling the one before by 2.
+        start_level: Backbone maps to leave out, from the finest.
+        extra_levels: Levels behind the coarsest, each half the size of the one before.
+        extra_convs: Make the extra levels by strided 3x3 convolutions, with a ReLU before all but the first, and not by
+            subsampling.
         init_cfg: mmengine initialisation config; by default Xavier uniform for convolutions.
 
     Shape:
-        L maps ``[N, in_channels[i], H_i, W_i]`` to ``L + extra_levels`` maps ``[N, out_channels, H_i, W_i]``.
+        ``start_level`` maps that are not used and L maps ``[N, in_channels[i], H_i, W_i]`` to ``L + extra_levels`` maps
+        ``[N, out_channels, H_i, W_i]``.
 
     Raises:
         InputError: If the number of entries is not twice the number of levels, or a name is not an operator's.
 
     Source:
-        Section 3.3; the fusion convolutions are the released network's.
+        Section 3.3; the fusion convolutions are the released network's. The extra convolutions are RetinaNet's (Lin et
+        al., ICCV 2017, section 4), behind the pyramid rather than the backbone.
     """
 
     def __init__(
@@ -43,7 +48,9 @@ class HitNeck(BaseModule):  # type: ignore[misc]
         operators: Sequence[Candidates],
         in_channels: Sequence[int],
         out_channels: int = 256,
+        start_level: int = 0,
         extra_levels: int = 1,
+        extra_convs: bool = False,
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg or {"type": "Xavier", "layer": "Conv2d", "distribution": "uniform"})
@@ -57,11 +64,18 @@ class HitNeck(BaseModule):  # type: ignore[misc]
         self.top_down = nn.ModuleList(layers[:levels])
         self.bottom_up = nn.ModuleList(layers[levels:])
         self.fuse = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in range(levels - 1))
+        self.start_level = start_level
         self.extra_levels = extra_levels
+        self.extra = nn.ModuleList()
+        if extra_convs:
+            self.extra.extend(
+                nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1) for _ in range(extra_levels)
+            )
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Fuse the backbone's maps, fine to coarse, into the pyramid N1..N(L + extra)."""
-        pyramid = [operator(feature) for operator, feature in zip(self.top_down, features, strict=True)]
+        used = features[self.start_level :]
+        pyramid = [operator(feature) for operator, feature in zip(self.top_down, used, strict=True)]
         for level in reversed(range(len(pyramid) - 1)):
             size = pyramid[level].shape[-2:]
             pyramid[level] = pyramid[level] + F.interpolate(pyramid[level + 1], size=size, mode="nearest")
@@ -70,6 +84,12 @@ class HitNeck(BaseModule):  # type: ignore[misc]
         for convolution, lateral in zip(self.fuse, laterals[1:], strict=True):
             # Odd maps halve upwards, as the backbone's strided convolutions do.
             outputs.append(convolution(F.max_pool2d(outputs[-1], 2, ceil_mode=True) + lateral))
-        for _ in range(self.extra_levels):
-            outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
+        for index in range(self.extra_levels):
+            outputs.append(self._extra_level(index, outputs[-1]))
         return tuple(outputs)
+
+    def _extra_level(self, index: int, coarsest: Tensor) -> Tensor:
+        if not self.extra:
+            return F.max_pool2d(coarsest, kernel_size=1, stride=2)
+        level: Tensor = self.extra[index](F.relu(coarsest) if index else coarsest)
+        return level

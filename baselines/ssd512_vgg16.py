@@ -1,0 +1,4 @@
+# SSD on VGG (Table 6): mmdet's SSD512, whose accuracy and parameters are the ones printed.
+_base_ = "mmdet::ssd/ssd512_coco.py"
+
+custom_imports = dict(imports=["hitdet_nni"], allow_failed_imports=False)

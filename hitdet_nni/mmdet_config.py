@@ -1,0 +1,124 @@
+"""Any mmdet config, the paper's baselines among them: find it, read it, count it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from hitdet_nni.architecture import load_architecture
+from hitdet_nni.errors import InputError
+from hitdet_nni.model.detector import detector_config
+from hitdet_nni.module_cost import build_on_meta, detector_cost
+from hitdet_nni.search.cost import Convention, Cost, Size
+from hitdet_nni.shipped import shipped
+from hitdet_nni.skeleton import COMPONENTS, Component
+
+PAPER_SHAPE: Size = (800, 1216)
+"""The "800 x 1200" of Table 2, padded to a multiple of 32."""
+
+
+def is_config(name: str) -> bool:
+    """Whether ``name`` means an mmdet config: a ``.py`` file, or the bare name of a shipped baseline."""
+    path = Path(name)
+    if path.suffix:
+        return path.suffix == ".py"
+    return path.name == name and path.stem in baseline_names()
+
+
+def baseline_names() -> list[str]:
+    """Bare names of the shipped baselines."""
+    return sorted(path.stem for path in shipped("baselines", "fpn_r50_2fc.py").parent.glob("*.py"))
+
+
+def load_config(name: str) -> Config:
+    """Read an mmdet config.
+
+    Args:
+        name: A ``.py`` file, or the bare name of a shipped baseline, e.g. ``"fpn_r50_2fc"``.
+
+    Raises:
+        InputError: If the file is missing, is no mmengine config, or has no ``model``.
+    """
+    path = Path(name)
+    if not path.suffix and path.name == name:
+        path = shipped("baselines", f"{name}.py")
+    if not path.is_file():
+        raise InputError("no such file", source=path)
+    try:
+        with warnings.catch_warnings():
+            # mmengine looks for mmdet with it, each time it meets "mmdet::".
+            warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+            config = Config.fromfile(path)
+    except Exception as error:  # the file is a program and may raise anything
+        raise InputError(f"not an mmdet config: {type(error).__name__}: {error}", source=path) from error
+    if not isinstance(config.get("model"), dict):
+        raise InputError("missing", source=path, key="model", allowed="an mmdet detector's config")
+    return config
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a detector costs, and for what it was counted.
+
+    Attributes:
+        name: Its name, for people.
+        shape: Rows and columns of the picture.
+        proposals: RoIs that the head sees; 0 in a one-stage detector.
+        convention: How FLOPs were counted.
+        costs: Cost by part, and ``total``.
+    """
+
+    name: str
+    shape: Size
+    proposals: int
+    convention: Convention
+    costs: dict[str, Cost]
+
+
+@lru_cache
+def _model(name: str) -> tuple[Any, int]:
+    """A config's detector on the meta device, and how many RoIs its head sees in testing."""
+    model = load_config(name).model
+    rpn = model.get("test_cfg", {}).get("rpn") or {}
+    return build_on_meta(model, name), rpn.get("max_per_img", 0) if "roi_head" in model else 0
+
+
+def profile_config(
+    name: str, shape: Size | None = None, proposals: int | None = None, convention: Convention = "macs"
+) -> Profile:
+    """Cost of an mmdet config.
+
+    Args:
+        name: A ``.py`` file, or the bare name of a shipped baseline.
+        shape: Rows and columns of the picture; the paper's by default.
+        proposals: RoIs that the head sees; those of the config in testing by default, none in a one-stage detector.
+        convention: How FLOPs are counted.
+
+    Raises:
+        InputError: If the config cannot be read, built or counted, or proposals are given for a one-stage detector.
+    """
+    detector, default = _model(name)
+    if proposals and not hasattr(detector, "roi_head"):
+        raise InputError(f"got {proposals} proposals", source=name, allowed="none, as the detector has one stage")
+    size = shape or PAPER_SHAPE
+    count = default if proposals is None else proposals
+    return Profile(Path(name).stem, size, count, convention, detector_cost(detector, size, count, convention, name))
+
+
+def searched_part(architecture: str, component: Component) -> dict[str, Any]:
+    """The mmdet config of one component of an architecture, to put into another detector.
+
+    Args:
+        architecture: A file, or the bare name of a shipped architecture.
+        component: Which part.
+    """
+    found = load_architecture(architecture)
+    operators = {part: [found.sample[label] for label in found.skeleton.labels(part)] for part in COMPONENTS}
+    model = detector_config(found.skeleton, operators, found.num_classes)
+    part: dict[str, Any] = model["roi_head"]["bbox_head"] if component == "head" else model[component]
+    return part

@@ -1,0 +1,59 @@
+"""Batch normalisation of layers that every level of a pyramid shares."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LevelBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with one scale and shift for all levels, but each level's own statistics.
+
+    Levels differ in mean and variance, so one running average would fit none of them when the detector is used. In
+    training a map with one value a channel, which has no variance, is normalised by the running averages.
+
+    Args:
+        num_features: Channels.
+        levels: Levels of the pyramid.
+
+    Attributes:
+        level: Index of the level that the next call is given.
+
+    Shape:
+        ``[N, num_features, H, W]`` to the same.
+
+    Source:
+        Ghiasi et al., NAS-FPN, CVPR 2019 (batch normalisation is not shared over levels); sharing scale and shift
+        keeps the parameters of the operators as they are counted.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, levels: int) -> None:
+        super().__init__(num_features)
+        self.running_mean = torch.zeros(levels, num_features)
+        self.running_var = torch.ones(levels, num_features)
+        self.level = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a map of level ``self.level``."""
+        mean, variance = self.running_mean[self.level], self.running_var[self.level]
+        training = self.training and x.numel() > x.shape[1]
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, training, self.momentum or 0.0, self.eps)
+
+
+def separate_statistics(module: nn.Module, levels: int) -> None:
+    """Give every batch normalisation inside ``module`` statistics for each of ``levels`` levels, in place."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, LevelBatchNorm2d(child.num_features, levels))
+
+
+def select_level(module: nn.Module, level: int) -> None:
+    """Tell every :class:`LevelBatchNorm2d` inside ``module`` which level comes next."""
+    for part in module.modules():
+        if isinstance(part, LevelBatchNorm2d):
+            part.level = level

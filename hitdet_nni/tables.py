@@ -1,0 +1,179 @@
+"""The paper's cost tables, counted again: what is printed there beside what comes out here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
+
+from hitdet_nni.architecture import load_architecture
+from hitdet_nni.files import read_yaml
+from hitdet_nni.mmdet_config import PAPER_SHAPE, profile_config
+from hitdet_nni.search.cost import Convention, Cost, CostModel, Size
+from hitdet_nni.shipped import shipped
+
+CONVENTION: Convention = "paper"
+PROPOSALS = 1000
+"""RoIs that the heads of two-stage detectors see in Table 2, and in the baselines' configs."""
+
+Figure = Literal["backbone", "neck", "head", "total", "gflops"]
+"""A column of costs: the parameters of a part, in millions, or the FLOPs of the whole, in 10^9."""
+
+Accuracy = Literal["mAP", "AP50", "AP75", "APS", "APM", "APL"]
+
+Printed = Annotated[Decimal, Field(gt=0, strict=False)]
+"""A figure with exactly the digits that are printed."""
+
+TOLERANCE = 0.5
+"""Difference, percent, up to which a figure counts as met; half of the last printed digit is granted as well."""
+
+
+class Published(BaseModel):
+    """What the paper prints in a row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    params: dict[Figure, Printed] = Field(default={}, description="parameters by part, millions")
+    gflops: Printed | None = Field(None, description="FLOPs of the whole, 10^9")
+    accuracy: dict[Accuracy, PositiveFloat] = Field(description="COCO's average precisions, percent")
+
+
+class Variant(BaseModel):
+    """Another input size, at which a printed figure was evidently counted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns")
+    reason: str
+
+
+class Row(BaseModel):
+    """A row: what is printed, and what rebuilds it or why nothing does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="name in the paper")
+    published: Published
+    baseline: str | None = Field(None, description="a shipped mmdet config")
+    architecture: str | None = Field(None, description="a shipped architecture")
+    missing: str | None = Field(None, description="why the row is not rebuilt")
+    note: str | None = None
+    variant: Variant | None = None
+
+    @model_validator(mode="after")
+    def _rebuilt_or_explained(self) -> Row:
+        if [self.baseline, self.architecture, self.missing].count(None) != 2:
+            raise ValueError("one of baseline, architecture and missing is needed")
+        return self
+
+
+class PaperTable(BaseModel):
+    """One table of the paper."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: PositiveInt
+    title: str
+    figures: tuple[Figure, ...] = Field(description="its columns of costs")
+    rows: tuple[Row, ...]
+
+    @property
+    def accuracies(self) -> tuple[Accuracy, ...]:
+        """Its columns of accuracies: those of the row that has most."""
+        return max((tuple(row.published.accuracy) for row in self.rows), key=len)
+
+
+def load_tables() -> tuple[PaperTable, ...]:
+    """The paper's tables, from the shipped ``paper_tables.yml``."""
+    content = read_yaml(shipped("baselines", "paper_tables.yml"))
+    return TypeAdapter(tuple[PaperTable, ...]).validate_python(content)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row with what was counted.
+
+    Attributes:
+        row: The row of the paper.
+        shape: Rows and columns of the picture that FLOPs are for.
+        published: The printed figures, as far as there are any.
+        ours: The counted figures; none where the row is not rebuilt.
+        remark: What there is to say about it; may be empty.
+        is_variant: Whether it stands for the row at another input size.
+    """
+
+    row: Row
+    shape: Size
+    published: dict[Figure, Decimal]
+    ours: dict[Figure, float]
+    remark: str
+    is_variant: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's name, with the input size of a variant."""
+        return f"{self.row.model}, {self.shape[0]} x {self.shape[1]}" if self.is_variant else self.row.model
+
+    @property
+    def differences(self) -> dict[Figure, float]:
+        """Ours against the published, percent."""
+        return {
+            figure: 100 * (self.ours[figure] / float(value) - 1)
+            for figure, value in self.published.items()
+            if figure in self.ours
+        }
+
+    @property
+    def missed(self) -> tuple[Figure, ...]:
+        """The printed figures that ours do not meet."""
+        return tuple(
+            figure
+            for figure, difference in self.differences.items()
+            if abs(difference) > TOLERANCE
+            and abs(Decimal(self.ours[figure]) - self.published[figure]) > _half_digit(self.published[figure])
+        )
+
+
+def _half_digit(value: Decimal) -> Decimal:
+    return Decimal(1).scaleb(int(value.as_tuple().exponent)) / 2
+
+
+@lru_cache
+def _costs(baseline: str | None, architecture: str | None, shape: Size) -> dict[str, Cost]:
+    if baseline is not None:
+        return profile_config(baseline, shape, convention=CONVENTION).costs
+    found = load_architecture(str(architecture))
+    model = CostModel(found.skeleton, found.num_classes, shape=shape, proposals=PROPOSALS, convention=CONVENTION)
+    return model.architecture(found.sample)
+
+
+def _figures(table: PaperTable, row: Row, shape: Size) -> dict[Figure, float]:
+    if row.missing is not None:
+        return {}
+    costs = _costs(row.baseline, row.architecture, shape)
+    values: dict[Figure, float] = {}
+    for figure in table.figures:
+        values[figure] = costs["total"].flops / 1e9 if figure == "gflops" else costs[figure].params / 1e6
+    return values
+
+
+def compare(table: PaperTable) -> tuple[Comparison, ...]:
+    """Count every row of a table that can be rebuilt; a variant follows its row.
+
+    Raises:
+        InputError: If what should rebuild a row is missing or cannot be counted.
+    """
+    comparisons = []
+    for row in table.rows:
+        published: dict[Figure, Decimal] = {**row.published.params}
+        if row.published.gflops is not None:
+            published["gflops"] = row.published.gflops
+        remark = f"not rebuilt: {row.missing}" if row.missing else row.note or ""
+        comparisons.append(Comparison(row, PAPER_SHAPE, published, _figures(table, row, PAPER_SHAPE), remark))
+        if row.variant is not None:
+            ours = _figures(table, row, row.variant.shape)
+            comparisons.append(Comparison(row, row.variant.shape, published, ours, row.variant.reason, is_variant=True))
+    return tuple(comparisons)
