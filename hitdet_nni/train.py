@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pprint
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -181,10 +182,12 @@ def retrain(
     """
     settings = _with_skeleton(settings, architecture)
     evaluations: list[dict[str, float]] = []
+    stdout = sys.stdout
 
     def keep(epoch: int, metrics: dict[str, float]) -> None:
         evaluations.append(metrics)
-        on_evaluation(epoch, metrics)
+        with redirect_stdout(stdout):  # the caller is not to be muted with mmengine
+            on_evaluation(epoch, metrics)
 
     with muted():
         runner = _runner(architecture, settings, data, work_dir, training_config(settings, data))

@@ -1,5 +1,7 @@
 """Retraining: the config it trains with, and its weights file."""
 
+import sys
+
 import pytest
 import torch
 
@@ -29,17 +31,20 @@ def test_schedule_is_the_settings(tiny_settings, tiny_data):
     assert (steps["milestones"], steps["gamma"]) == (list(tiny_settings.retrain.milestones), 0.1)
 
 
-def test_same_seed_same_weights(tmp_path, tiny_settings, tiny_data, architecture):
+def test_same_seed_same_weights(tmp_path, capsys, tiny_settings, tiny_data, architecture):
     evaluations = []
+
+    def note(epoch, metrics):
+        evaluations.append(epoch)
+        sys.stdout.write(f"epoch {epoch} is over\n")
+
     short = tiny_settings.model_copy(update={"retrain": tiny_settings.retrain.model_copy(update={"epochs": 1})})
-    outcomes = [
-        retrain(architecture, short, tiny_data, tmp_path / name, lambda epoch, metrics: evaluations.append(epoch))
-        for name in ("one", "two")
-    ]
+    outcomes = [retrain(architecture, short, tiny_data, tmp_path / name, note) for name in ("one", "two")]
     states = [torch.load(outcome.weights, weights_only=True)["state_dict"] for outcome in outcomes]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert evaluations == [0, 1, 0, 1]
+    assert capsys.readouterr().out == "epoch 0 is over\nepoch 1 is over\n" * 2
     initial = detector_of(architecture).state_dict()
     assert not torch.equal(states[0]["backbone.stem.0.weight"], initial["backbone.stem.0.weight"])
 
