@@ -104,6 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
     tables = parsers["tables"]
     tables.add_argument("number", nargs="?", type=int, choices=[1, 2, 5, 6], help="one table (default: all)")
     tables.add_argument(
+        "--run",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="run directory of a retrained row, whose accuracies are shown too",
+    )
+    tables.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write all tables between the markers in FILE instead of printing"
     )
     return parser

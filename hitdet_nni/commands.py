@@ -19,6 +19,7 @@ from hitdet_nni.data.pictures import check_pictures
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_text, write_text
+from hitdet_nni.measured import add_measured, load_measured
 from hitdet_nni.mmdet_config import Profile, baseline_names, is_config, profile_config
 from hitdet_nni.procedure import describe_architecture, screen, search, train_found, whole_space
 from hitdet_nni.process import prepare_process
@@ -293,7 +294,8 @@ def tables_command(options: Namespace) -> None:
     """``tables``: the paper's cost tables, published beside ours."""
     prepare_process(1)
     chosen = [table for table in load_tables() if options.number in (None, table.number)]
-    compared = [(table, compare(table)) for table in chosen]
+    runs = [load_measured(path) for path in options.run]
+    compared = [(table, add_measured(compare(table), runs)) for table in chosen]
     if options.markdown is not None:
         if options.number is not None or options.json:
             raise InputError("writes all tables", source="--markdown", allowed="neither a number nor --json")

@@ -65,10 +65,16 @@ def sheet(table: PaperTable, comparisons: Sequence[Comparison]) -> Sheet:
                 cells += [_cell(comparison.published.get(figure), "{}"), ours, difference]
             else:
                 cells.append(ours)
-        accuracy = {} if comparison.is_variant else comparison.row.published.accuracy
-        lines.append((*cells, *(_cell(accuracy.get(each), "{:.1f}") for each in table.accuracies)))
+        lines.append((*cells, *_accuracies(table, comparison)))
     remarks = tuple(f"{each.name}: {each.remark}" for each in comparisons if each.remark)
     return Sheet(f"Table {table.number}: {table.title}", tuple(columns), tuple(lines), remarks)
+
+
+def _accuracies(table: PaperTable, comparison: Comparison) -> list[str]:
+    if comparison.measured is not None:
+        return [_cell(comparison.measured.get(each), "{:.1f} here") for each in table.accuracies]
+    published = {} if comparison.beside else comparison.row.published.accuracy
+    return [_cell(published.get(each), "{:.1f}") for each in table.accuracies]
 
 
 def _cell(value: float | Decimal | None, form: str) -> str:
@@ -84,7 +90,7 @@ def conditions() -> str:
 
 def summary(compared: Compared) -> str:
     """How many rows are rebuilt, which are not, and which miss a printed figure, in a line."""
-    rows = [(table, each) for table, found in compared for each in found if not each.is_variant]
+    rows = [(table, each) for table, found in compared for each in found if not each.beside]
 
     def names(chosen: Sequence[tuple[PaperTable, Comparison]]) -> str:
         return ", ".join(f"{each.name} (Table {table.number})" for table, each in chosen) or "none"
@@ -162,6 +168,7 @@ def plain(compared: Compared) -> dict[str, Any]:
                 "ours": comparison.ours,
                 "difference_percent": comparison.differences,
                 "published_accuracy": comparison.row.published.accuracy,
+                "measured_accuracy": comparison.measured,
                 "remark": comparison.remark,
             }
             for comparison in comparisons

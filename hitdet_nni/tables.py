@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -102,7 +103,9 @@ class Comparison:
         published: The printed figures, as far as there are any.
         ours: The counted figures; none where the row is not rebuilt.
         remark: What there is to say about it; may be empty.
-        is_variant: Whether it stands for the row at another input size.
+        beside: What sets this line apart from the row that it stands behind: another input size, or a run; empty for
+            the row itself.
+        measured: Average precisions, percent, that a run supplies.
     """
 
     row: Row
@@ -110,12 +113,13 @@ class Comparison:
     published: dict[Figure, Decimal]
     ours: dict[Figure, float]
     remark: str
-    is_variant: bool = False
+    beside: str = ""
+    measured: Mapping[Accuracy, float] | None = None
 
     @property
     def name(self) -> str:
-        """The model's name, with the input size of a variant."""
-        return f"{self.row.model}, {self.shape[0]} x {self.shape[1]}" if self.is_variant else self.row.model
+        """The model's name, with what sets the line apart."""
+        return f"{self.row.model}, {self.beside}" if self.beside else self.row.model
 
     @property
     def differences(self) -> dict[Figure, float]:
@@ -174,6 +178,7 @@ def compare(table: PaperTable) -> tuple[Comparison, ...]:
         remark = f"not rebuilt: {row.missing}" if row.missing else row.note or ""
         comparisons.append(Comparison(row, PAPER_SHAPE, published, _figures(table, row, PAPER_SHAPE), remark))
         if row.variant is not None:
-            ours = _figures(table, row, row.variant.shape)
-            comparisons.append(Comparison(row, row.variant.shape, published, ours, row.variant.reason, is_variant=True))
+            rows, columns = shape = row.variant.shape
+            ours = _figures(table, row, shape)
+            comparisons.append(Comparison(row, shape, published, ours, row.variant.reason, f"{rows} x {columns}"))
     return tuple(comparisons)

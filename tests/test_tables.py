@@ -9,7 +9,10 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 
 from hitdet_nni import cli
+from hitdet_nni.architecture import load_architecture, save_architecture
+from hitdet_nni.measured import load_measured
 from hitdet_nni.mmdet_config import baseline_names, load_config, profile_config
+from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.table_rendering import END, markdown, plain, section, update_markdown
 from hitdet_nni.tables import Row, compare, load_tables
 
@@ -24,7 +27,7 @@ def compared():
 @pytest.fixture(scope="module")
 def rows(compared):
     """Every row that is no variant, by table number and model."""
-    return {(table.number, row.name): row for table, found in compared for row in found if not row.is_variant}
+    return {(table.number, row.name): row for table, found in compared for row in found if not row.beside}
 
 
 def test_the_tables_are_complete(rows):
@@ -81,7 +84,7 @@ def test_table_2_is_met(rows):
 
 
 def test_the_explanations_of_the_rows_that_miss(compared, rows):
-    variants = [row for table, found in compared for row in found if row.is_variant]
+    variants = [row for table, found in compared for row in found if row.beside]
     assert {row.name for row in variants} == {"NASFPN, 768 x 1280", "DetNAS-1.3G + NASFPN, 768 x 1280"}
     for row in variants:
         assert round(row.ours["gflops"], 1) == float(row.published["gflops"])
@@ -168,3 +171,27 @@ def test_every_baseline_learns(name):
     losses.backward()
     idle = [key for key, value in detector.named_parameters() if value.requires_grad and value.grad is None]
     assert all(key.startswith("backbone.conv2.") for key in idle), idle  # MobileNetV2's last 1x1 leads nowhere
+
+
+def test_a_run_supplies_accuracies_for_its_architecture(tmp_path, tiny_settings, capsys, refused):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings)
+    with refused("metrics.json"):
+        load_measured(run.path)
+    found = load_architecture("hit_detector")
+    metrics = {"mAP": 0.25, "mAP_50": 0.5, "mAP_75": 0.2, "mAP_s": -1.0, "mAP_m": 0.3, "mAP_l": 0.4}
+    run.metrics.write_text(json.dumps({"metrics": metrics}))
+    save_architecture(found, run.architecture)
+
+    assert cli.main(["tables", "2", "--json", "--run", str(run.path)]) == 0
+    rows = json.loads(capsys.readouterr().out)["tables"][0]["rows"]
+    (measured,) = [row for row in rows if row["measured_accuracy"] is not None]
+    assert measured["model"] == "Hit-Detector"
+    assert measured["measured_accuracy"] == {"mAP": 25.0, "AP50": 50.0, "AP75": 20.0, "APM": 30.0, "APL": 40.0}
+    assert str(run.path) in measured["remark"]
+
+    other = found.model_copy(update={"sample": {**found.sample, "head/l01": "conv_k3_d1"}})
+    save_architecture(other, run.architecture)
+    assert cli.main(["tables", "2", "--json", "--run", str(run.path)]) == 0
+    rows = json.loads(capsys.readouterr().out)["tables"][0]["rows"]
+    assert all(row["measured_accuracy"] is None for row in rows)
