@@ -213,6 +213,8 @@ def profile(options: Namespace) -> None:
         costs = model.architecture(architecture.sample)
         found = Profile(architecture.name, model.shape, model.proposals, model.convention, costs)
         rows += model.rows(architecture.sample) if options.layers else []
+    if options.proposals and not found.proposals:
+        sys.stderr.write(f"hitdet-nni: {found.name} has one stage and no RoIs: --proposals changes nothing\n")
     if options.json:
         _say(json.dumps(_profile_values(found, rows if options.layers else None), indent=2))
     else:

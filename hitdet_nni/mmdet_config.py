@@ -96,17 +96,16 @@ def profile_config(
     Args:
         name: A ``.py`` file, or the bare name of a shipped baseline.
         shape: Rows and columns of the picture; the paper's by default.
-        proposals: RoIs that the head sees; those of the config in testing by default, none in a one-stage detector.
+        proposals: RoIs that the head sees; those of the config in testing by default. A one-stage detector sees none,
+            whatever is given.
         convention: How FLOPs are counted.
 
     Raises:
-        InputError: If the config cannot be read, built or counted, or proposals are given for a one-stage detector.
+        InputError: If the config cannot be read, built or counted.
     """
     detector, default = _model(name)
-    if proposals and not hasattr(detector, "roi_head"):
-        raise InputError(f"got {proposals} proposals", source=name, allowed="none, as the detector has one stage")
     size = shape or PAPER_SHAPE
-    count = default if proposals is None else proposals
+    count = default if proposals is None or not hasattr(detector, "roi_head") else proposals
     return Profile(Path(name).stem, size, count, convention, detector_cost(detector, size, count, convention, name))
 
 

@@ -67,6 +67,14 @@ def test_profile_of_the_released_network(capsys):
     assert round(figures["flops"]["total"] / 1e9, 1) == 272.3
 
 
+def test_profile_of_one_stage_says_that_proposals_do_not_matter(capsys):
+    status, out, err = run(capsys, "profile", "retinanet_r50", "--proposals", 1000, "--convention", "paper", "--json")
+    assert status == 0
+    assert round(json.loads(out)["params"]["total"] / 1e6, 2) == 37.97
+    assert "--proposals changes nothing" in err
+    assert err.count("\n") == 1
+
+
 def test_profile_refuses(capsys, tmp_path):
     refused(capsys, "profile", tmp_path / "none.json", names=["none.json"])
     refused(capsys, "profile", tmp_path, names=[tmp_path])

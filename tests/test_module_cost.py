@@ -203,5 +203,9 @@ def test_refuses_names_and_numbers(tmp_path, refused):
         profile_config("fpn_r50")
     with refused(tmp_path / "none.py"):
         profile_config(str(tmp_path / "none.py"))
-    with refused("retinanet_r50", "5 proposals"):
-        profile_config("retinanet_r50", proposals=5)
+
+
+def test_a_one_stage_detector_has_no_rois():
+    found = profile_config("retinanet_r50", proposals=5)
+    assert found.proposals == 0
+    assert found.costs == profile_config("retinanet_r50").costs

@@ -27,12 +27,9 @@ class CostModel:
         skeleton: The parts that are not searched.
         num_classes: Object classes, without background.
         shape: Rows and columns of the network's input; the skeleton's input size by default.
-        proposals: RoIs that the head sees per picture; the skeleton's number in testing by default, none in a
-            one-stage detector.
+        proposals: RoIs that the head sees per picture; the skeleton's number in testing by default. A one-stage
+            detector sees none, whatever is given: its ``proposals`` is 0.
         convention: How FLOPs are counted.
-
-    Raises:
-        InputError: If proposals are given for a one-stage detector.
 
     Source:
         Eq. 7, FLOPs(o, l).
@@ -47,13 +44,11 @@ class CostModel:
         proposals: int | None = None,
         convention: Convention = "macs",
     ) -> None:
-        if proposals and not skeleton.layout.pooled:
-            raise InputError(f"got {proposals} proposals", allowed=f"none, as a {skeleton.detector} has no RoIs")
-        default = skeleton.proposals_test if skeleton.layout.pooled else 0
+        rois = skeleton.proposals_test if proposals is None else proposals
         self.skeleton = skeleton
         self.num_classes = num_classes
         self.shape = shape or skeleton.input_size
-        self.proposals = default if proposals is None else proposals
+        self.proposals = rois if skeleton.layout.pooled else 0
         self.convention = convention
         self.layers = skeleton.searched_layers()
         self._measure = Measure(self.shape, self.proposals, convention)
