@@ -19,6 +19,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=[
         "hitdet_nni",
+        "hitdet_nni.commands",
         "hitdet_nni.data",
         "hitdet_nni.model",
         "hitdet_nni.search",

@@ -30,6 +30,15 @@ from hitdet_nni.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.validation import one_line
 
 PATH_KEYS = ("train_ann", "train_images", "val_ann", "val_images")
+PATHS = {
+    "data": PATH_KEYS,
+    "screening": ("pretrained",),
+    "search": ("pretrained",),
+    "retrain": ("pretrained",),
+    "pretrain": ("train_images", "val_images"),
+}
+"""Keys that name files or folders; relative ones in a config file are relative to the file's folder."""
+
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -101,11 +110,25 @@ class ScreeningSettings(Section):
     depths: tuple[PositiveInt, ...] | None = Field(
         None, description="blocks a stage in the screening supernet (section 4.2 halves them), the skeleton's if null"
     )
+    pretrained: Path | None = Field(None, description="weights of `pretrain` for the screening supernet's backbone")
 
     @model_validator(mode="after")
     def _time_to_remove(self) -> ScreeningSettings:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class BudgetSettings(Section):
+    """What the found detector may cost at most; one of the two."""
+
+    gflops: PositiveFloat | None = Field(None, description="GFLOPs (multiply-adds) at the skeleton's input size")
+    params_m: PositiveFloat | None = Field(None, description="parameters, in millions")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> BudgetSettings:
+        if (self.gflops is None) == (self.params_m is None):
+            raise ValueError("give gflops or params_m, one of the two")
         return self
 
 
@@ -115,6 +138,10 @@ class SearchSettings(Section):
     epochs: PositiveInt = Field(12, description="epochs (section 4.2)")
     warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
     flops_weight: NonNegativeFloat = Field(0.01, description="lambda of Eq. 6, per GFLOP (section 4.2)")
+    budget: BudgetSettings | None = Field(
+        None, description="adapt the cost weight, starting from flops_weight, and decode the best within this cost"
+    )
+    pretrained: Path | None = Field(None, description="weights of `pretrain` for the supernet's backbone")
 
     @model_validator(mode="after")
     def _time_to_search(self) -> SearchSettings:
@@ -126,7 +153,7 @@ class SearchSettings(Section):
 class WeightSettings(Section):
     """Optimiser of the supernet's weights: SGD with a cosine schedule (section 4.2)."""
 
-    lr: PositiveFloat = Field(0.04, description="initial learning rate (section 4.2)")
+    lr: PositiveFloat = Field(0.04, description="initial learning rate for a batch of lr_batch_size (section 4.2)")
     momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")
     weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
     grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
@@ -145,13 +172,44 @@ class RetrainSettings(Section):
     """Training of the found detector from scratch (section 4.2)."""
 
     epochs: PositiveInt = Field(12, description="epochs (section 4.2: the 1x schedule)")
-    lr: PositiveFloat = Field(0.04, description="learning rate for the whole batch (section 4.2: 8 GPUs x 4)")
+    lr: PositiveFloat = Field(0.04, description="learning rate for a batch of lr_batch_size (section 4.2: 8 GPUs x 4)")
     momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")
     weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
     milestones: tuple[PositiveInt, ...] = Field((8, 11), description="epochs after which lr / 10 (section 4.2)")
     warmup_iterations: NonNegativeInt = Field(800, description="linear warm-up from 0.1 lr (released configuration)")
     grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
     val_interval: PositiveInt = Field(1, description="epochs between evaluations")
+    pretrained: Path | None = Field(None, description="weights of `pretrain --architecture` for the found backbone")
+
+
+class PretrainSettings(Section):
+    """Classification training of a backbone (section 4.2: ImageNet)."""
+
+    train_images: Path | None = Field(None, description="folder of training pictures, one folder a class inside")
+    val_images: Path | None = Field(None, description="folder of validation pictures, one folder a class inside")
+    size: Annotated[int, Field(ge=32)] = Field(224, description="side of the crops, pixels")
+    batch_size: PositiveInt = Field(128, description="pictures a process and step")
+    epochs: PositiveInt = Field(10, description="epochs (section 4.2: 10 for the supernet, 300 for the found backbone)")
+    lr: PositiveFloat = Field(0.05, description="initial learning rate, cosine schedule")
+    momentum: Momentum = Field(0.9, description="SGD momentum")
+    weight_decay: NonNegativeFloat = Field(4e-5, description="weight decay")
+    label_smoothing: Momentum = Field(0.1, description="label smoothing of the cross entropy")
+
+
+class CheckpointSettings(Section):
+    """How often a stage saves what it needs to go on exactly where it was."""
+
+    every_steps: NonNegativeInt = Field(200, description="steps between checkpoints besides those of epochs; 0: none")
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="checkpoints kept, so that a damaged one has another")
+
+
+class SupernetSettings(Section):
+    """How the supernet is computed; the numbers are the same whatever is chosen."""
+
+    saving: Literal["stock", "checkpoint"] = Field(
+        "stock",
+        description="what a mixed layer keeps for its gradients: everything, or its input only (slower, smaller)",
+    )
 
 
 class Settings(Section):
@@ -159,6 +217,15 @@ class Settings(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of every random number generator")
     threads: PositiveInt = Field(1, description="torch threads of a process; more are slower on small machines")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="autocast type of all training; fp16: GPU only"
+    )
+    batch_norm: Literal["local", "synced", "frozen"] = Field(
+        "local", description="statistics of a process's batch, of all processes' batches, or the running ones"
+    )
+    lr_batch_size: PositiveInt | None = Field(
+        32, description="global batch that detection learning rates are for (section 4.2: 8 x 4); null: no scaling"
+    )
     data: DataSettings
     skeleton: Skeleton = Skeleton()
     space: str = Field("full", description="search space file, or a shipped space's name")
@@ -167,6 +234,9 @@ class Settings(Section):
     weights: WeightSettings = WeightSettings()
     alphas: AlphaSettings = AlphaSettings()
     retrain: RetrainSettings = RetrainSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    supernet: SupernetSettings = SupernetSettings()
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Settings:
@@ -197,6 +267,18 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
         return Settings.model_validate(tree)
     except ValidationError as error:
         raise one_line(error, Settings, path) from None
+
+
+def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> float:
+    """A learning rate for the global batch, by the linear scaling rule.
+
+    Args:
+        lr: Learning rate for a batch of ``lr_batch_size``.
+        batch_size: Pictures a process and step.
+        processes: Processes of the training.
+        lr_batch_size: Batch that ``lr`` is for; ``None`` leaves it as it is.
+    """
+    return lr if lr_batch_size is None else lr * batch_size * processes / lr_batch_size
 
 
 def find_config(config: str | Path) -> Path:
@@ -245,10 +327,11 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
-    data = tree.get("data")
-    for key in PATH_KEYS:
-        if isinstance(data, dict) and isinstance(data.get(key), str):
-            data[key] = str(folder / data[key])
+    for section, keys in PATHS.items():
+        values = tree.get(section)
+        for key in keys:
+            if isinstance(values, dict) and isinstance(values.get(key), str):
+                values[key] = str(folder / values[key])
     space = tree.get("space")
     if isinstance(space, str) and Path(space).suffix:
         tree["space"] = str(folder / space)

@@ -1,0 +1,165 @@
+"""Several processes on one training: what ``torchrun`` starts, and the few collective operations that the stages use.
+
+Gradients are averaged here rather than by ``DistributedDataParallel``: the two phases of a search train disjoint sets
+of parameters, of which DDP would exchange both each time (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET_BYTES = 32 * 2**20
+"""Gradients are exchanged in pieces of about this size."""
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` (or a like launcher) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join() -> None:
+    """Join the group of processes that the launcher's environment variables describe: nccl on GPUs, gloo elsewhere.
+
+    Does nothing in a process that was started alone, or has joined already.
+    """
+    if not launched() or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
+
+
+def leave() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process in its group, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    """Number of processes in the group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process decides, writes and speaks for the group."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if processes() > 1:
+        dist.barrier()
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def from_main(value: Any) -> Any:
+    """The main process's ``value``, in every process. Plain values only: it is pickled among trusted processes."""
+    if processes() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=device())
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The ``value`` of every process, by rank, in every process."""
+    values = [value] * processes()
+    if processes() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def mean(value: float) -> float:
+    """Mean of a number over the processes."""
+    values: list[float] = gather(value)
+    return sum(values) / processes()
+
+
+def broadcast_state(module: nn.Module) -> None:
+    """Give every process the main one's parameters and buffers."""
+    if processes() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.data, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes.
+
+    A parameter that has a gradient in some process only counts as zero in the others; one that has none anywhere keeps
+    none, so that its optimiser leaves it alone.
+
+    Args:
+        parameters: The same parameters in the same order in every process.
+    """
+    if processes() == 1:
+        return
+    listed = list(parameters)
+    if not listed:
+        return
+    has_gradient = torch.tensor([p.grad is not None for p in listed], dtype=torch.int32, device=listed[0].device)
+    dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
+    for parameter, present in zip(listed, has_gradient.tolist(), strict=True):
+        if present and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    average([parameter.grad for parameter in listed if parameter.grad is not None])
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their means over the processes, in place; those of integers are left alone."""
+    if processes() == 1:
+        return
+    for bucket in _buckets(tensor for tensor in tensors if tensor.is_floating_point()):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat)
+        flat /= processes()
+        for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors in groups of one type, each of about ``BUCKET_BYTES``."""
+    buckets: list[list[Tensor]] = []
+    size: dict[tuple[torch.dtype, torch.device], int] = {}
+    current: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kind = (tensor.dtype, tensor.device)
+        if kind not in current or size[kind] > BUCKET_BYTES:
+            current[kind], size[kind] = [], 0
+            buckets.append(current[kind])
+        current[kind].append(tensor)
+        size[kind] += tensor.numel() * tensor.element_size()
+    return buckets
+
+
+def require_equal(values: Iterable[Tensor], what: str) -> None:
+    """Stop loudly where processes that must hold equal values do not.
+
+    Raises:
+        RuntimeError: Naming the processes whose values differ from the main one's, bit by bit.
+    """
+    if processes() == 1:
+        return
+    flat = torch.cat([value.detach().reshape(-1).double() for value in values]).cpu()
+    others = gather(flat.numpy().tobytes())
+    different = [number for number, other in enumerate(others) if other != others[0]]
+    if different:
+        raise RuntimeError(
+            f"{what} of process {different[0]} differ from those of process 0: the run cannot be trusted"
+        )
