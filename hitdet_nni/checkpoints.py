@@ -40,19 +40,25 @@ class CheckpointFolder:
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write a checkpoint atomically and remove those beyond the last ``keep``.
 
+        What cannot be loaded again safely is refused here rather than when it is needed.
+
         Args:
             step: Finished steps; orders the checkpoints. A second checkpoint of one step replaces the first.
             state: Tensors, numbers, strings, lists, tuples and dicts: what ``torch.load(weights_only=True)`` reads.
 
         Returns:
             The file.
+
+        Raises:
+            TypeError: If the state holds anything else.
         """
+        plain = _plain(state)
         self.path.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path, prefix=".saving-")
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
-                torch.save(dict(state), stream)
+                torch.save(plain, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             file = self.path / f"step-{step:09d}-{_digest(temporary)}.pt"
@@ -77,19 +83,31 @@ class CheckpointFolder:
         A damaged one is named in a warning and passed over.
         """
         for file in reversed(self.files()):
-            try:
-                if _digest(file) == _NAME.fullmatch(file.name)[2]:  # type: ignore[index]  # files() matched it
-                    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-                    return state
-                problem = "its content does not match its name"
-            except Exception as error:  # zip, pickle and torch have no common exception for a broken file
-                problem = str(error).partition("\n")[0]
-            logger.warning("checkpoint %s is damaged (%s): going on from the one before it", file, problem)
+            if _digest(file) == file.stem[-16:]:
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                return state
+            logger.warning("checkpoint %s is cut short or damaged: going on from the one before it", file)
         return None
 
     def clear(self) -> None:
         """Remove all checkpoints: the stage has ended and its result is written."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    """The same value of exactly the types that a safe load knows (NNI's labels, for one, are a subclass of str)."""
+    if value is None or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(content) for key, content in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
 
 
 def _step(file: Path) -> int:

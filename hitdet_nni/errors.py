@@ -36,3 +36,26 @@ class InputError(ValueError):
         if self.allowed is not None:
             text += f"; allowed: {self.allowed}"
         super().__init__(" ".join(text.split()))
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite: the training cannot go on.
+
+    Args:
+        stage: The stage that was trained, e.g. ``"search"``.
+        step: Steps finished before, over all epochs.
+        picture_ids: Ids of the pictures of the batch.
+        checkpoint: The last good checkpoint, if there is one.
+    """
+
+    def __init__(self, stage: str, step: int, picture_ids: Iterable[int], checkpoint: Path | None) -> None:
+        self.stage = stage
+        self.step = step
+        self.picture_ids = tuple(picture_ids)
+        self.checkpoint = checkpoint
+        pictures = ", ".join(map(str, self.picture_ids))
+        good = "no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+        super().__init__(
+            f"{stage}: the loss is not finite in step {step + 1} on the pictures {pictures}; {good}; a smaller "
+            "learning rate or grad_clip may help"
+        )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
+from hitdet_nni import distributed
 from hitdet_nni.architecture import (
     SCHEMA_VERSION,
     Architecture,
@@ -16,18 +20,20 @@ from hitdet_nni.architecture import (
     load_architecture,
     save_architecture,
 )
+from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked, write_csv, write_json
+from hitdet_nni.files import locked, read_json, read_text, write_csv, write_json
 from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochRecord
-from hitdet_nni.search.screening import screen_component
+from hitdet_nni.search.screening import screen_component, screening_stage
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.search_space import SearchSpace, load_search_space, save_search_space
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
-from hitdet_nni.train import retrain
+from hitdet_nni.train import Retrained, retrain
+from hitdet_nni.weights_file import save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +59,7 @@ def whole_space(settings: Settings) -> SearchSpace:
 def screening_key(settings: Settings, space: SearchSpace) -> str:
     """A name for everything that screening depends on; runs with equal keys may share its result."""
     dependencies = plain(settings)
-    for section in ("search", "retrain"):
+    for section in ("search", "retrain", "pretrain", "checkpoint"):
         del dependencies[section]
     dependencies["space"] = space
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
@@ -69,20 +75,35 @@ def screen(
     Source:
         Section 3.2.
     """
-    pending = [component for component in COMPONENTS if not run.scores(component).exists()]
+    pending = _unscreened(run)
     wait = False
     while pending:
         for component in pending:
-            with locked(run.screening / f".{component}.lock", wait=wait) as mine:
-                if mine and not run.scores(component).exists():
+            with _claimed(run, component, wait) as mine:
+                if mine:
                     _screen_one(run, component, space, settings, data, on_epoch)
-        # What is left is another process's; waiting for its lock also covers its death.
+        # What is left is another run's; waiting for its lock also covers its death.
         wait = True
-        pending = [component for component in pending if not run.scores(component).exists()]
+        pending = _unscreened(run)
     kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
-    if not run.sub_spaces.exists():
+    if distributed.is_main() and not run.sub_spaces.exists():
         save_search_space(kept, run.sub_spaces)
+    distributed.barrier()
     return kept
+
+
+def _unscreened(run: RunDirectory) -> list[Component]:
+    pending: list[Component] = [component for component in COMPONENTS if not run.scores(component).exists()]
+    shared: list[Component] = distributed.from_main(pending)
+    return shared
+
+
+@contextmanager
+def _claimed(run: RunDirectory, component: Component, wait: bool) -> Iterator[bool]:
+    """Whether this run (all its processes) is to screen a component, which no other run then does."""
+    lock = run.screening / f".{component}.lock"
+    with locked(lock, wait=wait) if distributed.is_main() else nullcontext(False) as mine:
+        yield distributed.from_main(mine and not run.scores(component).exists())
 
 
 def _screen_one(
@@ -93,11 +114,14 @@ def _screen_one(
     data: DetectionData,
     on_epoch: OnEpoch,
 ) -> None:
-    logger.info("screening the %s: %d operators", component, len(space[component]))
-    screened = screen_component(
-        component, space, settings, data, lambda record: on_epoch(f"screening {component}", record)
-    )
-    run.write_scores(component, screened.rows())
+    stage = screening_stage(component)
+    logger.info("%s: %d operators", stage, len(space[component]))
+    checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
+    screened = screen_component(component, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
+    if distributed.is_main():
+        run.write_scores(component, screened.rows())
+        checkpoints.clear()
+    distributed.barrier()
 
 
 def search(
@@ -105,37 +129,41 @@ def search(
 ) -> Architecture:
     """Search all three components in their sub spaces and write ``architecture.json``.
 
-    Does nothing where the file is there already.
+    Does nothing where the file is there already; otherwise goes on from the newest checkpoint.
 
     Source:
         Sections 3.3 and 3.4.
     """
-    if run.architecture.exists():
+    if distributed.from_main(run.architecture.exists()):
         return load_architecture(run.architecture)
-    records: list[EpochRecord] = []
+    stage = "search"
 
     def keep(record: EpochRecord) -> None:
-        records.append(record)
-        write_search_tables(run, records)
-        on_epoch("search", record)
+        write_epoch(run, record)
+        on_epoch(stage, record)
 
+    checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
     phase = Phase(
+        stage=stage,
         skeleton=settings.skeleton,
         space=space,
         epochs=settings.search.epochs,
         warmup_epochs=settings.search.warmup_epochs,
         flops_weight=settings.search.flops_weight,
     )
-    trained = train_supernet(phase, settings, data, settings.seed, keep)
+    trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     architecture = describe_architecture(run.path.name, trained.sample, space, settings, data.classes)
-    save_architecture(architecture, run.architecture)
+    if distributed.is_main():
+        save_weights(trained.module.model.detector, run.supernet)
+        save_architecture(architecture, run.architecture)
+        checkpoints.clear()
+    distributed.barrier()
     return architecture
 
 
-def write_search_tables(run: RunDirectory, records: list[EpochRecord]) -> None:
-    """Write ``search/metrics.csv`` and ``search/alphas.csv``."""
-    metrics = [{"epoch": record.epoch, **record.metrics()} for record in records]
-    write_csv(run.search_metrics, list(metrics[0]), metrics)
+def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
+    """Add an epoch to ``search/metrics.csv`` and ``search/alphas.csv``; one that is there already is replaced."""
+    metrics = {"epoch": record.epoch, **record.metrics()}
     alphas = [
         {
             "epoch": record.epoch,
@@ -144,11 +172,13 @@ def write_search_tables(run: RunDirectory, records: list[EpochRecord]) -> None:
             "alpha": alpha,
             "probability": record.probabilities[label][name],
         }
-        for record in records
         for label, row in record.alphas.items()
         for name, alpha in row.items()
     ]
-    write_csv(run.alphas, ["epoch", "label", "operator", "alpha", "probability"], alphas)
+    for path, rows in ((run.search_metrics, [metrics]), (run.alphas, alphas)):
+        before = list(csv.DictReader(read_text(path).splitlines())) if path.exists() else []
+        kept = [row for row in before if int(row["epoch"]) < record.epoch]
+        write_csv(path, list(rows[0]), [*kept, *rows])
 
 
 def describe_architecture(
@@ -198,8 +228,20 @@ def train_found(
     settings: Settings,
     data: DetectionData,
     on_evaluation: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+    *,
+    resume: bool = False,
+    inherit: Path | None = None,
 ) -> dict[str, Any]:
-    """Retrain an architecture from scratch and write ``metrics.json``.
+    """Retrain an architecture and write ``metrics.json``.
+
+    Args:
+        run: Where it is written.
+        architecture: What to train.
+        settings: All settings.
+        data: The pictures.
+        on_evaluation: Called with the finished epochs and the metrics after every evaluation.
+        resume: Go on from the newest checkpoint; do nothing where ``metrics.json`` is there already.
+        inherit: Weights of the supernet to start from, instead of new ones.
 
     Returns:
         What the file holds: COCO metrics before and after training, parameters and FLOPs.
@@ -207,10 +249,31 @@ def train_found(
     Source:
         Section 4.2.
     """
-    outcome = retrain(architecture, settings, data, run.retrain, on_evaluation)
+    checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
+    if not (resume and distributed.from_main(run.metrics.exists())):
+        outcome = retrain(
+            architecture,
+            settings,
+            data,
+            run.retrain,
+            on_evaluation,
+            resume=resume,
+            inherit=inherit,
+            checkpoints=checkpoints,
+        )
+        if distributed.is_main():
+            write_json(run.metrics, _describe_retrained(run, architecture, outcome))
+    if distributed.is_main():
+        checkpoints.clear()
+    distributed.barrier()
+    result: dict[str, Any] = read_json(run.metrics)
+    return result
+
+
+def _describe_retrained(run: RunDirectory, architecture: Architecture, outcome: Retrained) -> dict[str, Any]:
     skeleton = architecture.skeleton
     cost = CostModel(skeleton, architecture.num_classes).architecture(architecture.sample)["total"]
-    result = {
+    return {
         "architecture": architecture.name,
         "mAP": outcome.metrics["mAP"],
         "params_m": cost.params / 1e6,
@@ -220,5 +283,3 @@ def train_found(
         "metrics_before_training": outcome.before,
         "weights": str(outcome.weights.relative_to(run.path)),
     }
-    write_json(run.metrics, result)
-    return result

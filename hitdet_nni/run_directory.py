@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
+from hitdet_nni import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_json, read_text, read_yaml, write_csv, write_json, write_text
+from hitdet_nni.files import locked, read_json, read_text, read_yaml, write_csv, write_json, write_text
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import Component
 
@@ -82,23 +83,67 @@ class RunDirectory:
         """COCO metrics and cost of the retrained detector."""
         return self.path / "metrics.json"
 
+    @property
+    def supernet(self) -> Path:
+        """Weights of the supernet at the end of the search."""
+        return self.path / "search" / "supernet.pth"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Folder of a stage's checkpoints; it is gone when the stage has ended."""
+        return self.path / "checkpoints" / stage.replace(" ", "-")
+
     def scores(self, component: Component) -> Path:
         """Screening scores of one component."""
         return self.screening / f"{component}.csv"
 
+    @property
+    def _lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @contextmanager
+    def held(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep other processes from working in the directory; the system frees it if this one dies.
+
+        Args:
+            wait: Wait for another one to end instead of refusing.
+
+        Raises:
+            InputError: If another process works in it, or it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError("is a file", source=self.path, key="--out", allowed="a folder")
+        with ExitStack() as stack:
+            stack.callback(self._remove_if_unused)
+            try:
+                mine = stack.enter_context(locked(self._lock, wait=wait))
+            except OSError as error:
+                raise InputError(f"cannot be written ({error.strerror})", source=self.path, key="--out") from None
+            if not mine:
+                raise InputError("another process works in it", source=self.path, allowed="another folder")
+            yield
+
+    def _remove_if_unused(self) -> None:
+        with suppress(OSError):
+            if list(self.path.iterdir()) == [self._lock]:
+                self._lock.unlink()
+                self.path.rmdir()
+
     def open(self, settings: Settings, *, force: bool = False, resume: bool = False) -> None:
-        """Prepare the directory for a run.
+        """Prepare the directory for a run; the main process does so, the others wait for it.
 
         Args:
             settings: The run's settings, written to ``config.yml``.
             force: Remove the results of an earlier run.
-            resume: Go on after the last finished stage of an earlier run with the same settings.
+            resume: Go on with an earlier run of the same settings where it stopped.
 
         Raises:
             InputError: If the directory holds something that may not be overwritten or resumed.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError("is a file", source=self.path, key="--out", allowed="a folder")
+        if distributed.is_main():
+            self._prepare(settings, force, resume)
+        distributed.barrier()
+
+    def _prepare(self, settings: Settings, force: bool, resume: bool) -> None:
         holds_run = self.metadata.is_file() and self.config.is_file()
         if resume and holds_run:
             if read_yaml(self.config) != plain(settings):
@@ -106,12 +151,14 @@ class RunDirectory:
                     "the run there has other settings", source=self.config, allowed="the same settings, or --force"
                 )
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        there = [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
+        if there:
             if not holds_run:
                 raise InputError("is not empty and holds no run", source=self.path, allowed="a new or empty folder")
             if not force:
                 raise InputError("holds a run", source=self.path, allowed="another folder, --resume or --force")
-            shutil.rmtree(self.path)
+            for file in there:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
@@ -124,6 +171,8 @@ class RunDirectory:
         """Add a stage's wall time, in seconds, to the metadata."""
         started = time.monotonic()
         yield
+        if not distributed.is_main():
+            return
         metadata = read_json(self.metadata)
         seconds = metadata["seconds"]
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)

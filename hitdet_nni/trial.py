@@ -10,17 +10,22 @@ import argparse
 import logging
 import shutil
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import nni
 
-from hitdet_nni.data.pipeline import open_data
-from hitdet_nni.errors import InputError
+from hitdet_nni import distributed
+from hitdet_nni.data.pipeline import DetectionData, open_data
+from hitdet_nni.errors import InputError, NonFiniteLossError
+from hitdet_nni.files import read_json, read_yaml
 from hitdet_nni.procedure import screen, screening_key, search, train_found, whole_space
 from hitdet_nni.process import prepare_process
-from hitdet_nni.run_directory import RunDirectory
+from hitdet_nni.run_directory import RunDirectory, plain
 from hitdet_nni.search.evaluator import EpochRecord
-from hitdet_nni.settings import load_settings
+from hitdet_nni.search_space import SearchSpace
+from hitdet_nni.settings import Settings, load_settings
 from hitdet_nni.skeleton import COMPONENTS
 
 logger = logging.getLogger(__name__)
@@ -54,28 +59,66 @@ def report_epoch(stage: str, record: EpochRecord) -> None:
     )
 
 
-def run_trial(config: str, runs: Path) -> None:
-    """Screen, search, retrain and report.
+def adopt(run: RunDirectory, settings: Settings) -> None:
+    """Take over what an earlier trial of the experiment left unfinished, if it had the same settings.
+
+    NNI runs a trial that was going on when the experiment stopped again under its own id, but one that failed under a
+    new one.
+    """
+    if run.path.exists() or not run.path.parent.is_dir():
+        return
+    for folder in sorted(run.path.parent.iterdir()):
+        other = RunDirectory(folder)
+        if not other.config.is_file() or other.metrics.exists() or read_yaml(other.config) != plain(settings):
+            continue
+        with suppress(InputError), other.held():  # another trial may be at work in it
+            folder.rename(run.path)
+            logger.info("going on with what trial %s left unfinished", folder.name)
+            return
+
+
+def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
+    """Screen, search, retrain and report; go on exactly where a trial with the same id and settings stopped.
 
     Args:
         config: Config file or shipped config's name; the tuner's parameters are laid over it.
         runs: Folder of run directories; this trial's is ``runs/<experiment id>/<trial id>``.
+        force: Remove what a trial with the same id left.
 
     Raises:
-        InputError: If the config, a parameter or the data is bad.
+        InputError: If the config, a parameter or the data is bad, or the run directory holds a run with other settings.
     """
-    parameters = nni.get_next_parameter() or {}
+    distributed.join()
+    parameters = distributed.from_main((nni.get_next_parameter() or {}) if distributed.is_main() else None)
     settings = load_settings(config, parameters)
     prepare_process(settings.threads)
-    experiment = runs / nni.get_experiment_id()
-    run = RunDirectory(experiment / nni.get_trial_id())
+    run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
     whole = whole_space(settings)
     data = open_data(settings.data, settings.seed)
-    run.open(settings, force=True)
-    shared = RunDirectory(experiment / f"screening-{screening_key(settings, whole)}")
+    if distributed.is_main() and not force:
+        adopt(run, settings)
+    # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
+    with run.held(wait=True) if distributed.is_main() else nullcontext():
+        run.open(settings, force=force, resume=not force)
+        result = _procedure(run, whole, settings, data)
+    if distributed.is_main():
+        final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
+        nni.report_final_result(final)
+    logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
+    distributed.leave()
+
+
+def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: DetectionData) -> dict[str, Any]:
+    """All stages that have not ended yet."""
+    if distributed.from_main(run.metrics.exists()):
+        result: dict[str, Any] = read_json(run.metrics)
+        return result
+    shared = RunDirectory(run.path.parent / f"screening-{screening_key(settings, whole)}")
     with run.timed("screening"):
         space = screen(shared, whole, settings, data, report_epoch)
-        shutil.copytree(shared.screening, run.screening, ignore=shutil.ignore_patterns(".*"))
+        if distributed.is_main():
+            ignored = shutil.ignore_patterns(".*")
+            shutil.copytree(shared.screening, run.screening, ignore=ignored, dirs_exist_ok=True)
     with run.timed("search"):
         architecture = search(run, space, settings, data, report_epoch)
 
@@ -83,9 +126,7 @@ def run_trial(config: str, runs: Path) -> None:
         logger.info("retraining, epoch %d: mAP %.3f", epoch, metrics["mAP"])
 
     with run.timed("retrain"):
-        result = train_found(run, architecture, settings, data, log_evaluation)
-    nni.report_final_result({"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}})
-    logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
+        return train_found(run, architecture, settings, data, log_evaluation)
 
 
 def main() -> int:
@@ -93,13 +134,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hitdet_nni.trial", description=__doc__)
     parser.add_argument("--config", required=True, help="config file, or a shipped config's name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run directories")
+    parser.add_argument("--force", action="store_true", help="remove what a trial with the same id left")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     try:
-        run_trial(arguments.config, arguments.runs)
+        run_trial(arguments.config, arguments.runs, force=arguments.force)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except NonFiniteLossError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 

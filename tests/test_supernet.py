@@ -53,7 +53,7 @@ def test_search_reports_every_epoch_and_decodes_the_argmax(kind, tiny_data):
 
 def test_alphas_rest_in_warm_up_and_move_after_it(settings, tiny_data):
     records = []
-    trained = train(settings, tiny_data, records)
+    train(settings, tiny_data, records)
     moved = [
         abs(records[1].alphas[label][name] - value)
         for label, row in records[0].alphas.items()
@@ -61,7 +61,6 @@ def test_alphas_rest_in_warm_up_and_move_after_it(settings, tiny_data):
     ]
     assert all(abs(value) < 0.01 for row in records[0].alphas.values() for value in row.values())
     assert min(moved) > 0.001
-    assert all(layer._arch_alpha.grad is not None for layer in trained.module.mixed_layers().values())
 
 
 def test_same_seed_same_search(settings, tiny_data):

@@ -13,7 +13,9 @@ from mmengine.config import Config
 from hitdet_nni import trial
 from hitdet_nni.architecture import load_architecture
 from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
+from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import load_settings
 from hitdet_nni.train import export_config
 
@@ -103,3 +105,46 @@ def test_a_bad_parameter_is_one_line(tmp_path, monkeypatch, config, capsys):
     assert "search.flops_wait" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_failed_trial_is_gone_on_with_under_its_new_id(tmp_path, monkeypatch, config):
+    def fail(*arguments, **keywords):
+        raise OSError("power failure")
+
+    Recorder(monkeypatch, "one", {"search.flops_weight": 1.0})
+    with monkeypatch.context() as context:
+        context.setattr(trial, "train_found", fail)
+        with pytest.raises(OSError, match="power"):
+            trial.run_trial(str(config), tmp_path)
+    before = (tmp_path / "exp" / "one" / "architecture.json").read_bytes()
+
+    other = Recorder(monkeypatch, "two", {"search.flops_weight": 2.0})
+    trial.run_trial(str(config), tmp_path)
+    assert other.intermediate  # other settings: a search of its own
+
+    again = Recorder(monkeypatch, "three", {"search.flops_weight": 1.0})
+    trial.run_trial(str(config), tmp_path)
+    assert not again.intermediate
+    assert (tmp_path / "exp" / "three" / "architecture.json").read_bytes() == before
+    assert not (tmp_path / "exp" / "one").exists()
+    assert again.final[0]["mAP"] == json.loads((tmp_path / "exp" / "three" / "metrics.json").read_text())["mAP"]
+
+    # A finished trial started again reports what it had found; one with other settings is not overwritten.
+    repeated = Recorder(monkeypatch, "three", {"search.flops_weight": 1.0})
+    trial.run_trial(str(config), tmp_path)
+    assert repeated.final == again.final
+    Recorder(monkeypatch, "three", {"search.flops_weight": 3.0})
+    with pytest.raises(InputError, match="other settings"):
+        trial.run_trial(str(config), tmp_path)
+
+
+def test_two_runs_in_one_directory(tmp_path, tiny_settings, refused):
+    run = RunDirectory(tmp_path / "run")
+    with run.held():
+        run.open(tiny_settings)
+        with refused("another process works in it", tmp_path / "run"), RunDirectory(tmp_path / "run").held():
+            pass
+    assert run.metadata.is_file()
+    with RunDirectory(tmp_path / "unused").held():
+        pass
+    assert not (tmp_path / "unused").exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
 
+from hitdet_nni import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.process import prepare_process
 from hitdet_nni.settings import Settings, load_settings, parse_overrides
@@ -20,15 +22,24 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Write a line on standard output, at once."""
+    """Write a line on standard output, at once; of several processes the main one speaks."""
+    if not distributed.is_main():
+        return
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def settings_of(options: Namespace) -> Settings:
-    """Settings that the options name; the process is prepared for them."""
+    """Settings that the options name; the process is prepared for them.
+
+    What the library notes of its work is said on the terminal: on standard error where the output is JSON.
+    """
     settings = load_settings(options.config, parse_overrides(options.overrides))
     prepare_process(settings.threads)
+    notes = logging.getLogger("hitdet_nni")
+    notes.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
+    notes.handlers = [logging.StreamHandler(sys.stderr if getattr(options, "json", False) else sys.stdout)]
+    notes.propagate = False
     return settings
 
 

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import mmdet.datasets  # noqa: F401  (registers CocoDataset and the transforms)
+import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from nni.nas.evaluator.pytorch import DataLoader
 from torch.utils.data import Dataset, Subset
 
-from hitdet_nni import __version__
+from hitdet_nni import __version__, distributed
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.halves import split_halves
 from hitdet_nni.data.pictures import require_sound_pictures
+from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.files import locked
 from hitdet_nni.settings import DataSettings
 from hitdet_nni.skeleton import Skeleton
@@ -124,24 +126,30 @@ def build_dataset(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, f
         return DATASETS.build(dataset_config(dataset, skeleton, training=training, flip=flip))
 
 
-def loader(dataset: Dataset[Any], settings: DataSettings, *, shuffle: bool) -> Any:
+def loader(dataset: Dataset[Any], settings: DataSettings, sampler: ResumableSampler | None = None) -> Any:
     """A data loader of batches ``{"inputs": [tensor, ...], "data_samples": [DetDataSample, ...]}``.
 
-    Training batches are always full, because batch normalisation would suffer from a short last one.
+    Args:
+        dataset: The pictures; with a sampler, of the form that it asks for.
+        settings: Gives the batch size and the worker processes.
+        sampler: Order of training pictures; without it they come once each, in the data set's order.
     """
     return DataLoader(
         dataset,
         batch_size=settings.batch_size,
-        shuffle=shuffle,
+        sampler=sampler,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
         collate_fn=pseudo_collate,
-        drop_last=shuffle and len(dataset) >= settings.batch_size,  # type: ignore[arg-type]
+        generator=torch.Generator(),  # a loader that starts draws a number: not from the training's generator
     )
 
 
 def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any, Any]:
     """Loaders of a search: the half for weights, the half for architecture parameters, the validation pictures.
+
+    Training batches are always full, because batch normalisation would suffer from a short one, and both halves have
+    as many of them an epoch. Several processes share each half, and the validation pictures.
 
     Source:
         Section 3.4: weights on 50 % of the training data, architecture parameters on the rest.
@@ -149,13 +157,18 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
     train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
     index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
     halves = split_halves(index, seed, image_classes=data.train.image_classes)
-    weights, alphas = (Subset(train, _indices(index, half)) for half in halves)
+    rank, processes = distributed.rank(), distributed.processes()
+    steps = steps_an_epoch(max(map(len, halves)), settings.batch_size, processes)
+    training = [
+        loader(
+            SeededPictures(Subset(train, _indices(index, half))),
+            settings,
+            ResumableSampler(len(half), settings.batch_size, steps, seed + number, rank=rank, processes=processes),
+        )
+        for number, half in enumerate(halves)
+    ]
     val = build_dataset(data.val, skeleton, training=False)
-    return (
-        loader(weights, settings, shuffle=True),
-        loader(alphas, settings, shuffle=True),
-        loader(val, settings, shuffle=False),
-    )
+    return (*training, loader(Subset(val, range(rank, len(val), processes)), settings))
 
 
 def _indices(index: dict[int, int], image_ids: Sequence[int]) -> list[int]:

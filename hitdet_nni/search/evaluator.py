@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
+from hitdet_nni import distributed
+from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.regularizers import group_by_component, mean_entropy
+from hitdet_nni.search.resume import ExactResume
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 
 
@@ -53,28 +57,64 @@ def detection_loss(detector: Any, batch: dict[str, Any]) -> Tensor:
     return total
 
 
+class EpochLosses:
+    """The losses of the running epoch's batches."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def take_mean(self) -> float:
+        """Their mean over all processes; the next epoch starts with none."""
+        values, self.values = self.values, []
+        return distributed.mean(sum(values) / len(values))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint within the epoch needs."""
+        return {"values": list(self.values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.values = list(state["values"])
+
+
 class DetectionModule(LightningModule):  # type: ignore[misc]
     """Lightning module of a detector space: the detection loss, and SGD over the weights.
 
     Args:
         optimizer: SGD's settings.
         iterations: Steps of the whole training, the length of the cosine.
+        losses: Takes the losses of both phases.
+        stage: What is trained, for messages.
+        resume: Knows the position in the training and its checkpoints, where there are any.
     """
 
-    def __init__(self, optimizer: WeightOptimizer, iterations: int) -> None:
+    def __init__(
+        self,
+        optimizer: WeightOptimizer,
+        iterations: int,
+        losses: EpochLosses,
+        stage: str = "search",
+        resume: ExactResume | None = None,
+    ) -> None:
         super().__init__()
         self.optimizer = optimizer
         self.iterations = iterations
-        self.epoch_losses: list[Tensor] = []
-
-    def on_train_epoch_start(self) -> None:
-        """Forget the losses of the last epoch."""
-        self.epoch_losses = []
+        self.losses = losses
+        self.stage = stage
+        self.resume = resume
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The detection loss of a batch, a scalar."""
+        """The detection loss of a batch, a scalar.
+
+        Raises:
+            NonFiniteLossError: If it is NaN or infinite.
+        """
         loss = detection_loss(self.model.detector, batch)
-        self.epoch_losses.append(loss.detach())
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            step, checkpoint = (0, None) if self.resume is None else (self.resume.steps, self.resume.newest())
+            raise NonFiniteLossError(self.stage, step, (data.img_id for data in batch["data_samples"]), checkpoint)
+        self.losses.values.append(value)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -129,15 +169,24 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
     """Evaluates the supernet at the end of every epoch and hands the record on.
 
     Args:
-        val_loader: Validation batches.
+        val_loader: Validation batches of this process.
         cost: Expected cost of the space.
-        on_epoch: Called with each record.
+        losses: The losses of the running epoch.
+        on_epoch: Called with each record, by the main process.
         seed: Seed of the sampling of RoIs in the validation loss, so that epochs can be compared.
     """
 
-    def __init__(self, val_loader: Any, cost: ExpectedCost, on_epoch: Callable[[EpochRecord], None], seed: int) -> None:
+    def __init__(
+        self,
+        val_loader: Any,
+        cost: ExpectedCost,
+        losses: EpochLosses,
+        on_epoch: Callable[[EpochRecord], None],
+        seed: int,
+    ) -> None:
         self.val_loader = val_loader
         self.cost = cost
+        self.losses = losses
         self.on_epoch = on_epoch
         self.seed = seed
         self.records: list[EpochRecord] = []
@@ -149,11 +198,12 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Any, pl_module: ColumnSparseLightningModule) -> None:
         """Record the epoch, before the strategy removes operators."""
+        distributed.average(pl_module.buffers())  # batch normalisation's, before they are used
         layers = pl_module.mixed_layers()
         probabilities = {label: layer.probabilities().detach() for label, layer in layers.items()}
         record = EpochRecord(
             epoch=trainer.current_epoch,
-            train_loss=float(torch.stack(pl_module.training_module.epoch_losses).mean()),
+            train_loss=self.losses.take_mean(),
             val_loss=self._validation_loss(pl_module),
             expected_gflops=float(self.cost(pl_module.probabilities()).detach()),
             entropy={name: mean_entropy(rows) for name, rows in group_by_component(probabilities).items()},
@@ -169,7 +219,16 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
             seconds=time.monotonic() - self._started,
         )
         self.records.append(record)
-        self.on_epoch(record)
+        if distributed.is_main():
+            self.on_epoch(record)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records so far, as plain values."""
+        return {"records": [asdict(record) for record in self.records]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to the records of a checkpoint."""
+        self.records = [EpochRecord(**record) for record in state_dict["records"]]
 
     @torch.no_grad()
     def _validation_loss(self, pl_module: ColumnSparseLightningModule) -> float:
@@ -178,9 +237,11 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
         # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            losses = [float(detection_loss(detector, batch)) for batch in self.val_loader]
+            with pl_module.precision.autocast():
+                losses = [float(detection_loss(detector, batch)) for batch in self.val_loader]
         detector.train()
-        return sum(losses) / len(losses)
+        found: list[float] = [loss for part in distributed.gather(losses) for loss in part]
+        return sum(found) / len(found)
 
 
 def detection_evaluator(
@@ -189,7 +250,10 @@ def detection_evaluator(
     optimizer: WeightOptimizer,
     *,
     epochs: int,
-    callbacks: list[pl.Callback] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    losses: EpochLosses | None = None,
+    stage: str = "search",
+    resume: ExactResume | None = None,
 ) -> Any:
     """An NNI evaluator that trains a :class:`~hitdet_nni.model.detector.HitDetectorSpace` one-shot.
 
@@ -199,19 +263,25 @@ def detection_evaluator(
         optimizer: SGD's settings.
         epochs: Epochs of the training.
         callbacks: Lightning callbacks, e.g. an :class:`EpochWatcher`.
+        losses: Takes the losses of each epoch; an :class:`EpochWatcher` of the training needs the same.
+        stage: What is trained, for messages.
+        resume: Saves checkpoints, and has the training start at one.
     """
     # Lightning's hints and banners speak of its own API, which is not the user's.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="auto",
-        devices=1,
+        devices=1 if distributed.device().type == "cpu" else [distributed.device().index],
+        plugins=[LightningEnvironment()],  # processes are ours to connect, whatever the environment says
+        use_distributed_sampler=False,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=resume is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=callbacks or [],
+        callbacks=[*callbacks, *([] if resume is None else [resume])],
     )
-    module = DetectionModule(optimizer, iterations=epochs * max(1, len(weights_loader)))
+    iterations = epochs * max(1, len(weights_loader))
+    module = DetectionModule(optimizer, iterations, losses or EpochLosses(), stage, resume)
     return Lightning(module, trainer, train_dataloaders=weights_loader, val_dataloaders=alphas_loader)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search.strategy import Removal
@@ -55,12 +56,18 @@ def component_seed(seed: int, component: Component) -> int:
     return (seed + zlib.crc32(component.encode())) % 2**32
 
 
+def screening_stage(component: Component) -> str:
+    """What the screening of a component is called in messages."""
+    return f"screening {component}"
+
+
 def screen_component(
     component: Component,
     space: Mapping[Component, Sequence[str]],
     settings: Settings,
     data: DetectionData,
     on_epoch: Callable[[EpochRecord], None],
+    checkpoints: CheckpointFolder | None = None,
 ) -> ScreenedComponent:
     """Screen one component while the other two stand at a fixed operator.
 
@@ -70,6 +77,7 @@ def screen_component(
         settings: The run's settings.
         data: The pictures.
         on_epoch: Called at the end of every epoch.
+        checkpoints: Where checkpoints are saved; the screening goes on from the newest that is there already.
 
     Source:
         Section 3.2, Eq. 4; section 4.2 for the schedule.
@@ -81,6 +89,7 @@ def screen_component(
         skeleton = skeleton.model_copy(update={"depths": screening.depths})
     fixed: dict[Component, Sequence[str]] = {other: [getattr(screening.fixed, other)] for other in COMPONENTS}
     phase = Phase(
+        stage=screening_stage(component),
         skeleton=skeleton,
         space={**fixed, component: list(space[component])},
         epochs=screening.epochs,
@@ -88,6 +97,6 @@ def screen_component(
         sparsity_weight=screening.sparsity_weight,
         removal=Removal(keep={component: keep}, rank_by=screening.rank_by),
     )
-    trained = train_supernet(phase, settings, data, component_seed(settings.seed, component), on_epoch)
+    trained = train_supernet(phase, settings, data, component_seed(settings.seed, component), on_epoch, checkpoints)
     kept = next(iter(trained.module.mixed_layers().values())).active_names
     return ScreenedComponent(component, tuple(kept), trained.records)

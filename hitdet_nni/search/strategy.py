@@ -14,6 +14,8 @@ from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.strategy import DARTS
 from torch import Tensor, nn
 
+from hitdet_nni import distributed
+from hitdet_nni.precision import Precision
 from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, group_by_component
@@ -75,6 +77,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         removal: Operators to remove while screening; ``None`` keeps all.
         warmup_epochs: Epochs before the architecture parameters move.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
+        precision: What losses and gradients are computed in.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         removal: Removal | None,
         warmup_epochs: int,
         gradient_clip_val: float | None,
+        precision: Precision,
     ) -> None:
         super().__init__(
             training_module,
@@ -102,6 +106,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.expected_cost = expected_cost
         self.alpha_optimizer = alpha_optimizer
         self.removal = removal
+        self.precision = precision
 
     def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
         """The mixed layers by label, in label order."""
@@ -161,6 +166,11 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             for parameter in frozen:
                 parameter.requires_grad_()
 
+    def on_train_start(self) -> None:
+        """Let all processes start from the same parameters."""
+        super().on_train_start()
+        distributed.broadcast_state(self)
+
     def on_train_epoch_start(self) -> None:
         """Leave ``requires_grad`` to the phases, unlike NNI, which switches it here."""
         self.training_module.on_train_epoch_start()
@@ -175,27 +185,30 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         Returns:
             What the evaluator's training step returned for the weights' batch.
         """
+        weights, alphas = self.optimizers()
         if self.searching:
-            self._alpha_step(batch["val"], batch_idx)
-        with self._training_only(alphas=False):
-            output = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
-            loss = output["loss"] if isinstance(output, dict) else output
-            self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
+            self._phase(alphas, batch["val"], 2 * batch_idx, searching=True)
+        output = self._phase(weights, batch["train"], 2 * batch_idx + 1, searching=False)
         self.advance_lr_schedulers(batch_idx)
         return output
 
-    def _alpha_step(self, batch: Any, batch_idx: int) -> None:
-        optimizer = self.architecture_optimizers()
-        with self._training_only(alphas=True):
-            output = self.training_module.training_step(batch, 2 * batch_idx)
+    def _phase(self, optimizer: Any, batch: Any, batch_idx: int, *, searching: bool) -> Any:
+        """A step of one optimiser; processes average its gradients, and nothing else is exchanged."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        with self._training_only(alphas=searching):
+            with self.precision.autocast():
+                output = self.training_module.training_step(batch, batch_idx)
             loss = output["loss"] if isinstance(output, dict) else output
-            optimizer.zero_grad()
-            self.manual_backward(loss + self.regularization())
-            optimizer.step()
+            self.precision.backward(loss + self.regularization() if searching else loss, self.manual_backward)
+            distributed.average_gradients(parameters)
+            self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
+            optimizer.zero_grad()  # the other phase is not to hold this one's gradients
+        return output
 
     def on_train_epoch_end(self) -> None:
         """Remove the operators that the schedule gives up at the end of this epoch."""
         self.training_module.on_train_epoch_end()
+        distributed.require_equal(self.arch_parameters(), "the architecture parameters")
         if self.removal is not None:
             self.remove_lowest(self.removal, self.trainer.current_epoch, self.trainer.max_epochs)
 
@@ -227,9 +240,10 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             start = len(layers[0].names)
             remaining = removal.remaining(component, start, epoch, self.warmup_epochs, epochs)
             ranked = sorted(scores, key=lambda name: scores[name], reverse=True)
-            if remaining < len(ranked):
+            kept = distributed.from_main(ranked[:remaining])
+            if len(kept) < len(ranked):
                 for layer in layers:
-                    layer.keep_only(ranked[:remaining])
+                    layer.keep_only(kept)
 
 
 class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
@@ -264,6 +278,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         removal: Removal | None = None,
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = None,
+        precision: Precision | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -282,6 +297,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         self.expected_cost = expected_cost
         self.alpha_optimizer = alpha_optimizer
         self.removal = removal
+        self.precision = precision or Precision("fp32", distributed.device())
 
     def configure_oneshot_module(self, training_module: Any) -> ColumnSparseLightningModule:
         """Wrap the evaluator's Lightning module."""
@@ -294,6 +310,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             removal=self.removal,
             warmup_epochs=self.warmup_epochs,
             gradient_clip_val=self.gradient_clip_val,
+            precision=self.precision,
         )
 
     def default_mutation_hooks(self) -> list[Any]:
