@@ -52,7 +52,7 @@ class CheckpointFolder:
         Raises:
             TypeError: If the state holds anything else.
         """
-        plain = _plain(state)
+        plain = plain_state(state)
         self.path.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path, prefix=".saving-")
         temporary = Path(name)
@@ -94,16 +94,16 @@ class CheckpointFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _plain(value: Any) -> Any:
+def plain_state(value: Any) -> Any:
     """The same value of exactly the types that a safe load knows (NNI's labels, for one, are a subclass of str)."""
     if value is None or isinstance(value, torch.Tensor):
         return value
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(content) for key, content in value.items()}
+        return {plain_state(key): plain_state(content) for key, content in value.items()}
     if isinstance(value, tuple):
-        return tuple(map(_plain, value))
+        return tuple(map(plain_state, value))
     if isinstance(value, list):
-        return list(map(_plain, value))
+        return list(map(plain_state, value))
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)

@@ -152,7 +152,9 @@ class RunDirectory:
                 )
             return
         there = [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
-        if there:
+        # A process that was killed in the last lines below has left at most these.
+        begun = (self.metadata.name, f".{self.metadata.name}.", f".{self.config.name}.")
+        if there and not (resume and all(file.name.startswith(begun) for file in there)):
             if not holds_run:
                 raise InputError("is not empty and holds no run", source=self.path, allowed="a new or empty folder")
             if not force:
@@ -161,8 +163,8 @@ class RunDirectory:
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
             write_json(self.metadata, describe_environment(settings))
+            write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
         except OSError as error:
             raise InputError(f"cannot be written ({error.strerror})", source=self.path, key="--out") from None
 

@@ -1,0 +1,134 @@
+"""Collective operations among two processes, against their closed forms."""
+
+import pytest
+import torch
+from group import run_group
+from torch import nn
+
+from hitdet_nni import distributed
+from hitdet_nni.model.level_norm import LevelBatchNorm2d
+from hitdet_nni.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, apply_batch_norm
+
+
+def collect():
+    """Everything of `hitdet_nni.distributed` in one group, to start processes only once."""
+    rank = distributed.rank()
+    parameters = [nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    parameters[0].grad = torch.full((3,), float(rank + 1))
+    if rank == 1:
+        parameters[1].grad = torch.full((3,), 4.0)
+    distributed.average_gradients(parameters)
+    module = nn.BatchNorm2d(2)
+    nn.init.constant_(module.weight, float(rank))
+    distributed.broadcast_state(module)
+    distributed.BUCKET_BYTES = 8
+    many = [torch.full((5,), float(rank)), torch.arange(2), torch.full((2,), 3.0 * rank, dtype=torch.float64)]
+    distributed.average(many)
+    equal = torch.tensor([1.0, float("nan")])
+    distributed.require_equal([equal], "numbers")
+    try:
+        distributed.require_equal([torch.tensor([1.0 + rank * 1e-7])], "numbers")
+        error = ""
+    except RuntimeError as caught:
+        error = str(caught)
+    return {
+        "gradients": [parameter.grad for parameter in parameters],
+        "weight": module.weight.detach(),
+        "many": many,
+        "from_main": distributed.from_main(f"said by {rank}"),
+        "gather": distributed.gather(rank),
+        "mean": distributed.mean(float(rank)),
+        "error": error,
+        "main": distributed.is_main(),
+        "synced": synced_share(),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two processes found."""
+    return run_group(collect, tmp_path_factory.mktemp("group"))
+
+
+def test_collective_operations(results):
+    for rank, result in enumerate(results):
+        first, second, third = result["gradients"]
+        assert torch.equal(first, torch.full((3,), 1.5))
+        assert torch.equal(second, torch.full((3,), 2.0))  # missing in one process: counts as zero there
+        assert third is None
+        assert torch.equal(result["weight"], torch.zeros(2))
+        assert torch.equal(result["many"][0], torch.full((5,), 0.5))
+        assert torch.equal(result["many"][1], torch.arange(2))
+        assert torch.equal(result["many"][2], torch.full((2,), 1.5, dtype=torch.float64))
+        assert result["from_main"] == "said by 0"
+        assert result["gather"] == [0, 1]
+        assert result["mean"] == 0.5
+        assert "process 1 differ" in result["error"]
+        assert result["main"] is (rank == 0)
+
+
+PICTURES = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2
+
+
+def normalise(norm, pictures):
+    x = pictures.clone().requires_grad_()
+    y = norm(x)
+    (y * torch.linspace(0, 1, y[0].numel(), dtype=y.dtype).view(y[0].shape)).square().sum().backward()
+    gradients = {"x": x.grad, "of weight": norm.weight.grad, "of bias": norm.bias.grad}
+    return {"y": y.detach(), **gradients, **norm.state_dict()}
+
+
+def synced_share():
+    norm = nn.BatchNorm2d(3, dtype=torch.float64)
+    nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
+    apply_batch_norm(nn.Sequential(norm), "synced")
+    assert type(norm) is SyncedBatchNorm2d
+    # Unequal shares: 2 and 4 pictures.
+    return normalise(norm, PICTURES[:2] if distributed.rank() == 0 else PICTURES[2:])
+
+
+def test_synced_batch_norm_is_that_of_the_whole_batch(results):
+    shares = [result["synced"] for result in results]
+    whole = nn.BatchNorm2d(3, dtype=torch.float64)
+    nn.init.uniform_(whole.weight, generator=torch.Generator().manual_seed(1))
+    expected = normalise(whole, PICTURES)
+    for name in ("y", "x"):
+        torch.testing.assert_close(torch.cat([share[name] for share in shares]), expected[name])
+    for name in ("of weight", "of bias"):
+        torch.testing.assert_close(sum(share[name] for share in shares), expected[name])
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        for share in shares:
+            torch.testing.assert_close(share[name], expected[name])
+
+
+def test_frozen_statistics_stay_while_scale_and_shift_learn():
+    net = nn.Sequential(nn.BatchNorm2d(3), LevelBatchNorm2d(3, 2))
+    apply_batch_norm(net, "frozen")
+    net.train()
+    assert type(net[0]) is FrozenBatchNorm2d
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    net(torch.randn(2, 3, 4, 4)).square().sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+def test_levels_cannot_be_synced(refused):
+    with refused("batch_norm", "local, frozen"):
+        apply_batch_norm(nn.Sequential(LevelBatchNorm2d(3, 2)), "synced")
+
+
+def test_a_process_alone_is_a_group_of_one():
+    assert (distributed.rank(), distributed.processes(), distributed.is_main()) == (0, 1, True)
+    assert distributed.from_main(7) == 7
+    assert distributed.gather(7) == [7]
+    distributed.require_equal([torch.ones(2)], "numbers")
+
+
+@pytest.mark.parametrize("size", ["1", None])
+def test_join_does_nothing_alone(monkeypatch, size):
+    if size is None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    distributed.join()
+    assert not torch.distributed.is_initialized()
