@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= experiments/search.yml
+# Of `make search`: a stopped experiment to go on with, and the web UI's port (default: a free one).
+RESUME ?=
+PORT ?=
 
 # One thread per process: on a small shared machine more are many times slower.
 export OMP_NUM_THREADS ?= 1
@@ -15,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 	touch $@
 
 search: .venv/installed
-	$(BIN)/python -m hitdet_nni.experiment $(CONFIG) --runs runs
+	$(BIN)/python -m hitdet_nni.experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"

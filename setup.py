@@ -20,9 +20,12 @@ setup(
     packages=[
         "hitdet_nni",
         "hitdet_nni.commands",
+        "hitdet_nni.cost_tables",
         "hitdet_nni.data",
+        "hitdet_nni.launcher",
         "hitdet_nni.model",
         "hitdet_nni.search",
+        "hitdet_nni.search.fused",
         "hitdet_nni.search_spaces",
         "hitdet_nni.experiments",
         "hitdet_nni.baselines",
@@ -35,7 +38,8 @@ setup(
         "hitdet_nni.baselines": "baselines",
     },
     package_data={
-        "hitdet_nni": ["py.typed", "*.js"],
+        "hitdet_nni": ["py.typed"],
+        "hitdet_nni.launcher": ["*.js"],
         "hitdet_nni.search_spaces": DATA,
         "hitdet_nni.experiments": DATA,
         "hitdet_nni.baselines": [*DATA, "*.py"],
@@ -57,6 +61,8 @@ setup(
         "scikit-learn>=1.3",
         "opencv-python>=4.8",
         "numpy>=1.26",
+        "scipy>=1.9",
         "psutil>=5.9",
     ],
+    extras_require={"enas": ["tianshou==0.4.11", "gym==0.26.2"]},  # NNI's reinforcement learning
 )

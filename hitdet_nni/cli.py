@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hitdet_nni import __version__
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, NonFiniteLossError
 
 EXAMPLES = {
     "data": "hitdet-nni data digits --out digits --train 300 --val 60 --size 128 --seed 0",
     "check-data": "hitdet-nni check-data --config my_data.yml",
+    "pretrain": "hitdet-nni pretrain --config my_data.yml --set pretrain.train_images=imagenet/train "
+    "--set pretrain.val_images=imagenet/val --component-screening --out runs/pretrained",
     "screen": "hitdet-nni screen --config tiny --out runs/mine",
     "search": "hitdet-nni search --config tiny --set search.flops_weight=0.1 --out runs/mine",
     "export": "hitdet-nni export runs/mine --out mine.json",
@@ -30,12 +32,13 @@ EXAMPLES = {
 HELP = {
     "data": "make the embedded data set",
     "check-data": "read annotations and pictures fully and list every defect",
+    "pretrain": "train the backbone of a supernet (the config's space), or of an architecture, as a classifier",
     "screen": "screen the sub search space of each component",
     "search": "search the three components together (screens first where that has not been done)",
     "export": "write the architecture that a run has found, or that its alphas showed after an epoch",
     "export-config": "write a self-contained mmdet config of an architecture",
     "profile": "print parameters and FLOPs of an architecture, a run, or any mmdet config",
-    "retrain": "train an architecture from scratch and evaluate it as COCO does",
+    "retrain": "train an architecture, from scratch or from the supernet's weights, and evaluate it as COCO does",
     "evaluate": "evaluate a trained architecture as COCO does",
     "tables": "count the paper's cost tables again and print them beside the published figures",
 }
@@ -60,20 +63,31 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
     data.add_argument("--force", action="store_true", help="replace an embedded set that is there")
 
-    for name in ("check-data", "screen", "search", "export-config", "retrain", "evaluate"):
+    for name in ("check-data", "pretrain", "screen", "search", "export-config", "retrain", "evaluate"):
         parsers[name].add_argument("--config", required=True, help="config file, or a shipped config's name")
         parsers[name].add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="set a dotted key"
         )
-    for name in ("screen", "search", "retrain"):
+    for name in ("pretrain", "screen", "search", "retrain"):
         parsers[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory")
         group = parsers[name].add_mutually_exclusive_group()
         group.add_argument("--force", action="store_true", help="remove the results that are there")
         group.add_argument("--resume", action="store_true", help="go on after the last finished stage")
-    for name in ("retrain", "evaluate"):
-        parsers[name].add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
-    for name in ("check-data", "profile", "retrain", "evaluate", "tables"):
+    parsers["retrain"].add_argument(
+        "--architecture", help="architecture JSON, or a shipped one's name; with --inherit by default the run's"
+    )
+    parsers["retrain"].add_argument(
+        "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
+    )
+    parsers["evaluate"].add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
+    for name in ("check-data", "pretrain", "profile", "retrain", "evaluate", "tables"):
         parsers[name].add_argument("--json", action="store_true", help="print JSON")
+    backbone = parsers["pretrain"].add_mutually_exclusive_group()
+    backbone.add_argument("--architecture", help="the backbone of an architecture JSON, or of a shipped one's name")
+    backbone.add_argument("--sub-spaces", type=Path, help="the supernet of this search space file, as `search` has it")
+    backbone.add_argument(
+        "--component-screening", action="store_true", help="the supernet as `screen` has it: screening.depths blocks"
+    )
     parsers["search"].add_argument("--sub-spaces", type=Path, help="search space file to use instead of screening")
     parsers["evaluate"].add_argument("--weights", type=Path, required=True, help="weights of a retraining")
 
@@ -127,6 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 2
+    except NonFiniteLossError as error:
+        sys.stderr.write(f"hitdet-nni: {error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("hitdet-nni: interrupted\n")
         return 130

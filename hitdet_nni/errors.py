@@ -44,11 +44,11 @@ class NonFiniteLossError(RuntimeError):
     Args:
         stage: The stage that was trained, e.g. ``"search"``.
         step: Steps finished before, over all epochs.
-        picture_ids: Ids of the pictures of the batch.
+        picture_ids: Ids, or files, of the pictures of the batch.
         checkpoint: The last good checkpoint, if there is one.
     """
 
-    def __init__(self, stage: str, step: int, picture_ids: Iterable[int], checkpoint: Path | None) -> None:
+    def __init__(self, stage: str, step: int, picture_ids: Iterable[int | str], checkpoint: Path | None) -> None:
         self.stage = stage
         self.step = step
         self.picture_ids = tuple(picture_ids)

@@ -150,6 +150,7 @@ def search(
         epochs=settings.search.epochs,
         warmup_epochs=settings.search.warmup_epochs,
         flops_weight=settings.search.flops_weight,
+        pretrained=settings.search.pretrained,
     )
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     architecture = describe_architecture(run.path.name, trained.sample, space, settings, data.classes)

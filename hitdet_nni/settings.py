@@ -190,9 +190,15 @@ class PretrainSettings(Section):
     size: Annotated[int, Field(ge=32)] = Field(224, description="side of the crops, pixels")
     batch_size: PositiveInt = Field(128, description="pictures a process and step")
     epochs: PositiveInt = Field(10, description="epochs (section 4.2: 10 for the supernet, 300 for the found backbone)")
-    lr: PositiveFloat = Field(0.05, description="initial learning rate, cosine schedule")
+    workers: NonNegativeInt = Field(0, description="data-loader processes")
+    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.08, description="smallest share of a picture in a crop")
+    flip: bool = Field(True, description="mirror half of the training pictures")
+    lr: PositiveFloat = Field(0.05, description="initial learning rate for a batch of lr_batch_size, cosine schedule")
+    lr_batch_size: PositiveInt | None = Field(128, description="global batch that lr is for; null: no scaling")
+    warmup_iterations: NonNegativeInt = Field(0, description="iterations of linear warm-up of the learning rate")
     momentum: Momentum = Field(0.9, description="SGD momentum")
     weight_decay: NonNegativeFloat = Field(4e-5, description="weight decay")
+    grad_clip: PositiveFloat | None = Field(None, description="largest gradient norm, null: no limit")
     label_smoothing: Momentum = Field(0.1, description="label smoothing of the cross entropy")
 
 
@@ -279,6 +285,15 @@ def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | N
         lr_batch_size: Batch that ``lr`` is for; ``None`` leaves it as it is.
     """
     return lr if lr_batch_size is None else lr * batch_size * processes / lr_batch_size
+
+
+def describe_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> str:
+    """The same, as a sentence for people."""
+    scaled = scaled_lr(lr, batch_size, processes, lr_batch_size)
+    batch = f"a global batch of {batch_size * processes} ({processes} process{'es' * (processes > 1)} x {batch_size})"
+    if lr_batch_size is None:
+        return f"learning rate {lr:g} for {batch}, not scaled"
+    return f"learning rate {scaled:g} = {lr:g} x {batch_size * processes} / {lr_batch_size} for {batch}"
 
 
 def find_config(config: str | Path) -> Path:

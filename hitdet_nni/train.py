@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import pprint
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,129 +16,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.pipeline import DetectionData, dataset_config
+from hitdet_nni.checkpoints import CheckpointFolder
+from hitdet_nni.coco_evaluation import coco_metrics, evaluation_config
+from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.errors import InputError
+from hitdet_nni.inherit import inherit_weights
 from hitdet_nni.model.detector import build_detector, detector_config
-from hitdet_nni.settings import RetrainSettings, Settings
+from hitdet_nni.model.pretrained import load_backbone
+from hitdet_nni.precision import Precision
+from hitdet_nni.retrain_resume import STAGE, OnEvaluation
+from hitdet_nni.runner_config import learning_rate, resumable_config, training_config
+from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS
+from hitdet_nni.synced_batch_norm import apply_batch_norm
+from hitdet_nni.weights_file import WEIGHTS_FILE, load_weights, read_state, save_weights
 
-WEIGHTS_FILE = "weights.pth"
-
-METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
-"""COCO's average precisions, by the names that mmdet gives them."""
-
-
-class MetricsHook(Hook):  # type: ignore[misc]
-    """Hands the average precisions of each evaluation on.
-
-    Args:
-        on_evaluation: Called with the number of finished epochs and the metrics.
-    """
-
-    def __init__(self, on_evaluation: Callable[[int, dict[str, float]], None]) -> None:
-        self.on_evaluation = on_evaluation
-
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Pick COCO's numbers out of mmdet's."""
-        self.on_evaluation(runner.epoch, coco_metrics(metrics or {}))
-
-
-def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
-
-    mmdet gives none where nothing at all was detected, as by an untrained one-stage detector: they are zero then.
-    """
-    found = {name: float(metrics[f"coco/bbox_{name}"]) for name in METRICS if f"coco/bbox_{name}" in metrics}
-    return found or dict.fromkeys(METRICS, 0.0)
-
-
-def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """The mmengine runner config of a retraining, all but the model.
-
-    Source:
-        Section 4.2: SGD, lr divided by 10 at the milestones; linear warm-up and clipping are the released
-        configuration's.
-    """
-    retrain, skeleton = settings.retrain, settings.skeleton
-    return {
-        "train_dataloader": {
-            **_loader(settings),
-            "sampler": {"type": "DefaultSampler", "shuffle": True},
-            "drop_last": len(data.train.image_ids) >= settings.data.batch_size,
-            "dataset": dataset_config(data.train, skeleton, training=True, flip=settings.data.flip),
-        },
-        "train_cfg": {
-            "type": "EpochBasedTrainLoop",
-            "max_epochs": retrain.epochs,
-            "val_interval": retrain.val_interval,
-        },
-        "optim_wrapper": {
-            "type": "OptimWrapper",
-            "optimizer": {
-                "type": "SGD",
-                "lr": retrain.lr,
-                "momentum": retrain.momentum,
-                "weight_decay": retrain.weight_decay,
-            },
-            "clip_grad": None if retrain.grad_clip is None else {"max_norm": retrain.grad_clip},
-        },
-        "param_scheduler": _schedule(retrain),
-        "default_hooks": {
-            "checkpoint": None,  # mmengine's checkpoints hold pickled objects; the weights alone are saved below
-            "logger": {"type": "LoggerHook", "interval": 50},
-        },
-        "randomness": {"seed": settings.seed},
-        **_evaluation_config(settings, data),
-    }
-
-
-def _loader(settings: Settings) -> dict[str, Any]:
-    data = settings.data
-    return {
-        "batch_size": data.batch_size,
-        "num_workers": data.workers,
-        "persistent_workers": data.workers > 0,
-        "collate_fn": {"type": "pseudo_collate"},
-    }
-
-
-def _schedule(retrain: RetrainSettings) -> list[dict[str, Any]]:
-    steps = {
-        "type": "MultiStepLR",
-        "by_epoch": True,
-        "begin": 0,
-        "end": retrain.epochs,
-        "milestones": list(retrain.milestones),
-        "gamma": 0.1,
-    }
-    if not retrain.warmup_iterations:
-        return [steps]
-    warmup = {
-        "type": "LinearLR",
-        "start_factor": 0.1,
-        "by_epoch": False,
-        "begin": 0,
-        "end": retrain.warmup_iterations,
-    }
-    return [warmup, steps]
-
-
-def _evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    return {
-        "val_dataloader": {
-            **_loader(settings),
-            "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "drop_last": False,
-            "dataset": dataset_config(data.val, settings.skeleton, training=False),
-        },
-        "val_cfg": {"type": "ValLoop"},
-        "val_evaluator": {"type": "CocoMetric", "ann_file": str(data.val.ann), "metric": "bbox", "_scope_": "mmdet"},
-    }
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -166,39 +66,107 @@ def retrain(
     settings: Settings,
     data: DetectionData,
     work_dir: Path,
-    on_evaluation: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+    on_evaluation: OnEvaluation = lambda epoch, metrics: None,
+    *,
+    resume: bool = False,
+    inherit: Path | None = None,
+    checkpoints: CheckpointFolder | None = None,
 ) -> Retrained:
-    """Train an architecture from scratch with mmengine's ``Runner`` and evaluate it as COCO does.
+    """Train an architecture with mmengine's ``Runner`` and evaluate it as COCO does.
 
     Args:
         architecture: What to train; its skeleton replaces the settings'.
-        settings: Data, seed and the ``retrain`` section.
+        settings: Data, seed, precision, batch normalisation and the ``retrain`` section.
         data: The pictures.
-        work_dir: Folder for checkpoints and mmengine's logs.
-        on_evaluation: Called with the finished epochs and the metrics after every evaluation.
+        work_dir: Folder for the weights and mmengine's logs.
+        on_evaluation: Called with the finished epochs and the metrics after every evaluation, in the main process.
+        resume: Go on from the newest checkpoint, if there is one.
+        inherit: Weights file of the supernet that the architecture was found in, to start from; by default the weights
+            are new, the backbone's those of ``retrain.pretrained`` if that is set.
+        checkpoints: Where the state is kept, by default ``work_dir / "checkpoints"``. The caller clears it when what it
+            makes of the result is written.
+
+    Raises:
+        InputError: If the data has other classes, initial weights do not fit, there are checkpoints that are not to be
+            resumed, or they belong to another retraining.
+        NonFiniteLossError: If the training diverges.
 
     Source:
-        Section 4.2, training details, without the ImageNet pretraining.
+        Section 4.2, training details.
     """
+    precision = check_start(settings, inherit)
     settings = _with_skeleton(settings, architecture)
-    evaluations: list[dict[str, float]] = []
+    checkpoints = checkpoints or CheckpointFolder(work_dir / "checkpoints", settings.checkpoint.keep)
+    if distributed.from_main(bool(checkpoints.files())) and not resume:
+        raise InputError(
+            "holds checkpoints of an unfinished retraining", source=checkpoints.path, allowed="--resume or --force"
+        )
+    detector, start = _initial_detector(architecture, settings, data, inherit)
+    line = learning_rate(settings)[1]
+    logger.info("%s: %s", STAGE, line)
     stdout = sys.stdout
 
-    def keep(epoch: int, metrics: dict[str, float]) -> None:
-        evaluations.append(metrics)
+    def report(epoch: int, metrics: dict[str, float]) -> None:
         with redirect_stdout(stdout):  # the caller is not to be muted with mmengine
             on_evaluation(epoch, metrics)
 
     with muted():
-        runner = _runner(architecture, settings, data, work_dir, training_config(settings, data))
-        runner.register_hook(MetricsHook(keep))
-        runner.val()
-        runner.train()
-        if settings.retrain.epochs % settings.retrain.val_interval:
-            runner.val()  # the last epoch has not been evaluated yet
+        runner = _runner(detector, work_dir, resumable_config(settings, data, precision, checkpoints, start))
+        runner.logger.info(line)
+        loop = runner.train_loop
+        loop.on_evaluation = report
+        try:
+            runner.train()
+        finally:
+            for loader in (loop.dataloader, runner.val_dataloader):
+                # Ends the workers. The garbage collector, to which a runner is left, closes their queues before it
+                # tells them to end, and then waits five seconds for each.
+                loader._iterator = None
     weights = work_dir / WEIGHTS_FILE
-    save_weights(runner.model, weights)
-    return Retrained(evaluations[0], evaluations[-1], weights)
+    if distributed.is_main():
+        save_weights(runner.model, weights)
+    distributed.barrier()
+    return Retrained(loop.evaluations[0][1], loop.evaluations[-1][1], weights)
+
+
+def check_start(settings: Settings, inherit: Path | None) -> Precision:
+    """Refuse what no retraining can start with, before anything is written; return the precision that is asked for.
+
+    Args:
+        settings: All settings.
+        inherit: Weights file of a supernet to start from, if any.
+
+    Raises:
+        InputError: If the device cannot compute in the precision, there are two files of initial weights, or none where
+            one is named.
+    """
+    pretrained = settings.retrain.pretrained
+    if inherit is not None and pretrained is not None:
+        raise InputError(f"got {pretrained}", key="retrain.pretrained", allowed="null with --inherit")
+    for path, key in ((inherit, "--inherit"), (pretrained, "retrain.pretrained")):
+        if path is not None and not path.is_file():
+            raise InputError("no such file", source=path, key=key)
+    return Precision(settings.precision, distributed.device())
+
+
+def _initial_detector(
+    architecture: Architecture, settings: Settings, data: DetectionData, inherit: Path | None
+) -> tuple[nn.Module, str]:
+    """The detector to train, and a name for where its weights come from."""
+    detector, pretrained = _detector(architecture, settings, data), settings.retrain.pretrained
+    if inherit is not None:
+        state = read_state(inherit, allowed="the supernet.pth of a search")
+        try:
+            inherit_weights(detector, architecture.sample, state)
+        except InputError as error:
+            raise InputError(error.problem, source=inherit, key=error.key, allowed=error.allowed) from None
+    elif pretrained is not None:
+        load_backbone(detector.get_submodule("backbone"), pretrained, architecture.sample)
+    apply_batch_norm(detector, settings.batch_norm)
+    source = inherit or pretrained
+    if source is None:
+        return detector, "new weights"
+    return detector, f"the weights of {source.name} {hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
 
 
 def evaluate(architecture: Architecture, weights: Path, settings: Settings, data: DetectionData) -> dict[str, float]:
@@ -214,50 +182,17 @@ def evaluate(architecture: Architecture, weights: Path, settings: Settings, data
         InputError: If the file is missing, does not hold weights, or of another architecture.
     """
     settings = _with_skeleton(settings, architecture)
+    detector = _detector(architecture, settings, data)
+    load_weights(detector, weights)
     with muted(), TemporaryDirectory() as work_dir:
-        runner = _runner(architecture, settings, data, Path(work_dir), _evaluation_config(settings, data))
-        load_weights(runner.model, weights)
-        return coco_metrics(runner.val())
-
-
-def save_weights(detector: nn.Module, path: Path) -> None:
-    """Save a detector's weights and nothing else, atomically."""
-    temporary = path.with_suffix(".partial")
-    torch.save({"state_dict": detector.state_dict()}, temporary)
-    temporary.replace(path)
-
-
-def load_weights(detector: nn.Module, path: Path) -> None:
-    """Load weights into a detector; all must be there with their shapes. Nothing in the file is executed.
-
-    Raises:
-        InputError: If the file is missing, does not hold weights, or holds those of another architecture.
-    """
-    if not path.is_file():
-        raise InputError("no such file", source=path)
-    allowed = f"a file such as {WEIGHTS_FILE} of a retraining"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch have no common exception for a broken file
-        problem = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=allowed) from None
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise InputError("has no state_dict", source=path, allowed=allowed)
-    try:
-        detector.load_state_dict(state)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split()[:30])
-        raise InputError(f"does not fit the architecture: {problem} ...", source=path) from None
+        return coco_metrics(_runner(detector, Path(work_dir), evaluation_config(settings, data)).val())
 
 
 def _with_skeleton(settings: Settings, architecture: Architecture) -> Settings:
     return settings.model_copy(update={"skeleton": architecture.skeleton})
 
 
-def _runner(
-    architecture: Architecture, settings: Settings, data: DetectionData, work_dir: Path, config: dict[str, Any]
-) -> Runner:
+def _detector(architecture: Architecture, settings: Settings, data: DetectionData) -> nn.Module:
     if architecture.num_classes != len(data.classes):
         raise InputError(
             f"the data has {len(data.classes)} classes",
@@ -266,7 +201,10 @@ def _runner(
             allowed=f"{architecture.num_classes}, as the architecture {architecture.name!r} was searched for",
         )
     torch.manual_seed(settings.seed)
-    detector = build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
+    return build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
+
+
+def _runner(detector: nn.Module, work_dir: Path, config: dict[str, Any]) -> Runner:
     common = {
         "default_scope": "mmdet",
         "log_level": "INFO",
@@ -280,7 +218,8 @@ def _runner(
 def export_config(architecture: Architecture, settings: Settings, data: DetectionData) -> str:
     """The text of a self-contained mmdet config of an architecture: model, data, schedule.
 
-    Plain mmdet and mmengine build and train it; ``custom_imports`` registers the three modules.
+    Plain mmdet and mmengine build and train it; ``custom_imports`` registers the three modules. Scaling of the learning
+    rate to several processes, precision and synced batch normalisation are options of mmdet's own training script.
     """
     settings = _with_skeleton(settings, architecture)
     operators = {
@@ -297,6 +236,8 @@ def export_config(architecture: Architecture, settings: Settings, data: Detectio
         **training_config(settings, data),
     }
     config["default_hooks"] = {"checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1}}
+    if settings.lr_batch_size is not None:  # for mmdet's --auto-scale-lr
+        config["auto_scale_lr"] = {"enable": False, "base_batch_size": settings.lr_batch_size}
     title = f"# mmdet config of the architecture {architecture.name!r}, written by hitdet-nni."
     return (
         "\n".join([title, *(f"{key} = {pprint.pformat(value, sort_dicts=False)}" for key, value in config.items())])

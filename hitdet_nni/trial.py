@@ -1,4 +1,6 @@
-"""What ``nnictl`` runs: one whole procedure with the tuner's parameters. The only caller of ``nni.report_*``.
+"""What ``nnictl`` runs: one whole procedure with the tuner's parameters.
+
+With :mod:`hitdet_nni.multi_trial` the only caller of ``nni.report_*``.
 
 The trials of an experiment share one screening, because it does not depend on what they vary: each takes a component
 that no other one is at. Run by hand, without an experiment, a trial does the same with the config as it is.

@@ -95,6 +95,7 @@ def test_search_leaves_every_file_of_a_run(found):
         "metadata.json",
         "search/alphas.csv",
         "search/metrics.csv",
+        "search/supernet.pth",
         "architecture.json",
     }
     metadata = json.loads((found / "metadata.json").read_text())
@@ -199,7 +200,8 @@ def test_a_finished_run_is_not_overwritten(folder, found):
     refused = hitdet("search", "--config", "tiny", "--out", "runs/mine", folder=folder, check=False)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    resumed = hitdet("search", "--config", "tiny", "--out", "runs/mine", "--resume", folder=folder)
+    (resume,) = commands_of("Interruptions and several processes", starting="hitdet-nni")
+    resumed = hitdet(*shlex.split(resume)[1:], folder=folder)
     assert "epoch" not in resumed.stdout
     assert (found / "architecture.json").read_bytes() == before
 
@@ -229,8 +231,9 @@ def test_nni_code_of_the_readme_runs(folder):
 
 
 def test_every_command_of_the_readme_is_run_by_a_test():
-    elsewhere = {"make", "nnictl", "export"}  # the launcher's tests start nnictl with the same option
-    sections = ("By hand", "Your own data")
+    # The launcher's tests start nnictl with the same option; test_torchrun runs torchrun.
+    elsewhere = {"make", "nnictl", "export", "torchrun"}
+    sections = ("By hand", "Interruptions and several processes", "Your own data")
     run_here = {command for section in sections for command in commands_of(section, starting="hitdet-nni")}
     # test_cli and test_tables
     run_here |= set(commands_of("What is measured, and what is not", starting="hitdet-nni"))

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launcher import ROOT, Launcher, listening
 
 from hitdet_nni import experiment
-from hitdet_nni.experiment import node_options
+from hitdet_nni.launcher import nni_manager
+from hitdet_nni.launcher.experiment_config import ExperimentConfig
+from hitdet_nni.launcher.nni_manager import node_options
+from hitdet_nni.launcher.signals import Signals
 
-ROOT = Path(__file__).parents[1]
 CONFIG = """\
 searchSpace:
   search.flops_weight: {_type: choice, _value: [0.0, 1.0]}
@@ -51,73 +54,33 @@ nni.report_final_result({"default": 0.125 + weight / 4, "params_m": 1.5, "gflops
 """
 
 
-class Launcher:
-    """`python -m hitdet_nni.experiment` on a small experiment in a folder of its own (with a space in its name)."""
+class Launches:
+    """Starts launchers, and ends them after the tests."""
 
-    def __init__(self, folder: Path, does: str, *options: str, config: str = CONFIG) -> None:
-        self.folder = folder / "an experiment"
-        self.folder.mkdir()
-        (self.folder / "search.yml").write_text(config)
-        (self.folder / "trial.py").write_text(TRIAL)
-        # NNI lists its experiments below HOME; a proxy must make no difference.
-        self.environment = {
-            **os.environ,
-            "HOME": str(self.folder),
-            "PYTHONPATH": str(ROOT),
-            "TRIAL_DOES": does,
-            "http_proxy": "http://127.0.0.1:9",
-        }
-        command = [sys.executable, "-m", "hitdet_nni.experiment", "search.yml", "--runs", "runs", *options]
-        self.output = self.folder / "output.txt"
-        with self.output.open("w") as output, (self.folder / "errors.txt").open("w") as errors:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=output, stderr=errors
-            )
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self.folders = folders
+        self.launched: list[Launcher] = []
 
-    def text(self) -> str:
-        return self.output.read_text()
+    def __call__(self, does: str, *options: str, config: str = CONFIG) -> Launcher:
+        folder = self.folders.mktemp("launch") / "an experiment"  # with a space in its name
+        folder.mkdir()
+        (folder / "search.yml").write_text(config)
+        (folder / "trial.py").write_text(TRIAL)
+        return self._start(folder, does, "search.yml", *options)
 
-    def errors(self) -> str:
-        return (self.folder / "errors.txt").read_text()
+    def again(self, launcher: Launcher, does: str, *arguments: str) -> Launcher:
+        return self._start(launcher.folder, does, *arguments)
 
-    def wait_for(self, pattern: str, seconds: float = 120) -> re.Match[str]:
-        end = time.monotonic() + seconds
-        while not (match := re.search(pattern, self.text())):
-            assert self.process.poll() is None, self.text() + self.errors()
-            assert time.monotonic() < end, self.text() + self.errors()
-            time.sleep(0.1)
-        return match
-
-    def left(self) -> list[psutil.Process]:
-        """Living processes that have the folder in their environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("HOME") == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
-
-    def end(self) -> None:
-        for process in [self.process, *self.left()]:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
+    def _start(self, folder: Path, does: str, *arguments: str) -> Launcher:
+        self.launched.append(Launcher(folder, *arguments, "--runs", "runs", TRIAL_DOES=does))
+        return self.launched[-1]
 
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    launched: list[Launcher] = []
-
-    def start(*arguments: str, **keywords: str) -> Launcher:
-        launched.append(Launcher(tmp_path_factory.mktemp("launch"), *arguments, **keywords))
-        return launched[-1]
-
-    yield start
-    for launcher in launched:
+    launches = Launches(tmp_path_factory)
+    yield launches
+    for launcher in launches.launched:
         launcher.end()
 
 
@@ -131,13 +94,7 @@ def test_an_experiment_runs_to_its_table_on_loopback_only_and_leaves_nothing(lau
     launcher = launch("succeed")
     port = int(launcher.wait_for(r"web UI will be http://127\.0\.0\.1:(\d+)")[1])
     launcher.wait_for(r"experiment \w+ runs")
-    listening = {
-        (connection.laddr.ip, connection.laddr.port)
-        for process in launcher.left()
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert listening == {("127.0.0.1", port)}
+    assert listening(launcher.left()) == {("127.0.0.1", port)}
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
     outside = [a.address for every in psutil.net_if_addrs().values() for a in every if a.family == socket.AF_INET]
     for address in outside:
@@ -165,35 +122,46 @@ def test_a_failed_trial_is_named_with_its_log(together):
     assert launcher.process.wait(120) == 1
     (line,) = launcher.errors().splitlines()
     named = re.fullmatch(r"trial [01] \(\w+\) FAILED: see (.+)", line)
+    assert named, line
     assert "the weight is too heavy" in Path(named[1]).read_text()
     assert re.search(r"[01] \(\w+\) +FAILED +1 +- +- +- +-", launcher.text())
     assert re.search(r"[01] \(\w+\) +SUCCEEDED +0 +1\.50 +0\.750 +0\.125", launcher.text())
     assert launcher.left() == []
 
 
-def interrupt(launcher: Launcher, number: signal.Signals) -> str:
-    """Send a signal twice; return the last line printed."""
+def interrupt(launcher: Launcher, number: signal.Signals) -> list[str]:
+    """Send a signal twice; return the lines printed from its name on."""
     launcher.process.send_signal(number)
     time.sleep(1)
     launcher.process.send_signal(number)
     assert launcher.process.wait(120) == 128 + number
     assert launcher.errors() == ""
     assert launcher.left() == []
-    return launcher.text().splitlines()[-1]
+    text = launcher.text()
+    return text[text.index(f"{number.name}: ") :].splitlines()
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_running_trials_and_their_children(together):
+def test_ctrl_c_stops_running_trials_and_their_children_and_they_go_on_later(together, launch):
     launcher = together["hang"]
     started = launcher.wait_for(r"experiment (\w+) runs")[1]
-    for trial in (0, 1):
-        launcher.wait_for(rf"trial {trial} \(\w+\) RUNNING  2 reports  val_loss=1.5 gflops=0.25")
+    progress = r"trial {} \((\w+)\) RUNNING  2 reports  val_loss=1.5 gflops=0.25"
+    ids = [launcher.wait_for(progress.format(trial))[1] for trial in (0, 1)]
     end = time.monotonic() + 30
     while len(launcher.left()) < 7:  # launcher, manager, dispatcher, two trials with a child each
         assert time.monotonic() < end
         time.sleep(0.1)
-    last = interrupt(launcher, signal.SIGINT)
-    assert last == f"SIGINT: experiment {started} is stopped, no process of it is left"
+    lines = interrupt(launcher, signal.SIGINT)
+    assert lines == [
+        f"SIGINT: experiment {started} is stopped, no process of it is left",
+        f"go on with: python -m hitdet_nni.experiment --resume {started} --runs runs",
+    ]
+    resumed = launch.again(launcher, "succeed", "--resume", started)
+    assert resumed.process.wait(240) == 0, resumed.text() + resumed.errors()
+    rows = re.findall(r"^ *(\d) \((\w+)\) +SUCCEEDED +(\S+) +1\.50 +0\.750 +(\S+) +(\S+) *$", resumed.text(), re.M)
+    assert [trial for _, trial, *_ in rows] == ids
+    assert sorted((weight, score) for _, _, weight, score, _ in rows) == [("0", "0.125"), ("1", "0.375")]
+    assert resumed.left() == []
 
 
 @pytest.mark.slow
@@ -201,7 +169,7 @@ def test_sigterm_during_the_start_leaves_nothing(launch):
     launcher = launch("hang")
     launcher.wait_for("starting NNI")
     time.sleep(1)
-    assert interrupt(launcher, signal.SIGTERM).startswith("SIGTERM: experiment ")
+    assert interrupt(launcher, signal.SIGTERM)[0].startswith("SIGTERM: experiment ")
 
 
 @pytest.mark.slow
@@ -223,27 +191,70 @@ def test_a_port_in_use_fails(launch):
     assert launcher.left() == []
 
 
-@pytest.mark.parametrize("content", [None, "- a\n- list\n", "a: [1\nb: 2\n", ""])
-def test_a_config_that_is_no_mapping_is_bad_input(tmp_path, capsys, content):
-    path = tmp_path / "search.yml"
-    if content is not None:
-        path.write_text(content)
+def test_an_experiment_file_or_an_experiment_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     before = signal.getsignal(signal.SIGINT)
-    assert experiment.main([str(path)]) == 2
+    for arguments in ([], ["search.yml", "--resume", "abc"]):
+        with pytest.raises(SystemExit) as ended:
+            experiment.main(arguments)
+        assert ended.value.code == 2
+    capsys.readouterr()
+    for arguments in (["missing.yml"], ["--resume", "abc"]):
+        assert experiment.main(arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
     assert signal.getsignal(signal.SIGINT) == before
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    assert output.err.startswith(str(path))
 
 
 def test_a_port_out_of_range_and_a_missing_nnictl_are_bad_input(tmp_path, capsys, monkeypatch):
     path = tmp_path / "search.yml"
     path.write_text(CONFIG)
     assert experiment.main([str(path), "--port", "70000"]) == 2
-    monkeypatch.setattr(experiment.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(nni_manager.shutil, "which", lambda *_, **__: None)
     assert experiment.main([str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+SLOW_START = "requests.exceptions.ConnectionError: Max retries exceeded with url: /api/v1/nni/check-status"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "error"),
+    [
+        ([SLOW_START, SLOW_START, ""], None),
+        ([SLOW_START] * 3, f"nnictl create failed: {SLOW_START}"),
+        ([SLOW_START, "RuntimeError: Port 1 is not idle"], "nnictl create failed: RuntimeError: Port 1 is not idle"),
+    ],
+)
+def test_a_manager_that_comes_up_too_slowly_is_started_again(monkeypatch, outcomes, error):
+    left = list(outcomes)
+    answers = {"experiment": {"id": "abc", "logDir": "/experiments/abc"}}
+    started = nni_manager.NniExperiment(ExperimentConfig("a.yml", ("create",)), None, Signals())
+    monkeypatch.setattr(started, "_nnictl_start", lambda: (int(bool(left[0])), f"line\n{left.pop(0)}\n"))
+    monkeypatch.setattr(started, "_get", answers.get)
+    if error is None:
+        started.start()
+        assert (started.id, started.folder) == ("abc", Path("/experiments/abc"))
+    else:
+        with pytest.raises(nni_manager.ExperimentError) as raised:
+            started.start()
+        assert str(raised.value) == error
+    assert left == []
+
+
+def test_the_reason_that_the_manager_logged_is_told(tmp_path):
+    started = nni_manager.NniExperiment(ExperimentConfig("a.yml", ("create",)), None, Signals())
+    started.folder = tmp_path
+    log = tmp_path / "log" / "nnimanager.log"
+    with pytest.raises(nni_manager.ExperimentError, match=f"NNI's manager has ended or hangs: see {log}"):
+        started.poll()
+    log.parent.mkdir()
+    log.write_text(
+        "[2023-01-01 00:00:00] ERROR (WsChannelClient.remote-worker1) lost\n"
+        "[2023-01-01 00:00:01] ERROR (TrainingServiceCompat) Error: connect ECONNREFUSED 127.0.0.1:22\n"
+        "    at TCPConnectWrap.afterConnect {\n[2023-01-01 00:00:02] INFO (RestServer) REST server stopped.\n"
+    )
+    with pytest.raises(nni_manager.ExperimentError, match=f": Error: connect ECONNREFUSED 127.0.0.1:22; see {log}"):
+        started.poll()
 
 
 def test_importing_the_launcher_imports_neither_torch_nor_nni():
@@ -254,7 +265,7 @@ def test_importing_the_launcher_imports_neither_torch_nor_nni():
 
 def test_node_options_are_appended_once(capsys, monkeypatch):
     ours = node_options("")
-    assert ours == f'--require "{experiment.LOOPBACK_SCRIPT}"'
+    assert ours == f'--require "{nni_manager.LOOPBACK_SCRIPT}"'
     assert node_options("--no-warnings") == f"--no-warnings {ours}"
     assert node_options(f"--no-warnings {ours}") == f"--no-warnings {ours}"
     monkeypatch.setenv("NODE_OPTIONS", "--no-warnings")
@@ -263,10 +274,10 @@ def test_node_options_are_appended_once(capsys, monkeypatch):
 
 
 def test_node_listens_on_loopback_unless_told_an_address(tmp_path, monkeypatch):
-    script = tmp_path / 'a "quoted" folder' / experiment.LOOPBACK_SCRIPT.name
+    script = tmp_path / 'a "quoted" folder' / nni_manager.LOOPBACK_SCRIPT.name
     script.parent.mkdir()
-    script.write_text(experiment.LOOPBACK_SCRIPT.read_text())
-    monkeypatch.setattr(experiment, "LOOPBACK_SCRIPT", script)
+    script.write_text(nni_manager.LOOPBACK_SCRIPT.read_text())
+    monkeypatch.setattr(nni_manager, "LOOPBACK_SCRIPT", script)
     forms = [
         "[0]", "['0']", "[0, '0.0.0.0']", "[0, '::', 5]", "[0, undefined, 5]", "[0, null]", "[0, 5]", "[0, () => {}]",
         "[]", "[null]", "[() => {}]", "[{port: 0}]", "[{port: undefined}]", "[{port: 0, host: '::'}, () => {}]",

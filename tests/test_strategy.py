@@ -272,14 +272,13 @@ def test_gradients_are_those_of_the_sum(run):
     expected = torch.autograd.grad(loss + module.regularization(), parameters)
 
     optimizer = torch.optim.SGD(parameters, lr=1.0)
-    module.architecture_optimizers = lambda: optimizer
     module.manual_backward = lambda value: value.backward()
     module.training_module._trainer = SimpleNamespace(current_epoch=0)
     before = [p.detach().clone() for p in parameters]
     module.training_module.training_step = lambda batch, _: (
         (module.training_module.model(batch[0]) - batch[1]).square().mean()
     )
-    module._alpha_step((x, y), 0)
+    module._phase(optimizer, (x, y), 0, searching=True)
     for old, new, gradient in zip(before, parameters, expected, strict=True):
         torch.testing.assert_close(old - new, gradient)
     weights = [p for name, p in module.named_parameters() if "_arch_alpha" not in name]

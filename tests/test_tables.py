@@ -10,11 +10,11 @@ from mmdet.testing import demo_mm_inputs
 
 from hitdet_nni import cli
 from hitdet_nni.architecture import load_architecture, save_architecture
-from hitdet_nni.measured import load_measured
-from hitdet_nni.mmdet_config import baseline_names, load_config, profile_config
+from hitdet_nni.cost_tables.measured import load_measured
+from hitdet_nni.cost_tables.mmdet_config import baseline_names, load_config, profile_config
+from hitdet_nni.cost_tables.table_rendering import END, markdown, plain, section, update_markdown
+from hitdet_nni.cost_tables.tables import Row, compare, load_tables
 from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.table_rendering import END, markdown, plain, section, update_markdown
-from hitdet_nni.tables import Row, compare, load_tables
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 

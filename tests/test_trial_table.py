@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hitdet_nni.trial_table import (
+from hitdet_nni.launcher.trial_table import (
     Snapshot,
     Trial,
     format_value,
@@ -52,6 +53,38 @@ def test_parameters_are_those_that_a_trial_really_got():
     swapped = [metric("b", 0, "PERIODICAL", 0, 0.5), metric("a", 1, "PERIODICAL", 0, 0.5)]
     weights = [trial.parameters["search.flops_weight"] for trial in parse_trials(jobs, swapped)]
     assert weights == [0.5, 0.0, 1.0]
+
+
+def test_trials_on_another_machine_are_told_from_those_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trial.stderr").write_text("of something else")
+    place = "box:~/nni-experiments/abc/environments/remote-worker1/trials/b"
+    here, there = parse_trials([job("a", 0, 0, logPath="/x:~/a"), job("b", 1, 1, logPath=place)], [])
+    assert (here.folder, here.place, here.host) == (Path("/x:~/a"), "", "")
+    assert (there.folder, there.place, there.host) == (Path(), place, "box")
+    failed = replace(there, status="FAILED")
+    assert Snapshot("DONE", (), (failed,)).complaints() == [f"trial 1 (b) FAILED: see {place}"]
+    copied = replace(failed, folder=tmp_path)
+    assert Snapshot("DONE", (), (copied,)).complaints() == [f"trial 1 (b) FAILED: see {tmp_path / 'trial.stderr'}"]
+
+
+@pytest.mark.parametrize(
+    ("status", "place", "local", "shown"),
+    [
+        ("SUCCEEDED", "box:~/x", False, "on box"),
+        ("SUCCEEDED", "box:~/x", True, str(Path("runs", "a", "architecture.json"))),
+        ("FAILED", "box:~/x", False, "-"),
+        ("SUCCEEDED", "", False, "-"),
+    ],
+)
+def test_an_architecture_is_a_path_only_where_it_is_here(tmp_path, monkeypatch, status, place, local, shown):
+    monkeypatch.chdir(tmp_path)
+    if local:
+        (tmp_path / "runs" / "a").mkdir(parents=True)
+        (tmp_path / "runs" / "a" / "architecture.json").write_text("{}")
+    stream = io.StringIO()
+    print_table(results_table([Trial(0, "a", status, place=place)], Path("runs")), stream)
+    assert stream.getvalue().rstrip().endswith(f" {shown}")
 
 
 def test_progress_lines():
@@ -122,5 +155,7 @@ def test_complaints(tmp_path):
     good, bad = Trial(0, "a", "SUCCEEDED"), Trial(1, "b", "FAILED", folder=tmp_path)
     assert Snapshot("DONE", (), (good,)).complaints() == []
     assert Snapshot("DONE", (), (good, bad)).complaints() == [f"trial 1 (b) FAILED: see {tmp_path / 'trial.log'}"]
+    killed = Trial(1, "b", "USER_CANCELED", folder=tmp_path)
+    assert Snapshot("DONE", (), (good, killed)).complaints()[0].startswith("trial 1 (b) USER_CANCELED: see ")
     assert Snapshot("ERROR", ("no tuner",), (good,)).complaints() == ["NNI ended with ERROR: no tuner"]
     assert Snapshot("DONE").complaints() == ["no trial ran to its end"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
+from contextlib import nullcontext
 
 _HOMES = {
     "data": ("data", "data"),
     "check-data": ("data", "check_data"),
+    "pretrain": ("pretrain", "pretrain_command"),
     "screen": ("find", "screen_command"),
     "search": ("find", "search_command"),
     "export": ("find", "export"),
@@ -20,6 +22,19 @@ _HOMES = {
 
 
 def run(options: Namespace) -> None:
-    """Run the command that the options name."""
-    module, function = _HOMES[options.command]
-    getattr(importlib.import_module(f"{__name__}.{module}"), function)(options)
+    """Run the command that the options name.
+
+    A command that trains joins the processes that ``torchrun`` started beside it, and keeps others out of its run
+    directory meanwhile.
+    """
+    module, name = _HOMES[options.command]
+    function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if not hasattr(options, "resume"):
+        function(options)
+        return
+    group = importlib.import_module("hitdet_nni.distributed")
+    group.join()
+    run_directory = importlib.import_module("hitdet_nni.run_directory").RunDirectory(options.out)
+    with run_directory.held() if group.is_main() else nullcontext():
+        function(options)
+    group.leave()

@@ -12,15 +12,23 @@ from rich.table import Table
 
 from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.commands.console import console, say
+from hitdet_nni.cost_tables.measured import add_measured, load_measured
+from hitdet_nni.cost_tables.mmdet_config import Profile, baseline_names, is_config, profile_config
+from hitdet_nni.cost_tables.table_rendering import (
+    FOOTNOTE,
+    conditions,
+    plain,
+    rich_table,
+    sheet,
+    summary,
+    update_markdown,
+)
+from hitdet_nni.cost_tables.tables import compare, load_tables
 from hitdet_nni.errors import InputError
-from hitdet_nni.measured import add_measured, load_measured
-from hitdet_nni.mmdet_config import Profile, baseline_names, is_config, profile_config
+from hitdet_nni.launcher.trial_table import print_table
 from hitdet_nni.process import prepare_process
 from hitdet_nni.run_directory import find_run
 from hitdet_nni.search.cost import PARTS, Cost, CostModel
-from hitdet_nni.table_rendering import FOOTNOTE, conditions, plain, rich_table, sheet, summary, update_markdown
-from hitdet_nni.tables import compare, load_tables
-from hitdet_nni.trial_table import print_table
 
 
 def profile(options: Namespace) -> None:

@@ -4,32 +4,71 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from pathlib import Path
 
-from hitdet_nni.architecture import load_architecture, save_architecture
+from hitdet_nni import distributed
+from hitdet_nni.architecture import Architecture, load_architecture, save_architecture
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
 from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_text
 from hitdet_nni.procedure import train_found
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.train import evaluate, export_config
+from hitdet_nni.run_directory import RunDirectory, find_run
+from hitdet_nni.search_space import load_search_space
+from hitdet_nni.skeleton import COMPONENTS
+from hitdet_nni.train import check_start, evaluate, export_config
 
 
 def retrain_command(options: Namespace) -> None:
-    """``retrain``: train from scratch, evaluate, write metrics.json."""
+    """``retrain``: train, from new weights or the supernet's, evaluate, write metrics.json."""
     settings = settings_of(options)
-    architecture = load_architecture(options.architecture)
+    architecture, supernet = _start(options)
+    check_start(settings, supernet)
     run_directory = RunDirectory(options.out)
     pictures = open_data(settings.data, settings.seed)
     run_directory.open(settings, force=options.force, resume=options.resume)
-    save_architecture(architecture, run_directory.architecture)
+    if distributed.is_main():
+        _keep_architecture(run_directory, architecture)
 
     def say_metrics(epoch: int, metrics: dict[str, float]) -> None:
         if not options.json:
             say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
     with run_directory.timed("retrain"):
-        result = train_found(run_directory, architecture, settings, pictures, say_metrics)
+        result = train_found(
+            run_directory, architecture, settings, pictures, say_metrics, resume=options.resume, inherit=supernet
+        )
     say(json.dumps(result, indent=2) if options.json else str(run_directory.metrics))
+
+
+def _start(options: Namespace) -> tuple[Architecture, Path | None]:
+    """What to train, and the weights file of the supernet that it starts from, if any."""
+    if options.inherit is None:
+        if options.architecture is None:
+            raise InputError("is missing", key="--architecture", allowed="an architecture, or --inherit RUN")
+        return load_architecture(options.architecture), None
+    source = find_run(options.inherit)
+    architecture = load_architecture(options.architecture or source.architecture)
+    space = load_search_space(source.sub_spaces)
+    for label, operator in architecture.sample.items():
+        (searched,) = (space[component] for component in COMPONENTS if label.startswith(f"{component}/"))
+        if operator not in searched:
+            raise InputError(f"{label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
+    return architecture, source.supernet
+
+
+def _keep_architecture(run_directory: RunDirectory, architecture: Architecture) -> None:
+    """Write ``architecture.json``; in a run that is resumed it must be the same."""
+    if not run_directory.architecture.exists():
+        save_architecture(architecture, run_directory.architecture)
+        return
+    there = load_architecture(run_directory.architecture)
+    if (there.skeleton, there.sample) != (architecture.skeleton, architecture.sample):
+        raise InputError(
+            "the run there is of another architecture",
+            source=run_directory.architecture,
+            allowed="the same architecture, or --force",
+        )
 
 
 def evaluate_command(options: Namespace) -> None:

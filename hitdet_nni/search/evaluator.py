@@ -18,6 +18,7 @@ from torch import Tensor
 from hitdet_nni import distributed
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.search.cost import ExpectedCost
+from hitdet_nni.search.one_shot import refuse_unsupported
 from hitdet_nni.search.regularizers import group_by_component, mean_entropy
 from hitdet_nni.search.resume import ExactResume
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
@@ -103,6 +104,10 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         self.stage = stage
         self.resume = resume
 
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that would search wrongly without a word."""
+        refuse_unsupported(self.trainer.lightning_module)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The detection loss of a batch, a scalar.
 
@@ -110,12 +115,29 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
             NonFiniteLossError: If it is NaN or infinite.
         """
         loss = detection_loss(self.model.detector, batch)
+        self.losses.values.append(self._finite(loss, batch))
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The detection loss of a batch without gradients, a scalar, logged as ``val_loss``.
+
+        Strategies that sample paths judge them by it.
+
+        Raises:
+            NonFiniteLossError: If it is NaN or infinite.
+        """
+        loss = detection_loss(self.model.detector, batch)
+        self._finite(loss, batch)
+        self.log("val_loss", loss, batch_size=len(batch["inputs"]))
+        return loss
+
+    def _finite(self, loss: Tensor, batch: dict[str, Any]) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
             step, checkpoint = (0, None) if self.resume is None else (self.resume.steps, self.resume.newest())
             raise NonFiniteLossError(self.stage, step, (data.img_id for data in batch["data_samples"]), checkpoint)
-        self.losses.values.append(value)
-        return loss
+        return value
 
     def configure_optimizers(self) -> dict[str, Any]:
         """SGD over all parameters; the strategy takes the architecture parameters out of it."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.search.recompute import recomputed
 
 
 class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
@@ -18,6 +22,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
 
     Attributes:
         active_names: Names of the candidates still in the race, in the order of the parameters.
+        saving: What is kept for the gradients, a key of :data:`SAVING`; see :func:`set_saving`.
 
     Args:
         paths: Candidate modules by name; all map ``[N, C, H, W]`` to one common shape.
@@ -30,6 +35,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     """
 
     active_names: list[str]
+    saving: str = "stock"
     _arch_alpha: nn.Parameter
     _active_index: Tensor
 
@@ -50,9 +56,15 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         """Restore the candidates still in the race from a checkpoint."""
         self._set_active(list(state))
 
+    def active_candidates(self) -> list[nn.Module]:
+        """Modules of the candidates still in the race, in the order of ``active_names``."""
+        return [self[name] for name in self.active_names]
+
     def active_alpha(self) -> Tensor:
         """Architecture parameters of the candidates still in the race, shape ``[len(active_names)]``."""
-        return self._arch_alpha[self._active_index]
+        if len(self.active_names) == len(self.names):
+            return self._arch_alpha
+        return self._arch_alpha.index_select(0, self._active_index)
 
     def probabilities(self) -> Tensor:
         """Weights of the candidates still in the race, shape ``[len(active_names)]``; they sum to 1."""
@@ -62,6 +74,8 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     def all_probabilities(self) -> Tensor:
         """Weights of all candidates, shape ``[len(names)]``; a removed one's is zero."""
         weights = self.probabilities()
+        if len(self.active_names) == len(self.names):
+            return weights
         return weights.new_zeros(len(self.names)).index_copy(0, self._active_index, weights)
 
     def keep_only(self, names: Collection[str]) -> None:
@@ -77,8 +91,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Weighted sum of the outputs of the candidates still in the race."""
-        outputs = [self[name](*args, **kwargs) for name in self.active_names]
-        return self._reduction(outputs, self.probabilities())
+        return SAVING[self.saving](self, *args, **kwargs)
 
     def export(self, memo: Mapping[str, Any]) -> dict[str, str]:
         """The candidate with the largest architecture parameter, among those still in the race."""
@@ -91,3 +104,57 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         if self.label in memo:
             return {}
         return {self.label: dict(zip(self.active_names, self.probabilities().tolist(), strict=True))}
+
+
+def set_saving(module: nn.Module, mode: str) -> None:
+    """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
+
+    Args:
+        module: A mutated model space.
+        mode: A key of :data:`SAVING`.
+
+    Raises:
+        InputError: For an unknown mode.
+    """
+    if mode not in SAVING:
+        raise InputError(f"got {mode!r}", key="supernet.saving", allowed=SAVING)
+    for part in module.modules():
+        if isinstance(part, ColumnSparseMixedLayer):
+            part.saving = mode
+
+
+def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:
+    """A candidate's term of Eq. 5 and the type of its output.
+
+    Terms of 16-bit outputs have 32 bits: else the gradients of the weights, whose differences are what the alphas
+    learn from, would be rounded to 16 bits.
+    """
+    output = candidate(*args, **kwargs)
+    if output.dtype != weight.dtype:
+        weight = weight.reshape([1] * output.dim())  # a scalar would take the output's type
+    return output * weight, output.dtype
+
+
+def _sum_of_shares(
+    share: Callable[..., tuple[Tensor, torch.dtype]], layer: ColumnSparseMixedLayer, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Eq. 5, term by term, so that no more than one term and the sum are held."""
+    weights = layer.probabilities().unbind()
+    (first, *others) = zip(layer.active_candidates(), weights, strict=True)
+    total, dtype = share(*first, *args, **kwargs)
+    for candidate, weight in others:
+        term, other_dtype = share(candidate, weight, *args, **kwargs)
+        total += term
+        dtype = torch.promote_types(dtype, other_dtype)
+    return total.to(dtype)
+
+
+SAVING: Mapping[str, Callable[..., Tensor]] = {
+    "stock": partial(_sum_of_shares, _share),
+    "checkpoint": partial(_sum_of_shares, partial(recomputed, _share)),
+}
+"""How a mixed layer computes Eq. 5, by what it keeps for its gradients: called with the layer and its arguments.
+
+``stock`` keeps what autograd keeps, the activations inside all candidates; ``checkpoint`` keeps the layer's input and
+computes one candidate after the other again in backward.
+"""

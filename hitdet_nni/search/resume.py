@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 
 from hitdet_nni import distributed
 from hitdet_nni.checkpoints import CheckpointFolder, random_state, set_random_state
@@ -112,6 +113,10 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Any, pl_module: Any) -> None:
+        # A finite loss can have gradients that are not: the next loss then ends the training, and no such checkpoint is
+        # to stand before it.
+        if not torch.stack([parameter.isfinite().all() for parameter in pl_module.parameters()]).all():
+            return
         # Running statistics of batch normalisation are each process's own; only their mean is ever used.
         distributed.average(pl_module.buffers())
         states = distributed.gather(random_state())

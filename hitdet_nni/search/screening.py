@@ -90,6 +90,7 @@ def screen_component(
     fixed: dict[Component, Sequence[str]] = {other: [getattr(screening.fixed, other)] for other in COMPONENTS}
     phase = Phase(
         stage=screening_stage(component),
+        pretrained=screening.pretrained,
         skeleton=skeleton,
         space={**fixed, component: list(space[component])},
         epochs=screening.epochs,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -12,15 +14,18 @@ from hitdet_nni import distributed
 from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.data.pipeline import DetectionData, search_loaders
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.model.pretrained import load_backbone
 from hitdet_nni.precision import Precision
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
-from hitdet_nni.settings import Settings, scaled_lr
+from hitdet_nni.settings import Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Component, Skeleton
 from hitdet_nni.synced_batch_norm import apply_batch_norm
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Phase:
         flops_weight: lambda of Eq. 6, per GFLOP.
         removal: Operators to remove on the way, or ``None``.
         stage: What it is called in messages, e.g. ``"screening backbone"``.
+        pretrained: Weights of a classification training for the backbone, or ``None``.
     """
 
     skeleton: Skeleton
@@ -46,6 +52,7 @@ class Phase:
     flops_weight: float = 0.0
     removal: Removal | None = None
     stage: str = "search"
+    pretrained: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ def train_supernet(
         precision=precision,
     )
     strategy.mutate_model(space)
+    if phase.pretrained is not None:
+        load_backbone(space.detector.get_submodule("backbone"), phase.pretrained)
     apply_batch_norm(space, settings.batch_norm)
     set_saving(space, settings.supernet.saving)
     evaluator = detection_evaluator(
@@ -133,6 +142,7 @@ def train_supernet(
 
 def _weight_optimizer(settings: Settings) -> WeightOptimizer:
     given = settings.weights.model_dump(exclude={"grad_clip"})
-    lr, batch_size = settings.weights.lr, settings.data.batch_size
-    given["lr"] = scaled_lr(lr, batch_size, distributed.processes(), settings.lr_batch_size)
+    scaling = (settings.weights.lr, settings.data.batch_size, distributed.processes(), settings.lr_batch_size)
+    given["lr"] = scaled_lr(*scaling)
+    logger.info("%s", describe_lr(*scaling))
     return WeightOptimizer(**given)

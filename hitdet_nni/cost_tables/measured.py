@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.cost_tables.tables import Accuracy, Comparison, Row
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_json
 from hitdet_nni.run_directory import find_run
 from hitdet_nni.settings import load_settings
-from hitdet_nni.tables import Accuracy, Comparison, Row
 
 _NAMES: dict[str, Accuracy] = {
     "mAP": "mAP",

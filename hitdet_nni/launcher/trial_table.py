@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"})
-FAILED = frozenset({"FAILED", "SYS_CANCELED"})
+FAILED = frozenset({"FAILED", "SYS_CANCELED", "USER_CANCELED"})  # NNI calls a trial that a signal killed USER_CANCELED
 COLUMN_NAMES = {"search.flops_weight": "cost weight"}
 
 
@@ -27,7 +27,8 @@ class Trial:
     Args:
         reports: How many intermediate results have come; `latest` is the last of them.
         final: The final result; empty where there is none (yet).
-        folder: Where NNI keeps the trial's output.
+        folder: Where NNI keeps the trial's output on this machine; empty where it keeps none here.
+        place: ``host:folder`` of that output where the trial runs on another machine; empty for this one.
     """
 
     number: int
@@ -38,11 +39,18 @@ class Trial:
     latest: Mapping[str, Any] = field(default_factory=dict)
     final: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    place: str = ""
 
-    def log(self) -> Path:
-        """The file that says most about a failure: the first that exists and is not empty, else the folder."""
-        paths = [self.folder / name for name in ("trial.stderr", "trial.log", "trial.stdout")]
-        return next((path for path in paths if path.is_file() and path.stat().st_size), self.folder)
+    @property
+    def host(self) -> str:
+        """The machine where it runs; empty for this one."""
+        return self.place.partition(":~/")[0]
+
+    def log(self) -> Path | str:
+        """The file that says most about a failure: the first here that is not empty, else where its output is."""
+        names = ("trial.stderr", "trial.log", "trial.stdout") if self.folder.is_absolute() else ()
+        paths = [self.folder / name for name in names]
+        return next((path for path in paths if path.is_file() and path.stat().st_size), self.place or self.folder)
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ def parse_trials(jobs: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[st
         owned = owners.get(job["trialJobId"], next(iter(unowned)) if len(unowned) == 1 else "")
         report = reports.get(job["trialJobId"])
         final = job.get("finalMetricData")
+        output = job.get("logPath", "")
+        remote = ":~/" in output and not output.startswith("/")  # a folder of this machine is absolute
         trial = Trial(
             number=job.get("sequenceId", -1),
             id=job["trialJobId"],
@@ -109,7 +119,8 @@ def parse_trials(jobs: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[st
             reports=report["sequence"] + 1 if report else 0,
             latest=metric_values(report["data"]) if report else {},
             final=metric_values(final[0]["data"]) if final else {},
-            folder=Path(job.get("logPath", "")),
+            folder=Path() if remote else Path(output),
+            place=output if remote else "",
         )
         trials.append(trial)
     return tuple(sorted(trials, key=lambda trial: trial.number))
@@ -151,7 +162,13 @@ def progress_line(trial: Trial, elapsed: float) -> str:
 
 
 def results_table(trials: Sequence[Trial], runs: Path) -> Table:
-    """The trials with what the tuner chose, cost (params in millions), mAP, and ``<runs>/<id>/architecture.json``."""
+    """The trials with what the tuner chose, cost (params in millions), mAP, and where the architecture is.
+
+    Args:
+        trials: The trials of one experiment.
+        runs: Folder of this machine with ``<trial id>/architecture.json``. Of a trial that wrote it on another machine
+            the table names that machine.
+    """
     keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
     table = Table(box=box.SIMPLE)
     for header in ("trial", "status", *(COLUMN_NAMES.get(key, key) for key in keys), *RESULTS, "architecture"):
@@ -160,7 +177,8 @@ def results_table(trials: Sequence[Trial], runs: Path) -> Table:
         chosen = [format_value(trial.parameters.get(key)) for key in keys]
         found = [format_value(trial.final.get(key), show) for key, show in RESULTS.values()]
         path = runs / trial.id / "architecture.json"
-        where = os.path.relpath(path) if path.is_file() else "-"
+        elsewhere = f"on {trial.host}" if trial.place and trial.status == "SUCCEEDED" else "-"
+        where = os.path.relpath(path) if path.is_file() else elsewhere
         table.add_row(f"{trial.number} ({trial.id})", trial.status, *chosen, *found, where)
     return table
 

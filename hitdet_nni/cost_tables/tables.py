@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
 
 from hitdet_nni.architecture import load_architecture
+from hitdet_nni.cost_tables.mmdet_config import PAPER_SHAPE, profile_config
 from hitdet_nni.files import read_yaml
-from hitdet_nni.mmdet_config import PAPER_SHAPE, profile_config
 from hitdet_nni.search.cost import Convention, Cost, CostModel, Size
 from hitdet_nni.shipped import shipped
 

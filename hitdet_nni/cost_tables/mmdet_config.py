@@ -11,9 +11,9 @@ from typing import Any
 from mmengine.config import Config
 
 from hitdet_nni.architecture import load_architecture
+from hitdet_nni.cost_tables.module_cost import build_on_meta, detector_cost
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import detector_config
-from hitdet_nni.module_cost import build_on_meta, detector_cost
 from hitdet_nni.search.cost import Convention, Cost, Size
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Component

@@ -1,0 +1,190 @@
+"""What the launcher must know of an NNI experiment before it starts: where its trials run, and how they reach NNI.
+
+Everything else in an experiment file is NNI's to judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import re
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from hitdet_nni.errors import InputError
+
+LOOPBACK = "127.0.0.1"
+PLATFORMS = ("local", "remote")
+"""NNI's training services whose trials reach a manager that listens on loopback only."""
+
+_PLACEHOLDER = re.compile(r"<[^<>]*>")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of NNI's remote training service.
+
+    Args:
+        host: Its name or address.
+        port: TCP port of its sshd.
+        user: Who logs in.
+        key: File of the private key; None where the experiment names none.
+    """
+
+    host: str
+    port: int
+    user: str
+    key: Path | None
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """An NNI experiment as far as the launcher reads it.
+
+    Args:
+        source: The file, or the experiment's id.
+        arguments: Arguments of ``nnictl`` that start it.
+        machines: Where its trials run; empty for this machine.
+        manager: The address at which those machines look for NNI's manager (``nniManagerIp``).
+    """
+
+    source: str
+    arguments: tuple[str, ...]
+    machines: tuple[Machine, ...] = ()
+    manager: str = LOOPBACK
+
+    @property
+    def tunnelled(self) -> tuple[Machine, ...]:
+        """The machines that do not find the manager, which listens on loopback here, without an ssh tunnel."""
+        return tuple(
+            m for m in self.machines if not _is_loopback(m.host) or self.manager not in {LOOPBACK, "localhost"}
+        )
+
+
+def load_config(path: Path) -> ExperimentConfig:
+    """Read an experiment file.
+
+    Raises:
+        InputError: It is not a YAML mapping, or cannot run with a manager on loopback; see `parse`.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", source=path) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not YAML ({error})", source=path) from error
+    return parse(content, str(path), ("create", "--config", str(path)), path.parent)
+
+
+def load_stopped(experiment: str) -> ExperimentConfig:
+    """Read the config that NNI stored of an experiment that has been stopped or killed.
+
+    Raises:
+        InputError: NNI knows no such experiment, or it runs.
+    """
+    index = Path.home() / "nni-experiments" / ".experiment"
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        known = json.loads(index.read_text(encoding="utf-8"))
+    if experiment not in known:
+        raise InputError(f"unknown experiment {experiment!r}", source=index, allowed=sorted(known) or "none yet")
+    entry = known[experiment]
+    if entry["status"] != "STOPPED" and psutil.pid_exists(entry["pid"] or 0):
+        raise InputError(f"experiment {experiment} runs", source=index, allowed="one that has been stopped")
+    database = Path(entry["logDir"], experiment, "db", "nni.sqlite")
+    query = "select params from ExperimentProfile where id = ? order by revision desc limit 1"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            (params,) = connection.execute(query, (experiment,)).fetchone()
+    except (sqlite3.Error, TypeError) as error:
+        raise InputError(f"holds no experiment {experiment} ({error})", source=database) from error
+    return parse(json.loads(params), experiment, ("resume", experiment), Path.cwd())
+
+
+def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path) -> ExperimentConfig:
+    """An experiment from the content of its file.
+
+    Args:
+        content: What YAML or JSON gave.
+        source: What errors name.
+        arguments: Arguments of ``nnictl`` that start it.
+        folder: Relative paths start there.
+
+    Raises:
+        InputError: It is no mapping, a placeholder such as ``<host>`` is still in it, or its trials could not reach a
+            manager that listens on loopback.
+    """
+    if not isinstance(content, dict):
+        raise InputError(
+            f"holds a {type(content).__name__}", source=source, allowed="a mapping of NNI's experiment keys"
+        )
+    _refuse_placeholders(content, source, "")
+    service = _value(content, "trainingService")
+    if not isinstance(service, dict):  # NNI's older formats, or several services at once
+        if isinstance(service, list):
+            raise InputError("several services", source=source, key="trainingService", allowed="one, local or remote")
+        return ExperimentConfig(source, arguments)
+    platform = _value(service, "platform")
+    if isinstance(platform, str) and platform not in PLATFORMS:
+        raise InputError(
+            f"trials of {platform!r} reach NNI's manager over the network, and it is kept on loopback here",
+            source=source,
+            key="trainingService.platform",
+            allowed="local, remote; for others see docs/training_services.md",
+        )
+    if platform != "remote":
+        return ExperimentConfig(source, arguments)
+    manager = _value(service, "nniManagerIp") or _value(content, "nniManagerIp") or LOOPBACK
+    if not _is_loopback(manager):
+        raise InputError(
+            f"got {manager!r}, and NNI's manager is kept on loopback here",
+            source=source,
+            key="nniManagerIp",
+            allowed=f"{LOOPBACK}: remote machines reach it through an ssh tunnel",
+        )
+    machines = _value(service, "machineList")
+    known = [_machine(machine, folder) for machine in machines or () if isinstance(machine, dict)]
+    return ExperimentConfig(source, arguments, tuple(machine for machine in known if machine), str(manager))
+
+
+def _machine(content: Mapping[str, Any], folder: Path) -> Machine | None:
+    """A machine; None where NNI will refuse it."""
+    host, user, key = (_value(content, name) for name in ("host", "user", "sshKeyFile"))
+    port = _value(content, "port")
+    if not (isinstance(host, str) and isinstance(user, str) and isinstance(port, int | None)):
+        return None
+    return Machine(host, 22 if port is None else port, user, folder / Path(key).expanduser() if key else None)
+
+
+def _value(content: Mapping[str, Any], key: str) -> Any:
+    """A value by its key, which NNI reads without regard to case and underscores."""
+    wanted = key.lower()
+    return next((value for name, value in content.items() if str(name).lower().replace("_", "") == wanted), None)
+
+
+def _is_loopback(host: object) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(str(host)).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_placeholders(value: object, source: str, key: str) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_placeholders(inner, source, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            _refuse_placeholders(inner, source, f"{key}[{position}]")
+    elif isinstance(value, str) and _PLACEHOLDER.fullmatch(value.strip()):
+        raise InputError(f"{value} is still to be filled in", source=source, key=key, allowed="a value of yours")

@@ -1,0 +1,237 @@
+"""A search within a budget: the cost weight that leads there, and the best architecture that keeps it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.search.cost import CostModel
+from hitdet_nni.search.knapsack import Scores, decode_within, least_cost
+from hitdet_nni.settings import BudgetSettings
+from hitdet_nni.skeleton import Component
+
+BudgetKey = Literal["gflops", "params_m"]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What a key of ``search.budget`` counts.
+
+    Attributes:
+        name: For people.
+        measure: The field of :class:`~hitdet_nni.search.layer_cost.Cost`.
+        scale: Counts in one unit.
+    """
+
+    name: str
+    measure: Literal["flops", "params"]
+    scale: int
+
+
+_UNITS: Mapping[BudgetKey, _Unit] = {
+    "gflops": _Unit("GFLOPs", "flops", 10**9),
+    "params_m": _Unit("M parameters", "params", 10**6),
+}
+_NAMED_DIGITS = 6
+"""Significant digits of a cost that a message names, rounded up so that it is reachable as written."""
+
+
+class Budget:
+    """What the found detector may cost, all layers included, in the unit that the user chose.
+
+    Args:
+        model: Costs of all layers; gives the input size, the RoIs and the convention that FLOPs are counted by.
+        space: Candidate names of each component, in the order of the probabilities.
+        settings: The budget, in GFLOPs or in millions of parameters.
+
+    Attributes:
+        key: The key of ``search.budget`` that is given.
+        unit: ``"GFLOPs"`` or ``"M parameters"``.
+        limit: The budget in that unit.
+    """
+
+    def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], settings: BudgetSettings) -> None:
+        self.key: BudgetKey = "params_m" if settings.gflops is None else "gflops"
+        self._unit = _UNITS[self.key]
+        self.unit = self._unit.name
+        self.limit = float(getattr(settings, self.key))
+        self.model = model
+        # The shortest decimal of a float is the number as it was typed: 0.3 means 300 000 000 FLOPs, not one less.
+        self._count = int(Decimal(repr(self.limit)) * self._unit.scale)
+        measure = self._unit.measure
+        self._fixed: int = sum(getattr(layer.cost, measure) for layer in model.fixed)
+        self._costs: dict[str, dict[str, int]] = {
+            layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in space[layer.component]}
+            for layer in model.layers
+        }
+        self._tables = {
+            label: torch.tensor([cost / self._unit.scale for cost in row.values()], dtype=torch.float64)
+            for label, row in self._costs.items()
+        }
+
+    def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """Expected cost in the budget's unit: Eq. 7 with FLOPs or parameters.
+
+        Args:
+            probabilities: For each searched layer's label the probability of each of its candidates, shape ``[N]``.
+                A layer with one candidate may be left out.
+
+        Returns:
+            A scalar, float64; its gradient reaches the probabilities of every layer with several candidates.
+
+        Raises:
+            KeyError: If a layer with several candidates is left out.
+        """
+        total = torch.tensor(self._fixed / self._unit.scale, dtype=torch.float64)
+        for label, table in self._tables.items():
+            if len(table) == 1:
+                total = total + table[0].to(total.device)
+                continue
+            probability = probabilities[label]
+            total = total.to(probability.device) + probability.double() @ table.to(probability.device)
+        return total
+
+    def cost_of(self, sample: Mapping[str, str]) -> float:
+        """Cost of one architecture in the budget's unit.
+
+        Raises:
+            KeyError: If ``sample`` lacks a searched layer.
+        """
+        total = self.model.architecture(sample)["total"]
+        return float(getattr(total, self._unit.measure) / self._unit.scale)
+
+    def check_reachable(self, source: str | Path | None = None) -> None:
+        """Refuse a budget that no architecture of the space keeps.
+
+        Args:
+            source: The file or option that the budget comes from, for the message.
+
+        Raises:
+            InputError: Naming the least budget that is reachable.
+        """
+        self._check_least(self._fixed + least_cost(self._costs), source)
+
+    def decode(self, scores: Scores) -> dict[str, str]:
+        """The most probable architecture within the budget.
+
+        The softmax of each layer is a distribution of its own, so the probability of an architecture is the product of
+        its operators' and its logarithm the sum of theirs. Without a limit the largest sum is the argmax of every
+        layer, which is therefore the result where it keeps the budget.
+
+        Args:
+            scores: For each searched layer's label the log-probability of each candidate in the race. A layer with
+                one candidate may be left out.
+
+        Returns:
+            One operator for every searched layer, fixed ones included; its exact cost is within the budget.
+
+        Raises:
+            InputError: If the candidates in the race cannot keep the budget.
+            KeyError: If a layer with several candidates is left out, or a label or operator is not in the space.
+            ValueError: If a score is not finite.
+        """
+        unknown = sorted(scores.keys() - self._costs.keys())
+        if unknown:
+            raise KeyError(f"no searched layer is called {unknown[0]!r}")
+        complete = {
+            label: scores[label] if label in scores or len(row) > 1 else dict.fromkeys(row, 0.0)
+            for label, row in self._costs.items()
+        }
+        in_race = {label: {name: self._costs[label][name] for name in row} for label, row in complete.items()}
+        self._check_least(self._fixed + least_cost(in_race), None)
+        return decode_within(complete, in_race, self._count - self._fixed)
+
+    def _check_least(self, least: int, source: str | Path | None) -> None:
+        if least > self._count:
+            upwards = Context(prec=_NAMED_DIGITS, rounding=ROUND_CEILING)
+            named = upwards.divide(Decimal(least), Decimal(self._unit.scale))
+            raise InputError(
+                f"{self.limit} {self.unit} is less than any architecture of the space has",
+                source=source,
+                key=f"search.budget.{self.key}",
+                allowed=f"{named:f} or more",
+            )
+
+
+class BudgetMultiplier:
+    """The weight of the cost in the architecture loss, adapted so that the expected cost approaches a budget.
+
+    The problem is to minimise the validation loss subject to ``g <= 0``, where ``g = log(expected / limit)`` makes a
+    miss of a tenth the same for a small detector and a large one. Its multiplier follows dual ascent with damping (a
+    proportional and an integral term), in the logarithm, so that it stays positive and falls below the budget as it
+    rises above it. Once every architecture step::
+
+        log m  <-  log m + 10 * lr * g                          within a factor of 10^4 of the start
+        weight  =  m * exp(min(20 * g, 2))
+
+    - The integral term ``m`` finds the weight at which the expected cost stays at the limit: it rests only there. Its
+      rate is in units of the alphas' learning rate, because Adam moves an alpha by about one ``lr`` a step, so that
+      short searches with a large rate and long ones with a small rate take the same course.
+    - The proportional term damps: dual ascent alone swings around the limit, since the alphas take many steps to
+      answer. With ``m`` held it is the gradient of a penalty that grows as ``(expected / limit)^21``. Let the expected
+      cost fall by a share of ``lr * a`` a step for each e-fold of weight too many: linearised, the course is
+      overdamped where ``a`` is above ``4 * 10 / 20^2 = 0.1``.
+    - The cap of ``e^2`` above ``m`` keeps a start far above the budget from filling Adam's second moments with huge
+      gradients, after which the loss would not be heard for hundreds of steps. There is no such floor: where the
+      expected cost is far below the limit, the cost is no concern.
+    - The bounds on ``m`` limit how long it takes to come back where the budget was out of reach, or no constraint.
+
+    Args:
+        limit: The budget, in its unit.
+        start: Weight to start from, per unit of the budget. Less than ``0.1 / limit`` is raised to that, a cost term of
+            a tenth in a detection loss of the order of one: a search is too short to grow from much less, or from 0.
+        alpha_lr: Learning rate of the architecture parameters.
+
+    Source:
+        lambda of Eq. 6. Damped multiplier: Platt and Barr, Constrained Differential Optimization, NIPS 1987.
+    """
+
+    INTEGRAL = 10.0
+    PROPORTIONAL = 20.0
+    CAP = 2.0
+    SMALLEST_START = 0.1
+    RANGE = math.log(1e4)
+
+    def __init__(self, limit: float, start: float, alpha_lr: float) -> None:
+        self.limit = limit
+        self.rate = self.INTEGRAL * alpha_lr
+        self._start = math.log(max(start, self.SMALLEST_START / limit))
+        self._log_multiplier = self._start
+        self._excess = 0.0
+
+    @property
+    def weight(self) -> float:
+        """The weight of the expected cost, per GFLOP or per million parameters; positive."""
+        return math.exp(self._log_multiplier + min(self.PROPORTIONAL * self._excess, self.CAP))
+
+    def update(self, expected: float) -> None:
+        """Adapt the weight to the expected cost, once an architecture step and before the weight is used.
+
+        Args:
+            expected: Expected cost in the budget's unit.
+
+        Raises:
+            ValueError: If it is not a positive number, which means that the architecture parameters have diverged.
+        """
+        if not 0 < expected < math.inf:
+            raise ValueError(f"the expected cost is {expected}: the architecture parameters have diverged")
+        self._excess = math.log(expected / self.limit)
+        moved = self._log_multiplier + self.rate * self._excess
+        self._log_multiplier = min(max(moved, self._start - self.RANGE), self._start + self.RANGE)
+
+    def state_dict(self) -> dict[str, float]:
+        """What an exact resume needs, as plain numbers."""
+        return {"log_multiplier": self._log_multiplier, "excess": self._excess}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._log_multiplier = state["log_multiplier"]
+        self._excess = state["excess"]

@@ -1,0 +1,135 @@
+"""Whether a detector has learned anything from its annotations: its held-out losses with theirs and with others'.
+
+Pictures exchange their annotations, and nothing else changes. For a detector that knows nothing of how pictures and
+annotations belong together, own and exchanged ones are equally likely, whatever its losses are; for one that does, they
+differ. The losses, the entropies and the gradients of the architecture parameters do not show this: they change on
+shuffled labels as they do on true ones (docs/design.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+
+Exchange = Literal["annotations", "categories"]
+"""What the pictures of a batch exchange: all annotations, or only the categories of their boxes."""
+
+Losses = Mapping[str, float]
+"""The terms of a detector's loss by mmdet's names, and their sum, ``loss``."""
+
+MAX_BATCHES = 64
+"""Batches compared at most by a process: enough to find small differences, however large the validation set is."""
+
+FLIPS = 9999
+"""Random signs that the differences are compared with."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What exchanging annotations did to the losses.
+
+    Attributes:
+        gain: Mean loss with exchanged annotations minus that with the pictures' own. A detector that finds more objects
+            samples more of them, so that it may be negative.
+        p_value: Probability of such differences, or larger ones, for a detector that knows nothing.
+        batches: Batches compared.
+    """
+
+    gain: float
+    p_value: float
+    batches: int
+
+    @classmethod
+    def of(cls, differences: Sequence[Losses], seed: int) -> Evidence:
+        """Judge the differences of several batches.
+
+        With ``d_bk`` the difference of term k in batch b, the statistic is ``sum_k (sum_b d_bk)^2 / sum_b d_bk^2``. If
+        own and exchanged annotations can change places, each batch's differences can change their signs: the p-value is
+        the share of random signs that reach the statistic, and assumes nothing else about the losses. It cannot be
+        below ``2 ** (1 - batches)``, so that a few batches prove nothing.
+
+        Args:
+            differences: Exchanged minus own losses of each batch.
+            seed: Seed of the signs.
+        """
+        if not differences:
+            return cls(0.0, 1.0, 0)
+        names = [name for name in differences[0] if name != "loss"]
+        values = torch.tensor([[row[name] for name in names] for row in differences], dtype=torch.float64)
+        scaled = values / values.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(2, (FLIPS, len(values)), generator=generator, dtype=torch.float64) * 2 - 1
+        found = scaled.sum(0).square().sum()
+        # Equal signs must count as equal, though they are summed in another order.
+        reached = int(((signs @ scaled).square().sum(1) >= found * (1 - 1e-9)).sum())
+        gain = sum(row["loss"] for row in differences) / len(differences)
+        return cls(gain, (1 + reached) / (1 + FLIPS), len(differences))
+
+
+def held_out_losses(
+    losses: Callable[[dict[str, Any]], Losses], batches: Iterable[dict[str, Any]], kinds: Sequence[Exchange], seed: int
+) -> tuple[list[float], dict[Exchange, list[Losses]]]:
+    """The loss of each batch, and what exchanging annotations adds to its terms.
+
+    Args:
+        losses: Gives a batch's losses; may draw from torch's random numbers.
+        batches: Batches ``{"inputs": ..., "data_samples": [DetDataSample, ...]}`` that the detector was not trained on.
+        kinds: What to exchange.
+        seed: Seed of the exchanges.
+
+    Returns:
+        One loss a batch, and for each kind the differences of each of the first :data:`MAX_BATCHES` batches that have
+        something to exchange. Random numbers are drawn as if no annotation were exchanged.
+    """
+    own: list[float] = []
+    differences: dict[Exchange, list[Losses]] = {kind: [] for kind in kinds}
+    for number, batch in enumerate(batches):
+        state = torch.get_rng_state()
+        before = losses(batch)
+        own.append(before["loss"])
+        for kind in kinds if number < MAX_BATCHES else ():
+            samples = exchanged(batch["data_samples"], kind, torch.Generator().manual_seed(seed + number))
+            if samples is None:
+                continue
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(state)  # the same sampling of RoIs
+                after = losses({**batch, "data_samples": samples})
+            differences[kind].append({name: after[name] - value for name, value in before.items()})
+    return own, differences
+
+
+def exchanged(samples: Sequence[Any], kind: Exchange, generator: torch.Generator) -> list[Any] | None:
+    """The pictures of a batch with each other's annotations.
+
+    Args:
+        samples: mmdet's ``DetDataSample`` of each picture; they are left as they are.
+        kind: ``"annotations"`` gives each picture those of the next one, boxes scaled to its size; ``"categories"``
+            leaves the boxes and deals their categories at random.
+        generator: Deals the categories.
+
+    Returns:
+        New samples, or ``None`` where there is nothing to exchange: one picture, or one category.
+    """
+    copies = [sample.clone() for sample in samples]
+    if kind == "annotations":
+        if len(samples) < 2:
+            return None
+        for copy, other in zip(copies, [*samples[1:], samples[0]], strict=True):
+            rows, columns = (mine / its for mine, its in zip(copy.img_shape, other.img_shape, strict=True))
+            for key in ("gt_instances", "ignored_instances"):
+                instances = other.get(key).clone()
+                instances.bboxes.rescale_((columns, rows))
+                setattr(copy, key, instances)
+        return copies
+    labels = torch.cat([sample.gt_instances.labels for sample in samples])
+    if len(labels.unique()) < 2:
+        return None
+    dealt = labels[torch.randperm(len(labels), generator=generator)]
+    ends = list(accumulate(len(sample.gt_instances) for sample in samples))
+    for copy, part in zip(copies, dealt.tensor_split(ends[:-1]), strict=True):
+        copy.gt_instances.labels = part
+    return copies
