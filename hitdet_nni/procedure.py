@@ -25,6 +25,7 @@ from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked, read_json, read_text, write_csv, write_json
 from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
+from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search.screening import screen_component, screening_stage
@@ -54,6 +55,16 @@ def whole_space(settings: Settings) -> SearchSpace:
             key = f"screening.keep.{component}"
             raise InputError(f"got {keep}", key=key, allowed=f"1 to {len(names)}, the operators of {settings.space}")
     return space
+
+
+def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
+    """Refuse a budget that no architecture of a space keeps to, before hours are spent on it.
+
+    Raises:
+        InputError: Naming the least reachable cost.
+    """
+    if settings.search.budget is not None:
+        Budget(CostModel(settings.skeleton, num_classes), space, settings.search.budget).check_reachable()
 
 
 def screening_key(settings: Settings, space: SearchSpace) -> str:
@@ -136,6 +147,7 @@ def search(
     """
     if distributed.from_main(run.architecture.exists()):
         return load_architecture(run.architecture)
+    check_budget(space, settings, len(data.classes))
     stage = "search"
 
     def keep(record: EpochRecord) -> None:
@@ -150,6 +162,7 @@ def search(
         epochs=settings.search.epochs,
         warmup_epochs=settings.search.warmup_epochs,
         flops_weight=settings.search.flops_weight,
+        budget=settings.search.budget,
         pretrained=settings.search.pretrained,
     )
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)

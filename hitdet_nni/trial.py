@@ -22,7 +22,7 @@ from hitdet_nni import distributed
 from hitdet_nni.data.pipeline import DetectionData, open_data
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.files import read_json, read_yaml
-from hitdet_nni.procedure import screen, screening_key, search, train_found, whole_space
+from hitdet_nni.procedure import check_budget, screen, screening_key, search, train_found, whole_space
 from hitdet_nni.process import prepare_process
 from hitdet_nni.run_directory import RunDirectory, plain
 from hitdet_nni.search.evaluator import EpochRecord
@@ -97,6 +97,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
     whole = whole_space(settings)
     data = open_data(settings.data, settings.seed)
+    check_budget(whole, settings, len(data.classes))
     if distributed.is_main() and not force:
         adopt(run, settings)
     # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
@@ -128,7 +129,7 @@ def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: 
         logger.info("retraining, epoch %d: mAP %.3f", epoch, metrics["mAP"])
 
     with run.timed("retrain"):
-        return train_found(run, architecture, settings, data, log_evaluation)
+        return train_found(run, architecture, settings, data, log_evaluation, resume=True)
 
 
 def main() -> int:

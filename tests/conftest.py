@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import random
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings
 
 torch.set_num_threads(1)
+gc.freeze()  # mmengine collects garbage for every data set: not to look through all that was imported
 
 
 @pytest.fixture(scope="session", autouse=True)

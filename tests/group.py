@@ -2,13 +2,12 @@
 
 import os
 import socket
-import sys
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
 
-from hitdet_nni import distributed  # before a test's module imports mmdet in the child
+from hitdet_nni import distributed
 from hitdet_nni.checkpoints import plain_state
 
 
@@ -22,15 +21,16 @@ def _member(rank, processes, port, function, folder, arguments):
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).parent))
     distributed.join()
     torch.save(plain_state(function(*arguments)), Path(folder) / f"{rank}.pt")
     distributed.leave()
 
 
 def run_group(function, folder, *arguments, processes=2):
-    """What `function(*arguments)` returns in each of several processes; it must be importable, its result plain."""
+    """What `function(*arguments)` returns in each of several processes; its result must be plain."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_member, (processes, port, function, str(folder), arguments), nprocs=processes)
+    # A forked process has imported everything already; only a GPU could not be used in it.
+    arguments = (processes, port, function, str(folder), arguments)
+    torch.multiprocessing.start_processes(_member, arguments, nprocs=processes, start_method="fork")
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]

@@ -24,6 +24,11 @@ def search(batch_size, batch_norm):
     # Which anchors and RoIs are sampled depends on the random numbers of a process, so the first are taken instead.
     RandomSampler.random_choice = lambda self, gallery, number: gallery[:number]
     values = {"data.train": 16, "data.val": 4, "data.batch_size": batch_size, "batch_norm": batch_norm}
+    if batch_norm != "frozen":
+        # Training by batch statistics is chaotic: the rounding of sums in another order grows a hundredfold in a few
+        # steps, until it decides a near tie among proposals. So it is made small, and the steps too.
+        torch.set_default_dtype(torch.float64)
+        values["weights.lr"] = 0.005
     settings = load_settings("tiny", values)
     data = open_data(settings.data, settings.seed)
     told = []
@@ -60,8 +65,9 @@ def shares(tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "synced"])
-def test_two_processes_search_as_one_with_the_whole_batch(batch_norm, shares, monkeypatch):
+def test_two_processes_search_as_one_with_the_whole_batch(batch_norm, shares, monkeypatch, request):
     monkeypatch.setattr(RandomSampler, "random_choice", RandomSampler.random_choice)  # `search` replaces it
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
     whole = search(4, {"synced": "local"}.get(batch_norm, batch_norm))
     first, second = (share[batch_norm] for share in shares)
     assert first["told"] == list(range(EPOCHS))
@@ -70,7 +76,7 @@ def test_two_processes_search_as_one_with_the_whole_batch(batch_norm, shares, mo
     for label, alpha in first["alphas"].items():
         assert torch.equal(alpha, second["alphas"][label])
         torch.testing.assert_close(alpha, whole["alphas"][label], rtol=0, atol=1e-5)
-    assert max(alpha.abs().max() for alpha in first["alphas"].values()) > 0.1  # they have moved
+    assert max(alpha.abs().max() for alpha in first["alphas"].values()) > 0.02  # 1e-3 at the start
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
         torch.testing.assert_close(weight, whole["weights"][name], rtol=0, atol=1e-5)

@@ -4,10 +4,18 @@ import sys
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS
+from torch import nn
 
 from hitdet_nni.architecture import Architecture, Provenance
+from hitdet_nni.coco_evaluation import coco_metrics
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.train import coco_metrics, load_weights, retrain, save_weights, training_config
+from hitdet_nni.retrain_resume import ResumableTrainLoop
+from hitdet_nni.runner_config import learning_rate, training_config
+from hitdet_nni.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d
+from hitdet_nni.train import export_config, retrain
+from hitdet_nni.weights_file import load_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +37,73 @@ def test_schedule_is_the_settings(tiny_settings, tiny_data):
     warmup, steps = config["param_scheduler"]
     assert (warmup["start_factor"], warmup["end"]) == (0.1, tiny_settings.retrain.warmup_iterations)
     assert (steps["milestones"], steps["gamma"]) == (list(tiny_settings.retrain.milestones), 0.1)
+
+
+def test_the_learning_rate_is_for_a_batch_and_says_so(tiny_settings):
+    def rate(**update):
+        return learning_rate(tiny_settings.model_copy(update=update))
+
+    assert rate(lr_batch_size=32) == (0.005, "learning rate 0.04 x 4 / 32 = 0.005 for a global batch of 4 = 1 x 4")
+    assert rate(lr_batch_size=None) == (0.04, "learning rate not scaled = 0.04 for a global batch of 4 = 1 x 4")
+
+
+def test_the_exported_config_is_plain_mmdet(tiny_settings, tiny_data, architecture):
+    text = export_config(architecture, tiny_settings, tiny_data)
+    config = Config.fromstring(text, ".py")
+    assert config.pop("custom_imports")["imports"] == [
+        f"hitdet_nni.model.{component}" for component in ("backbone", "neck", "head")
+    ]
+    assert "hitdet_nni" not in config.pretty_text
+    for registry, name in (
+        (DATA_SAMPLERS, config.train_dataloader.sampler.type),
+        (LOOPS, config.train_cfg.type),
+        (OPTIM_WRAPPERS, config.optim_wrapper.type),
+    ):
+        assert registry.get(name).__module__.startswith("mmengine.")
+    assert config.auto_scale_lr == {"enable": False, "base_batch_size": 4}
+
+
+class StoppedError(Exception):
+    """Ends a retraining before its first step."""
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("local", nn.BatchNorm2d), ("synced", SyncedBatchNorm2d), ("frozen", FrozenBatchNorm2d)]
+)
+def test_batch_norm_is_the_settings(mode, kind, tmp_path, monkeypatch, tiny_settings, tiny_data, architecture):
+    kinds = set()
+
+    def look(self):
+        kinds.update(type(part) for part in self.runner.model.modules() if isinstance(part, nn.BatchNorm2d))
+        raise StoppedError
+
+    monkeypatch.setattr(ResumableTrainLoop, "run", look)
+    with pytest.raises(StoppedError):
+        retrain(architecture, tiny_settings.model_copy(update={"batch_norm": mode}), tiny_data, tmp_path)
+    assert kinds == {kind}
+
+
+def test_bf16_trains_about_as_fp32(tmp_path, tiny_settings, tiny_data, architecture):
+    few = tiny_settings.retrain.model_copy(update={"epochs": 1, "warmup_iterations": 0, "lr": 0.001})
+    states = []
+    for precision in ("fp32", "bf16"):
+        settings = tiny_settings.model_copy(update={"retrain": few, "precision": precision})
+        weights = retrain(architecture, settings, tiny_data, tmp_path / precision).weights
+        states.append(torch.load(weights, weights_only=True)["state_dict"])
+    torch.manual_seed(tiny_settings.seed)
+    initial = dict(detector_of(architecture).named_parameters())
+    exact, rounded = (torch.cat([(state[key] - initial[key]).flatten() for key in initial]) for state in states)
+    assert {value.dtype for value in states[1].values()} == {torch.float32, torch.int64}
+    assert not torch.equal(exact, rounded)
+    assert torch.cosine_similarity(exact, rounded, dim=0) > 0.9
+
+
+def test_fp16_needs_a_gpu(tmp_path, refused, tiny_settings, tiny_data, architecture):
+    if torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    with refused("precision", "fp16", "bf16"):
+        retrain(architecture, tiny_settings.model_copy(update={"precision": "fp16"}), tiny_data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_same_seed_same_weights(tmp_path, capsys, tiny_settings, tiny_data, architecture):

@@ -34,7 +34,9 @@ def run(options: Namespace) -> None:
         return
     group = importlib.import_module("hitdet_nni.distributed")
     group.join()
+    console = importlib.import_module(f"{__name__}.console")
     run_directory = importlib.import_module("hitdet_nni.run_directory").RunDirectory(options.out)
-    with run_directory.held() if group.is_main() else nullcontext():
+    held = run_directory.held() if group.is_main() else nullcontext()
+    with console.notes_said(as_errors=getattr(options, "json", False)), held:
         function(options)
     group.leave()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -29,17 +31,28 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def settings_of(options: Namespace) -> Settings:
-    """Settings that the options name; the process is prepared for them.
+@contextmanager
+def notes_said(*, as_errors: bool) -> Iterator[None]:
+    """Say on the terminal what the library notes of its work, in the main process.
 
-    What the library notes of its work is said on the terminal: on standard error where the output is JSON.
+    Args:
+        as_errors: On standard error, because standard output is for JSON.
     """
+    notes = logging.getLogger("hitdet_nni")
+    handler = logging.StreamHandler(sys.stderr if as_errors else sys.stdout)
+    notes.addHandler(handler)
+    notes.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
+    try:
+        yield
+    finally:
+        notes.removeHandler(handler)
+        notes.setLevel(logging.NOTSET)
+
+
+def settings_of(options: Namespace) -> Settings:
+    """Settings that the options name; the process is prepared for them."""
     settings = load_settings(options.config, parse_overrides(options.overrides))
     prepare_process(settings.threads)
-    notes = logging.getLogger("hitdet_nni")
-    notes.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
-    notes.handlers = [logging.StreamHandler(sys.stderr if getattr(options, "json", False) else sys.stdout)]
-    notes.propagate = False
     return settings
 
 

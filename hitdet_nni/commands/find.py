@@ -10,7 +10,7 @@ from hitdet_nni.commands.console import refuse_existing, say, settings_of
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_text
-from hitdet_nni.procedure import describe_architecture, screen, search, whole_space
+from hitdet_nni.procedure import check_budget, describe_architecture, screen, search, whole_space
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search_space import load_search_space, save_search_space
@@ -43,6 +43,7 @@ def search_command(options: Namespace) -> None:
     whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     pictures = open_data(settings.data, settings.seed)
+    check_budget(whole if given is None else given, settings, len(pictures.classes))
     only_screened = run_directory.sub_spaces.is_file() and not run_directory.architecture.exists()
     run_directory.open(settings, force=options.force, resume=options.resume or (only_screened and not options.force))
     if given is not None:

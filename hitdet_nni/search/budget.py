@@ -169,19 +169,20 @@ class BudgetMultiplier:
     proportional and an integral term), in the logarithm, so that it stays positive and falls below the budget as it
     rises above it. Once every architecture step::
 
-        log m  <-  log m + 10 * lr * g                          within a factor of 10^4 of the start
-        weight  =  m * exp(min(20 * g, 2))
+        log m  <-  log m + 20 * lr * max(g, -0.05)     within a factor of 10^4 of the start
+        weight  =  m * exp(40 * g)                     the exponential between 10^-4 and e^2
 
     - The integral term ``m`` finds the weight at which the expected cost stays at the limit: it rests only there. Its
       rate is in units of the alphas' learning rate, because Adam moves an alpha by about one ``lr`` a step, so that
       short searches with a large rate and long ones with a small rate take the same course.
     - The proportional term damps: dual ascent alone swings around the limit, since the alphas take many steps to
-      answer. With ``m`` held it is the gradient of a penalty that grows as ``(expected / limit)^21``. Let the expected
+      answer. With ``m`` held it is the gradient of a penalty that grows as ``(expected / limit)^41``. Let the expected
       cost fall by a share of ``lr * a`` a step for each e-fold of weight too many: linearised, the course is
-      overdamped where ``a`` is above ``4 * 10 / 20^2 = 0.1``.
-    - The cap of ``e^2`` above ``m`` keeps a start far above the budget from filling Adam's second moments with huge
-      gradients, after which the loss would not be heard for hundreds of steps. There is no such floor: where the
-      expected cost is far below the limit, the cost is no concern.
+      overdamped where ``a`` is above ``4 * 20 / 40^2 = 0.05``.
+    - ``m`` falls by one e-fold in ``1 / lr`` steps at most. Far below the limit the proportional term alone makes the
+      cost no concern; an ``m`` that had fallen on the way up would be too small to stop the cost at the limit.
+    - The cap of ``e^2`` keeps a start far above the budget from filling Adam's second moments with huge gradients,
+      after which the loss would not be heard for hundreds of steps. The floor keeps the weight positive.
     - The bounds on ``m`` limit how long it takes to come back where the budget was out of reach, or no constraint.
 
     Args:
@@ -194,9 +195,10 @@ class BudgetMultiplier:
         lambda of Eq. 6. Damped multiplier: Platt and Barr, Constrained Differential Optimization, NIPS 1987.
     """
 
-    INTEGRAL = 10.0
-    PROPORTIONAL = 20.0
+    INTEGRAL = 20.0
+    PROPORTIONAL = 40.0
     CAP = 2.0
+    LOWEST_EXCESS = -0.05
     SMALLEST_START = 0.1
     RANGE = math.log(1e4)
 
@@ -210,7 +212,8 @@ class BudgetMultiplier:
     @property
     def weight(self) -> float:
         """The weight of the expected cost, per GFLOP or per million parameters; positive."""
-        return math.exp(self._log_multiplier + min(self.PROPORTIONAL * self._excess, self.CAP))
+        proportional = min(max(self.PROPORTIONAL * self._excess, -self.RANGE), self.CAP)
+        return math.exp(self._log_multiplier + proportional)
 
     def update(self, expected: float) -> None:
         """Adapt the weight to the expected cost, once an architecture step and before the weight is used.
@@ -224,7 +227,7 @@ class BudgetMultiplier:
         if not 0 < expected < math.inf:
             raise ValueError(f"the expected cost is {expected}: the architecture parameters have diverged")
         self._excess = math.log(expected / self.limit)
-        moved = self._log_multiplier + self.rate * self._excess
+        moved = self._log_multiplier + self.rate * max(self._excess, self.LOWEST_EXCESS)
         self._log_multiplier = min(max(moved, self._start - self.RANGE), self._start + self.RANGE)
 
     def state_dict(self) -> dict[str, float]:

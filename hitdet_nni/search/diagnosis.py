@@ -12,6 +12,9 @@ from hitdet_nni.search.health import Health
 MAX_P_VALUE = 0.01
 """A detector has learned from its annotations if chance gives what they gain with this probability or less."""
 
+MIN_BATCHES = 8
+"""Batches from which the p-value can be that small at all."""
+
 WINNER_RATIO = 2.0
 """An operator stands out if it has this many times the weight of each other one."""
 
@@ -76,18 +79,25 @@ def diagnose(history: Sequence[Health], stage: str, *, decodes: bool) -> list[st
 
 def _uninformed(history: Sequence[Health]) -> Iterator[str]:
     for kind, found in history[-1].evidence.items():
-        if found.p_value > MAX_P_VALUE:
+        if found.batches < MIN_BATCHES:
             yield (
-                f"all components: held-out pictures gain {found.gain:.3g} of loss by {_OWN[kind]}, which chance does "
-                f"with probability {found.p_value:.2g} (threshold {MAX_P_VALUE:g}, {found.batches} batches): the "
-                "detector has learned nothing from them and the choice of operators rests on noise; check the "
-                "annotations, then try more epochs, another weights.lr, or more validation pictures"
+                f"all components: {found.batches} batches (threshold {MIN_BATCHES}) are too few to tell whether the "
+                f"detector has learned from the {_EXCHANGED[kind]}; try more validation pictures, in batches of two or "
+                "more"
+            )
+        elif found.p_value > MAX_P_VALUE:
+            yield (
+                f"all components: exchanging the {_EXCHANGED[kind]} changes the loss by {found.gain:.3g}, and chance "
+                f"does so with probability {found.p_value:.2g} (threshold {MAX_P_VALUE:g}, {found.batches} batches): "
+                "the detector has learned nothing from them yet, and something else chooses the operators; check that "
+                "pictures and annotations belong together, then try more epochs, pretrained weights, or more "
+                "validation pictures to see a smaller difference"
             )
 
 
-_OWN: Mapping[Exchange, str] = {
-    "annotations": "having their own annotations instead of another picture's",
-    "categories": "their boxes having their own categories instead of others'",
+_EXCHANGED: Mapping[Exchange, str] = {
+    "annotations": "annotations of held-out pictures",
+    "categories": "categories of held-out boxes",
 }
 
 
@@ -97,9 +107,9 @@ def _uniform(history: Sequence[Health]) -> Iterator[str]:
         candidates = last.candidates[component]
         if candidates > 1 and entropy > (limit := standing_out_entropy(candidates)):
             yield (
-                f"{component}: entropy {entropy:.4f} is above {limit:.4f}, that of one of {candidates} operators having "
-                f"{WINNER_RATIO:g} times the weight of each other: the operators are hardly told apart; try more epochs "
-                "after warm-up or a larger alphas.lr"
+                f"{component}: entropy {entropy:.4f} is above {limit:.4f}, that of one of {candidates} operators with "
+                f"{WINNER_RATIO:g} times the weight of each other: the operators are hardly told apart; try more "
+                "epochs after warm-up or a larger alphas.lr"
             )
 
 
@@ -137,8 +147,9 @@ def _unsettled(history: Sequence[Health]) -> Iterator[str]:
         share = (searched[-2].changed[component] + searched[-1].changed[component]) / 2
         if share > CHANGED_SHARE:
             yield (
-                f"{component}: {share:.2f} of its layers changed their strongest operator in each of the last two epochs "
-                f"(threshold {CHANGED_SHARE:g}): the search has not settled; try more epochs or a smaller alphas.lr"
+                f"{component}: {share:.2f} of its layers changed their strongest operator in each of the last two "
+                f"epochs (threshold {CHANGED_SHARE:g}): the search has not settled; try more epochs or a smaller "
+                "alphas.lr"
             )
 
 

@@ -105,8 +105,10 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         self.resume = resume
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that would search wrongly without a word."""
+        """Refuse strategies that would search wrongly without a word; have pictures go where the detector will be."""
         refuse_unsupported(self.trainer.lightning_module)
+        # Lightning moves the tensors of the preprocessor, but only its own `to` tells it where pictures are to go.
+        self.model.detector.data_preprocessor.to(self.trainer.strategy.root_device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The detection loss of a batch, a scalar.

@@ -33,8 +33,7 @@ class Evidence:
     """What exchanging annotations did to the losses.
 
     Attributes:
-        gain: Mean loss with exchanged annotations minus that with the pictures' own. A detector that finds more objects
-            samples more of them, so that it may be negative.
+        gain: Mean loss with exchanged annotations minus that with the pictures' own.
         p_value: Probability of such differences, or larger ones, for a detector that knows nothing.
         batches: Batches compared.
     """
@@ -44,30 +43,50 @@ class Evidence:
     batches: int
 
     @classmethod
-    def of(cls, differences: Sequence[Losses], seed: int) -> Evidence:
+    def of(cls, kind: Exchange, differences: Sequence[Losses], seed: int) -> Evidence:
         """Judge the differences of several batches.
 
-        With ``d_bk`` the difference of term k in batch b, the statistic is ``sum_k (sum_b d_bk)^2 / sum_b d_bk^2``. If
-        own and exchanged annotations can change places, each batch's differences can change their signs: the p-value is
-        the share of random signs that reach the statistic, and assumes nothing else about the losses. It cannot be
-        below ``2 ** (1 - batches)``, so that a few batches prove nothing.
+        If own and exchanged annotations can change places, the differences of each batch can change their signs. The
+        p-value is the share of random signs that give at least the statistic found; it assumes nothing else about the
+        losses. With ``d_bk`` the difference of term k in batch b the statistic is
+
+        * for annotations ``sum_k (sum_b d_bk)^2 / sum_b d_bk^2``, because knowledge may raise a term: a detector that
+          finds the objects samples more RoIs that cost more. The p-value cannot be below ``2 ** (1 - batches)``.
+        * for categories the sum of all differences, because the same RoIs are sampled and knowledge can only lower the
+          loss. The p-value cannot be below ``2 ** -batches``.
+
+        So a few batches prove nothing.
 
         Args:
+            kind: What was exchanged.
             differences: Exchanged minus own losses of each batch.
             seed: Seed of the signs.
         """
         if not differences:
             return cls(0.0, 1.0, 0)
-        names = [name for name in differences[0] if name != "loss"]
+        names = ["loss"] if kind == "categories" else [name for name in differences[0] if name != "loss"]
         values = torch.tensor([[row[name] for name in names] for row in differences], dtype=torch.float64)
         scaled = values / values.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(2, (FLIPS, len(values)), generator=generator, dtype=torch.float64) * 2 - 1
-        found = scaled.sum(0).square().sum()
-        # Equal signs must count as equal, though they are summed in another order.
-        reached = int(((signs @ scaled).square().sum(1) >= found * (1 - 1e-9)).sum())
+        sums = torch.cat((scaled.sum(0, keepdim=True), signs @ scaled))
+        statistics = sums[:, 0] if kind == "categories" else sums.square().sum(1)
+        # Equal signs must count as equal, though they are summed in another order; NaN counts as reached.
+        below = statistics[1:] < statistics[0] - 1e-9
         gain = sum(row["loss"] for row in differences) / len(differences)
-        return cls(gain, (1 + reached) / (1 + FLIPS), len(differences))
+        return cls(gain, 1 - int(below.sum()) / (1 + FLIPS), len(differences))
+
+
+def detector_losses(detector: Any, batch: dict[str, Any]) -> Losses:
+    """The terms of a detector's loss on a batch and their sum.
+
+    Args:
+        detector: An mmdet detector.
+        batch: ``inputs`` (list of N tensors ``[3, H, W]``) and ``data_samples`` (list of N ``DetDataSample``).
+    """
+    data = detector.data_preprocessor(batch, detector.training)
+    losses = detector(data["inputs"], data["data_samples"], mode="loss")
+    return {name: float(value) for name, value in detector.parse_losses(losses)[1].items() if "loss" in name}
 
 
 def held_out_losses(
@@ -114,7 +133,7 @@ def exchanged(samples: Sequence[Any], kind: Exchange, generator: torch.Generator
     Returns:
         New samples, or ``None`` where there is nothing to exchange: one picture, or one category.
     """
-    copies = [sample.clone() for sample in samples]
+    copies = [sample.clone() for sample in samples]  # they share what they hold
     if kind == "annotations":
         if len(samples) < 2:
             return None
@@ -122,14 +141,16 @@ def exchanged(samples: Sequence[Any], kind: Exchange, generator: torch.Generator
             rows, columns = (mine / its for mine, its in zip(copy.img_shape, other.img_shape, strict=True))
             for key in ("gt_instances", "ignored_instances"):
                 instances = other.get(key).clone()
+                instances.bboxes = instances.bboxes.clone()
                 instances.bboxes.rescale_((columns, rows))
                 setattr(copy, key, instances)
         return copies
     labels = torch.cat([sample.gt_instances.labels for sample in samples])
-    if len(labels.unique()) < 2:
+    if len(set(labels.tolist())) < 2:
         return None
     dealt = labels[torch.randperm(len(labels), generator=generator)]
     ends = list(accumulate(len(sample.gt_instances) for sample in samples))
     for copy, part in zip(copies, dealt.tensor_split(ends[:-1]), strict=True):
+        copy.gt_instances = copy.gt_instances.clone()
         copy.gt_instances.labels = part
     return copies

@@ -119,8 +119,10 @@ def _measure(
     parameters = [layer._arch_alpha, *candidate.parameters()]
     trained = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
     with WithoutTrace(candidate), torch.enable_grad(), LiveBytes([x, *parameters, *layer.buffers()]) as live:
+        torch.clear_autocast_cache()  # 16-bit copies of weights are to be made here, and to be
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = ColumnSparseMixedLayer.forward(layer, x)
+        torch.clear_autocast_cache()  # forgotten unless backward needs them
         size = output.untyped_storage().nbytes()
         held, forward = live.now - size, live.peak
         with live.paused():

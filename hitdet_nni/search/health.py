@@ -168,9 +168,12 @@ def examine(
         previous: The epoch before; ``None`` in the first.
     """
     probabilities = {label: layer.all_probabilities() for label, layer in layers.items()}
-    decoded = {label: layer.export({})[label] for label, layer in layers.items()}
+    # NNI's labels are a subclass of str, which a checkpoint that executes nothing cannot hold.
+    decoded = {str(label): layer.export({})[label] for label, layer in layers.items()}
     expected = float(cost(probabilities))
-    groups = group_by_component({label: label for label in layers})
+    groups: dict[str, list[str]] = {}
+    for label in decoded:
+        groups.setdefault(label.split("/")[0], []).append(label)
     gap = {}
     for component, labels in groups.items():
         decided = {label: _one_hot(layers[label], decoded[label]) for label in labels}

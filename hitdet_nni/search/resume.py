@@ -29,7 +29,7 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
     """Saves everything that the rest of a training depends on, and starts it again from there.
 
     Saved are parameters, buffers and removed operators, all optimisers and schedulers, the position in the order of
-    pictures, the random number generators of every process, and ``parts``. Data loaders have no state of their own
+    pictures, and of every process the random number generators and ``parts``. Data loaders have no state of their own
     (:mod:`hitdet_nni.data.sampling`). Lightning runs this callback after all others, so that an epoch's checkpoint
     holds what they did at its end.
 
@@ -88,14 +88,14 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
         for config, saved in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
             config.scheduler.load_state_dict(saved)
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+            part.load_state_dict(state["each"][distributed.rank()]["parts"][name])
         progress = trainer.fit_loop.epoch_progress.current
         progress.processed = progress.completed = self.epoch
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Restore the random number generators as late as possible."""
         if self._state is not None:
-            set_random_state(self._state["random"][distributed.rank()])
+            set_random_state(self._state["each"][distributed.rank()]["random"])
             self._state = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -119,7 +119,8 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
             return
         # Running statistics of batch normalisation are each process's own; only their mean is ever used.
         distributed.average(pl_module.buffers())
-        states = distributed.gather(random_state())
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        each = distributed.gather({"random": random_state(), "parts": parts})
         if not distributed.is_main():
             return
         self.folder.save(
@@ -132,7 +133,6 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
                 "module": pl_module.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
                 "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-                "parts": {name: part.state_dict() for name, part in self.parts.items()},
-                "random": states,
+                "each": each,
             },
         )

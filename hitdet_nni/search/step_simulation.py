@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,11 +79,13 @@ class StepSimulation:
             self._replaying(),
             FakeTensorMode() as mode,
         ):
-            tensors = {f"detector.{name}": mode.from_tensor(tensor) for name, tensor in self._outside_layers()}
+            tensors: dict[str, Tensor] = {
+                f"detector.{name}": mode.from_tensor(tensor) for name, tensor in self._outside_layers()
+            }
             self._live, self._gradients, self._passing = LiveBytes(tensors.values()), [], 0
             for tensor in tensors.values():
                 if tensor.requires_grad:
-                    tensor.register_post_accumulate_grad_hook(self._count_gradient)
+                    tensor.register_post_accumulate_grad_hook(self._count_gradient)  # type: ignore[no-untyped-call]
             result: SimulatedStep = functional_call(_Within(self.detector), tensors, (self._step,))
         return result
 
@@ -101,7 +103,7 @@ class StepSimulation:
             with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
                 loss = LOSSES[self.skeleton.detector](self.detector, self.skeleton, pictures)
             held = self._live.now
-            loss.backward()
+            torch.autograd.backward(loss)
         return SimulatedStep(
             held=held,
             peak=self._live.peak,
@@ -118,7 +120,7 @@ class StepSimulation:
     def _replaying(self) -> Iterator[None]:
         """Within the context mixed layers replay their footprints."""
         for layer in self.layers:
-            layer.forward = partial(self._replay, layer)
+            layer.forward = partial(self._replay, layer)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -215,7 +217,7 @@ def _local_statistics(detector: nn.Module) -> Iterator[None]:
     """Within the context no batch normalisation speaks to other processes."""
     synced = [part for part in detector.modules() if isinstance(part, SyncedBatchNorm2d)]
     for part in synced:
-        part.__class__ = nn.BatchNorm2d
+        part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     try:
         yield
     finally:

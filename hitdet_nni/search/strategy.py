@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hitdet_nni import distributed
 from hitdet_nni.precision import Precision
+from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, group_by_component
@@ -78,6 +79,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         warmup_epochs: Epochs before the architecture parameters move.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in.
+        budget: What the architecture may cost, or ``None``; needs ``multiplier``, and replaces ``flops_weight``.
+        multiplier: Adapts the weight of the cost to the budget.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         warmup_epochs: int,
         gradient_clip_val: float | None,
         precision: Precision,
+        budget: Budget | None = None,
+        multiplier: BudgetMultiplier | None = None,
     ) -> None:
         super().__init__(
             training_module,
@@ -107,6 +112,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.alpha_optimizer = alpha_optimizer
         self.removal = removal
         self.precision = precision
+        self.budget = budget
+        self.multiplier = multiplier
 
     def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
         """The mixed layers by label, in label order."""
@@ -117,18 +124,41 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """Weights of all candidates of each mixed layer by label, zero where removed; gradients reach the alphas."""
         return {label: layer.all_probabilities() for label, layer in self.mixed_layers().items()}
 
+    def log_probabilities(self) -> dict[str, dict[str, float]]:
+        """Log-probability of every candidate in the race, by label; float64 keeps the order of the alphas."""
+        return {
+            label: dict(
+                zip(layer.active_names, layer.active_alpha().detach().double().log_softmax(0).tolist(), strict=True)
+            )
+            for label, layer in self.mixed_layers().items()
+        }
+
+    def export(self) -> dict[str, str]:
+        """The strongest candidate of each layer; with a budget the most probable architecture within it.
+
+        Raises:
+            InputError: If no architecture that is left is within the budget.
+        """
+        if self.budget is None:
+            chosen: dict[str, str] = super().export()
+            return chosen
+        return self.budget.decode(self.log_probabilities())
+
     def regularization(self) -> Tensor:
         """What the architecture loss adds to the validation loss.
 
         Returns:
-            ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus ``lambda * C`` (Eq. 6), a scalar.
+            ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus ``lambda * C`` (Eq. 6), a scalar. With a
+            budget, lambda is the multiplier's weight and C in the budget's unit.
         """
         total = torch.zeros((), device=next(self.parameters()).device)
         if self.sparsity_weight:
             alphas = {label: layer.active_alpha() for label, layer in self.mixed_layers().items()}
             for rows in group_by_component(alphas).values():
                 total = total + self.sparsity_weight * column_sparsity(rows)
-        if self.flops_weight and self.expected_cost is not None:
+        if self.budget is not None and self.multiplier is not None:
+            total = total + self.multiplier.weight * self.budget.expected(self.probabilities()).to(total.dtype)
+        elif self.flops_weight and self.expected_cost is not None:
             total = total + self.flops_weight * self.expected_cost(self.probabilities()).to(total.dtype)
         return total
 
@@ -187,6 +217,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """
         weights, alphas = self.optimizers()
         if self.searching:
+            if self.budget is not None and self.multiplier is not None:
+                self.multiplier.update(float(self.budget.expected(self.probabilities()).detach()))
             self._phase(alphas, batch["val"], 2 * batch_idx, searching=True)
         output = self._phase(weights, batch["train"], 2 * batch_idx + 1, searching=False)
         self.advance_lr_schedulers(batch_idx)
@@ -279,6 +311,8 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = None,
         precision: Precision | None = None,
+        budget: Budget | None = None,
+        multiplier: BudgetMultiplier | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -298,6 +332,10 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         self.alpha_optimizer = alpha_optimizer
         self.removal = removal
         self.precision = precision or Precision("fp32", distributed.device())
+        if (budget is None) != (multiplier is None):
+            raise ValueError("budget and multiplier need each other")
+        self.budget = budget
+        self.multiplier = multiplier
 
     def configure_oneshot_module(self, training_module: Any) -> ColumnSparseLightningModule:
         """Wrap the evaluator's Lightning module."""
@@ -311,6 +349,8 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             warmup_epochs=self.warmup_epochs,
             gradient_clip_val=self.gradient_clip_val,
             precision=self.precision,
+            budget=self.budget,
+            multiplier=self.multiplier,
         )
 
     def default_mutation_hooks(self) -> list[Any]:

@@ -60,6 +60,18 @@ def test_roi_align_attributes_and_refusal():
         ops.RoIAlign(7, pool_mode="max")(torch.zeros(1, 1, 4, 4), ROIS.float()[:1])
 
 
+def test_roi_align_under_autocast_takes_16_bit_features():
+    """torchvision has no 16-bit kernel on CPU: autocast computes in 32 bits and hands back what it was given."""
+    features = torch.randn(2, 2, 9, 10).bfloat16().requires_grad_()
+    layer, rois = ops.RoIAlign((2, 3), spatial_scale=0.25, sampling_ratio=2), ROIS.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = layer(features, rois)
+    assert pooled.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled, layer(features.float(), rois).bfloat16())
+    pooled.sum().backward()
+    assert features.grad.abs().sum() > 0
+
+
 def plain_roi_pool(features, rois, size, scale):
     pooled = features.new_zeros(len(rois), features.size(1), *size)
     height, width = features.shape[2:]

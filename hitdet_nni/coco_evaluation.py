@@ -1,0 +1,50 @@
+"""mmengine's runner config of an evaluation as COCO does it, and the metrics that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hitdet_nni import distributed
+from hitdet_nni.data.pipeline import DetectionData, dataset_config
+from hitdet_nni.settings import DataSettings, Settings
+
+METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+"""COCO's average precisions, by the names that mmdet gives them."""
+
+
+def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
+
+    mmdet gives none where nothing at all was detected, as by an untrained one-stage detector: they are zero then.
+    """
+    found = {name: float(metrics[f"coco/bbox_{name}"]) for name in METRICS if f"coco/bbox_{name}" in metrics}
+    return found or dict.fromkeys(METRICS, 0.0)
+
+
+def loader_config(data: DataSettings) -> dict[str, Any]:
+    """The config of a loader, all but its pictures and their order."""
+    return {
+        "batch_size": data.batch_size,
+        "num_workers": data.workers,
+        "persistent_workers": data.workers > 0,
+        "collate_fn": {"type": "pseudo_collate"},
+    }
+
+
+def evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
+    """The config of an evaluation on the validation pictures, all but the model."""
+    evaluator = {"type": "CocoMetric", "ann_file": str(data.val.ann), "metric": "bbox", "_scope_": "mmdet"}
+    if distributed.processes() > 1:
+        # Through the group, on CPU too; mmengine's "cpu" means pickled files in the working directory.
+        evaluator["collect_device"] = "gpu"
+    return {
+        "val_dataloader": {
+            **loader_config(settings.data),
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "drop_last": False,
+            "dataset": dataset_config(data.val, settings.skeleton, training=False),
+        },
+        "val_cfg": {"type": "ValLoop"},
+        "val_evaluator": evaluator,
+    }

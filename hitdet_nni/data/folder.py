@@ -1,0 +1,221 @@
+"""Pictures for classification: one folder a class, checked, augmented, and fed in an order that can be resumed.
+
+Pictures stay as OpenCV decodes them, 8-bit in the order blue, green, red, until the classifier normalises them as the
+detector does its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torchvision.transforms import v2
+
+from hitdet_nni import distributed
+from hitdet_nni.data.pictures import PictureDefect
+from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.errors import InputError
+from hitdet_nni.settings import PretrainSettings
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings of the files that are pictures, whatever their case; other files are passed over."""
+
+CROP_SHARE = 224 / 256
+"""Side of the validation crop relative to the shorter side of the resized picture."""
+
+_LAYOUT = "a folder with one folder of pictures a class"
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Pictures ``[N, 3, S, S]`` of 8 bits, their classes ``[N]`` and their numbers in the data set ``[N]``."""
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """The pictures of one split.
+
+    Attributes:
+        root: The folder.
+        classes: Names of the class folders, in alphabetical order; a label is an index into them.
+        files: Paths of the pictures inside ``root``.
+        labels: Class of each picture.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """Training and validation pictures of the same classes."""
+
+    train: LabelledPictures
+    val: LabelledPictures
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        return self.train.classes
+
+
+def open_folders(settings: PretrainSettings) -> ClassificationData:
+    """List the pictures of both splits; none is decoded yet.
+
+    Raises:
+        InputError: If a folder is not given or missing, has no class or a class without pictures, or the two splits
+            have different classes.
+    """
+    train = _list_pictures(settings.train_images, "pretrain.train_images")
+    val = _list_pictures(settings.val_images, "pretrain.val_images")
+    different = sorted(set(train.classes) ^ set(val.classes))
+    if different:
+        name = different[0]
+        folders = (train.root, val.root) if name in train.classes else (val.root, train.root)
+        raise InputError(
+            f"has no class {name!r}, which is in {folders[0]}",
+            source=folders[1],
+            key="pretrain.val_images" if folders[1] == val.root else "pretrain.train_images",
+            allowed="the same classes in both splits",
+        )
+    return ClassificationData(train, val)
+
+
+def _list_pictures(root: Path | None, key: str) -> LabelledPictures:
+    if root is None:
+        raise InputError("is missing", key=key, allowed=_LAYOUT)
+    if not root.is_dir():
+        raise InputError("no such folder", source=root, key=key, allowed=_LAYOUT)
+    with os.scandir(root) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError("has no class folder", source=root, key=key, allowed=_LAYOUT)
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _pictures_below(root, name)
+        if not found:
+            raise InputError(
+                f"class {name!r} has no picture", source=root, key=key, allowed=f"files ending in {', '.join(SUFFIXES)}"
+            )
+        files += found
+        labels += [label] * len(found)
+    return LabelledPictures(root, tuple(classes), tuple(files), tuple(labels))
+
+
+def _pictures_below(root: Path, name: str) -> list[str]:
+    """Paths inside ``root`` of the pictures in a class folder and the folders in it, sorted."""
+    return sorted(
+        os.path.relpath(os.path.join(folder, file), root)  # noqa: PTH118  (a Path a picture costs ImageNet gigabytes)
+        for folder, _, files in os.walk(root / name)
+        for file in files
+        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+    )
+
+
+def training_transform(settings: PretrainSettings) -> v2.Transform:
+    """A random crop of random size and shape, resized, and mirrored at random where that is allowed.
+
+    Source:
+        Szegedy et al., Going Deeper with Convolutions, section 6; the paper does not describe its own.
+    """
+    crop = v2.RandomResizedCrop(settings.size, scale=(settings.min_crop, 1.0), antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0)])
+
+
+def validation_transform(settings: PretrainSettings) -> v2.Transform:
+    """The centre of the picture, resized."""
+    return v2.Compose([v2.Resize(round(settings.size / CROP_SHARE), antialias=True), v2.CenterCrop(settings.size)])
+
+
+class FolderPictures(Dataset[Any]):
+    """The pictures of a split, decoded as the detector's are and transformed.
+
+    Args:
+        pictures: The split.
+        transform: From a ``[3, H, W]`` tensor of 8 bits to one of the input size.
+    """
+
+    def __init__(self, pictures: LabelledPictures, transform: v2.Transform) -> None:
+        self.pictures = pictures
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.pictures.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | PictureDefect:
+        """Picture, class and number; a defect where the file cannot be read.
+
+        A defect is returned, not raised, since a worker process cannot raise an error of one line.
+        """
+        file = self.pictures.root / self.pictures.files[index]
+        try:
+            picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+        except (OSError, cv2.error) as error:  # gone or forbidden; empty
+            return PictureDefect(file, f"cannot be read: {getattr(error, 'strerror', None) or 'it is empty'}")
+        if picture is None:
+            return PictureDefect(file, "cannot be decoded as a picture")
+        tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+        return self.transform(tensor), self.pictures.labels[index], index
+
+
+def collate(items: Sequence[tuple[Tensor, int, int] | PictureDefect]) -> Batch | PictureDefect:
+    """A batch, or its first defect."""
+    for item in items:
+        if isinstance(item, PictureDefect):
+            return item
+    batch: list[Tensor] = default_collate(list(items))
+    return batch[0], batch[1], batch[2]
+
+
+def sound(batch: Batch | PictureDefect) -> Batch:
+    """The batch itself.
+
+    Raises:
+        InputError: Naming the file, if the batch is a defect.
+    """
+    if isinstance(batch, PictureDefect):
+        raise InputError(batch.problem, source=batch.file)
+    return batch
+
+
+def training_loader(pictures: LabelledPictures, settings: PretrainSettings, seed: int) -> Any:
+    """Full batches in an order, and with augmentations, that follow from seed, epoch and step; shared by processes.
+
+    Returns:
+        A loader of :data:`Batch` whose ``sampler`` is a :class:`~hitdet_nni.data.sampling.ResumableSampler`.
+    """
+    processes = distributed.processes()
+    steps = steps_an_epoch(len(pictures.files), settings.batch_size, processes)
+    sampler = ResumableSampler(
+        len(pictures.files), settings.batch_size, steps, seed, rank=distributed.rank(), processes=processes
+    )
+    return _loader(SeededPictures(FolderPictures(pictures, training_transform(settings))), settings, sampler)
+
+
+def validation_loader(pictures: LabelledPictures, settings: PretrainSettings) -> Any:
+    """Every picture once over all processes, in batches of which the last may be short."""
+    own = range(distributed.rank(), len(pictures.files), distributed.processes())
+    return _loader(Subset(FolderPictures(pictures, validation_transform(settings)), own), settings, None)
+
+
+def _loader(dataset: Dataset[Any], settings: PretrainSettings, sampler: ResumableSampler | None) -> Any:
+    return DataLoader(
+        dataset,
+        batch_size=settings.batch_size,
+        sampler=sampler,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # a loader that starts draws a number: not from the training's generator
+    )

@@ -1,0 +1,193 @@
+"""Classification pretraining of a backbone: the supernet's with equal architecture parameters, or a found one's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from hitdet_nni import distributed
+from hitdet_nni.architecture import Architecture
+from hitdet_nni.checkpoints import CheckpointFolder
+from hitdet_nni.classification import STAGE, AccuracyWatcher, ClassificationModule, EpochAccuracy, lightning_trainer
+from hitdet_nni.data.folder import ClassificationData, training_loader, validation_loader
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_json, write_csv, write_json
+from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
+from hitdet_nni.model.pretrained import save_backbone
+from hitdet_nni.precision import Precision
+from hitdet_nni.run_directory import RunDirectory
+from hitdet_nni.search.evaluator import EpochLosses
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.resume import ExactResume, Stateful
+from hitdet_nni.search.strategy import ColumnSparseDARTS
+from hitdet_nni.settings import PretrainSettings, Settings, scaled_lr
+from hitdet_nni.skeleton import Skeleton
+from hitdet_nni.synced_batch_norm import apply_batch_norm
+from hitdet_nni.weights_file import WEIGHTS_FILE
+
+_PARTS_OF_SKELETON = {"stem_channels", "widths", "depths", "strides", "tail"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is pretrained.
+
+    Attributes:
+        skeleton: The detector's skeleton.
+        operators: The candidates of every block, or the operator of each block by its label where it is decided.
+    """
+
+    skeleton: Skeleton
+    operators: tuple[str, ...] | Mapping[str, str]
+
+    @property
+    def sample(self) -> Mapping[str, str] | None:
+        """Operator of each block by its label; ``None`` for a supernet."""
+        return self.operators if isinstance(self.operators, Mapping) else None
+
+    def describe(self) -> dict[str, Any]:
+        """What the weights depend on, as plain values."""
+        skeleton = self.skeleton.model_dump(mode="json", include=_PARTS_OF_SKELETON)
+        operators = list(self.operators) if self.sample is None else dict(self.sample)
+        return {"skeleton": skeleton, "operators": operators}
+
+    def build(self, num_classes: int) -> HitClassifier:
+        """The classifier; a supernet's blocks are the search's mixed layers, of equal and constant weights.
+
+        Source:
+            Section 4.2: "pretrain the backbone supernet on ImageNet for 10 epochs with fixed architecture parameters".
+        """
+        if self.sample is not None:
+            operators = [self.sample[label] for label in self.skeleton.labels("backbone")]
+            return HitClassifier(self.skeleton, operators, num_classes)
+        space = HitClassifierSpace(self.skeleton, tuple(self.operators), num_classes)
+        ColumnSparseDARTS().mutate_model(space)
+        classifier: HitClassifier = space.classifier
+        for layer in classifier.modules():
+            if isinstance(layer, ColumnSparseMixedLayer):
+                nn.init.zeros_(layer._arch_alpha)
+                layer._arch_alpha.requires_grad_(False)
+        return classifier
+
+
+def found_backbone(architecture: Architecture) -> Backbone:
+    """The backbone of a decided architecture."""
+    skeleton = architecture.skeleton
+    return Backbone(skeleton, {label: architecture.sample[label] for label in skeleton.labels("backbone")})
+
+
+def weights_file(run: RunDirectory) -> Path:
+    """Weights of the pretrained backbone, which ``*.pretrained`` in the settings takes."""
+    return run.path / WEIGHTS_FILE
+
+
+def open_run(run: RunDirectory, backbone: Backbone, settings: Settings, *, force: bool, resume: bool) -> None:
+    """Prepare a run directory for the pretraining of a backbone; the main process does so, the others wait for it.
+
+    Raises:
+        InputError: If the directory holds something else, or the pretraining of another backbone.
+    """
+    if settings.batch_norm == "frozen":
+        raise InputError(
+            "is 'frozen', which needs statistics that pretraining is to measure",
+            key="batch_norm",
+            allowed=("local", "synced"),
+        )
+    run.open(settings, force=force, resume=resume)
+    description = run.path / "backbone.json"
+    if distributed.is_main():
+        if description.exists() and read_json(description) != backbone.describe():
+            raise InputError(
+                "another backbone is pretrained there", source=description, allowed="the same backbone, or --force"
+            )
+        write_json(description, backbone.describe())
+    distributed.barrier()
+
+
+def pretrain(
+    run: RunDirectory,
+    backbone: Backbone,
+    settings: Settings,
+    data: ClassificationData,
+    on_epoch: Callable[[EpochAccuracy], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Pretrain a backbone; write ``metrics.csv``, ``weights.pth`` and ``metrics.json``.
+
+    Goes on from the newest checkpoint; does nothing where the result is there already.
+
+    Args:
+        run: An opened run directory.
+        backbone: What is pretrained.
+        settings: The ``pretrain`` section, seed, precision, batch normalisation, checkpoints.
+        data: The pictures.
+        on_epoch: Called by the main process at the end of every epoch.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: If a picture cannot be read, or a checkpoint was made by another number of processes.
+        NonFiniteLossError: If a loss is NaN or infinite.
+
+    Source:
+        Section 4.2. It gives the epochs; SGD's settings and the augmentation are common ones for such networks.
+    """
+    if distributed.from_main(run.metrics.exists()):
+        finished: dict[str, Any] = read_json(run.metrics)
+        return finished
+
+    def keep(records: list[EpochAccuracy]) -> None:
+        rows = [asdict(record) for record in records]
+        write_csv(run.path / "metrics.csv", list(rows[0]), rows)
+        on_epoch(records[-1])
+
+    pl.seed_everything(settings.seed, verbose=False)
+    classifier = backbone.build(len(data.classes))
+    classifier.to(memory_format=torch.channels_last)
+    apply_batch_norm(classifier, settings.batch_norm)
+    set_saving(classifier, settings.supernet.saving)
+    loader = training_loader(data.train, settings.pretrain, settings.seed)
+    losses = EpochLosses()
+    watcher = AccuracyWatcher(validation_loader(data.val, settings.pretrain), losses, keep)
+    precision = Precision(settings.precision, distributed.device())
+    checkpoints = CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
+    parts: dict[str, Stateful] = {"losses": losses, "watcher": watcher, "precision": precision}
+    resume = ExactResume(checkpoints, settings.checkpoint.every_steps, [loader.sampler], parts)
+    module = ClassificationModule(
+        classifier,
+        _for_processes(settings.pretrain),
+        data.train.files,
+        settings.pretrain.epochs * len(loader),
+        precision,
+        losses,
+        resume,
+    )
+    lightning_trainer(settings.pretrain.epochs, [watcher, resume]).fit(module, loader)
+    last = watcher.records[-1]
+    result = {
+        "kind": "supernet" if backbone.sample is None else "found",
+        "classes": len(data.classes),
+        "epochs": settings.pretrain.epochs,
+        "train_loss": last.train_loss,
+        "val_top1": last.val_top1,
+        "val_top5": last.val_top5,
+        "weights": str(weights_file(run).relative_to(run.path)),
+    }
+    if distributed.is_main():
+        save_backbone(classifier.backbone, weights_file(run), backbone.sample)
+        write_json(run.metrics, result)
+        checkpoints.clear()
+    distributed.barrier()
+    return result
+
+
+def _for_processes(settings: PretrainSettings) -> PretrainSettings:
+    """The settings with the learning rate for the global batch."""
+    lr = scaled_lr(settings.lr, settings.batch_size, distributed.processes(), settings.lr_batch_size)
+    return settings.model_copy(update={"lr": lr})

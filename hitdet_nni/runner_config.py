@@ -1,0 +1,133 @@
+"""mmengine's runner config of a retraining: the plain one that is exported, and the exact one that we train with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dataset import DefaultSampler
+
+from hitdet_nni import distributed
+from hitdet_nni.checkpoints import CheckpointFolder
+from hitdet_nni.coco_evaluation import evaluation_config, loader_config
+from hitdet_nni.data.pipeline import DetectionData, build_dataset, dataset_config, loader
+from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.precision import Precision
+from hitdet_nni.retrain_resume import ResumableTrainLoop
+from hitdet_nni.retrain_step import RetrainStep
+from hitdet_nni.settings import RetrainSettings, Settings, scaled_lr
+
+
+def learning_rate(settings: Settings) -> tuple[float, str]:
+    """The learning rate of a retraining by this number of processes, and a line that says where it comes from.
+
+    Source:
+        Section 4.2, 0.04 for 8 x 4 pictures; Goyal et al., Accurate, Large Minibatch SGD, 2017, for the scaling.
+    """
+    lr, each, processes = settings.retrain.lr, settings.data.batch_size, distributed.processes()
+    scaled = scaled_lr(lr, each, processes, settings.lr_batch_size)
+    batch = each * processes
+    rule = "not scaled" if settings.lr_batch_size is None else f"{lr:g} x {batch} / {settings.lr_batch_size}"
+    return scaled, f"learning rate {rule} = {scaled:g} for a global batch of {batch} = {processes} x {each}"
+
+
+def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
+    """The config of a retraining with plain mmdet and mmengine, all but the model.
+
+    Source:
+        Section 4.2: SGD, lr divided by 10 at the milestones; linear warm-up and clipping are the released
+        configuration's.
+    """
+    retrain, skeleton = settings.retrain, settings.skeleton
+    return {
+        "train_dataloader": {
+            **loader_config(settings.data),
+            "sampler": {"type": "DefaultSampler", "shuffle": True},
+            "drop_last": len(data.train.image_ids) >= settings.data.batch_size,
+            "dataset": dataset_config(data.train, skeleton, training=True, flip=settings.data.flip),
+        },
+        "train_cfg": {
+            "type": "EpochBasedTrainLoop",
+            "max_epochs": retrain.epochs,
+            "val_interval": retrain.val_interval,
+        },
+        "optim_wrapper": {
+            "type": "OptimWrapper",
+            "optimizer": {
+                "type": "SGD",
+                "lr": retrain.lr,
+                "momentum": retrain.momentum,
+                "weight_decay": retrain.weight_decay,
+            },
+            "clip_grad": None if retrain.grad_clip is None else {"max_norm": retrain.grad_clip},
+        },
+        "param_scheduler": _schedule(retrain),
+        "default_hooks": {
+            "checkpoint": None,  # mmengine's checkpoints hold pickled objects; ours are written by the train loop
+            "logger": {"type": "LoggerHook", "interval": 50},
+        },
+        "randomness": {"seed": settings.seed},
+        **evaluation_config(settings, data),
+    }
+
+
+def resumable_config(
+    settings: Settings, data: DetectionData, precision: Precision, checkpoints: CheckpointFolder, start: str
+) -> dict[str, Any]:
+    """:func:`training_config` with what makes it exact: resumable, by several processes, in a chosen precision.
+
+    Args:
+        settings: All settings.
+        data: The pictures.
+        precision: What losses and gradients are computed in.
+        checkpoints: Where the state is kept.
+        start: Says what the initial weights are; a checkpoint that started from others is refused.
+    """
+    plain = training_config(settings, data)
+    rank, processes = distributed.rank(), distributed.processes()
+    train = build_dataset(data.train, settings.skeleton, training=True, flip=settings.data.flip)
+    steps = steps_an_epoch(len(train), settings.data.batch_size, processes)
+    order = ResumableSampler(len(train), settings.data.batch_size, steps, settings.seed, rank=rank, processes=processes)
+    val = build_dataset(data.val, settings.skeleton, training=False)
+    optimizer = {**plain["optim_wrapper"]["optimizer"], "lr": learning_rate(settings)[0]}
+    return {
+        **plain,
+        # Loaders rather than configs: ours draw no number from the training's random number generator.
+        "train_dataloader": loader(SeededPictures(train), settings.data, order),
+        "val_dataloader": loader(val, settings.data, DefaultSampler(val, shuffle=False, seed=settings.seed)),
+        "train_cfg": {
+            **plain["train_cfg"],
+            "type": ResumableTrainLoop,
+            "checkpoints": checkpoints,
+            "every_steps": settings.checkpoint.every_steps,
+            "start": start,
+        },
+        "optim_wrapper": {
+            "type": RetrainStep,
+            "optimizer": optimizer,
+            "precision": precision,
+            "max_norm": settings.retrain.grad_clip,
+        },
+        # Processes sample RoIs of different pictures, so each has random numbers of its own.
+        "randomness": {"seed": (settings.seed + rank) % 2**32},
+    }
+
+
+def _schedule(retrain: RetrainSettings) -> list[dict[str, Any]]:
+    steps = {
+        "type": "MultiStepLR",
+        "by_epoch": True,
+        "begin": 0,
+        "end": retrain.epochs,
+        "milestones": list(retrain.milestones),
+        "gamma": 0.1,
+    }
+    if not retrain.warmup_iterations:
+        return [steps]
+    warmup = {
+        "type": "LinearLR",
+        "start_factor": 0.1,
+        "by_epoch": False,
+        "begin": 0,
+        "end": retrain.warmup_iterations,
+    }
+    return [warmup, steps]

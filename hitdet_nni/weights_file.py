@@ -1,0 +1,62 @@
+"""Weights files: a detector's state and nothing else, written whole, read without executing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hitdet_nni.errors import InputError
+
+WEIGHTS_FILE = "weights.pth"
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Save a module's state and nothing else, atomically."""
+    temporary = path.with_suffix(".partial")
+    torch.save({"state_dict": module.state_dict()}, temporary)
+    temporary.replace(path)
+
+
+def read_state(path: Path, *, allowed: str = f"a file such as {WEIGHTS_FILE} of a retraining") -> dict[str, Any]:
+    """The ``state_dict`` of a file; as :func:`read_content`."""
+    state: dict[str, Any] = read_content(path, allowed=allowed)["state_dict"]
+    return state
+
+
+def read_content(path: Path, *, allowed: str) -> dict[str, Any]:
+    """Everything in a file that has a ``state_dict``. Nothing in the file is executed.
+
+    Args:
+        path: The file.
+        allowed: What the error says that would be accepted.
+
+    Raises:
+        InputError: If the file is missing or does not hold a state.
+    """
+    if not path.is_file():
+        raise InputError("no such file", source=path, allowed=allowed)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch have no common exception for a broken file
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=allowed) from None
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise InputError("has no state_dict", source=path, allowed=allowed)
+    return content
+
+
+def load_weights(detector: nn.Module, path: Path) -> None:
+    """Load weights into a detector; all must be there with their shapes. Nothing in the file is executed.
+
+    Raises:
+        InputError: If the file is missing, does not hold weights, or holds those of another architecture.
+    """
+    state = read_state(path)
+    try:
+        detector.load_state_dict(state)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split()[:30])
+        raise InputError(f"does not fit the architecture: {problem} ...", source=path) from None
