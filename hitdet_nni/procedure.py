@@ -130,6 +130,7 @@ def _screen_one(
     checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
     screened = screen_component(component, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
     if distributed.is_main():
+        run.note_warnings(stage, screened.warnings)
         run.write_scores(component, screened.rows())
         checkpoints.clear()
     distributed.barrier()
@@ -168,6 +169,7 @@ def search(
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     architecture = describe_architecture(run.path.name, trained.sample, space, settings, data.classes)
     if distributed.is_main():
+        run.note_warnings(stage, trained.warnings)
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
         checkpoints.clear()

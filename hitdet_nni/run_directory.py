@@ -180,6 +180,13 @@ class RunDirectory:
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
         write_json(self.metadata, metadata)
 
+    def note_warnings(self, stage: str, warnings: Sequence[str]) -> None:
+        """Put what a stage's signs of health give reason to doubt into the metadata, if the directory has any."""
+        if self.metadata.is_file():  # a screening that trials share has none; its warnings are in their logs
+            metadata = read_json(self.metadata)
+            metadata["warnings"][stage] = list(warnings)
+            write_json(self.metadata, metadata)
+
     def write_scores(self, component: Component, rows: Sequence[Mapping[str, object]]) -> None:
         """Write a component's screening scores."""
         write_csv(self.scores(component), list(rows[0]), rows)
@@ -210,6 +217,7 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
         "seconds": {},
+        "warnings": {},
     }
 
 

@@ -35,17 +35,19 @@ logger = logging.getLogger(__name__)
 SCREENING, SEARCH = 1, 2
 """The ``stage`` of an intermediate result."""
 
+COMPONENT_SIGNS = ("entropy", "changed", "alpha_gradient")
+"""What an intermediate result holds for each component."""
+
 
 def report_epoch(stage: str, record: EpochRecord) -> None:
-    """Report an epoch's loss, expected GFLOPs and entropies to NNI; ``default`` is the validation loss."""
-    entropy = {f"entropy_{component}": record.entropy.get(component, 0.0) for component in COMPONENTS}
+    """Report what was measured in an epoch to NNI; ``default`` is the validation loss."""
+    # NNI's web UI wants the same keys throughout, and a component that a stage does not search has no signs of health.
+    absent = {f"{sign}_{component}": 0.0 for sign in COMPONENT_SIGNS for component in COMPONENTS}
     nni.report_intermediate_result(
         {
             "default": record.val_loss,
-            "val_loss": record.val_loss,
-            "train_loss": record.train_loss,
-            "gflops": record.expected_gflops,
-            **entropy,
+            **absent,
+            **record.metrics(),
             "stage": SEARCH if stage == "search" else SCREENING,
             "epoch": record.epoch + 1,
         }

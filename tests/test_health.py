@@ -7,6 +7,7 @@ import json
 import math
 import random
 import statistics
+import sys
 
 import pytest
 import torch
@@ -477,7 +478,7 @@ def test_shuffled_labels_are_noticed_and_true_ones_are_not(what, epochs, warmup_
     ill, warnings = trained_health(settings, shuffled(data, what, tmp_path, 0), epochs, warmup_epochs)
     with capsys.disabled():
         for name, health in (("true", healthy), ("shuffled", ill)):
-            print(f"\n{what}, {name}: {health.evidence[what]}, entropy {health.entropy}", end="")
+            sys.stdout.write(f"\n{what}, {name}: {health.evidence[what]}, entropy {health.entropy}")
     exchanging = f"exchanging the {what} of"
     assert not [line for line in quiet if exchanging in line]
     assert [line for line in warnings if exchanging in line]
@@ -528,8 +529,7 @@ def test_the_spread_of_column_scores_falls_with_mu(capsys):
         scores = list(screened.records[-1].scores["head"].values())
         spread[mu] = statistics.pstdev(scores), max(scores) - min(scores)
     with capsys.disabled():
-        print(
-            "".join(f"\nmu {mu:g}: scores' deviation {d:.4f}, range {r:.4f}" for mu, (d, r) in spread.items()), end=""
-        )
+        for mu, (deviation, width) in spread.items():
+            sys.stdout.write(f"\nmu {mu:g}: standard deviation {deviation:.4f} and range {width:.4f} of the scores")
     assert spread[0.1][0] < spread[0.0][0]
     assert spread[0.1][1] < spread[0.0][1]

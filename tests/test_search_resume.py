@@ -74,8 +74,8 @@ def assert_equal(one, two):
     assert one.sample == two.sample
 
 
-# One epoch of warm-up: 2 losses and the validation's; later ones have 4 losses.
-@pytest.mark.parametrize("kills", [[1], [6], [7, 4, 3]])
+# Two losses in the epoch of warm-up, four in each of the two others.
+@pytest.mark.parametrize("kills", [[1], [5], [5, 3, 2]])
 def test_an_interrupted_search_ends_bit_equal(settings, tiny_data, uninterrupted, kills, tmp_path, monkeypatch):
     folder, done = CheckpointFolder(tmp_path / "checkpoints"), 0
     for calls in kills:

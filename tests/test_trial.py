@@ -17,6 +17,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import load_settings
+from hitdet_nni.skeleton import COMPONENTS
 from hitdet_nni.train import export_config
 
 SPACE = {"backbone": ["sep_k3_d1", "ir_k3_d1_e1", "conv_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"]}
@@ -59,8 +60,10 @@ def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch
     stages = [[report["stage"] for report in recorder.intermediate] for recorder in (first, second)]
     assert stages == [[trial.SCREENING] * 6 + [trial.SEARCH] * 2, [trial.SEARCH] * 2]
     for report in first.intermediate + second.intermediate:
-        keys = {"default", "val_loss", "train_loss", "gflops", "stage", "epoch"}
-        assert set(report) == keys | {f"entropy_{name}" for name in ("backbone", "neck", "head")}
+        keys = {"default", "val_loss", "train_loss", "gflops", "cost_weight", "seconds", "stage", "epoch"}
+        keys |= {"decoded_gflops", "decoded_to_expected"}
+        keys |= {f"{kind}_{value}" for kind in ("annotations", "categories") for value in ("gain", "p")}
+        assert set(report) == keys | {f"{sign}_{name}" for sign in trial.COMPONENT_SIGNS for name in COMPONENTS}
         assert report["default"] == report["val_loss"]
 
     for name, recorder, weight in (("one", first, 0.0), ("two", second, 10.0)):

@@ -41,11 +41,13 @@ def notes_said(*, as_errors: bool) -> Iterator[None]:
     notes = logging.getLogger("hitdet_nni")
     handler = logging.StreamHandler(sys.stderr if as_errors else sys.stdout)
     notes.addHandler(handler)
+    notes.propagate = False
     notes.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     try:
         yield
     finally:
         notes.removeHandler(handler)
+        notes.propagate = True
         notes.setLevel(logging.NOTSET)
 
 

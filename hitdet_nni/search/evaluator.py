@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from hitdet_nni import distributed
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.search.cost import ExpectedCost
+from hitdet_nni.search.evidence import Evidence, Exchange, detector_losses, held_out_losses
+from hitdet_nni.search.health import Health, examine
 from hitdet_nni.search.one_shot import refuse_unsupported
-from hitdet_nni.search.regularizers import group_by_component, mean_entropy
 from hitdet_nni.search.resume import ExactResume
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 
@@ -159,8 +161,8 @@ class EpochRecord:
         epoch: The epoch, from 0.
         train_loss: Mean loss of the epoch's batches (both phases).
         val_loss: Mean loss of the validation pictures.
-        expected_gflops: Expected cost under the architecture parameters (Eq. 7).
-        entropy: Mean entropy of each searched component's probabilities, 1 for uniform, 0 for decided.
+        cost_weight: lambda of Eq. 6: as it was set, or where a budget has brought it.
+        health: Entropies, costs, changes and gradients of the architecture parameters.
         probabilities: Weight of every candidate in the race, by label.
         alphas: Architecture parameter of every candidate in the race, by label.
         scores: Score of every operator in the race, by component, before this epoch's removals.
@@ -170,21 +172,31 @@ class EpochRecord:
     epoch: int
     train_loss: float
     val_loss: float
-    expected_gflops: float
-    entropy: dict[str, float]
+    cost_weight: float
+    health: Health
     probabilities: dict[str, dict[str, float]] = field(repr=False)
     alphas: dict[str, dict[str, float]] = field(repr=False)
     scores: dict[str, dict[str, float]] = field(repr=False)
     seconds: float = 0.0
 
+    @property
+    def expected_gflops(self) -> float:
+        """Expected cost under the architecture parameters (Eq. 7)."""
+        return self.health.expected_gflops
+
+    @property
+    def entropy(self) -> dict[str, float]:
+        """Mean entropy of each searched component's probabilities, 1 for uniform, 0 for decided."""
+        return self.health.entropy
+
     def metrics(self) -> dict[str, float]:
         """The numbers for a table or a plot, flat."""
-        entropy = {f"entropy_{component}": value for component, value in self.entropy.items()}
         return {
             "train_loss": self.train_loss,
             "val_loss": self.val_loss,
             "gflops": self.expected_gflops,
-            **entropy,
+            "cost_weight": self.cost_weight,
+            **self.health.metrics(),
             "seconds": self.seconds,
         }
 
@@ -224,15 +236,18 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
         """Record the epoch, before the strategy removes operators."""
         distributed.average(pl_module.buffers())  # batch normalisation's, before they are used
         layers = pl_module.mixed_layers()
-        probabilities = {label: layer.probabilities().detach() for label, layer in layers.items()}
+        val_loss, evidence = self._held_out(pl_module)
+        norms = pl_module.gradient_norms.take_means()
+        previous = self.records[-1].health if self.records else None
+        multiplier = pl_module.multiplier
         record = EpochRecord(
             epoch=trainer.current_epoch,
             train_loss=self.losses.take_mean(),
-            val_loss=self._validation_loss(pl_module),
-            expected_gflops=float(self.cost(pl_module.probabilities()).detach()),
-            entropy={name: mean_entropy(rows) for name, rows in group_by_component(probabilities).items()},
+            val_loss=val_loss,
+            cost_weight=pl_module.flops_weight if multiplier is None else multiplier.weight,
+            health=examine(trainer.current_epoch, layers, self.cost, norms, evidence, previous),
             probabilities={
-                label: dict(zip(layer.active_names, probabilities[label].tolist(), strict=True))
+                label: dict(zip(layer.active_names, layer.probabilities().tolist(), strict=True))
                 for label, layer in layers.items()
             },
             alphas={
@@ -252,20 +267,28 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to the records of a checkpoint."""
-        self.records = [EpochRecord(**record) for record in state_dict["records"]]
+        self.records = [
+            EpochRecord(**{**record, "health": Health.restore(record["health"])}) for record in state_dict["records"]
+        ]
 
     @torch.no_grad()
-    def _validation_loss(self, pl_module: ColumnSparseLightningModule) -> float:
+    def _held_out(self, pl_module: ColumnSparseLightningModule) -> tuple[float, dict[Exchange, Evidence]]:
+        """Mean loss of the validation pictures of all processes, and what it owes to their annotations."""
         detector = pl_module.model.detector
         detector.eval()
         # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), pl_module.precision.autocast():
             torch.manual_seed(self.seed)
-            with pl_module.precision.autocast():
-                losses = [float(detection_loss(detector, batch)) for batch in self.val_loader]
+            losses = partial(detector_losses, detector)
+            found = held_out_losses(losses, self.val_loader, get_args(Exchange), self.seed)
         detector.train()
-        found: list[float] = [loss for part in distributed.gather(losses) for loss in part]
-        return sum(found) / len(found)
+        parts = distributed.gather(found)
+        own = [loss for losses, _ in parts for loss in losses]
+        evidence = {
+            kind: Evidence.of(kind, [row for _, differences in parts for row in differences[kind]], self.seed)
+            for kind in get_args(Exchange)
+        }
+        return sum(own) / len(own), evidence
 
 
 def detection_evaluator(

@@ -13,6 +13,9 @@ from hitdet_nni.search.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.recompute import WithoutTrace
 
+ONE_BY_ONE = ("stock", "checkpoint")
+"""Ways of saving in which a layer goes through its candidates one after the other; others are measured as a whole."""
+
 SIDES = (8, 16)
 """Rows and columns of the two inputs that a footprint is measured on."""
 
@@ -58,7 +61,7 @@ def representatives(layer: ColumnSparseMixedLayer) -> dict[Kind, str]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What running a layer with one candidate on small inputs tells about any input.
+    """What running a layer on small inputs tells about any input.
 
     Attributes:
         small: Footprint for an input of ``SIDES[0]`` rows and columns of one picture.
@@ -93,32 +96,31 @@ class Measured:
         return (pictures, self.out_channels, *(-(-side // self.stride) for side in sides))
 
 
-def measure_alone(layer: ColumnSparseMixedLayer, name: str, x: Tensor, dtype: torch.dtype) -> Measured:
-    """Run a layer with one of its candidates forward and backward on small inputs. The layer stays as it was.
+def measure(layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor, dtype: torch.dtype) -> Measured:
+    """Run a layer with some of its candidates forward and backward on small inputs. The layer stays as it was.
 
     Args:
         layer: A mixed layer.
-        name: The candidate.
+        names: Candidates that are in the race.
         x: An input of the layer; only its channels, type and need of a gradient matter.
         dtype: Type that the layer computes in.
     """
     race = layer.active_names
-    layer.keep_only([name])
+    layer.keep_only(names)
     try:
-        (small, _), (large, output) = (_measure(layer, layer[name], x, side, dtype) for side in SIDES)
+        (small, _), (large, output) = (_measure(layer, x, side, dtype) for side in SIDES)
     finally:
         layer.set_extra_state(race)
     return Measured(small, large, output.shape[1], SIDES[1] // output.shape[2], output.dtype)
 
 
-def _measure(
-    layer: ColumnSparseMixedLayer, candidate: nn.Module, like: Tensor, side: int, dtype: torch.dtype
-) -> tuple[Footprint, Tensor]:
+def _measure(layer: ColumnSparseMixedLayer, like: Tensor, side: int, dtype: torch.dtype) -> tuple[Footprint, Tensor]:
     device = layer._arch_alpha.device
     x = torch.ones(1, like.shape[1], side, side, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
-    parameters = [layer._arch_alpha, *candidate.parameters()]
+    active = nn.ModuleList(layer.active_candidates())
+    parameters = [layer._arch_alpha, *active.parameters()]
     trained = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
-    with WithoutTrace(candidate), torch.enable_grad(), LiveBytes([x, *parameters, *layer.buffers()]) as live:
+    with WithoutTrace(active), torch.enable_grad(), LiveBytes([x, *parameters, *active.buffers()]) as live:
         torch.clear_autocast_cache()  # 16-bit copies of weights are to be made here, and to be
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = ColumnSparseMixedLayer.forward(layer, x)

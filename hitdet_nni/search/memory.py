@@ -1,21 +1,31 @@
-"""Memory that a search step needs, estimated before the first one."""
+"""Memory that a search step needs, estimated before the first one, and the largest that was used."""
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from hitdet_nni.precision import DTYPES
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-from hitdet_nni.search.step_simulation import SimulatedStep, StepSimulation
+from hitdet_nni.search.step_simulation import StepSimulation
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import Skeleton
 
-LIBRARIES = 50 * 2**20
-"""What a process on CPU gains in its first steps: machine code of convolutions, pages of libraries; measured."""
+FIRST_STEPS = 50 * 10**6
+"""Bytes that a process on CPU gains in its first steps: machine code of convolutions, pages of libraries; measured."""
+
+FRAGMENTATION = 5
+"""Gaps between the blocks of the C library's heap, as a multiple of what one candidate takes and returns; measured."""
+
+LARGEST_HEAP_BLOCK = 32 * 2**20
+"""glibc maps larger blocks one by one and returns them, so they leave no gaps (``DEFAULT_MMAP_THRESHOLD_MAX``)."""
 
 
 @dataclass(frozen=True)
@@ -23,30 +33,73 @@ class MemoryEstimate:
     """Bytes at the peak of a search step, by part.
 
     Attributes:
-        process: What the process held before without the weights; not counted on a GPU.
+        process: What the process holds at rest, without weights; 0 for a GPU, whose context is not counted.
         weights: Parameters and buffers.
-        gradients: Gradients of parameters alive at the peak.
-        optimisers: Momentum of the weights, two moments of the architecture parameters.
-        activations: All other tensors of the step: what is kept for backward, and what passes.
-        allocator: On CPU, memory that the C library holds between blocks or that its caches hold; not counted on a GPU.
-        phase: The phase that needs most.
+        optimisers: SGD's momentum and Adam's two moments.
+        gradients: Gradients of parameters at the peak.
+        activations: All other tensors of the step at the peak: what is kept for backward, and what passes.
+        allocator: What the C library and the kernels hold beside tensors; 0 for a GPU.
     """
 
     process: int
     weights: int
-    gradients: int
     optimisers: int
+    gradients: int
     activations: int
     allocator: int
-    phase: str
 
     @property
     def total(self) -> int:
         """Bytes of all parts."""
-        return self.process + self.weights + self.gradients + self.optimisers + self.activations + self.allocator
+        return self.process + self.weights + self.optimisers + self.gradients + self.activations + self.allocator
 
     def sentence(self) -> str:
-        """One line for a person, in GB of 1e9 bytes."""
-        parts = ("weights", "gradients", "optimisers", "activations", "allocator", "process")
-        shares = ", ".join(f"{part} {getattr(self, part) / 1e9:.2f}" for part in parts if getattr(self, part))
-        return f"memory of a step: about {self.total / 1e9:.2f} GB ({shares})"
+        """One line in GB of 10^9 bytes, e.g. for the log."""
+        names = ("weights", "gradients", "optimisers", "activations", "allocator", "process")
+        parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.2f}" for name in names if getattr(self, name))
+        return f"memory of a step: about {self.total / 1e9:.2f} GB ({parts})"
+
+
+def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, device: torch.device) -> MemoryEstimate:
+    """Estimate the peak of a search step, of the phase that needs more.
+
+    The tensors are counted by :class:`~hitdet_nni.search.step_simulation.StepSimulation`. Nothing of ``space`` changes.
+
+    Args:
+        space: The mutated model space, its saving mode and batch normalisation chosen, not yet trained.
+        settings: Gives batch size, precision and optimisers.
+        skeleton: The supernet's skeleton.
+        device: Where the search computes.
+    """
+    simulation = StepSimulation(space.detector, skeleton, settings.data.batch_size, DTYPES[settings.precision])
+    alphas = [layer._arch_alpha for layer in simulation.layers]
+    phases = [simulation.run(alphas=True), simulation.run(alphas=False)]
+    step = max(phases, key=lambda phase: phase.peak)
+    weights = sum(tensor.nbytes for tensor in chain(space.parameters(), space.buffers()))
+    of_alphas = sum(alpha.nbytes for alpha in alphas)
+    trained = sum(parameter.nbytes for parameter in space.parameters() if parameter.requires_grad) - of_alphas
+    momentum = trained if settings.weights.momentum else 0
+    on_cpu = device.type == "cpu"
+    # Nothing is left of the activations when the optimiser steps; on a GPU it holds a second copy of the gradients.
+    peak = max(step.peak, trained * (1 if on_cpu else 2))
+    gradients = step.gradients if step.peak == peak else trained
+    return MemoryEstimate(
+        process=psutil.Process().memory_info().rss - weights if on_cpu else 0,
+        weights=weights,
+        optimisers=momentum + 2 * of_alphas,
+        gradients=gradients,
+        activations=peak - gradients,
+        allocator=FIRST_STEPS + FRAGMENTATION * step.turnover if on_cpu else 0,
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held until now: resident ones on CPU, those of tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss counts what a parent held when it started this process
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -23,11 +23,13 @@ class ScreenedComponent:
         component: The component.
         kept: Operators of its sub search space, in the order of the whole space.
         records: One record an epoch.
+        warnings: What the signs of health give reason to doubt; one line each.
     """
 
     component: Component
     kept: tuple[str, ...]
     records: tuple[EpochRecord, ...]
+    warnings: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, object]]:
         """One row an epoch and operator in the race: its score, its rank, and whether the epoch's end removed it."""
@@ -100,4 +102,4 @@ def screen_component(
     )
     trained = train_supernet(phase, settings, data, component_seed(settings.seed, component), on_epoch, checkpoints)
     kept = next(iter(trained.module.mixed_layers().values())).active_names
-    return ScreenedComponent(component, tuple(kept), trained.records)
+    return ScreenedComponent(component, tuple(kept), trained.records, trained.warnings)

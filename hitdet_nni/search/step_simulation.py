@@ -7,7 +7,7 @@ its result and computes nothing. Mixed layers, which hold nearly all operators, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
 
-from hitdet_nni.search.footprint import Footprint, Measured, candidate_kind, compose, measure_alone
+from hitdet_nni.search.footprint import ONE_BY_ONE, Footprint, Measured, candidate_kind, compose, measure
 from hitdet_nni.search.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.skeleton import DetectorKind, Skeleton
@@ -40,14 +40,14 @@ class SimulatedStep:
         peak: Most at one time.
         gradients: Those of parameters within ``peak``.
         all_gradients: Those of parameters at the end.
-        passing: What the mixed layer that needs most of it needs for the duration of its own passes.
+        turnover: Most that one candidate of a mixed layer (or a layer that computes them together) takes and returns.
     """
 
     held: int
     peak: int
     gradients: int
     all_gradients: int
-    passing: int
+    turnover: int
 
 
 class StepSimulation:
@@ -69,7 +69,7 @@ class StepSimulation:
         self._measured: dict[Any, Measured] = {}
         self._live = LiveBytes()
         self._gradients: list[Tensor] = []
-        self._passing = 0
+        self._turnover = 0
 
     def run(self, *, alphas: bool) -> SimulatedStep:
         """A step of the architecture parameters, or of the weights."""
@@ -82,7 +82,7 @@ class StepSimulation:
             tensors: dict[str, Tensor] = {
                 f"detector.{name}": mode.from_tensor(tensor) for name, tensor in self._outside_layers()
             }
-            self._live, self._gradients, self._passing = LiveBytes(tensors.values()), [], 0
+            self._live, self._gradients, self._turnover = LiveBytes(tensors.values()), [], 0
             for tensor in tensors.values():
                 if tensor.requires_grad:
                     tensor.register_post_accumulate_grad_hook(self._count_gradient)  # type: ignore[no-untyped-call]
@@ -109,7 +109,7 @@ class StepSimulation:
             peak=self._live.peak,
             gradients=self._live.gradients_at_peak,
             all_gradients=self._live.gradients,
-            passing=self._passing,
+            turnover=self._turnover,
         )
 
     def _count_gradient(self, parameter: Tensor) -> None:
@@ -128,29 +128,29 @@ class StepSimulation:
                 del layer.forward
 
     def _replay(self, layer: ColumnSparseMixedLayer, x: Tensor) -> Tensor:
-        candidates = layer.active_candidates()
         with self._live.paused(), unset_fake_temporarily():
-            measured = [self._alone(layer, *pair, x) for pair in zip(layer.active_names, candidates, strict=True)]
+            turns = [[name] for name in layer.active_names] if layer.saving in ONE_BY_ONE else [layer.active_names]
+            measured = [self._measure(layer, names, x) for names in turns]
+        places = x.numel() // x.shape[1]
+        footprints = [part.footprint(places) for part in measured]
         output = measured[0].output_shape(x.shape)
         sum_size = math.prod(output) * 4  # the sum of Eq. 5 has 32 bits
-        places = x.numel() // x.shape[1]
-        footprint = compose(
-            [candidate.footprint(places) for candidate in measured], x.nbytes if x.requires_grad else 0, sum_size
-        )
-        self._passing = max(self._passing, max(footprint.forward, footprint.backward) - footprint.held)
-        parameters = (layer._arch_alpha, *(p for module in candidates for p in module.parameters()))
-        gradients = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+        footprint = compose(footprints, x.nbytes if x.requires_grad else 0, sum_size)
+        held = 0 if layer.saving in ONE_BY_ONE else footprint.held
+        self._turnover = max(self._turnover, *(max(part.forward, part.backward) - held for part in footprints))
+        trained = (layer._arch_alpha, *(p for module in layer.active_candidates() for p in module.parameters()))
+        gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
         trigger = torch.empty(0, requires_grad=True)  # the layer has gradients even where its input has none
         empty = partial(x.new_empty, output, dtype=measured[0].dtype)
         result: Tensor = _Replay.apply(x, trigger, empty, footprint, partial(self._keep, x, gradients))
         return result
 
-    def _alone(self, layer: ColumnSparseMixedLayer, name: str, candidate: nn.Module, x: Tensor) -> Measured:
-        """The candidate's measurement, made once for all candidates of its kind."""
-        flags = (layer.saving, x.shape[1], x.dtype, x.requires_grad, layer._arch_alpha.requires_grad)
-        key = (candidate_kind(candidate), *flags)
+    def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> Measured:
+        """A layer with some candidates, measured once for all candidates of the same kinds."""
+        kinds = tuple(candidate_kind(layer[name]) for name in names)
+        key = (kinds, layer.saving, x.shape[1], x.dtype, x.requires_grad, layer._arch_alpha.requires_grad)
         if key not in self._measured:
-            self._measured[key] = measure_alone(layer, name, x, self.dtype)
+            self._measured[key] = measure(layer, names, x, self.dtype)
         return self._measured[key]
 
     def _keep(self, like: Tensor, size: int) -> None:

@@ -18,6 +18,7 @@ from hitdet_nni import distributed
 from hitdet_nni.precision import Precision
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import ExpectedCost
+from hitdet_nni.search.health import GradientNorms
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, group_by_component
 
@@ -81,6 +82,9 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         precision: What losses and gradients are computed in.
         budget: What the architecture may cost, or ``None``; needs ``multiplier``, and replaces ``flops_weight``.
         multiplier: Adapts the weight of the cost to the budget.
+
+    Attributes:
+        gradient_norms: Takes the gradients of the architecture parameters.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.precision = precision
         self.budget = budget
         self.multiplier = multiplier
+        self.gradient_norms = GradientNorms()
 
     def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
         """The mixed layers by label, in label order."""
@@ -148,8 +153,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """What the architecture loss adds to the validation loss.
 
         Returns:
-            ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus ``lambda * C`` (Eq. 6), a scalar. With a
-            budget, lambda is the multiplier's weight and C in the budget's unit.
+            ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus ``lambda * C`` (Eq. 6), a scalar.
+            With a budget, lambda is the multiplier's weight and C in the budget's unit.
         """
         total = torch.zeros((), device=next(self.parameters()).device)
         if self.sparsity_weight:
@@ -233,6 +238,10 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             loss = output["loss"] if isinstance(output, dict) else output
             self.precision.backward(loss + self.regularization() if searching else loss, self.manual_backward)
             distributed.average_gradients(parameters)
+            if searching:
+                gradients = ((label, layer._arch_alpha.grad) for label, layer in self.mixed_layers().items())
+                found = {label: gradient for label, gradient in gradients if gradient is not None}
+                self.gradient_norms.add(found, self.precision.scaler.get_scale())
             self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
             optimizer.zero_grad()  # the other phase is not to hold this one's gradients
         return output

@@ -18,6 +18,7 @@ from hitdet_nni.model.pretrained import load_backbone
 from hitdet_nni.precision import Precision
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
+from hitdet_nni.search.diagnosis import diagnose
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
@@ -60,10 +61,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainedSupernet:
-    """A supernet at the end of its training, with a record for each epoch."""
+    """A supernet at the end of its training.
+
+    Attributes:
+        module: The trained supernet.
+        records: One record an epoch.
+        warnings: What its signs of health give reason to doubt; one line each.
+    """
 
     module: ColumnSparseLightningModule
     records: tuple[EpochRecord, ...]
+    warnings: tuple[str, ...]
 
     @property
     def sample(self) -> dict[str, str]:
@@ -147,13 +155,18 @@ def train_supernet(
     )
     # What NNI's sequential engine does, without the engine: it would swallow what a trial reports meanwhile.
     mutated = strategy.mutate_evaluator(evaluator)
+    if resume is not None:
+        resume.parts["gradient_norms"] = mutated.module.gradient_norms
     pl.seed_everything(seed + distributed.rank(), verbose=False)  # every process samples its own RoIs
     try:
         mutated.evaluate(space)
     finally:
         for loader in (weights_loader, alphas_loader, val_loader):
             loader._iterator = None  # ends its workers at once; the garbage collector waits five seconds for each
-    return TrainedSupernet(mutated.module, tuple(watcher.records))
+    warnings = diagnose([record.health for record in watcher.records], phase.stage, decodes=phase.removal is None)
+    for line in warnings:
+        logger.warning("%s", line)
+    return TrainedSupernet(mutated.module, tuple(watcher.records), tuple(warnings))
 
 
 def _weight_optimizer(settings: Settings) -> WeightOptimizer:
