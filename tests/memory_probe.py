@@ -1,6 +1,7 @@
 """Run by test_memory.py in a process of its own: estimates the memory of a search step, then takes steps.
 
-The argument is JSON: ``component`` (or ``trinity``), ``saving``, ``device`` and settings by dotted key. Prints JSON.
+The argument is JSON: ``component`` (or ``trinity``), ``saving``, ``device``, ``steps``, ``settings`` by dotted key.
+Writes JSON.
 """
 
 import json
@@ -19,8 +20,6 @@ from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings
 
-STEPS = 3
-
 
 def searched_space(component, settings):
     if component == "trinity":
@@ -32,7 +31,7 @@ def searched_space(component, settings):
 def main():
     case = json.loads(sys.argv[1])
     settings = load_settings("tiny", {"data.train": 16, "data.val": 4, **case["settings"]})
-    device = torch.device(case.get("device", "cpu"))
+    device = torch.device(case["device"])
     torch.set_num_threads(1)
     torch.manual_seed(0)
     space = HitDetectorSpace(settings.skeleton, searched_space(case["component"], settings), 10)
@@ -50,7 +49,7 @@ def main():
     weights = [parameter for name, parameter in named.items() if not name.endswith("_arch_alpha")]
     sgd = torch.optim.SGD(weights, 1e-3, momentum=0.9, weight_decay=1e-4)
     phases = ((torch.optim.Adam(alphas, 1e-3), alphas, weights), (sgd, weights, alphas))
-    for _ in range(STEPS):
+    for _ in range(case["steps"]):
         for (optimizer, trained, frozen), loader in zip(phases, loaders, strict=False):
             batch = next(iter(loader))
             for parameter in frozen:
@@ -62,7 +61,7 @@ def main():
             optimizer.zero_grad()
             for parameter in frozen:
                 parameter.requires_grad_()
-    print(json.dumps({**asdict(estimate), "total": estimate.total, "measured": peak_memory(device)}))
+    json.dump({**asdict(estimate), "total": estimate.total, "measured": peak_memory(device)}, sys.stdout)
 
 
 if __name__ == "__main__":

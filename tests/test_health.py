@@ -452,18 +452,11 @@ def shuffled(data, what, folder, seed):
     return DetectionData(*splits)
 
 
-def trained_health(settings, data, epochs, warmup_epochs):
-    """The health of a search of all three components at its end, and the warnings."""
+def end_of_search(settings, data, epochs, warmup_epochs):
+    """The health of a search of all three components at its end, and its warnings."""
     phase = Phase(settings.skeleton, SPACE, epochs=epochs, warmup_epochs=warmup_epochs)
     trained = train_supernet(phase, settings, data, settings.seed, lambda record: None)
-    detector = trained.module.model.detector.eval()
-    _, _, loader = search_loaders(data, settings.data, settings.skeleton, settings.seed)
-    with torch.no_grad():
-        _, differences = held_out_losses(lambda batch: detector_losses(detector, batch), loader, KINDS, settings.seed)
-    evidence = {kind: Evidence.of(kind, found, settings.seed) for kind, found in differences.items()}
-    cost = CostModel(settings.skeleton, len(data.classes)).expectation(SPACE)
-    health = examine(epochs - 1, trained.module.mixed_layers(), cost, dict.fromkeys(SPACE, 1.0), evidence, None)
-    return health, [line for line in diagnose([health], "search", decodes=True) if "exchanging" in line]
+    return trained.records[-1].health, trained.warnings
 
 
 @pytest.mark.slow
@@ -474,8 +467,8 @@ def test_shuffled_labels_are_noticed_and_true_ones_are_not(what, epochs, warmup_
     """Boxes given to other pictures, or categories dealt among all boxes, of the training and validation pictures."""
     settings = load_settings("tiny", {"data.train": 240, "data.val": val})
     data = open_data(settings.data, settings.seed)
-    healthy, quiet = trained_health(settings, data, epochs, warmup_epochs)
-    ill, warnings = trained_health(settings, shuffled(data, what, tmp_path, 0), epochs, warmup_epochs)
+    healthy, quiet = end_of_search(settings, data, epochs, warmup_epochs)
+    ill, warnings = end_of_search(settings, shuffled(data, what, tmp_path, 0), epochs, warmup_epochs)
     with capsys.disabled():
         for name, health in (("true", healthy), ("shuffled", ill)):
             sys.stdout.write(f"\n{what}, {name}: {health.evidence[what]}, entropy {health.entropy}")

@@ -1,6 +1,7 @@
 """A trial as NNI would run it, with NNI's trial functions replaced by recorders."""
 
 import json
+import logging
 
 import nni
 import pytest
@@ -102,6 +103,8 @@ def test_a_one_stage_trial_ends_in_a_plain_retinanet(tmp_path, monkeypatch, conf
 
 def test_a_bad_parameter_is_one_line(tmp_path, monkeypatch, config, capsys):
     Recorder(monkeypatch, "bad", {"search.flops_wait": 0.0})
+    for name, value in (("handlers", []), ("level", logging.WARNING)):  # the trial sets up logging for its process
+        monkeypatch.setattr(logging.getLogger(), name, value)
     monkeypatch.setattr("sys.argv", ["trial", "--config", str(config), "--runs", str(tmp_path / "runs")])
     assert trial.main() == 2
     error = capsys.readouterr().err

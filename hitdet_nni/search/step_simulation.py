@@ -68,7 +68,7 @@ class StepSimulation:
         self.layers = [layer for layer in detector.modules() if isinstance(layer, ColumnSparseMixedLayer)]
         self._measured: dict[Any, Measured] = {}
         self._live = LiveBytes()
-        self._gradients: list[Tensor] = []
+        self._gradients: dict[nn.Module, Tensor] = {}
         self._turnover = 0
 
     def run(self, *, alphas: bool) -> SimulatedStep:
@@ -82,7 +82,7 @@ class StepSimulation:
             tensors: dict[str, Tensor] = {
                 f"detector.{name}": mode.from_tensor(tensor) for name, tensor in self._outside_layers()
             }
-            self._live, self._gradients, self._turnover = LiveBytes(tensors.values()), [], 0
+            self._live, self._gradients, self._turnover = LiveBytes(tensors.values()), {}, 0
             for tensor in tensors.values():
                 if tensor.requires_grad:
                     tensor.register_post_accumulate_grad_hook(self._count_gradient)  # type: ignore[no-untyped-call]
@@ -142,7 +142,7 @@ class StepSimulation:
         gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
         trigger = torch.empty(0, requires_grad=True)  # the layer has gradients even where its input has none
         empty = partial(x.new_empty, output, dtype=measured[0].dtype)
-        result: Tensor = _Replay.apply(x, trigger, empty, footprint, partial(self._keep, x, gradients))
+        result: Tensor = _Replay.apply(x, trigger, empty, footprint, partial(self._keep, layer, x, gradients))
         return result
 
     def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> Measured:
@@ -153,9 +153,11 @@ class StepSimulation:
             self._measured[key] = measure(layer, names, x, self.dtype)
         return self._measured[key]
 
-    def _keep(self, like: Tensor, size: int) -> None:
-        self._gradients.append(like.new_empty(size, dtype=torch.uint8))
-        self._live.count_gradient(size)
+    def _keep(self, layer: ColumnSparseMixedLayer, like: Tensor, size: int) -> None:
+        """Hold a layer's gradients from its first backward pass on; those of further maps are added to them."""
+        if layer not in self._gradients:
+            self._gradients[layer] = like.new_empty(size, dtype=torch.uint8)
+            self._live.count_gradient(size)
 
 
 class _Within(nn.Module):
