@@ -11,6 +11,7 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from torch import Tensor, nn
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.search.fused import SAVINGS, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
 
 
@@ -152,9 +153,10 @@ def _sum_of_shares(
 SAVING: Mapping[str, Callable[..., Tensor]] = {
     "stock": partial(_sum_of_shares, _share),
     "checkpoint": partial(_sum_of_shares, partial(recomputed, _share)),
+    **{saving: partial(fused_weighted_sum, saving) for saving in SAVINGS},
 }
 """How a mixed layer computes Eq. 5, by what it keeps for its gradients: called with the layer and its arguments.
 
 ``stock`` keeps what autograd keeps, the activations inside all candidates; ``checkpoint`` keeps the layer's input and
-computes one candidate after the other again in backward.
+computes one candidate after the other again in backward; the others are those of the fused layer (docs/fused.md).
 """

@@ -20,6 +20,7 @@ from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import diagnose
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
+from hitdet_nni.search.memory import estimate_step_memory
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
@@ -136,13 +137,7 @@ def train_supernet(
         budget=budget,
         multiplier=multiplier,
     )
-    strategy.mutate_model(space)
-    if phase.pretrained is not None:
-        # Needed where the backbone is fixed at one operator, which it takes from among the file's.
-        fixed = dict.fromkeys(phase.skeleton.labels("backbone"), phase.space["backbone"][0])
-        load_backbone(space.detector.get_submodule("backbone"), phase.pretrained, fixed)
-    apply_batch_norm(space, settings.batch_norm)
-    set_saving(space, settings.supernet.saving)
+    _mutate(space, strategy, phase, settings)
     evaluator = detection_evaluator(
         weights_loader,
         alphas_loader,
@@ -167,6 +162,19 @@ def train_supernet(
     for line in warnings:
         logger.warning("%s", line)
     return TrainedSupernet(mutated.module, tuple(watcher.records), tuple(warnings))
+
+
+def _mutate(space: HitDetectorSpace, strategy: ColumnSparseDARTS, phase: Phase, settings: Settings) -> None:
+    """Turn the space into a supernet as the settings want it, and say how much memory its training needs."""
+    strategy.mutate_model(space)
+    if phase.pretrained is not None:
+        # Needed where the backbone is fixed at one operator, which it takes from among the file's.
+        fixed = dict.fromkeys(phase.skeleton.labels("backbone"), phase.space["backbone"][0])
+        load_backbone(space.detector.get_submodule("backbone"), phase.pretrained, fixed)
+    apply_batch_norm(space, settings.batch_norm)
+    set_saving(space, settings.supernet.saving)
+    estimate = estimate_step_memory(space, settings, phase.skeleton, distributed.device())
+    logger.info("%s: %s", phase.stage, estimate.sentence())
 
 
 def _weight_optimizer(settings: Settings) -> WeightOptimizer:

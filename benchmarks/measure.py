@@ -1,0 +1,159 @@
+"""How the benchmarks measure: steps interleaved in one process, bytes kept for backward, peak memory, FLOP/s."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Step = Callable[[], Any]
+
+GEMM_SIZE = 1024
+"""Rows and columns of the product of matrices whose FLOP/s stand for what the machine can do."""
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def cpu_model() -> str:
+    """Name of the processor."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "processor": cpu_model(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "clock": clock_name(device),
+    }
+
+
+def clock_name(device: torch.device) -> str:
+    """Which clock :func:`seconds` reads: CPU time is blind to other processes, but means one thread's work only."""
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
+def seconds(step: Step, device: torch.device) -> float:
+    """Time of one step."""
+    clock = time.process_time if clock_name(device) == "cpu" else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = clock()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
+
+
+def interleaved(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Times of all steps, one after the other in each round, each round beginning with another one.
+
+    What disturbs the machine meanwhile hits neighbours alike, so ratios within a round mean more than times do.
+
+    Args:
+        steps: The steps by name.
+        rounds: Rounds that count; one before them does not, which also lets caches fill.
+        device: Where the steps compute.
+    """
+    names = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_number in range(-1, rounds):
+        for offset in range(len(names)):
+            name = names[(round_number + offset) % len(names)]
+            spent = seconds(steps[name], device)
+            if round_number >= 0:
+                times[name].append(spent)
+    return times
+
+
+def median_ratio(times: Mapping[str, list[float]], base: str, name: str) -> float:
+    """Median over the rounds of how many times faster ``name`` is than ``base``."""
+    return statistics.median(slow / fast for slow, fast in zip(times[base], times[name], strict=True))
+
+
+def gemm_flops(device: torch.device) -> float:
+    """FLOP/s (2 a multiply-add) of a large product of matrices, the best of several."""
+    left, right = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
+    best = min(seconds(lambda: left @ right, device) for _ in range(10))
+    return 2 * GEMM_SIZE**3 / best
+
+
+def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps between a forward pass and its backward pass.
+
+    Args:
+        forward: Computes something that requires gradients.
+        known: Tensors that do not count: parameters and buffers.
+    """
+    present = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in present:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(kept.values())
+
+
+def peak_bytes(step: Step, device: torch.device) -> int | None:
+    """Largest memory during a step, over what is in use before it; ``None`` where the system cannot say.
+
+    On a CPU it is the process's resident memory, the caches of the allocator given back first.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5", encoding="ascii")
+    before = _status_bytes("VmRSS")
+    step()
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def clear_gradients(*modules: nn.Module) -> None:
+    """Forget all gradients."""
+    for module in modules:
+        module.zero_grad(set_to_none=True)

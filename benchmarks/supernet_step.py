@@ -1,0 +1,355 @@
+"""Time and memory of a search step: the fused mixed layer against NNI's, single layers and whole detector supernets.
+
+A step is what first-order DARTS does with a pair of batches: forward and backward for the architecture parameters, then
+forward and backward for the weights. NNI computes all gradients in both; ours those that the phase trains.
+
+    python benchmarks/supernet_step.py             # layers and supernets: about half an hour on one thread
+    python benchmarks/supernet_step.py --quick     # a minute
+    python benchmarks/supernet_step.py --json      # the figures for docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from measure import (
+    Step,
+    clear_gradients,
+    gemm_flops,
+    interleaved,
+    median_ratio,
+    peak_bytes,
+    saved_bytes,
+    say,
+    surroundings,
+)
+from nni.mutable import frozen_context
+from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
+from nni.nas.strategy import DARTS
+from torch import Tensor, nn
+
+from hitdet_nni.data.pipeline import open_data, search_loaders
+from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.model.operators import OPERATORS, build_operator
+from hitdet_nni.process import prepare_process
+from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.search.fused import SAVINGS, FusedMixture
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.strategy import ColumnSparseDARTS
+from hitdet_nni.search_space import load_search_space
+from hitdet_nni.settings import DataSettings
+from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
+
+STOCK = "stock"
+PASSES = 5
+"""Passes of a step that cannot be left out, each as costly as a forward pass: two forward, two for the gradient by the
+input, one for that by the weights."""
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """A mixed layer to measure.
+
+    Attributes:
+        name: Where such a layer stands.
+        count: Maps in a batch.
+        channels: Channels of input and output.
+        size: Rows and columns.
+        component: Whose published sub-space the eight candidates are.
+    """
+
+    name: str
+    count: int
+    channels: int
+    size: int
+    component: Component
+
+
+LAYERS = (
+    LayerCase("backbone", 2, 96, 40, "backbone"),
+    LayerCase("neck", 2, 256, 40, "neck"),
+    LayerCase("head", 128, 256, 7, "head"),
+)
+
+SKELETON = Skeleton(
+    input_size=(128, 128),
+    widths=(24, 48, 128, 176),
+    depths=(2, 2, 4, 2),
+    strides=(2, 2, 2, 2),
+    tail=None,
+    neck_width=128,
+    head_width=128,
+    head_fc=256,
+    anchor_scale=4,
+    proposals_train=200,
+    proposals_test=100,
+    roi_samples=32,
+)
+"""The paper's detector with half the channels and screening's depths, for pictures that a CPU can take."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one implementation.
+
+    Attributes:
+        case: The layer or supernet.
+        candidates: Candidates of a searched layer.
+        implementation: ``stock`` or a saving mode.
+        seconds: Median time of a step.
+        speedup: Median over the rounds of stock's time over this one's.
+        saved_mb: Memory kept between forward and backward, in MB; layers only.
+        saved_share: The same over stock's.
+        peak_mb: Largest memory during a step over idle, in MB.
+        peak_share: The same over stock's.
+        gemm_share: FLOP/s of the passes that a step needs, over those of a product of matrices; layers only.
+    """
+
+    case: str
+    candidates: int
+    implementation: str
+    seconds: float
+    speedup: float
+    saved_mb: float | None = None
+    saved_share: float | None = None
+    peak_mb: float | None = None
+    peak_share: float | None = None
+    gemm_share: float | None = None
+
+
+def layer_modules(names: Sequence[str], channels: int) -> nn.ModuleDict:
+    """The candidates of a layer, initialised."""
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: build_operator(name, channels, channels, 1) for name in names})
+
+
+def stock_layer(modules: nn.ModuleDict, alpha: nn.Parameter) -> nn.Module:
+    """NNI's mixed layer of the candidates."""
+    names = list(modules)
+    with frozen_context({"layer": names[0]}):
+        layer: nn.Module = DifferentiableMixedLayer(dict(modules.items()), alpha, nn.Softmax(-1), "layer")
+    return layer
+
+
+def layer_step(
+    forward: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor, modules: nn.Module, alpha: nn.Parameter, phases: bool
+) -> Step:
+    """The two phases of a step for one layer.
+
+    Args:
+        forward: The layer.
+        x: Its input.
+        grad: Gradient by its output.
+        modules: The candidates.
+        alpha: The architecture parameters.
+        phases: Whether each phase computes the gradients that it trains only.
+    """
+
+    def step() -> None:
+        for of_alphas in (True, False):
+            modules.requires_grad_(not (phases and of_alphas))
+            alpha.requires_grad_(of_alphas or not phases)
+            x.grad = alpha.grad = None
+            forward(x).backward(grad)
+            clear_gradients(modules)
+
+    return step
+
+
+def measure_layer(
+    case: LayerCase, names: Sequence[str], savings: Sequence[str], rounds: int, device: torch.device
+) -> list[Figures]:
+    """Measure one layer with stock NNI and with the fused layer."""
+    reference = layer_modules(names, case.channels).to(device)
+    fused = copy.deepcopy(reference).to(memory_format=torch.channels_last)
+    alpha = nn.Parameter(torch.zeros(len(names), device=device))
+    shape = (case.count, case.channels, case.size, case.size)
+    x, grad = (torch.randn(shape, device=device) for _ in range(2))
+    x_last, grad_last = (tensor.to(memory_format=torch.channels_last) for tensor in (x, grad))
+    stock = stock_layer(reference, alpha)
+    forwards: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, Tensor, Tensor]] = {
+        STOCK: (stock, reference, x.requires_grad_(), grad)
+    }
+    for saving in savings:
+        mixture = FusedMixture(dict(fused.items()), saving)  # type: ignore[arg-type]
+        forward = _weighted(mixture, alpha)
+        forwards[saving] = (forward, fused, x_last.requires_grad_(), grad_last)
+    steps = {
+        name: layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
+        for name, (forward, modules, given, by_output) in forwards.items()
+    }
+    times = interleaved(steps, rounds, device)
+    flops = (
+        PASSES
+        * 2
+        * case.count
+        * case.size**2
+        * sum(module.weight.numel() for module in fused.modules() if isinstance(module, nn.Conv2d))
+    )
+    peak_flops = gemm_flops(device)
+    kept, peaks = {}, {}
+    for name, (forward, modules, given, _) in forwards.items():
+        modules.requires_grad_()
+        alpha.requires_grad_()
+        known = [*modules.parameters(), *modules.buffers(), alpha]
+        kept[name] = saved_bytes(lambda forward=forward, given=given: forward(given), known)  # type: ignore[misc]
+        peaks[name] = peak_bytes(steps[name], device)
+    return [
+        Figures(
+            case.name,
+            len(names),
+            name,
+            statistics.median(times[name]),
+            median_ratio(times, STOCK, name),
+            kept[name] / 1e6,
+            kept[name] / kept[STOCK],
+            *_shares(peaks, name),
+            flops / statistics.median(times[name]) / peak_flops,
+        )
+        for name in forwards
+    ]
+
+
+def _weighted(mixture: FusedMixture, alpha: nn.Parameter) -> Callable[[Tensor], Tensor]:
+    return lambda x: mixture(x, alpha.softmax(-1))
+
+
+def _shares(peaks: Mapping[str, int | None], name: str) -> tuple[float | None, float | None]:
+    peak, stock = peaks[name], peaks[STOCK]
+    return (None, None) if peak is None or stock is None else (peak / 1e6, peak / stock)
+
+
+def supernet_spaces() -> dict[str, dict[Component, tuple[str, ...]]]:
+    """The supernets: the trinity of the published sub-spaces, each component screened, all screened at once."""
+    published = load_search_space("hit_detector")
+    fixed: dict[Component, tuple[str, ...]] = {
+        "backbone": ("ir_k3_d1_e3",),
+        "neck": ("sep_k3_d1",),
+        "head": ("ir_k3_d1_e3",),
+    }
+    spaces = {"trinity": {component: tuple(published[component]) for component in COMPONENTS}}
+    for component in COMPONENTS:
+        spaces[f"screening {component}"] = {**fixed, component: OPERATORS}
+    spaces["screening all"] = dict.fromkeys(COMPONENTS, OPERATORS)
+    return spaces
+
+
+def measure_supernet(
+    name: str, space: Mapping[Component, Sequence[str]], savings: Sequence[str], rounds: int, device: torch.device
+) -> list[Figures]:
+    """Measure a whole detector supernet on the embedded digits with stock NNI and with the fused layer."""
+    data_settings = DataSettings(builtin="digits", train=8, val=2, size=SKELETON.input_size[0], batch_size=2)
+    data = open_data(data_settings, 0)
+    weights_loader, alphas_loader, _ = search_loaders(data, data_settings, SKELETON, 0)
+    batches = [next(iter(loader)) for loader in (alphas_loader, weights_loader)]
+    steps: dict[str, Step] = {}
+    for implementation in (STOCK, *savings):
+        torch.manual_seed(0)
+        model = HitDetectorSpace(SKELETON, space, len(data.classes)).to(device)
+        if implementation == STOCK:
+            DARTS().mutate_model(model)
+        else:
+            model.to(memory_format=torch.channels_last)
+            ColumnSparseDARTS().mutate_model(model)
+            set_saving(model, implementation)
+        steps[implementation] = _supernet_step(model.train(), batches, phases=implementation != STOCK)
+    times = interleaved(steps, rounds, device)
+    peaks = {implementation: peak_bytes(step, device) for implementation, step in steps.items()}
+    candidates = max(len(names) for names in space.values())
+    return [
+        Figures(
+            name,
+            candidates,
+            implementation,
+            statistics.median(times[implementation]),
+            median_ratio(times, STOCK, implementation),
+            None,
+            None,
+            *_shares(peaks, implementation),
+        )
+        for implementation in steps
+    ]
+
+
+def _supernet_step(model: HitDetectorSpace, batches: Sequence[Any], phases: bool) -> Step:
+    architecture = {
+        id(layer._arch_alpha)
+        for layer in model.modules()
+        if isinstance(layer, DifferentiableMixedLayer | ColumnSparseMixedLayer)
+    }
+
+    def step() -> None:
+        torch.manual_seed(1)  # the same proposals and RoIs for all
+        for of_alphas, batch in zip((True, False), batches, strict=True):
+            for parameter in model.parameters():
+                parameter.requires_grad_(not phases or (id(parameter) in architecture) is of_alphas)
+            detection_loss(model.detector, copy.deepcopy(batch)).backward()
+            clear_gradients(model)
+
+    return step
+
+
+HEADER = f"{'case':20} {'cand.':>5} {'':8} {'s':>8} {'speed-up':>8} {'saved':>16} {'peak':>16} {'of GEMM':>8}"
+
+
+def line(figures: Figures) -> str:
+    """One row of the table."""
+
+    def memory(megabytes: float | None, share: float | None) -> str:
+        return "" if megabytes is None or share is None else f"{megabytes:8.0f} MB {share:.3f}"
+
+    gemm = "" if figures.gemm_share is None else f"{figures.gemm_share:.2f}"
+    return (
+        f"{figures.case:20} {figures.candidates:5} {figures.implementation:8} {figures.seconds:8.3f} "
+        f"{figures.speedup:8.2f} {memory(figures.saved_mb, figures.saved_share):>16} "
+        f"{memory(figures.peak_mb, figures.peak_share):>16} {gemm:>8}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--quick", action="store_true", help="one small layer, one small supernet, one round")
+    parser.add_argument("--only", default="", help="cases whose name contains this, e.g. 'screening' or 'head'")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--savings", nargs="+", default=list(SAVINGS), choices=list(SAVINGS), help="modes to measure")
+    options = parser.parse_args()
+    prepare_process(options.threads)
+    device = torch.device(options.device)
+    report = surroundings(device) | {"nni": version("nni"), "figures": []}
+    if not options.json:
+        say(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "figures"))
+        say(HEADER)
+
+    def add(found: Sequence[Figures]) -> None:
+        report["figures"] += [asdict(figures) for figures in found]
+        if not options.json:
+            for figures in found:
+                say(line(figures))
+
+    rounds = 1 if options.quick else options.rounds
+    published = load_search_space("hit_detector")
+    for case in LAYERS[:1] if options.quick else LAYERS:
+        if options.only in case.name:
+            for names in (published[case.component],) if options.quick else (OPERATORS, published[case.component]):
+                add(measure_layer(case, names, options.savings, rounds, device))
+    for name, space in supernet_spaces().items():
+        if options.only in name and not (options.quick and name != "trinity"):
+            add(measure_supernet(name, space, options.savings, rounds, device))
+    if options.json:
+        say(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Batch normalisation taken apart: statistics, scale and shift, gradient, and the running averages.
+
+Statistics have single precision at least, whatever the type of the maps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hitdet_nni import distributed
+from hitdet_nni.errors import InputError
+from hitdet_nni.model.level_norm import LevelBatchNorm2d
+from hitdet_nni.synced_batch_norm import FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d
+
+SUPPORTED = (nn.BatchNorm2d, LevelBatchNorm2d, FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d)
+"""Kinds of batch normalisation whose arithmetic this module knows; no others are taken for one of them."""
+
+
+def check_supported(norm: nn.Module) -> nn.BatchNorm2d:
+    """The module, typed.
+
+    Raises:
+        InputError: If it is of another kind, or has no scale and shift.
+    """
+    if type(norm) not in SUPPORTED or not isinstance(norm, nn.BatchNorm2d) or not norm.affine:
+        raise InputError(f"the fused mixed layer cannot compute {norm}", allowed="affine BatchNorm2d")
+    return norm
+
+
+def uses_batch(norm: nn.BatchNorm2d, pixels: int) -> bool:
+    """Whether a module normalises by the statistics of its batch rather than by the running ones.
+
+    Args:
+        norm: The module.
+        pixels: Values a channel.
+
+    Raises:
+        InputError: If the statistics are those of several processes' batches.
+        ValueError: If the batch has one value a channel, which has no variance.
+    """
+    if isinstance(norm, SyncedBatchNorm2d) and norm.training and distributed.processes() > 1:
+        raise InputError(
+            "got 'synced' in several processes: the fused mixed layer takes its own batch's statistics",
+            key="batch_norm",
+            allowed="local or frozen, or supernet.saving: stock or checkpoint",
+        )
+    if isinstance(norm, LevelBatchNorm2d):
+        return norm.training and pixels > 1
+    by_batch = norm.training or norm.running_mean is None
+    if by_batch and pixels == 1:
+        raise ValueError("batch normalisation needs more than one value a channel in training")
+    return by_batch
+
+
+def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The running mean and variance, ``[C]`` each; those of its current level where a module has levels."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        raise ValueError(f"{norm} has no running statistics")
+    if isinstance(norm, LevelBatchNorm2d):
+        return mean[norm.level], variance[norm.level]
+    return mean, variance
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a map is normalised by.
+
+    Attributes:
+        mean: ``[C]``.
+        variance: Biased, ``[C]``.
+        by_batch: Whether both depend on the map, so that gradients flow through them.
+        eps: Added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    by_batch: bool
+    eps: float
+
+    @property
+    def inverse_deviation(self) -> Tensor:
+        """``1 / sqrt(variance + eps)``."""
+        return (self.variance + self.eps).rsqrt()
+
+
+def statistics_type(compute: torch.dtype) -> torch.dtype:
+    """Type of statistics, scales and sums for maps of a type."""
+    return torch.promote_types(compute, torch.float32)
+
+
+def _map_of(matrix: Tensor) -> Tensor:
+    """A matrix ``[P, C]`` as one channels-last map, which ATen's batch normalisation wants."""
+    return matrix.view(1, matrix.shape[0], 1, matrix.shape[1]).permute(0, 3, 1, 2)
+
+
+def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each column of ``[P, C]``."""
+    kind = statistics_type(matrix.dtype)
+    zeros = ones = None
+    if kind != matrix.dtype:  # the results are of the running averages' type where these are given
+        zeros = torch.zeros(matrix.shape[1], dtype=kind, device=matrix.device)
+        ones = torch.ones_like(zeros)
+    mean, variance = torch.batch_norm_update_stats(_map_of(matrix), zeros, ones, 0.0)
+    return mean, variance
+
+
+def normalize(matrix: Tensor, statistics: Statistics, scale: Tensor, shift: Tensor) -> Tensor:
+    """``scale * (matrix - mean) / sqrt(variance + eps) + shift``, column by column, of the matrix's type."""
+    if matrix.dtype == scale.dtype:
+        slope = scale * statistics.inverse_deviation
+        return torch.addcmul(shift - slope * statistics.mean, matrix, slope)
+    images = F.batch_norm(
+        _map_of(matrix), statistics.mean, statistics.variance, scale, shift, False, 0.0, statistics.eps
+    )
+    return images.permute(0, 2, 3, 1).reshape(matrix.shape)
+
+
+def normalize_gradient(
+    grad: Tensor, matrix: Tensor, statistics: Statistics, scale: Tensor, *, of_input: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of :func:`normalize`.
+
+    Args:
+        grad: Gradient by the result, ``[P, C]``.
+        matrix: What was normalised.
+        statistics: What it was normalised by.
+        scale: The scale of the normalisation.
+        of_input: Whether the first gradient is wanted; without, it is empty.
+
+    Returns:
+        Gradients by the matrix (through its statistics too, where they are the batch's), by the scale and by the shift.
+    """
+    by_map, by_scale, by_shift = torch.ops.aten.native_batch_norm_backward(
+        _map_of(grad),
+        _map_of(matrix),
+        scale,
+        statistics.mean,
+        statistics.variance,
+        statistics.mean,
+        statistics.inverse_deviation,
+        statistics.by_batch,
+        statistics.eps,
+        [of_input, True, True],
+    )
+    by_matrix = by_map.permute(0, 2, 3, 1).reshape(grad.shape) if of_input else grad.new_empty(0)
+    return by_matrix, by_scale, by_shift
+
+
+class RunningUpdates:
+    """The changes of running averages that one forward pass brings, applied at its end in few calls."""
+
+    def __init__(self) -> None:
+        self._averages: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+        self._counted: dict[int, nn.BatchNorm2d] = {}
+
+    def add(self, norm: nn.BatchNorm2d, channels: slice, mean: Tensor, variance: Tensor, pixels: int) -> None:
+        """Note the batch statistics of some channels of a module.
+
+        Args:
+            norm: The module; nothing happens where it is not in training or keeps no averages.
+            channels: Which of its channels.
+            mean: Their means.
+            variance: Their biased variances.
+            pixels: Values a channel.
+        """
+        if not norm.training or norm.running_mean is None:
+            return
+        self._counted[id(norm)] = norm
+        averages, values = self._averages.setdefault(_momentum(norm), ([], []))
+        for average, value in zip(running_statistics(norm), (mean, variance * (pixels / (pixels - 1))), strict=True):
+            averages.append(average[channels])
+            values.append(value.to(average.dtype))
+
+    def apply(self) -> None:
+        """Change the running averages and count the batches."""
+        for momentum, (averages, values) in self._averages.items():
+            torch._foreach_lerp_(averages, values, momentum)
+        counters = [
+            norm.num_batches_tracked
+            for norm in self._counted.values()
+            if norm.num_batches_tracked is not None and not isinstance(norm, LevelBatchNorm2d)
+        ]
+        if counters:
+            torch._foreach_add_(counters, 1)
+
+
+def _momentum(norm: nn.BatchNorm2d) -> float:
+    if norm.momentum is not None:
+        return norm.momentum
+    if isinstance(norm, LevelBatchNorm2d) or norm.num_batches_tracked is None:
+        return 0.0
+    return 1.0 / (float(norm.num_batches_tracked) + 1.0)

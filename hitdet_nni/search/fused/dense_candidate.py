@@ -1,0 +1,76 @@
+"""Dense convolutions: forward and backward pass of one candidate."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hitdet_nni.search.fused import dense
+from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, normalize, normalize_gradient
+from hitdet_nni.search.fused.call import Call, Gradients, Output
+from hitdet_nni.search.fused.depthwise_group import mask_
+from hitdet_nni.search.fused.layout import matrix_of
+from hitdet_nni.search.fused.plan import DenseCandidate
+
+
+class DensePass:
+    """A dense candidate in one call.
+
+    Args:
+        candidate: The candidate.
+        call: The call.
+    """
+
+    def __init__(self, candidate: DenseCandidate, call: Call) -> None:
+        self.candidate = candidate
+        self.call = call
+
+    def forward(self, output: Output, updates: RunningUpdates) -> None:
+        """Add the candidate's weighted output to ``output``."""
+        call, unit = self.call, self.candidate.unit
+        convolved = self._convolved()
+        statistics = call.new_statistics(unit, convolved, updates)
+        output.total.addcmul_(self._activated(convolved, statistics), call.weights[self.candidate.index])
+        if call.kept.projections:
+            call.tape.put(convolved, "projection", self.candidate.index)
+
+    def backward(self, gradients: Gradients) -> None:
+        """Add the candidate's part to ``gradients``."""
+        call, unit, weight = self.call, self.candidate.unit, self.call.weights[self.candidate.index]
+        convolved = call.tape.get("projection", self.candidate.index)
+        if convolved is None:
+            convolved = self._convolved()
+        statistics, scale = call.kept_statistics(unit), call.scale(unit)
+        grad = gradients.output.clone()
+        mask_(grad, self._activated(convolved, statistics))
+        further = gradients.of_input or gradients.of_parameters
+        by_convolved, by_scale, by_shift = normalize_gradient(
+            grad, convolved, statistics, weight * scale, of_input=further
+        )
+        gradients.weights[self.candidate.index] = (scale * by_scale + call.shift(unit) * by_shift).sum()
+        gradients.of_norm(unit, weight * by_scale, weight * by_shift)
+        if not further:
+            return
+        by_input, by_kernels = dense.gradients(
+            call.shape_out.images(by_convolved),
+            call.shape.images(call.inputs),
+            call.kernels(unit),
+            unit.conv.stride[0],
+            unit.conv.dilation[0],
+            of_input=gradients.of_input,
+            of_weight=gradients.of_parameters,
+        )
+        if by_input is not None:
+            gradients.input += matrix_of(by_input)
+        if by_kernels is not None:
+            gradients.parameters[unit.slot] = by_kernels
+
+    def _convolved(self) -> Tensor:
+        call, conv = self.call, self.candidate.unit.conv
+        maps = dense.convolve(
+            call.shape.images(call.inputs), call.kernels(self.candidate.unit), conv.stride[0], conv.dilation[0]
+        )
+        return matrix_of(maps)
+
+    def _activated(self, convolved: Tensor, statistics: Statistics) -> Tensor:
+        unit = self.candidate.unit
+        return normalize(convolved, statistics, self.call.scale(unit), self.call.shift(unit)).relu_()

@@ -1,0 +1,226 @@
+"""The 1x1 expansions of all inverted residuals, with their batch normalisation folded in.
+
+An expansion is linear, so mean and variance of its output follow from those of its input: with
+``centred = x - mean(x)`` and ``covariance = centred^T centred / P``, row k of ``weight @ centred^T`` has mean 0 and
+variance ``weight[k] covariance weight[k]^T``. One product of the input with itself therefore serves all candidates, and
+no expanded map before its normalisation is ever computed or kept (docs/fused.md derives the gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hitdet_nni.search.fused.batch_norm import RunningUpdates, running_statistics, statistics_type
+from hitdet_nni.search.fused.plan import Expansion
+
+
+def column_sums(matrix: Tensor) -> Tensor:
+    """Sum of each column of ``[P, C]`` in single precision at least, as a product with ones."""
+    if matrix.dtype != statistics_type(matrix.dtype):
+        return matrix.sum(0, dtype=statistics_type(matrix.dtype))
+    return (matrix.new_ones(1, matrix.shape[0]) @ matrix)[0]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The input's mean and covariance, and the input without its mean.
+
+    Attributes:
+        mean: ``[C]``, as it was taken off first.
+        correction: Mean of what that left, ``[C]``.
+        covariance: Biased, ``[C, C]``.
+        centred: ``[P, C]``, of the maps' type.
+    """
+
+    mean: Tensor
+    correction: Tensor
+    covariance: Tensor
+    centred: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> Moments:
+        """Moments of ``[P, C]``; the mean is taken off first, or a large one would swallow the variance.
+
+        It is taken off twice: the first difference is small enough for its own mean to be exact.
+        """
+        exact = inputs.to(statistics_type(inputs.dtype))
+        mean = column_sums(exact) / len(exact)
+        centred = exact - mean
+        correction = column_sums(centred) / len(exact)
+        centred -= correction
+        covariance = centred.t() @ centred / len(exact)
+        return cls(mean, correction, covariance, centred.to(inputs.dtype))
+
+    @classmethod
+    def restored(cls, inputs: Tensor, mean: Tensor, correction: Tensor, covariance: Tensor) -> Moments:
+        """The moments of the same input again, bit by bit."""
+        centred = (inputs.to(mean.dtype) - mean).sub_(correction)
+        return cls(mean, correction, covariance, centred.to(inputs.dtype))
+
+
+@dataclass(frozen=True)
+class FoldedExpansion:
+    """An :class:`~hitdet_nni.search.fused.plan.Expansion` as ``relu(inputs @ folded^T + shift)``.
+
+    Attributes:
+        inputs: ``[P, C]``: without its mean where the batch's statistics are used, the layer's input otherwise.
+        weight: Stacked kernels, ``[H, C]``, H hidden channels of all stacked expansions.
+        inverse_deviation: ``1 / sqrt(variance + eps)``, ``[H]``.
+        mean: Running mean, ``[H]``, where that is used; ``None`` where the batch's is.
+        scale: Scales of the normalisations, ``[H]``.
+        slope: ``scale * inverse_deviation``, ``[H]``.
+        beta: Shifts of the normalisations, ``[H]``.
+        folded: ``slope * weight`` in the maps' type.
+        shift: ``beta``, less ``slope * mean``, in the maps' type.
+    """
+
+    inputs: Tensor
+    weight: Tensor
+    inverse_deviation: Tensor
+    mean: Tensor | None
+    scale: Tensor
+    slope: Tensor
+    beta: Tensor
+    folded: Tensor
+    shift: Tensor
+
+    def activations(self, rows: slice) -> Tensor:
+        """Hidden maps of some rows, ``[P, rows]``."""
+        return torch.addmm(self.shift[rows], self.inputs, self.folded[rows].t()).relu_()
+
+
+def expansion_statistics(
+    expansion: Expansion, parameters: Sequence[Tensor], moments: Moments | None, updates: RunningUpdates, pixels: int
+) -> tuple[Tensor, Tensor | None]:
+    """Inverse deviations and, where they are the running ones, means of a stacked expansion, ``[H]`` each."""
+    if not expansion.by_batch:
+        running = [running_statistics(unit.norm) for unit in expansion.units]
+        mean = torch.cat([one for one, _ in running])
+        variance = torch.cat([one for _, one in running])
+        return (variance + expansion.eps).rsqrt(), mean
+    if moments is None:
+        raise ValueError("the batch's statistics need the input's moments")
+    weight = _stacked_weight(expansion, parameters, moments.mean.dtype)
+    variance = ((weight @ moments.covariance) * weight).sum(1).clamp_(min=0)
+    batch_mean = weight @ moments.mean + weight @ moments.correction
+    start = 0
+    for unit in expansion.units:
+        rows = slice(start, start + unit.channels)
+        updates.add(unit.norm, slice(None), batch_mean[rows], variance[rows], pixels)
+        start = rows.stop
+    return (variance + expansion.eps).rsqrt(), None
+
+
+def fold(
+    expansion: Expansion,
+    parameters: Sequence[Tensor],
+    inputs: Tensor,
+    inverse_deviation: Tensor,
+    mean: Tensor | None,
+) -> FoldedExpansion:
+    """Fold the normalisation into the kernels.
+
+    Args:
+        expansion: The stacked expansion.
+        parameters: Parameters of all candidates.
+        inputs: See :class:`FoldedExpansion`.
+        inverse_deviation: From :func:`expansion_statistics`.
+        mean: From :func:`expansion_statistics`.
+    """
+    kind = inverse_deviation.dtype
+    weight = _stacked_weight(expansion, parameters, kind)
+    scale = torch.cat([unit.scale(parameters) for unit in expansion.units]).to(kind)
+    beta = torch.cat([unit.shift(parameters) for unit in expansion.units]).to(kind)
+    slope = scale * inverse_deviation
+    shift = beta if mean is None else beta - slope * mean
+    folded = (weight * slope[:, None]).to(inputs.dtype)
+    return FoldedExpansion(inputs, weight, inverse_deviation, mean, scale, slope, beta, folded, shift.to(inputs.dtype))
+
+
+def _stacked_weight(expansion: Expansion, parameters: Sequence[Tensor], kind: torch.dtype) -> Tensor:
+    return torch.cat([unit.kernels(parameters).flatten(1) for unit in expansion.units]).to(kind)
+
+
+class ExpansionGradient:
+    """Collects the gradient of a folded expansion chunk by chunk, then takes it through the normalisation.
+
+    Args:
+        expansion: The stacked expansion.
+        folded: The same, folded.
+        of_parameters: Whether gradients of the parameters are wanted.
+    """
+
+    def __init__(self, expansion: Expansion, folded: FoldedExpansion, *, of_parameters: bool) -> None:
+        self.expansion = expansion
+        self.folded = folded
+        self.of_parameters = of_parameters
+        self.by_shift = torch.empty_like(folded.beta)
+        self.by_folded = torch.empty_like(folded.weight) if of_parameters else None
+        self.inner = torch.empty_like(folded.beta)
+
+    def add(self, rows: slice, grad: Tensor, inner: Tensor) -> None:
+        """Note the gradient of some rows.
+
+        Args:
+            rows: Which hidden channels.
+            grad: Gradient by their values before the ReLU, ``[P, rows]``.
+            inner: Sum over pixels of the hidden maps times the gradient by them, ``[rows]``.
+        """
+        self.by_shift[rows] = column_sums(grad)
+        self.inner[rows] = inner
+        if self.by_folded is not None:
+            multiply_into(self.by_folded[rows], grad.t(), self.folded.inputs)
+
+    def parameter_gradients(self, moments: Moments | None, gradients: list[Tensor | None]) -> None:
+        """Write the gradients of kernels, scales and shifts to their slots."""
+        if self.by_folded is None:
+            return
+        folded = self.folded
+        by_inverse = (self.by_folded * folded.weight).sum(1)
+        by_weight = self.by_folded
+        if folded.mean is not None:
+            by_inverse = by_inverse - folded.mean * self.by_shift
+        elif moments is not None:
+            through_variance = (folded.inverse_deviation.square() * by_inverse)[:, None]
+            by_weight = by_weight - through_variance * (folded.weight @ moments.covariance)
+        by_weight = by_weight * folded.slope[:, None]
+        by_scale = folded.inverse_deviation * by_inverse
+        start = 0
+        for unit in self.expansion.units:
+            rows = slice(start, start + unit.channels)
+            gradients[unit.slot] = by_weight[rows].view(unit.conv.weight.shape)
+            gradients[unit.slot + 1] = by_scale[rows]
+            gradients[unit.slot + 2] = self.by_shift[rows]
+            start = rows.stop
+
+    def through_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """What the batch's statistics add to the gradient by the input.
+
+        Returns:
+            A vector ``[C]`` and a matrix ``[C, C]``: the gradient of a pixel gets ``vector + centred @ matrix``.
+            ``None`` where the running statistics are used.
+        """
+        folded = self.folded
+        if folded.mean is not None:
+            return None
+        pixels = len(folded.inputs)
+        if self.by_folded is not None:
+            by_slope = folded.slope * (self.by_folded * folded.weight).sum(1)
+        else:
+            by_slope = self.inner - folded.beta * self.by_shift
+        factor = folded.inverse_deviation.square() * by_slope / pixels
+        vector = (folded.slope * self.by_shift) @ folded.weight / -pixels
+        matrix = folded.weight.t() @ (folded.weight * -factor[:, None])
+        return vector, matrix
+
+
+def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write ``left @ right`` to ``out``, which may be of another type."""
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)

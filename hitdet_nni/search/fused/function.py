@@ -1,0 +1,232 @@
+"""The fused mixed layer: the weighted sum of all candidates and its gradient as one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
+from hitdet_nni.search.fused.call import Call, Gradients, Output
+from hitdet_nni.search.fused.dense_candidate import DensePass
+from hitdet_nni.search.fused.depthwise_group import GroupPass
+from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
+from hitdet_nni.search.fused.layout import MapShape, channels_last, matrix_of
+from hitdet_nni.search.fused.plan import DenseCandidate, Plan, make_plan, normalization_modes, read_candidates, units
+from hitdet_nni.search.fused.saving import SAVINGS, Kept, Saving, Tape
+
+PLANS = 64
+"""Plans kept by a mixture; one is needed for each size of input."""
+
+
+class FusedMixture:
+    """The weighted sum of candidate operators of one layer, computed as one operation.
+
+    Equal to ``sum(weight * module(x))`` in outputs, gradients and running statistics but for rounding. The candidates'
+    modules are read, never called: their hooks do not run. The gradient cannot be differentiated again.
+
+    Args:
+        modules: The candidates by name: :mod:`hitdet_nni.model.blocks`, all for one input and output shape.
+        saving: What is kept for the gradient, one of :data:`~hitdet_nni.search.fused.saving.SAVINGS`.
+
+    Raises:
+        InputError: If a candidate or its batch normalisation is of another kind, or the mode is unknown.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], saving: Saving = "slim") -> None:
+        if saving not in SAVINGS:
+            raise InputError(f"unknown saving mode {saving!r}", key="supernet.saving", allowed=SAVINGS)
+        self.kept = SAVINGS[saving]
+        self._modules = dict(modules)
+        self._read()
+
+    def _read(self) -> None:
+        self.candidates = read_candidates(self._modules)
+        self._units = units(self.candidates)
+        first = self.candidates[0]
+        last = first.unit if isinstance(first, DenseCandidate) else first.project
+        self.out_channels = last.channels
+        self.stride: int = (last if isinstance(first, DenseCandidate) else first.depthwise).conv.stride[0]
+        self._plans: dict[tuple[object, ...], Plan] = {}
+
+    def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum of the candidates' outputs.
+
+        Args:
+            x: ``[N, C, H, W]`` in any memory order.
+            weights: One number a candidate, in the order of the modules.
+
+        Returns:
+            ``[N, C_out, ceil(H / stride), ceil(W / stride)]`` in channels-last order; under autocast of its type.
+        """
+        if any(unit.stale for unit in self._units):
+            self._read()
+        parameters = [p for unit in self._units for p in (unit.conv.weight, unit.norm.weight, unit.norm.bias)]
+        result: Tensor = _WeightedSum.apply(self, _compute_type(x), x, weights, *parameters)
+        return result
+
+    def plan(self, shape: MapShape, compute: torch.dtype, device: torch.device) -> Plan:
+        """The plan for a size of input and the present modes of the normalisations."""
+        modes = normalization_modes(self.candidates, shape, self.stride)
+        key = (modes, shape, compute.itemsize, device.type)
+        if key not in self._plans:
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            self._plans[key] = make_plan(self.candidates, modes, shape, compute.itemsize, device)
+        return self._plans[key]
+
+
+def _compute_type(x: Tensor) -> torch.dtype:
+    """Type of maps and products: autocast's where it is on, the input's otherwise."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+class _WeightedSum(torch.autograd.Function):
+    """:class:`FusedMixture` for autograd; docs/fused.md derives the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mixture: FusedMixture, compute: torch.dtype, x: Tensor, weights: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            shape = MapShape(x.shape[0], x.shape[2], x.shape[3])
+            plan = mixture.plan(shape, compute, x.device)
+            call, moments, updates = _start(mixture, plan, shape, compute, x, weights, parameters)
+            exact = statistics_type(compute)
+            total = torch.zeros(call.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device)
+            output = Output(total, total.new_zeros(mixture.out_channels))
+            for number, group in enumerate(plan.groups):
+                GroupPass(group, number, call).forward(output, updates)
+            for candidate in plan.dense:
+                DensePass(candidate, call).forward(output, updates)
+            updates.apply()
+            output.total += output.constant
+            kind = compute
+            if output.residual is not None:
+                output.total.addcmul_(matrix_of(channels_last(x)), output.residual)
+                kind = torch.promote_types(compute, x.dtype)
+            if any(ctx.needs_input_grad):
+                _save(ctx, mixture, call, moments, x, weights)
+            return call.shape_out.images(output.total.to(kind))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by input, weights and parameters."""
+        with torch.autocast(grad.device.type, enabled=False):
+            return _backward(ctx, grad)
+
+
+def _start(
+    mixture: FusedMixture,
+    plan: Plan,
+    shape: MapShape,
+    compute: torch.dtype,
+    x: Tensor,
+    weights: Tensor,
+    parameters: tuple[Tensor, ...],
+) -> tuple[Call, Moments | None, RunningUpdates]:
+    """Statistics and folding of the expansions, which come before all else."""
+    inputs = matrix_of(channels_last(x.to(compute)))
+    updates = RunningUpdates()
+    moments = Moments.of(inputs) if any(expansion.by_batch for expansion in plan.expansions) else None
+    tape, folded = Tape(), []
+    for number, expansion in enumerate(plan.expansions):
+        inverse, mean = expansion_statistics(expansion, parameters, moments, updates, shape.pixels)
+        tape.put(inverse, "inverse deviation", number)
+        if mean is not None:
+            tape.put(mean, "running mean", number)
+        source = inputs if moments is None or mean is not None else moments.centred
+        folded.append(fold(expansion, parameters, source, inverse, mean))
+    scalars = weights.detach().to(statistics_type(compute)).unbind()
+    shape_out = shape.strided(mixture.stride)
+    return Call(plan, mixture.kept, parameters, scalars, inputs, shape, shape_out, folded, tape), moments, updates
+
+
+def _save(ctx: Any, mixture: FusedMixture, call: Call, moments: Moments | None, x: Tensor, weights: Tensor) -> None:
+    if moments is not None:
+        call.tape.put(moments.mean, "mean")
+        call.tape.put(moments.correction, "correction")
+        call.tape.put(moments.covariance, "covariance")
+    ctx.mixture, ctx.plan, ctx.shape, ctx.compute = mixture, call.plan, call.shape, call.compute
+    ctx.names = list(call.tape.tensors)
+    ctx.save_for_backward(x, weights, *call.parameters, *call.tape.tensors.values())
+
+
+def _restart(ctx: Any) -> tuple[Call, Moments | None, Tensor]:
+    """The call as the forward pass left it, and the layer's input."""
+    mixture: FusedMixture = ctx.mixture
+    x, weights, *tensors = ctx.saved_tensors
+    split = len(tensors) - len(ctx.names)
+    parameters = tensors[:split]
+    tape = Tape(dict(zip(ctx.names, tensors[split:], strict=True)))
+    inputs = matrix_of(channels_last(x.to(ctx.compute)))
+    moments = None
+    mean = tape.get("mean")
+    if mean is not None:
+        moments = Moments.restored(inputs, mean, tape[("correction",)], tape[("covariance",)])
+    folded = []
+    for number, expansion in enumerate(ctx.plan.expansions):
+        running = tape.get("running mean", number)
+        source = inputs if moments is None or running is not None else moments.centred
+        folded.append(fold(expansion, parameters, source, tape["inverse deviation", number], running))
+    scalars = weights.detach().to(statistics_type(ctx.compute)).unbind()
+    shape_out = ctx.shape.strided(mixture.stride)
+    kept: Kept = mixture.kept
+    return Call(ctx.plan, kept, parameters, scalars, inputs, ctx.shape, shape_out, folded, tape), moments, x
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    call, moments, x = _restart(ctx)
+    _, _, of_input, of_weights, *of_parameters = ctx.needs_input_grad
+    output = matrix_of(channels_last(grad))
+    residual = [
+        call.weights[candidate.index]
+        for group in call.plan.groups
+        for candidate in group.candidates
+        if candidate.residual
+    ]
+    by_input = torch.zeros_like(call.inputs)
+    products = None
+    if residual:
+        if of_input:
+            by_input = (output * torch.stack(residual).sum()).to(call.compute)
+        products = (output * matrix_of(channels_last(x))).sum(dtype=statistics_type(call.compute))
+    gradients = Gradients(
+        output=output.to(call.compute),
+        of_input=of_input,
+        of_parameters=any(of_parameters),
+        input=by_input,
+        input_products=products,
+        weights=[by_input.new_zeros(())] * len(call.weights),
+        parameters=[None] * len(of_parameters),
+    )
+    gradients.expansions = [
+        ExpansionGradient(expansion, folded, of_parameters=gradients.of_parameters)
+        for expansion, folded in zip(call.plan.expansions, call.folded, strict=True)
+    ]
+    for number, group in enumerate(call.plan.groups):
+        GroupPass(group, number, call).backward(gradients)
+    for candidate in call.plan.dense:
+        DensePass(candidate, call).backward(gradients)
+    if gradients.of_input or gradients.of_parameters:
+        for expansion in gradients.expansions:
+            _finish(expansion, gradients, moments)
+    by_x = call.shape.images(gradients.input).to(x.dtype) if of_input else None
+    by_weights = torch.stack(gradients.weights) if of_weights else None
+    return None, None, by_x, by_weights, *gradients.parameters
+
+
+def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments | None) -> None:
+    expansion.parameter_gradients(moments, gradients.parameters)
+    through = expansion.through_statistics() if gradients.of_input else None
+    if through is not None and moments is not None:
+        vector, matrix = through
+        kind = gradients.input.dtype
+        gradients.input.addmm_(moments.centred, matrix.to(kind)).add_(vector.to(kind))

@@ -1,0 +1,77 @@
+"""Feature maps as matrices: one row a pixel, one column a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CPU_CHUNK_BYTES = 4 * 2**20
+"""Size of the pieces in which hidden channels are computed on a CPU, so that they stay in its cache."""
+
+DEVICE_CHUNK_BYTES = 256 * 2**20
+"""Size of the pieces elsewhere: enough to keep a GPU busy, little beside its memory."""
+
+CHUNK_CHANNELS = 32
+"""Pieces are multiples of this many channels."""
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same map in channels-last order; not a copy where it has that order already."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class MapShape:
+    """Size of a batch of maps.
+
+    Attributes:
+        count: Maps in the batch, N.
+        height: Rows.
+        width: Columns.
+    """
+
+    count: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """Rows of the matrix, ``N * H * W``."""
+        return self.count * self.height * self.width
+
+    def strided(self, stride: int) -> MapShape:
+        """Size behind a padded convolution of the given stride."""
+        return MapShape(self.count, -(-self.height // stride), -(-self.width // stride))
+
+    def images(self, matrix: Tensor) -> Tensor:
+        """View a matrix ``[N H W, C]`` as maps ``[N, C, H, W]`` in channels-last order."""
+        return matrix.view(self.count, self.height, self.width, matrix.shape[1]).permute(0, 3, 1, 2)
+
+
+def matrix_of(x: Tensor) -> Tensor:
+    """View maps ``[N, C, H, W]`` as a matrix ``[N H W, C]``; a copy only where they are not channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def chunk_channels(pixels: int, item_bytes: int, device: torch.device) -> int:
+    """Hidden channels of one piece: as many as fit the device's chunk, a multiple of ``CHUNK_CHANNELS``.
+
+    Args:
+        pixels: Rows of the matrix.
+        item_bytes: Bytes of a number.
+        device: Where it is computed.
+    """
+    budget = CPU_CHUNK_BYTES if device.type == "cpu" else DEVICE_CHUNK_BYTES
+    return max(1, budget // (pixels * item_bytes * CHUNK_CHANNELS)) * CHUNK_CHANNELS
+
+
+def even_pieces(total: int, largest: int) -> Iterator[slice]:
+    """Cut ``range(total)`` into the fewest pieces of at most ``largest``, all but the last of one size."""
+    pieces = -(-total // largest)
+    size = -(-total // pieces)
+    size = min(largest, -(-size // CHUNK_CHANNELS) * CHUNK_CHANNELS)
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

@@ -1,0 +1,48 @@
+"""What a mixed layer of the supernet calls: its fused mixture, made once for each set of candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from hitdet_nni.search.fused.function import FusedMixture
+from hitdet_nni.search.fused.saving import Saving
+
+
+class MixedLayer(Protocol):
+    """A mixed layer as :func:`fused_weighted_sum` needs it, e.g. ``ColumnSparseMixedLayer``."""
+
+    active_names: list[str]
+
+    def active_candidates(self) -> list[nn.Module]:
+        """Modules of the candidates that are still in the race."""
+        ...
+
+    def probabilities(self) -> Tensor:
+        """Their weights."""
+        ...
+
+
+_MIXTURES: WeakKeyDictionary[MixedLayer, tuple[Saving, Sequence[str], FusedMixture]] = WeakKeyDictionary()
+
+
+def fused_weighted_sum(saving: Saving, layer: MixedLayer, x: Tensor) -> Tensor:
+    """Eq. 5 for the candidates that are still in the race, as one operation.
+
+    Args:
+        saving: What is kept for the gradients.
+        layer: The mixed layer.
+        x: Its input, ``[N, C, H, W]``.
+
+    Raises:
+        InputError: As :class:`~hitdet_nni.search.fused.function.FusedMixture` does.
+    """
+    made = _MIXTURES.get(layer)
+    if made is None or made[0] != saving or made[1] != layer.active_names:
+        modules = dict(zip(layer.active_names, layer.active_candidates(), strict=True))
+        made = (saving, list(layer.active_names), FusedMixture(modules, saving))
+        _MIXTURES[layer] = made
+    return made[2](x, layer.probabilities())

@@ -1,0 +1,309 @@
+"""Which candidates are computed together, and in which pieces.
+
+A plan follows from the candidates, the sizes of the maps and the modes of the batch normalisations alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
+from hitdet_nni.search.fused.batch_norm import check_supported, uses_batch
+from hitdet_nni.search.fused.layout import MapShape, chunk_channels, even_pieces
+
+PARAMETERS = 3
+"""Parameters of a convolution with batch normalisation: kernels, scale, shift."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConvNorm:
+    """A convolution and its batch normalisation, and where their parameters stand in the list of all.
+
+    Attributes:
+        block: The module that holds both.
+        conv: The convolution; no bias.
+        norm: The batch normalisation behind it.
+        slot: Index of the kernels in the parameters of all candidates; scale and shift follow.
+    """
+
+    block: nn.Module
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+    slot: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether the block's modules have been exchanged for others."""
+        return self.block.conv is not self.conv or self.block.bn is not self.norm
+
+    @property
+    def channels(self) -> int:
+        """Output channels."""
+        return self.conv.out_channels
+
+    def kernels(self, parameters: Sequence[Tensor]) -> Tensor:
+        """``[C_out, C_in / groups, k, k]``."""
+        return parameters[self.slot]
+
+    def scale(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Scale of the normalisation, ``[C_out]``."""
+        return parameters[self.slot + 1]
+
+    def shift(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Shift of the normalisation, ``[C_out]``."""
+        return parameters[self.slot + 2]
+
+
+@dataclass(frozen=True, eq=False)
+class DepthwiseCandidate:
+    """An inverted residual, or a separable block (which has no expansion).
+
+    Attributes:
+        index: Place among the candidates.
+        expand: 1x1 expansion of an inverted residual.
+        depthwise: Depthwise convolution.
+        project: 1x1 projection.
+        residual: Whether the input is added.
+    """
+
+    index: int
+    expand: ConvNorm | None
+    depthwise: ConvNorm
+    project: ConvNorm
+    residual: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DenseCandidate:
+    """A dense convolution, batch normalisation and ReLU.
+
+    Attributes:
+        index: Place among the candidates.
+        unit: Its convolution and normalisation.
+    """
+
+    index: int
+    unit: ConvNorm
+
+
+Candidate = DepthwiseCandidate | DenseCandidate
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """Expansions that are stacked into one matrix.
+
+    Attributes:
+        units: The expansions, in the order of their rows.
+        by_batch: Whether they are normalised by the batch's statistics.
+        eps: Of their normalisations.
+    """
+
+    units: tuple[ConvNorm, ...]
+    by_batch: bool
+    eps: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The channels of a chunk that are one candidate's.
+
+    Attributes:
+        candidate: The candidate.
+        columns: Which columns of the chunk.
+        channels: Which of the candidate's hidden channels they are.
+    """
+
+    candidate: DepthwiseCandidate
+    columns: slice
+    channels: slice
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Depthwise candidates of one kernel size, dilation and stride: many small ones, or a large one in several chunks.
+
+    Attributes:
+        candidates: The candidates.
+        expansion: Index of the stacked expansion that holds theirs, or ``None`` for a separable block.
+        first_row: First row of the group in the stacked expansion.
+        by_batch: Whether the depthwise convolution is normalised by the batch's statistics.
+        eps: Of that normalisation.
+        chunks: The segments of each piece; the pieces' columns follow each other in the group's rows.
+    """
+
+    candidates: tuple[DepthwiseCandidate, ...]
+    expansion: int | None
+    first_row: int
+    by_batch: bool
+    eps: float
+    chunks: tuple[tuple[Segment, ...], ...]
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """A depthwise convolution of the group: size, dilation and stride are the same in all."""
+        return self.candidates[0].depthwise.conv
+
+    def rows(self, chunk: int) -> slice:
+        """Rows of a chunk in the stacked expansion."""
+        start = self.first_row + sum(width(segments) for segments in self.chunks[:chunk])
+        return slice(start, start + width(self.chunks[chunk]))
+
+
+def width(segments: Sequence[Segment]) -> int:
+    """Channels of a chunk."""
+    stop: int = segments[-1].columns.stop
+    return stop
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How one call is computed.
+
+    Attributes:
+        expansions: The stacked expansions.
+        groups: The depthwise candidates.
+        dense: The dense candidates.
+        by_batch: For each convolution, whether its output is normalised by the batch's statistics.
+    """
+
+    expansions: tuple[Expansion, ...]
+    groups: tuple[Group, ...]
+    dense: tuple[DenseCandidate, ...]
+    by_batch: Mapping[ConvNorm, bool]
+
+
+def read_candidates(modules: Mapping[str, nn.Module]) -> tuple[Candidate, ...]:
+    """Take the operators' modules apart.
+
+    Args:
+        modules: Candidate modules by name, all for one input and output shape.
+
+    Raises:
+        InputError: If a candidate is not one of the operators' blocks, or has an unsupported batch normalisation.
+    """
+    slot = 0
+
+    def unit(block: nn.Module) -> ConvNorm:
+        nonlocal slot
+        conv, norm = block.conv, block.bn
+        if not isinstance(conv, nn.Conv2d) or conv.bias is not None or not isinstance(norm, nn.Module):
+            raise InputError(f"the fused mixed layer cannot compute {conv}", allowed="Conv2d without bias")
+        made = ConvNorm(block, conv, check_supported(norm), slot)
+        slot += PARAMETERS
+        return made
+
+    candidates: list[Candidate] = []
+    for index, (name, module) in enumerate(modules.items()):
+        if type(module) is ConvBlock:
+            candidates.append(DenseCandidate(index, unit(module.block)))
+        elif type(module) is InvertedResidual or type(module) is SeparableBlock:
+            expand = unit(module.expand) if isinstance(module, InvertedResidual) else None
+            depthwise, project = unit(module.depthwise), unit(module.project)
+            candidates.append(DepthwiseCandidate(index, expand, depthwise, project, module.residual))
+        else:
+            problem = f"the fused mixed layer cannot compute a {type(module).__name__}"
+            raise InputError(problem, key=name, allowed="InvertedResidual, SeparableBlock, ConvBlock")
+    return tuple(candidates)
+
+
+def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
+    """All convolutions in the order of their slots."""
+    found: list[ConvNorm | None] = []
+    for candidate in candidates:
+        if isinstance(candidate, DenseCandidate):
+            found.append(candidate.unit)
+        else:
+            found += [candidate.expand, candidate.depthwise, candidate.project]
+    return [unit for unit in found if unit is not None]
+
+
+def normalization_modes(candidates: Sequence[Candidate], shape: MapShape, stride: int) -> tuple[bool, ...]:
+    """For each of :func:`units`, whether it is normalised by the batch's statistics now."""
+    modes = []
+    for candidate in candidates:
+        if isinstance(candidate, DepthwiseCandidate) and candidate.expand is not None:
+            modes.append(uses_batch(candidate.expand.norm, shape.pixels))
+        behind = [candidate.unit] if isinstance(candidate, DenseCandidate) else [candidate.depthwise, candidate.project]
+        modes += [uses_batch(unit.norm, shape.strided(stride).pixels) for unit in behind]
+    return tuple(modes)
+
+
+def make_plan(
+    candidates: Sequence[Candidate], modes: Sequence[bool], shape: MapShape, item_bytes: int, device: torch.device
+) -> Plan:
+    """Group the candidates.
+
+    Args:
+        candidates: The candidates.
+        modes: Their :func:`normalization_modes`.
+        shape: Size of the input.
+        item_bytes: Bytes of a number of the maps.
+        device: Where they are.
+    """
+    by_batch = dict(zip(units(candidates), modes, strict=True))
+    largest = chunk_channels(shape.pixels, item_bytes, device)
+    expanded: dict[tuple[object, ...], list[DepthwiseCandidate]] = {}
+    groups: list[Group] = []
+    for candidate in candidates:
+        if isinstance(candidate, DenseCandidate):
+            continue
+        if candidate.expand is None:
+            groups.append(_group([candidate], None, 0, by_batch, candidate.depthwise.channels))
+        else:
+            key = (by_batch[candidate.expand], candidate.expand.norm.eps)
+            expanded.setdefault(key, []).append(candidate)
+    expansions = []
+    for number, members in enumerate(expanded.values()):
+        stacked: list[ConvNorm] = []
+        first_row = 0
+        for together in _together(members, by_batch, largest):
+            groups.append(_group(together, number, first_row, by_batch, largest))
+            stacked += [member.expand for member in together if member.expand is not None]
+            first_row += sum(member.depthwise.channels for member in together)
+        expansions.append(Expansion(tuple(stacked), by_batch[stacked[0]], stacked[0].norm.eps))
+    dense = tuple(candidate for candidate in candidates if isinstance(candidate, DenseCandidate))
+    return Plan(tuple(expansions), tuple(groups), dense, by_batch)
+
+
+def _together(
+    members: Sequence[DepthwiseCandidate], by_batch: Mapping[ConvNorm, bool], largest: int
+) -> list[list[DepthwiseCandidate]]:
+    """Candidates that share a depthwise convolution, as far as they fit one chunk."""
+    alike: dict[tuple[object, ...], list[list[DepthwiseCandidate]]] = {}
+    for member in members:
+        conv, norm = member.depthwise.conv, member.depthwise.norm
+        key = (conv.kernel_size, conv.dilation, conv.stride, by_batch[member.depthwise], norm.eps)
+        sets = alike.setdefault(key, [[]])
+        channels = sum(other.depthwise.channels for other in sets[-1])
+        if sets[-1] and channels + member.depthwise.channels > largest:
+            sets.append([])
+        sets[-1].append(member)
+    return [members for sets in alike.values() for members in sets]
+
+
+def _group(
+    members: Sequence[DepthwiseCandidate],
+    expansion: int | None,
+    first_row: int,
+    by_batch: Mapping[ConvNorm, bool],
+    largest: int,
+) -> Group:
+    unit = members[0].depthwise
+    chunks: list[tuple[Segment, ...]] = []
+    if len(members) == 1:
+        for piece in even_pieces(unit.channels, largest):
+            chunks.append((Segment(members[0], slice(0, piece.stop - piece.start), piece),))
+    else:
+        segments, start = [], 0
+        for member in members:
+            channels = member.depthwise.channels
+            segments.append(Segment(member, slice(start, start + channels), slice(0, channels)))
+            start += channels
+        chunks.append(tuple(segments))
+    return Group(tuple(members), expansion, first_row, by_batch[unit], unit.norm.eps, tuple(chunks))

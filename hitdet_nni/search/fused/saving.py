@@ -1,0 +1,51 @@
+"""What a mixed layer keeps for its gradients; what it does not keep it computes again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Saving = Literal["mid", "slim", "lean"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a mode keeps besides the layer's input and a few numbers a channel.
+
+    Attributes:
+        hidden: The maps between expansion and depthwise convolution, ``e`` times the input of each inverted residual.
+        projections: The maps before the last normalisation, one of the output's size a candidate.
+    """
+
+    hidden: bool
+    projections: bool
+
+
+SAVINGS: dict[Saving, Kept] = {
+    "mid": Kept(hidden=True, projections=True),
+    "slim": Kept(hidden=False, projections=True),
+    "lean": Kept(hidden=False, projections=False),
+}
+"""The modes, from fast and large to slow and small."""
+
+
+@dataclass
+class Tape:
+    """Tensors that the forward pass leaves for the backward pass, by name."""
+
+    tensors: dict[Hashable, Tensor] = field(default_factory=dict)
+
+    def put(self, tensor: Tensor, *name: Hashable) -> None:
+        """Keep a tensor."""
+        self.tensors[name] = tensor
+
+    def get(self, *name: Hashable) -> Tensor | None:
+        """A kept tensor, or ``None``."""
+        return self.tensors.get(name)
+
+    def __getitem__(self, name: tuple[Hashable, ...]) -> Tensor:
+        """A tensor that must have been kept."""
+        return self.tensors[name]
