@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         parsers[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory")
         group = parsers[name].add_mutually_exclusive_group()
         group.add_argument("--force", action="store_true", help="remove the results that are there")
-        group.add_argument("--resume", action="store_true", help="go on after the last finished stage")
+        group.add_argument("--resume", action="store_true", help="go on exactly where an earlier run stopped")
     parsers["retrain"].add_argument(
         "--architecture", help="architecture JSON, or a shipped one's name; with --inherit by default the run's"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,10 +27,12 @@ from hitdet_nni.search.evaluator import EpochLosses
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import ColumnSparseDARTS
-from hitdet_nni.settings import PretrainSettings, Settings, scaled_lr
+from hitdet_nni.settings import PretrainSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Skeleton
 from hitdet_nni.synced_batch_norm import apply_batch_norm
 from hitdet_nni.weights_file import WEIGHTS_FILE
+
+logger = logging.getLogger(__name__)
 
 _PARTS_OF_SKELETON = {"stem_channels", "widths", "depths", "strides", "tail"}
 
@@ -189,5 +192,7 @@ def pretrain(
 
 def _for_processes(settings: PretrainSettings) -> PretrainSettings:
     """The settings with the learning rate for the global batch."""
-    lr = scaled_lr(settings.lr, settings.batch_size, distributed.processes(), settings.lr_batch_size)
+    scaling = (settings.lr, settings.batch_size, distributed.processes(), settings.lr_batch_size)
+    logger.info("%s", describe_lr(*scaling))
+    lr = scaled_lr(*scaling)
     return settings.model_copy(update={"lr": lr})

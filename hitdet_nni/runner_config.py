@@ -14,7 +14,7 @@ from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_
 from hitdet_nni.precision import Precision
 from hitdet_nni.retrain_resume import ResumableTrainLoop
 from hitdet_nni.retrain_step import RetrainStep
-from hitdet_nni.settings import RetrainSettings, Settings, scaled_lr
+from hitdet_nni.settings import RetrainSettings, Settings, describe_lr, scaled_lr
 
 
 def learning_rate(settings: Settings) -> tuple[float, str]:
@@ -23,11 +23,8 @@ def learning_rate(settings: Settings) -> tuple[float, str]:
     Source:
         Section 4.2, 0.04 for 8 x 4 pictures; Goyal et al., Accurate, Large Minibatch SGD, 2017, for the scaling.
     """
-    lr, each, processes = settings.retrain.lr, settings.data.batch_size, distributed.processes()
-    scaled = scaled_lr(lr, each, processes, settings.lr_batch_size)
-    batch = each * processes
-    rule = "not scaled" if settings.lr_batch_size is None else f"{lr:g} x {batch} / {settings.lr_batch_size}"
-    return scaled, f"learning rate {rule} = {scaled:g} for a global batch of {batch} = {processes} x {each}"
+    scaling = (settings.retrain.lr, settings.data.batch_size, distributed.processes(), settings.lr_batch_size)
+    return scaled_lr(*scaling), describe_lr(*scaling)
 
 
 def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:

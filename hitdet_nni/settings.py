@@ -288,12 +288,10 @@ def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | N
 
 
 def describe_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> str:
-    """The same, as a sentence for people."""
-    scaled = scaled_lr(lr, batch_size, processes, lr_batch_size)
-    batch = f"a global batch of {batch_size * processes} ({processes} process{'es' * (processes > 1)} x {batch_size})"
-    if lr_batch_size is None:
-        return f"learning rate {lr:g} for {batch}, not scaled"
-    return f"learning rate {scaled:g} = {lr:g} x {batch_size * processes} / {lr_batch_size} for {batch}"
+    """The same, as a line for people; the last two numbers are processes and pictures of each."""
+    scaled, batch = scaled_lr(lr, batch_size, processes, lr_batch_size), batch_size * processes
+    rule = "not scaled" if lr_batch_size is None else f"{lr:g} x {batch} / {lr_batch_size}"
+    return f"learning rate {rule} = {scaled:g} for a global batch of {batch} = {processes} x {batch_size}"
 
 
 def find_config(config: str | Path) -> Path:

@@ -38,7 +38,7 @@ def test_two_processes_leave_one_run(tmp_path):
     lines = done.stdout.splitlines()
     # The main process speaks, once; 0.04 for a batch of 4 is 0.08 for two processes' 8.
     assert len([line for line in lines if line.startswith("search  epoch")]) == 2
-    assert any("learning rate 0.08" in line and "2 processes" in line for line in lines)
+    assert "learning rate 0.04 x 8 / 4 = 0.08 for a global batch of 8 = 2 x 4" in lines
     run = tmp_path / "runs" / "two"
     architecture = json.loads((run / "architecture.json").read_text())
     assert set(architecture["sample"].values()) <= set(names)
