@@ -74,7 +74,7 @@ class Evidence:
         # Equal signs must count as equal, though they are summed in another order; NaN counts as reached.
         below = statistics[1:] < statistics[0] - 1e-9
         gain = sum(row["loss"] for row in differences) / len(differences)
-        return cls(gain, 1 - int(below.sum()) / (1 + FLIPS), len(differences))
+        return cls(gain, (1 + FLIPS - int(below.sum())) / (1 + FLIPS), len(differences))
 
 
 def detector_losses(detector: Any, batch: dict[str, Any]) -> Losses:

@@ -19,13 +19,16 @@ from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import Skeleton
 
 FIRST_STEPS = 50 * 10**6
-"""Bytes that a process on CPU gains in its first steps: machine code of convolutions, pages of libraries; measured."""
+"""Bytes that a process on CPU gains in its first steps: machine code of convolutions, pages of libraries."""
 
-FRAGMENTATION = 5
-"""Gaps between the blocks of the C library's heap, as a multiple of what one candidate takes and returns; measured."""
+KERNEL_COPIES = 2.5
+"""Reordered copies and workspace of convolutions on CPU, as a multiple of the step's turnover."""
 
-LARGEST_HEAP_BLOCK = 32 * 2**20
-"""glibc maps larger blocks one by one and returns them, so they leave no gaps (``DEFAULT_MMAP_THRESHOLD_MAX``)."""
+HEAP_GAPS = 3.5
+"""Gaps that the C library's heap is left with, as a multiple of the turnover of blocks that come from the heap."""
+
+HEAP_TURNOVER = 64 * 2**20
+"""Turnover from which on more of it leaves no more gaps: glibc maps blocks above 32 MiB one by one and returns them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class MemoryEstimate:
         optimisers: SGD's momentum and Adam's two moments.
         gradients: Gradients of parameters at the peak.
         activations: All other tensors of the step at the peak: what is kept for backward, and what passes.
-        allocator: What the C library and the kernels hold beside tensors; 0 for a GPU.
+        allocator: What kernels and the C library's heap hold beside tensors; 0 for a GPU. Its four constants are fitted
+            to measurements (docs/design.md) and are the uncertain part of the estimate.
     """
 
     process: int
@@ -89,8 +93,12 @@ def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, dev
         optimisers=momentum + 2 * of_alphas,
         gradients=gradients,
         activations=peak - gradients,
-        allocator=FIRST_STEPS + FRAGMENTATION * step.turnover if on_cpu else 0,
+        allocator=_allocator(step.turnover) if on_cpu else 0,
     )
+
+
+def _allocator(turnover: int) -> int:
+    return round(FIRST_STEPS + KERNEL_COPIES * turnover + HEAP_GAPS * min(turnover, HEAP_TURNOVER))
 
 
 def peak_memory(device: torch.device) -> int:
