@@ -549,6 +549,7 @@ def test_policy_based_rl_evaluates_what_it_names(space, run, untrained):
     assert len(history) == 5
 
 
+@pytest.mark.slow
 def test_evolution_keeps_to_the_better(space, run, untrained):
     """A child differs from its parent, the best so far, in some layers only."""
     strategy = strategies.RegularizedEvolution(population_size=4, sample_size=4, mutation_prob=0.1, seed=0)
@@ -714,6 +715,7 @@ def test_the_one_shot_example_of_the_page(run):
     assert_whole_sample(complete_sample(found["model_space"], model.sample), found["model_space"])
 
 
+@pytest.mark.slow
 def test_the_multi_trial_example_of_the_page(run, capsys, monkeypatch):
     block = blocks_of_the_page()[1]
     models = list(run_block(block)["strategy"].list_models(sort=False))

@@ -75,7 +75,7 @@ def assert_equal(one, two):
 
 
 # Two losses in the epoch of warm-up, four in each of the two others.
-@pytest.mark.parametrize("kills", [[1], [5], [5, 3, 2]])
+@pytest.mark.parametrize("kills", [pytest.param([1], marks=pytest.mark.slow), [5, 3, 2]])
 def test_an_interrupted_search_ends_bit_equal(settings, tiny_data, uninterrupted, kills, tmp_path, monkeypatch):
     folder, done = CheckpointFolder(tmp_path / "checkpoints"), 0
     for calls in kills:
@@ -100,6 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings, tiny_data, uninterrupted,
     assert folder.load() is not None
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(settings, tiny_data, uninterrupted):
     data = settings.data.model_copy(update={"workers": 2})
     assert_equal(train(settings.model_copy(update={"data": data}), tiny_data, None), uninterrupted)

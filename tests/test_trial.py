@@ -81,6 +81,7 @@ def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch
     assert spaces[0] == spaces[1]
 
 
+@pytest.mark.slow
 def test_a_one_stage_trial_ends_in_a_plain_retinanet(tmp_path, monkeypatch, config):
     recorder = Recorder(monkeypatch, "one", {"skeleton.detector": "retinanet", "screening.warmup_epochs": 0})
     trial.run_trial(str(config), tmp_path)
