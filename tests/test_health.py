@@ -239,7 +239,7 @@ CASES = {
 def test_each_sign_has_one_warning_that_names_what_is_wrong(case):
     changes, parts, in_screening = CASES[case]
     found = diagnose(history(**changes), "search", decodes=True)
-    assert [line for line in found if all(part in line for part in ("search, epoch 5", *parts))] == found != []
+    assert [line for line in found if all(part in line for part in ("search, epoch 6", *parts))] == found != []
     assert "\n" not in found[0]
     assert bool(diagnose(history(**changes), "screening head", decodes=False)) == in_screening
 

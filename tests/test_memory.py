@@ -19,7 +19,7 @@ from hitdet_nni.precision import Precision
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.search.live_bytes import LiveBytes
-from hitdet_nni.search.memory import MemoryEstimate, estimate_step_memory
+from hitdet_nni.search.memory import MemoryEstimate, estimate_step_memory, free_memory
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.step_simulation import StepSimulation, picture_size
 from hitdet_nni.search.strategy import ColumnSparseDARTS
@@ -172,6 +172,8 @@ def test_estimate_changes_nothing(tiny_settings):
     assert not any("forward" in vars(module) for module in space.modules())
     assert type(layer._active_index) is torch.Tensor
     assert estimate.weights == sum(t.nbytes for t in (*space.parameters(), *space.buffers()))
+    assert estimate.present == estimate.process + estimate.weights
+    assert 0 < estimate.to_come < free_memory(CPU)
     alphas = sum(p.nbytes for name, p in space.named_parameters() if name.endswith("_arch_alpha"))
     assert estimate.optimisers == sum(p.nbytes for p in space.parameters()) + alphas
 
@@ -209,8 +211,9 @@ def test_the_sentence_has_the_parts_and_their_sum():
         gradients=0,
         activations=900_000_000,
         allocator=20_000_000,
+        present=700_000_000,
     )
-    assert estimate.total == 2_020_000_000
+    assert (estimate.total, estimate.to_come) == (2_020_000_000, 1_320_000_000)
     assert estimate.sentence() == (
         "memory of a step: about 2.02 GB "
         "(weights 0.20, optimisers 0.40, activations 0.90, allocator 0.02, process 0.50)"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hitdet_nni.search import supernet
 from hitdet_nni.search.screening import component_seed, screen_component
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.settings import load_settings
@@ -63,10 +64,15 @@ def test_alphas_rest_in_warm_up_and_move_after_it(settings, tiny_data):
     assert min(moved) > 0.001
 
 
-def test_same_seed_same_search(settings, tiny_data):
+def test_same_seed_same_search(settings, tiny_data, monkeypatch, caplog):
+    caplog.set_level("INFO")
     first, second = [], []
     one = train(settings, tiny_data, first)
+    assert "memory of a step: about" in caplog.text
+    assert "are free" not in caplog.text
+    monkeypatch.setattr(supernet, "free_memory", lambda device: 10**6)
     two = train(settings, tiny_data, second)
+    assert "0.00 GB are free; try a smaller data.batch_size" in caplog.text
     assert [record.alphas for record in first] == [record.alphas for record in second]
     assert [record.val_loss for record in first] == [record.val_loss for record in second]
     for (name, a), (other, b) in zip(one.module.state_dict().items(), two.module.state_dict().items(), strict=True):

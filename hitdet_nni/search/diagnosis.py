@@ -73,7 +73,7 @@ def diagnose(history: Sequence[Health], stage: str, *, decodes: bool) -> list[st
         One line each, naming component, value, threshold and epoch; empty where all is well.
     """
     checks = (*CHECKS, *(DECODING_CHECKS if decodes else ()))
-    where = f"{stage}, epoch {history[-1].epoch}"
+    where = f"{stage}, epoch {history[-1].epoch + 1}"
     return [f"{where}: {finding}" for check in checks for finding in check(history)]
 
 

@@ -16,7 +16,7 @@ from hitdet_nni.search.recompute import WithoutTrace
 ONE_BY_ONE = ("stock", "checkpoint")
 """Ways of saving in which a layer goes through its candidates one after the other; others are measured as a whole."""
 
-SIDES = (8, 16)
+SIDES = (4, 8)
 """Rows and columns of the two inputs that a footprint is measured on."""
 
 Kind = tuple[Any, ...]

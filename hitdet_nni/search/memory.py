@@ -43,6 +43,7 @@ class MemoryEstimate:
         activations: All other tensors of the step at the peak: what is kept for backward, and what passes.
         allocator: What kernels and the C library's heap hold beside tensors; 0 for a GPU. Its four constants are fitted
             to measurements (docs/design.md) and are the uncertain part of the estimate.
+        present: Part of the sum that is held already.
     """
 
     process: int
@@ -51,16 +52,22 @@ class MemoryEstimate:
     gradients: int
     activations: int
     allocator: int
+    present: int
 
     @property
     def total(self) -> int:
         """Bytes of all parts."""
         return self.process + self.weights + self.optimisers + self.gradients + self.activations + self.allocator
 
+    @property
+    def to_come(self) -> int:
+        """Bytes that the first steps will ask for."""
+        return self.total - self.present
+
     def sentence(self) -> str:
         """One line in GB of 10^9 bytes, e.g. for the log."""
         names = ("weights", "gradients", "optimisers", "activations", "allocator", "process")
-        parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.2f}" for name in names if getattr(self, name))
+        parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.2f}" for name in names if getattr(self, name) >= 5e6)
         return f"memory of a step: about {self.total / 1e9:.2f} GB ({parts})"
 
 
@@ -84,21 +91,33 @@ def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, dev
     trained = sum(parameter.nbytes for parameter in space.parameters() if parameter.requires_grad) - of_alphas
     momentum = trained if settings.weights.momentum else 0
     on_cpu = device.type == "cpu"
+    process = psutil.Process().memory_info().rss - weights if on_cpu else 0
+    there = all(parameter.device.type == device.type for parameter in space.parameters())
     # Nothing is left of the activations when the optimiser steps; on a GPU it holds a second copy of the gradients.
     peak = max(step.peak, trained * (1 if on_cpu else 2))
     gradients = step.gradients if step.peak == peak else trained
     return MemoryEstimate(
-        process=psutil.Process().memory_info().rss - weights if on_cpu else 0,
+        process=process,
         weights=weights,
         optimisers=momentum + 2 * of_alphas,
         gradients=gradients,
         activations=peak - gradients,
         allocator=_allocator(step.turnover) if on_cpu else 0,
+        present=process + weights if there else process,
     )
 
 
 def _allocator(turnover: int) -> int:
     return round(FIRST_STEPS + KERNEL_COPIES * turnover + HEAP_GAPS * min(turnover, HEAP_TURNOVER))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process can still get: of the machine without swap, or of the GPU."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    available: int = psutil.virtual_memory().available
+    return available
 
 
 def peak_memory(device: torch.device) -> int:

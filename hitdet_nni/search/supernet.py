@@ -20,7 +20,7 @@ from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import diagnose
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
-from hitdet_nni.search.memory import estimate_step_memory
+from hitdet_nni.search.memory import estimate_step_memory, free_memory
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
@@ -173,8 +173,18 @@ def _mutate(space: HitDetectorSpace, strategy: ColumnSparseDARTS, phase: Phase, 
         load_backbone(space.detector.get_submodule("backbone"), phase.pretrained, fixed)
     apply_batch_norm(space, settings.batch_norm)
     set_saving(space, settings.supernet.saving)
-    estimate = estimate_step_memory(space, settings, phase.skeleton, distributed.device())
+    device = distributed.device()
+    estimate = estimate_step_memory(space, settings, phase.skeleton, device)
     logger.info("%s: %s", phase.stage, estimate.sentence())
+    free = free_memory(device)
+    if estimate.to_come > free:
+        logger.warning(
+            "%s: %.2f GB of this are still to come and %.2f GB are free; try a smaller data.batch_size, or "
+            "supernet.saving=checkpoint",
+            phase.stage,
+            estimate.to_come / 1e9,
+            free / 1e9,
+        )
 
 
 def _weight_optimizer(settings: Settings) -> WeightOptimizer:
