@@ -5,6 +5,8 @@ CONFIG ?= experiments/search.yml
 # Of `make search`: a stopped experiment to go on with, and the web UI's port (default: a free one).
 RESUME ?=
 PORT ?=
+# Of the tests: processes side by side, each with one thread and up to 2 GB.
+WORKERS ?= 2
 
 # One thread per process: on a small shared machine more are many times slower.
 export OMP_NUM_THREADS ?= 1
@@ -21,10 +23,10 @@ search: .venv/installed
 	$(BIN)/python -m hitdet_nni.experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
 from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochRecord
-from hitdet_nni.search.screening import screen_component, screening_stage
+from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.search_space import SearchSpace, load_search_space, save_search_space
 from hitdet_nni.settings import Settings
@@ -81,21 +81,21 @@ def screen(
 ) -> SearchSpace:
     """Screen every component that ``run`` has no scores of yet, and write ``screening/sub_spaces.yml``.
 
-    Several processes may work on one directory: each takes a component that no other one is at.
+    Several processes may work on one directory: each takes components that no other one is at.
 
     Source:
         Section 3.2.
     """
-    pending = _unscreened(run)
+    pending = _unscreened(run, settings)
     wait = False
     while pending:
-        for component in pending:
-            with _claimed(run, component, wait) as mine:
+        for components in pending:
+            with _claimed(run, components, wait) as mine:
                 if mine:
-                    _screen_one(run, component, space, settings, data, on_epoch)
+                    _screen_group(run, components, space, settings, data, on_epoch)
         # What is left is another run's; waiting for its lock also covers its death.
         wait = True
-        pending = _unscreened(run)
+        pending = _unscreened(run, settings)
     kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
     if distributed.is_main() and not run.sub_spaces.exists():
         save_search_space(kept, run.sub_spaces)
@@ -103,35 +103,42 @@ def screen(
     return kept
 
 
-def _unscreened(run: RunDirectory) -> list[Component]:
-    pending: list[Component] = [component for component in COMPONENTS if not run.scores(component).exists()]
-    shared: list[Component] = distributed.from_main(pending)
-    return shared
+def _has_scores(run: RunDirectory, components: Sequence[Component]) -> bool:
+    return all(run.scores(component).exists() for component in components)
+
+
+def _unscreened(run: RunDirectory, settings: Settings) -> list[tuple[Component, ...]]:
+    groups = screening_groups(settings.screening.joint)
+    pending: list[tuple[Component, ...]] = distributed.from_main(
+        [components for components in groups if not _has_scores(run, components)]
+    )
+    return pending
 
 
 @contextmanager
-def _claimed(run: RunDirectory, component: Component, wait: bool) -> Iterator[bool]:
-    """Whether this run (all its processes) is to screen a component, which no other run then does."""
-    lock = run.screening / f".{component}.lock"
+def _claimed(run: RunDirectory, components: Sequence[Component], wait: bool) -> Iterator[bool]:
+    """Whether this run (all its processes) is to screen some components, which no other run then does."""
+    lock = run.screening / f".{screening_name(components)}.lock"
     with locked(lock, wait=wait) if distributed.is_main() else nullcontext(False) as mine:
-        yield distributed.from_main(mine and not run.scores(component).exists())
+        yield distributed.from_main(mine and not _has_scores(run, components))
 
 
-def _screen_one(
+def _screen_group(
     run: RunDirectory,
-    component: Component,
+    components: Sequence[Component],
     space: SearchSpace,
     settings: Settings,
     data: DetectionData,
     on_epoch: OnEpoch,
 ) -> None:
-    stage = screening_stage(component)
-    logger.info("%s: %d operators", stage, len(space[component]))
+    stage = screening_stage(components)
+    logger.info("%s: %d operators", stage, max(len(space[component]) for component in components))
     checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
-    screened = screen_component(component, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
+    screened = screen_components(components, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
     if distributed.is_main():
         run.note_warnings(stage, screened.warnings)
-        run.write_scores(component, screened.rows())
+        for component in components:
+            run.write_scores(component, screened.rows(component))
         checkpoints.clear()
     distributed.barrier()
 

@@ -107,6 +107,7 @@ class ScreeningSettings(Section):
         "probability", description="rank operators by softmax probability summed over layers, or by column norm"
     )
     fixed: FixedOperators = Field(FixedOperators(), description="operators of the components not being screened")
+    joint: bool = Field(False, description="screen all components in one supernet, not one after the other")
     depths: tuple[PositiveInt, ...] | None = Field(
         None, description="blocks a stage in the screening supernet (section 4.2 halves them), the skeleton's if null"
     )

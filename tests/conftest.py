@@ -74,6 +74,21 @@ def draw():
     return sample
 
 
+@pytest.fixture
+def figure(record_property):
+    """Write a line that the summary of the test run shows, whether the test passes or fails."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    figures = [(report.nodeid, text) for report in reports for name, text in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for test, text in figures:
+            terminalreporter.line(f"{test.rsplit('/')[-1]}: {text}")
+
+
 @pytest.fixture(scope="session")
 def refused():
     """Context in which an `InputError` must be raised: one line that contains every fragment."""

@@ -7,7 +7,6 @@ import json
 import math
 import random
 import statistics
-import sys
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ from hitdet_nni.search.evidence import MAX_BATCHES, Evidence, detector_losses, e
 from hitdet_nni.search.health import GradientNorms, Health, examine, require_finite
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, mean_entropy
-from hitdet_nni.search.screening import screen_component
+from hitdet_nni.search.screening import screen_components
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.settings import load_settings
@@ -463,15 +462,14 @@ def end_of_search(settings, data, epochs, warmup_epochs):
 @pytest.mark.parametrize(
     ("what", "epochs", "warmup_epochs", "val"), [("annotations", 3, 2, 60), ("categories", 8, 6, 100)]
 )
-def test_shuffled_labels_are_noticed_and_true_ones_are_not(what, epochs, warmup_epochs, val, tmp_path, capsys):
+def test_shuffled_labels_are_noticed_and_true_ones_are_not(what, epochs, warmup_epochs, val, tmp_path, figure):
     """Boxes given to other pictures, or categories dealt among all boxes, of the training and validation pictures."""
     settings = load_settings("tiny", {"data.train": 240, "data.val": val})
     data = open_data(settings.data, settings.seed)
     healthy, quiet = end_of_search(settings, data, epochs, warmup_epochs)
     ill, warnings = end_of_search(settings, shuffled(data, what, tmp_path, 0), epochs, warmup_epochs)
-    with capsys.disabled():
-        for name, health in (("true", healthy), ("shuffled", ill)):
-            sys.stdout.write(f"\n{what}, {name}: {health.evidence[what]}, entropy {health.entropy}")
+    for name, health in (("true", healthy), ("shuffled", ill)):
+        figure(f"{what}, {name}: {health.evidence[what]}, entropy {health.entropy}")
     exchanging = f"exchanging the {what} of"
     assert not [line for line in quiet if exchanging in line]
     assert [line for line in warnings if exchanging in line]
@@ -498,7 +496,7 @@ def test_a_column_is_held_at_zero_where_mu_exceeds_the_norm_of_its_gradient():
 
 
 @pytest.mark.slow
-def test_the_spread_of_column_scores_falls_with_mu(capsys):
+def test_the_spread_of_column_scores_falls_with_mu(figure):
     """Eq. 4 shrinks all columns, so that softmax comes nearer to uniform: the reverse of what section 4.4 reports.
 
     The validation loss moves an architecture parameter by a gradient of some 0.01 here, a column by less than mu, and
@@ -512,8 +510,8 @@ def test_the_spread_of_column_scores_falls_with_mu(capsys):
     spread = {}
     for mu in (0.0, 0.1):
         changed = settings.screening.model_copy(update={"sparsity_weight": mu})
-        screened = screen_component(
-            "head",
+        screened = screen_components(
+            ("head",),
             dict.fromkeys(SPACE, operators),
             settings.model_copy(update={"screening": changed}),
             data,
@@ -521,8 +519,7 @@ def test_the_spread_of_column_scores_falls_with_mu(capsys):
         )
         scores = list(screened.records[-1].scores["head"].values())
         spread[mu] = statistics.pstdev(scores), max(scores) - min(scores)
-    with capsys.disabled():
-        for mu, (deviation, width) in spread.items():
-            sys.stdout.write(f"\nmu {mu:g}: standard deviation {deviation:.4f} and range {width:.4f} of the scores")
+    for mu, (deviation, width) in spread.items():
+        figure(f"mu {mu:g}: standard deviation {deviation:.4f} and range {width:.4f} of the scores")
     assert spread[0.1][0] < spread[0.0][0]
     assert spread[0.1][1] < spread[0.0][1]

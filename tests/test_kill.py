@@ -122,7 +122,7 @@ def assert_bit_equal(one, other):
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(config, tmp_path, capsys):
+def test_ten_kills_change_nothing(config, tmp_path, figure):
     peace = run(commands(config, tmp_path / "peace"))
     assert peace.returncode == 0, peace.stderr[-3000:]
     total = int(peace.stdout.rsplit("STEPS ", 1)[1])
@@ -141,6 +141,5 @@ def test_ten_kills_change_nothing(config, tmp_path, capsys):
     assert len(told) == KILLS
     last = run(commands(config, tmp_path / "killed"))
     assert last.returncode == 0, last.stderr[-3000:]
-    with capsys.disabled():
-        sys.stdout.write("\n".join(["", f"{total} optimiser steps in all; SIGKILL", *told, ""]))
+    figure(f"{total} optimiser steps in all; SIGKILL {'; '.join(told)}")
     assert_bit_equal(results(tmp_path / "peace"), results(tmp_path / "killed"))

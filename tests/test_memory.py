@@ -243,8 +243,13 @@ LARGER = {
 """A skeleton whose steps take hundreds of megabytes, so that the process at rest does not hide an error."""
 
 
-def test_estimate_is_near_what_a_process_takes():
+def describe(result):
+    return f"estimated {result['total'] / 1e9:.3f} GB, measured {result['measured'] / 1e9:.3f} GB"
+
+
+def test_estimate_is_near_what_a_process_takes(figure):
     result = probe("head", "stock", steps=2)
+    figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.25)
     assert result["measured"] > result["process"] + result["weights"] + result["activations"]
 
@@ -254,15 +259,17 @@ def test_estimate_is_near_what_a_process_takes():
 @pytest.mark.parametrize(
     ("component", "batch_size"), [("trinity", 2), ("trinity", 4), ("backbone", 2), ("neck", 2), ("head", 2)]
 )
-def test_estimate_is_near_what_a_larger_process_takes(component, batch_size, saving):
+def test_estimate_is_near_what_a_larger_process_takes(component, batch_size, saving, figure):
     result = probe(component, saving, {**LARGER, "data.batch_size": batch_size})
+    figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saving", ["stock", "checkpoint"])
-def test_estimate_is_near_what_a_process_takes_in_bf16(saving):
+def test_estimate_is_near_what_a_process_takes_in_bf16(saving, figure):
     result = probe("trinity", saving, {"precision": "bf16", "data.batch_size": 2})
+    figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.25)
 
 

@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from hitdet_nni.procedure import screen
+from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search import supernet
-from hitdet_nni.search.screening import component_seed, screen_component
+from hitdet_nni.search.screening import screen_components, screening_groups, screening_seed
 from hitdet_nni.search.supernet import Phase, train_supernet
+from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings
 from hitdet_nni.skeleton import COMPONENTS
 
@@ -18,7 +21,7 @@ SPACE = {
 }
 
 
-SETTINGS = {"data.train": 16, "data.val": 4, "screening.keep.backbone": 2}
+SETTINGS = {"data.train": 16, "data.val": 4, "screening.keep.backbone": 2, "screening.keep.neck": 1}
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +92,29 @@ def test_a_heavy_cost_weight_finds_the_cheapest_network(settings, tiny_data):
 
 def test_screening_keeps_the_best_ranked(settings, tiny_data):
     records = []
-    screened = screen_component("backbone", SPACE, settings, tiny_data, records.append)
-    assert len(screened.kept) == 2
+    screened = screen_components(["backbone"], SPACE, settings, tiny_data, records.append)
+    kept = screened.kept["backbone"]
+    assert len(kept) == 2
     scores = records[-1].scores["backbone"]
-    assert set(screened.kept) == set(sorted(scores, key=scores.get)[1:])
+    assert set(kept) == set(sorted(scores, key=scores.get)[1:])
     assert set(records[-1].entropy) == {"backbone"}
-    removed = [row["operator"] for row in screened.rows() if row["removed"]]
-    assert set(removed) == set(SPACE["backbone"]) - set(screened.kept)
+    removed = [row["operator"] for row in screened.rows("backbone") if row["removed"]]
+    assert set(removed) == set(SPACE["backbone"]) - set(kept)
 
 
-def test_components_have_seeds_of_their_own():
-    assert len({component_seed(0, component) for component in COMPONENTS}) == 3
+def test_joint_screening_trains_one_supernet(settings, tiny_data, tmp_path):
+    joint = settings.model_copy(update={"screening": settings.screening.model_copy(update={"joint": True})})
+    run, stages = RunDirectory(tmp_path), []
+    space = screen(run, SPACE, joint, tiny_data, lambda stage, record: stages.append((stage, set(record.scores))))
+    assert stages == [("screening backbone+neck+head", set(COMPONENTS))] * settings.screening.epochs
+    for component, kept in space.items():
+        assert len(kept) == min(getattr(settings.screening.keep, component), len(SPACE[component]))
+        assert kept == run.kept_operators(component)
+    assert load_search_space(run.sub_spaces) == {component: list(kept) for component, kept in space.items()}
+    assert screen(run, SPACE, joint, tiny_data, lambda stage, record: pytest.fail(stage)) == space
+
+
+def test_screenings_have_seeds_of_their_own():
+    groups = [*screening_groups(False), *screening_groups(True)]
+    assert groups == [("backbone",), ("neck",), ("head",), COMPONENTS]
+    assert len({screening_seed(0, components) for components in groups}) == 4

@@ -1,4 +1,4 @@
-"""Screening: from the whole search space to a sub search space for one component (section 3.2)."""
+"""Screening: from the whole search space to the components' sub search spaces (section 3.2)."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ from hitdet_nni.skeleton import COMPONENTS, Component
 
 
 @dataclass(frozen=True)
-class ScreenedComponent:
-    """The outcome of screening one component.
+class Screened:
+    """The outcome of screening one component, or several at once.
 
     Attributes:
-        component: The component.
-        kept: Operators of its sub search space, in the order of the whole space.
+        kept: Operators of each screened component's sub search space, in the order of the whole space.
         records: One record an epoch.
         warnings: What the signs of health give reason to doubt; one line each.
     """
 
-    component: Component
-    kept: tuple[str, ...]
+    kept: Mapping[Component, tuple[str, ...]]
     records: tuple[EpochRecord, ...]
     warnings: tuple[str, ...] = ()
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self, component: Component) -> list[dict[str, object]]:
         """One row an epoch and operator in the race: its score, its rank, and whether the epoch's end removed it."""
         rows: list[dict[str, object]] = []
         for record, following in zip(self.records, [*self.records[1:], None], strict=True):
-            scores = record.scores[self.component]
-            left = self.kept if following is None else following.scores[self.component]
+            scores = record.scores[component]
+            left = self.kept[component] if following is None else following.scores[component]
             for rank, name in enumerate(sorted(scores, key=lambda name: scores[name], reverse=True), start=1):
                 rows.append(
                     {
@@ -53,28 +51,38 @@ class ScreenedComponent:
 ROW_COLUMNS = ("epoch", "operator", "score", "rank", "removed")
 
 
-def component_seed(seed: int, component: Component) -> int:
-    """Seed of a component's screening, so that it does not depend on what was screened before it."""
-    return (seed + zlib.crc32(component.encode())) % 2**32
+def screening_groups(joint: bool) -> list[tuple[Component, ...]]:
+    """The components that are screened at once: one after the other as in section 4.2, or all in one supernet."""
+    return [COMPONENTS] if joint else [(component,) for component in COMPONENTS]
 
 
-def screening_stage(component: Component) -> str:
-    """What the screening of a component is called in messages."""
-    return f"screening {component}"
+def screening_name(components: Sequence[Component]) -> str:
+    """A name for the components that are screened at once."""
+    return "+".join(components)
 
 
-def screen_component(
-    component: Component,
+def screening_seed(seed: int, components: Sequence[Component]) -> int:
+    """Seed of a screening, so that it does not depend on what was screened before it."""
+    return (seed + zlib.crc32(screening_name(components).encode())) % 2**32
+
+
+def screening_stage(components: Sequence[Component]) -> str:
+    """What the screening of some components is called in messages."""
+    return f"screening {screening_name(components)}"
+
+
+def screen_components(
+    components: Sequence[Component],
     space: Mapping[Component, Sequence[str]],
     settings: Settings,
     data: DetectionData,
     on_epoch: Callable[[EpochRecord], None],
     checkpoints: CheckpointFolder | None = None,
-) -> ScreenedComponent:
-    """Screen one component while the other two stand at a fixed operator.
+) -> Screened:
+    """Screen components in one supernet, while the others stand at a fixed operator.
 
     Args:
-        component: The component to screen.
+        components: The components to screen.
         space: The whole search space.
         settings: The run's settings.
         data: The pictures.
@@ -82,24 +90,31 @@ def screen_component(
         checkpoints: Where checkpoints are saved; the screening goes on from the newest that is there already.
 
     Source:
-        Section 3.2, Eq. 4; section 4.2 for the schedule.
+        Section 3.2, Eq. 4; section 4.2 for the schedule. The paper screens one component at a time "due to the GPU
+        memory constraint".
     """
     screening = settings.screening
-    keep: int = getattr(screening.keep, component)
     skeleton = settings.skeleton
     if screening.depths is not None:
         skeleton = skeleton.model_copy(update={"depths": screening.depths})
-    fixed: dict[Component, Sequence[str]] = {other: [getattr(screening.fixed, other)] for other in COMPONENTS}
     phase = Phase(
-        stage=screening_stage(component),
+        stage=screening_stage(components),
         pretrained=screening.pretrained,
         skeleton=skeleton,
-        space={**fixed, component: list(space[component])},
+        space={
+            component: list(space[component]) if component in components else [getattr(screening.fixed, component)]
+            for component in COMPONENTS
+        },
         epochs=screening.epochs,
         warmup_epochs=screening.warmup_epochs,
         sparsity_weight=screening.sparsity_weight,
-        removal=Removal(keep={component: keep}, rank_by=screening.rank_by),
+        removal=Removal(
+            keep={component: getattr(screening.keep, component) for component in components},
+            rank_by=screening.rank_by,
+        ),
     )
-    trained = train_supernet(phase, settings, data, component_seed(settings.seed, component), on_epoch, checkpoints)
-    kept = next(iter(trained.module.mixed_layers().values())).active_names
-    return ScreenedComponent(component, tuple(kept), trained.records, trained.warnings)
+    seed = screening_seed(settings.seed, components)
+    trained = train_supernet(phase, settings, data, seed, on_epoch, checkpoints)
+    left = {label.split("/")[0]: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
+    kept: dict[Component, tuple[str, ...]] = {component: left[component] for component in components}
+    return Screened(kept, trained.records, trained.warnings)
