@@ -29,6 +29,7 @@ setup(
         "hitdet_nni.search_spaces",
         "hitdet_nni.experiments",
         "hitdet_nni.baselines",
+        "hitdet_nni.studies",
         "hitdet_nni.torchvision_ops",
     ],
     package_dir={
@@ -62,6 +63,7 @@ setup(
         "opencv-python>=4.8",
         "numpy>=1.26",
         "scipy>=1.9",
+        "matplotlib>=3.7",
         "psutil>=5.9",
     ],
     extras_require={"enas": ["tianshou==0.4.11", "gym==0.26.2"]},  # NNI's reinforcement learning

@@ -26,6 +26,7 @@ EXAMPLES = {
     "profile": "hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper",
     "retrain": "hitdet-nni retrain --architecture mine.json --config tiny --out runs/mine-retrained",
     "evaluate": "hitdet-nni evaluate --architecture mine.json --weights weights.pth --config tiny",
+    "study": "hitdet-nni study random --run runs/mine --architectures 8 --seeds 3 --out runs/study",
     "tables": "hitdet-nni tables 2",
 }
 
@@ -40,6 +41,7 @@ HELP = {
     "profile": "print parameters and FLOPs of an architecture, a run, or any mmdet config",
     "retrain": "train an architecture, from scratch or from the supernet's weights, and evaluate it as COCO does",
     "evaluate": "evaluate a trained architecture as COCO does",
+    "study": "retrain the found architecture and random ones of its cost under one protocol, and compare them",
     "tables": "count the paper's cost tables again and print them beside the published figures",
 }
 
@@ -65,10 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name in ("check-data", "pretrain", "screen", "search", "export-config", "retrain", "evaluate"):
         parsers[name].add_argument("--config", required=True, help="config file, or a shipped config's name")
+    for name in ("check-data", "pretrain", "screen", "search", "export-config", "retrain", "evaluate", "study"):
         parsers[name].add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="set a dotted key"
         )
-    for name in ("pretrain", "screen", "search", "retrain"):
+    for name in ("pretrain", "screen", "search", "retrain", "study"):
         parsers[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory")
         group = parsers[name].add_mutually_exclusive_group()
         group.add_argument("--force", action="store_true", help="remove the results that are there")
@@ -80,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
     )
     parsers["evaluate"].add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
-    for name in ("check-data", "pretrain", "profile", "retrain", "evaluate", "tables"):
+    for name in ("check-data", "pretrain", "profile", "retrain", "evaluate", "study", "tables"):
         parsers[name].add_argument("--json", action="store_true", help="print JSON")
     backbone = parsers["pretrain"].add_mutually_exclusive_group()
     backbone.add_argument("--architecture", help="the backbone of an architecture JSON, or of a shipped one's name")
@@ -90,6 +93,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parsers["search"].add_argument("--sub-spaces", type=Path, help="search space file to use instead of screening")
     parsers["evaluate"].add_argument("--weights", type=Path, required=True, help="weights of a retraining")
+
+    study = parsers["study"]
+    study.add_argument("kind", choices=["random"], help="compare with random architectures of the same sub-spaces")
+    study.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the search")
+    study.add_argument("--architectures", type=int, default=8, help="random architectures (default: %(default)s)")
+    study.add_argument("--seeds", type=int, default=3, help="retrainings of each architecture (default: %(default)s)")
+    study.add_argument(
+        "--slack",
+        type=float,
+        default=0.1,
+        help="random ones cost at most as much as the searched one, and at most this share less (default: %(default)s)",
+    )
+    study.add_argument("--jobs", type=int, default=1, help="retrainings side by side (default: %(default)s)")
 
     export = parsers["export"]
     export.add_argument("run", type=Path, help="run directory")

@@ -59,3 +59,7 @@ class NonFiniteLossError(RuntimeError):
             f"{stage}: the loss is not finite in step {step + 1} on the pictures {pictures}; {good}; a smaller "
             "learning rate or grad_clip may help"
         )
+
+    def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[object, ...]]:
+        """How another process gets it."""
+        return type(self), (self.stage, self.step, self.picture_ids, self.checkpoint)

@@ -245,6 +245,24 @@ def cost_records(skeleton: Skeleton, sample: dict[str, str], num_classes: int) -
     return tuple(records)
 
 
+def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:
+    """Write ``architecture.json`` of a retraining; in a run that is resumed it must be the same.
+
+    Raises:
+        InputError: If the run is of another architecture.
+    """
+    if not run.architecture.exists():
+        save_architecture(architecture, run.architecture)
+        return
+    there = load_architecture(run.architecture)
+    if (there.skeleton, there.sample) != (architecture.skeleton, architecture.sample):
+        raise InputError(
+            "the run there is of another architecture",
+            source=run.architecture,
+            allowed="the same architecture, or --force",
+        )
+
+
 def train_found(
     run: RunDirectory,
     architecture: Architecture,

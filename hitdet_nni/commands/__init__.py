@@ -17,6 +17,7 @@ _HOMES = {
     "profile": ("cost", "profile"),
     "retrain": ("weights", "retrain_command"),
     "evaluate": ("weights", "evaluate_command"),
+    "study": ("study", "study_command"),
     "tables": ("cost", "tables_command"),
 }
 

@@ -7,12 +7,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from hitdet_nni import distributed
-from hitdet_nni.architecture import Architecture, load_architecture, save_architecture
+from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_text
-from hitdet_nni.procedure import train_found
+from hitdet_nni.procedure import keep_architecture, train_found
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.skeleton import COMPONENTS
@@ -28,7 +28,7 @@ def retrain_command(options: Namespace) -> None:
     pictures = open_data(settings.data, settings.seed)
     run_directory.open(settings, force=options.force, resume=options.resume)
     if distributed.is_main():
-        _keep_architecture(run_directory, architecture)
+        keep_architecture(run_directory, architecture)
 
     def say_metrics(epoch: int, metrics: dict[str, float]) -> None:
         if not options.json:
@@ -55,20 +55,6 @@ def _start(options: Namespace) -> tuple[Architecture, Path | None]:
         if operator not in searched:
             raise InputError(f"{label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
     return architecture, source.supernet
-
-
-def _keep_architecture(run_directory: RunDirectory, architecture: Architecture) -> None:
-    """Write ``architecture.json``; in a run that is resumed it must be the same."""
-    if not run_directory.architecture.exists():
-        save_architecture(architecture, run_directory.architecture)
-        return
-    there = load_architecture(run_directory.architecture)
-    if (there.skeleton, there.sample) != (architecture.skeleton, architecture.sample):
-        raise InputError(
-            "the run there is of another architecture",
-            source=run_directory.architecture,
-            allowed="the same architecture, or --force",
-        )
 
 
 def evaluate_command(options: Namespace) -> None:

@@ -1,0 +1,140 @@
+"""Write docs/benchmarks.md from what the benchmarks printed with ``--json``.
+
+    python benchmarks/supernet_step.py --json > docs/benchmarks/supernet_step.json
+    python benchmarks/peers.py --json > docs/benchmarks/peers.json
+    python benchmarks/start_up.py --json > docs/benchmarks/start_up.json
+    python benchmarks/document.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FIGURES = DOCS / "benchmarks"
+PAGE = DOCS / "benchmarks.md"
+
+Report = Mapping[str, Any]
+
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `python benchmarks/document.py` from the figures in [benchmarks/](benchmarks), which
+the scripts in `benchmarks/` print with `--json`. Ours and NNI's run in turn in one process, so that what disturbs the
+machine hits both; a ratio is the median of the ratios of the rounds. Times alone say little about another machine.
+"""
+
+STEP = """\
+## A search step: ours against NNI's
+
+A step is what first-order DARTS does with a pair of batches: forward and backward for the architecture parameters, then
+for the weights. NNI's own mixed layer computes all gradients in both; ours, those that the phase trains. `mid`, `slim` and
+`lean` are values of `supernet.saving` ([fused.md](fused.md)): the same sum and the same gradients, keeping less. "Saved" is
+what autograd keeps between forward and backward, "peak" the largest resident memory in a step over idle; "of GEMM" is the
+FLOP/s of the passes that no implementation can leave out, over those of a product of matrices on the same machine.
+"""
+
+PEERS = """\
+## Other ways to afford a supernet
+
+One mixed layer by the means that others use. Two paths (ProxylessNAS) and partial channels (PC-DARTS) compute another,
+cheaper sum: their rows say what the approximation buys.
+"""
+
+START_UP = """\
+## Start-up
+
+`hitdet-nni --help` loads neither torch nor mmdet.
+"""
+
+
+def surroundings(report: Report) -> str:
+    """One line that says where and when a report was made."""
+    device = "" if report["device"] == "cpu" else f", {report['device']}"
+    nni = f", NNI {report['nni']}" if "nni" in report else ""
+    return (
+        f"{report['processor']}{device}, threads: {report['threads']}, torch {report['torch']}{nni}, "
+        f"Python {report['python']}, {report['date'][:10]}, {report['clock']} clock."
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first two columns are words."""
+    marks = ["---" if index < 2 else "---:" for index in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *rows))
+
+
+def _number(value: float | None, digits: int, unit: str = "") -> str:
+    return "" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def step_table(report: Report) -> str:
+    """The table of :mod:`supernet_step`."""
+    header = ("case", "mode", "candidates", "s a step", "faster", "saved", "of NNI's", "peak", "of NNI's", "of GEMM")
+    return table(
+        header,
+        (
+            (
+                row["case"],
+                "NNI" if row["implementation"] == "stock" else f"`{row['implementation']}`",
+                str(row["candidates"]),
+                _number(row["seconds"], 3),
+                _number(row["speedup"], 2, "x"),
+                _number(row["saved_mb"], 0, " MB"),
+                _number(row["saved_share"], 3),
+                _number(row["peak_mb"], 0, " MB"),
+                _number(row["peak_share"], 3),
+                _number(row["gemm_share"], 2),
+            )
+            for row in report["figures"]
+        ),
+    )
+
+
+def peers_table(report: Report) -> str:
+    """The table of :mod:`peers`."""
+    header = ("implementation", "computes", "s a step", "faster", "saved", "peak")
+    rows = (
+        (
+            "NNI" if row["implementation"] == "stock" else row["implementation"],
+            "the sum" if row["exact"] else "an approximation",
+            _number(row["seconds"], 3),
+            _number(row["speedup"], 2, "x"),
+            _number(row["saved_mb"], 0, " MB"),
+            _number(row["peak_mb"], 0, " MB"),
+        )
+        for row in report["figures"]
+    )
+    case = report["case"]
+    layer = f"[{case['count']}, {case['channels']}, {case['size']}, {case['size']}]"
+    return f"Layer of the {case['name']}, input {layer}, {report['candidates']} candidates.\n\n{table(header, rows)}"
+
+
+def start_up_table(report: Report) -> str:
+    """The table of :mod:`start_up`."""
+    rows = ((f"`{row['command']}`", "", _number(row["seconds"], 3)) for row in report["figures"])
+    return table(("command", "", "s"), rows)
+
+
+SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
+    "supernet_step": (STEP, step_table),
+    "peers": (PEERS, peers_table),
+    "start_up": (START_UP, start_up_table),
+}
+"""Text and table of each file of figures, by the file's stem."""
+
+
+def page(folder: Path = FIGURES) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for stem, (text, rows) in SECTIONS.items():
+        report = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+        parts.append(f"{text}\n{surroundings(report)}\n\n{rows(report)}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Experiments about the search itself: is what it finds better than what chance finds?"""

@@ -1,0 +1,73 @@
+"""Architectures drawn at random from a search space, of a given cost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.search.cost import CostModel
+from hitdet_nni.skeleton import Component
+
+CostKey = Literal["flops", "params"]
+
+MAX_DRAWS = 200_000
+"""Architectures drawn at most; a share of them is within the costs."""
+
+
+def random_samples(
+    model: CostModel,
+    space: Mapping[Component, Sequence[str]],
+    count: int,
+    *,
+    least: float,
+    most: float,
+    measure: CostKey = "flops",
+    seed: int = 0,
+    exclude: Sequence[Mapping[str, str]] = (),
+) -> list[dict[str, str]]:
+    """Different architectures, each as likely as any other of the space whose cost is within the limits.
+
+    Args:
+        model: Costs of all layers.
+        space: Candidate names of each component.
+        count: How many to draw.
+        least: Least cost of the whole detector, in FLOPs (multiply-adds) or parameters.
+        most: Largest cost.
+        measure: What the limits count.
+        seed: Seed of the draws.
+        exclude: Architectures that are not to be drawn.
+
+    Returns:
+        Operator name of each searched layer by its label, in the order of drawing.
+
+    Raises:
+        InputError: If :data:`MAX_DRAWS` draws held fewer.
+    """
+    rng = random.Random(seed)
+    fixed: int = sum(getattr(layer.cost, measure) for layer in model.fixed)
+    costs: dict[str, dict[str, int]] = {
+        layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in space[layer.component]}
+        for layer in model.layers
+    }
+    names = {label: list(row) for label, row in costs.items()}
+    seen = {tuple(sample[label] for label in costs) for sample in exclude}
+    found: list[dict[str, str]] = []
+    for _ in range(MAX_DRAWS):
+        if len(found) == count:
+            return found
+        sample = {label: rng.choice(row) for label, row in names.items()}
+        key = tuple(sample.values())
+        cost = fixed + sum(costs[label][name] for label, name in sample.items())
+        if least <= cost <= most and key not in seen:
+            seen.add(key)
+            found.append(sample)
+    if len(found) < count:
+        raise InputError(
+            f"{len(found)} of {count} random architectures with {least:.4g} to {most:.4g} {measure} were found in "
+            f"{MAX_DRAWS} draws",
+            key="--architectures",
+            allowed="fewer architectures, or a larger --slack",
+        )
+    return found
