@@ -28,6 +28,8 @@ EXAMPLES = {
     "evaluate": "hitdet-nni evaluate --architecture mine.json --weights weights.pth --config tiny",
     "study": "hitdet-nni study random --run runs/mine --architectures 8 --seeds 3 --out runs/study",
     "tables": "hitdet-nni tables 2",
+    "report": "hitdet-nni report runs/mine --out mine.html",
+    "compare": "hitdet-nni compare runs/mine runs/other --out runs.html",
 }
 
 HELP = {
@@ -41,8 +43,10 @@ HELP = {
     "profile": "print parameters and FLOPs of an architecture, a run, or any mmdet config",
     "retrain": "train an architecture, from scratch or from the supernet's weights, and evaluate it as COCO does",
     "evaluate": "evaluate a trained architecture as COCO does",
-    "study": "retrain the found architecture and random ones of its cost under one protocol, and compare them",
+    "study": "compare with random architectures, or take the method apart as section 4.4 does",
     "tables": "count the paper's cost tables again and print them beside the published figures",
+    "report": "write a page of a run in any state: one HTML file that needs no network",
+    "compare": "write a page of several runs: their figures, and accuracy against cost",
 }
 
 
@@ -67,15 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name in ("check-data", "pretrain", "screen", "search", "export-config", "retrain", "evaluate"):
         parsers[name].add_argument("--config", required=True, help="config file, or a shipped config's name")
-    for name in ("check-data", "pretrain", "screen", "search", "export-config", "retrain", "evaluate", "study"):
-        parsers[name].add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="set a dotted key"
-        )
-    for name in ("pretrain", "screen", "search", "retrain", "study"):
-        parsers[name].add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory")
-        group = parsers[name].add_mutually_exclusive_group()
-        group.add_argument("--force", action="store_true", help="remove the results that are there")
-        group.add_argument("--resume", action="store_true", help="go on exactly where an earlier run stopped")
+        _add_overrides(parsers[name])
+    for name in ("pretrain", "screen", "search", "retrain"):
+        _add_run_directory(parsers[name])
     parsers["retrain"].add_argument(
         "--architecture", help="architecture JSON, or a shipped one's name; with --inherit by default the run's"
     )
@@ -83,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
     )
     parsers["evaluate"].add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
-    for name in ("check-data", "pretrain", "profile", "retrain", "evaluate", "study", "tables"):
+    for name in ("check-data", "pretrain", "profile", "retrain", "evaluate", "tables"):
         parsers[name].add_argument("--json", action="store_true", help="print JSON")
     backbone = parsers["pretrain"].add_mutually_exclusive_group()
     backbone.add_argument("--architecture", help="the backbone of an architecture JSON, or of a shipped one's name")
@@ -94,18 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     parsers["search"].add_argument("--sub-spaces", type=Path, help="search space file to use instead of screening")
     parsers["evaluate"].add_argument("--weights", type=Path, required=True, help="weights of a retraining")
 
-    study = parsers["study"]
-    study.add_argument("kind", choices=["random"], help="compare with random architectures of the same sub-spaces")
-    study.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the search")
-    study.add_argument("--architectures", type=int, default=8, help="random architectures (default: %(default)s)")
-    study.add_argument("--seeds", type=int, default=3, help="retrainings of each architecture (default: %(default)s)")
-    study.add_argument(
-        "--slack",
-        type=float,
-        default=0.1,
-        help="random ones cost at most as much as the searched one, and at most this share less (default: %(default)s)",
-    )
-    study.add_argument("--jobs", type=int, default=1, help="retrainings side by side (default: %(default)s)")
+    _add_studies(parsers["study"])
 
     export = parsers["export"]
     export.add_argument("run", type=Path, help="run directory")
@@ -144,7 +131,81 @@ def build_parser() -> argparse.ArgumentParser:
     tables.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write all tables between the markers in FILE instead of printing"
     )
+
+    report = parsers["report"]
+    report.add_argument("run", type=Path, help="run directory")
+    report.add_argument("--out", "-o", type=Path, metavar="FILE", help="page to write (default: RUN/report.html, anew)")
+    report.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        metavar="N",
+        help="validation pictures to show detections on, 0 for none (default: %(default)s)",
+    )
+    report.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the curves for TensorBoard there, too")
+    compare = parsers["compare"]
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    compare.add_argument("--out", "-o", type=Path, required=True, metavar="FILE", help="page to write")
+    for name in ("report", "compare"):
+        parsers[name].add_argument("--force", action="store_true", help="overwrite the file")
     return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="set a dotted key"
+    )
+
+
+def _add_run_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="run directory")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--force", action="store_true", help="remove the results that are there")
+    group.add_argument("--resume", action="store_true", help="go on exactly where an earlier run stopped")
+
+
+STUDIES = {
+    "random": "the found architecture against random ones of its cost, all retrained under one protocol",
+    "operators": "one operator at a random layer of one part of the baseline (Fig. 3)",
+    "sparsity": "the scores of screening with several weights of the column-sparse term (Fig. 4)",
+    "sub-spaces": "one sub search space for all components against one each (Table 4)",
+    "parts": "each searched part alone in the baseline (Table 5)",
+}
+
+
+def _add_studies(parser: argparse.ArgumentParser) -> None:
+    """The kinds of ``study``, each with what it needs: a run, or a config."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for name, text in STUDIES.items():
+        kind = kinds.add_parser(name, help=text, description=text)
+        if name in ("operators", "sparsity"):
+            kind.add_argument("--config", required=True, help="config file, or a shipped config's name")
+        else:
+            kind.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the search")
+            kind.add_argument(
+                "--seeds", type=int, default=3, help="retrainings of each architecture (default: %(default)s)"
+            )
+        if name != "sparsity":
+            kind.add_argument("--jobs", type=int, default=1, help="retrainings side by side (default: %(default)s)")
+        _add_overrides(kind)
+        _add_run_directory(kind)
+        kind.add_argument("--json", action="store_true", help="print JSON")
+    rivals, operators, sparsity = (kinds.choices[name] for name in ("random", "operators", "sparsity"))
+    rivals.add_argument("--architectures", type=int, default=8, help="random architectures (default: %(default)s)")
+    rivals.add_argument(
+        "--slack",
+        type=float,
+        default=0.1,
+        help="random ones cost at most as much as the searched one, and at most this share less (default: %(default)s)",
+    )
+    parts = ("backbone", "neck", "head")
+    operators.add_argument("--repeats", type=int, default=6, help="layers tried (default: %(default)s)")
+    operators.add_argument("--operators", nargs="+", metavar="NAME", help="operators (default: the twelve of Fig. 3)")
+    operators.add_argument("--parts", nargs="+", choices=parts, help="parts (default: all)")
+    sparsity.add_argument("--part", choices=parts, default="backbone", help="what is screened (default: %(default)s)")
+    sparsity.add_argument(
+        "--weights", type=float, nargs="+", default=[0.0, 0.01, 0.1], metavar="MU", help="mu (default: 0 0.01 0.1)"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

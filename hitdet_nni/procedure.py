@@ -92,7 +92,7 @@ def screen(
         for components in pending:
             with _claimed(run, components, wait) as mine:
                 if mine:
-                    _screen_group(run, components, space, settings, data, on_epoch)
+                    screen_group(run, components, space, settings, data, on_epoch)
         # What is left is another run's; waiting for its lock also covers its death.
         wait = True
         pending = _unscreened(run, settings)
@@ -123,7 +123,7 @@ def _claimed(run: RunDirectory, components: Sequence[Component], wait: bool) -> 
         yield distributed.from_main(mine and not _has_scores(run, components))
 
 
-def _screen_group(
+def screen_group(
     run: RunDirectory,
     components: Sequence[Component],
     space: SearchSpace,
@@ -131,6 +131,7 @@ def _screen_group(
     data: DetectionData,
     on_epoch: OnEpoch,
 ) -> None:
+    """Screen some components in one supernet and write their scores; goes on from the newest checkpoint."""
     stage = screening_stage(components)
     logger.info("%s: %d operators", stage, max(len(space[component]) for component in components))
     checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)

@@ -118,3 +118,9 @@ def test_screenings_have_seeds_of_their_own():
     groups = [*screening_groups(False), *screening_groups(True)]
     assert groups == [("backbone",), ("neck",), ("head",), COMPONENTS]
     assert len({screening_seed(0, components) for components in groups}) == 4
+
+
+def test_a_space_of_one_operator_a_component_is_refused(settings, tiny_data, refused):
+    phase = Phase(settings.skeleton, {name: row[:1] for name, row in SPACE.items()}, epochs=2, warmup_epochs=1)
+    with refused("search", "nothing to search"):
+        train_supernet(phase, settings, tiny_data, 0, lambda record: None)

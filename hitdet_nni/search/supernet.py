@@ -13,6 +13,7 @@ import torch
 from hitdet_nni import distributed
 from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.data.pipeline import DetectionData, search_loaders
+from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.pretrained import load_backbone
 from hitdet_nni.precision import Precision
@@ -104,9 +105,12 @@ def train_supernet(
         checkpoints: Where checkpoints are saved; the training goes on from the newest that is there already.
 
     Raises:
-        InputError: If a checkpoint is there that was made by another number of processes.
+        InputError: If no component has several operators, or a checkpoint is there that was made by another number of
+            processes.
         NonFiniteLossError: If a loss is NaN or infinite.
     """
+    if all(len(names) == 1 for names in phase.space.values()):
+        raise InputError("every component has one operator: nothing to search", source=phase.stage)
     pl.seed_everything(seed, verbose=False)
     space = HitDetectorSpace(phase.skeleton, phase.space, len(data.classes))
     space.to(memory_format=torch.channels_last)  # a fifth to a quarter faster on CPU, most in the depthwise layers

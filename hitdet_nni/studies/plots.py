@@ -2,46 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hitdet_nni.studies.random_baseline import Rated, Summary
+from hitdet_nni.studies.operator_ablation import OperatorEffect
+from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.retrainings import Trained
+from hitdet_nni.studies.sparsity_ablation import ScoreCurves
 
-RANDOM_COLOUR, SEARCHED_COLOUR = "#56698f", "#c2410c"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+"""Okabe and Ito's, which colour-blind people can tell apart."""
+
+CURVES = 4
+"""Operators drawn in Fig. 4."""
 
 
-def plot_random_study(rated: Sequence[Rated], summary: Summary, path: Path) -> None:
-    """Plot mAP against GFLOPs and against the supernet's loss, one point an architecture, bars for the deviation."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+def _figure(panels: int, *, share: bool = True) -> tuple[Figure, Sequence[Any]]:
+    figure = Figure(figsize=(4.2 * panels, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    cost, score = figure.subplots(1, 2, sharey=True)
-    _scatter(cost, rated, [one.gflops for one in rated])
-    cost.set_xlabel("GFLOPs")
-    cost.set_ylabel("mAP after retraining")
+    axes = figure.subplots(1, panels, sharey=share, squeeze=False)[0]
+    for one in axes:
+        one.grid(alpha=0.3)
+    return figure, axes
+
+
+def plot_random_study(
+    trained: Sequence[Trained], supernet_losses: Mapping[str, float], summary: Summary, path: Path
+) -> None:
+    """Plot mAP against GFLOPs and against the supernet's loss, one point an architecture, bars for the deviation."""
+    figure, (cost, score) = _figure(2)
+    _scatter(cost, trained, [one.gflops for one in trained])
+    cost.set(xlabel="GFLOPs", ylabel="mAP after retraining")
     cost.legend(frameon=False)
-    _scatter(score, rated, [one.supernet_loss for one in rated])
+    _scatter(score, trained, [supernet_losses[one.name] for one in trained])
     score.set_xlabel("loss with the supernet's weights")
     if summary.kendall is not None:
         score.set_title(f"Kendall's tau {summary.kendall:+.2f}, Spearman's rho {summary.spearman:+.2f}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 
-def _scatter(axes: Any, rated: Sequence[Rated], across: Sequence[float]) -> None:
+def _scatter(axes: Any, trained: Sequence[Trained], across: Sequence[float]) -> None:
     for label, colour, marker, chosen in (
-        ("random", RANDOM_COLOUR, "o", range(1, len(rated))),
-        ("searched", SEARCHED_COLOUR, "D", range(1)),
+        ("random", COLOURS[0], "o", range(1, len(trained))),
+        ("searched", COLOURS[1], "D", range(1)),
     ):
         axes.errorbar(
             [across[index] for index in chosen],
-            [rated[index].mean for index in chosen],
-            yerr=[rated[index].deviation or 0.0 for index in chosen],
+            [trained[index].mean for index in chosen],
+            yerr=[trained[index].deviation or 0.0 for index in chosen],
             fmt=marker,
             color=colour,
             label=label,
             capsize=3,
         )
-    axes.grid(alpha=0.3)
+
+
+def plot_trained(trained: Sequence[Trained], path: Path) -> None:
+    """Plot the mean mAP of each architecture, bars for the deviation over the seeds."""
+    figure, (axes,) = _figure(1)
+    places = range(len(trained))
+    deviations = [one.deviation or 0.0 for one in trained]
+    axes.barh(places, [one.mean for one in trained], xerr=deviations, color=COLOURS[0], capsize=3)
+    axes.set_yticks(places, [one.name for one in trained])
+    axes.invert_yaxis()
+    axes.set_xlabel("mAP after retraining")
+    figure.savefig(path, dpi=120)
+
+
+def plot_effects(effects: Sequence[OperatorEffect], baseline: float, path: Path) -> None:
+    """Plot the mAP of each operator in each part, one point a repetition, and the baseline's (as Fig. 3)."""
+    components = list(dict.fromkeys(effect.component for effect in effects))
+    figure, panels = _figure(len(components))
+    for axes, component in zip(panels, components, strict=True):
+        own = [effect for effect in effects if effect.component == component]
+        for place, effect in enumerate(own):
+            axes.plot([place] * len(effect.accuracies), effect.accuracies, "o", color=COLOURS[0], alpha=0.5)
+            axes.plot([place], [effect.mean], "_", color=COLOURS[1], markersize=16)
+        axes.axhline(baseline, color="grey", linestyle="--", linewidth=1)
+        axes.set_xticks(range(len(own)), [effect.operator for effect in own], rotation=90)
+        axes.set_title(component)
+    panels[0].set_ylabel("mAP after retraining")
+    figure.savefig(path, dpi=120)
+
+
+def plot_scores(found: Sequence[ScoreCurves], seed: int, path: Path) -> None:
+    """Plot the scores of some operators, chosen at random, over the epochs, one panel a weight (as Fig. 4)."""
+    operators = sorted(found[0].scores)
+    chosen = random.Random(seed).sample(operators, min(CURVES, len(operators)))
+    figure, panels = _figure(len(found))
+    for axes, curves in zip(panels, found, strict=True):
+        for colour, operator in zip(COLOURS, chosen, strict=False):
+            row = curves.scores[operator]
+            axes.plot(range(1, len(row) + 1), row, color=colour, label=operator)
+        axes.set(title=f"mu = {curves.weight:g}", xlabel="epoch")
+    panels[0].set_ylabel("score: probability summed over layers")
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=120)

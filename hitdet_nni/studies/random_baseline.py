@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from scipy.stats import kendalltau, spearmanr
 
 from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.data.pipeline import DetectionData, search_loaders
-from hitdet_nni.files import write_csv, write_json
 from hitdet_nni.procedure import describe_architecture
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import Settings
 from hitdet_nni.studies.random_architectures import CostKey, random_samples
-from hitdet_nni.studies.retrainings import Retraining, retrain_all
+from hitdet_nni.studies.retrainings import Trained, deviation
 from hitdet_nni.studies.supernet_score import supernet_loss
 from hitdet_nni.weights_file import read_state
 
 SEARCHED = "searched"
-
-
-@dataclass(frozen=True)
-class Rated:
-    """An architecture and what it reached.
-
-    Attributes:
-        name: ``"searched"``, or ``"random-01"`` and so on.
-        sample: Operator name of each searched layer by its label.
-        params_m: Parameters, in millions.
-        gflops: GFLOPs (multiply-adds) at the skeleton's input size.
-        supernet_loss: :func:`~hitdet_nni.studies.supernet_score.supernet_loss`.
-        accuracies: mAP after retraining, one a seed.
-    """
-
-    name: str
-    sample: Mapping[str, str]
-    params_m: float
-    gflops: float
-    supernet_loss: float
-    accuracies: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean mAP over the seeds."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of mAP over the seeds (n - 1), or ``None`` with one seed."""
-        return _deviation(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -85,152 +51,99 @@ class Summary:
     kendall: float | None
 
     @classmethod
-    def of(cls, rated: Sequence[Rated]) -> Summary:
-        """Compare; ``rated`` holds the searched architecture first, then at least one random one."""
-        searched, *others = rated
+    def of(cls, trained: Sequence[Trained], supernet_losses: Mapping[str, float]) -> Summary:
+        """Compare.
+
+        Args:
+            trained: The searched architecture first, then at least one random one.
+            supernet_losses: :func:`~hitdet_nni.studies.supernet_score.supernet_loss` of each by its name.
+        """
+        searched, *others = trained
         means = [other.mean for other in others]
         as_good = sum(mean >= searched.mean for mean in means)
-        accuracies, scores = [one.mean for one in rated], [-one.supernet_loss for one in rated]
+        accuracies, scores = [one.mean for one in trained], [-supernet_losses[one.name] for one in trained]
         varies = len(set(accuracies)) > 1 and len(set(scores)) > 1
         return cls(
             searched_mean=searched.mean,
             searched_deviation=searched.deviation,
             random_mean=statistics.fmean(means),
-            random_deviation=_deviation(means),
+            random_deviation=deviation(means),
             rank=1 + as_good,
-            architectures=len(rated),
+            architectures=len(trained),
             share_as_good=as_good / len(others),
             spearman=float(spearmanr(scores, accuracies).statistic) if varies else None,
             kendall=float(kendalltau(scores, accuracies).statistic) if varies else None,
         )
 
+    def sentences(self) -> list[str]:
+        """The same in words."""
 
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
+        def spread(mean: float, deviation: float | None, over: str) -> str:
+            return f"{mean:.3f}" + ("" if deviation is None else f" (sd {deviation:.3f} over {over})")
 
-
-@dataclass(frozen=True)
-class RandomStudy:
-    """What is compared, and how.
-
-    Attributes:
-        run: Run directory of the search.
-        settings: Settings of the retrainings; the first seed is theirs, the others follow it.
-        architectures: Random architectures.
-        seeds: Retrainings of each architecture.
-        slack: A random architecture costs at most what the searched one costs, and at most this share less.
-        processes: Retrainings side by side.
-    """
-
-    run: RunDirectory
-    settings: Settings
-    architectures: int
-    seeds: int
-    slack: float
-    processes: int = 1
-
-    @property
-    def measure(self) -> CostKey:
-        """What costs are compared by: what the search's budget counts, else FLOPs."""
-        budget = self.settings.search.budget
-        return "params" if budget is not None and budget.params_m is not None else "flops"
-
-    def draw(self, data: DetectionData) -> dict[str, Architecture]:
-        """The searched architecture and the random ones of the same sub-spaces, by name.
-
-        Raises:
-            InputError: If the run has not been searched, or the space has not so many architectures of that cost.
-        """
-        found = load_architecture(self.run.architecture)
-        space = load_search_space(self.run.sub_spaces)
-        model = CostModel(found.skeleton, found.num_classes)
-        most = getattr(model.architecture(found.sample)["total"], self.measure)
-        samples = random_samples(
-            model,
-            space,
-            self.architectures,
-            least=(1 - self.slack) * most,
-            most=most,
-            measure=self.measure,
-            seed=self.settings.seed,
-            exclude=[found.sample],
-        )
-        drawn = {
-            f"random-{number:02d}": describe_architecture(
-                f"random-{number:02d}", sample, space, self.settings, data.classes
-            )
-            for number, sample in enumerate(samples, start=1)
-        }
-        return {SEARCHED: found, **drawn}
-
-    def supernet_losses(self, architectures: Mapping[str, Architecture], data: DetectionData) -> dict[str, float]:
-        """How the trained supernet rates them."""
-        state = read_state(self.run.supernet, allowed="the supernet.pth of a search")
-        val_loader = search_loaders(data, self.settings.data, self.settings.skeleton, self.settings.seed)[2]
-        batches = list(val_loader)
-        return {
-            name: supernet_loss(one.sample, one.skeleton, one.num_classes, state, batches, self.settings.seed)
-            for name, one in architectures.items()
-        }
-
-    def retrainings(self, architectures: Mapping[str, Architecture], folder: Path) -> list[Retraining]:
-        """Every architecture with every seed, architecture by architecture."""
-        first = self.settings.seed
-        return [
-            Retraining(one, self.settings.model_copy(update={"seed": seed}), folder / f"{name}-seed-{seed}")
-            for name, one in architectures.items()
-            for seed in range(first, first + self.seeds)
+        lines = [
+            f"searched: mAP {spread(self.searched_mean, self.searched_deviation, 'seeds')}",
+            f"random: mAP {spread(self.random_mean, self.random_deviation, 'architectures')}",
+            f"the searched one is number {self.rank} of {self.architectures}; "
+            f"{self.share_as_good:.0%} of the random ones are at least as good",
         ]
-
-    def carry_out(
-        self, data: DetectionData, folder: Path, on_result: Callable[[Retraining, dict[str, Any]], None]
-    ) -> list[Rated]:
-        """Draw, rate and retrain; what ``folder`` holds already is not trained again.
-
-        Args:
-            data: The pictures.
-            folder: Where the run directories of the retrainings go.
-            on_result: Called as retrainings end.
-
-        Returns:
-            The searched architecture, then the random ones.
-        """
-        architectures = self.draw(data)
-        losses = self.supernet_losses(architectures, data)
-        results = retrain_all(self.retrainings(architectures, folder), self.processes, on_result)
-        rated = []
-        for number, (name, one) in enumerate(architectures.items()):
-            own = results[number * self.seeds : (number + 1) * self.seeds]
-            accuracies = tuple(result["mAP"] for result in own)
-            rated.append(Rated(name, one.sample, own[0]["params_m"], own[0]["gflops"], losses[name], accuracies))
-        return rated
+        if self.kendall is not None and self.spearman is not None:
+            lines.append(
+                f"supernet against retrained: Kendall's tau {self.kendall:+.2f}, Spearman's rho {self.spearman:+.2f} "
+                f"over {self.architectures} architectures"
+            )
+        return lines
 
 
-def write_study(rated: Sequence[Rated], study: RandomStudy, folder: Path) -> Summary:
-    """Write ``study.json`` and ``architectures.csv``."""
-    summary = Summary.of(rated)
-    protocol = {
-        "run": str(study.run.path),
-        "seed": study.settings.seed,
-        "seeds": study.seeds,
-        "slack": study.slack,
-        "epochs": study.settings.retrain.epochs,
-    }
-    write_json(
-        folder / "study.json",
-        {"protocol": protocol, "summary": asdict(summary), "architectures": [asdict(one) for one in rated]},
+def draw_rivals(
+    run: RunDirectory, settings: Settings, data: DetectionData, count: int, slack: float
+) -> dict[str, Architecture]:
+    """The searched architecture and random ones of the same sub-spaces, by name.
+
+    A random one costs at most what the searched one costs, and at most the share ``slack`` less: parameters where the
+    search had a budget of parameters, else FLOPs.
+
+    Args:
+        run: Run directory of the search.
+        settings: Give the seed of the draws.
+        data: The pictures.
+        count: Random architectures.
+        slack: In (0, 1].
+
+    Raises:
+        InputError: If the run has not been searched, or the space has not so many architectures of that cost.
+    """
+    found = load_architecture(run.architecture)
+    space = load_search_space(run.sub_spaces)
+    model = CostModel(found.skeleton, found.num_classes)
+    budget = settings.search.budget
+    measure: CostKey = "params" if budget is not None and budget.params_m is not None else "flops"
+    most: int = getattr(model.architecture(found.sample)["total"], measure)
+    samples = random_samples(
+        model,
+        space,
+        count,
+        least=(1 - slack) * most,
+        most=most,
+        measure=measure,
+        seed=settings.seed,
+        exclude=[found.sample],
     )
-    rows = [
-        {
-            "name": one.name,
-            "params_m": one.params_m,
-            "gflops": one.gflops,
-            "supernet_loss": one.supernet_loss,
-            "mean_mAP": one.mean,
-            "deviation": one.deviation,
-            **{f"mAP_seed_{study.settings.seed + number}": value for number, value in enumerate(one.accuracies)},
-        }
-        for one in rated
-    ]
-    write_csv(folder / "architectures.csv", list(rows[0]), rows)
-    return summary
+    names = [f"random-{number:02d}" for number in range(1, count + 1)]
+    drawn = {
+        name: describe_architecture(name, sample, space, settings, data.classes)
+        for name, sample in zip(names, samples, strict=True)
+    }
+    return {SEARCHED: found, **drawn}
+
+
+def rate_by_supernet(
+    run: RunDirectory, settings: Settings, data: DetectionData, architectures: Mapping[str, Architecture]
+) -> dict[str, float]:
+    """How the trained supernet of a run rates architectures: its loss on the validation pictures, by name."""
+    state = read_state(run.supernet, allowed="the supernet.pth of a search")
+    batches = list(search_loaders(data, settings.data, settings.skeleton, settings.seed)[2])
+    return {
+        name: supernet_loss(one.sample, one.skeleton, one.num_classes, state, batches, settings.seed)
+        for name, one in architectures.items()
+    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,40 @@ from hitdet_nni.settings import Settings
 
 
 @dataclass(frozen=True)
+class Trained:
+    """An architecture and what it reached.
+
+    Attributes:
+        name: Its name in the study.
+        sample: Operator name of each searched layer by its label.
+        params_m: Parameters, in millions.
+        gflops: GFLOPs (multiply-adds) at the skeleton's input size.
+        accuracies: mAP after retraining, one a seed.
+    """
+
+    name: str
+    sample: Mapping[str, str]
+    params_m: float
+    gflops: float
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean mAP over the seeds."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of mAP over the seeds (n - 1), or ``None`` with one seed."""
+        return deviation(self.accuracies)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation (n - 1), or ``None`` of one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
 class Retraining:
     """One retraining of a study.
 
@@ -34,28 +69,63 @@ class Retraining:
     folder: Path
 
 
-def retrain_all(
-    retrainings: Sequence[Retraining], processes: int, on_result: Callable[[Retraining, dict[str, Any]], None]
-) -> list[dict[str, Any]]:
-    """Retrain, each from its newest checkpoint if there is one.
+OnResult = Callable[[int, int, Retraining, dict[str, Any]], None]
+"""Told of retrainings as they end: how many have, how many there are, which, and the content of ``metrics.json``."""
 
-    Args:
-        retrainings: What to train.
-        processes: How many to train side by side, each in a process of its own; 1 trains in this process.
-        on_result: Called with each retraining and the content of its ``metrics.json``, as they end.
 
-    Returns:
-        The contents of ``metrics.json``, in the order of the retrainings.
+@dataclass(frozen=True)
+class Protocol:
+    """How all architectures of a study are trained.
 
-    Raises:
-        InputError: If a folder holds something else.
+    Attributes:
+        settings: All settings; the first seed is theirs, the others follow it.
+        seeds: Retrainings of each architecture.
+        folder: Where the run directories go.
+        processes: Retrainings side by side, each in a process of its own; 1 trains in this process.
+        on_result: Told of retrainings as they end.
     """
-    results: dict[int, dict[str, Any]] = {}
-    with _runner(processes) as run:
-        for number, result in run(retrainings):
-            results[number] = result
-            on_result(retrainings[number], result)
-    return [results[number] for number in range(len(retrainings))]
+
+    settings: Settings
+    seeds: int
+    folder: Path
+    processes: int = 1
+    on_result: OnResult = lambda done, total, one, result: None
+
+    def seed_range(self) -> range:
+        """The seeds that every architecture is trained with."""
+        return range(self.settings.seed, self.settings.seed + self.seeds)
+
+    def retrain(self, architectures: Mapping[str, Architecture]) -> list[Trained]:
+        """Train every architecture with every seed; what is trained already is not trained again.
+
+        Args:
+            architectures: What to train, by name.
+
+        Raises:
+            InputError: If a folder holds something else.
+        """
+        results = self._run(
+            [
+                Retraining(one, self.settings.model_copy(update={"seed": seed}), self.folder / f"{name}-seed-{seed}")
+                for name, one in architectures.items()
+                for seed in self.seed_range()
+            ]
+        )
+        trained = []
+        for number, (name, one) in enumerate(architectures.items()):
+            own = results[number * self.seeds : (number + 1) * self.seeds]
+            accuracies = tuple(result["mAP"] for result in own)
+            trained.append(Trained(name, one.sample, own[0]["params_m"], own[0]["gflops"], accuracies))
+        return trained
+
+    def _run(self, retrainings: Sequence[Retraining]) -> list[dict[str, Any]]:
+        """The contents of ``metrics.json``, in the order of the retrainings."""
+        results: dict[int, dict[str, Any]] = {}
+        with _runner(self.processes) as run:
+            for number, result in run(retrainings):
+                results[number] = result
+                self.on_result(len(results), len(retrainings), retrainings[number], result)
+        return [results[number] for number in range(len(retrainings))]
 
 
 Runner = Callable[[Sequence[Retraining]], Iterator[tuple[int, dict[str, Any]]]]

@@ -1,0 +1,36 @@
+"""One sub search space for all components, or one each (Table 4)."""
+
+from __future__ import annotations
+
+import csv
+
+from hitdet_nni.files import read_text
+from hitdet_nni.run_directory import RunDirectory
+from hitdet_nni.search_space import SearchSpace
+from hitdet_nni.skeleton import COMPONENTS, Component
+
+
+def final_order(run: RunDirectory, component: Component) -> list[str]:
+    """All operators of a component's screening, the best first: who left later, and among those who stood higher.
+
+    Raises:
+        InputError: If the scores are missing or damaged.
+    """
+    run.kept_operators(component)  # refuses what is no table of scores
+    last: dict[str, tuple[int, int, int]] = {}
+    for row in csv.DictReader(read_text(run.scores(component)).splitlines()):
+        last[row["operator"]] = (-int(row["epoch"]), int(row["removed"]), int(row["rank"]))
+    return sorted(last, key=lambda operator: last[operator])
+
+
+def common_sub_space(run: RunDirectory, keep: int) -> SearchSpace:
+    """The ``keep`` operators whose places in the three screenings have the least sum, for every component.
+
+    Source:
+        Table 4, "1 sub search space"; the paper does not say how it is chosen.
+    """
+    orders = [final_order(run, component) for component in COMPONENTS]
+    places = {operator: sum(order.index(operator) for order in orders) for operator in orders[0]}
+    best = set(sorted(places, key=lambda operator: places[operator])[:keep])
+    common = [operator for operator in places if operator in best]
+    return {component: list(common) for component in COMPONENTS}
