@@ -7,13 +7,16 @@ import itertools
 import json
 import math
 import pickle
+import re
+import shlex
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
 
 from hitdet_nni.architecture import Architecture, Provenance, save_architecture
-from hitdet_nni.cli import main
+from hitdet_nni.cli import STUDIES, build_parser, main
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
@@ -163,6 +166,13 @@ def searched(tmp_path, tiny_data, draw):
     run.supernet.parent.mkdir(exist_ok=True)
     save_weights(space.detector, run.supernet)
     return run
+
+
+def test_every_command_of_the_page_is_one():
+    page = (Path(__file__).parents[1] / "docs" / "studies.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    kinds = {build_parser().parse_args(shlex.split(command)[1:]).kind for command in commands}
+    assert kinds == set(STUDIES)
 
 
 def study(kind, searched, out, *more):
