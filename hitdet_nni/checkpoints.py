@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,10 @@ class CheckpointFolder:
         """
         for file in reversed(self.files()):
             if _digest(file) == file.stem[-16:]:
-                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-                return state
+                # Not ours after all, or of another version: zip, pickle and torch have no common exception for that.
+                with suppress(Exception):
+                    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                    return state
             logger.warning("checkpoint %s is cut short or damaged: going on from the one before it", file)
         return None
 
