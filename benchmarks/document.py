@@ -1,9 +1,9 @@
 """Write docs/benchmarks.md from what the benchmarks printed with ``--json``.
 
-    python benchmarks/supernet_step.py --json > docs/benchmarks/supernet_step.json
-    python benchmarks/peers.py --json > docs/benchmarks/peers.json
-    python benchmarks/start_up.py --json > docs/benchmarks/start_up.json
-    python benchmarks/document.py
+python benchmarks/supernet_step.py --json > docs/benchmarks/supernet_step.json
+python benchmarks/peers.py --json > docs/benchmarks/peers.json
+python benchmarks/start_up.py --json > docs/benchmarks/start_up.json
+python benchmarks/document.py
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import sys
 from contextlib import nullcontext, suppress
@@ -24,6 +25,8 @@ from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.files import read_json, read_yaml
 from hitdet_nni.procedure import check_budget, screen, screening_key, search, train_found, whole_space
 from hitdet_nni.process import prepare_process
+from hitdet_nni.report.page import write_report
+from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.run_directory import RunDirectory, plain
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search_space import SearchSpace
@@ -109,6 +112,9 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     if distributed.is_main():
         final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
         nni.report_final_result(final)
+        logger.info("report: %s", write_report(run.path))
+        if "NNI_OUTPUT_DIR" in os.environ:  # where NNI's web UI looks for TensorBoard's files
+            write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
     logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
     distributed.leave()
 

@@ -96,6 +96,7 @@ def test_search_leaves_every_file_of_a_run(found):
         "search/alphas.csv",
         "search/metrics.csv",
         "search/supernet.pth",
+        "report.html",
         "architecture.json",
     }
     metadata = json.loads((found / "metadata.json").read_text())

@@ -19,6 +19,8 @@ _HOMES = {
     "evaluate": ("weights", "evaluate_command"),
     "study": ("study", "study_command"),
     "tables": ("cost", "tables_command"),
+    "report": ("report", "report_command"),
+    "compare": ("report", "compare_command"),
 }
 
 

@@ -1,0 +1,200 @@
+"""Several runs side by side: a table, and accuracy against cost with the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from markupsafe import Markup
+
+from hitdet_nni.report import svg
+from hitdet_nni.report.axes import Axes, Scale, number, span
+from hitdet_nni.report.pareto import pareto_front
+from hitdet_nni.report.precisions import percent
+from hitdet_nni.report.reading import Run
+from hitdet_nni.report.summary import duration, goal_of, size_of, state_of
+
+WIDTH, HEIGHT = 760, 440
+LEFT, RIGHT, TOP, BOTTOM = 56, 20, 32, 46
+LETTER, LINE = 6.6, 14
+"""Room that a letter of a name takes, and a line."""
+
+COLUMNS = ("mAP", "mAP_50", "mAP_s", "mAP_m", "mAP_l")
+"""Average precisions in the table, by the keys of ``metrics.json``."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run of a comparison.
+
+    Attributes:
+        name: A name that no other run of the comparison has.
+        state: How far it has come.
+        precisions: Those of ``COLUMNS``, percent, as text.
+        accuracy: mAP in percent, if it was retrained.
+        params_m: Parameters in millions, if it has an architecture.
+        gflops: Multiply-adds in 10^9, likewise.
+        input_size: Rows and columns of the input that they are for.
+        seconds: Wall time of all stages, if it is known.
+        seed: The seed.
+        goal: Budget or lambda.
+        on_front: Whether no other run beats it.
+    """
+
+    name: str
+    state: str
+    precisions: tuple[str, ...]
+    accuracy: float | None
+    params_m: float | None
+    gflops: float | None
+    input_size: str
+    seconds: float | None
+    seed: int
+    goal: str
+    on_front: bool = False
+
+    @property
+    def time(self) -> str:
+        """The wall time for people."""
+        return "–" if self.seconds is None else duration(self.seconds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison's page shows.
+
+    Attributes:
+        runs: The runs in the order given.
+        scatter: Accuracy against cost, if a run has both.
+        front: Names of the runs on the Pareto front, by ascending cost.
+        input_sizes: Those that costs are for; if there are several, costs do not compare.
+    """
+
+    runs: tuple[Compared, ...]
+    scatter: Markup | None
+    front: tuple[str, ...]
+    input_sizes: tuple[str, ...]
+
+
+def compare_runs(runs: Sequence[Run]) -> Comparison:
+    """Put runs side by side.
+
+    Args:
+        runs: At least one run, in any state.
+    """
+    names = unique_names([run.path for run in runs])
+    measured = [
+        (index, run) for index, run in enumerate(runs) if run.result is not None and run.architecture is not None
+    ]
+    sizes = [size_of(run) for run in runs]
+    points = [
+        (size.gflops, 100 * run.result.metrics["mAP"])
+        for index, run in measured
+        if (size := sizes[index]) is not None and run.result is not None
+    ]
+    front = [measured[place][0] for place in pareto_front(points)]
+    compared = []
+    for index, (run, name, size) in enumerate(zip(runs, names, sizes, strict=True)):
+        metrics = {} if run.result is None else run.result.metrics
+        symbol, value, unit = goal_of(run.settings)
+        compared.append(
+            Compared(
+                name=name,
+                state=state_of(run),
+                precisions=tuple(percent(metrics.get(key)) for key in COLUMNS),
+                accuracy=100 * metrics["mAP"] if metrics else None,
+                params_m=None if size is None else size.params_m,
+                gflops=None if size is None else size.gflops,
+                input_size="" if size is None else size.input_size,
+                seconds=sum(run.metadata.seconds.values()) if run.metadata.seconds else None,
+                seed=run.settings.seed,
+                goal=f"{symbol} {value}" if symbol == "λ" else f"{value} {unit}",
+                on_front=index in front,
+            )
+        )
+    return Comparison(
+        runs=tuple(compared),
+        scatter=_scatter(compared, front) if points else None,
+        front=tuple(names[index] for index in front),
+        input_sizes=tuple(sorted({size.input_size for size in sizes if size is not None})),
+    )
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The directories' names, with as many of the folders above as it takes to tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    depth = 1
+    while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _scatter(runs: Sequence[Compared], front: Sequence[int]) -> Markup:
+    points = {
+        index: (run.gflops, run.accuracy)
+        for index, run in enumerate(runs)
+        if run.gflops is not None and run.accuracy is not None
+    }
+    axes = Axes(
+        x=Scale(*span((cost for cost, _ in points.values()), zero=True), LEFT, WIDTH - RIGHT),
+        y=Scale(*span((accuracy for _, accuracy in points.values()), zero=True), HEIGHT - BOTTOM, TOP),
+        x_label="GFLOPs (multiply-adds)",
+        y_label="mAP, percent",
+        whole=False,
+    )
+    parts = axes.frame()
+    stairs = _steps([points[index] for index in front], axes.x.high)
+    parts.append(axes.path(stairs, "front"))
+    places = {index: (axes.x(cost), axes.y(accuracy)) for index, (cost, accuracy) in points.items()}
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]
+    corners = [(axes.x(cost), axes.y(accuracy)) for cost, accuracy in stairs]
+    taken += [
+        (min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1)
+        for (x, y), (to_x, to_y) in pairwise(corners)
+    ]
+    for index, (x, y) in places.items():
+        run, best = runs[index], index in front
+        left, base = _place_name(run.name, x, y, taken)
+        title = svg.element("title", f"{run.name}: mAP {run.precisions[0]}, {number(run.gflops or 0.0)} GFLOPs")
+        dot = svg.element("circle", cx=x, cy=y, r=5.5 if best else 4.5, class_="point best" if best else "point")
+        name = svg.text(run.name, left, base, class_="point-name")
+        parts.append(svg.element("g", title, dot, name))
+    names = ", ".join(runs[index].name for index in front)
+    label = f"mAP against GFLOPs of {len(points)} runs; on the Pareto front by ascending cost: {names}"
+    return svg.drawing(WIDTH, HEIGHT, label, *parts)
+
+
+def _steps(front: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """The front as stairs: what accuracy can be had up to each cost."""
+    stairs: list[tuple[float, float]] = []
+    for cost, accuracy in front:
+        if stairs:
+            stairs.append((cost, stairs[-1][1]))
+        stairs.append((cost, accuracy))
+    return [*stairs, (end, stairs[-1][1])]
+
+
+Area = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _place_name(name: str, x: float, y: float, taken: list[Area]) -> tuple[float, float]:
+    """Left end and base line of a point's name where nothing else is, if there is such a place; notes it as taken."""
+    width = LETTER * len(name)
+    lefts = (x + 9, x - 9 - width, x - width / 2)
+    wanted = [(left, y + 4 + dy) for dy in (0, -LINE, LINE, -2 * LINE, 2 * LINE) for left in lefts]
+    areas = [(left, base - LINE + 3, left + width, base + 3) for left, base in wanted]
+
+    def free(area: Area) -> bool:
+        inside = area[0] >= LEFT and area[2] <= WIDTH - 2 and area[1] >= 0 and area[3] <= HEIGHT - BOTTOM
+        return inside and not any(_overlap(area, other) for other in taken)
+
+    index = next((index for index, area in enumerate(areas) if free(area)), 0)
+    taken.append(areas[index])
+    return wanted[index]
+
+
+def _overlap(one: Area, other: Area) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

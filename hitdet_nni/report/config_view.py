@@ -1,0 +1,109 @@
+"""The settings of a run, and in what they differ from the shipped config behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_yaml
+from hitdet_nni.run_directory import plain
+from hitdet_nni.settings import Settings, find_config, load_settings
+from hitdet_nni.shipped import shipped
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        key: Dotted key.
+        value: Its value as YAML writes it.
+        shipped: The shipped config's value, if it is another one.
+    """
+
+    key: str
+    value: str
+    shipped: str | None
+
+
+@dataclass(frozen=True)
+class ConfigView:
+    """All settings.
+
+    Attributes:
+        base: Name of the shipped config that they are compared with, if it is known.
+        settings: All of them in order.
+    """
+
+    base: str | None
+    settings: tuple[Setting, ...]
+
+    @property
+    def changed(self) -> tuple[Setting, ...]:
+        """Those that differ from the shipped config."""
+        return tuple(setting for setting in self.settings if setting.shipped is not None)
+
+
+def config_view(settings: Settings, command: Sequence[str]) -> ConfigView:
+    """Lay the settings of a run beside those of the shipped config that its command named or its config extends.
+
+    Args:
+        settings: The run's settings.
+        command: Program and arguments that made the run.
+    """
+    base = shipped_base(command)
+    others = {} if base is None else dict(_flat(plain(load_settings(base))))
+    rows = []
+    for key, value in _flat(plain(settings)):
+        differs = base is not None and value != others.get(key)
+        rows.append(Setting(key, _text(value), _text(others.get(key)) if differs else None))
+    return ConfigView(base, tuple(rows))
+
+
+def shipped_base(command: Sequence[str]) -> str | None:
+    """Name of the shipped config behind a command's ``--config``; ``None`` where that cannot be told any more."""
+    names = [argument for before, argument in pairwise(command) if before == "--config"]
+    names += [argument.removeprefix("--config=") for argument in command if argument.startswith("--config=")]
+    try:
+        return _shipped_below(names[-1]) if names else None
+    except InputError:  # the user's file has gone or changed since: there is nothing to compare with
+        return None
+
+
+def _shipped_below(config: str, depth: int = 20) -> str | None:
+    path = find_config(config)
+    if path == shipped_path(path.stem):
+        return path.stem
+    tree = read_yaml(path)
+    below = tree.get("extends") if isinstance(tree, Mapping) else None
+    if not isinstance(below, str) or not depth:
+        return None
+    beside = path.parent / below
+    return _shipped_below(str(beside if beside.is_file() else below), depth - 1)
+
+
+def shipped_path(name: str) -> Path | None:
+    """The shipped config of a name, if there is one."""
+    try:
+        return shipped("experiments", f"configs/{name}.yml")
+    except InputError:
+        return None
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
+    return text.removesuffix("...").strip()

@@ -1,0 +1,180 @@
+"""What a trained detector finds on validation pictures, beside what is there.
+
+Imports mmdet; only pages of runs with weights need it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from markupsafe import Markup
+from mmengine.dataset import pseudo_collate
+from PIL import Image, ImageOps
+
+from hitdet_nni import distributed
+from hitdet_nni.architecture import Architecture
+from hitdet_nni.data.coco import CocoDataset, read_annotations
+from hitdet_nni.data.pictures import PICTURE_FORMATS
+from hitdet_nni.data.pipeline import build_dataset, open_data
+from hitdet_nni.errors import InputError
+from hitdet_nni.model.detector import build_detector
+from hitdet_nni.report import svg
+from hitdet_nni.settings import Settings
+from hitdet_nni.weights_file import load_weights
+
+SCORE = 0.3
+"""Detections are drawn from this score on."""
+
+MOST = 30
+"""Detections drawn of one picture, the strongest."""
+
+PIXELS = 320
+"""Longer side of an embedded picture at most."""
+
+SIDE = 230
+"""Longer side of its drawing, in units that the letters in it are 12 of high."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in a picture.
+
+    Attributes:
+        corners: Left, top, right, bottom in the picture's pixels.
+        name: Class name.
+        score: The detector's score; ``None`` of an annotation.
+    """
+
+    corners: tuple[float, ...]
+    name: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture on the page.
+
+    Attributes:
+        name: File name.
+        truth: The picture with the annotated boxes.
+        found: The picture with the detections.
+        annotated: Number of annotated boxes.
+        detected: Number of detections drawn.
+        best: The highest score, if anything was detected at all.
+    """
+
+    name: str
+    truth: Markup
+    found: Markup
+    annotated: int
+    detected: int
+    best: float | None
+
+
+def show_detections(architecture: Architecture, weights: Path, settings: Settings, count: int) -> list[Shown]:
+    """Run a trained detector on validation pictures, evenly spaced over the set.
+
+    Args:
+        architecture: What the weights belong to.
+        weights: File of the trained weights; nothing in it is executed.
+        settings: The run's settings.
+        count: Number of pictures; of a smaller set all are shown.
+
+    Raises:
+        InputError: If the pictures or the weights cannot be had, or do not belong together.
+    """
+    validation = _validation_set(settings)
+    classes = validation.classes_in_file_order
+    if classes != architecture.provenance.classes:
+        raise InputError("has other classes than the architecture was searched for", source=validation.ann)
+    detector = build_detector(architecture.skeleton, architecture.sample, len(classes)).to(distributed.device()).eval()
+    load_weights(detector, weights)
+    pictures = build_dataset(validation, architecture.skeleton, training=False)
+    count = min(count, len(pictures))
+    shown = []
+    for index in (k * len(pictures) // count for k in range(count)):
+        information = pictures.get_data_info(index)
+        picture = _read_picture(Path(information["img_path"]))
+        found = _detect(detector, pictures[index], classes)
+        truth = [
+            Box(tuple(map(float, each["bbox"])), classes[each["bbox_label"]])
+            for each in information["instances"]
+            if not each["ignore_flag"]
+        ]
+        shown.append(_show(Path(information["img_path"]).name, picture, truth, found))
+    return shown
+
+
+def _validation_set(settings: Settings) -> CocoDataset:
+    data = settings.data
+    if data.val_ann is None or data.val_images is None:
+        return open_data(data, settings.seed).val
+    return read_annotations(data.val_ann, data.val_images, key="data.val_ann", allow_empty_boxes=True)
+
+
+def _read_picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise InputError(f"cannot be decoded: {error}", source=path) from None
+
+
+@torch.no_grad()
+def _detect(detector: Any, packed: dict[str, Any], classes: Sequence[str]) -> list[Box]:
+    """Everything that a detector finds on a picture, the strongest first."""
+    predictions = detector.test_step(pseudo_collate([packed]))[0].pred_instances
+    boxes = [
+        Box(tuple(corners), classes[label], score)
+        for corners, label, score in zip(
+            predictions.bboxes.tolist(), predictions.labels.tolist(), predictions.scores.tolist(), strict=True
+        )
+    ]
+    return sorted(boxes, key=lambda box: box.score or 0.0, reverse=True)
+
+
+def _show(name: str, picture: Image.Image, truth: Sequence[Box], found: Sequence[Box]) -> Shown:
+    drawn = [box for box in found if (box.score or 0.0) >= SCORE][:MOST]
+    source = _embedded(picture)
+    return Shown(
+        name=name,
+        truth=_drawn(picture.size, source, truth, "truth", f"{name} with {len(truth)} annotated boxes"),
+        found=_drawn(picture.size, source, drawn, "found", f"{name} with {len(drawn)} detections"),
+        annotated=len(truth),
+        detected=len(drawn),
+        best=found[0].score if found else None,
+    )
+
+
+def _embedded(picture: Image.Image) -> str:
+    small = picture.copy()
+    small.thumbnail((PIXELS, PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _drawn(size: tuple[int, int], source: str, boxes: Sequence[Box], look: str, label: str) -> Markup:
+    scale = SIDE / max(size)
+    width, height = size[0] * scale, size[1] * scale
+    parts = [svg.element("image", href=source, x=0, y=0, width=width, height=height)]
+    for box in boxes:
+        left, top, right, bottom = (float(value * scale) for value in box.corners)
+        name = box.name if box.score is None else f"{box.name} {box.score:.2f}"
+        parts.append(
+            svg.element(
+                "g",
+                svg.element("title", name),
+                svg.element("rect", x=left, y=top, width=max(0.0, right - left), height=max(0.0, bottom - top)),
+                svg.text(name, left + 2, top - 3 if top > 14 else top + 12),
+                class_=f"box {look}",
+            )
+        )
+    words = ", ".join(box.name for box in boxes)
+    return svg.drawing(width, height, f"{label}: {words}" if words else label, *parts, class_="picture")

@@ -1,0 +1,30 @@
+"""Operator names for people: their family, and what they say in a block of a drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from hitdet_nni.errors import InputError
+from hitdet_nni.model.operators import Family, Operator, parse_operator
+
+FAMILIES: Mapping[Family, str] = {
+    "ir": "inverted residual (IR)",
+    "sep": "separable convolution (SEP)",
+    "conv": "dense convolution (CONV)",
+}
+
+
+def family_of(name: str) -> Family | Literal["other"]:
+    """The family of an operator; ``"other"`` for a name that is none."""
+    try:
+        return parse_operator(name).family
+    except InputError:
+        return "other"
+
+
+def block_text(operator: Operator) -> str:
+    """Family, kernel, dilation and, of an inverted residual, expansion: ``"IR 5×5 d1 e6"``."""
+    expansion = f" e{operator.expansion}" if operator.family == "ir" else ""
+    kernel = operator.kernel_size
+    return f"{operator.family.upper()} {kernel}×{kernel} d{operator.dilation}{expansion}"

@@ -1,0 +1,131 @@
+"""The pages: what was read and drawn, put into the templates."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hitdet_nni import __version__
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import write_text
+from hitdet_nni.report.architecture_drawing import draw_architecture
+from hitdet_nni.report.axes import number
+from hitdet_nni.report.comparison import compare_runs
+from hitdet_nni.report.config_view import config_view
+from hitdet_nni.report.costs import cost_views
+from hitdet_nni.report.heat_map import heat_maps
+from hitdet_nni.report.operator_text import FAMILIES
+from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
+from hitdet_nni.report.reading import Run, read_run
+from hitdet_nni.report.screening_chart import show_screening
+from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
+from hitdet_nni.report.summary import duration, figures, searched, state_of
+from hitdet_nni.skeleton import COMPONENTS
+
+PAGE = "report.html"
+"""Name of a run's page in its directory."""
+
+MOST_PICTURES = 40
+"""Pictures that a page has at most, so that it stays small."""
+
+
+def write_report(path: Path, out: Path | None = None, *, pictures: int = 6) -> Path:
+    """Write the page of a run, in whatever state the run is.
+
+    Args:
+        path: The run directory.
+        out: The file to write; ``report.html`` in the run directory by default.
+        pictures: Validation pictures to show detections on.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: If it is not a run directory, a file in it is damaged, or the page cannot be written.
+    """
+    if not 0 <= pictures <= MOST_PICTURES:
+        raise InputError(f"got {pictures}", source="--pictures", allowed=f"0 to {MOST_PICTURES}")
+    return _write(render_report(read_run(path), pictures), path / PAGE if out is None else out)
+
+
+def write_comparison(paths: Sequence[Path], out: Path) -> Path:
+    """Write a page that compares runs; arguments and errors as :func:`write_report`.
+
+    Raises:
+        InputError: Moreover if a run is named twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    for path, place in zip(paths, resolved, strict=True):
+        if resolved.count(place) > 1:
+            raise InputError("is named twice", source=path, allowed="each run once")
+    return _write(render_comparison([read_run(path) for path in paths]), out)
+
+
+def render_report(run: Run, pictures: int) -> str:
+    """The page of a run as text."""
+    budget = run.settings.search.budget
+    return _render(
+        "report.html",
+        run=run,
+        state=state_of(run),
+        figures=figures(run),
+        searched=list(searched(run)),
+        config=config_view(run.settings, run.metadata.command),
+        screening=[show_screening(name, scores) for name, scores in run.scores.items() if scores],
+        heat=heat_maps(run.alphas) if run.alphas else None,
+        architecture=None if run.architecture is None else draw_architecture(run.architecture),
+        families=FAMILIES,
+        costs=() if run.architecture is None else cost_views(run.architecture, budget),
+        search_charts=search_charts(run.metrics, budget),
+        training_charts=training_charts(run.training),
+        precisions=AVERAGE_PRECISIONS,
+        detections=_detections(run, pictures),
+        health_charts=health_charts(run.metrics),
+        components=COMPONENTS,
+    )
+
+
+def render_comparison(runs: Sequence[Run]) -> str:
+    """The page of a comparison as text."""
+    return _render("compare.html", comparison=compare_runs(runs))
+
+
+def _detections(run: Run, pictures: int) -> dict[str, Any]:
+    """What the detector finds, or why that is not shown."""
+    if not pictures:
+        return {"pictures": (), "why_none": "No pictures were asked for."}
+    if run.architecture is None or run.weights is None:
+        return {"pictures": (), "why_none": "The weights of a retrained detector are not there."}
+    # It imports mmdet, which pages of runs without weights need not wait for.
+    detections = importlib.import_module("hitdet_nni.report.detections")
+    try:
+        shown = detections.show_detections(run.architecture, run.weights, run.settings, pictures)
+    except InputError as error:
+        return {"pictures": (), "why_none": f"The detector could not be run on validation pictures: {error}."}
+    return {"pictures": shown, "least_score": detections.SCORE}
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent, duration=duration)
+    return environment.get_template(template).render(version=__version__, **values)
+
+
+def _write(page: str, out: Path) -> Path:
+    # JSON can hold half of a surrogate pair, which UTF-8 has no bytes for.
+    page = page.encode("utf-8", "replace").decode("utf-8")
+    try:
+        write_text(out, page)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", source=out, key="--out") from None
+    return out

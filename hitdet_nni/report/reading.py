@@ -1,0 +1,132 @@
+"""A run directory in whatever state it is, read and checked as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, ValidationError
+
+from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_json, read_yaml
+from hitdet_nni.report.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
+from hitdet_nni.report.training_log import TrainingLog, read_training_log
+from hitdet_nni.run_directory import find_run
+from hitdet_nni.search_space import SearchSpace, load_search_space
+from hitdet_nni.settings import Settings
+from hitdet_nni.skeleton import COMPONENTS, Component
+from hitdet_nni.validation import one_line
+from hitdet_nni.weights_file import WEIGHTS_FILE
+
+
+class Metadata(BaseModel):
+    """``metadata.json``; an older version of the package may have written less, a newer one more."""
+
+    model_config = ConfigDict(frozen=True)
+
+    started: str | None = None
+    seed: int | None = None
+    git_commit: str | None = None
+    command: list[str] = []
+    python: str | None = None
+    machine: str | None = None
+    versions: dict[str, str] = {}
+    seconds: dict[str, NonNegativeFloat] = Field({}, description="wall time by stage")
+    warnings: dict[str, list[str]] = Field({}, description="what the signs of health give reason to doubt, by stage")
+
+
+class Result(BaseModel):
+    """``metrics.json``: what a retraining ended with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    params_m: NonNegativeFloat
+    gflops: NonNegativeFloat
+    shape: tuple[int, int]
+    metrics: dict[str, FiniteFloat]
+    metrics_before_training: dict[str, FiniteFloat] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a page says of a run.
+
+    Attributes:
+        path: The run directory.
+        name: Its name.
+        settings: The resolved settings.
+        metadata: Commit, seed, versions, machine, seconds, warnings.
+        scores: Screening scores of each component that has been screened.
+        space: The sub search space, once all components have been screened.
+        metrics: What was measured after each epoch of the search.
+        alphas: The architecture parameters after each epoch of the search.
+        architecture: The decided architecture.
+        training: The curves of the retraining.
+        result: What the retraining ended with.
+        weights: File of the trained weights, if it is there.
+    """
+
+    path: Path
+    name: str
+    settings: Settings
+    metadata: Metadata
+    scores: dict[Component, tuple[Score, ...]]
+    space: SearchSpace | None
+    metrics: tuple[EpochMetrics, ...]
+    alphas: AlphaHistory
+    architecture: Architecture | None
+    training: TrainingLog
+    result: Result | None
+    weights: Path | None
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory.
+
+    Args:
+        path: The directory; every file in it but ``config.yml`` may be absent.
+
+    Raises:
+        InputError: If it is not a run directory, or a file in it is damaged.
+    """
+    found = find_run(path)
+    weights = found.retrain / WEIGHTS_FILE
+    result = _validated(Result, found.metrics, read_json(found.metrics)) if found.metrics.is_file() else None
+    if result is not None and "mAP" not in result.metrics:
+        raise InputError("missing", source=found.metrics, key="metrics.mAP")
+    return Run(
+        path=path,
+        name=path.resolve().name,
+        # Not `load_settings`: paths in a user's config are relative to its folder, those in a run's are resolved.
+        settings=_validated(Settings, found.config, read_yaml(found.config)),
+        metadata=_validated(Metadata, found.metadata, read_json(found.metadata))
+        if found.metadata.is_file()
+        else Metadata(),
+        scores={
+            component: read_scores(found.scores(component))
+            for component in COMPONENTS
+            if found.scores(component).is_file()
+        },
+        space=load_search_space(found.sub_spaces) if found.sub_spaces.is_file() else None,
+        metrics=read_metrics(found.search_metrics) if found.search_metrics.is_file() else (),
+        alphas=read_alphas(found.alphas) if found.alphas.is_file() else {},
+        architecture=load_architecture(found.architecture) if found.architecture.is_file() else None,
+        training=read_training_log(found.retrain),
+        result=result,
+        weights=weights if weights.is_file() else None,
+    )
+
+
+def _validated(model: type[Model], source: Path, value: object) -> Model:
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a mapping, got {type(value).__name__}", source=source)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise one_line(error, model, source) from None

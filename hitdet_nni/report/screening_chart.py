@@ -1,0 +1,137 @@
+"""The scores of a component's operators over the epochs of its screening, and when each left the race.
+
+Scores are drawn relative to the mean of the operators in the race, because probabilities grow by themselves as
+operators leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hitdet_nni.report import svg
+from hitdet_nni.report.axes import Axes, Scale, number, span
+from hitdet_nni.report.line_chart import Chart
+from hitdet_nni.report.operator_text import family_of
+from hitdet_nni.report.tables import Score
+from hitdet_nni.skeleton import Component
+
+WIDTH, HEIGHT = 380, 300
+LEFT, RIGHT, TOP, BOTTOM = 50, 92, 30, 42
+LINE_HEIGHT = 12.5
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The operators that the end of an epoch removed.
+
+    Attributes:
+        epoch: The epoch, from 1.
+        operators: Their names, the best first.
+        left: Number of operators that stayed.
+    """
+
+    epoch: int
+    operators: tuple[str, ...]
+    left: int
+
+
+@dataclass(frozen=True)
+class ComponentScreening:
+    """What a page shows of a component's screening.
+
+    Attributes:
+        component: The component.
+        chart: The curves.
+        removals: What left, by epoch; epochs that removed nothing are left out.
+        kept: The operators that stayed, the best first.
+    """
+
+    component: Component
+    chart: Chart
+    removals: tuple[Removed, ...]
+    kept: tuple[str, ...]
+
+
+def show_screening(component: Component, scores: Sequence[Score]) -> ComponentScreening:
+    """Draw the screening of a component.
+
+    Args:
+        component: The component.
+        scores: Its scores, at least one.
+    """
+    epochs: dict[int, list[Score]] = {}
+    for score in scores:
+        epochs.setdefault(score.epoch, []).append(score)
+    removals = []
+    for epoch, rows in sorted(epochs.items()):
+        gone = tuple(row.operator for row in _ranked(rows) if row.removed)
+        if gone:
+            removals.append(Removed(epoch + 1, gone, len(rows) - len(gone)))
+    kept = tuple(row.operator for row in _ranked(epochs[max(epochs)]) if not row.removed)
+    return ComponentScreening(component, _chart(component, scores, kept), tuple(removals), kept)
+
+
+def _ranked(rows: Sequence[Score]) -> list[Score]:
+    return sorted(rows, key=lambda row: row.score, reverse=True)
+
+
+def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -> Chart:
+    races: dict[int, list[float]] = {}
+    for score in scores:
+        races.setdefault(score.epoch, []).append(score.score)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    last_scores: dict[str, float] = {}
+    for score in sorted(scores, key=lambda score: score.epoch):
+        mean = sum(races[score.epoch]) / len(races[score.epoch])
+        curves.setdefault(score.operator, []).append((score.epoch + 1, score.score / mean if mean else 1.0))
+        last_scores[score.operator] = score.score
+    last = max(score.epoch for score in scores) + 1
+    axes = Axes(
+        x=Scale(min(1, last - 1), last, LEFT, WIDTH - RIGHT),
+        y=Scale(*span(y for curve in curves.values() for _, y in curve), HEIGHT - BOTTOM, TOP),
+        x_label="epoch",
+        y_label="score / mean of those in the race",
+    )
+    parts = axes.frame()
+    for operator in (name for name in curves if name not in kept):
+        end = curves[operator][-1]
+        title = svg.element(
+            "title", f"{operator}: removed after epoch {number(end[0])}, score {number(last_scores[operator])}"
+        )
+        x, y = axes.x(end[0]), axes.y(end[1])
+        cross = svg.element("path", d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6", class_="cross")
+        parts.append(svg.element("g", title, axes.path(curves[operator], "curve gone"), cross))
+    places = spread({name: axes.y(curves[name][-1][1]) for name in kept}, TOP, HEIGHT - BOTTOM)
+    for operator in kept:
+        end = curves[operator][-1]
+        look = f"fam-{family_of(operator)}"
+        title = svg.element(
+            "title", f"{operator}: kept, score {number(last_scores[operator])} after epoch {number(end[0])}"
+        )
+        x, y = axes.x(end[0]), axes.y(end[1])
+        lead = svg.element("path", d=f"M{x:.1f} {y:.1f}L{x + 8:.1f} {places[operator]:.1f}", class_="lead")
+        name = svg.text(operator, x + 10, places[operator] + 4, class_="end")
+        dot = svg.element("circle", cx=x, cy=y, r=2.6, class_=f"mark {look}")
+        parts.append(svg.element("g", title, axes.path(curves[operator], f"curve {look}"), lead, dot, name))
+    label = f"Screening scores of the {component}: {len(curves)} operators, kept are {', '.join(kept)}"
+    return Chart(component, svg.drawing(WIDTH, HEIGHT, label, *parts))
+
+
+def spread(wanted: Mapping[str, float], low: float, high: float) -> dict[str, float]:
+    """Heights for labels near those wanted that leave a line's height between any two, within bounds if there is room.
+
+    Args:
+        wanted: Height of each label.
+        low: Least height.
+        high: Largest height.
+    """
+    names = sorted(wanted, key=lambda name: wanted[name])
+    places: list[float] = []
+    for name in names:
+        places.append(max(wanted[name], places[-1] + LINE_HEIGHT if places else low))
+    ceiling = high
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], ceiling)
+        ceiling = places[index] - LINE_HEIGHT
+    return dict(zip(names, places, strict=True))

@@ -1,0 +1,138 @@
+"""The head of a run's page: its state, what was searched, and its headline figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hitdet_nni.report.axes import number
+from hitdet_nni.report.precisions import percent
+from hitdet_nni.report.reading import Run
+from hitdet_nni.search.cost import CostModel
+from hitdet_nni.settings import Settings
+from hitdet_nni.skeleton import COMPONENTS
+
+KINDS = {"faster_rcnn": "Faster R-CNN (two stages)", "retinanet": "RetinaNet (one stage)"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A headline figure.
+
+    Attributes:
+        name: What it is.
+        value: The number as text.
+        note: Unit and condition.
+    """
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a decided architecture costs, by multiply-adds at its own input size.
+
+    Attributes:
+        params_m: Parameters, in millions.
+        gflops: Multiply-adds, in 10^9.
+        input_size: Rows and columns of the input.
+        proposals: RoIs that the head sees; 0 where there are none.
+    """
+
+    params_m: float
+    gflops: float
+    input_size: str
+    proposals: int
+
+
+def size_of(run: Run) -> Size | None:
+    """The cost of a run's architecture; ``None`` where there is none yet."""
+    if run.architecture is None:
+        return None
+    model = CostModel(run.architecture.skeleton, run.architecture.num_classes)
+    total = model.architecture(run.architecture.sample)["total"]
+    return Size(total.params / 1e6, total.flops / 1e9, f"{model.shape[0]} × {model.shape[1]}", model.proposals)
+
+
+def state_of(run: Run) -> str:
+    """How far a run has come, in a sentence."""
+    if run.result is not None:
+        return "Retrained and evaluated."
+    evaluated = run.training.evaluations[-1][0] if run.training.evaluations else 0
+    if run.training.losses or run.training.evaluations:
+        seen = int(max([evaluated, *(place for place, _ in run.training.losses[-1:])]))
+        return f"Retraining unfinished after {seen} of {run.settings.retrain.epochs} epochs: going on, or interrupted."
+    if run.architecture is not None:
+        how = "Searched" if run.alphas else "Holds an architecture"
+        return f"{how}; not retrained."
+    if run.alphas:
+        done = max(run.alphas) + 1
+        return f"Search unfinished after {done} of {run.settings.search.epochs} epochs: going on, or interrupted."
+    if run.space is not None:
+        return "Screened; not searched." if run.scores else "Sub search space given; not searched."
+    if run.scores:
+        return f"Screening unfinished, done are {', '.join(run.scores)}: going on, or interrupted."
+    return "Begun; no stage has ended."
+
+
+def goal_of(settings: Settings) -> tuple[str, str, str]:
+    """What bounds the cost in the search: a budget or the weight lambda; name, value and unit."""
+    budget = settings.search.budget
+    if budget is None:
+        return "λ", number(settings.search.flops_weight), "weight of a GFLOP in the search's loss"
+    if budget.gflops is not None:
+        return "budget", number(budget.gflops), "GFLOPs"
+    return "budget", number(budget.params_m or 0.0), "M parameters"
+
+
+def figures(run: Run) -> list[Figure]:
+    """The headline figures that a run has so far."""
+    found = []
+    if run.result is not None:
+        found.append(Figure("mAP", percent(run.result.metrics["mAP"]), "percent, COCO's AP on the validation pictures"))
+    size = size_of(run)
+    if size is not None:
+        found.append(Figure("Parameters", number(size.params_m), "millions"))
+        rois = f", {size.proposals} RoIs" if size.proposals else ""
+        found.append(Figure("Cost", number(size.gflops), f"GFLOPs (multiply-adds) at {size.input_size}{rois}"))
+    name, value, unit = goal_of(run.settings)
+    found.append(Figure(name.capitalize() if name == "budget" else name, value, unit))
+    if run.metadata.seconds:
+        stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in run.metadata.seconds.items())
+        found.append(Figure("Time", duration(sum(run.metadata.seconds.values())), stages))
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.3g} min"
+    return f"{seconds / 3600:.3g} h"
+
+
+def searched(run: Run) -> Iterator[tuple[str, str]]:
+    """What was searched, as terms and descriptions."""
+    skeleton = run.settings.skeleton if run.architecture is None else run.architecture.skeleton
+    yield "detector", f"{KINDS[skeleton.detector]}, input {skeleton.input_size[0]} × {skeleton.input_size[1]}"
+    for component in COMPONENTS:
+        layers = len(skeleton.labels(component))
+        if run.space is None:
+            yield component, f"{layers} layers"
+        else:
+            yield component, f"{layers} layers, {len(run.space[component])} operators each"
+    yield "pictures", _pictures(run.settings)
+    if run.architecture is not None:
+        classes = run.architecture.provenance.classes
+        some = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
+        yield "classes", f"{len(classes)}: {some}"
+
+
+def _pictures(settings: Settings) -> str:
+    data = settings.data
+    if data.builtin is not None:
+        return f"the embedded {data.builtin}, {data.train} for training, {data.val} for validation, {data.size} pixels"
+    return f"{data.train_ann} for training, {data.val_ann} for validation"
