@@ -60,7 +60,8 @@ class DataSettings(Section):
     val_ann: Path | None = Field(None, description="COCO annotation file of the validation pictures")
     val_images: Path | None = Field(None, description="folder of the validation pictures")
     batch_size: PositiveInt = Field(4, description="pictures a step (section 4.2: 4 a GPU)")
-    workers: NonNegativeInt = Field(0, description="data-loader processes")
+    workers: NonNegativeInt | None = Field(None, description="data-loader processes; null: chosen from the machine")
+    cache_mb: NonNegativeInt = Field(256, description="MB of decoded pictures that a loader keeps in memory")
     flip: bool = Field(True, description="mirror half of the training pictures (section 4.2)")
 
     @model_validator(mode="after")
@@ -260,8 +261,12 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
 
     Args:
         config: A file, or the bare name of a shipped config, e.g. ``"tiny"``. Its ``extends`` key may name another
-            one that it is a diff of. Relative data paths in a file are relative to the file's folder.
-        overrides: Dotted keys and their values, e.g. ``{"search.flops_weight": 0.1}``.
+            one that it is a diff of. Relative paths in a file are relative to the file's folder.
+        overrides: Dotted keys and their values, e.g. ``{"search.flops_weight": 0.1}``; relative paths are relative to
+            the working folder.
+
+    Returns:
+        The settings, all paths absolute, so that they mean the same wherever they are written.
 
     Raises:
         InputError: Naming file, key, value and what is allowed.
@@ -270,6 +275,7 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
     tree = _read_tree(path, ())
     for key, value in (overrides or {}).items():
         _set(tree, key, value, path)
+    _resolve_paths(tree, Path.cwd())
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -341,6 +347,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
+    folder = folder.absolute()
     for section, keys in PATHS.items():
         values = tree.get(section)
         for key in keys:
