@@ -12,6 +12,9 @@ from hitdet_nni.settings import DataSettings, Settings
 METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 """COCO's average precisions, by the names that mmdet gives them."""
 
+EXPORTED_WORKERS = 2
+"""Loader processes of a config that may be used on any machine: mmdet's own number."""
+
 
 def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
@@ -24,10 +27,11 @@ def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def loader_config(data: DataSettings) -> dict[str, Any]:
     """The config of a loader, all but its pictures and their order."""
+    workers = EXPORTED_WORKERS if data.workers is None else data.workers
     return {
         "batch_size": data.batch_size,
-        "num_workers": data.workers,
-        "persistent_workers": data.workers > 0,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
         "collate_fn": {"type": "pseudo_collate"},
     }
 

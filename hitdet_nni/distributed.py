@@ -53,6 +53,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_processes() -> int:
+    """Number of processes of the group on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_main() -> bool:
     """Whether this process decides, writes and speaks for the group."""
     return rank() == 0

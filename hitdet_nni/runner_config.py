@@ -9,6 +9,7 @@ from mmengine.dataset import DefaultSampler
 from hitdet_nni import distributed
 from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.coco_evaluation import evaluation_config, loader_config
+from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.pipeline import DetectionData, build_dataset, dataset_config, loader
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.precision import Precision
@@ -79,13 +80,16 @@ def resumable_config(
         checkpoints: Where the state is kept.
         start: Says what the initial weights are; a checkpoint that started from others is refused.
     """
+    settings = settings.model_copy(
+        update={"data": settle_loading(settings.data, settings.skeleton, data.train, data.val)}
+    )
     plain = training_config(settings, data)
     rank, processes = distributed.rank(), distributed.processes()
-    train = build_dataset(data.train, settings.skeleton, training=True, flip=settings.data.flip)
+    train = kept(build_dataset(data.train, settings.skeleton, training=True, flip=settings.data.flip), settings.data)
     steps = steps_an_epoch(len(train), settings.data.batch_size, processes)
     order = ResumableSampler(len(train), settings.data.batch_size, steps, settings.seed, rank=rank, processes=processes)
-    val = build_dataset(data.val, settings.skeleton, training=False)
-    optimizer = {**plain["optim_wrapper"]["optimizer"], "lr": learning_rate(settings)[0]}
+    val = kept(build_dataset(data.val, settings.skeleton, training=False), settings.data)
+    optimizer = {**plain["optim_wrapper"]["optimizer"], "lr": learning_rate(settings)[0], "foreach": True}
     return {
         **plain,
         # Loaders rather than configs: ours draw no number from the training's random number generator.

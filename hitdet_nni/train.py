@@ -23,7 +23,9 @@ from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture
 from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.coco_evaluation import coco_metrics, evaluation_config
+from hitdet_nni.data.memory import settle_loading
 from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.depthwise_convolution import use_fast_depthwise
 from hitdet_nni.errors import InputError
 from hitdet_nni.inherit import inherit_weights
 from hitdet_nni.model.detector import build_detector, detector_config
@@ -184,6 +186,7 @@ def evaluate(architecture: Architecture, weights: Path, settings: Settings, data
     settings = _with_skeleton(settings, architecture)
     detector = _detector(architecture, settings, data)
     load_weights(detector, weights)
+    settings = settings.model_copy(update={"data": settle_loading(settings.data, settings.skeleton, data.val)})
     with muted(), TemporaryDirectory() as work_dir:
         return coco_metrics(_runner(detector, Path(work_dir), evaluation_config(settings, data)).val())
 
@@ -201,7 +204,11 @@ def _detector(architecture: Architecture, settings: Settings, data: DetectionDat
             allowed=f"{architecture.num_classes}, as the architecture {architecture.name!r} was searched for",
         )
     torch.manual_seed(settings.seed)
-    return build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
+    detector = build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
+    if distributed.device().type == "cpu":
+        detector.to(memory_format=torch.channels_last)
+        use_fast_depthwise(detector)
+    return detector
 
 
 def _runner(detector: nn.Module, work_dir: Path, config: dict[str, Any]) -> Runner:

@@ -21,6 +21,7 @@ from hitdet_nni import __version__, distributed
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.halves import split_halves
+from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.files import locked
@@ -131,15 +132,15 @@ def loader(dataset: Dataset[Any], settings: DataSettings, sampler: ResumableSamp
 
     Args:
         dataset: The pictures; with a sampler, of the form that it asks for.
-        settings: Gives the batch size and the worker processes.
+        settings: Gives the batch size and the loader processes, settled by :func:`settle_loading`.
         sampler: Order of training pictures; without it they come once each, in the data set's order.
     """
     return DataLoader(
         dataset,
         batch_size=settings.batch_size,
         sampler=sampler,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
+        num_workers=settings.workers or 0,
+        persistent_workers=bool(settings.workers),
         collate_fn=pseudo_collate,
         generator=torch.Generator(),  # a loader that starts draws a number: not from the training's generator
     )
@@ -154,20 +155,22 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
     Source:
         Section 3.4: weights on 50 % of the training data, architecture parameters on the rest.
     """
+    settings = settle_loading(settings, skeleton, data.train, data.val)
     train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
     index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
     halves = split_halves(index, seed, image_classes=data.train.image_classes)
     rank, processes = distributed.rank(), distributed.processes()
     steps = steps_an_epoch(max(map(len, halves)), settings.batch_size, processes)
+    pictures = kept(train, settings)
     training = [
         loader(
-            SeededPictures(Subset(train, _indices(index, half))),
+            SeededPictures(Subset(pictures, _indices(index, half))),
             settings,
             ResumableSampler(len(half), settings.batch_size, steps, seed + number, rank=rank, processes=processes),
         )
         for number, half in enumerate(halves)
     ]
-    val = build_dataset(data.val, skeleton, training=False)
+    val = kept(build_dataset(data.val, skeleton, training=False), settings)
     return (*training, loader(Subset(val, range(rank, len(val), processes)), settings))
 
 

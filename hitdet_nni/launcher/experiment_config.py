@@ -86,16 +86,22 @@ def load_config(path: Path) -> ExperimentConfig:
     return parse(content, str(path), ("create", "--config", str(path)), path.parent)
 
 
+def known_experiments() -> tuple[Path, dict[str, Any]]:
+    """NNI's index of this user's experiments, and what it says of each by id; nothing where there is none."""
+    index = Path.home() / "nni-experiments" / ".experiment"
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        known = json.loads(index.read_text(encoding="utf-8"))
+    return index, known
+
+
 def load_stopped(experiment: str) -> ExperimentConfig:
     """Read the config that NNI stored of an experiment that has been stopped or killed.
 
     Raises:
         InputError: NNI knows no such experiment, or it runs.
     """
-    index = Path.home() / "nni-experiments" / ".experiment"
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        known = json.loads(index.read_text(encoding="utf-8"))
+    index, known = known_experiments()
     if experiment not in known:
         raise InputError(f"unknown experiment {experiment!r}", source=index, allowed=sorted(known) or "none yet")
     entry = known[experiment]

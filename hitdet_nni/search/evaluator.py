@@ -19,7 +19,7 @@ from torch import Tensor
 from hitdet_nni import distributed
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.search.cost import ExpectedCost
-from hitdet_nni.search.evidence import Evidence, Exchange, detector_losses, held_out_losses
+from hitdet_nni.search.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts
 from hitdet_nni.search.health import Health, examine
 from hitdet_nni.search.one_shot import refuse_unsupported
 from hitdet_nni.search.resume import ExactResume
@@ -147,7 +147,11 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         """SGD over all parameters; the strategy takes the architecture parameters out of it."""
         settings = self.optimizer
         sgd = torch.optim.SGD(
-            self.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self.parameters(),
+            settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            foreach=True,  # a few calls for hundreds of small tensors; "fused" fails where a path has no gradient yet
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: settings.factor(step, self.iterations))
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -277,7 +281,7 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
         detector = pl_module.model.detector
         detector.eval()
         # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.
-        with torch.random.fork_rng(devices=[]), pl_module.precision.autocast():
+        with torch.random.fork_rng(devices=[]), pl_module.precision.autocast(), remembered_parts(detector):
             torch.manual_seed(self.seed)
             losses = partial(detector_losses, detector)
             found = held_out_losses(losses, self.val_loader, get_args(Exchange), self.seed)

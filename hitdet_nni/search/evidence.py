@@ -8,12 +8,15 @@ shuffled labels as they do on true ones (docs/design.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 Exchange = Literal["annotations", "categories"]
 """What the pictures of a batch exchange: all annotations, or only the categories of their boxes."""
@@ -87,6 +90,54 @@ def detector_losses(detector: Any, batch: dict[str, Any]) -> Losses:
     data = detector.data_preprocessor(batch, detector.training)
     losses = detector(data["inputs"], data["data_samples"], mode="loss")
     return {name: float(value) for name, value in detector.parse_losses(losses)[1].items() if "loss" in name}
+
+
+PARTS = ("backbone", "neck", "rpn_head", "bbox_head", "roi_head.bbox_head")
+"""Parts of mmdet's detectors that know nothing of annotations, where a detector has them."""
+
+
+@contextmanager
+def remembered_parts(detector: nn.Module) -> Iterator[None]:
+    """Within the context :data:`PARTS` are not computed again for inputs that they had in one of their last two calls.
+
+    The pictures of a batch do not change when their annotations are exchanged, and nor do the sampled RoIs when only
+    categories are. Only for parts whose outputs follow from their inputs: without gradients, in evaluation mode.
+    """
+    modules = dict(detector.named_modules())
+    with ExitStack() as stack:
+        for part in (modules[name] for name in PARTS if name in modules):
+            part.forward = _Remembered(part.forward)
+            stack.callback(part.__delattr__, "forward")
+        yield
+
+
+class _Remembered:
+    """A function of tensors, or of sequences of them, that answers its last questions again without computing.
+
+    There are two: RoIs as the pictures' own annotations have them sampled come again after those of exchanged ones.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.answers: deque[tuple[tuple[Any, ...], Any]] = deque(maxlen=2)
+
+    def __call__(self, *inputs: Any) -> Any:
+        for asked, outputs in self.answers:
+            if _same(inputs, asked):
+                return outputs
+        outputs = self.function(*inputs)
+        self.answers.append((inputs, outputs))
+        return outputs
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return False
 
 
 def held_out_losses(

@@ -119,11 +119,15 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.budget = budget
         self.multiplier = multiplier
         self.gradient_norms = GradientNorms()
+        self._mixed_layers: OrderedDict[str, ColumnSparseMixedLayer] | None = None
+        self._parameter_list: list[nn.Parameter] | None = None
 
     def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
-        """The mixed layers by label, in label order."""
-        layers = (module for module in self.supernet_modules() if isinstance(module, ColumnSparseMixedLayer))
-        return OrderedDict(sorted((layer.label, layer) for layer in layers))
+        """The mixed layers by label, in label order; looked for once among the thousands of modules."""
+        if self._mixed_layers is None:
+            layers = (module for module in self.supernet_modules() if isinstance(module, ColumnSparseMixedLayer))
+            self._mixed_layers = OrderedDict(sorted((layer.label, layer) for layer in layers))
+        return self._mixed_layers
 
     def probabilities(self) -> dict[str, Tensor]:
         """Weights of all candidates of each mixed layer by label, zero where removed; gradients reach the alphas."""
@@ -156,7 +160,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus ``lambda * C`` (Eq. 6), a scalar.
             With a budget, lambda is the multiplier's weight and C in the budget's unit.
         """
-        total = torch.zeros((), device=next(self.parameters()).device)
+        total = torch.zeros((), device=self.arch_parameters()[0].device)
         if self.sparsity_weight:
             alphas = {label: layer.active_alpha() for label, layer in self.mixed_layers().items()}
             for rows in group_by_component(alphas).values():
@@ -188,9 +192,11 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
     def _training_only(self, alphas: bool) -> Iterator[None]:
         """Within the context either the alphas or the weights require gradients, never both."""
         architecture = {id(parameter) for parameter in self.arch_parameters()}
+        if self._parameter_list is None:
+            self._parameter_list = list(self.parameters())
         frozen = [
             parameter
-            for parameter in self.parameters()
+            for parameter in self._parameter_list
             if parameter.requires_grad and (id(parameter) in architecture) is not alphas
         ]
         for parameter in frozen:
