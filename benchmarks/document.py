@@ -30,11 +30,12 @@ machine hits both; a ratio is the median of the ratios of the rounds. Times alon
 STEP = """\
 ## A search step: ours against NNI's
 
-A step is what first-order DARTS does with a pair of batches: forward and backward for the architecture parameters, then
-for the weights. NNI's own mixed layer computes all gradients in both; ours, those that the phase trains. `mid`, `slim` and
-`lean` are values of `supernet.saving` ([fused.md](fused.md)): the same sum and the same gradients, keeping less. "Saved" is
-what autograd keeps between forward and backward, "peak" the largest resident memory in a step over idle; "of GEMM" is the
-FLOP/s of the passes that no implementation can leave out, over those of a product of matrices on the same machine.
+A step is what first-order DARTS does with a pair of batches: forward and backward for the architecture parameters,
+then for the weights. NNI's own mixed layer computes all gradients in both; ours, those that the phase trains. `mid`,
+`slim` and `lean` are values of `supernet.saving` ([fused.md](fused.md)): the same sum and the same gradients, keeping
+less. "Saved" is what autograd keeps between forward and backward, "peak" the largest resident memory in a step over
+idle; "of GEMM" is the FLOP/s of the passes that no implementation can leave out, over those of a product of matrices
+on the same machine.
 """
 
 PEERS = """\

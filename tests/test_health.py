@@ -37,6 +37,10 @@ SPACE = dict.fromkeys(("backbone", "neck", "head"), ("sep_k3_d1", "conv_k3_d1"))
 # --------------------------------------------------------------------------------------------------- finite losses
 
 
+def argmax(layers):
+    return {label: layer.export({})[label] for label, layer in layers.items()}
+
+
 def test_finite_losses_are_returned():
     losses = torch.tensor([1.5, 2.0], requires_grad=True)
     assert require_finite(losses, "search", 3, [], None) == [1.5, 2.0]
@@ -126,7 +130,7 @@ def set_winner(layer, name):
 def test_the_cost_gap_is_that_between_the_decoded_detector_and_the_expectation(tiny, layers):
     model = CostModel(tiny, num_classes=3)
     cost = model.expectation(SPACE)
-    health = examine(0, layers, cost, {}, {}, None)
+    health = examine(0, layers, argmax(layers), cost, {}, {}, None)
     decoded = {label: SPACE["neck"][int(layer._arch_alpha.argmax())] for label, layer in layers.items()}
     assert health.decoded == decoded
     probabilities = {label: layer.all_probabilities().detach() for label, layer in layers.items()}
@@ -147,7 +151,7 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
     sep, conv = SPACE["neck"]
     for layer in layers.values():
         set_winner(layer, sep)
-    first = examine(0, layers, cost, {}, {}, None)
+    first = examine(0, layers, argmax(layers), cost, {}, {}, None)
     assert first.changed == dict.fromkeys(SPACE, 0.0)
     assert (first.searching, first.gradient_norm) == (False, dict.fromkeys(SPACE, 0.0))
     set_winner(layers["backbone/l02"], conv)
@@ -156,7 +160,7 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
     for label, layer in layers.items():
         if label.startswith("head"):
             layer.keep_only([conv])
-    second = examine(1, layers, cost, {"backbone": 2.0, "neck": 3.0, "head": 4.0}, {}, first)
+    second = examine(1, layers, argmax(layers), cost, {"backbone": 2.0, "neck": 3.0, "head": 4.0}, {}, first)
     assert second.changed == {"backbone": 1 / 4, "neck": 2 / 8, "head": 0.0}
     assert second.candidates == {"backbone": 2, "neck": 2, "head": 1}
     assert second.searching
@@ -168,8 +172,8 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
 def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
     cost = CostModel(tiny, num_classes=3).expectation(SPACE)
     evidence = {"annotations": Evidence(0.5, 0.01, 9), "categories": Evidence(0.25, 0.5, 9)}
-    warm_up = examine(0, layers, cost, {}, evidence, None)
-    searching = examine(1, layers, cost, {"backbone": 0.1, "neck": 0.2, "head": 0.3}, evidence, warm_up)
+    warm_up = examine(0, layers, argmax(layers), cost, {}, evidence, None)
+    searching = examine(1, layers, argmax(layers), cost, {"backbone": 0.1, "neck": 0.2, "head": 0.3}, evidence, warm_up)
     assert list(warm_up.metrics()) == list(searching.metrics())
     metrics = searching.metrics()
     assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
@@ -180,9 +184,21 @@ def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
 
 def test_health_survives_a_weights_only_checkpoint(tiny, layers, tmp_path):
     cost = CostModel(tiny, num_classes=3).expectation(SPACE)
-    health = examine(2, layers, cost, {"neck": 0.1}, {"annotations": Evidence(0.5, 0.01, 9)}, None)
+    health = examine(2, layers, argmax(layers), cost, {"neck": 0.1}, {"annotations": Evidence(0.5, 0.01, 9)}, None)
     torch.save(health.state(), tmp_path / "health.pt")
     assert Health.restore(torch.load(tmp_path / "health.pt", weights_only=True)) == health
+
+
+def test_the_decoded_architecture_is_the_one_given(tiny, layers):
+    """With a budget it is not the argmax."""
+    model = CostModel(tiny, num_classes=3)
+    cheapest = {
+        layer.label: min(SPACE[layer.component], key=lambda name, layer=layer: model.layer_cost(layer, name).flops)
+        for layer in model.layers
+    }
+    health = examine(0, layers, cheapest, model.expectation(SPACE), {}, {}, None)
+    assert health.decoded == cheapest != argmax(layers)
+    assert health.decoded_gflops == pytest.approx(model.architecture(cheapest)["total"].flops / 1e9, rel=1e-9)
 
 
 # -------------------------------------------------------------------------------------------------------- warnings

@@ -161,7 +161,7 @@ def _other_cost(history: Sequence[Health]) -> Iterator[str]:
         yield (
             f"{component}: the decoded detector costs {last.decoded_gflops:.3g} GFLOPs, {ratio:.2f} times the expected "
             f"{last.expected_gflops:.3g} (threshold {COST_RATIO:g}), mostly by this component: the search has weighed "
-            "another cost than it ends with; try more epochs, so that the operators are decided, or search.budget"
+            "another cost than it ends with; try more epochs, so that the operators are decided"
         )
 
 

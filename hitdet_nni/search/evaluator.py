@@ -249,7 +249,7 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
             train_loss=self.losses.take_mean(),
             val_loss=val_loss,
             cost_weight=pl_module.flops_weight if multiplier is None else multiplier.weight,
-            health=examine(trainer.current_epoch, layers, self.cost, norms, evidence, previous),
+            health=examine(trainer.current_epoch, layers, pl_module.export(), self.cost, norms, evidence, previous),
             probabilities={
                 label: dict(zip(layer.active_names, layer.probabilities().tolist(), strict=True))
                 for label, layer in layers.items()

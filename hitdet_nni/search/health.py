@@ -98,10 +98,10 @@ class Health:
         epoch: The epoch, from 0.
         searching: Whether the architecture parameters moved in it.
         candidates: Operators in the race, by component.
-        decoded: The operator that the argmax chooses, by layer.
+        decoded: The operator that decoding chooses, by layer: the argmax, or the best within a budget.
         entropy: Mean entropy of each component's probabilities, 1 for uniform, 0 for decided.
-        changed: Share of each component's layers whose argmax is another than an epoch before, not counting those that
-            lost it by removal; 0 in the first epoch.
+        changed: Share of each component's layers whose operator is another than an epoch before, not counting those
+            that lost it by removal; 0 in the first epoch.
         gradient_norm: L2 norm of the gradient of each component's architecture parameters, mean over the epoch's steps;
             0 where none was made.
         expected_gflops: Expected cost under the architecture parameters (Eq. 7).
@@ -122,7 +122,7 @@ class Health:
 
     @property
     def decoded_gflops(self) -> float:
-        """Cost of the architecture that the argmax chooses."""
+        """Cost of the architecture that decoding chooses."""
         return self.expected_gflops + sum(self.cost_gap.values())
 
     def metrics(self) -> dict[str, float]:
@@ -152,6 +152,7 @@ class Health:
 def examine(
     epoch: int,
     layers: Mapping[str, ColumnSparseMixedLayer],
+    chosen: Mapping[str, str],
     cost: ExpectedCost,
     gradient_norm: Mapping[str, float],
     evidence: Mapping[Exchange, Evidence],
@@ -162,6 +163,7 @@ def examine(
     Args:
         epoch: The epoch, from 0.
         layers: The mixed layers by label.
+        chosen: The operator that decoding chooses, by label.
         cost: Expected cost of the space.
         gradient_norm: :meth:`GradientNorms.take_means` of the epoch; empty in warm-up.
         evidence: What exchanging annotations did to the loss on held-out pictures.
@@ -169,7 +171,7 @@ def examine(
     """
     probabilities = {label: layer.all_probabilities() for label, layer in layers.items()}
     # NNI's labels are a subclass of str, which a checkpoint that executes nothing cannot hold.
-    decoded = {str(label): layer.export({})[label] for label, layer in layers.items()}
+    decoded = {str(label): str(chosen[label]) for label in layers}
     expected = float(cost(probabilities))
     groups: dict[str, list[str]] = {}
     for label in decoded:
