@@ -280,19 +280,21 @@ def measure_supernet(
 
 
 def _supernet_step(model: HitDetectorSpace, batches: Sequence[Any], phases: bool) -> Step:
-    architecture = {
-        id(layer._arch_alpha)
-        for layer in model.modules()
-        if isinstance(layer, DifferentiableMixedLayer | ColumnSparseMixedLayer)
-    }
+    layers = [m for m in model.modules() if isinstance(m, DifferentiableMixedLayer | ColumnSparseMixedLayer)]
+    alphas = [layer._arch_alpha for layer in layers]
+    architecture = {id(alpha) for alpha in alphas}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in architecture]
 
     def step() -> None:
         torch.manual_seed(1)  # the same proposals and RoIs for all
-        for of_alphas, batch in zip((True, False), batches, strict=True):
-            for parameter in model.parameters():
-                parameter.requires_grad_(not phases or (id(parameter) in architecture) is of_alphas)
+        for (trained, others), batch in zip(((alphas, weights), (weights, alphas)), batches, strict=True):
+            for parameter in trained:
+                parameter.requires_grad_()
+            for parameter in others:
+                parameter.requires_grad_(not phases)
             detection_loss(model.detector, copy.deepcopy(batch)).backward()
-            clear_gradients(model)
+            for parameter in (*trained, *others):
+                parameter.grad = None
 
     return step
 

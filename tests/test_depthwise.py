@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hitdet_nni.search.fused import dense, depthwise
+from hitdet_nni.search.fused import dense, depthwise, layout, spectral
 
 KERNELS = [(3, 1), (3, 2), (3, 3), (5, 1), (5, 2), (5, 3), (7, 1)]  # kernel size, dilation: those of the operators
 # One shape an algorithm: a map small enough for Toeplitz matrices, one beyond, sizes that no dilation divides.
@@ -62,12 +62,29 @@ def test_depthwise_is_bitwise_repeatable(kernel_size, dilation):
         assert torch.equal(first, depthwise.weight_gradient(grad, x, weight, 1, dilation))
 
 
-@pytest.mark.parametrize("smallest_product", [0, 2**62])
+@pytest.fixture
+def gain(monkeypatch):
+    """Set how many times fewer products the convolution theorem must need, and forget what was chosen before."""
+
+    def choose(value):
+        monkeypatch.setattr(spectral, "GAIN", value)
+        spectral.choose_tiling.cache_clear()
+
+    yield choose
+    spectral.choose_tiling.cache_clear()
+
+
+ALGORITHMS = {"taps": (0, 1e9), "ATen": (2**62, 1e9), "convolution theorem": (0, 0)}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 9, 20)])
 @pytest.mark.parametrize(("kernel_size", "dilation"), KERNELS[:-1])
-def test_dense_equals_autograd(kernel_size, dilation, shape, stride, smallest_product, monkeypatch):
+def test_dense_equals_autograd(kernel_size, dilation, shape, stride, algorithm, monkeypatch, gain):
+    smallest_product, least_gain = ALGORITHMS[algorithm]
     monkeypatch.setattr(dense, "TAP_PRODUCTS", smallest_product)
+    gain(least_gain)
     x, weight, grad = draw(shape, (5, shape[1], kernel_size, kernel_size), stride)
     expected = by_autograd(x, weight, grad, stride, dilation, 1)
     by_input, by_weight = dense.gradients(grad, x, weight, stride, dilation, of_input=True, of_weight=True)
@@ -82,3 +99,63 @@ def test_only_wanted_dense_gradients_are_computed():
     assert nothing == (None, None)
     assert dense.gradients(grad, x, weight, 1, 1, of_input=True, of_weight=False)[1] is None
     assert dense.gradients(grad, x, weight, 1, 1, of_input=False, of_weight=True)[0] is None
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+@pytest.mark.parametrize("side", spectral.TILES)
+def test_convolution_theorem_on_tiles_of_any_side(side, kernel_size):
+    """Tiles that do not divide the map, and overlap by the kernel's reach."""
+    x, weight, grad = draw((2, 3, 13, 17), (5, 3, kernel_size, kernel_size), 1)
+    tiling = spectral.Tiling(side, side, -(-13 // side), -(-17 // side), kernel_size // 2)
+    convolution = spectral.SpectralConvolution(tiling, weight)
+    computed = (convolution.convolve(x), *convolution.gradients(grad, x, of_input=True, of_weight=True))
+    for one, other in zip(computed, by_autograd(x, weight, grad, 1, 1, 1), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2**30])
+def test_convolution_theorem_in_pieces(piece_bytes, monkeypatch):
+    monkeypatch.setattr(spectral, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(spectral, "PIECE_ROWS", 7)
+    x, weight, grad = draw((2, 3, 7, 7), (5, 3, 5, 5), 1)
+    convolution = spectral.SpectralConvolution(spectral.Tiling(7, 7, 1, 1, 0), weight)
+    computed = (convolution.convolve(x), *convolution.gradients(grad, x, of_input=True, of_weight=True))
+    for one, other in zip(computed, by_autograd(x, weight, grad, 1, 1, 1), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_convolution_theorem_keeps_single_precision():
+    """Its error stays within a few units of rounding, also where a mean of 100 is convolved."""
+    x, weight, grad = draw((4, 16, 7, 7), (16, 16, 5, 5), 1, torch.float32)
+    x += 100
+    expected = by_autograd(x.double(), weight.double(), grad.double(), 1, 1, 1)
+    convolution = spectral.SpectralConvolution(spectral.Tiling(7, 7, 1, 1, 0), weight)
+    computed = (convolution.convolve(x), *convolution.gradients(grad, x, of_input=True, of_weight=True))
+    for one, other in zip(computed, expected, strict=True):
+        assert (one - other).abs().max() < 3e-6 * other.abs().max()
+
+
+def test_products_of_the_convolution_theorem():
+    """One for a real frequency, three for a pair of conjugate ones: 1 + 3 * 40 of 9 x 9, 4 + 3 * 30 of 8 x 8."""
+    whole = spectral.Tiling(7, 7, 1, 1, 0)
+    assert len(spectral._matrices(whole, 5, torch.float64)[0]) == 121
+    assert len(spectral._matrices(whole, 3, torch.float64)[0]) == 94
+
+
+def test_convolution_theorem_is_left_to_large_products_of_exact_types():
+    weight = torch.empty(128, 128, 5, 5)
+    head = torch.empty(64, 128, 7, 7)
+    assert dense._tiling(head, weight, 1, 1) == spectral.Tiling(7, 7, 1, 1, 0)
+    assert dense._tiling(head, weight, 1, 3) == spectral.Tiling(3, 3, 1, 1, 0)
+    assert dense._tiling(head, weight, 2, 1) is None
+    assert dense._tiling(head.bfloat16(), weight.bfloat16(), 1, 1) is None
+    assert dense._tiling(head[:1], weight, 1, 1) is None  # one map does not pay for transforming the kernels
+
+
+@pytest.mark.parametrize("dilation", [2, 3])
+def test_subsampled_maps_go_back_in_place(dilation):
+    x, _, _ = draw((2, 3, 7, 11), (1, 3, 1, 1), 1)
+    parts = layout.interleave(x, dilation)
+    assert parts.shape[0] == 2 * dilation**2
+    assert torch.equal(parts[1, :, 0, 0], x[0, :, 0, 1])
+    assert torch.equal(layout.deinterleave(parts, dilation, 7, 11), x)

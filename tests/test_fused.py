@@ -20,7 +20,7 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
 from hitdet_nni.model.operators import OPERATORS, build_operator
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.fused import SAVINGS, FusedMixture, fused_weighted_sum, layout
+from hitdet_nni.search.fused import SAVINGS, FusedMixture, fused_weighted_sum, layout, plan
 from hitdet_nni.search.mixed import SAVING, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
@@ -129,6 +129,25 @@ def test_every_combination(layer, saving, dtype, norms, order):
     compare(OPERATORS, layer, saving, dtype, norms, order=order)
 
 
+@pytest.mark.parametrize(("saving", "norms"), [("mid", "batch"), ("slim", "some frozen"), ("lean", "batch")])
+@pytest.mark.parametrize("layer", LAYERS[::3])
+def test_expansions_of_small_maps(layer, saving, norms, monkeypatch):
+    """Normalised after their product rather than from the input's covariance."""
+    monkeypatch.setattr(plan, "COVARIANCE_PIXELS", 1e9)
+    mixture = fused(build(OPERATORS, 6, 6, 1, torch.float64))
+    made = mixture.plan(layout.MapShape(3, 7, 7), torch.float64, torch.device("cpu"))
+    assert not made.expansions
+    assert sum(len(group.candidates) for group in made.groups if group.direct) == 20
+    compare(OPERATORS, layer, saving, torch.float64, norms)
+
+
+@pytest.mark.parametrize(("pixels", "direct"), [(8, True), (9, False)])
+def test_which_expansions_follow_from_the_covariance(pixels, direct):
+    mixture = fused(build(FAMILIES, 16, 16, 1, torch.float64))
+    groups = mixture.plan(layout.MapShape(1, 1, pixels), torch.float64, torch.device("cpu")).groups
+    assert [group.direct for group in groups if group.candidates[0].expand is not None] == [direct] * 2
+
+
 def test_equals_stock_nni():
     reference = build(OPERATORS, 6, 6, 1, torch.float64)
     modules = copy.deepcopy(reference)
@@ -155,8 +174,10 @@ def test_pieces_change_nothing(budget, saving, monkeypatch):
     compare(OPERATORS, LAYERS[0], saving, torch.float64)
 
 
+@pytest.mark.parametrize("covariance_pixels", [0, 1e9])
 @pytest.mark.parametrize("saving", SAVINGS)
-def test_phases_compute_only_what_they_train(saving):
+def test_phases_compute_only_what_they_train(saving, covariance_pixels, monkeypatch):
+    monkeypatch.setattr(plan, "COVARIANCE_PIXELS", covariance_pixels)
     modules = build(FAMILIES, 6, 6, 1, torch.float64)
     x, weights, grad = draw(6, 6, 1, (2, 7, 7), len(FAMILIES), torch.float64)
     expected = results(plain(modules), modules, x, weights, grad)
@@ -284,7 +305,9 @@ def saved_bytes(function, x, weights, parameters):
     return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in known)
 
 
-def test_modes_keep_less_and_less():
+@pytest.mark.parametrize("covariance_pixels", [0, 1e9])
+def test_modes_keep_less_and_less(covariance_pixels, monkeypatch):
+    monkeypatch.setattr(plan, "COVARIANCE_PIXELS", covariance_pixels)
     modules = build(OPERATORS, 6, 6, 1, torch.float32)
     x, weights, _ = draw(6, 6, 1, (16, 20, 20), len(OPERATORS), torch.float32)
     x.requires_grad_()
@@ -336,7 +359,9 @@ def test_is_bitwise_repeatable(saving):
     assert all(torch.equal(again[name], value) for name, value in ours.items())
 
 
-def test_bfloat16_autocast():
+@pytest.mark.parametrize("covariance_pixels", [0, 1e9])
+def test_bfloat16_autocast(covariance_pixels, monkeypatch):
+    monkeypatch.setattr(plan, "COVARIANCE_PIXELS", covariance_pixels)
     reference = build(OPERATORS, 8, 8, 1, torch.float32)
     modules = copy.deepcopy(reference)
     x, weights, grad = draw(8, 8, 1, (4, 9, 9), len(OPERATORS), torch.float32)

@@ -11,7 +11,7 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from torch import Tensor, nn
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.fused import SAVINGS, fused_weighted_sum
+from hitdet_nni.search.fused import SAVINGS, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
 
 
@@ -110,6 +110,8 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
 def set_saving(module: nn.Module, mode: str) -> None:
     """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
 
+    With a mode of the fused layer the blocks of layers that are fixed at one operator are computed by it too.
+
     Args:
         module: A mutated model space.
         mode: A key of :data:`SAVING`.
@@ -122,6 +124,7 @@ def set_saving(module: nn.Module, mode: str) -> None:
     for part in module.modules():
         if isinstance(part, ColumnSparseMixedLayer):
             part.saving = mode
+    fuse_fixed_blocks(module, next((saving for saving in SAVINGS if saving == mode), None), ColumnSparseMixedLayer)
 
 
 def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:

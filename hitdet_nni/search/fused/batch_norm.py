@@ -6,6 +6,7 @@ Statistics have single precision at least, whatever the type of the maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,7 @@ class Statistics:
         return (self.variance + self.eps).rsqrt()
 
 
+@lru_cache
 def statistics_type(compute: torch.dtype) -> torch.dtype:
     """Type of statistics, scales and sums for maps of a type."""
     return torch.promote_types(compute, torch.float32)

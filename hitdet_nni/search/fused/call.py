@@ -35,6 +35,8 @@ class Call:
         shape_out: Size of the output's maps.
         folded: The plan's expansions, folded.
         tape: Tensors for the backward pass.
+        room: In a forward pass that keeps the projections, where they go, ``[candidates, P_out, C_out]``: one tensor,
+            as many that outlive the maps between which they were made would leave the memory in pieces.
     """
 
     plan: Plan
@@ -46,6 +48,7 @@ class Call:
     shape_out: MapShape
     folded: Sequence[FoldedExpansion]
     tape: Tape
+    room: Tensor | None = None
 
     @property
     def compute(self) -> torch.dtype:

@@ -13,10 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hitdet_nni.search.fused.depthwise import padding
-from hitdet_nni.search.fused.layout import channels_last
+from hitdet_nni.search.fused.layout import channels_last, deinterleave, interleave
+from hitdet_nni.search.fused.spectral import SpectralConvolution, Tiling, choose_tiling
 
 SMALL_MAP_PIXELS = 100
 """Largest map whose weight gradient is computed tap by tap: there much of a kernel lies over the edge."""
+
+EXACT_TYPES = (torch.float32, torch.float64)
+"""Types of maps that may be transformed: the transforms' sums would round 16-bit numbers once more."""
 
 TAP_PRODUCTS = 2**22
 """Multiply-adds that one product of the tap-by-tap algorithm must have at least, or calls outweigh work."""
@@ -27,17 +31,31 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 
     The result is in channels-last order.
     """
-    return channels_last(F.conv2d(x, weight, None, stride, padding(weight.shape[-1], dilation), dilation))
+    tiling = _tiling(x, weight, stride, dilation)
+    if tiling is None:
+        return channels_last(F.conv2d(x, weight, None, stride, padding(weight.shape[-1], dilation), dilation))
+    undilated = interleave(x, dilation) if dilation > 1 else x
+    y = SpectralConvolution(tiling, weight).convolve(undilated)
+    return deinterleave(y, dilation, *x.shape[2:]) if dilation > 1 else y
 
 
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`convolve` by its input and its kernels; ``None`` where not asked for."""
+    by_input = by_weight = None
+    tiling = _tiling(x, weight, stride, dilation)
+    if tiling is not None and (of_input or of_weight):
+        undilated = [interleave(maps, dilation) if dilation > 1 else maps for maps in (grad, x)]
+        by_input, by_weight = SpectralConvolution(tiling, weight).gradients(
+            *undilated, of_input=of_input, of_weight=of_weight
+        )
+        if by_input is not None and dilation > 1:
+            by_input = deinterleave(by_input, dilation, *x.shape[2:])
+        return by_input, by_weight
     by_taps = of_weight and _taps_pay(x, weight, stride)
     reach = [padding(weight.shape[-1], dilation)] * 2
     wanted = [of_input, of_weight and not by_taps, False]
-    by_input = by_weight = None
     if any(wanted):
         by_input, by_weight, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, [stride] * 2, reach, [dilation] * 2, False, [0, 0], 1, wanted
@@ -45,6 +63,15 @@ def gradients(
     if by_taps:
         by_weight = _weight_gradient_by_taps(grad, x, weight, dilation)
     return by_input, by_weight
+
+
+def _tiling(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tiling | None:
+    """How the maps, or their subsampled maps, are cut where the convolution theorem needs the fewest products."""
+    out_channels, in_channels, kernel_size, _ = weight.shape
+    if x.device.type != "cpu" or x.dtype not in EXACT_TYPES or stride > 1 or kernel_size == 1:
+        return None
+    count, height, width = len(x) * dilation**2, -(-x.shape[2] // dilation), -(-x.shape[3] // dilation)
+    return choose_tiling(count, height, width, in_channels, out_channels, kernel_size)
 
 
 def _taps_pay(x: Tensor, weight: Tensor, stride: int) -> bool:

@@ -30,8 +30,8 @@ class DensePass:
         convolved = self._convolved()
         statistics = call.new_statistics(unit, convolved, updates)
         output.total.addcmul_(self._activated(convolved, statistics), call.weights[self.candidate.index])
-        if call.kept.projections:
-            call.tape.put(convolved, "projection", self.candidate.index)
+        if call.room is not None:
+            call.tape.put(call.room[self.candidate.index].copy_(convolved), "projection", self.candidate.index)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidate's part to ``gradients``."""

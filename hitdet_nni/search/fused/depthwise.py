@@ -17,13 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hitdet_nni.search.fused.layout import channels_last
+from hitdet_nni.search.fused.layout import channels_last, interleave
 
 ONEDNN_REACH = 4
 """Pixels that oneDNN's dilated depthwise kernel may reach over the edge before a slow kernel replaces it."""
 
 TOEPLITZ_PIXELS = 64
 """Largest map (rows x columns) whose weight gradient is taken as one product of matrices a channel."""
+
+TOEPLITZ_MAPS = 48
+"""Fewest maps in a batch for that, since it computes all products of two pixels whatever their number."""
+
+INTERLEAVE_PIXELS = 256
+"""Smallest map whose weight gradient by a dilated 3 x 3 kernel is taken from its subsampled maps."""
 
 
 def padding(kernel_size: int, dilation: int) -> int:
@@ -84,10 +90,10 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilati
     small_kernel = weight.shape[-1] <= 3
     if x.device.type != "cpu" or (small_kernel and dilation == 1):
         return _aten_gradient(grad, x, weight, stride, dilation, of_input=False)
-    if x.shape[2] * x.shape[3] <= TOEPLITZ_PIXELS:
+    if x.shape[2] * x.shape[3] <= TOEPLITZ_PIXELS and len(x) >= TOEPLITZ_MAPS:
         return _toeplitz_weight_gradient(grad, x, weight.shape[-1], stride, dilation)
-    if small_kernel and stride == 1:
-        return _aten_gradient(_interleave(grad, dilation), _interleave(x, dilation), weight, 1, 1, of_input=False)
+    if small_kernel and stride == 1 and x.shape[2] * x.shape[3] >= INTERLEAVE_PIXELS:
+        return _aten_gradient(interleave(grad, dilation), interleave(x, dilation), weight, 1, 1, of_input=False)
     return _correlate(grad, x, weight.shape[-1], stride, dilation)
 
 
@@ -109,32 +115,19 @@ def _pad(x: Tensor, margin: int) -> Tensor:
     return padded
 
 
-def _interleave(x: Tensor, dilation: int) -> Tensor:
-    """The ``dilation ** 2`` interleaved subsampled maps of each map, as a batch; what dilation sees as neighbours.
-
-    Sizes that are no multiple of the dilation are filled up with zeros, which add nothing to a gradient.
-    """
-    count, channels, height, width = x.shape
-    rows, columns = -(-height // dilation), -(-width // dilation)
-    x = x.permute(0, 2, 3, 1)
-    if (rows * dilation, columns * dilation) != (height, width):
-        x = F.pad(x, (0, 0, 0, columns * dilation - width, 0, rows * dilation - height))
-    x = x.reshape(count, rows, dilation, columns, dilation, channels).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(count * dilation**2, rows, columns, channels).permute(0, 3, 1, 2)
-
-
 def _correlate(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
     """Weight gradient as a forward pass: each map is convolved with its own gradient for a kernel.
 
-    In this the stride of the forward pass is the dilation and its dilation the stride.
+    In this the stride of the forward pass is the dilation and its dilation the stride. All maps of the batch are
+    channels of one map.
     """
-    channels = x.shape[1]
+    count, channels, height, width = x.shape
+    side_by_side = x.permute(2, 3, 0, 1).reshape(1, height, width, count * channels).permute(0, 3, 1, 2)
+    kernels = grad.reshape(count * channels, 1, *grad.shape[2:])
     reach = padding(kernel_size, dilation)
-    total = x.new_zeros(1, channels, kernel_size, kernel_size)
-    for one, its_grad in zip(x, grad, strict=True):
-        products = F.conv2d(one.unsqueeze(0), its_grad.unsqueeze(1), None, dilation, reach, stride, channels)
-        total += products[:, :, :kernel_size, :kernel_size]
-    return total.view(channels, 1, kernel_size, kernel_size)
+    products = F.conv2d(side_by_side, kernels, None, dilation, reach, stride, count * channels)
+    gradient = products[0, :, :kernel_size, :kernel_size].reshape(count, channels, kernel_size, kernel_size).sum(0)
+    return gradient.unsqueeze(1)
 
 
 def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:

@@ -25,13 +25,18 @@ from hitdet_nni.search.fused.batch_norm import (
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.expansion import multiply_into
 from hitdet_nni.search.fused.layout import matrix_of
-from hitdet_nni.search.fused.plan import Group, Segment
+from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
 
 
 @dataclass(frozen=True)
 class _Hidden:
-    """The maps of a chunk: before and behind the depthwise convolution, and behind its normalisation and ReLU."""
+    """The maps of a chunk: before and behind the depthwise convolution, and behind its normalisation and ReLU.
 
+    ``raw`` is the expansion before its normalisation, where that is computed.
+    """
+
+    raw: Tensor
+    raw_statistics: Statistics | None
     expanded: Tensor
     convolved: Tensor
     activated: Tensor
@@ -41,6 +46,24 @@ class _Hidden:
 def joined(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenation along the first dimension; the tensor itself where it is the only one."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: Gradients) -> None:
+    """Make room for those gradients of parameters that chunks fill part by part.
+
+    It is one tensor: many that outlive the maps between which they were made would leave the memory in pieces.
+    """
+    slots: list[int] = []
+    for group in groups:
+        for candidate in group.candidates:
+            filled = [candidate.unit("expand").slot] if group.direct else []
+            slots += [slot + offset for slot in (*filled, candidate.depthwise.slot) for offset in range(PARAMETERS)]
+            slots.append(candidate.project.slot)
+    if slots:
+        sizes = [parameters[slot].numel() for slot in slots]
+        room = parameters[slots[0]].new_empty(sum(sizes))
+        for slot, part in zip(slots, torch.split(room, sizes), strict=True):
+            gradients.parameters[slot] = part.view(parameters[slot].shape)
 
 
 class GroupPass:
@@ -69,7 +92,7 @@ class GroupPass:
             output.constant += weight * call.shift(unit) - slope * statistics.mean
             if candidate.residual:
                 output.residual = weight if output.residual is None else output.residual + weight
-            if call.kept.projections:
+            if call.room is not None:
                 call.tape.put(matrix, "projection", candidate.index)
 
     def backward(self, gradients: Gradients) -> None:
@@ -96,8 +119,6 @@ class GroupPass:
             by_projection[candidate.index] = by_matrix
         if not further:
             return
-        if gradients.of_parameters:
-            self._allocate(gradients)
         for chunk in range(len(group.chunks)):
             one, hidden[chunk] = hidden[chunk], None
             self._chunk_backward(chunk, one or self._hidden(chunk, None), by_projection, gradients)
@@ -114,10 +135,12 @@ class GroupPass:
                 part, kernels = hidden.activated[:, segment.columns], self._projection(segment).t()
                 if index in projections:
                     projections[index].addmm_(part, kernels)
+                elif updates is not None and call.room is not None:
+                    projections[index] = torch.mm(part, kernels, out=call.room[index])
                 else:
                     projections[index] = torch.mm(part, kernels)
-            if updates is not None and call.kept.hidden and self.group.expansion is not None:
-                call.tape.put(hidden.expanded, "hidden", self.number, chunk)
+            if updates is not None and call.kept.hidden and (self.group.direct or self.group.expansion is not None):
+                call.tape.put(hidden.raw, "hidden", self.number, chunk)
             if updates is None:
                 computed.append(hidden)
         return projections, computed
@@ -130,50 +153,61 @@ class GroupPass:
         """Compute a chunk's hidden maps: in the forward pass with ``updates``, else from what is on the tape."""
         call, group = self.call, self.group
         segments, conv = group.chunks[chunk], group.conv
-        expanded = call.tape.get("hidden", self.number, chunk)
-        if expanded is None:
-            expanded = call.inputs
-            if group.expansion is not None:
-                expanded = call.folded[group.expansion].activations(group.rows(chunk))
+        raw = call.tape.get("hidden", self.number, chunk)
+        raw_statistics = None
+        if group.direct:
+            if raw is None:
+                raw = call.inputs @ self._expansion(segments).t()
+            raw_statistics = self._statistics("expand", chunk, raw, updates)
+            expanded = normalize(raw, raw_statistics, *self._affine("expand", segments)).relu_()
+        else:
+            if raw is None:
+                raw = call.inputs
+                if group.expansion is not None:
+                    raw = call.folded[group.expansion].activations(group.rows(chunk))
+            expanded = raw
         maps = depthwise.convolve(
             call.shape.images(expanded), self._kernels(segments), conv.stride[0], conv.dilation[0]
         )
         convolved = matrix_of(maps)
-        statistics = self._statistics(chunk, convolved, updates)
-        scale = joined([call.scale(s.candidate.depthwise)[s.channels] for s in segments])
-        shift = joined([call.shift(s.candidate.depthwise)[s.channels] for s in segments])
-        return _Hidden(expanded, convolved, normalize(convolved, statistics, scale, shift).relu_(), statistics)
+        statistics = self._statistics("depthwise", chunk, convolved, updates)
+        activated = normalize(convolved, statistics, *self._affine("depthwise", segments)).relu_()
+        return _Hidden(raw, raw_statistics, expanded, convolved, activated, statistics)
 
     def _kernels(self, segments: Sequence[Segment]) -> Tensor:
         """Depthwise kernels of a chunk, ``[channels, 1, k, k]``."""
         return joined([self.call.kernels(s.candidate.depthwise)[s.channels] for s in segments])
 
-    def _statistics(self, chunk: int, convolved: Tensor, updates: RunningUpdates | None) -> Statistics:
-        group, tape = self.group, self.call.tape
+    def _expansion(self, segments: Sequence[Segment]) -> Tensor:
+        """Kernels of a chunk's expansion, ``[channels, C]``."""
+        return joined([self.call.kernels(s.candidate.unit("expand")).flatten(1)[s.channels] for s in segments])
+
+    def _affine(self, part: Part, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+        """Scale and shift of a chunk's normalisation, ``[channels]`` each."""
+        scale = joined([self.call.scale(s.candidate.unit(part))[s.channels] for s in segments])
+        shift = joined([self.call.shift(s.candidate.unit(part))[s.channels] for s in segments])
+        return scale, shift
+
+    def _statistics(self, part: Part, chunk: int, matrix: Tensor, updates: RunningUpdates | None) -> Statistics:
+        """What a chunk is normalised by behind its expansion or depthwise convolution."""
+        group, tape, segments = self.group, self.call.tape, self.group.chunks[chunk]
+        norms = [s.candidate.unit(part).norm for s in segments]
+        by_batch = part == "expand" or group.by_batch
         if updates is None:
-            mean, variance = tape["hidden mean", self.number, chunk], tape["hidden variance", self.number, chunk]
-            return Statistics(mean, variance, group.by_batch, group.eps)
-        if group.by_batch:
-            mean, variance = batch_moments(convolved)
-            for segment in group.chunks[chunk]:
-                norm, columns = segment.candidate.depthwise.norm, segment.columns
-                updates.add(norm, segment.channels, mean[columns], variance[columns], len(convolved))
+            mean, variance = tape["mean", part, self.number, chunk], tape["variance", part, self.number, chunk]
+            return Statistics(mean, variance, by_batch, norms[0].eps)
+        if by_batch:
+            mean, variance = batch_moments(matrix)
+            for norm, segment in zip(norms, segments, strict=True):
+                columns = segment.columns
+                updates.add(norm, segment.channels, mean[columns], variance[columns], len(matrix))
         else:
-            running = [(running_statistics(s.candidate.depthwise.norm), s.channels) for s in group.chunks[chunk]]
+            running = [(running_statistics(n), s.channels) for n, s in zip(norms, segments, strict=True)]
             mean = torch.cat([one[channels] for (one, _), channels in running])
             variance = torch.cat([one[channels] for (_, one), channels in running])
-        tape.put(mean, "hidden mean", self.number, chunk)
-        tape.put(variance, "hidden variance", self.number, chunk)
-        return Statistics(mean, variance, group.by_batch, group.eps)
-
-    def _allocate(self, gradients: Gradients) -> None:
-        """Make room for gradients that the chunks fill part by part."""
-        for candidate in self.group.candidates:
-            for unit in (candidate.depthwise, candidate.project):
-                kernels = unit.kernels(self.call.parameters)
-                gradients.parameters[unit.slot] = kernels.new_empty(kernels.shape)
-            scale = candidate.depthwise.scale(self.call.parameters)
-            gradients.of_norm(candidate.depthwise, torch.empty_like(scale), torch.empty_like(scale))
+        tape.put(mean, "mean", part, self.number, chunk)
+        tape.put(variance, "variance", part, self.number, chunk)
+        return Statistics(mean, variance, by_batch, norms[0].eps)
 
     def _chunk_backward(
         self, chunk: int, hidden: _Hidden, by_projection: dict[int, Tensor], gradients: Gradients
@@ -189,7 +223,7 @@ class GroupPass:
                 activated = hidden.activated[:, segment.columns]
                 multiply_into(room.flatten(1)[:, segment.channels], by_matrix.t(), activated)
         mask_(grad, hidden.activated)
-        scale = joined([call.scale(s.candidate.depthwise)[s.channels] for s in segments])
+        scale, _ = self._affine("depthwise", segments)
         by_convolved, by_scale, by_shift = normalize_gradient(
             grad, hidden.convolved, hidden.statistics, scale, of_input=True
         )
@@ -202,18 +236,40 @@ class GroupPass:
                     room = gradients.parameters[s.candidate.depthwise.slot + offset]
                     if room is not None:
                         room[s.channels] = part[s.columns]
-        if group.expansion is None and not gradients.of_input:
+        if group.expansion is None and not group.direct and not gradients.of_input:
             return
         by_expanded = matrix_of(depthwise.input_gradient(maps, source, kernels, conv.stride[0], conv.dilation[0]))
-        if group.expansion is None:
+        if group.expansion is None and not group.direct:
             gradients.input += by_expanded
             return
         mask_(by_expanded, hidden.expanded)
+        if group.expansion is None:
+            self._direct_backward(segments, hidden, by_expanded, gradients)
+            return
         rows = group.rows(chunk)
         inner = _inner(hidden.statistics, scale, by_scale, by_shift)
         gradients.expansions[group.expansion].add(rows, by_expanded, inner)
         if gradients.of_input:
             gradients.input.addmm_(by_expanded, call.folded[group.expansion].folded[rows])
+
+    def _direct_backward(
+        self, segments: Sequence[Segment], hidden: _Hidden, grad: Tensor, gradients: Gradients
+    ) -> None:
+        """From the gradient by the normalised expansion to those by its parameters and the input."""
+        if hidden.raw_statistics is None:
+            raise ValueError("the expansion before its normalisation has not been computed")
+        scale, _ = self._affine("expand", segments)
+        by_raw, by_scale, by_shift = normalize_gradient(grad, hidden.raw, hidden.raw_statistics, scale, of_input=True)
+        if gradients.of_parameters:
+            for s in segments:
+                slot = s.candidate.unit("expand").slot
+                by_kernels, room_scale, room_shift = (gradients.parameters[slot + offset] for offset in range(3))
+                if by_kernels is not None and room_scale is not None and room_shift is not None:
+                    multiply_into(by_kernels.flatten(1)[s.channels], by_raw[:, s.columns].t(), self.call.inputs)
+                    room_scale[s.channels] = by_scale[s.columns]
+                    room_shift[s.channels] = by_shift[s.columns]
+        if gradients.of_input:
+            gradients.input.addmm_(by_raw, self._expansion(segments))
 
 
 def mask_(grad: Tensor, activated: Tensor) -> None:

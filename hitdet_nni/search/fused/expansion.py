@@ -176,7 +176,7 @@ class ExpansionGradient:
             multiply_into(self.by_folded[rows], grad.t(), self.folded.inputs)
 
     def parameter_gradients(self, moments: Moments | None, gradients: list[Tensor | None]) -> None:
-        """Write the gradients of kernels, scales and shifts to their slots."""
+        """Write the gradients of kernels, scales and shifts to their slots, in place of what has been collected."""
         if self.by_folded is None:
             return
         folded = self.folded
@@ -186,8 +186,8 @@ class ExpansionGradient:
             by_inverse = by_inverse - folded.mean * self.by_shift
         elif moments is not None:
             through_variance = (folded.inverse_deviation.square() * by_inverse)[:, None]
-            by_weight = by_weight - through_variance * (folded.weight @ moments.covariance)
-        by_weight = by_weight * folded.slope[:, None]
+            by_weight.addcmul_(folded.weight @ moments.covariance, through_variance, value=-1)
+        by_weight.mul_(folded.slope[:, None])
         by_scale = folded.inverse_deviation * by_inverse
         start = 0
         for unit in self.expansion.units:

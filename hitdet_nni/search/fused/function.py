@@ -13,11 +13,11 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.dense_candidate import DensePass
-from hitdet_nni.search.fused.depthwise_group import GroupPass
+from hitdet_nni.search.fused.depthwise_group import GroupPass, make_room
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
 from hitdet_nni.search.fused.layout import MapShape, channels_last, matrix_of
 from hitdet_nni.search.fused.plan import DenseCandidate, Plan, make_plan, normalization_modes, read_candidates, units
-from hitdet_nni.search.fused.saving import SAVINGS, Kept, Saving, Tape
+from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
 
 PLANS = 64
 """Plans kept by a mixture; one is needed for each size of input."""
@@ -97,7 +97,8 @@ class _WeightedSum(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             shape = MapShape(x.shape[0], x.shape[2], x.shape[3])
             plan = mixture.plan(shape, compute, x.device)
-            call, moments, updates = _start(mixture, plan, shape, compute, x, weights, parameters)
+            kept = mixture.kept if any(ctx.needs_input_grad) else NOTHING
+            call, moments, updates = _start(mixture, plan, kept, shape, compute, x, weights, parameters)
             exact = statistics_type(compute)
             total = torch.zeros(call.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device)
             output = Output(total, total.new_zeros(mixture.out_channels))
@@ -126,6 +127,7 @@ class _WeightedSum(torch.autograd.Function):
 def _start(
     mixture: FusedMixture,
     plan: Plan,
+    kept: Kept,
     shape: MapShape,
     compute: torch.dtype,
     x: Tensor,
@@ -146,7 +148,9 @@ def _start(
         folded.append(fold(expansion, parameters, source, inverse, mean))
     scalars = weights.detach().to(statistics_type(compute)).unbind()
     shape_out = shape.strided(mixture.stride)
-    return Call(plan, mixture.kept, parameters, scalars, inputs, shape, shape_out, folded, tape), moments, updates
+    size = (len(mixture.candidates), shape_out.pixels, mixture.out_channels)
+    room = inputs.new_empty(size) if kept.projections else None
+    return Call(plan, kept, parameters, scalars, inputs, shape, shape_out, folded, tape, room), moments, updates
 
 
 def _save(ctx: Any, mixture: FusedMixture, call: Call, moments: Moments | None, x: Tensor, weights: Tensor) -> None:
@@ -211,6 +215,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ExpansionGradient(expansion, folded, of_parameters=gradients.of_parameters)
         for expansion, folded in zip(call.plan.expansions, call.folded, strict=True)
     ]
+    if gradients.of_parameters:
+        make_room(call.plan.groups, call.parameters, gradients)
     for number, group in enumerate(call.plan.groups):
         GroupPass(group, number, call).backward(gradients)
     for candidate in call.plan.dense:
@@ -224,8 +230,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments | None) -> None:
-    expansion.parameter_gradients(moments, gradients.parameters)
     through = expansion.through_statistics() if gradients.of_input else None
+    expansion.parameter_gradients(moments, gradients.parameters)  # last: it ends the collected gradient
     if through is not None and moments is not None:
         vector, matrix = through
         kind = gradients.input.dtype

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CPU_CHUNK_BYTES = 4 * 2**20
@@ -54,6 +55,28 @@ class MapShape:
 def matrix_of(x: Tensor) -> Tensor:
     """View maps ``[N, C, H, W]`` as a matrix ``[N H W, C]``; a copy only where they are not channels-last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def interleave(x: Tensor, dilation: int) -> Tensor:
+    """The ``dilation ** 2`` interleaved subsampled maps of each map, as a batch; what dilation sees as neighbours.
+
+    Sizes that are no multiple of the dilation are filled up with zeros, which add nothing to a gradient.
+    """
+    count, channels, height, width = x.shape
+    rows, columns = -(-height // dilation), -(-width // dilation)
+    x = x.permute(0, 2, 3, 1)
+    if (rows * dilation, columns * dilation) != (height, width):
+        x = F.pad(x, (0, 0, 0, columns * dilation - width, 0, rows * dilation - height))
+    x = x.reshape(count, rows, dilation, columns, dilation, channels).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(count * dilation**2, rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def deinterleave(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
+    """The maps whose interleaved subsampled maps are given, cut to a size."""
+    rows, columns = x.shape[2:]
+    x = x.permute(0, 2, 3, 1).reshape(-1, dilation, dilation, rows, columns, x.shape[1]).permute(0, 3, 1, 4, 2, 5)
+    x = x.reshape(len(x), rows * dilation, columns * dilation, -1)
+    return x[:, :height, :width].contiguous().permute(0, 3, 1, 2)
 
 
 def chunk_channels(pixels: int, item_bytes: int, device: torch.device) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,14 @@ from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
 from hitdet_nni.search.fused.batch_norm import check_supported, uses_batch
 from hitdet_nni.search.fused.layout import MapShape, chunk_channels, even_pieces
 
+Part = Literal["expand", "depthwise"]
+
 PARAMETERS = 3
 """Parameters of a convolution with batch normalisation: kernels, scale, shift."""
+
+COVARIANCE_PIXELS = 1 / 32
+"""Pixels, as a share of the input's channels squared, above which an expansion's statistics follow from the input's
+covariance: products with it cost as much as the expansion of as many pixels as there are channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +84,14 @@ class DepthwiseCandidate:
     project: ConvNorm
     residual: bool
 
+    def unit(self, part: Part) -> ConvNorm:
+        """The expansion, which must be there, or the depthwise convolution."""
+        if part == "depthwise":
+            return self.depthwise
+        if self.expand is None:
+            raise ValueError("a separable block has no expansion")
+        return self.expand
+
 
 @dataclass(frozen=True, eq=False)
 class DenseCandidate:
@@ -130,7 +145,8 @@ class Group:
 
     Attributes:
         candidates: The candidates.
-        expansion: Index of the stacked expansion that holds theirs, or ``None`` for a separable block.
+        expansion: Index of the stacked expansion that holds theirs; ``None`` where there is none, or it is ``direct``.
+        direct: Whether the expansion is computed before its normalisation, chunk by chunk, which suits small maps.
         first_row: First row of the group in the stacked expansion.
         by_batch: Whether the depthwise convolution is normalised by the batch's statistics.
         eps: Of that normalisation.
@@ -139,6 +155,7 @@ class Group:
 
     candidates: tuple[DepthwiseCandidate, ...]
     expansion: int | None
+    direct: bool
     first_row: int
     by_batch: bool
     eps: float
@@ -248,7 +265,7 @@ def make_plan(
     """
     by_batch = dict(zip(units(candidates), modes, strict=True))
     largest = chunk_channels(shape.pixels, item_bytes, device)
-    expanded: dict[tuple[object, ...], list[DepthwiseCandidate]] = {}
+    expanded: dict[tuple[bool, float], list[DepthwiseCandidate]] = {}
     groups: list[Group] = []
     for candidate in candidates:
         if isinstance(candidate, DenseCandidate):
@@ -258,8 +275,13 @@ def make_plan(
         else:
             key = (by_batch[candidate.expand], candidate.expand.norm.eps)
             expanded.setdefault(key, []).append(candidate)
-    expansions = []
-    for number, members in enumerate(expanded.values()):
+    expansions: list[Expansion] = []
+    for (from_batch, _), members in expanded.items():
+        if from_batch and _is_direct(members[0], shape):
+            for together in _together(members, by_batch, largest):
+                groups.append(_group(together, None, 0, by_batch, largest, direct=True))
+            continue
+        number = len(expansions)
         stacked: list[ConvNorm] = []
         first_row = 0
         for together in _together(members, by_batch, largest):
@@ -269,6 +291,13 @@ def make_plan(
         expansions.append(Expansion(tuple(stacked), by_batch[stacked[0]], stacked[0].norm.eps))
     dense = tuple(candidate for candidate in candidates if isinstance(candidate, DenseCandidate))
     return Plan(tuple(expansions), tuple(groups), dense, by_batch)
+
+
+def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:
+    if candidate.expand is None:
+        return False
+    channels: int = candidate.expand.conv.in_channels
+    return shape.pixels <= COVARIANCE_PIXELS * channels**2
 
 
 def _together(
@@ -293,6 +322,8 @@ def _group(
     first_row: int,
     by_batch: Mapping[ConvNorm, bool],
     largest: int,
+    *,
+    direct: bool = False,
 ) -> Group:
     unit = members[0].depthwise
     chunks: list[tuple[Segment, ...]] = []
@@ -306,4 +337,4 @@ def _group(
             segments.append(Segment(member, slice(start, start + channels), slice(0, channels)))
             start += channels
         chunks.append(tuple(segments))
-    return Group(tuple(members), expansion, first_row, by_batch[unit], unit.norm.eps, tuple(chunks))
+    return Group(tuple(members), expansion, direct, first_row, by_batch[unit], unit.norm.eps, tuple(chunks))

@@ -31,6 +31,9 @@ SAVINGS: dict[Saving, Kept] = {
 }
 """The modes, from fast and large to slow and small."""
 
+NOTHING = Kept(hidden=False, projections=False)
+"""Where no gradient will be asked for."""
+
 
 @dataclass
 class Tape:
