@@ -173,6 +173,7 @@ def search(
         flops_weight=settings.search.flops_weight,
         budget=settings.search.budget,
         pretrained=settings.search.pretrained,
+        saving=settings.search.saving,
     )
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     architecture = describe_architecture(run.path.name, trained.sample, space, settings, data.classes)

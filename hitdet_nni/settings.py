@@ -134,6 +134,9 @@ class BudgetSettings(Section):
         return self
 
 
+Saving = Literal["auto", "stock", "checkpoint", "mid", "slim", "lean"]
+
+
 class SearchSettings(Section):
     """The trinity search (sections 3.3 and 3.4, Eq. 6)."""
 
@@ -144,6 +147,8 @@ class SearchSettings(Section):
         None, description="adapt the cost weight, starting from flops_weight, and decode the best within this cost"
     )
     pretrained: Path | None = Field(None, description="weights of `pretrain` for the supernet's backbone")
+
+    saving: Saving | None = Field(None, description="supernet.saving for the search alone")
 
     @model_validator(mode="after")
     def _time_to_search(self) -> SearchSettings:
@@ -214,9 +219,10 @@ class CheckpointSettings(Section):
 class SupernetSettings(Section):
     """How the supernet is computed; the numbers are the same whatever is chosen."""
 
-    saving: Literal["stock", "checkpoint"] = Field(
-        "stock",
-        description="what a mixed layer keeps for its gradients: everything, or its input only (slower, smaller)",
+    saving: Saving = Field(
+        "auto",
+        description="how a mixed layer is computed and what it keeps for its gradients: fused, from more to less (mid, "
+        "slim, lean), candidate by candidate (stock: everything; checkpoint: its input); auto: slim where it can",
     )
 
 

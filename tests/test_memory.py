@@ -255,7 +255,7 @@ def test_estimate_is_near_what_a_process_takes(figure):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saving", ["stock", "checkpoint"])
+@pytest.mark.parametrize("saving", ["stock", "checkpoint", "slim"])
 @pytest.mark.parametrize(
     ("component", "batch_size"), [("trinity", 2), ("trinity", 4), ("backbone", 2), ("neck", 2), ("head", 2)]
 )

@@ -20,6 +20,7 @@ from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.skeleton import Skeleton
+from hitdet_nni.synced_batch_norm import apply_batch_norm
 
 NAMES = ["ir_k3_d1_e3", "sep_k3_d1", "conv_k3_d2", "sep_k5_d1"]
 ALPHA = [0.3, -0.2, 0.9, 0.1]
@@ -268,6 +269,16 @@ def test_gradients_of_weights_have_32_bits():
     torch.testing.assert_close(
         layer._arch_alpha.grad[[0, 3]].double(), torch.stack([expected, -expected]), rtol=1e-4, atol=0
     )
+
+
+def test_the_automatic_saving_is_slim_unless_processes_share_statistics(monkeypatch):
+    layer = mixed()
+    assert set_saving(layer, "auto") == layer.saving == "slim"
+    monkeypatch.setattr("hitdet_nni.distributed.processes", lambda: 2)
+    assert set_saving(layer, "auto") == "slim"
+    module = torch.nn.Sequential(layer, torch.nn.BatchNorm2d(2))
+    apply_batch_norm(module, "synced")
+    assert set_saving(module, "auto") == layer.saving == "stock"
 
 
 def test_unknown_saving_is_refused(refused):

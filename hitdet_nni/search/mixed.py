@@ -10,9 +10,11 @@ import torch
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 
+from hitdet_nni import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.fused import SAVINGS, fuse_fixed_blocks, fused_weighted_sum
+from hitdet_nni.search.fused import SAVINGS, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
+from hitdet_nni.synced_batch_norm import SyncedBatchNorm2d
 
 
 class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
@@ -107,24 +109,33 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         return {self.label: dict(zip(self.active_names, self.probabilities().tolist(), strict=True))}
 
 
-def set_saving(module: nn.Module, mode: str) -> None:
+AUTO = "auto"
+"""Lets :func:`set_saving` choose."""
+
+
+def set_saving(module: nn.Module, mode: str) -> str:
     """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
 
-    With a mode of the fused layer the blocks of layers that are fixed at one operator are computed by it too.
-
     Args:
-        module: A mutated model space.
-        mode: A key of :data:`SAVING`.
+        module: A mutated model space, its batch normalisation chosen.
+        mode: A key of :data:`SAVING`, or ``"auto"``: ``slim``, but ``stock`` where processes share the statistics of
+            batch normalisation, which the fused layers cannot.
+
+    Returns:
+        The mode chosen.
 
     Raises:
         InputError: For an unknown mode.
     """
+    if mode == AUTO:
+        shared = distributed.processes() > 1 and any(isinstance(part, SyncedBatchNorm2d) for part in module.modules())
+        mode = "stock" if shared else "slim"
     if mode not in SAVING:
-        raise InputError(f"got {mode!r}", key="supernet.saving", allowed=SAVING)
+        raise InputError(f"got {mode!r}", key="supernet.saving", allowed=(AUTO, *SAVING))
     for part in module.modules():
         if isinstance(part, ColumnSparseMixedLayer):
             part.saving = mode
-    fuse_fixed_blocks(module, next((saving for saving in SAVINGS if saving == mode), None), ColumnSparseMixedLayer)
+    return mode
 
 
 def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:

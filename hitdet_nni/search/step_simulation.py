@@ -40,7 +40,7 @@ class SimulatedStep:
         peak: Most at one time.
         gradients: Those of parameters within ``peak``.
         all_gradients: Those of parameters at the end.
-        turnover: Most that one candidate of a mixed layer (or a layer that computes them together) takes and returns.
+        turnover: Most that one candidate of a mixed layer takes and returns, where they are computed one by one.
     """
 
     held: int
@@ -136,8 +136,8 @@ class StepSimulation:
         output = measured[0].output_shape(x.shape)
         sum_size = math.prod(output) * 4  # the sum of Eq. 5 has 32 bits
         footprint = compose(footprints, x.nbytes if x.requires_grad else 0, sum_size)
-        held = 0 if layer.saving in ONE_BY_ONE else footprint.held
-        self._turnover = max(self._turnover, *(max(part.forward, part.backward) - held for part in footprints))
+        if layer.saving in ONE_BY_ONE:  # the others work through memory of a few MB again and again
+            self._turnover = max(self._turnover, *(max(part.forward, part.backward) for part in footprints))
         trained = (layer._arch_alpha, *(p for module in layer.active_candidates() for p in module.parameters()))
         gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
         trigger = torch.empty(0, requires_grad=True)  # the layer has gradients even where its input has none
