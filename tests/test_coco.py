@@ -90,7 +90,7 @@ def test_good_file(folder):
     require_sound_pictures(dataset)
 
 
-GONE = object()
+GONE = "\0nothing"
 
 
 def changed(path, value):
