@@ -1,5 +1,6 @@
 """Several processes on this machine, connected as `torchrun` connects them (gloo)."""
 
+import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -30,7 +31,8 @@ def run_group(function, folder, *arguments, processes=2):
     """What `function(*arguments)` returns in each of several processes; its result must be plain."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    # A forked process has imported everything already; only a GPU could not be used in it.
     arguments = (processes, port, function, str(folder), arguments)
-    torch.multiprocessing.start_processes(_member, arguments, nprocs=processes, start_method="fork")
+    # Forked from a process that has imported everything and done nothing: autograd's threads do not survive a fork.
+    multiprocessing.set_forkserver_preload(["hitdet_nni.train", "hitdet_nni.search.supernet"])
+    torch.multiprocessing.start_processes(_member, arguments, nprocs=processes, start_method="forkserver")
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]
