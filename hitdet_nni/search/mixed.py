@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hitdet_nni import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.fused import SAVINGS, fused_weighted_sum
+from hitdet_nni.search.fused import SAVINGS, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
 from hitdet_nni.synced_batch_norm import SyncedBatchNorm2d
 
@@ -116,6 +116,8 @@ AUTO = "auto"
 def set_saving(module: nn.Module, mode: str) -> str:
     """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
 
+    With a mode of the fused layer the blocks of layers that are fixed at one operator are computed by it too.
+
     Args:
         module: A mutated model space, its batch normalisation chosen.
         mode: A key of :data:`SAVING`, or ``"auto"``: ``slim``, but ``stock`` where processes share the statistics of
@@ -135,6 +137,7 @@ def set_saving(module: nn.Module, mode: str) -> str:
     for part in module.modules():
         if isinstance(part, ColumnSparseMixedLayer):
             part.saving = mode
+    fuse_fixed_blocks(module, next((saving for saving in SAVINGS if saving == mode), None), ColumnSparseMixedLayer)
     return mode
 
 
