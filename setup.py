@@ -22,6 +22,7 @@ setup(
         "hitdet_nni.commands",
         "hitdet_nni.cost_tables",
         "hitdet_nni.data",
+        "hitdet_nni.engine",
         "hitdet_nni.launcher",
         "hitdet_nni.model",
         "hitdet_nni.report",
@@ -32,6 +33,7 @@ setup(
         "hitdet_nni.baselines",
         "hitdet_nni.studies",
         "hitdet_nni.torchvision_ops",
+        "hitdet_nni.training",
     ],
     package_dir={
         "hitdet_nni": "hitdet_nni",

@@ -25,11 +25,11 @@ from unittest.mock import patch
 import torch
 from measure import say, surroundings
 
-from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.data.sampling import SeededPictures
-from hitdet_nni.precision import Precision
-from hitdet_nni.process import prepare_process
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.search import evaluator, supernet
 from hitdet_nni.search.mixed import SAVING
 from hitdet_nni.search.resume import ExactResume

@@ -38,9 +38,9 @@ from nni.nas.strategy import DARTS
 from torch import Tensor, nn
 
 from hitdet_nni.data.pipeline import open_data, search_loaders
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.operators import OPERATORS, build_operator
-from hitdet_nni.process import prepare_process
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import SAVINGS, FusedMixture
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving

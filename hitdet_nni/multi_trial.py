@@ -17,9 +17,10 @@ from nni.nas.space import SimplifiedModelSpace
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture, save_architecture
 from hitdet_nni.data.pipeline import DetectionData, open_data, search_loaders
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.weights_file import WEIGHTS_FILE, save_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.nni_results import complete_sample, describe_sample
@@ -27,8 +28,7 @@ from hitdet_nni.procedure import train_found
 from hitdet_nni.run_directory import RunDirectory, plain
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.settings import Settings, load_settings
-from hitdet_nni.train import evaluate
-from hitdet_nni.weights_file import WEIGHTS_FILE, save_weights
+from hitdet_nni.training.retrain import evaluate
 
 SOURCE = "multi-trial search"
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import (
     SCHEMA_VERSION,
     Architecture,
@@ -20,8 +19,10 @@ from hitdet_nni.architecture import (
     load_architecture,
     save_architecture,
 )
-from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked, read_json, read_text, write_csv, write_json
 from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
@@ -33,8 +34,7 @@ from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.search_space import SearchSpace, load_search_space, save_search_space
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
-from hitdet_nni.train import Retrained, retrain
-from hitdet_nni.weights_file import save_weights
+from hitdet_nni.training.retrain import Retrained, retrain
 
 logger = logging.getLogger(__name__)
 

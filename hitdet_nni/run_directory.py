@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from hitdet_nni import distributed
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked, read_json, read_text, read_yaml, write_csv, write_json, write_text
 from hitdet_nni.settings import Settings

@@ -19,12 +19,12 @@ from typing import Any
 
 import nni
 
-from hitdet_nni import distributed
 from hitdet_nni.data.pipeline import DetectionData, open_data
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.files import read_json, read_yaml
 from hitdet_nni.procedure import check_budget, screen, screening_key, search, train_found, whole_space
-from hitdet_nni.process import prepare_process
 from hitdet_nni.report.page import write_report
 from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.run_directory import RunDirectory, plain

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from hitdet_nni import distributed
-from hitdet_nni.checkpoints import plain_state
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.checkpoints import plain_state
 
 
 def _member(rank, processes, port, function, folder, arguments):
@@ -33,6 +33,6 @@ def run_group(function, folder, *arguments, processes=2):
         port = probe.getsockname()[1]
     arguments = (processes, port, function, str(folder), arguments)
     # Forked from a process that has imported everything and done nothing: autograd's threads do not survive a fork.
-    multiprocessing.set_forkserver_preload(["hitdet_nni.train", "hitdet_nni.search.supernet"])
+    multiprocessing.set_forkserver_preload(["hitdet_nni.training.retrain", "hitdet_nni.search.supernet"])
     torch.multiprocessing.start_processes(_member, arguments, nprocs=processes, start_method="forkserver")
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]

@@ -11,8 +11,8 @@ from dataclasses import asdict
 import torch
 
 from hitdet_nni.data.pipeline import open_data, search_loaders
+from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.precision import Precision
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.memory import estimate_step_memory, peak_memory
 from hitdet_nni.search.mixed import set_saving

@@ -5,7 +5,6 @@ import random
 from types import SimpleNamespace
 
 from hitdet_nni.architecture import save_architecture
-from hitdet_nni.coco_evaluation import METRICS
 from hitdet_nni.files import read_json, write_json, write_text
 from hitdet_nni.procedure import cost_records, describe_architecture, write_epoch
 from hitdet_nni.run_directory import RunDirectory
@@ -17,6 +16,7 @@ from hitdet_nni.search.screening import Screened
 from hitdet_nni.search_space import load_search_space, save_search_space
 from hitdet_nni.settings import load_settings
 from hitdet_nni.skeleton import COMPONENTS
+from hitdet_nni.training.coco_evaluation import METRICS
 
 STATES = ("begun", "half screened", "screened", "searching", "searched", "retraining", "retrained")
 CLASSES = tuple(map(str, range(10)))

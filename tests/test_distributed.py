@@ -5,13 +5,13 @@ import torch
 from group import run_group
 from torch import nn
 
-from hitdet_nni import distributed
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, apply_batch_norm
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
-from hitdet_nni.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, apply_batch_norm
 
 
 def collect():
-    """Everything of `hitdet_nni.distributed` in one group, to start processes only once."""
+    """Everything of `hitdet_nni.engine.distributed` in one group, to start processes only once."""
     rank = distributed.rank()
     parameters = [nn.Parameter(torch.zeros(3)) for _ in range(3)]
     parameters[0].grad = torch.full((3,), float(rank + 1))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hitdet_nni import distributed
 from hitdet_nni.data.folder import (
     FolderPictures,
     open_folders,
@@ -17,6 +16,7 @@ from hitdet_nni.data.folder import (
     validation_transform,
 )
 from hitdet_nni.data.sampling import Draw, SeededPictures
+from hitdet_nni.engine import distributed
 from hitdet_nni.model.classifier import HitClassifier
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.settings import PretrainSettings

@@ -14,8 +14,9 @@ from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import nn
 
-from hitdet_nni import distributed
 from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
 from hitdet_nni.model.operators import OPERATORS, build_operator
@@ -24,7 +25,6 @@ from hitdet_nni.search.fused import SAVINGS, FusedMixture, fused_weighted_sum, l
 from hitdet_nni.search.mixed import SAVING, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
-from hitdet_nni.synced_batch_norm import apply_batch_norm
 
 FAMILIES = ("ir_k3_d2_e3", "ir_k5_d1_e1", "sep_k3_d1", "conv_k3_d2")
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}

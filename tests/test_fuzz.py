@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hitdet_nni.architecture import load_architecture
-from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.cli import main
 from hitdet_nni.data.coco import read_annotations
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.weights_file import load_weights, save_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.run_directory import RunDirectory
@@ -31,7 +32,6 @@ from hitdet_nni.search_space import load_search_space, save_search_space
 from hitdet_nni.settings import load_settings
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS
-from hitdet_nni.weights_file import load_weights, save_weights
 
 SECONDS = 10
 """An input takes no longer than this."""

@@ -7,16 +7,16 @@ import torch
 
 from hitdet_nni.architecture import Architecture, Provenance, load_architecture, save_architecture
 from hitdet_nni.cli import main
-from hitdet_nni.inherit import inherit_weights
+from hitdet_nni.engine.backbone_weights import save_backbone
+from hitdet_nni.engine.weights_file import read_state, save_weights
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
-from hitdet_nni.model.pretrained import save_backbone
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.search_space import save_search_space
 from hitdet_nni.settings import load_settings
-from hitdet_nni.train import retrain
-from hitdet_nni.weights_file import read_state, save_weights
+from hitdet_nni.training.inherit import inherit_weights
+from hitdet_nni.training.retrain import retrain
 
 SPACE = {
     "backbone": ["ir_k3_d1_e3", "ir_k3_d2_e3", "sep_k5_d1"],  # the first two have the same tensors

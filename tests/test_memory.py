@@ -14,8 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.precision import Precision
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.search.live_bytes import LiveBytes

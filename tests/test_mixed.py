@@ -12,15 +12,15 @@ from nni.nas.strategy import DARTS
 from torch import nn
 
 from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
 from hitdet_nni.model.searchable import searched_layer
-from hitdet_nni.precision import Precision
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.skeleton import Skeleton
-from hitdet_nni.synced_batch_norm import apply_batch_norm
 
 NAMES = ["ir_k3_d1_e3", "sep_k3_d1", "conv_k3_d2", "sep_k5_d1"]
 ALPHA = [0.3, -0.2, 0.9, 0.1]
@@ -274,7 +274,7 @@ def test_gradients_of_weights_have_32_bits():
 def test_the_automatic_saving_is_slim_unless_processes_share_statistics(monkeypatch):
     layer = mixed()
     assert set_saving(layer, "auto") == layer.saving == "slim"
-    monkeypatch.setattr("hitdet_nni.distributed.processes", lambda: 2)
+    monkeypatch.setattr("hitdet_nni.engine.distributed.processes", lambda: 2)
     assert set_saving(layer, "auto") == "slim"
     module = torch.nn.Sequential(layer, torch.nn.BatchNorm2d(2))
     apply_batch_norm(module, "synced")

@@ -31,9 +31,10 @@ from nni.nas.profiler import Profiler
 from nni.nas.space import RawFormatModelSpace, SimplifiedModelSpace
 from torch import nn
 
-from hitdet_nni import HitDetectorSpace, distributed, multi_trial
+from hitdet_nni import HitDetectorSpace, multi_trial
 from hitdet_nni.architecture import check_sample, load_architecture
 from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.experiment import node_options
 from hitdet_nni.model.detector import build_detector

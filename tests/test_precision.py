@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hitdet_nni import distributed
 from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.precision import MIN_SCALE, Precision
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.precision import MIN_SCALE, Precision
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.skeleton import Skeleton

@@ -13,17 +13,18 @@ import torch
 import torch.nn.functional as F
 from group import run_group
 
-from hitdet_nni import classification, cli
+from hitdet_nni import cli
 from hitdet_nni.architecture import Architecture, Provenance, save_architecture
 from hitdet_nni.data.folder import open_folders
+from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
-from hitdet_nni.model.pretrained import load_backbone, save_backbone
-from hitdet_nni.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.settings import load_settings
+from hitdet_nni.training import classification
+from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
 
 CANDIDATES = ("ir_k3_d1_e1", "sep_k3_d1", "conv_k3_d1")
 CLASSES = ("blue", "green", "red", "white")

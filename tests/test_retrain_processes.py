@@ -11,9 +11,9 @@ from mmdet.models.task_modules.samplers import RandomSampler
 
 from hitdet_nni.architecture import Architecture, Provenance
 from hitdet_nni.data.pipeline import open_data
-from hitdet_nni.retrain_resume import ResumableTrainLoop
 from hitdet_nni.settings import load_settings
-from hitdet_nni.train import retrain
+from hitdet_nni.training.resume import ResumableTrainLoop
+from hitdet_nni.training.retrain import retrain
 
 
 def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None):
@@ -62,8 +62,8 @@ def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None):
             patch.setattr(RandomSampler, "random_choice", lambda self, gallery, number: gallery[:number])
         # COCO's metrics of such a detector are zero.
         patch.setattr(CocoMetric, "compute_metrics", total_score)
-        patch.setattr(logging.getLogger("hitdet_nni.train"), "handlers", [notes])
-        patch.setattr(logging.getLogger("hitdet_nni.train"), "level", logging.INFO)
+        patch.setattr(logging.getLogger("hitdet_nni.training.retrain"), "handlers", [notes])
+        patch.setattr(logging.getLogger("hitdet_nni.training.retrain"), "level", logging.INFO)
         try:
             outcome = retrain(
                 architecture,

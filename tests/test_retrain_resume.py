@@ -13,17 +13,17 @@ from mmdet.evaluation import CocoMetric
 from torch import nn
 
 from hitdet_nni.architecture import Architecture, Provenance
-from hitdet_nni.checkpoints import CheckpointFolder, plain_state
+from hitdet_nni.engine.checkpoints import CheckpointFolder, plain_state
+from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.precision import Precision
 from hitdet_nni.procedure import train_found
-from hitdet_nni.retrain_resume import ResumableTrainLoop
-from hitdet_nni.retrain_step import RetrainStep
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import load_settings
-from hitdet_nni.train import retrain
-from hitdet_nni.weights_file import save_weights
+from hitdet_nni.training.resume import ResumableTrainLoop
+from hitdet_nni.training.retrain import retrain
+from hitdet_nni.training.step import RetrainStep
 
 SETTINGS = {
     "data.train": 16,
@@ -197,7 +197,7 @@ def test_worker_processes_change_nothing(left_behind, settings, tiny_data, archi
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     left_behind, caplog, settings, tiny_data, architecture, uninterrupted
 ):
-    logger = logging.getLogger("hitdet_nni.checkpoints")
+    logger = logging.getLogger("hitdet_nni.engine.checkpoints")
     logger.addHandler(caplog.handler)  # a command that was run before may have stopped propagation
     last = CheckpointFolder(left_behind / "checkpoints").files()[-1]
     last.write_bytes(last.read_bytes()[:-1000])

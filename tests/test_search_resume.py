@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hitdet_nni.checkpoints import CheckpointFolder
+from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.search import evaluator
 from hitdet_nni.search.strategy import Removal

@@ -1,6 +1,7 @@
 """Rules of the house that no other test would notice being broken."""
 
 import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -24,14 +25,19 @@ def imports(module):
     return found
 
 
-def test_model_does_not_import_search():
-    for module in (PACKAGE / "model").glob("*.py"):
-        assert not any(name.startswith("hitdet_nni.search.") for name in imports(module)), module
+# Each package imports only those before it.
+LAYERS = ["model", "engine", "search", "training", "studies"]
 
 
-@pytest.mark.parametrize("folder", ["model", "search", "data"])
+@pytest.mark.parametrize(("lower", "higher"), itertools.combinations(LAYERS, 2))
+def test_packages_import_downwards(lower, higher):
+    for module in (PACKAGE / lower).rglob("*.py"):
+        assert not any(name.startswith(f"hitdet_nni.{higher}.") for name in imports(module)), module
+
+
+@pytest.mark.parametrize("folder", ["model", "data", "engine", "search", "training"])
 def test_library_does_not_import_entry_modules(folder):
-    names = ("trial", "multi_trial", "nni_results", "cli", "commands", "train", "procedure", "experiment")
+    names = ("trial", "multi_trial", "nni_results", "cli", "commands", "procedure", "experiment")
     entries = {f"hitdet_nni.{name}" for name in names}
     for module in (PACKAGE / folder).glob("*.py"):
         assert not entries & imports(module), module

@@ -18,6 +18,7 @@ import torch
 from hitdet_nni.architecture import Architecture, Provenance, save_architecture
 from hitdet_nni.cli import STUDIES, build_parser, main
 from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.run_directory import RunDirectory
@@ -40,7 +41,6 @@ from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.sub_space_ablation import common_sub_space, final_order
 from hitdet_nni.studies.supernet_score import supernet_loss
-from hitdet_nni.weights_file import save_weights
 
 SPACE = {
     "backbone": ["ir_k3_d1_e3", "conv_k3_d1"],

@@ -19,7 +19,7 @@ from hitdet_nni.model.detector import build_detector
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import load_settings
 from hitdet_nni.skeleton import COMPONENTS
-from hitdet_nni.train import export_config
+from hitdet_nni.training.retrain import export_config
 
 SPACE = {"backbone": ["sep_k3_d1", "ir_k3_d1_e1", "conv_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"]}
 

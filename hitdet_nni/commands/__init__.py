@@ -35,7 +35,7 @@ def run(options: Namespace) -> None:
     if not hasattr(options, "resume"):
         function(options)
         return
-    group = importlib.import_module("hitdet_nni.distributed")
+    group = importlib.import_module("hitdet_nni.engine.distributed")
     group.join()
     console = importlib.import_module(f"{__name__}.console")
     run_directory = importlib.import_module("hitdet_nni.run_directory").RunDirectory(options.out)

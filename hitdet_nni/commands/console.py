@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hitdet_nni import distributed
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
-from hitdet_nni.process import prepare_process
 from hitdet_nni.settings import Settings, load_settings, parse_overrides
 
 

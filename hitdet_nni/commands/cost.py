@@ -24,9 +24,9 @@ from hitdet_nni.cost_tables.table_rendering import (
     update_markdown,
 )
 from hitdet_nni.cost_tables.tables import compare, load_tables
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.launcher.trial_table import print_table
-from hitdet_nni.process import prepare_process
 from hitdet_nni.run_directory import find_run
 from hitdet_nni.search.cost import PARTS, Cost, CostModel
 

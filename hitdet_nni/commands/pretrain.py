@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import load_architecture
-from hitdet_nni.classification import EpochAccuracy
 from hitdet_nni.commands.console import say, settings_of
 from hitdet_nni.data.folder import open_folders
-from hitdet_nni.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
+from hitdet_nni.engine import distributed
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import Settings, describe_lr
+from hitdet_nni.training.classification import EpochAccuracy
+from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
 
 
 def pretrain_command(options: Namespace) -> None:

@@ -6,17 +6,17 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
 from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_text
 from hitdet_nni.procedure import keep_architecture, train_found
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.skeleton import COMPONENTS
-from hitdet_nni.train import check_start, evaluate, export_config
+from hitdet_nni.training.retrain import check_start, evaluate, export_config
 
 
 def retrain_command(options: Namespace) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import v2
 
-from hitdet_nni import distributed
 from hitdet_nni.data.pictures import PictureDefect
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import PretrainSettings
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hitdet_nni import distributed
 from hitdet_nni.data.coco import CocoDataset
+from hitdet_nni.engine import distributed
 from hitdet_nni.settings import DataSettings
 from hitdet_nni.skeleton import Skeleton
 

@@ -17,13 +17,14 @@ from mmengine.registry import DATASETS
 from nni.nas.evaluator.pytorch import DataLoader
 from torch.utils.data import Dataset, Subset
 
-from hitdet_nni import __version__, distributed
+from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.halves import split_halves
 from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.engine import distributed
 from hitdet_nni.files import locked
 from hitdet_nni.settings import DataSettings
 from hitdet_nni.skeleton import Skeleton

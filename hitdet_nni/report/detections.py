@@ -17,16 +17,16 @@ from markupsafe import Markup
 from mmengine.dataset import pseudo_collate
 from PIL import Image, ImageOps
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture
 from hitdet_nni.data.coco import CocoDataset, read_annotations
 from hitdet_nni.data.pictures import PICTURE_FORMATS
 from hitdet_nni.data.pipeline import build_dataset, open_data
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.report import svg
 from hitdet_nni.settings import Settings
-from hitdet_nni.weights_file import load_weights
 
 SCORE = 0.3
 """Detections are drawn from this score on."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, ValidationError
 
 from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.engine.weights_file import WEIGHTS_FILE
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_json, read_yaml
 from hitdet_nni.report.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
@@ -19,7 +20,6 @@ from hitdet_nni.search_space import SearchSpace, load_search_space
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS, Component
 from hitdet_nni.validation import one_line
-from hitdet_nni.weights_file import WEIGHTS_FILE
 
 
 class Metadata(BaseModel):

@@ -33,8 +33,8 @@ def read_training_log(folder: Path) -> TrainingLog:
     """Read all logs of a retraining; where it was stopped and went on, the later log counts.
 
     Where nothing at all was detected, mmengine prints the metrics of the evaluation before; the average precisions are
-    zero then, as in :func:`hitdet_nni.coco_evaluation.coco_metrics`. Lines of any other form are passed over: the file
-    is a log for people, and its last line may be cut off.
+    zero then, as in :func:`hitdet_nni.training.coco_evaluation.coco_metrics`. Lines of any other form are passed over:
+    the file is a log for people, and its last line may be cut off.
 
     Args:
         folder: The run's ``retrain`` folder. mmengine makes a folder in it each time it starts, named by the time.

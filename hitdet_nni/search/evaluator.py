@@ -16,7 +16,7 @@ from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from hitdet_nni import distributed
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from hitdet_nni.precision import DTYPES
+from hitdet_nni.engine.precision import DTYPES
 from hitdet_nni.search.step_simulation import StepSimulation
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import Skeleton

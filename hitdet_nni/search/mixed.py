@@ -10,11 +10,11 @@ import torch
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 
-from hitdet_nni import distributed
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
 from hitdet_nni.search.fused import SAVINGS, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
-from hitdet_nni.synced_batch_norm import SyncedBatchNorm2d
 
 
 class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]

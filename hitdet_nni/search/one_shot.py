@@ -13,7 +13,7 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingLayer
 from nni.nas.strategy import ENAS
 from torch import Tensor, randint
 
-from hitdet_nni import distributed
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 
-from hitdet_nni import distributed
-from hitdet_nni.checkpoints import CheckpointFolder, random_state, set_random_state
 from hitdet_nni.data.sampling import ResumableSampler
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.checkpoints import CheckpointFolder, random_state, set_random_state
 from hitdet_nni.errors import InputError
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
 
+from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
 from hitdet_nni.search.footprint import ONE_BY_ONE, Footprint, Measured, candidate_kind, compose, measure
 from hitdet_nni.search.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.skeleton import DetectorKind, Skeleton
-from hitdet_nni.synced_batch_norm import SyncedBatchNorm2d
 
 BOXES = 8
 """Boxes of a picture that its anchors are compared with; COCO has 7.3 on average."""

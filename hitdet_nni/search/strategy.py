@@ -14,8 +14,8 @@ from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.strategy import DARTS
 from torch import Tensor, nn
 
-from hitdet_nni import distributed
-from hitdet_nni.precision import Precision
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.precision import Precision
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.health import GradientNorms

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from hitdet_nni import distributed
-from hitdet_nni.checkpoints import CheckpointFolder
 from hitdet_nni.data.pipeline import DetectionData, search_loaders
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.backbone_weights import load_backbone
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.model.pretrained import load_backbone
-from hitdet_nni.precision import Precision
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import diagnose
@@ -27,7 +28,6 @@ from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
 from hitdet_nni.settings import BudgetSettings, Saving, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Component, Skeleton
-from hitdet_nni.synced_batch_norm import apply_batch_norm
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.data.pipeline import DetectionData, search_loaders
+from hitdet_nni.engine.weights_file import read_state
 from hitdet_nni.procedure import describe_architecture
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.cost import CostModel
@@ -18,7 +19,6 @@ from hitdet_nni.settings import Settings
 from hitdet_nni.studies.random_architectures import CostKey, random_samples
 from hitdet_nni.studies.retrainings import Trained, deviation
 from hitdet_nni.studies.supernet_score import supernet_loss
-from hitdet_nni.weights_file import read_state
 
 SEARCHED = "searched"
 

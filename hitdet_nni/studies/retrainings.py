@@ -11,11 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture
 from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.procedure import keep_architecture, train_found
-from hitdet_nni.process import prepare_process
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import Settings
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from hitdet_nni.inherit import inherit_weights
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.skeleton import Skeleton
+from hitdet_nni.training.inherit import inherit_weights
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hitdet_nni import distributed
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
-from hitdet_nni.synced_batch_norm import FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d
 
 SUPPORTED = (nn.BatchNorm2d, LevelBatchNorm2d, FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d)
 """Kinds of batch normalisation whose arithmetic this module knows; no others are taken for one of them."""

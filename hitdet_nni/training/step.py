@@ -10,8 +10,8 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hitdet_nni import distributed
-from hitdet_nni.precision import Precision
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.precision import Precision
 
 
 class RetrainStep(OptimWrapper):  # type: ignore[misc]

@@ -12,16 +12,17 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.checkpoints import CheckpointFolder
-from hitdet_nni.classification import STAGE, AccuracyWatcher, ClassificationModule, EpochAccuracy, lightning_trainer
 from hitdet_nni.data.folder import ClassificationData, training_loader, validation_loader
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.backbone_weights import save_backbone
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.engine.weights_file import WEIGHTS_FILE
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
-from hitdet_nni.model.pretrained import save_backbone
-from hitdet_nni.precision import Precision
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.evaluator import EpochLosses
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
@@ -29,8 +30,13 @@ from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.settings import PretrainSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Skeleton
-from hitdet_nni.synced_batch_norm import apply_batch_norm
-from hitdet_nni.weights_file import WEIGHTS_FILE
+from hitdet_nni.training.classification import (
+    STAGE,
+    AccuracyWatcher,
+    ClassificationModule,
+    EpochAccuracy,
+    lightning_trainer,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ class Precision:
     """Computes losses in a precision, and makes the steps that belong to it.
 
     A step is ``with precision.autocast(): loss = ...``, then :meth:`backward`, where there are several processes
-    :func:`hitdet_nni.distributed.average_gradients`, and :meth:`step`.
+    :func:`hitdet_nni.engine.distributed.average_gradients`, and :meth:`step`.
 
     With fp16 the loss is scaled before backward, so that small gradients of activations do not vanish, and a step whose
     gradients are not finite is left out. One scale serves all optimisers: both phases of a search send the gradient of

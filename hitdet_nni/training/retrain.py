@@ -19,24 +19,24 @@ import torch
 from mmengine.runner import Runner
 from torch import nn
 
-from hitdet_nni import distributed
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.checkpoints import CheckpointFolder
-from hitdet_nni.coco_evaluation import coco_metrics, evaluation_config
 from hitdet_nni.data.memory import settle_loading
 from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.depthwise_convolution import use_fast_depthwise
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.backbone_weights import load_backbone
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.engine.weights_file import WEIGHTS_FILE, load_weights, read_state, save_weights
 from hitdet_nni.errors import InputError
-from hitdet_nni.inherit import inherit_weights
 from hitdet_nni.model.detector import build_detector, detector_config
-from hitdet_nni.model.pretrained import load_backbone
-from hitdet_nni.precision import Precision
-from hitdet_nni.retrain_resume import STAGE, OnEvaluation
-from hitdet_nni.runner_config import learning_rate, resumable_config, training_config
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS
-from hitdet_nni.synced_batch_norm import apply_batch_norm
-from hitdet_nni.weights_file import WEIGHTS_FILE, load_weights, read_state, save_weights
+from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config
+from hitdet_nni.training.inherit import inherit_weights
+from hitdet_nni.training.resume import STAGE, OnEvaluation
+from hitdet_nni.training.runner_config import learning_rate, resumable_config, training_config
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hitdet_nni import distributed
 from hitdet_nni.data.pipeline import DetectionData, dataset_config
+from hitdet_nni.engine import distributed
 from hitdet_nni.settings import DataSettings, Settings
 
 METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")

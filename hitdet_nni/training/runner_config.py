@@ -6,16 +6,16 @@ from typing import Any
 
 from mmengine.dataset import DefaultSampler
 
-from hitdet_nni import distributed
-from hitdet_nni.checkpoints import CheckpointFolder
-from hitdet_nni.coco_evaluation import evaluation_config, loader_config
 from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.pipeline import DetectionData, build_dataset, dataset_config, loader
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
-from hitdet_nni.precision import Precision
-from hitdet_nni.retrain_resume import ResumableTrainLoop
-from hitdet_nni.retrain_step import RetrainStep
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.precision import Precision
 from hitdet_nni.settings import RetrainSettings, Settings, describe_lr, scaled_lr
+from hitdet_nni.training.coco_evaluation import evaluation_config, loader_config
+from hitdet_nni.training.resume import ResumableTrainLoop
+from hitdet_nni.training.step import RetrainStep
 
 
 def learning_rate(settings: Settings) -> tuple[float, str]:

@@ -10,10 +10,10 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 
-from hitdet_nni import distributed
-from hitdet_nni.checkpoints import CheckpointFolder, random_state, set_random_state
-from hitdet_nni.coco_evaluation import coco_metrics
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.checkpoints import CheckpointFolder, random_state, set_random_state
 from hitdet_nni.errors import InputError, NonFiniteLossError
+from hitdet_nni.training.coco_evaluation import coco_metrics
 
 logger = logging.getLogger(__name__)
 

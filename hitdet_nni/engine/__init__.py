@@ -1,0 +1,1 @@
+"""What search and training run on: processes, precision, checkpoints, weights files."""
