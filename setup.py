@@ -72,5 +72,8 @@ setup(
         "matplotlib>=3.7",
         "psutil>=5.9",
     ],
-    extras_require={"enas": ["tianshou==0.4.11", "gym==0.26.2"]},  # NNI's reinforcement learning
+    extras_require={
+        "enas": ["tianshou==0.4.11", "gym==0.26.2"],  # NNI's reinforcement learning
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+    },
 )
