@@ -2,6 +2,7 @@
 
 python benchmarks/supernet_step.py --json > docs/benchmarks/supernet_step.json
 python benchmarks/peers.py --json > docs/benchmarks/peers.json
+python benchmarks/largest_batch.py --json > docs/benchmarks/largest_batch.json
 python benchmarks/start_up.py --json > docs/benchmarks/start_up.json
 python benchmarks/document.py
 """
@@ -43,6 +44,15 @@ PEERS = """\
 
 One mixed layer by the means that others use. Two paths (ProxylessNAS) and partial channels (PC-DARTS) compute another,
 cheaper sum: their rows say what the approximation buys.
+"""
+
+LARGEST_BATCH = """\
+## The largest batch on one GPU
+
+By the estimate that a search prints before its first step, not by running it: the tensors of a step counted without
+data, without what the driver and libraries hold. Of the fused modes the estimate is too large, as it lets what passes
+within a layer grow with the maps where the layer would work in pieces; they hold at least the batch named. `auto`, the
+default of `supernet.saving`, is `slim`.
 """
 
 START_UP = """\
@@ -114,6 +124,25 @@ def peers_table(report: Report) -> str:
     return f"Layer of the {case['name']}, input {layer}, {report['candidates']} candidates.\n\n{table(header, rows)}"
 
 
+def largest_batch_table(report: Report) -> str:
+    """The table of :mod:`largest_batch`."""
+    header = ("supernet", "`supernet.saving`", "candidates", "GB a picture", "GB besides", "largest batch")
+    rows = (
+        (
+            row["case"],
+            f"`{row['implementation']}`",
+            str(row["candidates"]),
+            _number(row["picture_gb"], 2),
+            _number(row["fixed_gb"], 2),
+            str(row["largest"]),
+        )
+        for row in report["figures"]
+    )
+    height, width = report["input_size"]
+    setting = f"`{report['config']}`: pictures of {height} x {width} or upright, {report['precision']}, a GPU of"
+    return f"{setting} {report['memory_gb']:g} GB.\n\n{table(header, rows)}"
+
+
 def start_up_table(report: Report) -> str:
     """The table of :mod:`start_up`."""
     rows = ((f"`{row['command']}`", "", _number(row["seconds"], 3)) for row in report["figures"])
@@ -123,6 +152,7 @@ def start_up_table(report: Report) -> str:
 SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "supernet_step": (STEP, step_table),
     "peers": (PEERS, peers_table),
+    "largest_batch": (LARGEST_BATCH, largest_batch_table),
     "start_up": (START_UP, start_up_table),
 }
 """Text and table of each file of figures, by the file's stem."""

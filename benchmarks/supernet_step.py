@@ -96,6 +96,13 @@ SKELETON = Skeleton(
 )
 """The paper's detector with half the channels and screening's depths, for pictures that a CPU can take."""
 
+LARGE_PICTURES = 256
+"""Side of the pictures of a second comparison, pixels: what the shares of maps and calls become towards real sizes."""
+
+LARGE_CASES = ("trinity", "screening backbone")
+DEFAULT_SAVING = "slim"
+"""What ``supernet.saving: auto`` chooses."""
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -243,26 +250,58 @@ def supernet_spaces() -> dict[str, dict[Component, tuple[str, ...]]]:
     return spaces
 
 
-def measure_supernet(
-    name: str, space: Mapping[Component, Sequence[str]], savings: Sequence[str], rounds: int, device: torch.device
-) -> list[Figures]:
+@dataclass(frozen=True)
+class SupernetCase:
+    """A detector supernet to measure.
+
+    Attributes:
+        name: What it is.
+        space: Operators of each component.
+        side: Rows and columns of its pictures.
+        savings: Modes to measure.
+    """
+
+    name: str
+    space: Mapping[Component, tuple[str, ...]]
+    side: int
+    savings: Sequence[str]
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """:data:`SKELETON` for these pictures."""
+        return SKELETON.model_copy(update={"input_size": (self.side, self.side)})
+
+
+def supernet_cases(savings: Sequence[str]) -> list[SupernetCase]:
+    """All supernets; on larger pictures only some of them, in the default mode."""
+    spaces, small = supernet_spaces(), SKELETON.input_size[0]
+    cases = [SupernetCase(f"{name}, {small} px", space, small, savings) for name, space in spaces.items()]
+    default = [saving for saving in savings if saving == DEFAULT_SAVING]
+    return cases + [
+        SupernetCase(f"{name}, {LARGE_PICTURES} px", spaces[name], LARGE_PICTURES, default)
+        for name in LARGE_CASES
+        if default
+    ]
+
+
+def measure_supernet(case: SupernetCase, rounds: int, device: torch.device) -> list[Figures]:
     """Measure a whole detector supernet on the embedded digits with stock NNI and with the fused layer.
 
     Times are taken in turn in this process. Memory is that of a process of its own, as a search has it: what another
     supernet leaves in the allocator would be counted.
     """
-    implementations = (STOCK, *savings)
+    implementations = (STOCK, *case.savings)
     processes = multiprocessing.get_context("spawn")
     peaks: dict[str, int | None] = {}
     for implementation in implementations:
         with processes.Pool(1) as pool:
-            peaks[implementation] = pool.apply(supernet_peak, (space, implementation, torch.get_num_threads(), device))
-    steps = {implementation: supernet_step(space, implementation, device) for implementation in implementations}
+            peaks[implementation] = pool.apply(supernet_peak, (case, implementation, torch.get_num_threads(), device))
+    steps = {implementation: supernet_step(case, implementation, device) for implementation in implementations}
     times = interleaved(steps, rounds, device)
-    candidates = max(len(names) for names in space.values())
+    candidates = max(len(names) for names in case.space.values())
     return [
         Figures(
-            name,
+            case.name,
             candidates,
             implementation,
             statistics.median(times[implementation]),
@@ -275,24 +314,22 @@ def measure_supernet(
     ]
 
 
-def supernet_peak(
-    space: Mapping[Component, Sequence[str]], implementation: str, threads: int, device: torch.device
-) -> int | None:
+def supernet_peak(case: SupernetCase, implementation: str, threads: int, device: torch.device) -> int | None:
     """Largest memory during a supernet's second step, over what is in use before it."""
     prepare_process(threads)
-    step = supernet_step(space, implementation, device)
+    step = supernet_step(case, implementation, device)
     step()
     return peak_bytes(step, device)
 
 
-def supernet_step(space: Mapping[Component, Sequence[str]], implementation: str, device: torch.device) -> Step:
+def supernet_step(case: SupernetCase, implementation: str, device: torch.device) -> Step:
     """A step of a freshly initialised supernet."""
-    data_settings = DataSettings(builtin="digits", train=8, val=2, size=SKELETON.input_size[0], batch_size=2)
+    data_settings = DataSettings(builtin="digits", train=8, val=2, size=case.side, batch_size=2)
     data = open_data(data_settings, 0)
-    weights_loader, alphas_loader, _ = search_loaders(data, data_settings, SKELETON, 0)
+    weights_loader, alphas_loader, _ = search_loaders(data, data_settings, case.skeleton, 0)
     batches = [next(iter(loader)) for loader in (alphas_loader, weights_loader)]
     torch.manual_seed(0)
-    model = HitDetectorSpace(SKELETON, space, len(data.classes)).to(device)
+    model = HitDetectorSpace(case.skeleton, case.space, len(data.classes)).to(device)
     if implementation == STOCK:
         DARTS().mutate_model(model)
     else:
@@ -322,7 +359,7 @@ def _two_phases(model: HitDetectorSpace, batches: Sequence[Any], phases: bool) -
     return step
 
 
-HEADER = f"{'case':20} {'cand.':>5} {'':8} {'s':>8} {'speed-up':>8} {'saved':>16} {'peak':>16} {'of GEMM':>8}"
+HEADER = f"{'case':26} {'cand.':>5} {'':8} {'s':>8} {'speed-up':>8} {'saved':>16} {'peak':>16} {'of GEMM':>8}"
 
 
 def line(figures: Figures) -> str:
@@ -333,7 +370,7 @@ def line(figures: Figures) -> str:
 
     gemm = "" if figures.gemm_share is None else f"{figures.gemm_share:.2f}"
     return (
-        f"{figures.case:20} {figures.candidates:5} {figures.implementation:8} {figures.seconds:8.3f} "
+        f"{figures.case:26} {figures.candidates:5} {figures.implementation:8} {figures.seconds:8.3f} "
         f"{figures.speedup:8.2f} {memory(figures.saved_mb, figures.saved_share):>16} "
         f"{memory(figures.peak_mb, figures.peak_share):>16} {gemm:>8}"
     )
@@ -346,7 +383,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true", help="one small layer, one small supernet, one round")
     parser.add_argument("--only", default="", help="cases whose name contains this, e.g. 'screening' or 'head'")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--savings", nargs="+", default=list(SAVINGS), choices=list(SAVINGS), help="modes to measure")
     options = parser.parse_args()
@@ -369,9 +406,9 @@ def main() -> None:
         if options.only in case.name:
             for names in (published[case.component],) if options.quick else (OPERATORS, published[case.component]):
                 add(measure_layer(case, names, options.savings, rounds, device))
-    for name, space in supernet_spaces().items():
-        if options.only in name and not (options.quick and name != "trinity"):
-            add(measure_supernet(name, space, options.savings, rounds, device))
+    for supernet in supernet_cases(options.savings)[: 1 if options.quick else None]:
+        if options.only in supernet.name:
+            add(measure_supernet(supernet, rounds, device))
     if options.json:
         say(json.dumps(report, indent=1))
 

@@ -1,0 +1,132 @@
+"""The largest batch of the paper's setting that one GPU holds, by the estimate that a search prints first.
+
+No GPU is needed and none is asked: the tensors of a step are counted without data (docs/design.md), without what the
+driver and libraries hold. Of the fused modes the estimate is too large, as it lets what passes within a layer grow with
+the maps, where the layer would work in pieces; so they hold at least the batch that is named.
+
+    python benchmarks/largest_batch.py             # several minutes
+    python benchmarks/largest_batch.py --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from measure import say, surroundings
+
+from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.search.memory import estimate_step_memory
+from hitdet_nni.search.mixed import SAVING, set_saving
+from hitdet_nni.search.strategy import ColumnSparseDARTS
+from hitdet_nni.search_space import load_search_space
+from hitdet_nni.settings import Settings, load_settings
+from hitdet_nni.skeleton import COMPONENTS, Skeleton
+
+CLASSES = 80
+"""COCO's."""
+
+BATCHES = (2, 3)
+"""Batches that are estimated; memory grows by the same for each further picture."""
+
+
+@dataclass(frozen=True)
+class BatchFigures:
+    """What one way to compute mixed layers needs.
+
+    Attributes:
+        case: The supernet.
+        candidates: Operators of a searched layer.
+        implementation: A value of ``supernet.saving``.
+        fixed_gb: GB that do not depend on the batch.
+        picture_gb: GB a picture.
+        largest: Largest batch within the memory, 0 for none.
+    """
+
+    case: str
+    candidates: int
+    implementation: str
+    fixed_gb: float
+    picture_gb: float
+    largest: int
+
+
+def cases(settings: Settings) -> dict[str, tuple[Skeleton, dict[str, Sequence[str]]]]:
+    """Skeleton and operators of the search and of each component's screening, as the config has them."""
+    published = load_search_space("hit_detector")
+    everything = load_search_space(settings.space)
+    fixed = {component: [getattr(settings.screening.fixed, component)] for component in COMPONENTS}
+    shallow = settings.skeleton
+    if settings.screening.depths is not None:
+        shallow = shallow.model_copy(update={"depths": settings.screening.depths})
+    found: dict[str, tuple[Skeleton, dict[str, Sequence[str]]]] = {"trinity": (settings.skeleton, dict(published))}
+    for component in COMPONENTS:
+        found[f"screening {component}"] = (shallow, {**fixed, component: list(everything[component])})
+    found["screening all"] = (shallow, {component: list(everything[component]) for component in COMPONENTS})
+    return found
+
+
+def measure(
+    name: str, skeleton: Skeleton, space: Mapping[str, Sequence[str]], settings: Settings, memory_gb: float
+) -> list[BatchFigures]:
+    """Estimate a supernet in all ways to compute it."""
+    supernet = HitDetectorSpace(skeleton, space, CLASSES)  # type: ignore[arg-type]
+    ColumnSparseDARTS().mutate_model(supernet)
+    figures = []
+    for saving in SAVING:
+        set_saving(supernet, saving)
+        needs = []
+        for batch in BATCHES:
+            data = settings.data.model_copy(update={"batch_size": batch})
+            chosen = settings.model_copy(update={"data": data})
+            needs.append(estimate_step_memory(supernet, chosen, skeleton, torch.device("cuda")).total / 1e9)
+        picture = (needs[1] - needs[0]) / (BATCHES[1] - BATCHES[0])
+        fixed = needs[0] - BATCHES[0] * picture
+        largest = max(0, int((memory_gb - fixed) // picture))
+        candidates = max(len(names) for names in space.values())
+        figures.append(BatchFigures(name, candidates, saving, fixed, picture, largest))
+    return figures
+
+
+def main() -> None:
+    """Estimate and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--config", default="coco_paper", help="config (default: coco_paper)")
+    parser.add_argument("--memory", type=float, default=80.0, metavar="GB", help="of the GPU (default: 80)")
+    parser.add_argument("--only", default="", help="supernets whose name contains this")
+    options = parser.parse_args()
+    prepare_process(1)
+    logging.disable(logging.WARNING)
+    settings = load_settings(options.config)
+    report = surroundings(torch.device("cpu")) | {
+        "config": options.config,
+        "input_size": settings.skeleton.input_size,
+        "precision": settings.precision,
+        "memory_gb": options.memory,
+        "figures": [],
+    }
+    if not options.json:
+        say(f"{options.config}, {settings.skeleton.input_size}, {settings.precision}, {options.memory:g} GB")
+        say(f"{'case':20} {'cand.':>5} {'':10} {'fixed GB':>9} {'GB a picture':>12} {'batch':>6}")
+    for name, (skeleton, space) in cases(settings).items():
+        if options.only not in name:
+            continue
+        for found in measure(name, skeleton, space, settings, options.memory):
+            report["figures"].append(asdict(found))
+            if not options.json:
+                say(
+                    f"{found.case:20} {found.candidates:5} {found.implementation:10} {found.fixed_gb:9.2f} "
+                    f"{found.picture_gb:12.2f} {found.largest:6}"
+                )
+    if options.json:
+        say(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
