@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS, Component
 from hitdet_nni.studies.part_ablation import baseline_sample, decided
-from hitdet_nni.studies.retrainings import Trained, deviation
+from hitdet_nni.studies.retrainings import Repeated, Trained
 
 FIGURE_3 = tuple(
     f"{family}_k{kernel}_d{dilation}{expansion}"
@@ -78,7 +77,7 @@ def insertion_architectures(
 
 
 @dataclass(frozen=True)
-class OperatorEffect:
+class OperatorEffect(Repeated):
     """mAP of one operator in one part, over the repetitions.
 
     Attributes:
@@ -90,16 +89,6 @@ class OperatorEffect:
     component: Component
     operator: str
     accuracies: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean mAP over the repetitions."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def deviation(self) -> float | None:
-        """Its standard deviation (n - 1), or ``None`` with one repetition."""
-        return deviation(self.accuracies)
 
 
 def effects(chosen: Sequence[Insertion], trained: Mapping[str, Trained]) -> list[OperatorEffect]:

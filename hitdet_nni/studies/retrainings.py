@@ -20,8 +20,28 @@ from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import Settings
 
 
+class Repeated:
+    """What was measured several times.
+
+    Attributes:
+        accuracies: mAP of each time.
+    """
+
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean mAP."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of mAP (n - 1), or ``None`` of a single measurement."""
+        return deviation(self.accuracies)
+
+
 @dataclass(frozen=True)
-class Trained:
+class Trained(Repeated):
     """An architecture and what it reached.
 
     Attributes:
@@ -37,16 +57,6 @@ class Trained:
     params_m: float
     gflops: float
     accuracies: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean mAP over the seeds."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of mAP over the seeds (n - 1), or ``None`` with one seed."""
-        return deviation(self.accuracies)
 
 
 def deviation(values: Sequence[float]) -> float | None:
