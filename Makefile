@@ -11,7 +11,7 @@ WORKERS ?= 2
 # One thread per process: on a small shared machine more are many times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: search test test-slow lint wheel clean
+.PHONY: search test test-slow lint docs wheel clean
 
 .venv/installed: requirements.lock setup.py
 	$(PYTHON) -m venv .venv
@@ -33,8 +33,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
 wheel: .venv/installed
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv runs dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs dist build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 _base_ = "./fpn_detnas.py"
 
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=128),  # levels must be whole multiples of each other, down to stride 64
     neck=dict(
         _delete_=True,
         type="PooledInputNASFPN",

@@ -5,6 +5,7 @@ _base_ = "./fpn_r50_2fc.py"
 custom_imports = dict(imports=["hitdet_nni.cost_tables.baseline_modules"])
 
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=128),  # levels must be whole multiples of each other, down to stride 64
     neck=dict(
         _delete_=True,
         type="PooledInputNASFPN",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hitdet_nni import __version__
-from hitdet_nni.errors import InputError, NonFiniteLossError
+from hitdet_nni.errors import InputError, StoppedError
 
 EXAMPLES = {
     "data": "hitdet-nni data digits --out digits --train 300 --val 60 --size 128 --seed 0",
@@ -21,10 +21,12 @@ EXAMPLES = {
     "--set pretrain.val_images=imagenet/val --component-screening --out runs/pretrained",
     "screen": "hitdet-nni screen --config tiny --out runs/mine",
     "search": "hitdet-nni search --config tiny --set search.flops_weight=0.1 --out runs/mine",
-    "export": "hitdet-nni export runs/mine --out mine.json",
+    "export": "hitdet-nni export runs/mine-retrained --format onnx --out mine.onnx",
     "export-config": "hitdet-nni export-config mine.json --config tiny -o hit.py",
     "profile": "hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper",
     "retrain": "hitdet-nni retrain --architecture mine.json --config tiny --out runs/mine-retrained",
+    "train-baseline": "hitdet-nni train-baseline fpn_r50_2fc --config coco2017 --set data.root=/data/coco "
+    "--set retrain.pretrained=resnet50.pth --out runs/fpn",
     "evaluate": "hitdet-nni evaluate --architecture mine.json --weights weights.pth --config tiny",
     "study": "hitdet-nni study random --run runs/mine --architectures 8 --seeds 3 --out runs/study",
     "tables": "hitdet-nni tables 2",
@@ -33,15 +35,16 @@ EXAMPLES = {
 }
 
 HELP = {
-    "data": "make the embedded data set",
+    "data": "make the embedded data set, or COCO annotation files of PASCAL VOC",
     "check-data": "read annotations and pictures fully and list every defect",
     "pretrain": "train the backbone of a supernet (the config's space), or of an architecture, as a classifier",
     "screen": "screen the sub search space of each component",
     "search": "search the three components together (screens first where that has not been done)",
-    "export": "write the architecture that a run has found, or that its alphas showed after an epoch",
+    "export": "write a run's architecture, or a trained detector as a file that runs without this package",
     "export-config": "write a self-contained mmdet config of an architecture",
     "profile": "print parameters and FLOPs of an architecture, a run, or any mmdet config",
     "retrain": "train an architecture, from scratch or from the supernet's weights, and evaluate it as COCO does",
+    "train-baseline": "train a baseline, or any mmdet config, as `retrain` trains a found detector, and evaluate it",
     "evaluate": "evaluate a trained architecture as COCO does",
     "study": "compare with random architectures, or take the method apart as section 4.4 does",
     "tables": "count the paper's cost tables again and print them beside the published figures",
@@ -61,18 +64,26 @@ def build_parser() -> argparse.ArgumentParser:
     }
 
     data = parsers["data"]
-    data.add_argument("set", choices=["digits"], help="the embedded data set")
-    data.add_argument("--out", type=Path, required=True, help="folder to write")
+    data.add_argument("set", choices=["digits", "voc"], help="the embedded set; COCO files of PASCAL VOC 07+12")
+    data.add_argument("--out", type=Path, help="folder to write (voc: by default the one of --voc)")
+    data.add_argument("--voc", type=Path, metavar="DIR", help="VOCdevkit: the folder that holds VOC2007 and VOC2012")
+    data.add_argument(
+        "--difficult",
+        choices=["crowd", "keep", "drop"],
+        default="crowd",
+        help="objects marked difficult: ignored like crowds, ordinary, or left out (default: %(default)s)",
+    )
     data.add_argument("--train", type=int, default=300, help="training pictures (default: %(default)s)")
     data.add_argument("--val", type=int, default=60, help="validation pictures (default: %(default)s)")
     data.add_argument("--size", type=int, default=128, help="side of the pictures, pixels (default: %(default)s)")
     data.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
-    data.add_argument("--force", action="store_true", help="replace an embedded set that is there")
+    data.add_argument("--force", action="store_true", help="replace what is there")
 
-    for name in ("check-data", "pretrain", "screen", "search", "export-config", "retrain", "evaluate"):
+    training = ("pretrain", "screen", "search", "retrain", "train-baseline")
+    for name in ("check-data", *training, "export-config", "evaluate"):
         parsers[name].add_argument("--config", required=True, help="config file, or a shipped config's name")
         _add_overrides(parsers[name])
-    for name in ("pretrain", "screen", "search", "retrain"):
+    for name in training:
         _add_run_directory(parsers[name])
     parsers["retrain"].add_argument(
         "--architecture", help="architecture JSON, or a shipped one's name; with --inherit by default the run's"
@@ -81,7 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
     )
     parsers["evaluate"].add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
-    for name in ("check-data", "pretrain", "profile", "retrain", "evaluate", "tables"):
+    parsers["train-baseline"].add_argument("baseline", help="mmdet config (.py), or a shipped baseline's name")
+    for name in ("check-data", "pretrain", "profile", "retrain", "train-baseline", "evaluate", "tables"):
         parsers[name].add_argument("--json", action="store_true", help="print JSON")
     backbone = parsers["pretrain"].add_mutually_exclusive_group()
     backbone.add_argument("--architecture", help="the backbone of an architecture JSON, or of a shipped one's name")
@@ -95,9 +107,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_studies(parsers["study"])
 
     export = parsers["export"]
-    export.add_argument("run", type=Path, help="run directory")
-    export.add_argument("--out", "-o", type=Path, required=True, metavar="FILE", help="architecture JSON to write")
-    export.add_argument("--epoch", type=int, help="decode the alphas after this epoch (from 0) of the search")
+    export.add_argument("source", help="run directory; with weights also an architecture JSON, or a shipped one's name")
+    export.add_argument("--out", "-o", type=Path, required=True, metavar="FILE", help="file to write")
+    export.add_argument(
+        "--format",
+        choices=["architecture", "onnx", "torchscript", "torch-export"],
+        default="architecture",
+        help="architecture JSON of a run, or model file of a trained detector (default: %(default)s)",
+    )
+    export.add_argument("--epoch", type=int, help="architecture: decode the alphas after this epoch (from 0)")
+    export.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model file: weights of a retraining (default: those of the run)"
+    )
+    export.add_argument(
+        "--raw-heads", action="store_true", help="model file: what the heads say, before decoding and suppression"
+    )
     export.add_argument("--force", action="store_true", help="overwrite the file")
 
     config = parsers["export-config"]
@@ -218,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 2
-    except NonFiniteLossError as error:
+    except StoppedError as error:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 1
     except KeyboardInterrupt:

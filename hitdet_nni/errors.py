@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception that means "the user can mend this", and those of work that had begun and cannot go on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,53 @@ class InputError(ValueError):
         super().__init__(" ".join(text.split()))
 
 
-class NonFiniteLossError(RuntimeError):
+class StoppedError(RuntimeError):
+    """Work that had begun cannot go on, though nothing that a user gave is bad.
+
+    Its text is one line; the command line prints it without a traceback and exits with status 1.
+    """
+
+
+class WriteError(StoppedError):
+    """A file cannot be written: a full disk, a folder that is read-only or gone.
+
+    Args:
+        path: The file or folder.
+        reason: What the system says, e.g. ``"No space left on device"``.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        self.path = str(path)
+        self.reason = reason
+        super().__init__(
+            f"{path}: cannot be written ({reason}); what was written before is whole, and --resume goes on from there"
+        )
+
+    def __reduce__(self) -> tuple[type[WriteError], tuple[str, str]]:
+        """How another process gets it."""
+        return type(self), (self.path, self.reason)
+
+
+class LostWorkerError(StoppedError):
+    """A process that loads pictures has ended by itself, most often because memory was short.
+
+    Args:
+        problem: What torch says of it, e.g. ``"DataLoader worker (pid 12) is killed by signal: Killed"``.
+    """
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(
+            f"{problem}; if memory is short, fewer data.workers or a smaller data.cache_mb may help; "
+            "what was written before is whole, and --resume goes on from there"
+        )
+
+    def __reduce__(self) -> tuple[type[LostWorkerError], tuple[str]]:
+        """How another process gets it."""
+        return type(self), (self.problem,)
+
+
+class NonFiniteLossError(StoppedError):
     """A loss became NaN or infinite: the training cannot go on.
 
     Args:

@@ -77,7 +77,17 @@ def run(config: ExperimentConfig, runs: Path, port: int | None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and run. Returns the exit status: as `run`, 2 for input that the user can mend."""
+    """Read the command line and run; errors of the user end with one line on standard error.
+
+    Args:
+        arguments: The command line's; ``None`` for the process's own.
+
+    Returns:
+        The exit status: as :func:`run`, 2 for input that the user can mend.
+
+    Raises:
+        SystemExit: Of argparse, for a command line that it cannot read.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m hitdet_nni.experiment",
         description="Run one NNI experiment on loopback from start to end.",

@@ -6,16 +6,25 @@ import csv
 import fcntl
 import io
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, WriteError
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_LINE = 4096
+"""Bytes at the end of a CSV file in which its last line is looked for."""
+
+_locks: set[IO[str]] = set()
+"""The lock files that this process holds."""
 
 
 def read_text(path: Path) -> str:
@@ -65,20 +74,56 @@ def read_json(path: Path) -> Any:
         raise InputError(f"not valid JSON{place}: {error}", source=path) from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: to a temporary file beside it, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in whatever keeps it from being written.
+
+    Raises:
+        WriteError: In place of the system's error, or of the one that torch makes of it.
+    """
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None or isinstance(error, WriteError):
+            raise
+        raise WriteError(path, cause.strerror or str(cause)) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of ``path`` when the context ends, and is gone where an error ends it.
+
+    Raises:
+        WriteError: If it cannot be written; ``path`` is as it was.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(handle)  # a disk over the network may tell only now that it is full
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: to a temporary file beside it, then renamed over it.
+
+    Raises:
+        WriteError: If it cannot be written; what was there is as it was.
+    """
+    with whole_file(path) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,6 +140,81 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
     write_text(path, buffer.getvalue())
 
 
+def append_epoch(path: Path, epoch: int, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add the rows of an epoch to a CSV file whose first column is the epoch; the file is not written anew for it.
+
+    What the file holds of this epoch or of later ones goes first, because a training that was interrupted goes on from
+    an epoch before; and so does a last line that a crash cut short, with a warning. The rows of an epoch whose
+    checkpoint has been saved are on the disk.
+
+    Args:
+        path: The file; made with a header line if absent.
+        epoch: The epoch.
+        rows: Its rows; all have the same keys, of which the first is the epoch.
+
+    Raises:
+        InputError: If the file has other columns.
+        WriteError: If it cannot be written; it is as it was then.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    header = text.getvalue().encode()
+    writer.writerows(rows)
+    content = text.getvalue().encode()
+    end: int | None = None
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("a+b") as stream:
+                end = _end_of_earlier(path, stream, header, epoch)
+                stream.truncate(end)
+                stream.write(content[len(header) :] if end else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            if end is not None:
+                with suppress(OSError):
+                    os.truncate(path, end)
+            raise
+
+
+def _end_of_earlier(path: Path, stream: IO[bytes], header: bytes, epoch: int) -> int:
+    """Length in bytes of the header line and the rows of earlier epochs; 0 where there is no header."""
+    stream.seek(0)
+    first = stream.readline()
+    if not first.endswith(b"\n"):
+        if first:
+            logger.warning("%s: its only line is cut off and left out", path)
+        return 0
+    if first != header:
+        raise InputError("has other columns", source=path, allowed=f"{header.decode().strip()}, or --force")
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(len(first), size - _LONGEST_LINE))
+    last = stream.readlines()[-1:]
+    if not last or _is_before(last[0], epoch):
+        return size
+    end = stream.seek(len(first))
+    for line in stream:
+        if not _is_before(line, epoch):
+            break
+        end += len(line)
+    if not last[0].endswith(b"\n"):
+        logger.warning("%s: its last line is cut off and left out", path)
+    return end
+
+
+def _is_before(line: bytes, epoch: int) -> bool:
+    """Whether a line is whole and of an earlier epoch."""
+    number = line.partition(b",")[0]
+    return line.endswith(b"\n") and number.isdigit() and len(number) < 10 and int(number) < epoch
+
+
+def whole_lines(text: str) -> list[str]:
+    """The lines of a file that grows by appending, without a last one that is still being written or was cut short."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock on a file among processes; the system frees it if the holder dies.
@@ -105,12 +225,31 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
     Yields:
         Whether the lock is held; always true if ``wait``.
+
+    Raises:
+        WriteError: If the lock file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return
-        yield True
+        _locks.add(stream)
+        try:
+            yield True
+        finally:
+            _locks.discard(stream)
+
+
+def _let_go() -> None:
+    """Close the lock files in a process that was forked: its parent may die before it, and the locks with it."""
+    for stream in _locks:
+        stream.close()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)

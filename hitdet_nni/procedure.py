@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked, read_json, read_text, write_csv, write_json
+from hitdet_nni.files import append_epoch, locked, read_json, write_json
 from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
 from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.cost import CostModel
@@ -135,6 +135,7 @@ def screen_group(
     stage = screening_stage(components)
     logger.info("%s: %d operators", stage, max(len(space[component]) for component in components))
     checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
+    data = replace(data, halves=run.screening / f"{screening_name(components)}_halves.json")
     screened = screen_components(components, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
     if distributed.is_main():
         run.note_warnings(stage, screened.warnings)
@@ -173,8 +174,8 @@ def search(
         flops_weight=settings.search.flops_weight,
         budget=settings.search.budget,
         pretrained=settings.search.pretrained,
-        saving=settings.search.saving,
     )
+    data = replace(data, halves=run.halves)
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     architecture = describe_architecture(run.path.name, trained.sample, space, settings, data.classes)
     if distributed.is_main():
@@ -200,10 +201,8 @@ def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
         for label, row in record.alphas.items()
         for name, alpha in row.items()
     ]
-    for path, rows in ((run.search_metrics, [metrics]), (run.alphas, alphas)):
-        before = list(csv.DictReader(read_text(path).splitlines())) if path.exists() else []
-        kept = [row for row in before if int(row["epoch"]) < record.epoch]
-        write_csv(path, list(rows[0]), [*kept, *rows])
+    append_epoch(run.alphas, record.epoch, alphas)
+    append_epoch(run.search_metrics, record.epoch, [metrics])
 
 
 def describe_architecture(
@@ -245,6 +244,14 @@ def cost_records(skeleton: Skeleton, sample: dict[str, str], num_classes: int) -
             )
         )
     return tuple(records)
+
+
+def transferred(architecture: Architecture, settings: Settings, classes: tuple[str, ...]) -> Architecture:
+    """An architecture for other classes and another input size than it was found for; its cost is counted anew."""
+    skeleton = architecture.skeleton.model_copy(update={"input_size": settings.skeleton.input_size})
+    cost = cost_records(skeleton, architecture.sample, len(classes))
+    provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost})
+    return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
 
 
 def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:

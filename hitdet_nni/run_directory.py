@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 import platform
 import shutil
 import subprocess
@@ -19,12 +20,15 @@ from typing import Any
 import yaml
 
 from hitdet_nni.engine import distributed
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.files import locked, read_json, read_text, read_yaml, write_csv, write_json, write_text
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import Component
 
 PACKAGES = ("hitdet-nni", "torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
+
+_BY_STAGE = ("seconds", "warnings")
+"""What the metadata hold of each stage."""
 
 
 def plain(settings: Settings) -> dict[str, Any]:
@@ -88,6 +92,11 @@ class RunDirectory:
         """Weights of the supernet at the end of the search."""
         return self.path / "search" / "supernet.pth"
 
+    @property
+    def halves(self) -> Path:
+        """How the search has split the training pictures between weights and architecture parameters."""
+        return self.path / "search" / "halves.json"
+
     def checkpoints(self, stage: str) -> Path:
         """Folder of a stage's checkpoints; it is gone when the stage has ended."""
         return self.path / "checkpoints" / stage.replace(" ", "-")
@@ -108,19 +117,35 @@ class RunDirectory:
             wait: Wait for another one to end instead of refusing.
 
         Raises:
-            InputError: If another process works in it, or it cannot be written.
+            InputError: If another process works in it, it cannot be written, or a link in it leads out of it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError("is a file", source=self.path, key="--out", allowed="a folder")
+        self.refuse_links_outside()
         with ExitStack() as stack:
             stack.callback(self._remove_if_unused)
             try:
                 mine = stack.enter_context(locked(self._lock, wait=wait))
-            except OSError as error:
-                raise InputError(f"cannot be written ({error.strerror})", source=self.path, key="--out") from None
+            except WriteError as error:
+                raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
             if not mine:
                 raise InputError("another process works in it", source=self.path, allowed="another folder")
             yield
+
+    def refuse_links_outside(self) -> None:
+        """Refuse symbolic links below the directory that lead out of it: what is written to it would land there.
+
+        The directory itself may be a link.
+
+        Raises:
+            InputError: Naming the first such link.
+        """
+        root = Path(os.path.realpath(self.path))
+        for folder, folders, files in os.walk(root):
+            for name in sorted(folders + files):
+                entry = Path(folder, name)
+                if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
+                    raise InputError("is a link out of the run directory", source=entry, allowed="files and folders")
 
     def _remove_if_unused(self) -> None:
         with suppress(OSError):
@@ -150,6 +175,7 @@ class RunDirectory:
                 raise InputError(
                     "the run there has other settings", source=self.config, allowed="the same settings, or --force"
                 )
+            self._read_metadata()
             return
         there = [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
         # A process that was killed in the last lines below has left at most these.
@@ -160,13 +186,20 @@ class RunDirectory:
             if not force:
                 raise InputError("holds a run", source=self.path, allowed="another folder, --resume or --force")
             for file in there:
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+                shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.metadata, describe_environment(settings))
             write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
-        except OSError as error:
-            raise InputError(f"cannot be written ({error.strerror})", source=self.path, key="--out") from None
+        except WriteError as error:
+            raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
+
+    def _read_metadata(self) -> dict[str, Any]:
+        """The content of ``metadata.json``, which a stage adds its time and its warnings to."""
+        metadata = read_json(self.metadata)
+        if not isinstance(metadata, dict) or not all(isinstance(metadata.get(key), dict) for key in _BY_STAGE):
+            allowed = f"{' and '.join(_BY_STAGE)} by stage, or --force"
+            raise InputError("is not the metadata of a run", source=self.metadata, allowed=allowed)
+        return metadata
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -175,7 +208,7 @@ class RunDirectory:
         yield
         if not distributed.is_main():
             return
-        metadata = read_json(self.metadata)
+        metadata = self._read_metadata()
         seconds = metadata["seconds"]
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
         write_json(self.metadata, metadata)
@@ -183,7 +216,7 @@ class RunDirectory:
     def note_warnings(self, stage: str, warnings: Sequence[str]) -> None:
         """Put what a stage's signs of health give reason to doubt into the metadata, if the directory has any."""
         if self.metadata.is_file():  # a screening that trials share has none; its warnings are in their logs
-            metadata = read_json(self.metadata)
+            metadata = self._read_metadata()
             metadata["warnings"][stage] = list(warnings)
             write_json(self.metadata, metadata)
 
@@ -242,9 +275,10 @@ def find_run(path: str | Path) -> RunDirectory:
     """The run directory at a path.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or a link in it leads out of it.
     """
     run = RunDirectory(Path(path))
     if not run.config.is_file():
         raise InputError("is not a run directory (no config.yml)", source=path)
+    run.refuse_links_outside()
     return run

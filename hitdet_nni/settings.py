@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,6 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from hitdet_nni.data_settings import PATH_KEYS as DATA_PATHS
+from hitdet_nni.data_settings import DataSettings as DataSettings
+from hitdet_nni.data_settings import Section
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_yaml
 from hitdet_nni.model.operators import parse_operator
@@ -29,9 +30,8 @@ from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.validation import one_line
 
-PATH_KEYS = ("train_ann", "train_images", "val_ann", "val_images")
 PATHS = {
-    "data": PATH_KEYS,
+    "data": DATA_PATHS,
     "screening": ("pretrained",),
     "search": ("pretrained",),
     "retrain": ("pretrained",),
@@ -40,39 +40,6 @@ PATHS = {
 """Keys that name files or folders; relative ones in a config file are relative to the file's folder."""
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DataSettings(Section):
-    """The pictures: the embedded set, or a COCO-format set by four paths."""
-
-    builtin: Literal["digits"] | None = Field(None, description="embedded data set to use instead of the four paths")
-    train: PositiveInt = Field(300, description="training pictures of the embedded set")
-    val: PositiveInt = Field(60, description="validation pictures of the embedded set")
-    size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's pictures, pixels")
-    train_ann: Path | None = Field(None, description="COCO annotation file of the training pictures")
-    train_images: Path | None = Field(None, description="folder of the training pictures")
-    val_ann: Path | None = Field(None, description="COCO annotation file of the validation pictures")
-    val_images: Path | None = Field(None, description="folder of the validation pictures")
-    batch_size: PositiveInt = Field(4, description="pictures a step (section 4.2: 4 a GPU)")
-    workers: NonNegativeInt | None = Field(None, description="data-loader processes; null: chosen from the machine")
-    cache_mb: NonNegativeInt = Field(256, description="MB of decoded pictures that a loader keeps in memory")
-    flip: bool = Field(True, description="mirror half of the training pictures (section 4.2)")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSettings:
-        given = [key for key in PATH_KEYS if getattr(self, key) is not None]
-        if self.builtin is not None and given:
-            raise ValueError(f"builtin is {self.builtin!r} and {given[0]} is given: set builtin to null to use paths")
-        if self.builtin is None and len(given) < len(PATH_KEYS):
-            missing = next(key for key in PATH_KEYS if key not in given)
-            raise ValueError(f"{missing} is missing: give {', '.join(PATH_KEYS)}, or builtin: digits")
-        return self
 
 
 class PerComponent(Section):
@@ -148,8 +115,6 @@ class SearchSettings(Section):
     )
     pretrained: Path | None = Field(None, description="weights of `pretrain` for the supernet's backbone")
 
-    saving: Saving | None = Field(None, description="supernet.saving for the search alone")
-
     @model_validator(mode="after")
     def _time_to_search(self) -> SearchSettings:
         if self.warmup_epochs >= self.epochs:
@@ -187,6 +152,9 @@ class RetrainSettings(Section):
     grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
     val_interval: PositiveInt = Field(1, description="epochs between evaluations")
     pretrained: Path | None = Field(None, description="weights of `pretrain --architecture` for the found backbone")
+    transfer: bool = Field(
+        False, description="train for the data's classes at skeleton.input_size, whatever was searched for"
+    )
 
 
 class PretrainSettings(Section):
@@ -356,9 +324,14 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     folder = folder.absolute()
     for section, keys in PATHS.items():
         values = tree.get(section)
+        if not isinstance(values, dict):
+            continue
         for key in keys:
-            if isinstance(values, dict) and isinstance(values.get(key), str):
-                values[key] = str(folder / values[key])
+            value = values.get(key)
+            if isinstance(value, str):
+                values[key] = str(folder / value)
+            elif isinstance(value, list):
+                values[key] = [str(folder / part) if isinstance(part, str) else part for part in value]
     space = tree.get("space")
     if isinstance(space, str) and Path(space).suffix:
         tree["space"] = str(folder / space)

@@ -18,12 +18,12 @@ def shipped(folder: Literal["search_spaces", "experiments", "baselines"], name: 
         name: File name inside the folder.
 
     Raises:
-        InputError: If there is no such file, naming those that there are.
+        InputError: If there is no such file in the folder, naming those that there are.
     """
     inside = _PACKAGE / folder
     root = inside if inside.is_dir() else _PACKAGE.parent / folder
     found = root / name
-    if not found.is_file():
+    if Path(name).is_absolute() or ".." in Path(name).parts or not found.is_file():
         names = sorted(path.stem for path in found.parent.glob(f"*{found.suffix}"))
         raise InputError("no such file, and none shipped under that name", source=found.stem, allowed=names)
     return found

@@ -21,8 +21,8 @@ import nni
 
 from hitdet_nni.data.pipeline import DetectionData, open_data
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.errors import InputError, NonFiniteLossError
+from hitdet_nni.engine.process import prepare_process, told_in_a_line
+from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.files import read_json, read_yaml
 from hitdet_nni.procedure import check_budget, screen, screening_key, search, train_found, whole_space
 from hitdet_nni.report.page import write_report
@@ -141,7 +141,7 @@ def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: 
 
 
 def main() -> int:
-    """Run a trial; the exit status is 0, or 2 for bad input."""
+    """Run a trial; the exit status is 0, 2 for bad input, or 1."""
     parser = argparse.ArgumentParser(prog="python -m hitdet_nni.trial", description=__doc__)
     parser.add_argument("--config", required=True, help="config file, or a shipped config's name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run directories")
@@ -149,11 +149,12 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     try:
-        run_trial(arguments.config, arguments.runs, force=arguments.force)
+        with told_in_a_line(arguments.runs):
+            run_trial(arguments.config, arguments.runs, force=arguments.force)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except NonFiniteLossError as error:
+    except StoppedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -37,9 +38,12 @@ def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
 
 
 class Launcher:
-    """The launcher on an experiment in a folder that holds its files; with other arguments, once more there."""
+    """The launcher on an experiment in a folder that holds its files; with other arguments, once more there.
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    A prefix is a command that runs it elsewhere, such as in a network namespace.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, prefix: Sequence[str] = (), **environment: str) -> None:
         self.folder = folder
         # NNI lists its experiments below HOME; a proxy must make no difference.
         self.environment = {
@@ -49,7 +53,7 @@ class Launcher:
             "http_proxy": "http://127.0.0.1:9",
             **environment,
         }
-        command = [sys.executable, "-m", "hitdet_nni.experiment", *arguments]
+        command = [*prefix, sys.executable, "-m", "hitdet_nni.experiment", *arguments]
         self.output = self.folder / "output.txt"
         with self.output.open("w") as output, (self.folder / "errors.txt").open("w") as errors:
             self.process = subprocess.Popen(

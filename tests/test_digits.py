@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from hitdet_nni.data import digits
 from hitdet_nni.data.digits import CLASSES, MAX_DIGITS, MIN_DIGITS, digit_samples, draw_scene, make_digits
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, WriteError
 
 SMALL = {"train": 4, "val": 2, "size": 64, "seed": 3}
 
@@ -200,7 +200,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch, error):
         return draw(split, index, *rest)
 
     monkeypatch.setattr(digits, "_draw_scene", fail_late)
-    with pytest.raises((KeyboardInterrupt, OSError)):
+    with pytest.raises((KeyboardInterrupt, WriteError)):
         make_digits(tmp_path / "parent" / "out", **SMALL)
     assert contents(tmp_path) == {}
     assert list((tmp_path / "parent").iterdir()) == []
@@ -218,7 +218,7 @@ def test_interruption_with_force_keeps_the_old_set(tmp_path, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_at_last)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match="disk full"):
         make_digits(out, **SMALL | {"seed": 9}, force=True)
     assert contents(out) == before
     assert list(tmp_path.iterdir()) == [out]

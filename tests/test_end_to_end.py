@@ -1,11 +1,10 @@
-"""The whole procedure as the README tells it, on the `tiny` config."""
+"""The whole procedure as the README and the pages tell it, on the `tiny` config."""
 
 import ast
 import csv
 import io
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -15,18 +14,11 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from pages import DOCS, ROOT, blocks, commands
 
 from hitdet_nni import cli
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMAND = [str(Path(sys.executable).with_name("hitdet-nni"))]
-
-
-def commands_of(section, *, starting):
-    """Shell commands of one section of the README, in order."""
-    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    return [line for line in lines if line.startswith(starting)]
 
 
 class Done(NamedTuple):
@@ -67,8 +59,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stages(folder):
-    """The README's stages by hand, run as they stand there."""
-    first, *others = (shlex.split(command)[1:] for command in commands_of("By hand", starting="hitdet-nni"))
+    """The stages by hand of the quickstart, run as they stand there; the README has the same."""
+    commands_by_hand = [
+        line for line in commands(DOCS / "quickstart.md", starting="hitdet-nni") if "--resume" not in line
+    ]
+    assert commands(ROOT / "README.md", starting="hitdet-nni")[: len(commands_by_hand)] == commands_by_hand
+    first, *others = (shlex.split(command)[1:] for command in commands_by_hand)
     done = in_new_process([*COMMAND, *first], folder)
     assert done.returncode == 0, done.stderr
     for arguments in others:
@@ -201,7 +197,7 @@ def test_a_finished_run_is_not_overwritten(folder, found):
     refused = hitdet("search", "--config", "tiny", "--out", "runs/mine", folder=folder, check=False)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    (resume,) = commands_of("Interruptions and several processes", starting="hitdet-nni")
+    (resume,) = (line for line in commands(DOCS / "quickstart.md", starting="hitdet-nni") if "--resume" in line)
     resumed = hitdet(*shlex.split(resume)[1:], folder=folder)
     assert "epoch" not in resumed.stdout
     assert (found / "architecture.json").read_bytes() == before
@@ -222,8 +218,8 @@ Runner.from_cfg(config).train()
 
 
 def test_nni_code_of_the_readme_runs(folder):
-    program = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    (block,) = blocks(ROOT / "README.md", "python")
+    done = subprocess.run([sys.executable, "-c", block.text], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = next(line for line in done.stdout.splitlines() if line.startswith("[{"))  # amid NNI's log
     sample = ast.literal_eval(printed)[0]
@@ -231,24 +227,15 @@ def test_nni_code_of_the_readme_runs(folder):
     assert sample["backbone/l01"] in ("ir_k3_d1_e1", "sep_k3_d1")
 
 
-def test_every_command_of_the_readme_is_run_by_a_test():
-    # The launcher's tests start nnictl with the same option; test_torchrun runs torchrun.
-    elsewhere = {"make", "nnictl", "export", "torchrun"}
-    sections = ("By hand", "Interruptions and several processes", "Your own data")
-    run_here = {command for section in sections for command in commands_of(section, starting="hitdet-nni")}
-    # test_cli and test_tables
-    run_here |= set(commands_of("What is measured, and what is not", starting="hitdet-nni"))
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-    assert {command for command in commands if command.split()[0] not in elsewhere} == run_here
-
-
-def test_cards_by_the_readme_s_config(folder, shared_data):
+def test_cards_by_the_page_s_config(folder, shared_data):
     own = folder / "own"
     own.mkdir()
     for name in ("train", "val", "annotations"):
         (own / name).symlink_to(shared_data / "cards" / name)
-    (own / "mine.yml").write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1))
-    check, search = (shlex.split(command)[1:] for command in commands_of("Your own data", starting="hitdet-nni"))
+    page = DOCS / "your_data.md"
+    config = next(block for block in blocks(page, "yaml") if block.name == "my_data.yml")
+    (own / config.name).write_text(config.text)
+    check, search = (shlex.split(command)[1:] for command in commands(page, starting="hitdet-nni")[:2])
     assert "296" in hitdet(*check, folder=own).stdout
     # The same command in little: fewer operators, pixels and epochs.
     names = ["sep_k3_d1", "ir_k3_d1_e1"]
@@ -258,7 +245,7 @@ def test_cards_by_the_readme_s_config(folder, shared_data):
     hitdet(*search, "--sub-spaces", "spaces.yml", *overrides, folder=own)
     architecture = own / "runs" / "mine" / "architecture.json"
     trained = own / "runs" / "trained"
-    command = ("retrain", "--architecture", architecture, "--config", "mine.yml", *overrides, "--out", trained)
+    command = ("retrain", "--architecture", architecture, "--config", config.name, *overrides, "--out", trained)
     hitdet(*command, folder=own)
     assert json.loads((trained / "metrics.json").read_text())["metrics"]["mAP"] >= 0
     classes = json.loads(architecture.read_text())["provenance"]["classes"]

@@ -9,7 +9,6 @@ import shutil
 
 import pytest
 import torch
-from mmdet.evaluation import CocoMetric
 from torch import nn
 
 from hitdet_nni.architecture import Architecture, Provenance
@@ -21,6 +20,7 @@ from hitdet_nni.model.detector import build_detector
 from hitdet_nni.procedure import train_found
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import load_settings
+from hitdet_nni.training.coco_metric import ExactCocoMetric
 from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.retrain import retrain
 from hitdet_nni.training.step import RetrainStep
@@ -47,7 +47,7 @@ def _metrics_that_tell_detectors_apart():
         return {"bbox_mAP": sum(float(detections["scores"].sum()) for _, detections in results)}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CocoMetric, "compute_metrics", compute_metrics)
+        patch.setattr(ExactCocoMetric, "compute_metrics", compute_metrics)
         yield
 
 
@@ -95,7 +95,7 @@ PLACES = {
     "step": (ResumableTrainLoop, "run_iter"),
     "behind a checkpoint": (CheckpointFolder, "save"),
     "end of an epoch": (ResumableTrainLoop, "_evaluate_if_due"),  # the epoch's checkpoint has been made
-    "evaluation": (CocoMetric, "compute_metrics"),
+    "evaluation": (ExactCocoMetric, "compute_metrics"),
 }
 
 

@@ -1,10 +1,13 @@
 """Run directories: what may be opened, resumed and overwritten."""
 
 import json
+import logging
 
 import pytest
 import yaml
 
+from hitdet_nni.files import append_epoch, write_csv
+from hitdet_nni.report.tables import read_alphas, read_metrics
 from hitdet_nni.run_directory import RunDirectory, find_run, plain
 from hitdet_nni.settings import load_settings
 
@@ -59,3 +62,106 @@ def test_broken_scores_are_refused(tmp_path, content, refused):
     run.scores("neck").write_text(content)
     with refused(run.scores("neck")):
         run.kept_operators("neck")
+
+
+COLUMNS = ("epoch", "label", "alpha")
+
+
+def table(*epochs, rows=3):
+    return [{"epoch": epoch, "label": f"l{n}", "alpha": (epoch + n) / 7} for epoch in epochs for n in range(rows)]
+
+
+@pytest.fixture
+def grown(tmp_path):
+    """A table of four epochs, added one by one."""
+    path = tmp_path / "search" / "alphas.csv"
+    for epoch in range(4):
+        append_epoch(path, epoch, table(epoch))
+    return path
+
+
+def expected(tmp_path, *epochs):
+    write_csv(tmp_path / "expected.csv", COLUMNS, table(*epochs))
+    return (tmp_path / "expected.csv").read_bytes()
+
+
+def test_a_table_grows_by_epochs(tmp_path, grown):
+    assert grown.read_bytes() == expected(tmp_path, 0, 1, 2, 3)
+    there, written = grown.stat().st_ino, []
+    for epoch in range(4, 50):
+        before = grown.stat().st_size
+        append_epoch(grown, epoch, table(epoch))
+        written.append(grown.stat().st_size - before)
+    assert grown.stat().st_ino == there  # the same file, not a new one in its place
+    assert grown.read_bytes() == expected(tmp_path, *range(50))
+    assert max(written) < 100
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_an_epoch_that_is_made_again_replaces_it_and_those_after(tmp_path, grown, epoch, caplog):
+    append_epoch(grown, epoch, table(epoch))
+    assert grown.read_bytes() == expected(tmp_path, *range(epoch + 1))
+    assert not caplog.records
+
+
+def test_wherever_a_crash_cut_the_table_it_ends_equal(tmp_path, grown, caplog):
+    """Cut anywhere in its last epoch: in a line, between lines, or in the number of the epoch."""
+    whole = grown.read_bytes()
+    begin = len(expected(tmp_path, 0, 1, 2))
+    for end in range(begin, len(whole)):
+        grown.write_bytes(whole[:end])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            append_epoch(grown, 3, table(3))
+        assert grown.read_bytes() == whole
+        assert len(caplog.records) == (whole[end - 1 : end] != b"\n")
+        assert all("cut off" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 100, b"3,l0,0.1\0\0\n3", b"x,y,z\n", b"99999999999999999999,l0,1\n"])
+def test_rubbish_behind_the_last_whole_epoch_goes(tmp_path, grown, rest):
+    grown.write_bytes(expected(tmp_path, 0, 1, 2) + rest)
+    append_epoch(grown, 3, table(3))
+    assert grown.read_bytes() == expected(tmp_path, 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("start", [b"", b"epo", b"epoch,label,alpha"])
+def test_a_table_without_a_whole_first_line_begins_anew(tmp_path, grown, start):
+    grown.write_bytes(start)
+    append_epoch(grown, 0, table(0))
+    assert grown.read_bytes() == expected(tmp_path, 0)
+
+
+def test_long_epochs_are_found_again(tmp_path):
+    """Epochs longer than what is looked at first."""
+    path = tmp_path / "long.csv"
+    for epoch in (0, 1, 2, 1, 2, 3):
+        append_epoch(path, epoch, table(epoch, rows=1000))
+    write_csv(tmp_path / "expected.csv", COLUMNS, table(0, 1, 2, 3, rows=1000))
+    assert path.read_bytes() == (tmp_path / "expected.csv").read_bytes()
+
+
+def test_a_table_with_other_columns_is_refused(grown, refused):
+    before = grown.read_bytes()
+    with refused(grown, "has other columns", "epoch,loss"):
+        append_epoch(grown, 4, [{"epoch": 4, "loss": 1.0}])
+    assert grown.read_bytes() == before
+
+
+def test_what_is_being_written_is_left_out_of_pages(grown):
+    whole = grown.read_text().replace("label,alpha", "label,operator,alpha,probability")
+    lines = [line if line.startswith("epoch") else f"{line},0.5" for line in whole.splitlines()]
+    lines = [line.replace(",l", ",backbone/l,op", 1) if not line.startswith("epoch") else line for line in lines]
+    for kept, left_out in ((len(lines), ""), (len(lines) - 1, ""), (len(lines) - 2, lines[-2][:-3])):
+        grown.write_text("\n".join(lines[:kept]) + "\n" + left_out)
+        assert list(read_alphas(grown)) == ([0, 1, 2, 3] if kept == len(lines) else [0, 1, 2])
+        assert [row["epoch"] for row in read_metrics_epochs(grown)][:1] == [0.0]
+
+
+def read_metrics_epochs(path):
+    """The first column alone, as a table of metrics."""
+    text = path.read_text()
+    end = text.endswith("\n")
+    cells = [line.partition(",")[0] for line in text.splitlines()]
+    path.write_text("\n".join(cells) + "\n" * end)
+    return read_metrics(path)

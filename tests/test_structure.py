@@ -35,6 +35,11 @@ def test_packages_import_downwards(lower, higher):
         assert not any(name.startswith(f"hitdet_nni.{higher}.") for name in imports(module)), module
 
 
+def test_deployment_needs_torch_and_torchvision_alone():
+    for module in (PACKAGE / "deployment").glob("*.py"):
+        assert not {name.partition(".")[0] for name in imports(module)} & {"mmcv", "mmdet", "mmengine", "nni"}, module
+
+
 @pytest.mark.parametrize("folder", ["model", "data", "engine", "search", "training"])
 def test_library_does_not_import_entry_modules(folder):
     names = ("trial", "multi_trial", "nni_results", "cli", "commands", "procedure", "experiment")

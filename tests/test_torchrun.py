@@ -1,4 +1,4 @@
-"""The README's command for several processes, from the command line to the files."""
+"""The quickstart's command for several processes, from the command line to the files."""
 
 import json
 import os
@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from pages import DOCS, commands
 
 
 @pytest.mark.slow
 def test_two_processes_leave_one_run(tmp_path):
     names = ["sep_k3_d1", "ir_k3_d1_e1", "conv_k3_d1"]
     (tmp_path / "space.yml").write_text(yaml.safe_dump(dict.fromkeys(("backbone", "neck", "head"), names)))
-    (command,) = (line for line in README.splitlines() if line.startswith("torchrun "))
+    (command,) = commands(DOCS / "quickstart.md", starting="torchrun ")
     program, *arguments = shlex.split(command)
     little = [
         "space=space.yml",

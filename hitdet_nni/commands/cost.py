@@ -32,7 +32,11 @@ from hitdet_nni.search.cost import PARTS, Cost, CostModel
 
 
 def profile(options: Namespace) -> None:
-    """``profile``: parameters and FLOPs by part, and by layer where asked for."""
+    """``profile``: parameters and FLOPs by part, and by layer where asked for.
+
+    Raises:
+        InputError: If a size or a number of proposals is not positive, or ``--layers`` is of an mmdet config.
+    """
     for name, value in (("--shape", min(options.shape or [32])), ("--proposals", options.proposals)):
         if value is not None and value < 1:
             raise InputError(f"got {value}", source=name, allowed="positive numbers")
@@ -104,7 +108,11 @@ def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]]) -> Ta
 
 
 def tables_command(options: Namespace) -> None:
-    """``tables``: the paper's cost tables, published beside ours."""
+    """``tables``: the paper's cost tables, published beside ours.
+
+    Raises:
+        InputError: If ``--markdown`` is given together with a table's number or ``--json``.
+    """
     prepare_process(1)
     chosen = [table for table in load_tables() if options.number in (None, table.number)]
     runs = [load_measured(path) for path in options.run]

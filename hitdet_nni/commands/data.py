@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from typing import Any
+from collections.abc import Mapping
 
 from rich.table import Table
 
 from hitdet_nni.commands.console import console, say
-from hitdet_nni.data.coco import read_annotations
 from hitdet_nni.data.digits import make_digits
-from hitdet_nni.data.pictures import check_pictures
+from hitdet_nni.data.inspection import Inspection, inspect_detection, inspect_folders
+from hitdet_nni.data.voc import convert_voc
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import load_settings, parse_overrides
 
 
 def data(options: Namespace) -> None:
-    """``data digits``."""
+    """``data digits`` and ``data voc``.
+
+    Raises:
+        InputError: If there is no folder to write to, or what is there may not be overwritten or cannot be read.
+    """
+    if options.set == "voc":
+        written = convert_voc(options.voc, options.out or options.voc, difficult=options.difficult, force=options.force)
+        for file, summary in written.items():
+            say(f"{file}: {summary}")
+        return
+    if options.out is None:
+        raise InputError("is missing", key="--out", allowed="a folder to write")
     make_digits(
         options.out,
         train=options.train,
@@ -30,38 +41,51 @@ def data(options: Namespace) -> None:
 
 
 def check_data(options: Namespace) -> None:
-    """``check-data``: counts and defects of both splits."""
-    settings = load_settings(options.config, parse_overrides(options.overrides)).data
-    if settings.builtin is not None:
-        raise InputError(f"got {settings.builtin!r}", source=options.config, key="data.builtin", allowed="null")
-    splits = (("train", settings.train_ann, settings.train_images), ("val", settings.val_ann, settings.val_images))
-    result: dict[str, Any] = {}
-    defects: list[str] = []
-    for split, ann, images in splits:
-        if ann is None or images is None:
-            raise InputError("missing", source=options.config, key=f"data.{split}_ann")
-        dataset = read_annotations(ann, images, key=f"data.{split}_ann", allow_empty_boxes=True)
-        found = [f"{defect.file}: {defect.problem}" for defect in check_pictures(dataset)]
-        summary = dataset.summary
-        result[split] = {
-            "pictures": summary.pictures,
-            "boxes": summary.boxes,
-            "classes": len(summary.classes),
-            "crowd boxes": summary.crowd_boxes,
-            "ignored boxes": summary.ignored_boxes,
-            "boxes partly outside": summary.boxes_partly_outside,
-            "pictures without boxes": summary.pictures_without_boxes,
-            "defects": found,
-        }
-        defects += found
+    """``check-data``: what is in the data, and every defect; of the detection and the classification set, if given.
+
+    Raises:
+        InputError: Naming the first defect and how many others there are.
+    """
+    settings = load_settings(options.config, parse_overrides(options.overrides))
+    pretrain = settings.pretrain
+    folders = pretrain.train_images is not None or pretrain.val_images is not None
+    found: dict[str, Inspection] = {}
+    if settings.data.is_named or not folders:
+        found.update(inspect_detection(settings.data, settings.seed))
+    detection = dict(found)
+    if folders:
+        found.update(inspect_folders(pretrain))
     if options.json:
-        say(json.dumps(result, indent=2))
+        flat = {
+            name: {**inspection.counts, "warnings": inspection.warnings, "defects": inspection.defects}
+            for name, inspection in found.items()
+        }
+        say(json.dumps(flat, indent=2))
     else:
-        table = Table("", *result)
-        for key in next(iter(result.values())):
-            cells = [found[key] for found in result.values()]
-            table.add_row(key, *(str(len(cell) if isinstance(cell, list) else cell) for cell in cells))
-        console().print(table)
+        _print_tables(detection, found)
+    defects = [defect for inspection in found.values() for defect in inspection.defects]
     if defects:
         more = f" (and {len(defects) - 1} more)" if len(defects) > 1 else ""
         raise InputError(f"{defects[0]}{more}")
+
+
+def _print_tables(detection: Mapping[str, Inspection], found: Mapping[str, Inspection]) -> None:
+    """A table of the detection set, one of the classification set, then every warning and defect."""
+    for group in (detection, {name: found[name] for name in found.keys() - detection.keys()}):
+        if not group:
+            continue
+        names = sorted(group)
+        table = Table("", *names)
+        rows = dict.fromkeys(row for name in names for row in group[name].counts)
+        for row in rows:
+            table.add_row(row, *(str(group[name].counts.get(row, "-")) for name in names))
+        for kind in ("warnings", "defects"):
+            table.add_row(kind, *(str(len(getattr(group[name], kind))) for name in names))
+        console().print(table)
+    if any("/" in str(value) for inspection in found.values() for value in inspection.counts.values()):
+        say("a / b / c: smallest, middle and largest")
+    for inspection in found.values():
+        for line in inspection.warnings:
+            say(f"warning: {line}")
+        for line in inspection.defects:
+            say(f"defect: {line}")

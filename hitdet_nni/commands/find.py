@@ -1,4 +1,4 @@
-"""``screen``, ``search`` and ``export``: from pictures to an architecture JSON."""
+"""``screen``, ``search`` and ``export`` without a model format: from pictures to an architecture JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hitdet_nni.architecture import Architecture, load_architecture, save_archit
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
 from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_text
+from hitdet_nni.files import read_text, whole_lines
 from hitdet_nni.procedure import check_budget, describe_architecture, screen, search, whole_space
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search.evaluator import EpochRecord
@@ -59,7 +59,7 @@ def search_command(options: Namespace) -> None:
 
 def export(options: Namespace) -> None:
     """``export``: a run's architecture, or the one that its alphas showed after an epoch."""
-    found = find_run(options.run)
+    found = find_run(options.source)
     refuse_existing(options.out, options.force)
     if options.epoch is None:
         architecture = load_architecture(found.architecture)
@@ -70,7 +70,7 @@ def export(options: Namespace) -> None:
 
 
 def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
-    rows = [row for row in csv.DictReader(read_text(found.alphas).splitlines()) if row.get("epoch") == str(epoch)]
+    rows = [row for row in csv.DictReader(whole_lines(read_text(found.alphas))) if row.get("epoch") == str(epoch)]
     if not rows:
         raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")
     settings = load_settings(found.config)
@@ -83,6 +83,12 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
             best[row["label"]] = max(best[row["label"]], (float(row["alpha"]), row["operator"]))
     except (KeyError, TypeError, ValueError):
         raise InputError("is not a table of alphas", source=found.alphas) from None
+    there = {(row["label"], row["operator"]) for row in rows}
+    for layer in settings.skeleton.searched_layers():
+        candidates = space[layer.component]
+        missing = [name for name in candidates if len(candidates) > 1 and (layer.label, name) not in there]
+        if missing:
+            raise InputError(f"epoch {epoch} has no alpha of {missing[0]} in {layer.label}", source=found.alphas)
     sample = {label: name for label, (_, name) in best.items()}
     classes = open_data(settings.data, settings.seed).classes
     return describe_architecture(f"{found.path.name}-epoch{epoch}", sample, space, settings, classes)

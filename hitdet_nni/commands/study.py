@@ -35,7 +35,11 @@ Rows = Sequence[Mapping[str, object]]
 
 
 def study_command(options: Namespace) -> None:
-    """``study``: dispatch to the kind that is asked for."""
+    """``study``: dispatch to the kind that is asked for.
+
+    Raises:
+        InputError: If a number is not positive.
+    """
     for name in ("architectures", "seeds", "jobs", "repeats"):
         if getattr(options, name, 1) < 1:
             raise InputError(f"got {getattr(options, name)}", source=f"--{name}", allowed="a positive number")

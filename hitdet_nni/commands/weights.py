@@ -12,7 +12,7 @@ from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_text
-from hitdet_nni.procedure import keep_architecture, train_found
+from hitdet_nni.procedure import keep_architecture, train_found, transferred
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.skeleton import COMPONENTS
@@ -26,6 +26,8 @@ def retrain_command(options: Namespace) -> None:
     check_start(settings, supernet)
     run_directory = RunDirectory(options.out)
     pictures = open_data(settings.data, settings.seed)
+    if settings.retrain.transfer:
+        architecture = transferred(architecture, settings, pictures.classes)
     run_directory.open(settings, force=options.force, resume=options.resume)
     if distributed.is_main():
         keep_architecture(run_directory, architecture)

@@ -54,6 +54,9 @@ class ShuffleBlock(nn.Module):
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, out_channels, ceil(H / stride), ceil(W / stride)]``.
 
+    Raises:
+        InputError: If ``kind`` is none of the four.
+
     Source:
         Chen et al., DetNAS, NeurIPS 2019, section 3.2; Ma et al., ShuffleNetV2, ECCV 2018, Figure 3.
     """
@@ -153,7 +156,7 @@ class PooledInputNASFPN(NASFPN):  # type: ignore[misc]
     """
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Fuse the backbone's maps, fine to coarse, into five levels."""
+        """Fuse the backbone's maps ``[N, C_i, H_i, W_i]``, fine to coarse, into five levels ``[N, C, H_i, W_i]``."""
         # Odd maps halve upwards, as they do everywhere else.
         coarsest = F.max_pool2d(inputs[-1], 2, ceil_mode=True)
         levels: tuple[Tensor, ...] = super().forward((*inputs, coarsest))

@@ -30,13 +30,15 @@ class Measured:
 
     Attributes:
         run: The run directory.
-        architecture: What was trained.
+        architecture: What was trained; ``None`` where it was a baseline.
+        baseline: Name of the baseline that was trained, if it was one.
         accuracy: COCO's average precisions, percent; those without boxes are left out.
         pictures: What they were measured on.
     """
 
     run: Path
-    architecture: Architecture
+    architecture: Architecture | None
+    baseline: str | None
     accuracy: dict[Accuracy, float]
     pictures: str
 
@@ -56,11 +58,13 @@ def load_measured(path: Path) -> Measured:
     data = load_settings(run.config).data
     pictures = f"the embedded {data.builtin}" if data.val_ann is None else str(data.val_ann)
     accuracy = {name: 100 * value for name, value in found.items() if value >= 0}
-    return Measured(path, load_architecture(run.architecture), accuracy, pictures)
+    baseline = content.get("baseline")
+    architecture = load_architecture(run.architecture) if baseline is None else None
+    return Measured(path, architecture, baseline, accuracy, pictures)
 
 
 def add_measured(comparisons: Sequence[Comparison], runs: Sequence[Measured]) -> list[Comparison]:
-    """Put a line behind each row whose very architecture a run has trained; other runs change nothing."""
+    """Put a line behind each row whose very architecture, or baseline, a run has trained; others change nothing."""
     lines = []
     for comparison in comparisons:
         lines.append(comparison)
@@ -72,7 +76,7 @@ def add_measured(comparisons: Sequence[Comparison], runs: Sequence[Measured]) ->
 
 
 def _is_of(run: Measured, row: Row) -> bool:
-    if row.architecture is None:
-        return False
+    if row.architecture is None or run.architecture is None:
+        return row.baseline is not None and row.baseline == run.baseline
     shipped = load_architecture(row.architecture)
     return (run.architecture.sample, run.architecture.skeleton) == (shipped.sample, shipped.skeleton)

@@ -1,0 +1,1 @@
+"""Pictures and annotations: the embedded set, COCO and other files, their checks, and the loaders."""

@@ -14,11 +14,13 @@ import json
 import logging
 import os
 import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from hitdet_nni.data.coco_dataset import CocoDataset as CocoDataset
+from hitdet_nni.data.coco_dataset import CocoSummary
 from hitdet_nni.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -32,73 +34,19 @@ _show = _brief.repr
 
 
 @dataclass(frozen=True)
-class CocoSummary:
-    """What an annotation file holds.
-
-    Attributes:
-        pictures: Number of pictures.
-        boxes: Number of boxes of every kind.
-        classes: Class names in the order of their category ids.
-        boxes_per_class: Number of boxes of each of `classes`.
-        crowd_boxes: Boxes around groups (``iscrowd`` 1), which neither teach nor count as misses.
-        ignored_boxes: Boxes, other than crowds, that mmdet skips in training: a side under one pixel, or no area.
-        boxes_partly_outside: Boxes that reach over an edge of their picture.
-        pictures_without_boxes: Pictures with no box of any kind.
-    """
-
-    pictures: int
-    boxes: int
-    classes: tuple[str, ...]
-    boxes_per_class: tuple[int, ...]
-    crowd_boxes: int
-    ignored_boxes: int
-    boxes_partly_outside: int
-    pictures_without_boxes: int
-
-
-@dataclass(frozen=True)
-class CocoDataset:
-    """A checked annotation file and its pictures.
-
-    Attributes:
-        ann: The annotation file.
-        images: Folder that the file names are relative to.
-        key: Dotted configuration key that named `ann`.
-        image_ids: Ids of the pictures in the order of the file.
-        file_names: File name of each picture, relative to `images`.
-        sizes: Width and height of each picture in pixels.
-        category_ids: Ascending category ids; they may have gaps.
-        classes: Class name of each of `category_ids`.
-        file_category_ids: The category ids in the order of the file.
-        image_classes: Category ids of the boxes of each picture, by image id.
-        summary: Counts.
-    """
-
-    ann: Path
-    images: Path
-    key: str
-    image_ids: tuple[int, ...]
-    file_names: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
-    category_ids: tuple[int, ...]
-    classes: tuple[str, ...]
-    file_category_ids: tuple[int, ...]
-    image_classes: Mapping[int, frozenset[int]]
-    summary: CocoSummary
-
-    @property
-    def classes_in_file_order(self) -> tuple[str, ...]:
-        """Class names as mmdet numbers its labels: in the order of the file, whatever ``metainfo`` says."""
-        names = dict(zip(self.category_ids, self.classes, strict=True))
-        return tuple(names[category_id] for category_id in self.file_category_ids)
-
-
-@dataclass(frozen=True)
 class _Source:
-    """Where values come from, for error messages."""
+    """Where values come from, for error messages, and the defects that are to be passed over, if any are."""
 
     ann: Path
     key: str
+    defects: list[InputError] | None = None
+    passed_over: set[int] = field(default_factory=set)
+
+    def refuse(self, defect: InputError) -> None:
+        """Refuse a single entry of a list: raise its defect, or note it where entries are to be passed over."""
+        if self.defects is None:
+            raise defect
+        self.defects.append(defect)
 
     def error(self, place: str | None, problem: str, allowed: str) -> InputError:
         return InputError(f"{problem} (named by {self.key})", source=self.ann, key=place, allowed=allowed)
@@ -113,7 +61,9 @@ class _Source:
         return value
 
 
-def read_annotations(ann: Path, images: Path, *, key: str, allow_empty_boxes: bool = False) -> CocoDataset:
+def read_annotations(
+    ann: Path, images: Path, *, key: str, allow_empty_boxes: bool = False, defects: list[InputError] | None = None
+) -> CocoDataset:
     """Read a COCO annotation file and check everything but the pixels.
 
     Boxes partly outside their picture, crowd boxes and pictures without boxes are allowed, and counted.
@@ -125,6 +75,8 @@ def read_annotations(ann: Path, images: Path, *, key: str, allow_empty_boxes: bo
         allow_empty_boxes: Count boxes of zero width or height as ignored, instead of refusing them. COCO's own
             ``instances_train2017.json`` has two (annotations 918 and 2206849,
             https://github.com/cocodataset/cocoapi/issues/355); mmdet skips them.
+        defects: Takes the defects of pictures, boxes and categories, which are then passed over instead of refused, to
+            find them all.
 
     Returns:
         The data set, with classes in the order of their category ids.
@@ -132,7 +84,7 @@ def read_annotations(ann: Path, images: Path, *, key: str, allow_empty_boxes: bo
     Raises:
         InputError: If the file cannot be read or holds anything that training could not survive.
     """
-    source = _Source(ann, key)
+    source = _Source(ann, key, defects)
     data, constants = _parse(source)
     lists = {name: _entries(source, data, name) for name in ("images", "categories", "annotations")}
     names = _read_categories(source, lists["categories"])
@@ -140,9 +92,8 @@ def read_annotations(ann: Path, images: Path, *, key: str, allow_empty_boxes: bo
     image_classes, summary = _read_boxes(source, lists["annotations"], sizes, names, allow_empty_boxes)
     # The keys checked above name their place; this is for numbers anywhere else.
     if constants:
-        raise source.error(
-            None, f"holds the number {constants[0]}", "finite numbers, as the JSON standard has no others"
-        )
+        problem = f"holds the number {constants[0]}"
+        source.refuse(source.error(None, problem, "finite numbers, as the JSON standard has no others"))
     _check_on_disk(source, images, file_names)
     logger.info("%s: %d pictures, %d boxes, %d classes", ann, summary.pictures, summary.boxes, len(names))
     return CocoDataset(
@@ -199,14 +150,20 @@ def _read_categories(source: _Source, entries: list[dict[str, Any]]) -> dict[int
     names: dict[int, str] = {}
     for index, entry in enumerate(entries):
         place = f"categories[{index}]"
-        category_id: int = source.of_type(place, entry, "id", int, "an integer")
-        name: str = source.of_type(place, entry, "name", str, "a class name")
-        if category_id in names:
-            raise source.error(f"{place}.id", f"{_show(category_id)} is taken by {names[category_id]!r}", "unique ids")
-        if not name.strip():
-            raise source.error(f"{place}.name", f"is {name!r}", "a class name")
-        if name in names.values():
-            raise source.error(f"{place}.name", f"{_show(name)} is taken by another category", "unique names")
+        try:
+            category_id: int = source.of_type(place, entry, "id", int, "an integer")
+            name: str = source.of_type(place, entry, "name", str, "a class name")
+            if category_id in names:
+                raise source.error(
+                    f"{place}.id", f"{_show(category_id)} is taken by {names[category_id]!r}", "unique ids"
+                )
+            if not name.strip():
+                raise source.error(f"{place}.name", f"is {name!r}", "a class name")
+            if name in names.values():
+                raise source.error(f"{place}.name", f"{_show(name)} is taken by another category", "unique names")
+        except InputError as defect:
+            source.refuse(defect)
+            continue
         names[category_id] = name
     return names
 
@@ -216,23 +173,36 @@ def _read_images(source: _Source, entries: list[dict[str, Any]]) -> tuple[dict[i
     sizes: dict[int, tuple[int, int]] = {}
     file_names: list[str] = []
     for index, entry in enumerate(entries):
-        place = f"images[{index}]"
-        image_id: int = source.of_type(place, entry, "id", int, "an integer")
-        if image_id in sizes:
-            raise source.error(f"{place}.id", f"{_show(image_id)} is taken by another picture", "unique ids")
-        file_name: str = source.of_type(place, entry, "file_name", str, "a path inside the folder of pictures")
-        if not _stays_inside(file_name):
-            problem = f"{_show(file_name)} leads outside the folder of pictures or names no file"
-            raise source.error(f"{place}.file_name", problem, "a relative path without '..'")
-        width, height = (
-            source.of_type(place, entry, side, int, "a positive integer, in pixels") for side in ("width", "height")
-        )
-        for side, pixels in (("width", width), ("height", height)):
-            if not 0 < pixels < _LIMIT:
-                raise source.error(f"{place}.{side}", f"is {_show(pixels)}", "a positive integer, in pixels")
-        sizes[image_id] = (width, height)
+        try:
+            image_id, file_name, size = _read_image(source, f"images[{index}]", entry, sizes)
+        except InputError as defect:
+            source.refuse(defect)
+            if type(entry.get("id")) is int:
+                source.passed_over.add(entry["id"])
+            continue
+        sizes[image_id] = size
         file_names.append(file_name)
     return sizes, tuple(file_names)
+
+
+def _read_image(
+    source: _Source, place: str, entry: dict[str, Any], sizes: Mapping[int, tuple[int, int]]
+) -> tuple[int, str, tuple[int, int]]:
+    """Id, file name, width and height of a picture whose id is none of those in ``sizes``."""
+    image_id: int = source.of_type(place, entry, "id", int, "an integer")
+    if image_id in sizes:
+        raise source.error(f"{place}.id", f"{_show(image_id)} is taken by another picture", "unique ids")
+    file_name: str = source.of_type(place, entry, "file_name", str, "a path inside the folder of pictures")
+    if not _stays_inside(file_name):
+        problem = f"{_show(file_name)} leads outside the folder of pictures or names no file"
+        raise source.error(f"{place}.file_name", problem, "a relative path without '..'")
+    width, height = (
+        source.of_type(place, entry, side, int, "a positive integer, in pixels") for side in ("width", "height")
+    )
+    for side, pixels in (("width", width), ("height", height)):
+        if not 0 < pixels < _LIMIT:
+            raise source.error(f"{place}.{side}", f"is {_show(pixels)}", "a positive integer, in pixels")
+    return image_id, file_name, (width, height)
 
 
 def _stays_inside(file_name: str) -> bool:
@@ -254,52 +224,64 @@ def _read_boxes(
     per_class: dict[int, int] = dict.fromkeys(names, 0)
     classes_of: dict[int, set[int]] = {image_id: set() for image_id in sizes}
     ids: set[int] = set()
-    crowds = ignored = outside = 0
+    crowds = ignored = outside = small = large = 0
     for index, entry in enumerate(entries):
         box_id, image_id, category_id = entry.get("id"), entry.get("image_id"), entry.get("category_id")
         box, crowd = entry.get("bbox"), entry.get("iscrowd")
         area: Any = entry.get("area")
-        # Ids are compared by type too: 1.0 and true equal 1, yet pycocotools and mmdet print and store them.
-        if type(box_id) is not int or box_id in ids:
-            raise _box_error(source, index, entry, "id", "a unique integer")
-        if type(image_id) is not int or image_id not in sizes:
-            raise _box_error(source, index, entry, "image_id", "an id of images")
-        if type(category_id) is not int or category_id not in per_class:
-            raise _box_error(source, index, entry, "category_id", "an id of categories")
-        if type(box) is not list or len(box) != 4 or not all(_is_number(value) for value in box):
-            raise _box_error(source, index, entry, "bbox", "four finite numbers: left, top, width, height, in pixels")
-        left, top, width, height = box
-        if not (width > 0 and height > 0) and not (allow_empty and width >= 0 and height >= 0):
-            raise _box_error(source, index, entry, "bbox", "[left, top, width, height] of positive width and height")
-        image_width, image_height = sizes[image_id]
-        right, bottom = left + width, top + height
-        if left >= image_width or top >= image_height or (right <= 0 and width > 0) or (bottom <= 0 and height > 0):
-            allowed = f"a box that reaches into its picture of {image_width} x {image_height} pixels (id {image_id})"
-            raise _box_error(source, index, entry, "bbox", allowed)
-        if not _is_number(area):
-            raise _box_error(source, index, entry, "area", "a finite number, in square pixels")
-        if type(crowd) is not int or crowd not in (0, 1):
-            raise _box_error(source, index, entry, "iscrowd", "0 or 1")
+        try:
+            # Ids are compared by type too: 1.0 and true equal 1, yet pycocotools and mmdet print and store them.
+            if type(box_id) is not int or box_id in ids:
+                raise _box_error(source, index, entry, "id", "a unique integer")
+            if type(image_id) is not int or image_id not in sizes:
+                if type(image_id) is int and image_id in source.passed_over:
+                    continue
+                raise _box_error(source, index, entry, "image_id", "an id of images")
+            if type(category_id) is not int or category_id not in per_class:
+                raise _box_error(source, index, entry, "category_id", "an id of categories")
+            if type(box) is not list or len(box) != 4 or not all(_is_number(value) for value in box):
+                allowed = "four finite numbers: left, top, width, height, in pixels"
+                raise _box_error(source, index, entry, "bbox", allowed)
+            left, top, width, height = box
+            if not (width > 0 and height > 0) and not (allow_empty and width >= 0 and height >= 0):
+                raise _box_error(
+                    source, index, entry, "bbox", "[left, top, width, height] of positive width and height"
+                )
+            image_width, image_height = sizes[image_id]
+            right, bottom = left + width, top + height
+            if left >= image_width or top >= image_height or (right <= 0 and width > 0) or (bottom <= 0 and height > 0):
+                allowed = f"a box that reaches into its picture, {image_width} x {image_height} pixels (id {image_id})"
+                raise _box_error(source, index, entry, "bbox", allowed)
+            if not _is_number(area):
+                raise _box_error(source, index, entry, "area", "a finite number, in square pixels")
+            if type(crowd) is not int or crowd not in (0, 1):
+                raise _box_error(source, index, entry, "iscrowd", "0 or 1")
+        except InputError as defect:
+            source.refuse(defect)
+            continue
         ids.add(box_id)
         per_class[category_id] += 1
         classes_of[image_id].add(category_id)
         crowds += crowd
         ignored += not crowd and (width < 1 or height < 1 or area <= 0)
         outside += min(left, top) < -_ROUNDING or right > image_width + _ROUNDING or bottom > image_height + _ROUNDING
-    if crowds + ignored == len(entries):
+        small += area < 32**2
+        large += area >= 96**2
+    if crowds + ignored == len(ids):
         problem = f"has {crowds} crowd boxes and {ignored} without area, and no other"
-        raise source.error("annotations", problem, "at least one box to learn from")
+        source.refuse(source.error("annotations", problem, "at least one box to learn from"))
     if 0 in ids:
         # pycocotools marks a found box by its id, so that it takes 0 for "not found".
         logger.warning("%s: COCO's evaluation counts the box with annotation id 0 as missed", source.ann)
     order = sorted(names)
     summary = CocoSummary(
         pictures=len(sizes),
-        boxes=len(entries),
+        boxes=len(ids),
         classes=tuple(names[category_id] for category_id in order),
         boxes_per_class=tuple(per_class[category_id] for category_id in order),
         crowd_boxes=crowds,
         ignored_boxes=ignored,
+        boxes_by_size=(small, len(ids) - small - large, large),
         boxes_partly_outside=outside,
         pictures_without_boxes=sum(not found for found in classes_of.values()),
     )
@@ -318,6 +300,7 @@ def _box_error(source: _Source, index: int, entry: Mapping[str, Any], name: str,
 def _check_on_disk(source: _Source, images: Path, file_names: tuple[str, ...]) -> None:
     if not images.is_dir():
         raise source.error("images", f"their folder {images} does not exist", "a folder of pictures")
+    root = Path(os.path.realpath(images))
     # One listing per folder: asking for 118 thousand files one by one takes minutes on a network drive.
     listings: dict[str, set[str]] = {}
     missing: list[int] = []
@@ -326,16 +309,37 @@ def _check_on_disk(source: _Source, images: Path, file_names: tuple[str, ...]) -
         folder = str(path.parent)
         if folder not in listings:
             try:
-                with os.scandir(images / folder) as found:
-                    listings[folder] = {entry.name for entry in found if entry.is_file()}
+                listings[folder] = _names_inside(images / folder, root)
             except OSError:
                 listings[folder] = set()
         if path.name not in listings[folder]:
             missing.append(index)
-    if missing:
+    if missing and source.defects is None:
         more = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
-        problem = f"{_show(file_names[missing[0]])} is not in {images}{more}"
-        raise source.error(f"images[{missing[0]}].file_name", problem, "names of existing pictures")
+        raise _missing_picture(source, missing[0], file_names, images, more)
+    for index in missing:
+        source.refuse(_missing_picture(source, index, file_names, images))
+
+
+def _missing_picture(
+    source: _Source, index: int, file_names: Sequence[str], images: Path, more: str = ""
+) -> InputError:
+    problem = f"{_show(file_names[index])} is not in {images}{more}"
+    allowed = "names of existing pictures, which are no links out of that folder"
+    return source.error(f"images[{index}].file_name", problem, allowed)
+
+
+def _names_inside(folder: Path, root: Path) -> set[str]:
+    """Names of a folder's files, without those that only a link out of ``root`` leads to."""
+    if not Path(os.path.realpath(folder)).is_relative_to(root):
+        return set()
+    with os.scandir(folder) as found:
+        return {
+            entry.name
+            for entry in found
+            if entry.is_file()
+            and not (entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(root))
+        }
 
 
 def check_same_classes(train: CocoDataset, val: CocoDataset) -> None:

@@ -29,6 +29,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +242,7 @@ def make_digits(out: Path, *, train: int, val: int, size: int, seed: int, force:
 
     Raises:
         InputError: If an argument is out of range, `out` exists and may not be replaced, or its parent is unusable.
+        WriteError: If there is no room for it.
     """
     for key, value, least in (("train", train, 1), ("val", val, 1), ("size", size, MIN_SIZE), ("seed", seed, 0)):
         if value < least:
@@ -252,7 +254,7 @@ def make_digits(out: Path, *, train: int, val: int, size: int, seed: int, force:
         workshop = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
     except OSError as error:
         raise InputError(f"cannot write here: {error}", source=out.parent, allowed="a writable folder") from error
-    with workshop as folder:
+    with workshop as folder, writing(out):
         # A folder inside the temporary one, because the temporary one itself is private to its owner.
         built = Path(folder) / "built"
         for split, pictures in zip(_SPLITS, (train, val), strict=True):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import v2
 
-from hitdet_nni.data.pictures import PictureDefect
+from hitdet_nni.data.pictures import PictureDefect, cut_short
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
@@ -74,8 +74,8 @@ def open_folders(settings: PretrainSettings) -> ClassificationData:
         InputError: If a folder is not given or missing, has no class or a class without pictures, or the two splits
             have different classes.
     """
-    train = _list_pictures(settings.train_images, "pretrain.train_images")
-    val = _list_pictures(settings.val_images, "pretrain.val_images")
+    train = list_pictures(settings.train_images, "pretrain.train_images")
+    val = list_pictures(settings.val_images, "pretrain.val_images")
     different = sorted(set(train.classes) ^ set(val.classes))
     if different:
         name = different[0]
@@ -89,7 +89,16 @@ def open_folders(settings: PretrainSettings) -> ClassificationData:
     return ClassificationData(train, val)
 
 
-def _list_pictures(root: Path | None, key: str) -> LabelledPictures:
+def list_pictures(root: Path | None, key: str) -> LabelledPictures:
+    """List the pictures of one split.
+
+    Args:
+        root: Its folder.
+        key: Dotted configuration key that names it, for messages.
+
+    Raises:
+        InputError: If the folder is not given or missing, has no class or a class without pictures.
+    """
     if root is None:
         raise InputError("is missing", key=key, allowed=_LAYOUT)
     if not root.is_dir():
@@ -164,12 +173,15 @@ class FolderPictures(Dataset[Any]):
             return PictureDefect(file, f"cannot be read: {getattr(error, 'strerror', None) or 'it is empty'}")
         if picture is None:
             return PictureDefect(file, "cannot be decoded as a picture")
+        problem = cut_short(file)
+        if problem is not None:
+            return PictureDefect(file, problem)
         tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
         return self.transform(tensor), self.pictures.labels[index], index
 
 
 def collate(items: Sequence[tuple[Tensor, int, int] | PictureDefect]) -> Batch | PictureDefect:
-    """A batch, or its first defect."""
+    """A batch of pictures ``[B, 3, side, side]``, labels ``[B]`` and ids ``[B]``, or its first defect."""
     for item in items:
         if isinstance(item, PictureDefect):
             return item

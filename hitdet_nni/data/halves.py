@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_json, write_json
+
+HALF_NAMES = ("weights", "alphas")
+"""What each half trains, in the order of :func:`split_halves`: the keys of the file that keeps them."""
 
 
 def split_halves(
@@ -66,3 +73,47 @@ def split_halves(
     if len(ordered) % 2:
         first.append(ordered[-1])
     return tuple(sorted(first)), tuple(sorted(second))
+
+
+def kept_halves(
+    file: Path | None,
+    image_ids: Iterable[int],
+    seed: int,
+    *,
+    image_classes: Mapping[int, Collection[int]] | None = None,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The halves that a file keeps; where there is none, split and write it.
+
+    Args:
+        file: The file, ``{"seed": S, "weights": [ids], "alphas": [ids]}``; ``None`` to split without keeping.
+        image_ids: As :func:`split_halves`.
+        seed: As :func:`split_halves`.
+        image_classes: As :func:`split_halves`.
+
+    Returns:
+        As :func:`split_halves`.
+
+    Raises:
+        InputError: As :func:`split_halves`, or if the file does not split exactly these pictures.
+    """
+    ids = list(image_ids)
+    if file is not None and file.exists():
+        return _read_halves(file, ids)
+    halves = split_halves(ids, seed, image_classes=image_classes)
+    if file is not None and distributed.is_main():
+        write_json(file, {"seed": seed, **dict(zip(HALF_NAMES, map(list, halves), strict=True))})
+    return halves
+
+
+def _read_halves(file: Path, ids: Collection[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    content = read_json(file)
+    halves: list[Any] = [content.get(name) if isinstance(content, dict) else None for name in HALF_NAMES]
+    if not all(isinstance(half, list) and half and all(type(each) is int for each in half) for half in halves):
+        raise InputError("is not a split", source=file, allowed=f"lists of picture ids in {', '.join(HALF_NAMES)}")
+    first, second = (tuple(half) for half in halves)
+    together = [*first, *second]
+    if len(together) != len(ids) or set(together) != set(ids):
+        different = min(set(together) ^ set(ids), default=None)
+        problem = "holds an id twice" if different is None else f"was made of other pictures: id {different} differs"
+        raise InputError(problem, source=file, allowed="the training pictures that the run was started with")
+    return first, second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hitdet_nni.data.coco import CocoDataset
+from hitdet_nni.data.pictures import readable
 from hitdet_nni.engine import distributed
 from hitdet_nni.settings import DataSettings
 from hitdet_nni.skeleton import Skeleton
@@ -55,12 +57,17 @@ class KeptPictures(Dataset[Any]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Any:
-        """The packed picture: ``{"inputs": tensor, "data_samples": DetDataSample}``."""
+        """The packed picture: ``{"inputs": tensor, "data_samples": DetDataSample}``.
+
+        Raises:
+            PictureError: If its file has gone or was damaged since it was checked.
+        """
         results = self._kept.get(index)
         if results is None:
             results = self.pictures.get_data_info(index)
-            for transform in self._steady:
-                results = transform(results)
+            with readable(Path(results["img_path"])):
+                for transform in self._steady:
+                    results = transform(results)
             if self._room >= results["img"].nbytes:
                 self._room -= results["img"].nbytes
                 self._kept[index] = results

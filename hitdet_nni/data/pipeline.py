@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import mmdet.datasets  # noqa: F401  (registers CocoDataset and the transforms)
 import torch
@@ -20,13 +20,15 @@ from torch.utils.data import Dataset, Subset
 from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.digits import make_digits
-from hitdet_nni.data.halves import split_halves
+from hitdet_nni.data.halves import kept_halves
 from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.data.subsets import one_annotation_file
+from hitdet_nni.data_settings import LAYOUTS, DataSettings
 from hitdet_nni.engine import distributed
+from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked
-from hitdet_nni.settings import DataSettings
 from hitdet_nni.skeleton import Skeleton
 
 logger = logging.getLogger(__name__)
@@ -34,13 +36,23 @@ logger = logging.getLogger(__name__)
 SMALL_SET = 2000
 """Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""
 
+Half = Literal["train", "val"]
+HALVES: tuple[Half, ...] = get_args(Half)
+
 
 @dataclass(frozen=True)
 class DetectionData:
-    """Checked training and validation pictures with the same classes."""
+    """Checked training and validation pictures with the same classes.
+
+    Attributes:
+        train: Training pictures.
+        val: Validation pictures.
+        halves: File in which a search keeps how it has split the training pictures; ``None``: nowhere.
+    """
 
     train: CocoDataset
     val: CocoDataset
+    halves: Path | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -63,21 +75,65 @@ def open_data(settings: DataSettings, seed: int) -> DetectionData:
     Raises:
         InputError: If a file is missing or has a defect that training would not survive.
     """
-    if settings.builtin is None:
-        paths = (settings.train_ann, settings.train_images, settings.val_ann, settings.val_images)
-        train_ann, train_images, val_ann, val_images = (path for path in paths if path is not None)
-    else:
-        root = _embedded_set(settings, seed)
-        train_ann, val_ann = (root / "annotations" / f"instances_{split}.json" for split in ("train", "val"))
-        train_images, val_images = root / "train", root / "val"
     # mmdet skips boxes without area, and COCO itself has two of them.
-    train = read_annotations(train_ann, train_images, key="data.train_ann", allow_empty_boxes=True)
-    val = read_annotations(val_ann, val_images, key="data.val_ann", allow_empty_boxes=True)
+    train, val = (
+        read_annotations(*half_source(settings, seed, half), key=f"data.{half}_ann", allow_empty_boxes=True)
+        for half in HALVES
+    )
     check_same_classes(train, val)
     for dataset in (train, val):
         if len(dataset.image_ids) <= SMALL_SET:
             require_sound_pictures(dataset)
     return DetectionData(train, val)
+
+
+def open_validation(settings: DataSettings, seed: int) -> CocoDataset:
+    """The validation half of :func:`open_data` alone; its pictures are not decoded.
+
+    Raises:
+        InputError: If a file is missing or has a defect.
+    """
+    return read_annotations(*half_source(settings, seed, "val"), key="data.val_ann", allow_empty_boxes=True)
+
+
+def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path, Path], ...]]:
+    """The annotation files, each with its folder of pictures, that each half is made of.
+
+    Args:
+        settings: The ``data`` section.
+        seed: Seed of the embedded set, which is made where it is asked for.
+
+    Raises:
+        InputError: If the settings name no data.
+    """
+    if settings.builtin is not None:
+        root = _embedded_set(settings, seed)
+        return {half: ((root / "annotations" / f"instances_{half}.json", root / half),) for half in HALVES}
+    if settings.layout is not None and not settings.train_sources:
+        allowed = f"the folder of {settings.layout}, which holds {LAYOUTS[settings.layout]['val_ann']}"
+        raise InputError("is missing", key="data.root", allowed=allowed)
+    if settings.val_ann is None or settings.val_images is None:
+        allowed = "data.train_ann, train_images, val_ann and val_images; data.layout with data.root; data.builtin"
+        raise InputError("is missing", key="data.train_ann", allowed=allowed)
+    return {"train": settings.train_sources, "val": ((settings.val_ann, settings.val_images),)}
+
+
+def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Path]:
+    """Annotation file and folder of pictures of a half; they are made where it has several parts or lists of ids.
+
+    Args:
+        settings: The ``data`` section.
+        seed: Seed of the embedded set.
+        half: Which half.
+
+    Raises:
+        InputError: If the settings name no data, or files that are to be put together do not fit.
+    """
+    parts = half_parts(settings, seed)[half]
+    only, without = (settings.train_ids, settings.train_without) if half == "train" else (settings.val_ids, None)
+    if len(parts) == 1 and only is None and without is None:
+        return parts[0]
+    return one_annotation_file(parts, cache_folder() / "subsets", half=half, only=only, without=without)
 
 
 def _embedded_set(settings: DataSettings, seed: int) -> Path:
@@ -151,7 +207,8 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
     """Loaders of a search: the half for weights, the half for architecture parameters, the validation pictures.
 
     Training batches are always full, because batch normalisation would suffer from a short one, and both halves have
-    as many of them an epoch. Several processes share each half, and the validation pictures.
+    as many of them an epoch. Several processes share each half, and the validation pictures. The halves are those of
+    the file that the data names, where it is there.
 
     Source:
         Section 3.4: weights on 50 % of the training data, architecture parameters on the rest.
@@ -159,7 +216,7 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
     settings = settle_loading(settings, skeleton, data.train, data.val)
     train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
     index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
-    halves = split_halves(index, seed, image_classes=data.train.image_classes)
+    halves = kept_halves(data.halves, index, seed, image_classes=data.train.image_classes)
     rank, processes = distributed.rank(), distributed.processes()
     steps = steps_an_epoch(max(map(len, halves)), settings.batch_size, processes)
     pictures = kept(train, settings)

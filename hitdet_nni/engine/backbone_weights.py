@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hitdet_nni.engine.weights_file import read_content
 from hitdet_nni.errors import InputError
+from hitdet_nni.files import whole_file
 from hitdet_nni.model.backbone import HitBackbone
 from hitdet_nni.model.operators import parse_operator
 from hitdet_nni.skeleton import layer_label
@@ -30,13 +31,15 @@ def save_backbone(backbone: nn.Module, path: Path, sample: Mapping[str, str] | N
         backbone: A :class:`~hitdet_nni.model.backbone.HitBackbone`, of a supernet or decided.
         path: The file; its folder exists.
         sample: Operator name of each searched layer by its label, for a decided backbone.
+
+    Raises:
+        WriteError: If the file cannot be written.
     """
     content: dict[str, Any] = {"state_dict": backbone.state_dict()}
     if sample is not None:
         content["sample"] = dict(sample)
-    temporary = path.with_suffix(".partial")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with whole_file(path) as stream:
+        torch.save(content, stream)
 
 
 def load_backbone(backbone: nn.Module, path: Path, sample: Mapping[str, str] | None = None) -> None:

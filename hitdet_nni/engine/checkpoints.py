@@ -18,17 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from hitdet_nni.files import writing
+
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"step-(?P<step>\d{9})(?:\.(?P<again>\d+))?-(?P<digest>[0-9a-f]{16})\.pt")
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
     """The last few checkpoints of one stage.
 
-    A checkpoint's name holds the number of finished steps and a digest of its content, so that a file that was cut
-    short or altered is known by reading it, and the one before it can be used.
+    A checkpoint's name holds the number of finished steps, how often that step had been saved before (unless never),
+    and a digest of the content: which is the newest does not depend on a clock, and a file that was cut short or
+    altered is known by reading it, so that the one before it can be used.
 
     Attributes:
         path: The folder; made when the first checkpoint is saved.
@@ -39,7 +42,9 @@ class CheckpointFolder:
     keep: int = 2
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint atomically and remove those beyond the last ``keep``.
+        """Write a checkpoint atomically; of those before it ``keep - 1`` stay, and none of later steps.
+
+        A training is at an earlier step than a file of its folder only where it could not go on from that file.
 
         What cannot be loaded again safely is refused here rather than when it is needed.
 
@@ -52,31 +57,35 @@ class CheckpointFolder:
 
         Raises:
             TypeError: If the state holds anything else.
+            WriteError: If it cannot be written; the checkpoints before it are as they were.
         """
         plain = plain_state(state)
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path, prefix=".saving-")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                torch.save(plain, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            file = self.path / f"step-{step:09d}-{_digest(temporary)}.pt"
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        files = self.files()
-        replaced = [other for other in files if other != file and _step(other) == step]
-        kept = [other for other in files if other not in replaced]
-        for other in [*replaced, *kept[: -self.keep], *self.path.glob(".saving-*")]:
-            other.unlink(missing_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            files = self.files()
+            replaced = [other for other in files if _order(other)[0] == step]
+            again = f".{_order(replaced[-1])[1] + 1}" if replaced else ""
+            handle, name = tempfile.mkstemp(dir=self.path, prefix=".saving-")
+            temporary = Path(name)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    torch.save(plain, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                file = self.path / f"step-{step:09d}{again}-{_digest(temporary)}.pt"
+                temporary.replace(file)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            kept = [other for other in files if _order(other)[0] < step][1 - self.keep :]
+            for other in [*(set(files) - {*kept, file}), *self.path.glob(".saving-*")]:
+                other.unlink(missing_ok=True)
         return file
 
     def files(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return sorted((file for file in self.path.glob("step-*.pt") if _NAME.fullmatch(file.name)), key=_order)
+        files = (file for file in self.path.glob("step-*.pt") if _NAME.fullmatch(file.name) and file.is_file())
+        return sorted(files, key=_order)
 
     def load(self) -> dict[str, Any] | None:
         """The state of the newest checkpoint that is whole; ``None`` where there is none.
@@ -84,9 +93,9 @@ class CheckpointFolder:
         A damaged one is named in a warning and passed over.
         """
         for file in reversed(self.files()):
-            if _digest(file) == file.stem[-16:]:
-                # Not ours after all, or of another version: zip, pickle and torch have no common exception for that.
-                with suppress(Exception):
+            # Not ours after all, or of another version: zip, pickle and torch have no common exception for that.
+            with suppress(Exception):
+                if _digest(file) == file.stem[-16:]:
                     state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
                     return state
             logger.warning("checkpoint %s is cut short or damaged: going on from the one before it", file)
@@ -98,7 +107,11 @@ class CheckpointFolder:
 
 
 def plain_state(value: Any) -> Any:
-    """The same value of exactly the types that a safe load knows (NNI's labels, for one, are a subclass of str)."""
+    """The same value of exactly the types that a safe load knows (NNI's labels, for one, are a subclass of str).
+
+    Raises:
+        TypeError: If it holds anything else.
+    """
     if value is None or isinstance(value, torch.Tensor):
         return value
     if isinstance(value, Mapping):
@@ -113,12 +126,12 @@ def plain_state(value: Any) -> Any:
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
 
 
-def _step(file: Path) -> int:
-    return int(file.name[5:14])
-
-
-def _order(file: Path) -> tuple[int, float]:
-    return _step(file), file.stat().st_mtime
+def _order(file: Path) -> tuple[int, int]:
+    """Finished steps, and how often they had been saved before."""
+    found = _NAME.fullmatch(file.name)
+    if found is None:
+        raise ValueError(f"{file} is not named as a checkpoint")
+    return int(found["step"]), int(found["again"] or 0)
 
 
 def _digest(file: Path) -> str:

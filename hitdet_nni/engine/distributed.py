@@ -127,7 +127,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their means over the processes, in place; those of integers are left alone."""
+    """Replace tensors, of any shapes, by their means over the processes, in place; those of integers are left alone."""
     if processes() == 1:
         return
     for bucket in _buckets(tensor for tensor in tensors if tensor.is_floating_point()):
@@ -155,6 +155,10 @@ def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def require_equal(values: Iterable[Tensor], what: str) -> None:
     """Stop loudly where processes that must hold equal values do not.
+
+    Args:
+        values: Tensors of any shapes, as many and of the same in each process.
+        what: What they are called in the message.
 
     Raises:
         RuntimeError: Naming the processes whose values differ from the main one's, bit by bit.

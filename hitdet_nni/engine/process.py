@@ -1,11 +1,23 @@
-"""What every process that computes sets up first: threads, and the noise of libraries that speaks of their innards."""
+"""What every process that computes sets up first: threads, the noise of libraries, and how accidents are told."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch.utils.data import dataloader
+
+from hitdet_nni.errors import LostWorkerError, WriteError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)[^.\n]*")
 
 
 def prepare_process(threads: int) -> None:
@@ -19,3 +31,33 @@ def prepare_process(threads: int) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("nni", "mmengine", "mmdet", "mmcv", "pytorch_lightning", "torch"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+
+
+@contextmanager
+def told_in_a_line(folder: Path) -> Iterator[None]:
+    """Tell accidents that no code of ours is near, such as a full disk under a library's log, as our errors.
+
+    Args:
+        folder: Named where the system does not say which file it could not write.
+
+    Raises:
+        WriteError: In place of the system's error where there is no room to write.
+        LostWorkerError: In place of torch's error where a process that loads pictures has ended.
+    """
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError) as error:
+        lost = _LOST_WORKER.match(str(error))
+        if lost is not None:
+            raise LostWorkerError(lost[0]) from error
+        if not isinstance(error, RuntimeError) and _was_receiving(error):
+            raise LostWorkerError("a process that loads pictures has ended while it handed over a batch") from error
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise WriteError(error.filename or folder, error.strerror or str(error)) from error
+        raise
+
+
+def _was_receiving(error: BaseException) -> bool:
+    """Whether torch was receiving a batch from another process; what its death looks like depends on the moment."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(code.co_name == "_try_get_data" and code.co_filename == dataloader.__file__ for code in frames)

@@ -9,15 +9,19 @@ import torch
 from torch import nn
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.files import whole_file
 
 WEIGHTS_FILE = "weights.pth"
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Save a module's state and nothing else, atomically."""
-    temporary = path.with_suffix(".partial")
-    torch.save({"state_dict": module.state_dict()}, temporary)
-    temporary.replace(path)
+    """Save a module's state and nothing else, atomically.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    with whole_file(path) as stream:
+        torch.save({"state_dict": module.state_dict()}, stream)
 
 
 def read_state(path: Path, *, allowed: str = f"a file such as {WEIGHTS_FILE} of a retraining") -> dict[str, Any]:

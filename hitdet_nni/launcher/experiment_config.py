@@ -24,6 +24,7 @@ LOOPBACK = "127.0.0.1"
 PLATFORMS = ("local", "remote")
 """NNI's training services whose trials reach a manager that listens on loopback only."""
 
+_MOST_PROCESSES = 2**31
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 
 
@@ -81,7 +82,7 @@ def load_config(path: Path) -> ExperimentConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", source=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"is not YAML ({error})", source=path) from error
     return parse(content, str(path), ("create", "--config", str(path)), path.parent)
 
@@ -89,10 +90,10 @@ def load_config(path: Path) -> ExperimentConfig:
 def known_experiments() -> tuple[Path, dict[str, Any]]:
     """NNI's index of this user's experiments, and what it says of each by id; nothing where there is none."""
     index = Path.home() / "nni-experiments" / ".experiment"
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, json.JSONDecodeError):
+    known: object = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         known = json.loads(index.read_text(encoding="utf-8"))
-    return index, known
+    return index, known if isinstance(known, dict) else {}
 
 
 def load_stopped(experiment: str) -> ExperimentConfig:
@@ -104,17 +105,26 @@ def load_stopped(experiment: str) -> ExperimentConfig:
     index, known = known_experiments()
     if experiment not in known:
         raise InputError(f"unknown experiment {experiment!r}", source=index, allowed=sorted(known) or "none yet")
-    entry = known[experiment]
-    if entry["status"] != "STOPPED" and psutil.pid_exists(entry["pid"] or 0):
+    entry = known[experiment] if isinstance(known[experiment], dict) else {}
+    status, process, folder = (entry.get(key) for key in ("status", "pid", "logDir"))
+    if not isinstance(folder, str) or not isinstance(process, int | None):
+        raise InputError(
+            "is damaged",
+            source=index,
+            key=experiment,
+            allowed="an experiment with status, pid and logDir, as NNI writes",
+        )
+    if status != "STOPPED" and 0 < (process or 0) < _MOST_PROCESSES and psutil.pid_exists(process):
         raise InputError(f"experiment {experiment} runs", source=index, allowed="one that has been stopped")
-    database = Path(entry["logDir"], experiment, "db", "nni.sqlite")
+    database = Path(folder, experiment, "db", "nni.sqlite")
     query = "select params from ExperimentProfile where id = ? order by revision desc limit 1"
     try:
         with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             (params,) = connection.execute(query, (experiment,)).fetchone()
-    except (sqlite3.Error, TypeError) as error:
+        content = json.loads(params)
+    except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"holds no experiment {experiment} ({error})", source=database) from error
-    return parse(json.loads(params), experiment, ("resume", experiment), Path.cwd())
+    return parse(content, experiment, ("resume", experiment), Path.cwd())
 
 
 def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path) -> ExperimentConfig:
@@ -168,6 +178,8 @@ def _machine(content: Mapping[str, Any], folder: Path) -> Machine | None:
     host, user, key = (_value(content, name) for name in ("host", "user", "sshKeyFile"))
     port = _value(content, "port")
     if not (isinstance(host, str) and isinstance(user, str) and isinstance(port, int | None)):
+        return None
+    if not isinstance(key, str | None):
         return None
     return Machine(host, 22 if port is None else port, user, folder / Path(key).expanduser() if key else None)
 

@@ -173,10 +173,15 @@ class NniExperiment:
         return replace(trial, folder=folder) if folder.is_dir() else trial
 
     def stop(self) -> None:
-        """End NNI's manager, then whatever is left; an ExperimentError where that did not succeed."""
+        """End NNI's manager, then whatever is left.
+
+        Raises:
+            ExperimentError: If something of it still lives then.
+        """
         known = self._processes()
         # What `nnictl stop` does, without the seconds that another Python with NNI takes to start.
-        manager = known_experiments()[1].get(self.id, {}).get("pid")
+        entry = known_experiments()[1].get(self.id)
+        manager = entry.get("pid") if isinstance(entry, dict) else None
         for process in known:
             if process.pid == manager:
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):

@@ -22,10 +22,15 @@ COLUMN_NAMES = {"search.flops_weight": "cost weight"}
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its place in the experiment, NNI's status, the tuner's choice (dotted config keys) and its results.
+    """One trial of an experiment.
 
     Args:
-        reports: How many intermediate results have come; `latest` is the last of them.
+        number: Its place in the experiment, from 0.
+        id: NNI's name of it.
+        status: NNI's status.
+        parameters: The tuner's choice: values of dotted config keys.
+        reports: How many intermediate results have come.
+        latest: The last of them; empty where none has come.
         final: The final result; empty where there is none (yet).
         folder: Where NNI keeps the trial's output on this machine; empty where it keeps none here.
         place: ``host:folder`` of that output where the trial runs on another machine; empty for this one.

@@ -1,0 +1,1 @@
+"""The detector: operators, blocks, the three components, and what stands behind the neck."""

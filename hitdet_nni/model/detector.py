@@ -16,6 +16,7 @@ import hitdet_nni.model.backbone
 import hitdet_nni.model.head
 import hitdet_nni.model.neck  # noqa: F401  (the three imports register our modules with mmdet)
 from hitdet_nni.model.one_stage import retinanet
+from hitdet_nni.model.preprocessing import PREPROCESSING
 from hitdet_nni.model.searchable import Candidates
 from hitdet_nni.model.two_stage import faster_rcnn
 from hitdet_nni.skeleton import COMPONENTS, Component, DetectorKind, Skeleton
@@ -47,13 +48,7 @@ def detector_config(skeleton: Skeleton, operators: Operators, num_classes: int) 
     """
     return {
         "_scope_": "mmdet",  # so that the parts are found whatever the caller's default scope is
-        "data_preprocessor": {
-            "type": "DetDataPreprocessor",
-            "mean": [123.675, 116.28, 103.53],
-            "std": [58.395, 57.12, 57.375],
-            "bgr_to_rgb": True,
-            "pad_size_divisor": 32,
-        },
+        "data_preprocessor": {"type": "DetDataPreprocessor", **PREPROCESSING},
         "backbone": {
             "type": "HitBackbone",
             "operators": _plain(operators["backbone"]),
@@ -96,11 +91,11 @@ def build_detector(skeleton: Skeleton, sample: Mapping[str, str], num_classes: i
         InputError: If a name is not an operator's.
     """
     operators = {component: [sample[label] for label in skeleton.labels(component)] for component in COMPONENTS}
-    return _build(detector_config(skeleton, operators, num_classes))
+    return build_initialised(detector_config(skeleton, operators, num_classes))
 
 
-def _build(config: dict[str, Any]) -> nn.Module:
-    """Build and initialise a detector without mmengine's line of log per parameter."""
+def build_initialised(config: dict[str, Any]) -> nn.Module:
+    """Build and initialise an mmdet detector without mmengine's line of log per parameter."""
     detector: nn.Module = MODELS.build(ConfigDict(config))
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -136,7 +131,7 @@ class HitDetectorSpace(ModelSpace):  # type: ignore[misc]
         self.space = {component: tuple(space[component]) for component in COMPONENTS}
         self.num_classes = num_classes
         operators = {component: [list(space[component])] * len(skeleton.labels(component)) for component in COMPONENTS}
-        self.detector = _build(detector_config(skeleton, operators, num_classes))
+        self.detector = build_initialised(detector_config(skeleton, operators, num_classes))
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """Delegate to the detector: losses, predictions or raw tensors by ``mode``, as mmdet defines them."""

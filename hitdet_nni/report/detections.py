@@ -18,9 +18,8 @@ from mmengine.dataset import pseudo_collate
 from PIL import Image, ImageOps
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.coco import CocoDataset, read_annotations
 from hitdet_nni.data.pictures import PICTURE_FORMATS
-from hitdet_nni.data.pipeline import build_dataset, open_data
+from hitdet_nni.data.pipeline import build_dataset, open_validation
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.errors import InputError
@@ -89,7 +88,7 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
     Raises:
         InputError: If the pictures or the weights cannot be had, or do not belong together.
     """
-    validation = _validation_set(settings)
+    validation = open_validation(settings.data, settings.seed)
     classes = validation.classes_in_file_order
     if classes != architecture.provenance.classes:
         raise InputError("has other classes than the architecture was searched for", source=validation.ann)
@@ -109,13 +108,6 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
         ]
         shown.append(_show(Path(information["img_path"]).name, picture, truth, found))
     return shown
-
-
-def _validation_set(settings: Settings) -> CocoDataset:
-    data = settings.data
-    if data.val_ann is None or data.val_images is None:
-        return open_data(data, settings.seed).val
-    return read_annotations(data.val_ann, data.val_images, key="data.val_ann", allow_empty_boxes=True)
 
 
 def _read_picture(path: Path) -> Image.Image:

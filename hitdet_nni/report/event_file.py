@@ -6,6 +6,7 @@ appendix B.4 (CRC-32C).
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def event_file(scalars: Iterable[Scalar], wall_time: float) -> bytes:
     time = _field(1, _EIGHT_BYTES, struct.pack("<d", wall_time))
     events = [time + _field(3, _BYTES, VERSION)]
     for scalar in scalars:
-        number = _field(2, _FOUR_BYTES, struct.pack("<f", scalar.value))
+        number = _field(2, _FOUR_BYTES, _float32(scalar.value))
         value = _field(1, _BYTES, scalar.tag.encode("utf-8", "replace")) + number
         events.append(time + _field(2, _VARINT, _varint(scalar.step)) + _field(5, _BYTES, _field(1, _BYTES, value)))
     return b"".join(map(_record, events))
@@ -57,6 +58,14 @@ def _varint(value: int) -> bytes:
         value >>= 7
     groups.append(value)
     return bytes(groups)
+
+
+def _float32(value: float) -> bytes:
+    """A number rounded to 32 bits: beyond their range, infinity."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, value))
 
 
 def _record(content: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hitdet_nni import __version__
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.files import write_text
 from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
@@ -126,6 +126,6 @@ def _write(page: str, out: Path) -> Path:
     page = page.encode("utf-8", "replace").decode("utf-8")
     try:
         write_text(out, page)
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", source=out, key="--out") from None
+    except WriteError as error:
+        raise InputError(f"cannot be written ({error.reason})", source=out, key="--out") from None
     return out

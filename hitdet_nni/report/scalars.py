@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, WriteError
+from hitdet_nni.files import whole_file
 from hitdet_nni.report.event_file import Scalar, event_file
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS
 from hitdet_nni.report.reading import Run, read_run
@@ -32,13 +33,11 @@ def write_scalars(path: Path, folder: Path) -> Path:
     """
     run = read_run(path)
     out = folder / EVENTS
-    partial = folder / ".partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(event_file(scalars(run), (path / "config.yml").stat().st_mtime))
-        partial.replace(out)
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", source=out) from None
+        with whole_file(out) as stream:
+            stream.write(event_file(scalars(run), (path / "config.yml").stat().st_mtime))
+    except WriteError as error:
+        raise InputError(f"cannot be written ({error.reason})", source=out) from None
     return out
 
 

@@ -135,4 +135,7 @@ def _pictures(settings: Settings) -> str:
     data = settings.data
     if data.builtin is not None:
         return f"the embedded {data.builtin}, {data.train} for training, {data.val} for validation, {data.size} pixels"
-    return f"{data.train_ann} for training, {data.val_ann} for validation"
+    trained = " and ".join(str(ann) for ann, _ in data.train_sources)
+    less = "" if data.train_without is None else f" without those of {data.train_without}"
+    chosen = [f" (those of {ids})" if ids is not None else "" for ids in (data.train_ids, data.val_ids)]
+    return f"{trained}{chosen[0]}{less} for training, {data.val_ann}{chosen[1]} for validation"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_text
+from hitdet_nni.files import read_text, whole_lines
 
 EpochMetrics = dict[str, float]
 """What was measured in an epoch, by the names of the file's columns."""
@@ -64,38 +64,44 @@ def read_scores(path: Path) -> tuple[Score, ...]:
 
 
 def read_metrics(path: Path) -> tuple[EpochMetrics, ...]:
-    """What was measured after each epoch of a search, in the order of the file.
+    """What was measured after each epoch of a search, in the order of the file; a line without its end is left out.
 
     Raises:
         InputError: If the file cannot be read, or is not such a table.
     """
     metrics = []
-    for line, row in _rows(path, ("epoch",), "a table of metrics"):
+    for line, row in _rows(path, ("epoch",), "a table of metrics", grows=True):
         _epoch(path, line, row)
         metrics.append({name: _number(path, line, row, name) for name in row})
     return tuple(metrics)
 
 
 def read_alphas(path: Path) -> AlphaHistory:
-    """The architecture parameters after each epoch of a search.
+    """The architecture parameters after each epoch of a search; a last epoch that is still being written is left out.
 
     Raises:
         InputError: If the file cannot be read, or is not such a table.
     """
     history: AlphaHistory = {}
-    for line, row in _rows(path, ("epoch", "label", "operator", "alpha", "probability"), "a table of alphas"):
+    columns = ("epoch", "label", "operator", "alpha", "probability")
+    for line, row in _rows(path, columns, "a table of alphas", grows=True):
         probability = _number(path, line, row, "probability")
         if not 0 <= probability <= 1:
             raise _damage(path, line, "probability", row["probability"], "a number from 0 to 1")
         layers = history.setdefault(_epoch(path, line, row), {})
         layers.setdefault(row["label"], {})[row["operator"]] = Alpha(_number(path, line, row, "alpha"), probability)
+    if len(history) > 1:
+        (_, before), (epoch, last) = list(history.items())[-2:]
+        if sum(map(len, last.values())) < sum(map(len, before.values())):
+            del history[epoch]
     return history
 
 
-def _rows(path: Path, columns: tuple[str, ...], what: str) -> list[tuple[int, dict[str, str]]]:
+def _rows(path: Path, columns: tuple[str, ...], what: str, *, grows: bool = False) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells of each row; every row has all columns of the head, which are at least those given."""
     try:
-        reader = csv.DictReader(read_text(path).splitlines(), strict=True)
+        text = read_text(path)
+        reader = csv.DictReader(whole_lines(text) if grows else text.splitlines(), strict=True)
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise InputError(f"is not {what} ({error})", source=path) from None

@@ -110,6 +110,9 @@ class ExpectedCost:
         model: Costs of all layers.
         space: Candidate names of each component, in the order of the probabilities.
 
+    Raises:
+        InputError: If a component has no candidate, or a name is not an operator's.
+
     Source:
         Eq. 7, with the softmax probabilities in place of alpha.
     """

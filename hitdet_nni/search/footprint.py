@@ -102,7 +102,7 @@ def measure(layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor, dtyp
     Args:
         layer: A mixed layer.
         names: Candidates that are in the race.
-        x: An input of the layer; only its channels, type and need of a gradient matter.
+        x: An input of the layer, ``[N, C, H, W]``; only its channels, type and need of a gradient matter.
         dtype: Type that the layer computes in.
     """
     race = layer.active_names

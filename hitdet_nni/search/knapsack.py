@@ -62,6 +62,7 @@ def decode_within(scores: Scores, costs: Costs, limit: int) -> dict[str, str]:
     Raises:
         KeyError: If ``scores`` lacks a layer, or ``costs`` an operator.
         ValueError: If a score is not finite, or no choice is within the limit.
+        RuntimeError: If the solver fails, or its answer breaks the limit by more than rounding.
     """
     for label, row in scores.items():
         for name, score in row.items():

@@ -151,7 +151,7 @@ class ControllerModule(EnasLightningModule):  # type: ignore[misc]
             batch_idx: Number of the batch in its epoch.
 
         Returns:
-            The loss of the batch; none in warm-up epochs where the batch is the controller's.
+            The loss of the batch, a scalar; none in warm-up epochs where the batch is the controller's.
         """
         pictures, for_weights = batch
         if for_weights:

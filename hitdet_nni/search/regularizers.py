@@ -25,7 +25,7 @@ def column_sparsity(alphas: Sequence[Tensor]) -> Tensor:
 
 
 def group_by_component(values: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Group per-layer values by the first part of their labels, in label order."""
+    """Group per-layer values, of any shapes, by the first part of their labels, in label order."""
     groups: dict[str, list[Tensor]] = {}
     for label in sorted(values):
         groups.setdefault(label.split("/")[0], []).append(values[label])
@@ -34,6 +34,9 @@ def group_by_component(values: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
 
 def mean_entropy(probabilities: Sequence[Tensor]) -> float:
     """Mean entropy of several distributions, each divided by the logarithm of its length.
+
+    Args:
+        probabilities: One distribution a layer, ``[N]`` of N candidates.
 
     Returns:
         1 where all are uniform, 0 where each has decided; 0 for a layer with one candidate.

@@ -85,6 +85,9 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
 
     Attributes:
         gradient_norms: Takes the gradients of the architecture parameters.
+
+    Raises:
+        ValueError: If ``flops_weight`` is positive without ``expected_cost``.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         return self._mixed_layers
 
     def probabilities(self) -> dict[str, Tensor]:
-        """Weights of all candidates of each mixed layer by label, zero where removed; gradients reach the alphas."""
+        """Weights ``[N]`` of all candidates of each mixed layer by label, 0 if removed; gradients reach the alphas."""
         return {label: layer.all_probabilities() for label, layer in self.mixed_layers().items()}
 
     def log_probabilities(self) -> dict[str, dict[str, float]]:
@@ -176,7 +179,11 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         return [layer._arch_alpha for layer in self.mixed_layers().values()]
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over all architecture parameters."""
+        """Adam over all architecture parameters.
+
+        Raises:
+            ValueError: If the space has none.
+        """
         parameters = self.arch_parameters()
         if not parameters:
             raise ValueError("the model space has no LayerChoice: nothing to search")
@@ -306,10 +313,14 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         removal: Operators to remove while screening; ``None`` keeps all.
         warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
+        precision: What losses and gradients are computed in; float32 by default.
+        budget: What the architecture may cost, in place of ``flops_weight``, or ``None``.
+        multiplier: Adapts the weight of the cost to the budget; given with it.
         kwargs: Arguments of NNI's ``OneShotStrategy``.
 
     Raises:
-        ValueError: If a weight is negative, or ``flops_weight`` is positive without ``expected_cost``.
+        ValueError: If a weight is negative, ``flops_weight`` is positive without ``expected_cost``, or only one of
+            budget and multiplier is given.
 
     Source:
         Sections 3.2 to 3.4.

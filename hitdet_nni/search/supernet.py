@@ -26,7 +26,7 @@ from hitdet_nni.search.memory import estimate_step_memory, free_memory
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
-from hitdet_nni.settings import BudgetSettings, Saving, Settings, describe_lr, scaled_lr
+from hitdet_nni.settings import BudgetSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Component, Skeleton
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,6 @@ class Phase:
         removal: Operators to remove on the way, or ``None``.
         stage: What it is called in messages, e.g. ``"screening backbone"``.
         pretrained: Weights of a classification training for the backbone, or ``None``.
-        saving: How mixed layers are computed; ``None`` for the settings' ``supernet.saving``.
     """
 
     skeleton: Skeleton
@@ -60,7 +59,6 @@ class Phase:
     removal: Removal | None = None
     stage: str = "search"
     pretrained: Path | None = None
-    saving: Saving | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def _mutate(space: HitDetectorSpace, strategy: ColumnSparseDARTS, phase: Phase, 
         fixed = dict.fromkeys(phase.skeleton.labels("backbone"), phase.space["backbone"][0])
         load_backbone(space.detector.get_submodule("backbone"), phase.pretrained, fixed)
     apply_batch_norm(space, settings.batch_norm)
-    saving = set_saving(space, phase.saving or settings.supernet.saving)
+    saving = set_saving(space, settings.supernet.saving)
     device = distributed.device()
     estimate = estimate_step_memory(space, settings, phase.skeleton, device)
     logger.info("%s: %s, supernet.saving: %s", phase.stage, estimate.sentence(), saving)

@@ -57,7 +57,11 @@ def deform_conv2d(
     bias: bool = False,
     im2col_step: int = 32,
 ) -> Tensor:
-    """:func:`modulated_deform_conv2d` without mask and bias; ``bias`` must be False, ``im2col_step`` has no effect."""
+    """:func:`modulated_deform_conv2d` without mask and bias; ``im2col_step`` has no effect.
+
+    Raises:
+        ValueError: If ``bias`` is true.
+    """
     if bias:
         raise ValueError("deform_conv2d bias=True; allowed: False")
     return modulated_deform_conv2d(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)

@@ -18,7 +18,11 @@ def roi_align(
     pool_mode: str = "avg",
     aligned: bool = True,
 ) -> Tensor:
-    """Average bilinear samples in each bin of each RoI, see :class:`RoIAlign`; returns (K, C, height, width)."""
+    """Average bilinear samples in each bin of each RoI, see :class:`RoIAlign`; returns (K, C, height, width).
+
+    Raises:
+        NotImplementedError: If ``pool_mode`` is not ``"avg"``.
+    """
     if pool_mode != "avg":
         raise NotImplementedError(f"RoIAlign pool_mode={pool_mode!r}; allowed: 'avg' (a compiled mmcv provides 'max')")
     pooled: Tensor = tv.roi_align(input, rois, _pair(output_size), spatial_scale, sampling_ratio, aligned)

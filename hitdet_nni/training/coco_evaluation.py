@@ -8,8 +8,9 @@ from typing import Any
 from hitdet_nni.data.pipeline import DetectionData, dataset_config
 from hitdet_nni.engine import distributed
 from hitdet_nni.settings import DataSettings, Settings
+from hitdet_nni.training.coco_metric import STATS, ExactCocoMetric
 
-METRICS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+METRICS = STATS
 """COCO's average precisions, by the names that mmdet gives them."""
 
 EXPORTED_WORKERS = 2
@@ -36,8 +37,13 @@ def loader_config(data: DataSettings) -> dict[str, Any]:
     }
 
 
+def exact(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A runner config whose metrics are not rounded, as mmdet's are."""
+    return {**config, "val_evaluator": {**config["val_evaluator"], "type": ExactCocoMetric}}
+
+
 def evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """The config of an evaluation on the validation pictures, all but the model."""
+    """The config of an evaluation on the validation pictures with plain mmdet, all but the model."""
     evaluator = {"type": "CocoMetric", "ann_file": str(data.val.ann), "metric": "bbox", "_scope_": "mmdet"}
     if distributed.processes() > 1:
         # Through the group, on CPU too; mmengine's "cpu" means pickled files in the working directory.

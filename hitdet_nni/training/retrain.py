@@ -8,9 +8,10 @@ import os
 import pprint
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,11 +30,12 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.engine.weights_file import WEIGHTS_FILE, load_weights, read_state, save_weights
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, WriteError
+from hitdet_nni.files import writing
 from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS
-from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config
+from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, exact
 from hitdet_nni.training.inherit import inherit_weights
 from hitdet_nni.training.resume import STAGE, OnEvaluation
 from hitdet_nni.training.runner_config import learning_rate, resumable_config, training_config
@@ -98,12 +100,50 @@ def retrain(
     """
     precision = check_start(settings, inherit)
     settings = _with_skeleton(settings, architecture)
-    checkpoints = checkpoints or CheckpointFolder(work_dir / "checkpoints", settings.checkpoint.keep)
+    return train_detector(
+        lambda: _initial_detector(architecture, settings, data, inherit),
+        settings,
+        data,
+        work_dir,
+        on_evaluation,
+        precision=precision,
+        checkpoints=checkpoints or CheckpointFolder(work_dir / "checkpoints", settings.checkpoint.keep),
+        resume=resume,
+    )
+
+
+def train_detector(
+    build: Callable[[], tuple[nn.Module, str]],
+    settings: Settings,
+    data: DetectionData,
+    work_dir: Path,
+    on_evaluation: OnEvaluation,
+    *,
+    precision: Precision,
+    checkpoints: CheckpointFolder,
+    resume: bool,
+) -> Retrained:
+    """Train any mmdet detector by the ``retrain`` section.
+
+    Args:
+        build: Makes the detector, and a name for where its weights come from.
+        settings: As :func:`retrain`; its skeleton gives the size of the pictures.
+        data: The pictures.
+        work_dir: Folder for the weights and mmengine's logs.
+        on_evaluation: As :func:`retrain`.
+        precision: What losses and gradients are computed in.
+        checkpoints: Where the state is kept.
+        resume: Go on from the newest checkpoint, if there is one.
+
+    Raises:
+        InputError: If there are checkpoints that are not to be resumed, or they belong to another retraining.
+        NonFiniteLossError: If the training diverges.
+    """
     if distributed.from_main(bool(checkpoints.files())) and not resume:
         raise InputError(
             "holds checkpoints of an unfinished retraining", source=checkpoints.path, allowed="--resume or --force"
         )
-    detector, start = _initial_detector(architecture, settings, data, inherit)
+    detector, start = build()
     line = learning_rate(settings)[1]
     logger.info("%s: %s", STAGE, line)
     stdout = sys.stdout
@@ -113,12 +153,15 @@ def retrain(
             on_evaluation(epoch, metrics)
 
     with muted():
-        runner = _runner(detector, work_dir, resumable_config(settings, data, precision, checkpoints, start))
-        runner.logger.info(line)
+        config = resumable_config(settings, data, precision, checkpoints, start)
+        with writing(work_dir), _without_tracebacks():
+            runner = _runner(detector, work_dir, config)
         loop = runner.train_loop
         loop.on_evaluation = report
         try:
-            runner.train()
+            with _log_kept_whole(runner.logger):
+                runner.logger.info(line)
+                runner.train()
         finally:
             for loader in (loop.dataloader, runner.val_dataloader):
                 # Ends the workers. The garbage collector, to which a runner is left, closes their queues before it
@@ -188,7 +231,7 @@ def evaluate(architecture: Architecture, weights: Path, settings: Settings, data
     load_weights(detector, weights)
     settings = settings.model_copy(update={"data": settle_loading(settings.data, settings.skeleton, data.val)})
     with muted(), TemporaryDirectory() as work_dir:
-        return coco_metrics(_runner(detector, Path(work_dir), evaluation_config(settings, data)).val())
+        return coco_metrics(_runner(detector, Path(work_dir), exact(evaluation_config(settings, data))).val())
 
 
 def _with_skeleton(settings: Settings, architecture: Architecture) -> Settings:
@@ -220,6 +263,35 @@ def _runner(detector: nn.Module, work_dir: Path, config: dict[str, Any]) -> Runn
         "experiment_name": f"{work_dir.resolve()}-{time.monotonic_ns()}",
     }
     return Runner(model=detector, work_dir=str(work_dir), **common, **config)
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep Python from printing a traceback for each line that a log cannot take; the lines are lost."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
+
+
+@contextmanager
+def _log_kept_whole(log: logging.Logger) -> Iterator[None]:
+    """Have a log that cannot be written end the training, as any other file; the pages show its curves."""
+    handlers = [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+    for handler in handlers:
+        handler.handleError = partial(_refuse_lost_line, Path(handler.baseFilename))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            del handler.handleError
+
+
+def _refuse_lost_line(log: Path, record: logging.LogRecord) -> None:
+    """Raise what keeps a line from being written; called where it is being handled."""
+    error = sys.exc_info()[1]
+    raise WriteError(log, getattr(error, "strerror", None) or str(error)) from error
 
 
 def export_config(architecture: Architecture, settings: Settings, data: DetectionData) -> str:

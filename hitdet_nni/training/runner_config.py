@@ -13,7 +13,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.settings import RetrainSettings, Settings, describe_lr, scaled_lr
-from hitdet_nni.training.coco_evaluation import evaluation_config, loader_config
+from hitdet_nni.training.coco_evaluation import evaluation_config, exact, loader_config
 from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.step import RetrainStep
 
@@ -83,7 +83,7 @@ def resumable_config(
     settings = settings.model_copy(
         update={"data": settle_loading(settings.data, settings.skeleton, data.train, data.val)}
     )
-    plain = training_config(settings, data)
+    plain = exact(training_config(settings, data))
     rank, processes = distributed.rank(), distributed.processes()
     train = kept(build_dataset(data.train, settings.skeleton, training=True, flip=settings.data.flip), settings.data)
     steps = steps_an_epoch(len(train), settings.data.batch_size, processes)

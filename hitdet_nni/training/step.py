@@ -37,7 +37,7 @@ class RetrainStep(OptimWrapper):  # type: ignore[misc]
             yield
 
     def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Make a step, unless the loss is not finite.
+        """Make a step, unless the loss, a scalar, is not finite.
 
         Raises:
             FloatingPointError: Before anything is changed, or exchanged with other processes.
@@ -47,7 +47,7 @@ class RetrainStep(OptimWrapper):  # type: ignore[misc]
         super().update_params(loss, *args, **kwargs)
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Compute the gradients of the loss, scaled where the precision needs it."""
+        """Compute the gradients of the loss, a scalar, scaled where the precision needs it."""
         self.precision.backward(loss)
         self._inner_count += 1
 

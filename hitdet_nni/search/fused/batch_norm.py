@@ -58,7 +58,11 @@ def uses_batch(norm: nn.BatchNorm2d, pixels: int) -> bool:
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The running mean and variance, ``[C]`` each; those of its current level where a module has levels."""
+    """The running mean and variance, ``[C]`` each; those of its current level where a module has levels.
+
+    Raises:
+        ValueError: If it keeps none.
+    """
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
         raise ValueError(f"{norm} has no running statistics")
@@ -85,7 +89,7 @@ class Statistics:
 
     @property
     def inverse_deviation(self) -> Tensor:
-        """``1 / sqrt(variance + eps)``."""
+        """``1 / sqrt(variance + eps)``, ``[C]``."""
         return (self.variance + self.eps).rsqrt()
 
 
@@ -112,7 +116,7 @@ def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize(matrix: Tensor, statistics: Statistics, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale * (matrix - mean) / sqrt(variance + eps) + shift``, column by column, of the matrix's type."""
+    """``scale * (matrix - mean) / sqrt(variance + eps) + shift``, column by column of ``[P, C]``, in its type."""
     if matrix.dtype == scale.dtype:
         slope = scale * statistics.inverse_deviation
         return torch.addcmul(shift - slope * statistics.mean, matrix, slope)
@@ -166,8 +170,8 @@ class RunningUpdates:
         Args:
             norm: The module; nothing happens where it is not in training or keeps no averages.
             channels: Which of its channels.
-            mean: Their means.
-            variance: Their biased variances.
+            mean: Their means, ``[C]``.
+            variance: Their biased variances, ``[C]``.
             pixels: Values a channel.
         """
         if not norm.training or norm.running_mean is None:

@@ -56,19 +56,19 @@ class Call:
         return self.inputs.dtype
 
     def kernels(self, unit: ConvNorm) -> Tensor:
-        """Kernels of a convolution in the type of the maps."""
+        """Kernels of a convolution, shaped as :meth:`ConvNorm.kernels` gives them, in the type of the maps."""
         return unit.kernels(self.parameters).to(self.compute)
 
     def scale(self, unit: ConvNorm) -> Tensor:
-        """Scale of a normalisation in the type of statistics."""
+        """Scale of a normalisation, ``[C]``, in the type of statistics."""
         return unit.scale(self.parameters).to(statistics_type(self.compute))
 
     def shift(self, unit: ConvNorm) -> Tensor:
-        """Shift of a normalisation in the type of statistics."""
+        """Shift of a normalisation, ``[C]``, in the type of statistics."""
         return unit.shift(self.parameters).to(statistics_type(self.compute))
 
     def new_statistics(self, unit: ConvNorm, matrix: Tensor, updates: RunningUpdates) -> Statistics:
-        """Statistics that normalise the output of a convolution, kept for the backward pass."""
+        """Statistics that normalise the output of a convolution, ``[P, C]``; kept for the backward pass."""
         by_batch = self.plan.by_batch[unit]
         if by_batch:
             mean, variance = batch_moments(matrix)
@@ -125,7 +125,7 @@ class Gradients:
     expansions: list[ExpansionGradient] = field(default_factory=list)
 
     def of_norm(self, unit: ConvNorm, by_scale: Tensor, by_shift: Tensor) -> None:
-        """Write the gradients of a normalisation's scale and shift to their slots."""
+        """Write the gradients of a normalisation's scale and shift, ``[C]`` each, to their slots."""
         if self.of_parameters:
             self.parameters[unit.slot + 1] = by_scale
             self.parameters[unit.slot + 2] = by_shift

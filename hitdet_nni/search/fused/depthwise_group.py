@@ -44,7 +44,7 @@ class _Hidden:
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenation along the first dimension; the tensor itself where it is the only one."""
+    """Concatenation along the first dimension, other shapes being equal; the tensor itself where it is the only one."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
@@ -52,6 +52,11 @@ def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: 
     """Make room for those gradients of parameters that chunks fill part by part.
 
     It is one tensor: many that outlive the maps between which they were made would leave the memory in pieces.
+
+    Args:
+        groups: The groups of chunks.
+        parameters: Parameters of all candidates, by slot; a gradient has its parameter's shape.
+        gradients: Takes the room.
     """
     slots: list[int] = []
     for group in groups:
@@ -273,7 +278,7 @@ class GroupPass:
 
 
 def mask_(grad: Tensor, activated: Tensor) -> None:
-    """Set a gradient to zero, in place, where a ReLU gave zero."""
+    """Set a gradient to zero, in place, where a ReLU gave zero; both of one shape."""
     torch.ops.aten.threshold_backward.grad_input(grad, activated, 0, grad_input=grad)
 
 

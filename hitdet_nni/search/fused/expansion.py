@@ -57,7 +57,7 @@ class Moments:
 
     @classmethod
     def restored(cls, inputs: Tensor, mean: Tensor, correction: Tensor, covariance: Tensor) -> Moments:
-        """The moments of the same input again, bit by bit."""
+        """The moments of the same input ``[P, C]`` again, bit by bit."""
         centred = (inputs.to(mean.dtype) - mean).sub_(correction)
         return cls(mean, correction, covariance, centred.to(inputs.dtype))
 
@@ -96,7 +96,11 @@ class FoldedExpansion:
 def expansion_statistics(
     expansion: Expansion, parameters: Sequence[Tensor], moments: Moments | None, updates: RunningUpdates, pixels: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Inverse deviations and, where they are the running ones, means of a stacked expansion, ``[H]`` each."""
+    """Inverse deviations and, where they are the running ones, means of a stacked expansion, ``[H]`` each.
+
+    Raises:
+        ValueError: If the batch's statistics are asked for without the input's moments.
+    """
     if not expansion.by_batch:
         running = [running_statistics(unit.norm) for unit in expansion.units]
         mean = torch.cat([one for one, _ in running])
@@ -176,7 +180,7 @@ class ExpansionGradient:
             multiply_into(self.by_folded[rows], grad.t(), self.folded.inputs)
 
     def parameter_gradients(self, moments: Moments | None, gradients: list[Tensor | None]) -> None:
-        """Write the gradients of kernels, scales and shifts to their slots, in place of what has been collected."""
+        """Write the gradients of kernels, scales and shifts to their slots, each of its parameter's shape."""
         if self.by_folded is None:
             return
         folded = self.folded
@@ -219,7 +223,7 @@ class ExpansionGradient:
 
 
 def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write ``left @ right`` to ``out``, which may be of another type."""
+    """Write ``left @ right``, of ``[I, K]`` and ``[K, J]``, to ``out``, which may be of another type."""
     if out.dtype == left.dtype:
         torch.mm(left, right, out=out)
     else:

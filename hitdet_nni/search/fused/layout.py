@@ -20,7 +20,7 @@ CHUNK_CHANNELS = 32
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same map in channels-last order; not a copy where it has that order already."""
+    """The same maps ``[N, C, H, W]`` in channels-last order; not a copy where they have that order already."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -61,6 +61,9 @@ def interleave(x: Tensor, dilation: int) -> Tensor:
     """The ``dilation ** 2`` interleaved subsampled maps of each map, as a batch; what dilation sees as neighbours.
 
     Sizes that are no multiple of the dilation are filled up with zeros, which add nothing to a gradient.
+
+    Shape:
+        ``[N, C, H, W]`` to ``[N * dilation ** 2, C, ceil(H / dilation), ceil(W / dilation)]``.
     """
     count, channels, height, width = x.shape
     rows, columns = -(-height // dilation), -(-width // dilation)
@@ -72,7 +75,7 @@ def interleave(x: Tensor, dilation: int) -> Tensor:
 
 
 def deinterleave(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
-    """The maps whose interleaved subsampled maps are given, cut to a size."""
+    """The maps ``[N, C, height, width]`` whose subsampled maps :func:`interleave` has given, without the filling."""
     rows, columns = x.shape[2:]
     x = x.permute(0, 2, 3, 1).reshape(-1, dilation, dilation, rows, columns, x.shape[1]).permute(0, 3, 1, 4, 2, 5)
     x = x.reshape(len(x), rows * dilation, columns * dilation, -1)

@@ -22,7 +22,7 @@ class MixedLayer(Protocol):
         ...
 
     def probabilities(self) -> Tensor:
-        """Their weights."""
+        """Their weights, one a candidate: ``[len(active_names)]``."""
         ...
 
 

@@ -85,7 +85,11 @@ class DepthwiseCandidate:
     residual: bool
 
     def unit(self, part: Part) -> ConvNorm:
-        """The expansion, which must be there, or the depthwise convolution."""
+        """The expansion, which must be there, or the depthwise convolution.
+
+        Raises:
+            ValueError: If there is no expansion.
+        """
         if part == "depthwise":
             return self.depthwise
         if self.expand is None:

@@ -42,11 +42,11 @@ class Tape:
     tensors: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def put(self, tensor: Tensor, *name: Hashable) -> None:
-        """Keep a tensor."""
+        """Keep a tensor of any shape."""
         self.tensors[name] = tensor
 
     def get(self, *name: Hashable) -> Tensor | None:
-        """A kept tensor, or ``None``."""
+        """A kept tensor, in the shape that it was kept in, or ``None``."""
         return self.tensors.get(name)
 
     def __getitem__(self, name: tuple[Hashable, ...]) -> Tensor:

@@ -1,0 +1,132 @@
+"""The ``data`` section of the settings: which pictures, and the layouts of the public sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+Layout = Literal["coco2014", "coco2017", "voc0712"]
+
+LAYOUTS: Mapping[Layout, Mapping[str, str | tuple[str, ...]]] = MappingProxyType(
+    {
+        # trainval35k and minival: 2014's training pictures and those of validation that are not among the 5000 of
+        # minival, a list that is published beside COCO itself (py-faster-rcnn, data/README.md). Section 4.1.
+        "coco2014": {
+            "train_ann": ("annotations/instances_train2014.json", "annotations/instances_val2014.json"),
+            "train_images": ("train2014", "val2014"),
+            "train_without": "annotations/instances_minival2014.json",
+            "val_ann": "annotations/instances_val2014.json",
+            "val_images": "val2014",
+            "val_ids": "annotations/instances_minival2014.json",
+        },
+        # The same two sets under the names that they have had since 2017.
+        "coco2017": {
+            "train_ann": "annotations/instances_train2017.json",
+            "train_images": "train2017",
+            "val_ann": "annotations/instances_val2017.json",
+            "val_images": "val2017",
+        },
+        # As `hitdet-nni data voc` writes its files into the folder of the development kit.
+        "voc0712": {
+            "train_ann": "annotations/instances_trainval0712.json",
+            "train_images": ".",
+            "val_ann": "annotations/instances_test07.json",
+            "val_images": ".",
+        },
+    }
+)
+"""Files of each public set, relative to ``data.root``: annotations, folders of pictures, lists of picture ids."""
+
+SOURCE_KEYS = ("train_ann", "train_images", "val_ann", "val_images")
+ID_KEYS = ("train_ids", "train_without", "val_ids")
+PATH_KEYS = ("root", *SOURCE_KEYS, *ID_KEYS)
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    """The pictures: the embedded set, a public one by its folder, or any COCO-format set by its paths.
+
+    A config may leave all of them open, so that a recipe is complete but for the place of the data; what opens the data
+    refuses that.
+    """
+
+    builtin: Literal["digits"] | None = Field(None, description="embedded data set to use instead of the paths")
+    train: PositiveInt = Field(300, description="training pictures of the embedded set")
+    val: PositiveInt = Field(60, description="validation pictures of the embedded set")
+    size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's pictures, pixels")
+    layout: Layout | None = Field(None, description="public set that lies in root as its publishers lay it out")
+    root: Path | None = Field(None, description="folder of the layout's files")
+    train_ann: Path | tuple[Path, ...] | None = Field(
+        None, description="COCO annotation file of the training pictures, or several"
+    )
+    train_images: Path | tuple[Path, ...] | None = Field(
+        None, description="folder of the training pictures; as many as there are annotation files"
+    )
+    val_ann: Path | None = Field(None, description="COCO annotation file of the validation pictures")
+    val_images: Path | None = Field(None, description="folder of the validation pictures")
+    train_ids: Path | None = Field(
+        None, description="file of the picture ids to train on: a line each, a JSON list, or a COCO annotation file"
+    )
+    train_without: Path | None = Field(None, description="file of picture ids to leave out of the training pictures")
+    val_ids: Path | None = Field(None, description="file of the picture ids to validate on")
+    batch_size: PositiveInt = Field(4, description="pictures a step (section 4.2: 4 a GPU)")
+    workers: NonNegativeInt | None = Field(None, description="data-loader processes; null: chosen from the machine")
+    cache_mb: NonNegativeInt = Field(256, description="MB of decoded pictures that a loader keeps in memory")
+    flip: bool = Field(True, description="mirror half of the training pictures (section 4.2)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_of_the_layout(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("layout") not in get_args(Layout):
+            return values  # the fields' own checks speak
+        root = values.get("root")
+        if not isinstance(root, str | Path):
+            return values
+        given = {key: value for key, value in values.items() if value is not None or key not in PATH_KEYS}
+        # A half whose pictures are named is not the layout's, its lists of ids included.
+        halves = [half for half in ("train", "val") if not {f"{half}_ann", f"{half}_images"} & given.keys()]
+        named = {
+            key: [str(Path(root) / part) for part in names] if isinstance(names, tuple) else str(Path(root) / names)
+            for key, names in LAYOUTS[values["layout"]].items()
+            if key.partition("_")[0] in halves
+        }
+        return {**named, **given}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSettings:
+        given = [key for key in SOURCE_KEYS if getattr(self, key) is not None]
+        named = [key for key in (*SOURCE_KEYS, *ID_KEYS, "layout") if getattr(self, key) is not None]
+        if self.builtin is not None and named:
+            raise ValueError(f"builtin is {self.builtin!r} and {named[0]} is given: set builtin to null to use paths")
+        if self.root is not None and self.layout is None:
+            raise ValueError(f"root is given and layout is not: choose one of {', '.join(get_args(Layout))}")
+        if given and len(given) < len(SOURCE_KEYS):
+            missing = next(key for key in SOURCE_KEYS if key not in given)
+            raise ValueError(f"{missing} is missing: give {', '.join(SOURCE_KEYS)}, or builtin: digits")
+        files, folders = self._listed(self.train_ann), self._listed(self.train_images)
+        if len(files) != len(folders) or () in (self.train_ann, self.train_images):
+            raise ValueError(f"train_ann names {len(files)} files, train_images {len(folders)} folders: give as many")
+        return self
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the section says which pictures there are, and does not leave them open."""
+        return self.builtin is not None or self.val_ann is not None
+
+    @staticmethod
+    def _listed(paths: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+        return paths if isinstance(paths, tuple) else () if paths is None else (paths,)
+
+    @property
+    def train_sources(self) -> tuple[tuple[Path, Path], ...]:
+        """Annotation file and folder of pictures of each part of the training set; none where they are left open."""
+        return tuple(zip(self._listed(self.train_ann), self._listed(self.train_images), strict=True))

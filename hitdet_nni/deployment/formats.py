@@ -1,0 +1,161 @@
+"""Files that run without this package: ONNX, TorchScript, torch.export; each with what a user of it must know."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
+
+from hitdet_nni import __version__
+from hitdet_nni.architecture import Architecture
+from hitdet_nni.deployment.detector import Detector, RawHeads
+from hitdet_nni.deployment.loading import load_detector
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import whole_file
+from hitdet_nni.model.preprocessing import PREPROCESSING
+
+Format = Literal["onnx", "torchscript", "torch-export"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+INPUT = "pictures"
+"""Name of the model's input."""
+
+OUTPUTS = ("boxes", "scores", "labels")
+"""Names of the outputs of a whole detector."""
+
+METADATA_FILE = "metadata.json"
+"""Name of the metadata inside a TorchScript or torch.export file."""
+
+OPSET = 18
+"""Version of ONNX's operators; RoIAlign samples as torchvision's does from 16 on."""
+
+EXAMPLE = (128, 192)
+"""Rows and columns of the picture that a model is traced with; files take any."""
+
+SMALLEST, LARGEST = 32, 8192
+"""Sides in pixels of the pictures that a torch.export file takes."""
+
+
+def export_model(
+    architecture: Architecture, weights: str | Path, path: Path, kind: Format, *, raw_heads: bool = False
+) -> None:
+    """Write a trained detector as one file that needs neither this package nor mmdet nor NNI.
+
+    Args:
+        architecture: What was trained.
+        weights: File of a retraining; nothing in it is executed.
+        path: File to write, whole or not at all.
+        kind: Its format.
+        raw_heads: Write what the heads say, before boxes are decoded and suppressed.
+
+    Raises:
+        InputError: If the weights do not fit, or the packages of the format are missing.
+        WriteError: If the file cannot be written.
+    """
+    if kind == "onnx" and find_spec("onnx") is None:
+        raise InputError("needs the package onnx", key="--format", allowed="after pip install hitdet-nni[onnx]")
+    detector = load_detector(architecture, weights)
+    model: nn.Module = RawHeads(detector) if raw_heads else detector
+    pictures = torch.randint(0, 256, (1, 3, *EXAMPLE), generator=torch.Generator().manual_seed(0)).byte()
+    metadata = describe(architecture, detector, detector.head_names() if raw_heads else OUTPUTS)
+    with torch.no_grad(), _notices_unheard():
+        content = WRITERS[kind](model, pictures, metadata)
+    with whole_file(path) as stream:
+        stream.write(content)
+
+
+def describe(architecture: Architecture, detector: Detector, outputs: tuple[str, ...]) -> dict[str, Any]:
+    """What a user of the file must know: classes, what goes in, what comes out."""
+    return {
+        "name": architecture.name,
+        "detector": architecture.skeleton.detector,
+        "classes": list(architecture.provenance.classes),
+        "input": INPUT,
+        "input_size": list(architecture.skeleton.input_size),
+        "input_type": "uint8",
+        "color_order": "RGB",
+        "mean": PREPROCESSING["mean"],
+        "std": PREPROCESSING["std"],
+        "normalisation": "inside the model",
+        "outputs": list(outputs),
+        "written_by": f"hitdet-nni {__version__}, torch {torch.__version__}",
+    }
+
+
+@contextmanager
+def _notices_unheard() -> Iterator[None]:
+    """Keep off the terminal what the exporters say about themselves; that TorchScript is to be replaced, above all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _onnx(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
+    """ONNX with any picture size, by the exporter that traces.
+
+    The one based on torch.export took 40 times as long on the same detector, for the same outputs.
+    """
+    import onnx  # noqa: PLC0415  # an extra of the package
+
+    results = model(pictures)
+    axes = {INPUT: {2: "rows", 3: "columns"}}
+    for name, result in zip(metadata["outputs"], results, strict=True):
+        axes[name] = {2: f"{name}_rows", 3: f"{name}_columns"} if result.dim() == 4 else {0: f"{name}_count"}
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        torch.onnx.export(
+            model,
+            (pictures,),
+            file,
+            input_names=[INPUT],
+            output_names=list(metadata["outputs"]),
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            # Batch normalisation is left as it is: folded into convolutions, levels would not share their parameters.
+            training=torch.onnx.TrainingMode.PRESERVE,
+            dynamo=False,
+        )
+        program = onnx.load(file)
+    onnx.helper.set_model_props(program, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.checker.check_model(program)
+    content: bytes = program.SerializeToString()
+    return content
+
+
+def _torchscript(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
+    """TorchScript with any picture size, compiled and not traced."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def _torch_export(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
+    """A program of torch.export for pictures with sides from ``SMALLEST`` to ``LARGEST``."""
+    if not hasattr(symbolic_shapes, "backed_size_oblivious"):
+        raise InputError(
+            f"torch {torch.__version__} is too old for it", key="--format", allowed="a newer torch, onnx or torchscript"
+        )
+    sides = {axis: torch.export.Dim(name, min=SMALLEST, max=LARGEST) for axis, name in ((2, "rows"), (3, "columns"))}
+    buffer = io.BytesIO()
+    # Otherwise maps of one pixel would be excluded, which the coarsest levels of small pictures are.
+    with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # installed at run time
+        program = torch.export.export(model, (pictures,), dynamic_shapes=(sides,), strict=False)
+        torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+WRITERS: Mapping[Format, Callable[[nn.Module, Tensor, Mapping[str, Any]], bytes]] = {
+    "onnx": _onnx,
+    "torchscript": _torchscript,
+    "torch-export": _torch_export,
+}

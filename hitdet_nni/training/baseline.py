@@ -1,0 +1,155 @@
+"""Training a baseline, any mmdet config, by the protocol that a found detector is retrained by.
+
+Pictures, their size, augmentation, batch, schedule, optimiser, precision and evaluation are those of the settings; the
+config gives the model alone. A backbone of weights that are given keeps what the config says of frozen stages and
+statistics; one of new weights trains as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hitdet_nni.cost_tables.mmdet_config import load_config
+from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.errors import InputError
+from hitdet_nni.model.detector import build_initialised
+from hitdet_nni.settings import Settings
+from hitdet_nni.training.resume import OnEvaluation
+from hitdet_nni.training.retrain import Retrained, check_start, train_detector
+
+_ORIGIN = "weights of the config's backbone, e.g. torchvision's for a ResNet"
+
+
+def train_baseline(
+    name: str,
+    settings: Settings,
+    data: DetectionData,
+    work_dir: Path,
+    on_evaluation: OnEvaluation = lambda epoch, metrics: None,
+    *,
+    checkpoints: CheckpointFolder,
+    resume: bool = False,
+) -> Retrained:
+    """Train the model of an mmdet config and evaluate it as COCO does.
+
+    Args:
+        name: A ``.py`` file, or the bare name of a shipped baseline, e.g. ``"fpn_r50_2fc"``.
+        settings: Data, seed, precision, batch normalisation, ``skeleton.input_size`` and the ``retrain`` section, whose
+            ``pretrained`` names weights of the backbone.
+        data: The pictures.
+        work_dir: Folder for the weights and mmengine's logs.
+        on_evaluation: Called with the finished epochs and the metrics after every evaluation, in the main process.
+        checkpoints: Where the state is kept.
+        resume: Go on from the newest checkpoint, if there is one.
+
+    Raises:
+        InputError: If the config cannot be read or built, needs masks, or the weights do not fit its backbone.
+        NonFiniteLossError: If the training diverges.
+    """
+    precision = check_start(settings, None)
+    return train_detector(
+        lambda: _detector(name, settings, len(data.classes)),
+        settings,
+        data,
+        work_dir,
+        on_evaluation,
+        precision=precision,
+        checkpoints=checkpoints,
+        resume=resume,
+    )
+
+
+def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str, Any]:
+    """The model of an mmdet config for other classes, initialised without a download.
+
+    Args:
+        name: As :func:`train_baseline`.
+        num_classes: Object classes, without background.
+        new_weights: Whether the backbone has new weights: nothing of it may be frozen then.
+
+    Raises:
+        InputError: If the config cannot be read, or its model learns from masks.
+    """
+    model: dict[str, Any] = load_config(name).model.to_dict()
+    heads = model.get("roi_head") or {}
+    if "mask_head" in heads or "mask_head" in model:
+        raise InputError("learns from masks", source=name, key="model.roi_head.mask_head", allowed="boxes alone")
+    for part, value in model.items():
+        if part != "backbone":
+            _set_classes(value, num_classes)
+    backbone = model["backbone"]
+    backbone.pop("init_cfg", None)
+    if new_weights:
+        if "frozen_stages" in backbone:
+            backbone["frozen_stages"] = -1
+        if "norm_eval" in backbone:
+            backbone["norm_eval"] = False
+    return model
+
+
+def _set_classes(part: Any, num_classes: int) -> None:
+    if isinstance(part, dict):
+        if "num_classes" in part:
+            part["num_classes"] = num_classes
+        for value in part.values():
+            _set_classes(value, num_classes)
+    elif isinstance(part, list):
+        for value in part:
+            _set_classes(value, num_classes)
+
+
+def _detector(name: str, settings: Settings, num_classes: int) -> tuple[nn.Module, str]:
+    pretrained = settings.retrain.pretrained
+    torch.manual_seed(settings.seed)
+    model = model_config(name, num_classes, new_weights=pretrained is None)
+    try:
+        detector = build_initialised({"_scope_": "mmdet", **model})
+    except (TypeError, KeyError, AssertionError) as error:
+        raise InputError(f"mmdet cannot build it: {error}", source=name, key="model") from error
+    if pretrained is not None:
+        load_backbone_state(detector.get_submodule("backbone"), pretrained)
+    apply_batch_norm(detector, settings.batch_norm)
+    if pretrained is None:
+        return detector, f"new weights of {name}"
+    digest = hashlib.sha256(pretrained.read_bytes()).hexdigest()[:16]
+    return detector, f"the weights of {pretrained.name} {digest} in {name}"
+
+
+def load_backbone_state(backbone: nn.Module, path: Path) -> None:
+    """Load a state dict into a backbone; it may hold more, such as a classifier's last layer.
+
+    Args:
+        backbone: mmdet's module.
+        path: A file of tensors by name, or with them under ``state_dict``, or with names that begin with ``backbone.``.
+
+    Raises:
+        InputError: If the file is unreadable or lacks a tensor; it names the first.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch have no common exception for a broken file
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=_ORIGIN) from None
+    state: Any = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise InputError("holds no tensors by name", source=path, allowed=_ORIGIN)
+    named = {str(key).removeprefix("backbone."): value for key, value in state.items()}
+    own = backbone.state_dict()
+    for key, value in own.items():
+        given = named.get(key)
+        if not isinstance(given, Tensor):
+            if key.endswith("num_batches_tracked"):
+                continue
+            raise InputError(f"has no tensor {key!r}", source=path, allowed=_ORIGIN)
+        if given.shape != value.shape:
+            problem = f"{key!r} has the shape {list(given.shape)}"
+            raise InputError(problem, source=path, allowed=f"{list(value.shape)}, {_ORIGIN}")
+    backbone.load_state_dict({key: named.get(key, value) for key, value in own.items()})
