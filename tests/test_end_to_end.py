@@ -17,6 +17,7 @@ import yaml
 from pages import DOCS, ROOT, blocks, commands
 
 from hitdet_nni import cli
+from hitdet_nni.skeleton import COMPONENTS
 
 COMMAND = [str(Path(sys.executable).with_name("hitdet-nni"))]
 
@@ -85,11 +86,13 @@ def retrained(folder, stages):
 
 def test_search_leaves_every_file_of_a_run(found):
     files = {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file() and path.suffix != ".lock"}
-    screening = {f"screening/{name}" for name in ("backbone.csv", "neck.csv", "head.csv", "sub_spaces.yml")}
+    screening = {f"screening/{component}{part}" for component in COMPONENTS for part in (".csv", "_halves.json")}
     assert files == screening | {
+        "screening/sub_spaces.yml",
         "config.yml",
         "metadata.json",
         "search/alphas.csv",
+        "search/halves.json",
         "search/metrics.csv",
         "search/supernet.pth",
         "report.html",
