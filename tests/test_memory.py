@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.search.live_bytes import LiveBytes
 from hitdet_nni.search.memory import MemoryEstimate, estimate_step_memory, free_memory
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.step_simulation import StepSimulation, picture_size
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.skeleton import Skeleton
@@ -109,6 +110,16 @@ def test_footprint_does_not_depend_on_kernel_and_dilation(tiny):
     assert kinds[0] == kinds[1] != kinds[2]
     one, other = (measure(layer, [name], x, torch.float32) for name in SPACE["backbone"][:2])
     assert one == other
+
+
+@pytest.mark.parametrize("saving", SAVING)
+def test_footprint_of_a_single_pixel_is_not_negative(saving, tiny):
+    """Such maps stand at the top of a RetinaNet's pyramid of small pictures."""
+    layer = first_layer(supernet(tiny, saving), "neck")
+    measured = measure(layer, SPACE["neck"], torch.empty(1, tiny.widths[0], 1, 1, requires_grad=True), torch.float32)
+    smallest = measured.footprint(1)
+    assert min(astuple(smallest)) >= 0
+    assert measured.footprint(16).forward > smallest.forward
 
 
 def test_composition():

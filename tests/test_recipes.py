@@ -70,7 +70,13 @@ RECIPES = {
     },
     "coco2014_2x": {**COCO_2014, "retrain.epochs": 24, "retrain.milestones": (16, 22)},  # 4.3: "2x training scheme"
     "coco2014_one_gpu": {**COCO_2014, "batch_norm": "local", "precision": "bf16"},
-    "coco2014_retinanet": {**COCO_2014, "skeleton.detector": "retinanet", "weights.lr": 0.02, "retrain.lr": 0.02},
+    "coco2014_retinanet": {
+        **COCO_2014,
+        "batch_norm": "local",
+        "skeleton.detector": "retinanet",
+        "weights.lr": 0.02,
+        "retrain.lr": 0.02,
+    },
     "coco2014_baseline": COCO_2014,
     "coco2014_trial": COCO_2014,
     "voc0712": {
@@ -220,7 +226,6 @@ NARROW = {
     "skeleton.head_width": 16,
     "skeleton.head_fc": 16,
 }
-FOUR_STAGES = {**NARROW, "skeleton.widths": "[8, 16, 16, 24]", "skeleton.tail": "null"}
 
 
 def hitdet(*arguments, processes=1, skeleton=None, **overrides):
@@ -304,7 +309,7 @@ def retrained(out):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout", "processes"),
-    [("coco2014_2x", "coco2014", 2), ("coco2017", "coco2017", 2), ("coco2014_one_gpu", "coco2014", 1)],
+    [("coco2017", "coco2017", 2), ("coco2014_one_gpu", "coco2014", 1)],
 )
 def test_retraining_the_released_architecture(name, layout, processes, sets, released, tmp_path):
     arguments = ("retrain", "--config", name, "--architecture", released, "--out", tmp_path / "run")
@@ -323,27 +328,16 @@ def test_voc(sets, released, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "processes"), [("coco2014_one_gpu", 1), ("coco2014_retinanet", 2), ("coco_paper", 1)])
-def test_searching_the_published_sub_spaces(name, processes, sets, tmp_path):
+def test_searching_the_published_sub_spaces_on_one_gpu(sets, tmp_path):
     space = EXPERIMENTS.parent / "search_spaces" / "hit_detector.yml"
-    arguments = ("search", "--config", name, "--sub-spaces", space, "--out", tmp_path / "run")
-    skeleton = FOUR_STAGES if name == "coco_paper" else NARROW
-    hitdet(*arguments, data__root=sets / "coco2014", processes=processes, skeleton=skeleton)
-    found = tmp_path / "run" / "architecture.json"
-    kind = load_architecture(found).skeleton.detector
-    assert kind == ("retinanet" if "retinanet" in name else "faster_rcnn")
-    if kind == "retinanet":
-        arguments = ("retrain", "--config", name, "--architecture", found, "--out", tmp_path / "retrained")
-        hitdet(*arguments, data__root=sets / "coco2014", processes=processes)
-        assert retrained(tmp_path / "retrained")["mAP"] >= 0
+    arguments = ("search", "--config", "coco2014_one_gpu", "--sub-spaces", space, "--out", tmp_path / "run")
+    hitdet(*arguments, data__root=sets / "coco2014", skeleton=NARROW)
+    assert load_architecture(tmp_path / "run" / "architecture.json").num_classes == 80
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "baseline", ["fpn_r50_2fc", "fpn_mobilenetv2", "fpn_fbnet_c", "nas_fpn_detnas", "retinanet_r50"]
-)
-def test_baselines(baseline, sets, tmp_path):
-    arguments = ("train-baseline", baseline, "--config", "coco2014_baseline", "--out", tmp_path / "run")
+def test_a_baseline(sets, tmp_path):
+    arguments = ("train-baseline", "fpn_r50_2fc", "--config", "coco2014_baseline", "--out", tmp_path / "run")
     hitdet(*arguments, data__root=sets / "coco2014", processes=2)
     assert retrained(tmp_path / "run")["mAP"] >= 0
 

@@ -85,7 +85,7 @@ class Measured:
         few, many = (side * side for side in SIDES)
         share = (places - few) / (many - few)
         held, forward, backward = (
-            round(small + share * (large - small))
+            max(0, round(small + share * (large - small)))  # a single pixel lies far below both inputs
             for small, large in zip(astuple(self.small), astuple(self.large), strict=True)
         )
         return Footprint(held, forward, backward)
