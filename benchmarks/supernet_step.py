@@ -97,9 +97,9 @@ SKELETON = Skeleton(
 """The paper's detector with half the channels and screening's depths, for pictures that a CPU can take."""
 
 LARGE_PICTURES = 256
-"""Side of the pictures of a second comparison, pixels: what the shares of maps and calls become towards real sizes."""
+"""Side of the pictures of a second comparison, pixels: what shares become towards real sizes."""
 
-LARGE_CASES = ("trinity", "screening backbone")
+LARGE_CASE = "screening backbone"
 DEFAULT_SAVING = "slim"
 """What ``supernet.saving: auto`` chooses."""
 
@@ -273,15 +273,10 @@ class SupernetCase:
 
 
 def supernet_cases(savings: Sequence[str]) -> list[SupernetCase]:
-    """All supernets; on larger pictures only some of them, in the default mode."""
+    """All supernets, and one of them on larger pictures."""
     spaces, small = supernet_spaces(), SKELETON.input_size[0]
     cases = [SupernetCase(f"{name}, {small} px", space, small, savings) for name, space in spaces.items()]
-    default = [saving for saving in savings if saving == DEFAULT_SAVING]
-    return cases + [
-        SupernetCase(f"{name}, {LARGE_PICTURES} px", spaces[name], LARGE_PICTURES, default)
-        for name in LARGE_CASES
-        if default
-    ]
+    return [*cases, SupernetCase(f"{LARGE_CASE}, {LARGE_PICTURES} px", spaces[LARGE_CASE], LARGE_PICTURES, savings)]
 
 
 def measure_supernet(case: SupernetCase, rounds: int, device: torch.device) -> list[Figures]:
@@ -385,7 +380,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this, e.g. 'screening' or 'head'")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--savings", nargs="+", default=list(SAVINGS), choices=list(SAVINGS), help="modes to measure")
+    parser.add_argument(
+        "--savings",
+        nargs="+",
+        choices=list(SAVINGS),
+        help="modes to measure (default: of a layer all, of a supernet the one that `auto` chooses)",
+    )
     options = parser.parse_args()
     prepare_process(options.threads)
     device = torch.device(options.device)
@@ -405,8 +405,8 @@ def main() -> None:
     for case in LAYERS[:1] if options.quick else LAYERS:
         if options.only in case.name:
             for names in (published[case.component],) if options.quick else (OPERATORS, published[case.component]):
-                add(measure_layer(case, names, options.savings, rounds, device))
-    for supernet in supernet_cases(options.savings)[: 1 if options.quick else None]:
+                add(measure_layer(case, names, options.savings or list(SAVINGS), rounds, device))
+    for supernet in supernet_cases(options.savings or [DEFAULT_SAVING])[: 1 if options.quick else None]:
         if options.only in supernet.name:
             add(measure_supernet(supernet, rounds, device))
     if options.json:
