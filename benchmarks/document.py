@@ -23,7 +23,7 @@ Report = Mapping[str, Any]
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `python benchmarks/document.py` from the figures in [benchmarks/](benchmarks), which
+Written by `python benchmarks/document.py` from the figures in `docs/benchmarks/`, which
 the scripts in `benchmarks/` print with `--json`. Ours and NNI's run in turn in one process, so that what disturbs the
 machine hits both; a ratio is the median of the ratios of the rounds. Times alone say little about another machine.
 """
