@@ -1,4 +1,4 @@
-"""The benchmarks: how they measure, and that they run."""
+"""The benchmarks: how they measure, that they run, and that their page is what they printed."""
 
 import json
 import subprocess
@@ -16,10 +16,30 @@ def scripts():
     """The benchmarks' modules by name."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
+        import document
         import measure
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return {"measure": measure}
+    return {"document": document, "measure": measure}
+
+
+def test_page_is_what_the_benchmarks_printed(scripts):
+    document = scripts["document"]
+    assert document.PAGE.read_text(encoding="utf-8") == document.page()
+
+
+def test_every_layer_and_supernet_is_on_the_page(scripts):
+    figures = json.loads((scripts["document"].FIGURES / "supernet_step.json").read_text())["figures"]
+    layers = {(row["case"], row["candidates"]) for row in figures if row["saved_mb"] is not None}
+    assert layers == {(case, candidates) for case in ("backbone", "neck", "head") for candidates in (8, 32)}
+    supernets = {row["case"].split(",")[0] for row in figures if row["saved_mb"] is None}
+    assert supernets == {
+        "trinity",
+        "screening backbone",
+        "screening neck",
+        "screening head",
+        "screening all",
+    }
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios(scripts):
