@@ -20,7 +20,7 @@ from importlib.metadata import version
 
 import torch
 from measure import interleaved, median_ratio, peak_bytes, saved_bytes, say, surroundings
-from supernet_step import LAYERS, STOCK, LayerCase, layer_modules, layer_step, stock_layer
+from single_layer import LAYERS, STOCK, LayerCase, layer_modules, layer_step, stock_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -1,0 +1,189 @@
+"""Time and memory of single mixed layers: the fused layer against NNI's."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from measure import (
+    Step,
+    clear_gradients,
+    gemm_flops,
+    interleaved,
+    median_ratio,
+    peak_bytes,
+    saved_bytes,
+)
+from nni.mutable import frozen_context
+from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
+from torch import Tensor, nn
+
+from hitdet_nni.model.operators import build_operator
+from hitdet_nni.search.fused import FusedMixture
+from hitdet_nni.skeleton import Component
+
+STOCK = "stock"
+PASSES = 5
+"""Passes of a step that cannot be left out, each as costly as a forward pass: two forward, two for the gradient by the
+input, one for that by the weights."""
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """A mixed layer to measure.
+
+    Attributes:
+        name: Where such a layer stands.
+        count: Maps in a batch.
+        channels: Channels of input and output.
+        size: Rows and columns.
+        component: Whose published sub-space the eight candidates are.
+    """
+
+    name: str
+    count: int
+    channels: int
+    size: int
+    component: Component
+
+
+LAYERS = (
+    LayerCase("backbone", 2, 96, 40, "backbone"),
+    LayerCase("neck", 2, 256, 40, "neck"),
+    LayerCase("head", 128, 256, 7, "head"),
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one implementation.
+
+    Attributes:
+        case: The layer or supernet.
+        candidates: Candidates of a searched layer.
+        implementation: ``stock`` or a saving mode.
+        seconds: Median time of a step.
+        speedup: Median over the rounds of stock's time over this one's.
+        saved_mb: Memory kept between forward and backward, in MB; layers only.
+        saved_share: The same over stock's.
+        peak_mb: Largest memory during a step over idle, in MB.
+        peak_share: The same over stock's.
+        gemm_share: FLOP/s of the passes that a step needs, over those of a product of matrices; layers only.
+    """
+
+    case: str
+    candidates: int
+    implementation: str
+    seconds: float
+    speedup: float
+    saved_mb: float | None = None
+    saved_share: float | None = None
+    peak_mb: float | None = None
+    peak_share: float | None = None
+    gemm_share: float | None = None
+
+
+def layer_modules(names: Sequence[str], channels: int) -> nn.ModuleDict:
+    """The candidates of a layer, initialised."""
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: build_operator(name, channels, channels, 1) for name in names})
+
+
+def stock_layer(modules: nn.ModuleDict, alpha: nn.Parameter) -> nn.Module:
+    """NNI's mixed layer of the candidates."""
+    names = list(modules)
+    with frozen_context({"layer": names[0]}):
+        layer: nn.Module = DifferentiableMixedLayer(dict(modules.items()), alpha, nn.Softmax(-1), "layer")
+    return layer
+
+
+def layer_step(
+    forward: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor, modules: nn.Module, alpha: nn.Parameter, phases: bool
+) -> Step:
+    """The two phases of a step for one layer.
+
+    Args:
+        forward: The layer.
+        x: Its input.
+        grad: Gradient by its output.
+        modules: The candidates.
+        alpha: The architecture parameters.
+        phases: Whether each phase computes the gradients that it trains only.
+    """
+
+    def step() -> None:
+        for of_alphas in (True, False):
+            modules.requires_grad_(not (phases and of_alphas))
+            alpha.requires_grad_(of_alphas or not phases)
+            x.grad = alpha.grad = None
+            forward(x).backward(grad)
+            clear_gradients(modules)
+
+    return step
+
+
+def measure_layer(
+    case: LayerCase, names: Sequence[str], savings: Sequence[str], rounds: int, device: torch.device
+) -> list[Figures]:
+    """Measure one layer with stock NNI and with the fused layer."""
+    reference = layer_modules(names, case.channels).to(device)
+    fused = copy.deepcopy(reference).to(memory_format=torch.channels_last)
+    alpha = nn.Parameter(torch.zeros(len(names), device=device))
+    shape = (case.count, case.channels, case.size, case.size)
+    x, grad = (torch.randn(shape, device=device) for _ in range(2))
+    x_last, grad_last = (tensor.to(memory_format=torch.channels_last) for tensor in (x, grad))
+    stock = stock_layer(reference, alpha)
+    forwards: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, Tensor, Tensor]] = {
+        STOCK: (stock, reference, x.requires_grad_(), grad)
+    }
+    for saving in savings:
+        mixture = FusedMixture(dict(fused.items()), saving)  # type: ignore[arg-type]
+        forward = _weighted(mixture, alpha)
+        forwards[saving] = (forward, fused, x_last.requires_grad_(), grad_last)
+    steps = {
+        name: layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
+        for name, (forward, modules, given, by_output) in forwards.items()
+    }
+    times = interleaved(steps, rounds, device)
+    flops = (
+        PASSES
+        * 2
+        * case.count
+        * case.size**2
+        * sum(module.weight.numel() for module in fused.modules() if isinstance(module, nn.Conv2d))
+    )
+    peak_flops = gemm_flops(device)
+    kept, peaks = {}, {}
+    for name, (forward, modules, given, _) in forwards.items():
+        modules.requires_grad_()
+        alpha.requires_grad_()
+        known = [*modules.parameters(), *modules.buffers(), alpha]
+        kept[name] = saved_bytes(lambda forward=forward, given=given: forward(given), known)  # type: ignore[misc]
+        peaks[name] = peak_bytes(steps[name], device)
+    return [
+        Figures(
+            case.name,
+            len(names),
+            name,
+            statistics.median(times[name]),
+            median_ratio(times, STOCK, name),
+            kept[name] / 1e6,
+            kept[name] / kept[STOCK],
+            *shares(peaks, name),
+            flops / statistics.median(times[name]) / peak_flops,
+        )
+        for name in forwards
+    ]
+
+
+def _weighted(mixture: FusedMixture, alpha: nn.Parameter) -> Callable[[Tensor], Tensor]:
+    return lambda x: mixture(x, alpha.softmax(-1))
+
+
+def shares(peaks: Mapping[str, int | None], name: str) -> tuple[float | None, float | None]:
+    """A peak in MB and its share of stock's; ``None`` where the system cannot say."""
+    peak, stock = peaks[name], peaks[STOCK]
+    return (None, None) if peak is None or stock is None else (peak / 1e6, peak / stock)
