@@ -120,7 +120,7 @@ def peers_table(report: Report) -> str:
         for row in report["figures"]
     )
     case = report["case"]
-    layer = f"[{case['count']}, {case['channels']}, {case['size']}, {case['size']}]"
+    layer = f"[{case['count']}, {case['channels']}, {case['height']}, {case['width']}]"
     return f"Layer of the {case['name']}, input {layer}, {report['candidates']} candidates.\n\n{table(header, rows)}"
 
 

@@ -20,7 +20,7 @@ from importlib.metadata import version
 
 import torch
 from measure import interleaved, median_ratio, peak_bytes, saved_bytes, say, surroundings
-from single_layer import LAYERS, STOCK, LayerCase, layer_modules, layer_step, stock_layer
+from single_layer import GPU_LAYERS, LAYERS, STOCK, LayerCase, layer_modules, layer_step, stock_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -128,11 +128,12 @@ def main() -> None:
     options = parser.parse_args()
     prepare_process(options.threads)
     device = torch.device(options.device)
-    case = next(case for case in LAYERS if case.name == options.case)
+    layers = LAYERS if options.device == "cpu" else GPU_LAYERS
+    case = next(case for case in layers if case.name == options.case)
     names = OPERATORS if options.all_operators else load_search_space("hit_detector")[case.component]
     alpha = nn.Parameter(torch.zeros(len(names), device=device))
     found = peers(case, names, alpha, device, compiled=options.compile)
-    shape = (case.count, case.channels, case.size, case.size)
+    shape = (case.count, case.channels, case.height, case.width)
     x, grad = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
     steps = {
         name: layer_step(peer.forward, x, grad, peer.modules, alpha, phases=name.startswith("fused"))

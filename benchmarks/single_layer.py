@@ -39,22 +39,30 @@ class LayerCase:
         name: Where such a layer stands.
         count: Maps in a batch.
         channels: Channels of input and output.
-        size: Rows and columns.
+        height: Rows.
+        width: Columns.
         component: Whose published sub-space the eight candidates are.
     """
 
     name: str
     count: int
     channels: int
-    size: int
+    height: int
+    width: int
     component: Component
 
 
 LAYERS = (
-    LayerCase("backbone", 2, 96, 40, "backbone"),
-    LayerCase("neck", 2, 256, 40, "neck"),
-    LayerCase("head", 128, 256, 7, "head"),
+    LayerCase("backbone", 2, 96, 40, 40, "backbone"),
+    LayerCase("neck", 2, 256, 40, 40, "neck"),
+    LayerCase("head", 128, 256, 7, 7, "head"),
 )
+GPU_LAYERS = (
+    LayerCase("backbone", 4, 96, 100, 152, "backbone"),
+    LayerCase("neck", 4, 256, 50, 76, "neck"),
+    LayerCase("head", 2048, 256, 7, 7, "head"),
+)
+"""The paper's sizes: four pictures of 800 x 1216, 512 RoIs each."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def measure_layer(
     reference = layer_modules(names, case.channels).to(device)
     fused = copy.deepcopy(reference).to(memory_format=torch.channels_last)
     alpha = nn.Parameter(torch.zeros(len(names), device=device))
-    shape = (case.count, case.channels, case.size, case.size)
+    shape = (case.count, case.channels, case.height, case.width)
     x, grad = (torch.randn(shape, device=device) for _ in range(2))
     x_last, grad_last = (tensor.to(memory_format=torch.channels_last) for tensor in (x, grad))
     stock = stock_layer(reference, alpha)
@@ -152,7 +160,8 @@ def measure_layer(
         PASSES
         * 2
         * case.count
-        * case.size**2
+        * case.height
+        * case.width
         * sum(module.weight.numel() for module in fused.modules() if isinstance(module, nn.Conv2d))
     )
     peak_flops = gemm_flops(device)

@@ -6,6 +6,9 @@ forward and backward for the weights. NNI computes all gradients in both; ours t
     python benchmarks/supernet_step.py             # layers and supernets: about half an hour on one thread
     python benchmarks/supernet_step.py --quick     # a minute
     python benchmarks/supernet_step.py --json      # the figures for docs/benchmarks.md
+    python benchmarks/supernet_step.py --json --device cuda --layers
+
+On a GPU the layers have the paper's sizes; its supernets of that size are in full_size.py.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from measure import (
 )
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from nni.nas.strategy import DARTS
-from single_layer import LAYERS, STOCK, Figures, measure_layer, shares
+from single_layer import GPU_LAYERS, LAYERS, STOCK, Figures, measure_layer, shares
 
 from hitdet_nni.data.pipeline import open_data, search_loaders
 from hitdet_nni.engine.process import prepare_process
@@ -159,6 +162,7 @@ def supernet_step(case: SupernetCase, implementation: str, device: torch.device)
     batches = [next(iter(loader)) for loader in (alphas_loader, weights_loader)]
     torch.manual_seed(0)
     model = HitDetectorSpace(case.skeleton, case.space, len(data.classes)).to(device)
+    model.detector.data_preprocessor.to(device)
     if implementation == STOCK:
         DARTS().mutate_model(model)
     else:
@@ -211,6 +215,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true", help="one small layer, one small supernet, one round")
+    parser.add_argument("--layers", action="store_true", help="single layers only")
     parser.add_argument("--only", default="", help="cases whose name contains this, e.g. 'screening' or 'head'")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
@@ -236,11 +241,13 @@ def main() -> None:
 
     rounds = 1 if options.quick else options.rounds
     published = load_search_space("hit_detector")
-    for case in LAYERS[:1] if options.quick else LAYERS:
+    layers = LAYERS if options.device == "cpu" else GPU_LAYERS
+    for case in layers[:1] if options.quick else layers:
         if options.only in case.name:
             for names in (published[case.component],) if options.quick else (OPERATORS, published[case.component]):
                 add(measure_layer(case, names, options.savings or list(SAVINGS), rounds, device))
-    for supernet in supernet_cases(options.savings or [DEFAULT_SAVING])[: 1 if options.quick else None]:
+    supernets = [] if options.layers else supernet_cases(options.savings or [DEFAULT_SAVING])
+    for supernet in supernets[: 1 if options.quick else None]:
         if options.only in supernet.name:
             add(measure_supernet(supernet, rounds, device))
     if options.json:

@@ -38,11 +38,12 @@ def main():
     space.to(memory_format=torch.channels_last)
     ColumnSparseDARTS().mutate_model(space)
     set_saving(space, case["saving"])
-    space.to(device)
     data = open_data(settings.data, 0)
     loaders = search_loaders(data, settings.data, settings.skeleton, 0)
     estimate = estimate_step_memory(space, settings, settings.skeleton, device)
 
+    space.to(device)
+    space.detector.data_preprocessor.to(device)
     precision = Precision(settings.precision, device)
     named = dict(space.named_parameters())
     alphas = [parameter for name, parameter in named.items() if name.endswith("_arch_alpha")]

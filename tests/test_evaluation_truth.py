@@ -17,9 +17,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.engine.weights_file import load_weights
+from hitdet_nni.model.detector import build_detector
+from hitdet_nni.procedure import describe_architecture
 from hitdet_nni.settings import load_settings
+from hitdet_nni.skeleton import COMPONENTS
 from hitdet_nni.training.coco_evaluation import METRICS, coco_metrics, evaluation_config, exact
-from hitdet_nni.training.retrain import _runner, muted
+from hitdet_nni.training.retrain import _runner, muted, retrain
 
 
 class Planted(BaseModel):
@@ -131,3 +135,54 @@ def test_pycocotools_agrees_on_imperfect_detections(photographs, tmp_path):
 def test_nothing_detected_scores_zero(photographs, tmp_path):
     nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)
     assert evaluated(lambda boxes, labels: nothing, photographs, tmp_path)[0] == dict.fromkeys(METRICS, 0.0)
+
+
+@pytest.mark.slow
+def test_pycocotools_agrees_on_a_trained_detector(shared_data, tmp_path, figure):
+    """Over-fitted to six photographs, two of them with crowds, so that its detections are worth something."""
+    root = shared_data / "coco_tiny"
+    boxes = json.loads((root / "annotations" / "instances_train.json").read_text())["annotations"]
+    single = {box["image_id"] for box in boxes if not box["iscrowd"]}
+    crowded = single & {box["image_id"] for box in boxes if box["iscrowd"]}
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(map(str, [*sorted(crowded)[:2], *sorted(single - crowded)[:4]])))
+    changes = {
+        "data.builtin": None,
+        "data.batch_size": 2,
+        "skeleton.input_size": [128, 192],
+        "retrain.epochs": 100,
+        "retrain.milestones": [80],
+        "retrain.val_interval": 100,
+        "retrain.warmup_iterations": 50,
+        "retrain.lr": 0.02,
+    }
+    for half in ("train", "val"):
+        changes[f"data.{half}_ann"] = str(root / "annotations" / "instances_train.json")
+        changes[f"data.{half}_images"] = str(root / "train")
+        changes[f"data.{half}_ids"] = str(ids)
+    settings = load_settings("tiny", changes)
+    data = open_data(settings.data, 0)
+    sample = {layer.label: "ir_k3_d1_e3" for layer in settings.skeleton.searched_layers()}
+    space = {component: ["ir_k3_d1_e3"] for component in COMPONENTS}
+    architecture = describe_architecture("over-fitted", sample, space, settings, data.classes)
+    trained = retrain(architecture, settings, data, tmp_path / "run")
+
+    detector = build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
+    load_weights(detector, trained.weights)
+    found = {}
+    predict = detector.predict
+
+    def recorded(*arguments, **options):
+        for sample in (samples := predict(*arguments, **options)):
+            kept = sample.pred_instances
+            found[sample.img_id] = kept.bboxes, kept.scores, kept.labels
+        return samples
+
+    detector.predict = recorded
+    with muted():
+        metrics = coco_metrics(_runner(detector, tmp_path, exact(evaluation_config(settings, data))).val())
+    count = sum(len(boxes) for boxes, _, _ in found.values())
+    figure(f"{count} detections on {len(found)} photographs: {metrics}")
+    assert metrics["mAP"] > 0.1
+    assert metrics == pytest.approx(pycocotools(found, (settings, data)), abs=1e-6)
+    assert metrics == pytest.approx(trained.metrics, abs=1e-6)

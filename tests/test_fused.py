@@ -497,22 +497,32 @@ def test_whole_supernet(kind, tiny, tiny_settings, tiny_data, published, monkeyp
         assert (alphas - computed[0][1]).norm() < 0.02 * computed[0][1].norm()
 
 
+NAMES = ("y", "x", "weights")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("saving", SAVINGS)
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_cuda(layer, kind, saving):
+def test_cuda(layer, kind, saving, monkeypatch):
+    """As near to double precision as the plain sum in the same arithmetic, but for a factor of three."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     in_channels, out_channels, stride, shape = layer
     reference = build(OPERATORS, in_channels, out_channels, stride, torch.float64)
-    modules = copy.deepcopy(reference).float().cuda()
     x, weights, grad = draw(in_channels, out_channels, stride, shape, len(OPERATORS), torch.float64)
     expected = results(plain(reference), reference, x, weights, grad)
 
-    def cast(x, weights):
-        with torch.autocast("cuda", kind, enabled=kind != torch.float32):
-            return fused(modules, saving)(x.to(kind), weights)
+    def error(make):
+        modules = copy.deepcopy(reference).float().cuda()
 
-    given = (tensor.float().cuda() for tensor in (x, weights))
-    ours = results(cast, modules, *given, grad.to(kind).cuda())
-    tolerance = {torch.float32: 2e-3, torch.float16: 0.02, torch.bfloat16: 0.06}[kind]  # float32: with TF32 products
-    assert_equal({k: v.cpu() for k, v in ours.items()}, expected, tolerance, ["y", "x", "weights"])
+        def cast(x, weights):
+            with torch.autocast("cuda", kind, enabled=kind != torch.float32):
+                return make(modules)(x.to(kind), weights)
+
+        given = (tensor.float().cuda() for tensor in (x, weights))
+        found = results(cast, modules, *given, grad.to(kind).cuda())
+        return {name: float((found[name].cpu() - expected[name]).norm() / expected[name].norm()) for name in NAMES}
+
+    ours, theirs = error(lambda modules: fused(modules, saving)), error(plain)
+    tolerance = {torch.float32: 1e-5, torch.float16: 0.003, torch.bfloat16: 0.02}[kind]
+    assert all(ours[name] <= max(tolerance, 3 * theirs[name]) for name in NAMES), (ours, theirs)

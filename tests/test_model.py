@@ -431,3 +431,13 @@ def test_config_is_plain_data(tiny):
     candidates = {part: [OPERATORS] * len(tiny.labels(part)) for part in ("backbone", "neck", "head")}
     config = detector_config(tiny, candidates, CLASSES)
     assert json.loads(json.dumps(config)) == config
+
+
+def test_all_levels_of_the_pyramid_have_one_type_under_autocast():
+    """Sums with a 32-bit input have 32 bits; mmdet's RoI extractor gathers all levels in the type of the first."""
+    neck = HitNeck(["ir_k3_d1_e1"] * 4, [8, 8], 8)
+    features = [torch.randn(2, 8, size, size) for size in (8, 4)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert neck.bottom_up[0](neck.top_down[0](features[0])).dtype == torch.float32
+        assert {level.dtype for level in neck(features)} == {torch.bfloat16}
+    assert {level.dtype for level in neck(features)} == {torch.float32}

@@ -309,7 +309,7 @@ def retrained(out):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout", "processes"),
-    [("coco2017", "coco2017", 2), ("coco2014_one_gpu", "coco2014", 1)],
+    [("coco2017", "coco2017", 2), ("coco2014_2x", "coco2014", 2), ("coco2014_one_gpu", "coco2014", 1)],
 )
 def test_retraining_the_released_architecture(name, layout, processes, sets, released, tmp_path):
     arguments = ("retrain", "--config", name, "--architecture", released, "--out", tmp_path / "run")
@@ -333,6 +333,32 @@ def test_searching_the_published_sub_spaces_on_one_gpu(sets, tmp_path):
     arguments = ("search", "--config", "coco2014_one_gpu", "--sub-spaces", space, "--out", tmp_path / "run")
     hitdet(*arguments, data__root=sets / "coco2014", skeleton=NARROW)
     assert load_architecture(tmp_path / "run" / "architecture.json").num_classes == 80
+
+
+@pytest.mark.slow
+def test_searching_and_retraining_a_retinanet(sets, tmp_path):
+    """With two operators a part: the towers of a pyramid's every level take the time."""
+    published = yaml.safe_load((EXPERIMENTS.parent / "search_spaces" / "hit_detector.yml").read_text())
+    space = tmp_path / "space.yml"
+    space.write_text(yaml.safe_dump({part: names[:2] for part, names in published.items()}))
+    given, config = {"data__root": sets / "coco2014", "processes": 2}, ("--config", "coco2014_retinanet")
+    hitdet("search", *config, "--sub-spaces", space, "--out", tmp_path / "search", skeleton=NARROW, **given)
+    found = tmp_path / "search" / "architecture.json"
+    assert load_architecture(found).skeleton.detector == "retinanet"
+    hitdet("retrain", *config, "--architecture", found, "--out", tmp_path / "run", **given)
+    assert retrained(tmp_path / "run")["mAP"] >= 0
+
+
+@pytest.mark.slow
+def test_the_skeleton_of_the_text(sets, tmp_path):
+    """Search in four stages without a tail; the narrow one differs from the recipe's in its widths only."""
+    narrow = {**NARROW, "skeleton.widths": "[8, 8, 16, 16]"}
+    del narrow["skeleton.tail"]
+    space = EXPERIMENTS.parent / "search_spaces" / "hit_detector.yml"
+    arguments = ("search", "--config", "coco_paper", "--sub-spaces", space, "--out", tmp_path / "run")
+    hitdet(*arguments, data__root=sets / "coco2014", skeleton=narrow, processes=2)
+    skeleton = load_architecture(tmp_path / "run" / "architecture.json").skeleton
+    assert (skeleton.tail, skeleton.depths) == (None, (4, 4, 8, 4))
 
 
 @pytest.mark.slow

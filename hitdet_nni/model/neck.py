@@ -86,7 +86,8 @@ class HitNeck(BaseModule):  # type: ignore[misc]
             outputs.append(convolution(F.max_pool2d(outputs[-1], 2, ceil_mode=True) + lateral))
         for index in range(self.extra_levels):
             outputs.append(self._extra_level(index, outputs[-1]))
-        return tuple(outputs)
+        # Under autocast convolutions give 16 bits, residual additions what is added; heads want one type.
+        return tuple(level.to(outputs[-1].dtype) for level in outputs)
 
     def _extra_level(self, index: int, coarsest: Tensor) -> Tensor:
         if not self.extra:

@@ -17,6 +17,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.randomness import own_random_numbers
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts
@@ -281,8 +282,7 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
         detector = pl_module.model.detector
         detector.eval()
         # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.
-        with torch.random.fork_rng(devices=[]), pl_module.precision.autocast(), remembered_parts(detector):
-            torch.manual_seed(self.seed)
+        with own_random_numbers(self.seed), pl_module.precision.autocast(), remembered_parts(detector):
             losses = partial(detector_losses, detector)
             found = held_out_losses(losses, self.val_loader, get_args(Exchange), self.seed)
         detector.train()

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hitdet_nni.engine.randomness import own_random_numbers, random_state, set_random_state
+
 Exchange = Literal["annotations", "categories"]
 """What the pictures of a batch exchange: all annotations, or only the categories of their boxes."""
 
@@ -158,15 +160,15 @@ def held_out_losses(
     own: list[float] = []
     differences: dict[Exchange, list[Losses]] = {kind: [] for kind in kinds}
     for number, batch in enumerate(batches):
-        state = torch.get_rng_state()
+        state = random_state()
         before = losses(batch)
         own.append(before["loss"])
         for kind in kinds if number < MAX_BATCHES else ():
             samples = exchanged(batch["data_samples"], kind, torch.Generator().manual_seed(seed + number))
             if samples is None:
                 continue
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(state)  # the same sampling of RoIs
+            with own_random_numbers():
+                set_random_state(state)  # the same sampling of RoIs
                 after = losses({**batch, "data_samples": samples})
             differences[kind].append({name: after[name] - value for name, value in before.items()})
     return own, differences

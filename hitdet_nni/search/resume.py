@@ -11,7 +11,8 @@ import torch
 
 from hitdet_nni.data.sampling import ResumableSampler
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.checkpoints import CheckpointFolder, random_state, set_random_state
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.randomness import random_state, set_random_state
 from hitdet_nni.errors import InputError
 
 

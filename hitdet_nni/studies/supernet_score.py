@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.randomness import own_random_numbers
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.skeleton import Skeleton
@@ -40,8 +42,8 @@ def supernet_loss(
     """
     detector = build_detector(skeleton, sample, num_classes)
     inherit_weights(detector, sample, supernet_state)
-    detector.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    detector.to(distributed.device()).train()
+    detector.data_preprocessor.to(distributed.device())
+    with own_random_numbers(seed):
         losses = [float(detection_loss(detector, batch)) for batch in batches]
     return sum(losses) / len(losses)

@@ -108,7 +108,7 @@ class Gradients:
         output: Gradient by the output, a matrix ``[P_out, C_out]``.
         of_input: Whether the gradient by the input is wanted.
         of_parameters: Whether gradients by the candidates' parameters are wanted.
-        input: Gradient by the input as far as known, ``[P, C]``.
+        input: Gradient by the input as far as known, ``[P, C]``, in single precision at least.
         input_products: Sum of the products of ``output`` and the input, where a candidate adds the input.
         weights: Gradient by each candidate's weight.
         parameters: Gradient by each parameter, by slot.

@@ -5,8 +5,9 @@ of device alone, never of a measurement, so that a run resumed in another proces
 
 On a CPU, ATen hands depthwise convolutions in channels-last order to oneDNN, whose forward pass is fast but for
 dilated kernels that reach more than four pixels over the edge, and whose weight gradient is fast for undilated 3 x 3
-kernels only; ATen's own loops, which take the rest, are 10 to 100 times slower (figures: docs/fused.md). On other
-devices everything is left to ATen.
+kernels only; ATen's own loops, which take the rest, are 10 to 100 times slower. On a GPU, cuDNN takes what is in
+channels-last order, fast but for dilated kernels and for the weight gradient of 7 x 7 ones, which are 10 to 100 times
+slower, too. Figures: docs/fused.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hitdet_nni.search.fused.layout import channels_last, interleave
+from hitdet_nni.search.fused.layout import channels_last, deinterleave, interleave
 
 ONEDNN_REACH = 4
 """Pixels that oneDNN's dilated depthwise kernel may reach over the edge before a slow kernel replaces it."""
@@ -29,7 +30,10 @@ TOEPLITZ_MAPS = 48
 """Fewest maps in a batch for that, since it computes all products of two pixels whatever their number."""
 
 INTERLEAVE_PIXELS = 256
-"""Smallest map whose weight gradient by a dilated 3 x 3 kernel is taken from its subsampled maps."""
+"""Smallest map whose weight gradient by a dilated 3 x 3 kernel is taken from its subsampled maps on a CPU."""
+
+CUDNN_KERNEL = 5
+"""Largest kernel whose weight gradient cuDNN computes fast in single precision and channels-last order."""
 
 
 def padding(kernel_size: int, dilation: int) -> int:
@@ -49,6 +53,10 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     Returns:
         ``[N, C, ceil(H / stride), ceil(W / stride)]`` in channels-last order.
     """
+    if x.device.type != "cpu" and dilation > 1:
+        if stride == 1:
+            return deinterleave(convolve(interleave(x, dilation), weight, 1, 1), dilation, *x.shape[2:])
+        x = x.contiguous()  # keeps cuDNN away
     reach = padding(weight.shape[-1], dilation)
     if x.device.type == "cpu" and dilation > 1 and reach > ONEDNN_REACH:
         x, reach = _pad(x, reach - ONEDNN_REACH), ONEDNN_REACH
@@ -68,8 +76,11 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
         stride: Stride of the forward pass.
         dilation: Dilation of the forward pass.
     """
-    if x.device.type != "cpu" or (stride > 1 and dilation == 1):
+    if stride > 1 and dilation == 1:
         return channels_last(_aten_gradient(grad, x, weight, stride, dilation, of_input=True))
+    if stride > 1 and x.device.type != "cpu":
+        of_input = _aten_gradient(grad.contiguous(), x.contiguous(), weight, stride, dilation, of_input=True)
+        return channels_last(of_input)
     if stride > 1:
         spread = torch.zeros_like(x)
         spread[:, :, ::stride, ::stride] = grad
@@ -87,14 +98,19 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilati
         stride: Stride of the forward pass.
         dilation: Dilation of the forward pass.
     """
-    small_kernel = weight.shape[-1] <= 3
-    if x.device.type != "cpu" or (small_kernel and dilation == 1):
+    kernel_size = weight.shape[-1]
+    on_cpu, pixels = x.device.type == "cpu", x.shape[2] * x.shape[3]
+    exact = x.dtype in (torch.float32, torch.float64)
+    fast = 3 if on_cpu else CUDNN_KERNEL if exact else kernel_size
+    if dilation == 1 and kernel_size <= fast:
         return _aten_gradient(grad, x, weight, stride, dilation, of_input=False)
-    if x.shape[2] * x.shape[3] <= TOEPLITZ_PIXELS and len(x) >= TOEPLITZ_MAPS:
-        return _toeplitz_weight_gradient(grad, x, weight.shape[-1], stride, dilation)
-    if small_kernel and stride == 1 and x.shape[2] * x.shape[3] >= INTERLEAVE_PIXELS:
+    if pixels <= TOEPLITZ_PIXELS and len(x) >= TOEPLITZ_MAPS:
+        return _toeplitz_weight_gradient(grad, x, kernel_size, stride, dilation)
+    if not on_cpu and (stride > 1 or dilation == 1):
+        return _aten_gradient(grad.contiguous(), x.contiguous(), weight, stride, dilation, of_input=False)
+    if not on_cpu or (kernel_size <= fast and stride == 1 and pixels >= INTERLEAVE_PIXELS):
         return _aten_gradient(interleave(grad, dilation), interleave(x, dilation), weight, 1, 1, of_input=False)
-    return _correlate(grad, x, weight.shape[-1], stride, dilation)
+    return _correlate(grad, x, kernel_size, stride, dilation)
 
 
 def _aten_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool) -> Tensor:
@@ -137,7 +153,7 @@ def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride:
     batch; an entry of the kernel occurs at the places where ``_taps`` is one.
     """
     _, channels, height, width = x.shape
-    taps = _taps(height, width, kernel_size, stride, dilation, x.dtype)
+    taps = _taps(height, width, kernel_size, stride, dilation, x.dtype, x.device)
     matrix_gradient = torch.bmm(_pixels_outermost(grad), _pixels_outermost(x).transpose(1, 2))
     gradient = matrix_gradient.view(channels, -1) @ taps
     return gradient.view(channels, 1, kernel_size, kernel_size)
@@ -151,7 +167,9 @@ def _pixels_outermost(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _taps(height: int, width: int, kernel_size: int, stride: int, dilation: int, dtype: torch.dtype) -> Tensor:
+def _taps(
+    height: int, width: int, kernel_size: int, stride: int, dilation: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Which tap joins an output and an input pixel: zeros and ones, ``[H_out W_out H W, k k]``."""
 
     def along(size: int) -> Tensor:  # [size_out, size, k]
@@ -160,4 +178,4 @@ def _taps(height: int, width: int, kernel_size: int, stride: int, dilation: int,
         return torch.eq(torch.arange(size).view(1, -1, 1) - outputs, offsets).to(dtype)
 
     joined = torch.einsum("aik,bjl->abijkl", along(height), along(width))
-    return joined.reshape(-1, kernel_size**2)
+    return joined.reshape(-1, kernel_size**2).to(device)

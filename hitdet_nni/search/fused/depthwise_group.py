@@ -23,7 +23,7 @@ from hitdet_nni.search.fused.batch_norm import (
     running_statistics,
 )
 from hitdet_nni.search.fused.call import Call, Gradients, Output
-from hitdet_nni.search.fused.expansion import multiply_into
+from hitdet_nni.search.fused.expansion import add_product, multiply_into
 from hitdet_nni.search.fused.layout import matrix_of
 from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
 
@@ -255,7 +255,7 @@ class GroupPass:
         inner = _inner(hidden.statistics, scale, by_scale, by_shift)
         gradients.expansions[group.expansion].add(rows, by_expanded, inner)
         if gradients.of_input:
-            gradients.input.addmm_(by_expanded, call.folded[group.expansion].folded[rows])
+            add_product(gradients.input, by_expanded, call.folded[group.expansion].folded[rows])
 
     def _direct_backward(
         self, segments: Sequence[Segment], hidden: _Hidden, grad: Tensor, gradients: Gradients
@@ -274,7 +274,7 @@ class GroupPass:
                     room_scale[s.channels] = by_scale[s.columns]
                     room_shift[s.channels] = by_shift[s.columns]
         if gradients.of_input:
-            gradients.input.addmm_(by_raw, self._expansion(segments))
+            add_product(gradients.input, by_raw, self._expansion(segments))
 
 
 def mask_(grad: Tensor, activated: Tensor) -> None:

@@ -228,3 +228,11 @@ def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> None:
         torch.mm(left, right, out=out)
     else:
         out.copy_(left @ right)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right``, of ``[I, K]`` and ``[K, J]``, to ``total``, which may be of a more exact type."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)

@@ -14,7 +14,7 @@ from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.dense_candidate import DensePass
 from hitdet_nni.search.fused.depthwise_group import GroupPass, make_room
-from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
+from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, add_product, expansion_statistics, fold
 from hitdet_nni.search.fused.layout import MapShape, channels_last, matrix_of
 from hitdet_nni.search.fused.plan import DenseCandidate, Plan, make_plan, normalization_modes, read_candidates, units
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
@@ -196,12 +196,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         for candidate in group.candidates
         if candidate.residual
     ]
-    by_input = torch.zeros_like(call.inputs)
+    exact = statistics_type(call.compute)  # many products are added to it, each as large as their sum
+    by_input = torch.zeros_like(call.inputs, dtype=exact)
     products = None
     if residual:
         if of_input:
-            by_input = (output * torch.stack(residual).sum()).to(call.compute)
-        products = (output * matrix_of(channels_last(x))).sum(dtype=statistics_type(call.compute))
+            by_input = (output * torch.stack(residual).sum()).to(exact)
+        products = (output * matrix_of(channels_last(x))).sum(dtype=exact)
     gradients = Gradients(
         output=output.to(call.compute),
         of_input=of_input,
@@ -234,5 +235,5 @@ def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments
     expansion.parameter_gradients(moments, gradients.parameters)  # last: it ends the collected gradient
     if through is not None and moments is not None:
         vector, matrix = through
-        kind = gradients.input.dtype
-        gradients.input.addmm_(moments.centred, matrix.to(kind)).add_(vector.to(kind))
+        add_product(gradients.input, moments.centred, matrix.to(moments.centred.dtype))
+        gradients.input.add_(vector)

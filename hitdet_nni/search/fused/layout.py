@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CPU_CHUNK_BYTES = 4 * 2**20
@@ -68,18 +68,28 @@ def interleave(x: Tensor, dilation: int) -> Tensor:
     count, channels, height, width = x.shape
     rows, columns = -(-height // dilation), -(-width // dilation)
     x = x.permute(0, 2, 3, 1)
-    if (rows * dilation, columns * dilation) != (height, width):
-        x = F.pad(x, (0, 0, 0, columns * dilation - width, 0, rows * dilation - height))
-    x = x.reshape(count, rows, dilation, columns, dilation, channels).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(count * dilation**2, rows, columns, channels).permute(0, 3, 1, 2)
+    if (rows * dilation, columns * dilation) == (height, width):
+        parts = x.reshape(count, rows, dilation, columns, dilation, channels).permute(0, 2, 4, 1, 3, 5)
+    else:
+        parts = x.new_zeros(count, dilation, dilation, rows, columns, channels)
+        for row, column in product(range(dilation), repeat=2):
+            part = x[:, row::dilation, column::dilation]
+            parts[:, row, column, : part.shape[1], : part.shape[2]] = part
+    return parts.reshape(count * dilation**2, rows, columns, channels).permute(0, 3, 1, 2)
 
 
 def deinterleave(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
     """The maps ``[N, C, height, width]`` whose subsampled maps :func:`interleave` has given, without the filling."""
     rows, columns = x.shape[2:]
-    x = x.permute(0, 2, 3, 1).reshape(-1, dilation, dilation, rows, columns, x.shape[1]).permute(0, 3, 1, 4, 2, 5)
-    x = x.reshape(len(x), rows * dilation, columns * dilation, -1)
-    return x[:, :height, :width].contiguous().permute(0, 3, 1, 2)
+    parts = x.permute(0, 2, 3, 1).reshape(-1, dilation, dilation, rows, columns, x.shape[1])
+    if (rows * dilation, columns * dilation) == (height, width):
+        whole = parts.permute(0, 3, 1, 4, 2, 5).reshape(len(parts), height, width, -1)
+    else:
+        whole = x.new_empty(len(parts), height, width, x.shape[1])
+        for row, column in product(range(dilation), repeat=2):
+            part = whole[:, row::dilation, column::dilation]
+            part.copy_(parts[:, row, column, : part.shape[1], : part.shape[2]])
+    return whole.permute(0, 3, 1, 2)
 
 
 def chunk_channels(pixels: int, item_bytes: int, device: torch.device) -> int:

@@ -1,0 +1,67 @@
+"""Random numbers drawn on the side leave a training's own alone."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from hitdet_nni.engine.randomness import own_random_numbers, random_state, set_random_state
+
+
+def draw():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+@pytest.fixture(autouse=True)
+def kept():
+    state = random_state()
+    yield
+    set_random_state(state)
+
+
+def test_a_state_brings_the_same_numbers_again():
+    state = random_state()
+    first, second = draw(), draw()
+    assert first != second
+    set_random_state(state)
+    assert [draw(), draw()] == [first, second]
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_what_is_drawn_within_leaves_no_trace(seed):
+    state = random_state()
+    expected = draw()
+    set_random_state(state)
+    with own_random_numbers(seed):
+        assert draw() != expected or seed is None
+    assert draw() == expected
+
+
+def test_an_error_leaves_no_trace_either():
+    state = random_state()
+    expected = draw()
+    set_random_state(state)
+    with suppress(KeyError), own_random_numbers():
+        draw()
+        raise KeyError
+    assert draw() == expected
+
+
+def test_a_seed_fixes_torch_s_numbers():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(6)
+    with own_random_numbers(5):
+        assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_state_is_plain_values(tmp_path):
+    torch.save(random_state(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    expected = draw()
+    set_random_state(state)
+    assert draw() == expected
