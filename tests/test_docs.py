@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import pkgutil
 import re
@@ -392,6 +393,32 @@ def test_stages_of_the_page_on_coco_are_up_to_date(monkeypatch):
     stages = script("coco_stages", monkeypatch)
     page = (DOCS / "coco.md").read_text(encoding="utf-8")
     assert stages.put(page, "stages", stages.stages_table()) == page, "run: python docs/coco_stages.py"
+
+
+def test_studies_of_the_page_of_results_are_up_to_date(monkeypatch):
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert script("evidence", monkeypatch).page(text) == text, "run: python docs/evidence.py"
+
+
+def test_a_study_is_taken_into_the_page(monkeypatch, tmp_path):
+    evidence = script("evidence", monkeypatch)
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path / "results")
+    run, versions = tmp_path / "parts", {"torch": "2.14.1"}
+    run.mkdir()
+    command = ["/somewhere/hitdet-nni", "study", "parts", "--run", "/home/me/mine", "--out", "/home/me/parts"]
+    about = {"command": command, "seed": 3, "started": "2026-01-02T03:04:05", "versions": versions}
+    (run / "metadata.json").write_text(json.dumps(about))
+    rows = [{"architecture": "all", "mean_mAP": 0.25, "deviation": None}]
+    (run / "parts.json").write_text(json.dumps({"study": "parts", "rows": rows, "samples": {}}))
+    evidence.add(run, None, 120, "Alone.")
+    begin, end = "<!-- begin study parts: written by docs/evidence.py -->", "<!-- end study parts -->"
+    page = evidence.page(f"before\n{begin}\nold\n{end}\nafter")
+    assert "hitdet-nni study parts --run runs/mine --out runs/parts\n" in page
+    assert "Seed 3, torch 2.14.1, 2026-01-02, 2 minutes. Alone." in page
+    assert "| architecture | mean mAP | deviation |\n| --- | ---: | ---: |\n| all | 0.25 | - |" in page
+    assert "old" not in page
+    with pytest.raises(ValueError, match="marker"):
+        evidence.page("no marker")
 
 
 def test_costs_of_the_page_on_coco_are_the_cost_model_s(monkeypatch, published):
