@@ -78,19 +78,21 @@ class Statistics:
     Attributes:
         mean: ``[C]``.
         variance: Biased, ``[C]``.
+        inverse_deviation: ``1 / sqrt(variance + eps)``, ``[C]``.
         by_batch: Whether both depend on the map, so that gradients flow through them.
         eps: Added to the variance.
     """
 
     mean: Tensor
     variance: Tensor
+    inverse_deviation: Tensor
     by_batch: bool
     eps: float
 
-    @property
-    def inverse_deviation(self) -> Tensor:
-        """``1 / sqrt(variance + eps)``, ``[C]``."""
-        return (self.variance + self.eps).rsqrt()
+    @classmethod
+    def of(cls, mean: Tensor, variance: Tensor, by_batch: bool, eps: float) -> Statistics:
+        """Statistics of a mean and a biased variance, ``[C]`` each."""
+        return cls(mean, variance, (variance + eps).rsqrt(), by_batch, eps)
 
 
 @lru_cache
@@ -117,7 +119,7 @@ def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalize(matrix: Tensor, statistics: Statistics, scale: Tensor, shift: Tensor) -> Tensor:
     """``scale * (matrix - mean) / sqrt(variance + eps) + shift``, column by column of ``[P, C]``, in its type."""
-    if matrix.dtype == scale.dtype:
+    if matrix.device.type == "cpu" and matrix.dtype == scale.dtype:
         slope = scale * statistics.inverse_deviation
         return torch.addcmul(shift - slope * statistics.mean, matrix, slope)
     images = F.batch_norm(
@@ -161,7 +163,7 @@ class RunningUpdates:
     """The changes of running averages that one forward pass brings, applied at its end in few calls."""
 
     def __init__(self) -> None:
-        self._averages: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+        self._changes: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
         self._counted: dict[int, nn.BatchNorm2d] = {}
 
     def add(self, norm: nn.BatchNorm2d, channels: slice, mean: Tensor, variance: Tensor, pixels: int) -> None:
@@ -177,15 +179,18 @@ class RunningUpdates:
         if not norm.training or norm.running_mean is None:
             return
         self._counted[id(norm)] = norm
-        averages, values = self._averages.setdefault(_momentum(norm), ([], []))
-        for average, value in zip(running_statistics(norm), (mean, variance * (pixels / (pixels - 1))), strict=True):
-            averages.append(average[channels])
-            values.append(value.to(average.dtype))
+        momentum = _momentum(norm)
+        factors = (1.0, pixels / (pixels - 1))  # the running variance is the unbiased one
+        for average, value, factor in zip(running_statistics(norm), (mean, variance), factors, strict=True):
+            averages, values = self._changes.setdefault((momentum, factor), ([], []))
+            averages.append(average if len(value) == len(average) else average[channels])
+            values.append(value if value.dtype == average.dtype else value.to(average.dtype))
 
     def apply(self) -> None:
         """Change the running averages and count the batches."""
-        for momentum, (averages, values) in self._averages.items():
-            torch._foreach_lerp_(averages, values, momentum)
+        for (momentum, factor), (averages, values) in self._changes.items():
+            torch._foreach_mul_(averages, 1 - momentum)
+            torch._foreach_add_(averages, values, alpha=momentum * factor)
         counters = [
             norm.num_batches_tracked
             for norm in self._counted.values()

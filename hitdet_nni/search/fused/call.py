@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,6 +21,20 @@ from hitdet_nni.search.fused.layout import MapShape
 from hitdet_nni.search.fused.plan import ConvNorm, Plan
 from hitdet_nni.search.fused.saving import Kept, Tape
 
+KEPT_STATISTICS = ("mean", "variance", "inverse_deviation")
+
+
+def put_statistics(tape: Tape, statistics: Statistics, *key: Hashable) -> None:
+    """Keep the tensors of some statistics, ``[C]`` each, for the backward pass."""
+    for name in KEPT_STATISTICS:
+        tape.put(getattr(statistics, name), name, *key)
+
+
+def kept_statistics(tape: Tape, by_batch: bool, eps: float, *key: Hashable) -> Statistics:
+    """The statistics that :func:`put_statistics` kept under a key, ``[C]`` each."""
+    mean, variance, inverse_deviation = (tape[(name, *key)] for name in KEPT_STATISTICS)
+    return Statistics(mean, variance, inverse_deviation, by_batch, eps)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -29,7 +44,7 @@ class Call:
         plan: What is computed together.
         kept: What is kept for the backward pass.
         parameters: Parameters of all candidates, by slot.
-        weights: Weights of the candidates, scalars.
+        weights: Weights of the candidates, ``[n]``, in the type of statistics.
         inputs: The input as a matrix ``[P, C]``, of the type that products are computed in.
         shape: Size of the input's maps.
         shape_out: Size of the output's maps.
@@ -42,7 +57,7 @@ class Call:
     plan: Plan
     kept: Kept
     parameters: Sequence[Tensor]
-    weights: Sequence[Tensor]
+    weights: Tensor
     inputs: Tensor
     shape: MapShape
     shape_out: MapShape
@@ -54,6 +69,26 @@ class Call:
     def compute(self) -> torch.dtype:
         """Type of maps and products."""
         return self.inputs.dtype
+
+    @cached_property
+    def weight(self) -> Sequence[Tensor]:
+        """Weight of each candidate, scalars."""
+        return self.weights.unbind()
+
+    @cached_property
+    def weighted_scale(self) -> Sequence[Tensor]:
+        """Scale of each candidate's last normalisation times the candidate's weight, ``[C_out]`` each."""
+        return (self.weights[:, None] * self.last_scales).unbind()
+
+    @cached_property
+    def last_scales(self) -> Tensor:
+        """Scales of the candidates' last normalisations, ``[n, C_out]``."""
+        return torch.stack([self.scale(unit) for unit in self.plan.last])
+
+    @cached_property
+    def last_shifts(self) -> Tensor:
+        """Shifts of the candidates' last normalisations, ``[n, C_out]``."""
+        return torch.stack([self.shift(unit) for unit in self.plan.last])
 
     def kernels(self, unit: ConvNorm) -> Tensor:
         """Kernels of a convolution, shaped as :meth:`ConvNorm.kernels` gives them, in the type of the maps."""
@@ -75,14 +110,13 @@ class Call:
             updates.add(unit.norm, slice(None), mean, variance, len(matrix))
         else:
             mean, variance = (one.clone() for one in running_statistics(unit.norm))
-        self.tape.put(mean, "mean", unit.slot)
-        self.tape.put(variance, "variance", unit.slot)
-        return Statistics(mean, variance, by_batch, unit.norm.eps)
+        statistics = Statistics.of(mean, variance, by_batch, unit.norm.eps)
+        put_statistics(self.tape, statistics, unit.slot)
+        return statistics
 
     def kept_statistics(self, unit: ConvNorm) -> Statistics:
         """What :meth:`new_statistics` returned in the forward pass."""
-        mean, variance = self.tape["mean", unit.slot], self.tape["variance", unit.slot]
-        return Statistics(mean, variance, self.plan.by_batch[unit], unit.norm.eps)
+        return kept_statistics(self.tape, self.plan.by_batch[unit], unit.norm.eps, unit.slot)
 
 
 @dataclass
@@ -91,13 +125,21 @@ class Output:
 
     Attributes:
         total: ``[P_out, C_out]``.
-        constant: ``[C_out]``, to be added to every pixel.
-        residual: Sum of the weights of the candidates that add the input, or ``None``.
+        folded: What the last normalisations of the depthwise candidates multiplied by, and the means that they are to
+            take off, ``[C_out]`` each, by the candidates' indices.
     """
 
     total: Tensor
-    constant: Tensor
-    residual: Tensor | None = None
+    folded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def add_constant(self, call: Call) -> None:
+        """Add to every pixel what the last normalisations of the depthwise candidates add."""
+        if not self.folded:
+            return
+        slopes, means = (torch.stack(part) for part in zip(*self.folded.values(), strict=True))
+        weights = torch.stack([call.weight[index] for index in self.folded])
+        shifts = torch.stack([call.shift(call.plan.last[index]) for index in self.folded])
+        self.total += weights @ shifts - (slopes * means).sum(0)
 
 
 @dataclass
@@ -110,7 +152,8 @@ class Gradients:
         of_parameters: Whether gradients by the candidates' parameters are wanted.
         input: Gradient by the input as far as known, ``[P, C]``, in single precision at least.
         input_products: Sum of the products of ``output`` and the input, where a candidate adds the input.
-        weights: Gradient by each candidate's weight.
+        last: Gradients by scale and shift of each candidate's last normalisation as if its weight were one, ``[C_out]``
+            each, by the candidate's index.
         parameters: Gradient by each parameter, by slot.
         expansions: Of the stacked expansions.
     """
@@ -120,12 +163,21 @@ class Gradients:
     of_parameters: bool
     input: Tensor
     input_products: Tensor | None
-    weights: list[Tensor]
     parameters: list[Tensor | None]
+    last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     expansions: list[ExpansionGradient] = field(default_factory=list)
 
-    def of_norm(self, unit: ConvNorm, by_scale: Tensor, by_shift: Tensor) -> None:
-        """Write the gradients of a normalisation's scale and shift, ``[C]`` each, to their slots."""
+    def finish_last(self, call: Call) -> Tensor:
+        """Gradient by the candidates' weights, ``[n]``; those of the last normalisations go to their slots."""
+        pairs = [self.last[index] for index in range(len(call.plan.last))]
+        by_scales, by_shifts = (torch.stack(part) for part in zip(*pairs, strict=True))
+        by_weights = (call.last_scales * by_scales + call.last_shifts * by_shifts).sum(1)
+        if self.input_products is not None:
+            by_weights += call.plan.residual * self.input_products
         if self.of_parameters:
-            self.parameters[unit.slot + 1] = by_scale
-            self.parameters[unit.slot + 2] = by_shift
+            weights = call.weights[:, None]
+            for unit, *both in zip(
+                call.plan.last, (weights * by_scales).unbind(), (weights * by_shifts).unbind(), strict=True
+            ):
+                self.parameters[unit.slot + 1], self.parameters[unit.slot + 2] = both
+        return by_weights

@@ -29,25 +29,24 @@ class DensePass:
         call, unit = self.call, self.candidate.unit
         convolved = self._convolved()
         statistics = call.new_statistics(unit, convolved, updates)
-        output.total.addcmul_(self._activated(convolved, statistics), call.weights[self.candidate.index])
+        output.total.addcmul_(self._activated(convolved, statistics), call.weight[self.candidate.index])
         if call.room is not None:
             call.tape.put(call.room[self.candidate.index].copy_(convolved), "projection", self.candidate.index)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidate's part to ``gradients``."""
-        call, unit, weight = self.call, self.candidate.unit, self.call.weights[self.candidate.index]
-        convolved = call.tape.get("projection", self.candidate.index)
+        call, unit, index = self.call, self.candidate.unit, self.candidate.index
+        convolved = call.tape.get("projection", index)
         if convolved is None:
             convolved = self._convolved()
-        statistics, scale = call.kept_statistics(unit), call.scale(unit)
+        statistics = call.kept_statistics(unit)
         grad = gradients.output.clone()
         mask_(grad, self._activated(convolved, statistics))
         further = gradients.of_input or gradients.of_parameters
         by_convolved, by_scale, by_shift = normalize_gradient(
-            grad, convolved, statistics, weight * scale, of_input=further
+            grad, convolved, statistics, call.weighted_scale[index], of_input=further
         )
-        gradients.weights[self.candidate.index] = (scale * by_scale + call.shift(unit) * by_shift).sum()
-        gradients.of_norm(unit, weight * by_scale, weight * by_shift)
+        gradients.last[index] = by_scale, by_shift
         if not further:
             return
         by_input, by_kernels = dense.gradients(

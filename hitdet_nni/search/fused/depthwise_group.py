@@ -22,7 +22,7 @@ from hitdet_nni.search.fused.batch_norm import (
     normalize_gradient,
     running_statistics,
 )
-from hitdet_nni.search.fused.call import Call, Gradients, Output
+from hitdet_nni.search.fused.call import Call, Gradients, Output, kept_statistics, put_statistics
 from hitdet_nni.search.fused.expansion import add_product, multiply_into
 from hitdet_nni.search.fused.layout import matrix_of
 from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
@@ -32,7 +32,8 @@ from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
 class _Hidden:
     """The maps of a chunk: before and behind the depthwise convolution, and behind its normalisation and ReLU.
 
-    ``raw`` is the expansion before its normalisation, where that is computed.
+    ``raw`` is the expansion before its normalisation, where that is computed; ``kernels`` and ``scale`` belong to the
+    depthwise convolution.
     """
 
     raw: Tensor
@@ -41,11 +42,18 @@ class _Hidden:
     convolved: Tensor
     activated: Tensor
     statistics: Statistics
+    kernels: Tensor
+    scale: Tensor
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenation along the first dimension, other shapes being equal; the tensor itself where it is the only one."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def rows_of(tensor: Tensor, rows: slice) -> Tensor:
+    """Some rows of a tensor ``[N, ...]``; the tensor itself where they are all, which saves a call."""
+    return tensor if len(tensor) == rows.stop - rows.start else tensor[rows]
 
 
 def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: Gradients) -> None:
@@ -90,13 +98,11 @@ class GroupPass:
         call, group = self.call, self.group
         projections, _ = self._project(updates)
         for candidate in group.candidates:
-            matrix, unit, weight = projections[candidate.index], candidate.project, call.weights[candidate.index]
-            statistics = call.new_statistics(unit, matrix, updates)
-            slope = weight * call.scale(unit) * statistics.inverse_deviation
+            matrix = projections[candidate.index]
+            statistics = call.new_statistics(candidate.project, matrix, updates)
+            slope = call.weighted_scale[candidate.index] * statistics.inverse_deviation
             output.total.addcmul_(matrix, slope)
-            output.constant += weight * call.shift(unit) - slope * statistics.mean
-            if candidate.residual:
-                output.residual = weight if output.residual is None else output.residual + weight
+            output.folded[candidate.index] = slope, statistics.mean
             if call.room is not None:
                 call.tape.put(matrix, "projection", candidate.index)
 
@@ -111,17 +117,14 @@ class GroupPass:
         further = gradients.of_input or gradients.of_parameters
         by_projection: dict[int, Tensor] = {}
         for candidate in group.candidates:
-            unit, weight = candidate.project, call.weights[candidate.index]
-            matrix, scale = projections.pop(candidate.index), call.scale(unit)
-            by_matrix, by_scale, by_shift = normalize_gradient(
-                gradients.output, matrix, call.kept_statistics(unit), weight * scale, of_input=further
+            by_projection[candidate.index], *by_affine = normalize_gradient(
+                gradients.output,
+                projections.pop(candidate.index),
+                call.kept_statistics(candidate.project),
+                call.weighted_scale[candidate.index],
+                of_input=further,
             )
-            by_weight = (scale * by_scale + call.shift(unit) * by_shift).sum()
-            if candidate.residual and gradients.input_products is not None:
-                by_weight = by_weight + gradients.input_products
-            gradients.weights[candidate.index] = by_weight
-            gradients.of_norm(unit, weight * by_scale, weight * by_shift)
-            by_projection[candidate.index] = by_matrix
+            gradients.last[candidate.index] = by_affine[0], by_affine[1]
         if not further:
             return
         for chunk in range(len(group.chunks)):
@@ -171,26 +174,26 @@ class GroupPass:
                 if group.expansion is not None:
                     raw = call.folded[group.expansion].activations(group.rows(chunk))
             expanded = raw
-        maps = depthwise.convolve(
-            call.shape.images(expanded), self._kernels(segments), conv.stride[0], conv.dilation[0]
+        kernels, (scale, shift) = self._kernels(segments), self._affine("depthwise", segments)
+        convolved = matrix_of(
+            depthwise.convolve(call.shape.images(expanded), kernels, conv.stride[0], conv.dilation[0])
         )
-        convolved = matrix_of(maps)
         statistics = self._statistics("depthwise", chunk, convolved, updates)
-        activated = normalize(convolved, statistics, *self._affine("depthwise", segments)).relu_()
-        return _Hidden(raw, raw_statistics, expanded, convolved, activated, statistics)
+        activated = normalize(convolved, statistics, scale, shift).relu_()
+        return _Hidden(raw, raw_statistics, expanded, convolved, activated, statistics, kernels, scale)
 
     def _kernels(self, segments: Sequence[Segment]) -> Tensor:
         """Depthwise kernels of a chunk, ``[channels, 1, k, k]``."""
-        return joined([self.call.kernels(s.candidate.depthwise)[s.channels] for s in segments])
+        return joined([rows_of(self.call.kernels(s.candidate.depthwise), s.channels) for s in segments])
 
     def _expansion(self, segments: Sequence[Segment]) -> Tensor:
         """Kernels of a chunk's expansion, ``[channels, C]``."""
-        return joined([self.call.kernels(s.candidate.unit("expand")).flatten(1)[s.channels] for s in segments])
+        return joined([rows_of(self.call.kernels(s.candidate.unit("expand")).flatten(1), s.channels) for s in segments])
 
     def _affine(self, part: Part, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """Scale and shift of a chunk's normalisation, ``[channels]`` each."""
-        scale = joined([self.call.scale(s.candidate.unit(part))[s.channels] for s in segments])
-        shift = joined([self.call.shift(s.candidate.unit(part))[s.channels] for s in segments])
+        scale = joined([rows_of(self.call.scale(s.candidate.unit(part)), s.channels) for s in segments])
+        shift = joined([rows_of(self.call.shift(s.candidate.unit(part)), s.channels) for s in segments])
         return scale, shift
 
     def _statistics(self, part: Part, chunk: int, matrix: Tensor, updates: RunningUpdates | None) -> Statistics:
@@ -199,8 +202,7 @@ class GroupPass:
         norms = [s.candidate.unit(part).norm for s in segments]
         by_batch = part == "expand" or group.by_batch
         if updates is None:
-            mean, variance = tape["mean", part, self.number, chunk], tape["variance", part, self.number, chunk]
-            return Statistics(mean, variance, by_batch, norms[0].eps)
+            return kept_statistics(tape, by_batch, norms[0].eps, part, self.number, chunk)
         if by_batch:
             mean, variance = batch_moments(matrix)
             for norm, segment in zip(norms, segments, strict=True):
@@ -210,9 +212,9 @@ class GroupPass:
             running = [(running_statistics(n), s.channels) for n, s in zip(norms, segments, strict=True)]
             mean = torch.cat([one[channels] for (one, _), channels in running])
             variance = torch.cat([one[channels] for (_, one), channels in running])
-        tape.put(mean, "mean", part, self.number, chunk)
-        tape.put(variance, "variance", part, self.number, chunk)
-        return Statistics(mean, variance, by_batch, norms[0].eps)
+        statistics = Statistics.of(mean, variance, by_batch, norms[0].eps)
+        put_statistics(tape, statistics, part, self.number, chunk)
+        return statistics
 
     def _chunk_backward(
         self, chunk: int, hidden: _Hidden, by_projection: dict[int, Tensor], gradients: Gradients
@@ -228,12 +230,10 @@ class GroupPass:
                 activated = hidden.activated[:, segment.columns]
                 multiply_into(room.flatten(1)[:, segment.channels], by_matrix.t(), activated)
         mask_(grad, hidden.activated)
-        scale, _ = self._affine("depthwise", segments)
         by_convolved, by_scale, by_shift = normalize_gradient(
-            grad, hidden.convolved, hidden.statistics, scale, of_input=True
+            grad, hidden.convolved, hidden.statistics, hidden.scale, of_input=True
         )
-        maps, source = call.shape_out.images(by_convolved), call.shape.images(hidden.expanded)
-        kernels = self._kernels(segments)
+        maps, source, kernels = call.shape_out.images(by_convolved), call.shape.images(hidden.expanded), hidden.kernels
         if gradients.of_parameters:
             by_kernels = depthwise.weight_gradient(maps, source, kernels, conv.stride[0], conv.dilation[0])
             for s in segments:
@@ -252,7 +252,7 @@ class GroupPass:
             self._direct_backward(segments, hidden, by_expanded, gradients)
             return
         rows = group.rows(chunk)
-        inner = _inner(hidden.statistics, scale, by_scale, by_shift)
+        inner = _inner(hidden.statistics, hidden.scale, by_scale, by_shift)
         gradients.expansions[group.expansion].add(rows, by_expanded, inner)
         if gradients.of_input:
             add_product(gradients.input, by_expanded, call.folded[group.expansion].folded[rows])

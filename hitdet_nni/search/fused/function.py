@@ -16,7 +16,15 @@ from hitdet_nni.search.fused.dense_candidate import DensePass
 from hitdet_nni.search.fused.depthwise_group import GroupPass, make_room
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, add_product, expansion_statistics, fold
 from hitdet_nni.search.fused.layout import MapShape, channels_last, matrix_of
-from hitdet_nni.search.fused.plan import DenseCandidate, Plan, make_plan, normalization_modes, read_candidates, units
+from hitdet_nni.search.fused.plan import (
+    DenseCandidate,
+    DepthwiseCandidate,
+    Plan,
+    make_plan,
+    normalization_modes,
+    read_candidates,
+    units,
+)
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
 
 PLANS = 64
@@ -51,6 +59,7 @@ class FusedMixture:
         last = first.unit if isinstance(first, DenseCandidate) else first.project
         self.out_channels = last.channels
         self.stride: int = (last if isinstance(first, DenseCandidate) else first.depthwise).conv.stride[0]
+        self.has_residual = any(isinstance(one, DepthwiseCandidate) and one.residual for one in self.candidates)
         self._plans: dict[tuple[object, ...], Plan] = {}
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -101,16 +110,16 @@ class _WeightedSum(torch.autograd.Function):
             call, moments, updates = _start(mixture, plan, kept, shape, compute, x, weights, parameters)
             exact = statistics_type(compute)
             total = torch.zeros(call.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device)
-            output = Output(total, total.new_zeros(mixture.out_channels))
+            output = Output(total)
             for number, group in enumerate(plan.groups):
                 GroupPass(group, number, call).forward(output, updates)
             for candidate in plan.dense:
                 DensePass(candidate, call).forward(output, updates)
             updates.apply()
-            output.total += output.constant
+            output.add_constant(call)
             kind = compute
-            if output.residual is not None:
-                output.total.addcmul_(matrix_of(channels_last(x)), output.residual)
+            if mixture.has_residual:
+                output.total.addcmul_(matrix_of(channels_last(x)), call.weights @ plan.residual.to(exact))
                 kind = torch.promote_types(compute, x.dtype)
             if any(ctx.needs_input_grad):
                 _save(ctx, mixture, call, moments, x, weights)
@@ -146,11 +155,11 @@ def _start(
             tape.put(mean, "running mean", number)
         source = inputs if moments is None or mean is not None else moments.centred
         folded.append(fold(expansion, parameters, source, inverse, mean))
-    scalars = weights.detach().to(statistics_type(compute)).unbind()
+    given = weights.detach().to(statistics_type(compute))
     shape_out = shape.strided(mixture.stride)
     size = (len(mixture.candidates), shape_out.pixels, mixture.out_channels)
     room = inputs.new_empty(size) if kept.projections else None
-    return Call(plan, kept, parameters, scalars, inputs, shape, shape_out, folded, tape, room), moments, updates
+    return Call(plan, kept, parameters, given, inputs, shape, shape_out, folded, tape, room), moments, updates
 
 
 def _save(ctx: Any, mixture: FusedMixture, call: Call, moments: Moments | None, x: Tensor, weights: Tensor) -> None:
@@ -180,28 +189,22 @@ def _restart(ctx: Any) -> tuple[Call, Moments | None, Tensor]:
         running = tape.get("running mean", number)
         source = inputs if moments is None or running is not None else moments.centred
         folded.append(fold(expansion, parameters, source, tape["inverse deviation", number], running))
-    scalars = weights.detach().to(statistics_type(ctx.compute)).unbind()
+    given = weights.detach().to(statistics_type(ctx.compute))
     shape_out = ctx.shape.strided(mixture.stride)
     kept: Kept = mixture.kept
-    return Call(ctx.plan, kept, parameters, scalars, inputs, ctx.shape, shape_out, folded, tape), moments, x
+    return Call(ctx.plan, kept, parameters, given, inputs, ctx.shape, shape_out, folded, tape), moments, x
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     call, moments, x = _restart(ctx)
     _, _, of_input, of_weights, *of_parameters = ctx.needs_input_grad
     output = matrix_of(channels_last(grad))
-    residual = [
-        call.weights[candidate.index]
-        for group in call.plan.groups
-        for candidate in group.candidates
-        if candidate.residual
-    ]
     exact = statistics_type(call.compute)  # many products are added to it, each as large as their sum
-    by_input = torch.zeros_like(call.inputs, dtype=exact)
     products = None
-    if residual:
+    by_input = torch.zeros_like(call.inputs, dtype=exact)
+    if ctx.mixture.has_residual:
         if of_input:
-            by_input = (output * torch.stack(residual).sum()).to(exact)
+            by_input = (output * (call.weights @ call.plan.residual.to(exact))).to(exact)
         products = (output * matrix_of(channels_last(x))).sum(dtype=exact)
     gradients = Gradients(
         output=output.to(call.compute),
@@ -209,7 +212,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_parameters=any(of_parameters),
         input=by_input,
         input_products=products,
-        weights=[by_input.new_zeros(())] * len(call.weights),
         parameters=[None] * len(of_parameters),
     )
     gradients.expansions = [
@@ -222,12 +224,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         GroupPass(group, number, call).backward(gradients)
     for candidate in call.plan.dense:
         DensePass(candidate, call).backward(gradients)
+    by_weights = gradients.finish_last(call)
     if gradients.of_input or gradients.of_parameters:
         for expansion in gradients.expansions:
             _finish(expansion, gradients, moments)
     by_x = call.shape.images(gradients.input).to(x.dtype) if of_input else None
-    by_weights = torch.stack(gradients.weights) if of_weights else None
-    return None, None, by_x, by_weights, *gradients.parameters
+    return None, None, by_x, by_weights if of_weights else None, *gradients.parameters
 
 
 def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments | None) -> None:

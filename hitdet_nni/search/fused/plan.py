@@ -191,12 +191,16 @@ class Plan:
         groups: The depthwise candidates.
         dense: The dense candidates.
         by_batch: For each convolution, whether its output is normalised by the batch's statistics.
+        last: The last convolution of each candidate, by the candidate's index.
+        residual: One where a candidate adds its input, zero elsewhere, by index.
     """
 
     expansions: tuple[Expansion, ...]
     groups: tuple[Group, ...]
     dense: tuple[DenseCandidate, ...]
     by_batch: Mapping[ConvNorm, bool]
+    last: tuple[ConvNorm, ...]
+    residual: Tensor
 
 
 def read_candidates(modules: Mapping[str, nn.Module]) -> tuple[Candidate, ...]:
@@ -294,7 +298,9 @@ def make_plan(
             first_row += sum(member.depthwise.channels for member in together)
         expansions.append(Expansion(tuple(stacked), by_batch[stacked[0]], stacked[0].norm.eps))
     dense = tuple(candidate for candidate in candidates if isinstance(candidate, DenseCandidate))
-    return Plan(tuple(expansions), tuple(groups), dense, by_batch)
+    last = tuple(one.unit if isinstance(one, DenseCandidate) else one.project for one in candidates)
+    residual = [isinstance(one, DepthwiseCandidate) and one.residual for one in candidates]
+    return Plan(tuple(expansions), tuple(groups), dense, by_batch, last, torch.tensor(residual, device=device))
 
 
 def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:
