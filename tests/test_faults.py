@@ -527,6 +527,22 @@ def test_a_picture_spoiled_within_an_epoch(files, peace, tmp_path, run, monkeypa
     assert results(out) == peace[command]
 
 
+def test_a_picture_spoiled_before_it_is_evaluated(files, peace, run, monkeypatch):
+    picture = sorted((files / "digits" / "val").glob("*.png"))[1]
+    content = picture.read_bytes()
+    weights = next((files / "retrained").glob("*/*.pth"))
+    architecture = files / "retrained" / "architecture.json"
+    command = f"evaluate --config {files / 'config.yml'} --architecture {architecture} --weights {weights}".split()
+    assert run(command)[0] == 0
+    with monkeypatch.context() as patched:
+        Moment(patched, retrain_module, "_runner", lambda: spoil("cut short", picture))
+        status, lines = run(command)
+    picture.write_bytes(content)
+    assert status == 2, lines
+    (line,) = lines
+    assert line.startswith(f"hitdet-nni: {picture}: cannot be decoded: ")
+
+
 def kill_a_loader_process():
     workers = [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
     os.kill(workers[0].pid, signal.SIGKILL)

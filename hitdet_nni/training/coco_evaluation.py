@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hitdet_nni.data.pipeline import DetectionData, dataset_config
+from mmengine.dataset import DefaultSampler
+
+from hitdet_nni.data.memory import kept
+from hitdet_nni.data.pipeline import DetectionData, build_dataset, dataset_config, loader
 from hitdet_nni.engine import distributed
 from hitdet_nni.settings import DataSettings, Settings
 from hitdet_nni.training.coco_metric import STATS, ExactCocoMetric
@@ -58,3 +61,14 @@ def evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]
         "val_cfg": {"type": "ValLoop"},
         "val_evaluator": evaluator,
     }
+
+
+def evaluation_loader(settings: Settings, data: DetectionData) -> Any:
+    """The loader of the validation pictures as we read them: decoded once, and named where one cannot be read.
+
+    Args:
+        settings: Gives the input size, and the ``data`` section with its loader processes settled.
+        data: The pictures.
+    """
+    pictures = kept(build_dataset(data.val, settings.skeleton, training=False), settings.data)
+    return loader(pictures, settings.data, DefaultSampler(pictures, shuffle=False, seed=settings.seed))

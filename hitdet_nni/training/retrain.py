@@ -35,7 +35,7 @@ from hitdet_nni.files import writing
 from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS
-from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, exact
+from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, evaluation_loader, exact
 from hitdet_nni.training.inherit import inherit_weights
 from hitdet_nni.training.resume import STAGE, OnEvaluation
 from hitdet_nni.training.runner_config import learning_rate, resumable_config, training_config
@@ -231,7 +231,8 @@ def evaluate(architecture: Architecture, weights: Path, settings: Settings, data
     load_weights(detector, weights)
     settings = settings.model_copy(update={"data": settle_loading(settings.data, settings.skeleton, data.val)})
     with muted(), TemporaryDirectory() as work_dir:
-        return coco_metrics(_runner(detector, Path(work_dir), exact(evaluation_config(settings, data))).val())
+        config = {**exact(evaluation_config(settings, data)), "val_dataloader": evaluation_loader(settings, data)}
+        return coco_metrics(_runner(detector, Path(work_dir), config).val())
 
 
 def _with_skeleton(settings: Settings, architecture: Architecture) -> Settings:

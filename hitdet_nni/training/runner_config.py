@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.dataset import DefaultSampler
-
 from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.pipeline import DetectionData, build_dataset, dataset_config, loader
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
@@ -13,7 +11,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.settings import RetrainSettings, Settings, describe_lr, scaled_lr
-from hitdet_nni.training.coco_evaluation import evaluation_config, exact, loader_config
+from hitdet_nni.training.coco_evaluation import evaluation_config, evaluation_loader, exact, loader_config
 from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.step import RetrainStep
 
@@ -88,13 +86,12 @@ def resumable_config(
     train = kept(build_dataset(data.train, settings.skeleton, training=True, flip=settings.data.flip), settings.data)
     steps = steps_an_epoch(len(train), settings.data.batch_size, processes)
     order = ResumableSampler(len(train), settings.data.batch_size, steps, settings.seed, rank=rank, processes=processes)
-    val = kept(build_dataset(data.val, settings.skeleton, training=False), settings.data)
     optimizer = {**plain["optim_wrapper"]["optimizer"], "lr": learning_rate(settings)[0], "foreach": True}
     return {
         **plain,
         # Loaders rather than configs: ours draw no number from the training's random number generator.
         "train_dataloader": loader(SeededPictures(train), settings.data, order),
-        "val_dataloader": loader(val, settings.data, DefaultSampler(val, shuffle=False, seed=settings.seed)),
+        "val_dataloader": evaluation_loader(settings, data),
         "train_cfg": {
             **plain["train_cfg"],
             "type": ResumableTrainLoop,
