@@ -40,6 +40,7 @@ def plot_random_study(
     cost.set(xlabel="GFLOPs", ylabel="mAP after retraining")
     cost.legend(frameon=False)
     _scatter(score, trained, [supernet_losses[one.name] for one in trained])
+    cost.locator_params(axis="x", nbins=5)
     score.set_xlabel("loss with the supernet's weights")
     if summary.kendall is not None:
         score.set_title(f"Kendall's tau {summary.kendall:+.2f}, Spearman's rho {summary.spearman:+.2f}", fontsize=10)
