@@ -212,6 +212,7 @@ def test_random_from_the_command_line(searched, tmp_path, capsys):
             assert load_settings(run / "config.yml").seed == seed
         found.append(trained(name, row["mAP_1"], row["mAP_2"]))
     assert written["summary"] == vars(Summary.of(found, {row["architecture"]: row["supernet_loss"] for row in rows}))
+    assert json.loads((out / "metadata.json").read_text())["seconds"]["study"] > 0
     # Done already: the same figures, and nothing is trained.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.pth")}
     assert study("random", searched, out, "--resume") == 0

@@ -43,7 +43,8 @@ def study_command(options: Namespace) -> None:
     for name in ("architectures", "seeds", "jobs", "repeats"):
         if getattr(options, name, 1) < 1:
             raise InputError(f"got {getattr(options, name)}", source=f"--{name}", allowed="a positive number")
-    KINDS[options.kind](options)
+    with RunDirectory(options.out).timed("study"):
+        KINDS[options.kind](options)
 
 
 def _random(options: Namespace) -> None:
