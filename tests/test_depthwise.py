@@ -116,6 +116,7 @@ def test_convolution_theorem_on_tiles_of_any_side(side, kernel_size):
 @pytest.mark.parametrize("piece_bytes", [1, 2**30])
 def test_convolution_theorem_in_pieces(piece_bytes, monkeypatch):
     monkeypatch.setattr(spectral, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(spectral, "BLOCK_BYTES", piece_bytes)
     monkeypatch.setattr(spectral, "PIECE_ROWS", 7)
     x, weight, grad = draw((2, 3, 7, 7), (5, 3, 5, 5), 1)
     convolution = spectral.SpectralConvolution(spectral.Tiling(7, 7, 1, 1, 0), weight)

@@ -24,7 +24,7 @@ from torch import Tensor
 WHOLE_MAP = 8
 """Largest side of a map that is transformed as a whole; larger ones are cut into tiles."""
 
-TILES = (4, 6, 8)
+TILES = (4, 5, 6, 7, 8)
 """Sides of tiles to choose from, in outputs."""
 
 MAP_COST, KERNEL_COST = 2, 3
@@ -36,8 +36,11 @@ GAIN = 1.2
 PIECE_BYTES = 2 * 2**20
 """Size of the largest of the arrays that one piece of the frequencies fills."""
 
-PIECE_ROWS = 16
+PIECE_ROWS = 32
 """Frequencies that are computed together at least; products of fewer rows are slow."""
+
+BLOCK_BYTES = 2**20
+"""Size of the part of the maps or kernels that one product of their transform reads: it is to stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,11 @@ class SpectralConvolution:
         """Map ``[N, C_in, H, W]`` to ``[N, C_out, H, W]``, both channels-last."""
         inputs = self._cut(x, self.tiling.reach)
         tiles = inputs.shape[1] // self.in_channels
-        outputs = inputs.new_zeros(self.recombine.shape[1], tiles * self.out_channels)
+        outputs = inputs.new_empty(self.recombine.shape[1], tiles * self.out_channels)
         pieces = _Pieces(self, tiles)
         for rows in pieces:
             products = torch.bmm(pieces.inputs(rows, inputs), pieces.kernels(rows), out=pieces.room_outputs[rows.room])
-            outputs.addmm_(self.recombine[rows.all].t(), products.flatten(1))
+            _accumulate(outputs, self.recombine, products, rows)
         return self._join(outputs, x.shape, self.out_channels)
 
     def gradients(self, grad: Tensor, x: Tensor, *, of_input: bool, of_weight: bool) -> tuple[Tensor | None, ...]:
@@ -172,19 +175,19 @@ class SpectralConvolution:
         by_outputs = self._cut(grad, 0)
         tiles = by_outputs.shape[1] // self.out_channels
         inputs = self._cut(x, self.tiling.reach) if of_weight else None
-        by_inputs = x.new_zeros(self.analyse.shape[1], tiles * self.in_channels) if of_input else None
-        by_kernels = torch.zeros_like(self.kernels) if of_weight else None
+        by_inputs = x.new_empty(self.analyse.shape[1], tiles * self.in_channels) if of_input else None
+        by_kernels = torch.empty_like(self.kernels) if of_weight else None
         pieces = _Pieces(self, tiles)
         for rows in pieces:
             by_products = pieces.outputs(rows, by_outputs)
             if by_kernels is not None and inputs is not None:
                 room = pieces.room_kernels[rows.room]
                 torch.bmm(pieces.inputs(rows, inputs).transpose(1, 2), by_products, out=room)
-                by_kernels.addmm_(self.transform[rows.all].t(), room.flatten(1))
+                _accumulate(by_kernels, self.transform, room, rows)
             if by_inputs is not None:
                 room = pieces.room_inputs[rows.room]
                 torch.bmm(by_products, pieces.kernels(rows).transpose(1, 2), out=room)
-                by_inputs.addmm_(self.analyse[rows.all].t(), room.flatten(1))
+                _accumulate(by_inputs, self.analyse, room, rows)
         by_x = None if by_inputs is None else self._overlap(by_inputs, x.shape)
         if by_kernels is not None:
             by_kernels = by_kernels.view(self.kernel_size, self.kernel_size, self.in_channels, self.out_channels)
@@ -270,5 +273,13 @@ class _Pieces:
 
 
 def _product(matrix: Tensor, vectors: Tensor, room: Tensor) -> Tensor:
-    torch.mm(matrix, vectors, out=room.flatten(1))
+    out, columns = room.flatten(1), vectors.shape[1]
+    block = max(BLOCK_BYTES // (len(vectors) * vectors.element_size()), 1)
+    for start in range(0, columns, block):
+        torch.mm(matrix, vectors[:, start : start + block], out=out[:, start : start + block])
     return room
+
+
+def _accumulate(total: Tensor, matrix: Tensor, products: Tensor, rows: _Rows) -> None:
+    """Add the part of some frequencies to a sum over all; the first makes the sum."""
+    torch.addmm(total, matrix[rows.all].t(), products.flatten(1), beta=0 if rows.all.start == 0 else 1, out=total)
