@@ -149,7 +149,7 @@ class SpectralConvolution:
     def __init__(self, tiling: Tiling, weight: Tensor) -> None:
         self.tiling = tiling
         self.out_channels, self.in_channels, self.kernel_size, _ = weight.shape
-        self.kernels = weight.permute(2, 3, 1, 0).reshape(self.kernel_size**2, -1)
+        self.kernels = weight.permute(2, 3, 0, 1).reshape(self.kernel_size**2, -1)  # rows of C_in stay together
         self.analyse, self.transform, self.recombine = _matrices(tiling, self.kernel_size, weight.dtype)
 
     def convolve(self, x: Tensor) -> Tensor:
@@ -159,7 +159,8 @@ class SpectralConvolution:
         outputs = inputs.new_empty(self.recombine.shape[1], tiles * self.out_channels)
         pieces = _Pieces(self, tiles)
         for rows in pieces:
-            products = torch.bmm(pieces.inputs(rows, inputs), pieces.kernels(rows), out=pieces.room_outputs[rows.room])
+            products = pieces.room_outputs[rows.room]
+            torch.bmm(pieces.inputs(rows, inputs), pieces.kernels(rows).transpose(1, 2), out=products)
             _accumulate(outputs, self.recombine, products, rows)
         return self._join(outputs, x.shape, self.out_channels)
 
@@ -182,16 +183,16 @@ class SpectralConvolution:
             by_products = pieces.outputs(rows, by_outputs)
             if by_kernels is not None and inputs is not None:
                 room = pieces.room_kernels[rows.room]
-                torch.bmm(pieces.inputs(rows, inputs).transpose(1, 2), by_products, out=room)
+                torch.bmm(by_products.transpose(1, 2), pieces.inputs(rows, inputs), out=room)
                 _accumulate(by_kernels, self.transform, room, rows)
             if by_inputs is not None:
                 room = pieces.room_inputs[rows.room]
-                torch.bmm(by_products, pieces.kernels(rows).transpose(1, 2), out=room)
+                torch.bmm(by_products, pieces.kernels(rows), out=room)
                 _accumulate(by_inputs, self.analyse, room, rows)
         by_x = None if by_inputs is None else self._overlap(by_inputs, x.shape)
         if by_kernels is not None:
-            by_kernels = by_kernels.view(self.kernel_size, self.kernel_size, self.in_channels, self.out_channels)
-            by_kernels = by_kernels.permute(3, 2, 0, 1)
+            by_kernels = by_kernels.view(self.kernel_size, self.kernel_size, self.out_channels, self.in_channels)
+            by_kernels = by_kernels.permute(2, 3, 0, 1)
         return by_x, by_kernels
 
     def _cut(self, x: Tensor, reach: int) -> Tensor:
@@ -251,7 +252,7 @@ class _Pieces:
         self.size = min(max(PIECE_ROWS, PIECE_BYTES // largest), len(convolution.analyse))
         self.room_inputs = like.new_empty(self.size, tiles, into)
         self.room_outputs = like.new_empty(self.size, tiles, out)
-        self.room_kernels = like.new_empty(self.size, into, out)
+        self.room_kernels = like.new_empty(self.size, out, into)
 
     def __iter__(self) -> Iterator[_Rows]:
         total = len(self.convolution.analyse)
@@ -268,7 +269,7 @@ class _Pieces:
         return _product(self.convolution.recombine[rows.all], tiles, self.room_outputs[rows.room])
 
     def kernels(self, rows: _Rows) -> Tensor:
-        """The same of the kernels, ``[rows, C_in, C_out]``."""
+        """The same of the kernels, ``[rows, C_out, C_in]``."""
         return _product(self.convolution.transform[rows.all], self.convolution.kernels, self.room_kernels[rows.room])
 
 
