@@ -43,19 +43,19 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PerComponent(Section):
-    """One number a component."""
+    """Operators that screening leaves a component (section 3.3)."""
 
-    backbone: PositiveInt = 8
-    neck: PositiveInt = 8
-    head: PositiveInt = 8
+    backbone: PositiveInt = Field(8, description="N_b")
+    neck: PositiveInt = Field(8, description="N_n")
+    head: PositiveInt = Field(8, description="N_h")
 
 
 class FixedOperators(Section):
     """The operator at which a component stands while another one is screened."""
 
-    backbone: str = "ir_k3_d1_e3"
-    neck: str = "sep_k3_d1"
-    head: str = "ir_k3_d1_e3"
+    backbone: str = Field("ir_k3_d1_e3", description="operator of every searched block of the backbone")
+    neck: str = Field("sep_k3_d1", description="operator of every layer of the neck")
+    head: str = Field("ir_k3_d1_e3", description="operator of every block of the head")
 
     @model_validator(mode="after")
     def _known(self) -> FixedOperators:

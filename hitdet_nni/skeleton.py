@@ -110,8 +110,8 @@ class Tail(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: PositiveInt = 1024
-    out_channels: PositiveInt = 2048
+    width: PositiveInt = Field(1024, description="channels of the inverted residual")
+    out_channels: PositiveInt = Field(2048, description="channels of the 1x1 convolution, the backbone's last level")
 
 
 class Skeleton(BaseModel):
