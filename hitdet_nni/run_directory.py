@@ -88,6 +88,11 @@ class RunDirectory:
         return self.path / "metrics.json"
 
     @property
+    def baseline(self) -> Path:
+        """Name and config of the baseline that was trained, where it was one."""
+        return self.path / "baseline.json"
+
+    @property
     def supernet(self) -> Path:
         """Weights of the supernet at the end of the search."""
         return self.path / "search" / "supernet.pth"

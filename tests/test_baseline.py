@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from hitdet_nni import cli
+from hitdet_nni.commands import baseline as commands_baseline
 from hitdet_nni.cost_tables.measured import add_measured, load_measured
+from hitdet_nni.cost_tables.mmdet_config import profile_config
 from hitdet_nni.cost_tables.tables import Comparison, Row
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.errors import InputError
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import load_settings
 from hitdet_nni.training import baseline
@@ -63,6 +66,12 @@ def test_training_by_command_resumes_and_refuses(little, tmp_path, capsys):
     assert cli.main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result["metrics"]) == set(result["metrics_before_training"])
+    total = profile_config(str(little), (64, 64)).costs["total"]  # for 80 classes; the data have 10
+    fewer = 9 * 70 * (9 * 16 + 1)
+    assert result["params_m"] == pytest.approx((total.params - fewer) / 1e6)
+    places = sum(side**2 for side in (8, 4, 2, 1, 1))
+    assert result["gflops"] == pytest.approx((total.flops - 9 * 70 * 9 * 16 * places) / 1e9)
+    assert (result["shape"], result["proposals"]) == ([64, 64], 0)
     state = torch.load(tmp_path / "run" / result["weights"], weights_only=True)["state_dict"]
     assert state["bbox_head.retina_cls.weight"].shape[0] == 9 * 10  # the data's classes
     assert not (tmp_path / "run" / "checkpoints" / "retrain").exists()
@@ -73,6 +82,40 @@ def test_training_by_command_resumes_and_refuses(little, tmp_path, capsys):
     assert "another config" in capsys.readouterr().err
     assert cli.main(["train-baseline", "mask_rcnn_r50", "--config", "tiny", "--out", str(tmp_path / "masks")]) == 2
     assert not (tmp_path / "masks").exists()
+
+
+def test_a_baseline_has_a_page_and_a_place_beside_found_detectors(tmp_path, tiny_settings):
+    runs, (rows, columns) = [], tiny_settings.skeleton.input_size
+    for name, gflops in (("counted", 0.5), ("uncounted", None)):
+        run = RunDirectory(tmp_path / name)
+        run.open(tiny_settings)
+        run.baseline.write_text(json.dumps({"baseline": "fpn_detnas", "config": ""}))
+        cost = {"params_m": None if gflops is None else 3.25, "gflops": gflops, "proposals": 100, "shape": [64, 96]}
+        run.metrics.write_text(json.dumps({"baseline": "fpn_detnas", "metrics": {"mAP": 0.125}, **cost}))
+        runs.append(run.path)
+        assert cli.main(["report", str(run.path)]) == 0
+        page = (run.path / "report.html").read_text()
+        assert "A baseline, trained and evaluated." in page
+        assert f"fpn_detnas, input {rows} × {columns}" in page
+        assert ("GFLOPs (multiply-adds) at 64 × 96, 100 RoIs" in page) == (gflops is not None)
+        assert "λ" not in page.partition("<h2")[0]
+    assert cli.main(["compare", *map(str, runs), "--out", str(tmp_path / "both.html")]) == 0
+    both = (tmp_path / "both.html").read_text()
+    assert "by ascending cost: counted." in both
+    assert both.count("<td>baseline</td>") == 2
+
+
+def test_what_cannot_be_counted_trains_without_a_cost(little, tmp_path, capsys, monkeypatch):
+    def refuse(*arguments):
+        raise InputError("has no formula", source="little.py")
+
+    monkeypatch.setattr(commands_baseline, "baseline_cost", refuse)
+    overrides = [part for key, value in OVERRIDES.items() for part in ("--set", f"{key}={value}")]
+    out = tmp_path / "run"
+    assert cli.main(["train-baseline", str(little), "--config", "tiny", *overrides, "--out", str(out)]) == 0
+    assert "its cost is not counted: little.py: has no formula" in capsys.readouterr().out
+    result = json.loads((out / "metrics.json").read_text())
+    assert (result["params_m"], result["gflops"], result["shape"]) == (None, None, [64, 64])
 
 
 def test_a_run_supplies_accuracies_for_its_baseline(tmp_path, tiny_settings):

@@ -358,6 +358,8 @@ def test_pages_and_tables_of_a_run(examples, tmp_path):
     changes = [st.tuples(st.just(file), changed_bytes(whole[file])) for file in whole]
     changes += [st.tuples(st.just(file), changed_trees(json.loads(whole[file])).map(as_json)) for file in trees]
     changes += [st.tuples(st.just(file), changed_cells(whole[file])) for file in tables[:3]]
+    whole[run.baseline] = None  # as in a run of a baseline
+    changes.append(st.tuples(st.just(run.baseline), changed_trees({"baseline": "fpn", "config": ""}).map(as_json)))
 
     def check(change):
         file, content = change
@@ -367,7 +369,7 @@ def test_pages_and_tables_of_a_run(examples, tmp_path):
             assert command(*options, "--out", page) == page.exists()
         one_line(load_measured, run.path)
         one_line(write_scalars, run.path, tmp_path / "events")
-        file.write_bytes(whole[file])
+        file.unlink() if whole[file] is None else file.write_bytes(whole[file])
 
     fuzz(examples, st.one_of(changes), check)
 

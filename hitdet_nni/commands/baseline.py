@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from typing import Any
 
 from hitdet_nni.commands.console import say, settings_of
 from hitdet_nni.cost_tables.mmdet_config import load_config
@@ -13,16 +14,23 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_json, write_json
 from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.training.baseline import model_config, train_baseline
+from hitdet_nni.search.layer_cost import Size
+from hitdet_nni.training.baseline import baseline_cost, model_config, train_baseline
 from hitdet_nni.training.retrain import check_start
 
 
 def train_baseline_command(options: Namespace) -> None:
-    """``train-baseline``: train, evaluate, write ``metrics.json``."""
+    """``train-baseline``: train, evaluate, write ``metrics.json``.
+
+    Raises:
+        InputError: If the config cannot be trained, or the run directory cannot be taken.
+        NonFiniteLossError: If the training diverges.
+    """
     settings = settings_of(options)
     check_start(settings, None)
     pictures = open_data(settings.data, settings.seed)
     model_config(options.baseline, len(pictures.classes), new_weights=True)
+    cost = _cost(options, len(pictures.classes), settings.skeleton.input_size)
     run = RunDirectory(options.out)
     run.open(settings, force=options.force, resume=options.resume)
     _keep_config(run, options.baseline)
@@ -47,6 +55,7 @@ def train_baseline_command(options: Namespace) -> None:
             result = {
                 "baseline": options.baseline,
                 "mAP": trained.metrics["mAP"],
+                **cost,
                 "metrics": trained.metrics,
                 "metrics_before_training": trained.before,
                 "weights": str(trained.weights.relative_to(run.path)),
@@ -57,13 +66,25 @@ def train_baseline_command(options: Namespace) -> None:
     say(json.dumps(read_json(run.metrics), indent=2) if options.json else str(run.metrics))
 
 
+def _cost(options: Namespace, num_classes: int, shape: Size) -> dict[str, Any]:
+    """What ``metrics.json`` says of the cost; without figures, and with a line, where it cannot be counted."""
+    try:
+        total, proposals = baseline_cost(options.baseline, num_classes, shape)
+    except InputError as error:
+        if not options.json:
+            say(f"its cost is not counted: {error}")
+        return {"params_m": None, "gflops": None, "proposals": None, "shape": list(shape)}
+    millions, billions = total.params / 1e6, total.flops / 1e9
+    return {"params_m": millions, "gflops": billions, "proposals": proposals, "shape": list(shape)}
+
+
 def _keep_config(run: RunDirectory, name: str) -> None:
     """Write ``baseline.json``: the name, and the config with all that it is based on; it must be that of a resumed run.
 
     Raises:
         InputError: If the run is of another config.
     """
-    file = run.path / "baseline.json"
+    file = run.baseline
     content = {"baseline": name, "config": load_config(name).pretty_text}
     if distributed.is_main():
         if file.exists() and read_json(file) != content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -84,8 +85,14 @@ class Profile:
 def _model(name: str) -> tuple[Any, int]:
     """A config's detector on the meta device, and how many RoIs its head sees in testing."""
     model = load_config(name).model
+    return build_on_meta(model, name), tested_proposals(model)
+
+
+def tested_proposals(model: Mapping[str, Any]) -> int:
+    """How many RoIs the head of an mmdet model sees in testing; 0 of a one-stage detector."""
     rpn = model.get("test_cfg", {}).get("rpn") or {}
-    return build_on_meta(model, name), rpn.get("max_per_img", 0) if "roi_head" in model else 0
+    proposals: int = rpn.get("max_per_img", 0) if "roi_head" in model else 0
+    return proposals
 
 
 def profile_config(

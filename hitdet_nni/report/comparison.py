@@ -34,12 +34,12 @@ class Compared:
         state: How far it has come.
         precisions: Those of ``COLUMNS``, percent, as text.
         accuracy: mAP in percent, if it was retrained.
-        params_m: Parameters in millions, if it has an architecture.
+        params_m: Parameters in millions, if it has an architecture or is a baseline that could be counted.
         gflops: Multiply-adds in 10^9, likewise.
         input_size: Rows and columns of the input that they are for.
         seconds: Wall time of all stages, if it is known.
         seed: The seed.
-        goal: Budget or lambda.
+        goal: Budget or lambda, or that it is a baseline.
         on_front: Whether no other run beats it.
     """
 
@@ -85,20 +85,16 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         runs: At least one run, in any state.
     """
     names = unique_names([run.path for run in runs])
-    measured = [
-        (index, run) for index, run in enumerate(runs) if run.result is not None and run.architecture is not None
-    ]
     sizes = [size_of(run) for run in runs]
-    points = [
-        (size.gflops, 100 * run.result.metrics["mAP"])
-        for index, run in measured
-        if (size := sizes[index]) is not None and run.result is not None
-    ]
-    front = [measured[place][0] for place in pareto_front(points)]
+    points = {
+        index: (size.gflops, 100 * run.result.metrics["mAP"])
+        for index, (run, size) in enumerate(zip(runs, sizes, strict=True))
+        if size is not None and run.result is not None
+    }
+    front = [list(points)[place] for place in pareto_front(list(points.values()))]
     compared = []
     for index, (run, name, size) in enumerate(zip(runs, names, sizes, strict=True)):
         metrics = {} if run.result is None else run.result.metrics
-        symbol, value, unit = goal_of(run.settings)
         compared.append(
             Compared(
                 name=name,
@@ -110,7 +106,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
                 input_size="" if size is None else size.input_size,
                 seconds=sum(run.metadata.seconds.values()) if run.metadata.seconds else None,
                 seed=run.settings.seed,
-                goal=f"{symbol} {value}" if symbol == "λ" else f"{value} {unit}",
+                goal=_goal(run),
                 on_front=index in front,
             )
         )
@@ -120,6 +116,13 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         front=tuple(names[index] for index in front),
         input_sizes=tuple(sorted({size.input_size for size in sizes if size is not None})),
     )
+
+
+def _goal(run: Run) -> str:
+    if run.baseline is not None:
+        return "baseline"
+    symbol, value, unit = goal_of(run.settings)
+    return f"{symbol} {value}" if symbol == "λ" else f"{value} {unit}"
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -98,6 +98,8 @@ def _detections(run: Run, pictures: int) -> dict[str, Any]:
     """What the detector finds, or why that is not shown."""
     if not pictures:
         return {"pictures": (), "why_none": "No pictures were asked for."}
+    if run.baseline is not None:
+        return {"pictures": (), "why_none": "Detections of a baseline are not drawn."}
     if run.architecture is None or run.weights is None:
         return {"pictures": (), "why_none": "The weights of a retrained detector are not there."}
     # It imports mmdet, which pages of runs without weights need not wait for.

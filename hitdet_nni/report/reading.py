@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.engine.weights_file import WEIGHTS_FILE
@@ -39,15 +39,24 @@ class Metadata(BaseModel):
 
 
 class Result(BaseModel):
-    """``metrics.json``: what a retraining ended with."""
+    """``metrics.json``: what a retraining ended with; of some baselines the cost cannot be counted."""
 
     model_config = ConfigDict(frozen=True)
 
-    params_m: NonNegativeFloat
-    gflops: NonNegativeFloat
-    shape: tuple[int, int]
+    params_m: NonNegativeFloat | None = None
+    gflops: NonNegativeFloat | None = None
+    proposals: NonNegativeInt | None = None
+    shape: tuple[int, int] | None = None
     metrics: dict[str, FiniteFloat]
     metrics_before_training: dict[str, FiniteFloat] = {}
+
+
+class Baseline(BaseModel):
+    """``baseline.json``: which mmdet config was trained."""
+
+    model_config = ConfigDict(frozen=True)
+
+    baseline: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Run:
         metrics: What was measured after each epoch of the search.
         alphas: The architecture parameters after each epoch of the search.
         architecture: The decided architecture.
+        baseline: Name of the baseline that the run trains, if it is one.
         training: The curves of the retraining.
         result: What the retraining ended with.
         weights: File of the trained weights, if it is there.
@@ -78,6 +88,7 @@ class Run:
     metrics: tuple[EpochMetrics, ...]
     alphas: AlphaHistory
     architecture: Architecture | None
+    baseline: str | None
     training: TrainingLog
     result: Result | None
     weights: Path | None
@@ -117,6 +128,9 @@ def read_run(path: Path) -> Run:
         metrics=read_metrics(found.search_metrics) if found.search_metrics.is_file() else (),
         alphas=read_alphas(found.alphas) if found.alphas.is_file() else {},
         architecture=load_architecture(found.architecture) if found.architecture.is_file() else None,
+        baseline=_validated(Baseline, found.baseline, read_json(found.baseline)).baseline
+        if found.baseline.is_file()
+        else None,
         training=read_training_log(found.retrain),
         result=result,
         weights=weights if weights.is_file() else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
-from hitdet_nni.report.reading import Run
+from hitdet_nni.report.reading import Result, Run
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS
@@ -32,7 +32,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Size:
-    """What a decided architecture costs, by multiply-adds at its own input size.
+    """What a decided architecture, or a baseline, costs, by multiply-adds at its own input size.
 
     Attributes:
         params_m: Parameters, in millions.
@@ -48,22 +48,30 @@ class Size:
 
 
 def size_of(run: Run) -> Size | None:
-    """The cost of a run's architecture; ``None`` where there is none yet."""
+    """The cost of a run's architecture or of its trained baseline; ``None`` where neither is there or counted."""
     if run.architecture is None:
-        return None
+        return _size_of_result(run.result)
     model = CostModel(run.architecture.skeleton, run.architecture.num_classes)
     total = model.architecture(run.architecture.sample)["total"]
     return Size(total.params / 1e6, total.flops / 1e9, f"{model.shape[0]} × {model.shape[1]}", model.proposals)
 
 
+def _size_of_result(result: Result | None) -> Size | None:
+    if result is None or result.params_m is None or result.gflops is None or result.shape is None:
+        return None
+    rows, columns = result.shape
+    return Size(result.params_m, result.gflops, f"{rows} × {columns}", result.proposals or 0)
+
+
 def state_of(run: Run) -> str:
     """How far a run has come, in a sentence."""
     if run.result is not None:
-        return "Retrained and evaluated."
+        return "Retrained and evaluated." if run.baseline is None else "A baseline, trained and evaluated."
     evaluated = run.training.evaluations[-1][0] if run.training.evaluations else 0
     if run.training.losses or run.training.evaluations:
         seen = int(max([evaluated, *(place for place, _ in run.training.losses[-1:])]))
-        return f"Retraining unfinished after {seen} of {run.settings.retrain.epochs} epochs: going on, or interrupted."
+        what = "Retraining" if run.baseline is None else "Training of a baseline"
+        return f"{what} unfinished after {seen} of {run.settings.retrain.epochs} epochs: going on, or interrupted."
     if run.architecture is not None:
         how = "Searched" if run.alphas else "Holds an architecture"
         return f"{how}; not retrained."
@@ -97,8 +105,9 @@ def figures(run: Run) -> list[Figure]:
         found.append(Figure("Parameters", number(size.params_m), "millions"))
         rois = f", {size.proposals} RoIs" if size.proposals else ""
         found.append(Figure("Cost", number(size.gflops), f"GFLOPs (multiply-adds) at {size.input_size}{rois}"))
-    name, value, unit = goal_of(run.settings)
-    found.append(Figure(name.capitalize() if name == "budget" else name, value, unit))
+    if run.baseline is None:
+        name, value, unit = goal_of(run.settings)
+        found.append(Figure(name.capitalize() if name == "budget" else name, value, unit))
     if run.metadata.seconds:
         stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in run.metadata.seconds.items())
         found.append(Figure("Time", duration(sum(run.metadata.seconds.values())), stages))
@@ -115,7 +124,12 @@ def duration(seconds: float) -> str:
 
 
 def searched(run: Run) -> Iterator[tuple[str, str]]:
-    """What was searched, as terms and descriptions."""
+    """What was searched, or which baseline was trained, as terms and descriptions."""
+    if run.baseline is not None:
+        rows, columns = run.settings.skeleton.input_size
+        yield "baseline", f"{run.baseline}, input {rows} × {columns}"
+        yield "pictures", _pictures(run.settings)
+        return
     skeleton = run.settings.skeleton if run.architecture is None else run.architecture.skeleton
     yield "detector", f"{KINDS[skeleton.detector]}, input {skeleton.input_size[0]} × {skeleton.input_size[1]}"
     for component in COMPONENTS:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hitdet_nni.cost_tables.mmdet_config import load_config
+from hitdet_nni.cost_tables.mmdet_config import load_config, tested_proposals
+from hitdet_nni.cost_tables.module_cost import build_on_meta, detector_cost
 from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
+from hitdet_nni.search.layer_cost import Cost, Size
 from hitdet_nni.settings import Settings
 from hitdet_nni.training.resume import OnEvaluation
 from hitdet_nni.training.retrain import Retrained, check_start, train_detector
@@ -93,6 +95,22 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
         if "norm_eval" in backbone:
             backbone["norm_eval"] = False
     return model
+
+
+def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int]:
+    """Cost of a baseline as it is trained, by multiply-adds, and how many RoIs its head sees in testing.
+
+    Args:
+        name: As :func:`train_baseline`.
+        num_classes: Object classes, without background.
+        shape: Rows and columns of the input.
+
+    Raises:
+        InputError: If the config cannot be read, built or counted.
+    """
+    model = model_config(name, num_classes, new_weights=True)
+    proposals = tested_proposals(model)
+    return detector_cost(build_on_meta(model, name), shape, proposals, "macs", name)["total"], proposals
 
 
 def _set_classes(part: Any, num_classes: int) -> None:
