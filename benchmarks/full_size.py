@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from largest_batch import CLASSES, cases
-from measure import say, seconds, surroundings
+from measure import Held, climb, say, seconds, surroundings
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
@@ -95,8 +95,8 @@ class Trainer:
         self.device = device
         self.precision = Precision(precision, device)
         self.model = HitDetectorSpace(skeleton, space, CLASSES)  # type: ignore[arg-type]
-        self.phases = implementation != STOCK
-        if self.phases:
+        self.freezes = implementation != STOCK
+        if self.freezes:
             self.model.to(memory_format=torch.channels_last)
             ColumnSparseDARTS().mutate_model(self.model)
             set_saving(self.model, implementation)  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ class Trainer:
             for parameter in trained:
                 parameter.requires_grad_()
             for parameter in others:
-                parameter.requires_grad_(not self.phases)
+                parameter.requires_grad_(not self.freezes)
             with self.precision.autocast():
                 loss = detection_loss(self.model.detector, batch)
             self.precision.backward(loss)
@@ -143,8 +143,8 @@ class Trainer:
                 parameter.grad = None
 
 
-def hold(trainer: Trainer, size: int, rounds: int) -> tuple[float, float] | None:
-    """Memory (GB, over what is held before) and time of steps with a batch; ``None`` where the GPU has too little."""
+def hold(trainer: Trainer, size: int, rounds: int) -> Held | None:
+    """What steps with a batch need, in the median of some rounds; ``None`` where the GPU has too little memory."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(trainer.device)
@@ -159,21 +159,6 @@ def hold(trainer: Trainer, size: int, rounds: int) -> tuple[float, float] | None
     return peak / 1e9, statistics.median(times[1:])
 
 
-def largest_batch(trainer: Trainer, rounds: int, known: Mapping[int, tuple[float, float]]) -> dict[int, Any]:
-    """What a batch needs, up to the largest that is held, from the growth between two that are known."""
-    (small, (small_gb, _)), (large, (large_gb, _)) = sorted(known.items())[-2:]
-    memory = torch.cuda.get_device_properties(trainer.device).total_memory
-    free = (memory - torch.cuda.memory_allocated(trainer.device)) / 1e9
-    growth = (large_gb - small_gb) / (large - small)
-    guess = large + int((free - large_gb) / growth)
-    while guess > large:
-        found = hold(trainer, guess, rounds)
-        if found is not None:
-            return {guess: found}
-        guess -= max(1, guess // 16)
-    return {}
-
-
 def measure(
     name: str,
     skeleton: Skeleton,
@@ -183,14 +168,26 @@ def measure(
     rounds: int,
     device: torch.device,
 ) -> list[SizeFigures]:
-    """Run a supernet with one picture, two, and the largest batch that the GPU holds."""
+    """Run a supernet with one picture, two, and the largest batch that the GPU holds.
+
+    Args:
+        name: What the supernet is.
+        skeleton: The detector's skeleton.
+        space: Operators of each component.
+        implementation: ``"NNI"`` or a value of ``supernet.saving``.
+        precision: Type of the activations.
+        rounds: Steps that are timed, at least one.
+        device: The GPU.
+    """
     gc.collect()
     torch.cuda.empty_cache()
     trainer = Trainer(skeleton, space, implementation, precision, device)
     hold(trainer, 1, 1)  # makes the optimisers' states, and lets libraries choose
     found = {size: held for size in (1, 2) if (held := hold(trainer, size, rounds)) is not None}
     if len(found) == 2:
-        found |= largest_batch(trainer, rounds, found)
+        memory = torch.cuda.get_device_properties(device).total_memory
+        free = (memory - torch.cuda.memory_allocated(device)) / 1e9
+        found |= climb(lambda size: hold(trainer, size, rounds), found, free)
     costs = CostModel(skeleton, CLASSES, proposals=skeleton.roi_samples)
     candidates = [
         costs.layer_cost(layer, operator).flops for layer in costs.layers for operator in space[layer.component]
@@ -223,6 +220,8 @@ def main() -> None:
     parser.add_argument("--implementations", nargs="+", default=[STOCK, *SAVING], choices=[STOCK, *SAVING])
     parser.add_argument("--rounds", type=int, default=3, help="steps that are timed (default: 3)")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device")
     prepare_process(1)

@@ -157,3 +157,29 @@ def clear_gradients(*modules: nn.Module) -> None:
     """Forget all gradients."""
     for module in modules:
         module.zero_grad(set_to_none=True)
+
+
+Held = tuple[float, float]
+"""Memory of a step over what is held before it, GB, and its time, s."""
+
+
+def climb(held: Callable[[int], Held | None], known: Mapping[int, Held], free_gb: float) -> dict[int, Held]:
+    """What the largest batch needs that is held.
+
+    Args:
+        held: Tries a batch; ``None`` where there is too little memory.
+        known: What two smaller batches at least need; the growth between the last two gives the first guess.
+        free_gb: Memory that a step may take.
+    """
+    (small, (small_gb, _)), (large, (large_gb, _)) = sorted(known.items())[-2:]
+    growth = max((large_gb - small_gb) / (large - small), 1e-3)
+    batch = max(large + int((free_gb - large_gb) / growth), large + 1)
+    found = held(batch)
+    if found is None:
+        while found is None and batch - 1 > large:
+            batch -= 1
+            found = held(batch)
+        return {} if found is None else {batch: found}
+    while (more := held(batch + 1)) is not None:
+        batch, found = batch + 1, more
+    return {batch: found}

@@ -68,6 +68,24 @@ def test_peak_is_that_of_a_step_over_idle(scripts):
     assert peak == pytest.approx(64 * 2**20, rel=0.1)
 
 
+@pytest.mark.parametrize("real", [2.0, 1.5, 3.0])
+def test_climb_ends_at_the_largest_batch_that_is_held(scripts, real):
+    """A batch needs 1 GB and 2 GB a picture; beyond the two that are known, more or less than they let expect."""
+    tried = []
+
+    def held(batch):
+        tried.append(batch)
+        need = 5 + real * (batch - 2)
+        return (need, 0.1) if need <= 20 else None
+
+    largest = int(2 + 15 // real)
+    assert scripts["measure"].climb(held, {1: (3.0, 0.1), 2: (5.0, 0.1)}, 20.0) == {
+        largest: (5 + real * (largest - 2), 0.1)
+    }
+    assert tried[0] == 9
+    assert scripts["measure"].climb(lambda batch: None, {1: (3.0, 0.1), 2: (3.0, 0.1)}, 3.5) == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["supernet_step.py", "peers.py", "start_up.py", "search_step.py", "largest_batch.py"]

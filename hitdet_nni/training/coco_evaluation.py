@@ -69,6 +69,9 @@ def evaluation_loader(settings: Settings, data: DetectionData) -> Any:
     Args:
         settings: Gives the input size, and the ``data`` section with its loader processes settled.
         data: The pictures.
+
+    Returns:
+        A ``DataLoader`` of mmdet's batches in the order of the pictures.
     """
     pictures = kept(build_dataset(data.val, settings.skeleton, training=False), settings.data)
     return loader(pictures, settings.data, DefaultSampler(pictures, shuffle=False, seed=settings.seed))

@@ -71,14 +71,19 @@ class Call:
         return self.inputs.dtype
 
     @cached_property
-    def weight(self) -> Sequence[Tensor]:
+    def weight_of(self) -> Sequence[Tensor]:
         """Weight of each candidate, scalars."""
         return self.weights.unbind()
 
     @cached_property
-    def weighted_scale(self) -> Sequence[Tensor]:
+    def weighted_scales(self) -> Sequence[Tensor]:
         """Scale of each candidate's last normalisation times the candidate's weight, ``[C_out]`` each."""
         return (self.weights[:, None] * self.last_scales).unbind()
+
+    @cached_property
+    def residual_weight(self) -> Tensor:
+        """Sum of the weights of the candidates that add the input, a scalar."""
+        return self.weights @ self.plan.residual.to(self.weights.dtype)
 
     @cached_property
     def last_scales(self) -> Tensor:
@@ -125,20 +130,20 @@ class Output:
 
     Attributes:
         total: ``[P_out, C_out]``.
-        folded: What the last normalisations of the depthwise candidates multiplied by, and the means that they are to
+        last: What the last normalisations of the depthwise candidates multiplied by, and the means that they are to
             take off, ``[C_out]`` each, by the candidates' indices.
     """
 
     total: Tensor
-    folded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def add_constant(self, call: Call) -> None:
         """Add to every pixel what the last normalisations of the depthwise candidates add."""
-        if not self.folded:
+        if not self.last:
             return
-        slopes, means = (torch.stack(part) for part in zip(*self.folded.values(), strict=True))
-        weights = torch.stack([call.weight[index] for index in self.folded])
-        shifts = torch.stack([call.shift(call.plan.last[index]) for index in self.folded])
+        slopes, means = (torch.stack(part) for part in zip(*self.last.values(), strict=True))
+        weights = torch.stack([call.weight_of[index] for index in self.last])
+        shifts = torch.stack([call.shift(call.plan.last[index]) for index in self.last])
         self.total += weights @ shifts - (slopes * means).sum(0)
 
 

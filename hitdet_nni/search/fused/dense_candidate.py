@@ -29,7 +29,7 @@ class DensePass:
         call, unit = self.call, self.candidate.unit
         convolved = self._convolved()
         statistics = call.new_statistics(unit, convolved, updates)
-        output.total.addcmul_(self._activated(convolved, statistics), call.weight[self.candidate.index])
+        output.total.addcmul_(self._activated(convolved, statistics), call.weight_of[self.candidate.index])
         if call.room is not None:
             call.tape.put(call.room[self.candidate.index].copy_(convolved), "projection", self.candidate.index)
 
@@ -44,7 +44,7 @@ class DensePass:
         mask_(grad, self._activated(convolved, statistics))
         further = gradients.of_input or gradients.of_parameters
         by_convolved, by_scale, by_shift = normalize_gradient(
-            grad, convolved, statistics, call.weighted_scale[index], of_input=further
+            grad, convolved, statistics, call.weighted_scales[index], of_input=further
         )
         gradients.last[index] = by_scale, by_shift
         if not further:

@@ -6,8 +6,8 @@ of device alone, never of a measurement, so that a run resumed in another proces
 On a CPU, ATen hands depthwise convolutions in channels-last order to oneDNN, whose forward pass is fast but for
 dilated kernels that reach more than four pixels over the edge, and whose weight gradient is fast for undilated 3 x 3
 kernels only; ATen's own loops, which take the rest, are 10 to 100 times slower. On a GPU, cuDNN takes what is in
-channels-last order, fast but for dilated kernels and for the weight gradient of 7 x 7 ones, which are 10 to 100 times
-slower, too. Figures: docs/fused.md.
+channels-last order; dilated kernels and the weight gradient of 7 x 7 ones are 3 to 200 times slower there. Figures:
+docs/fused.md.
 """
 
 from __future__ import annotations

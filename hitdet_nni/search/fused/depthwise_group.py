@@ -100,9 +100,9 @@ class GroupPass:
         for candidate in group.candidates:
             matrix = projections[candidate.index]
             statistics = call.new_statistics(candidate.project, matrix, updates)
-            slope = call.weighted_scale[candidate.index] * statistics.inverse_deviation
+            slope = call.weighted_scales[candidate.index] * statistics.inverse_deviation
             output.total.addcmul_(matrix, slope)
-            output.folded[candidate.index] = slope, statistics.mean
+            output.last[candidate.index] = slope, statistics.mean
             if call.room is not None:
                 call.tape.put(matrix, "projection", candidate.index)
 
@@ -117,14 +117,15 @@ class GroupPass:
         further = gradients.of_input or gradients.of_parameters
         by_projection: dict[int, Tensor] = {}
         for candidate in group.candidates:
-            by_projection[candidate.index], *by_affine = normalize_gradient(
+            by_matrix, by_scale, by_shift = normalize_gradient(
                 gradients.output,
                 projections.pop(candidate.index),
                 call.kept_statistics(candidate.project),
-                call.weighted_scale[candidate.index],
+                call.weighted_scales[candidate.index],
                 of_input=further,
             )
-            gradients.last[candidate.index] = by_affine[0], by_affine[1]
+            by_projection[candidate.index] = by_matrix
+            gradients.last[candidate.index] = by_scale, by_shift
         if not further:
             return
         for chunk in range(len(group.chunks)):

@@ -18,7 +18,6 @@ from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, add_pr
 from hitdet_nni.search.fused.layout import MapShape, channels_last, matrix_of
 from hitdet_nni.search.fused.plan import (
     DenseCandidate,
-    DepthwiseCandidate,
     Plan,
     make_plan,
     normalization_modes,
@@ -56,10 +55,9 @@ class FusedMixture:
         self.candidates = read_candidates(self._modules)
         self._units = units(self.candidates)
         first = self.candidates[0]
-        last = first.unit if isinstance(first, DenseCandidate) else first.project
-        self.out_channels = last.channels
-        self.stride: int = (last if isinstance(first, DenseCandidate) else first.depthwise).conv.stride[0]
-        self.has_residual = any(isinstance(one, DepthwiseCandidate) and one.residual for one in self.candidates)
+        self.out_channels = first.last.channels
+        self.stride: int = (first.unit if isinstance(first, DenseCandidate) else first.depthwise).conv.stride[0]
+        self.has_residual = any(one.residual for one in self.candidates)
         self._plans: dict[tuple[object, ...], Plan] = {}
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -81,7 +79,7 @@ class FusedMixture:
     def plan(self, shape: MapShape, compute: torch.dtype, device: torch.device) -> Plan:
         """The plan for a size of input and the present modes of the normalisations."""
         modes = normalization_modes(self.candidates, shape, self.stride)
-        key = (modes, shape, compute.itemsize, device.type)
+        key = (modes, shape, compute.itemsize, device)
         if key not in self._plans:
             if len(self._plans) >= PLANS:
                 self._plans.clear()
@@ -119,7 +117,7 @@ class _WeightedSum(torch.autograd.Function):
             output.add_constant(call)
             kind = compute
             if mixture.has_residual:
-                output.total.addcmul_(matrix_of(channels_last(x)), call.weights @ plan.residual.to(exact))
+                output.total.addcmul_(matrix_of(channels_last(x)), call.residual_weight)
                 kind = torch.promote_types(compute, x.dtype)
             if any(ctx.needs_input_grad):
                 _save(ctx, mixture, call, moments, x, weights)
@@ -203,9 +201,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     products = None
     by_input = torch.zeros_like(call.inputs, dtype=exact)
     if ctx.mixture.has_residual:
+        exact_output = output.to(exact)
         if of_input:
-            by_input = (output * (call.weights @ call.plan.residual.to(exact))).to(exact)
-        products = (output * matrix_of(channels_last(x))).sum(dtype=exact)
+            by_input = exact_output * call.residual_weight
+        products = (exact_output * matrix_of(channels_last(x))).sum()
     gradients = Gradients(
         output=output.to(call.compute),
         of_input=of_input,

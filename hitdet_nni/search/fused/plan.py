@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,11 @@ class DepthwiseCandidate:
     project: ConvNorm
     residual: bool
 
+    @property
+    def last(self) -> ConvNorm:
+        """The convolution whose normalised output is the candidate's."""
+        return self.project
+
     def unit(self, part: Part) -> ConvNorm:
         """The expansion, which must be there, or the depthwise convolution.
 
@@ -104,10 +109,17 @@ class DenseCandidate:
     Attributes:
         index: Place among the candidates.
         unit: Its convolution and normalisation.
+        residual: Whether the input is added: it never is.
     """
 
     index: int
     unit: ConvNorm
+    residual: ClassVar[bool] = False
+
+    @property
+    def last(self) -> ConvNorm:
+        """The convolution whose normalised output is the candidate's."""
+        return self.unit
 
 
 Candidate = DepthwiseCandidate | DenseCandidate
@@ -192,7 +204,7 @@ class Plan:
         dense: The dense candidates.
         by_batch: For each convolution, whether its output is normalised by the batch's statistics.
         last: The last convolution of each candidate, by the candidate's index.
-        residual: One where a candidate adds its input, zero elsewhere, by index.
+        residual: Which candidates add the input, ``[n]``, true or false.
     """
 
     expansions: tuple[Expansion, ...]
@@ -298,9 +310,9 @@ def make_plan(
             first_row += sum(member.depthwise.channels for member in together)
         expansions.append(Expansion(tuple(stacked), by_batch[stacked[0]], stacked[0].norm.eps))
     dense = tuple(candidate for candidate in candidates if isinstance(candidate, DenseCandidate))
-    last = tuple(one.unit if isinstance(one, DenseCandidate) else one.project for one in candidates)
-    residual = [isinstance(one, DepthwiseCandidate) and one.residual for one in candidates]
-    return Plan(tuple(expansions), tuple(groups), dense, by_batch, last, torch.tensor(residual, device=device))
+    last = tuple(one.last for one in candidates)
+    residual = torch.tensor([one.residual for one in candidates], device=device)
+    return Plan(tuple(expansions), tuple(groups), dense, by_batch, last, residual)
 
 
 def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:

@@ -274,6 +274,7 @@ class _Pieces:
 
 
 def _product(matrix: Tensor, vectors: Tensor, room: Tensor) -> Tensor:
+    """Write ``[rows, K] [K, J]`` to ``room``, ``[rows, ...]`` of ``J`` numbers a row, a block of columns at a time."""
     out, columns = room.flatten(1), vectors.shape[1]
     block = max(BLOCK_BYTES // (len(vectors) * vectors.element_size()), 1)
     for start in range(0, columns, block):
@@ -282,5 +283,5 @@ def _product(matrix: Tensor, vectors: Tensor, room: Tensor) -> Tensor:
 
 
 def _accumulate(total: Tensor, matrix: Tensor, products: Tensor, rows: _Rows) -> None:
-    """Add the part of some frequencies to a sum over all; the first makes the sum."""
+    """Add some frequencies' ``[K, rows] [rows, J]`` to the sum over all, ``[K, J]``; the first make it."""
     torch.addmm(total, matrix[rows.all].t(), products.flatten(1), beta=0 if rows.all.start == 0 else 1, out=total)
