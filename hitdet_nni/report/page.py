@@ -99,7 +99,7 @@ def _detections(run: Run, pictures: int) -> dict[str, Any]:
     if not pictures:
         return {"pictures": (), "why_none": "No pictures were asked for."}
     if run.baseline is not None:
-        return {"pictures": (), "why_none": "Detections of a baseline are not drawn."}
+        return {"pictures": (), "why_none": "A baseline is built by a config that is a program; a page runs none."}
     if run.architecture is None or run.weights is None:
         return {"pictures": (), "why_none": "The weights of a retrained detector are not there."}
     # It imports mmdet, which pages of runs without weights need not wait for.
