@@ -67,7 +67,9 @@ SKELETON = Skeleton(
 LARGE_PICTURES = 256
 """Side of the pictures of a second comparison, pixels: what shares become towards real sizes."""
 
-LARGE_CASE = "screening backbone"
+LARGE_CASES = ("screening backbone", "screening neck")
+"""Supernets of the second comparison: those whose maps are small in the first."""
+
 DEFAULT_SAVING = "slim"
 """What ``supernet.saving: auto`` chooses."""
 
@@ -110,10 +112,10 @@ class SupernetCase:
 
 
 def supernet_cases(savings: Sequence[str]) -> list[SupernetCase]:
-    """All supernets, and one of them on larger pictures."""
+    """All supernets, and some of them on larger pictures."""
     spaces, small = supernet_spaces(), SKELETON.input_size[0]
-    cases = [SupernetCase(f"{name}, {small} px", space, small, savings) for name, space in spaces.items()]
-    return [*cases, SupernetCase(f"{LARGE_CASE}, {LARGE_PICTURES} px", spaces[LARGE_CASE], LARGE_PICTURES, savings)]
+    sizes = [(name, small) for name in spaces] + [(name, LARGE_PICTURES) for name in LARGE_CASES]
+    return [SupernetCase(f"{name}, {side} px", spaces[name], side, savings) for name, side in sizes]
 
 
 def measure_supernet(case: SupernetCase, rounds: int, device: torch.device) -> list[Figures]:
