@@ -16,6 +16,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
+from hitdet_nni.search.fused.layout import in_type
 
 SUPPORTED = (nn.BatchNorm2d, LevelBatchNorm2d, FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d)
 """Kinds of batch normalisation whose arithmetic this module knows; no others are taken for one of them."""
@@ -183,8 +184,8 @@ class RunningUpdates:
         factors = (1.0, pixels / (pixels - 1))  # the running variance is the unbiased one
         for average, value, factor in zip(running_statistics(norm), (mean, variance), factors, strict=True):
             averages, values = self._changes.setdefault((momentum, factor), ([], []))
-            averages.append(average if len(value) == len(average) else average[channels])
-            values.append(value if value.dtype == average.dtype else value.to(average.dtype))
+            averages.append(average if value.shape == average.shape else average[channels])
+            values.append(in_type(value, average.dtype))
 
     def apply(self) -> None:
         """Change the running averages and count the batches."""

@@ -14,10 +14,9 @@ from hitdet_nni.search.fused.batch_norm import (
     Statistics,
     batch_moments,
     running_statistics,
-    statistics_type,
 )
 from hitdet_nni.search.fused.expansion import ExpansionGradient, FoldedExpansion
-from hitdet_nni.search.fused.layout import MapShape
+from hitdet_nni.search.fused.layout import MapShape, in_type
 from hitdet_nni.search.fused.plan import ConvNorm, Plan
 from hitdet_nni.search.fused.saving import Kept, Tape
 
@@ -97,22 +96,22 @@ class Call:
 
     def kernels(self, unit: ConvNorm) -> Tensor:
         """Kernels of a convolution, shaped as :meth:`ConvNorm.kernels` gives them, in the type of the maps."""
-        return unit.kernels(self.parameters).to(self.compute)
+        return in_type(unit.kernels(self.parameters), self.inputs.dtype)
 
     def scale(self, unit: ConvNorm) -> Tensor:
         """Scale of a normalisation, ``[C]``, in the type of statistics."""
-        return unit.scale(self.parameters).to(statistics_type(self.compute))
+        return in_type(unit.scale(self.parameters), self.weights.dtype)
 
     def shift(self, unit: ConvNorm) -> Tensor:
         """Shift of a normalisation, ``[C]``, in the type of statistics."""
-        return unit.shift(self.parameters).to(statistics_type(self.compute))
+        return in_type(unit.shift(self.parameters), self.weights.dtype)
 
     def new_statistics(self, unit: ConvNorm, matrix: Tensor, updates: RunningUpdates) -> Statistics:
         """Statistics that normalise the output of a convolution, ``[P, C]``; kept for the backward pass."""
         by_batch = self.plan.by_batch[unit]
         if by_batch:
             mean, variance = batch_moments(matrix)
-            updates.add(unit.norm, slice(None), mean, variance, len(matrix))
+            updates.add(unit.norm, slice(None), mean, variance, matrix.shape[0])
         else:
             mean, variance = (one.clone() for one in running_statistics(unit.norm))
         statistics = Statistics.of(mean, variance, by_batch, unit.norm.eps)

@@ -53,7 +53,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     """Some rows of a tensor ``[N, ...]``; the tensor itself where they are all, which saves a call."""
-    return tensor if len(tensor) == rows.stop - rows.start else tensor[rows]
+    return tensor if tensor.shape[0] == rows.stop - rows.start else tensor[rows]
 
 
 def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: Gradients) -> None:
@@ -208,7 +208,7 @@ class GroupPass:
             mean, variance = batch_moments(matrix)
             for norm, segment in zip(norms, segments, strict=True):
                 columns = segment.columns
-                updates.add(norm, segment.channels, mean[columns], variance[columns], len(matrix))
+                updates.add(norm, segment.channels, mean[columns], variance[columns], matrix.shape[0])
         else:
             running = [(running_statistics(n), s.channels) for n, s in zip(norms, segments, strict=True)]
             mean = torch.cat([one[channels] for (one, _), channels in running])

@@ -57,6 +57,11 @@ def matrix_of(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
+def in_type(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    """A tensor of any shape in a type; itself, without the cost of a call, where it has it."""
+    return tensor if tensor.dtype == kind else tensor.to(kind)
+
+
 def interleave(x: Tensor, dilation: int) -> Tensor:
     """The ``dilation ** 2`` interleaved subsampled maps of each map, as a batch; what dilation sees as neighbours.
 
