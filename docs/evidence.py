@@ -1,7 +1,7 @@
 """Take studies into ``results.md``: their tables between its markers, their pictures beside it.
 
-python docs/evidence.py --add runs/parts --seconds 1944   # copies what the study wrote to docs/results/
-python docs/evidence.py                                   # writes the tables
+python docs/evidence.py --add runs/parts   # copies what the study wrote to docs/results/
+python docs/evidence.py                    # writes the tables
 """
 
 from __future__ import annotations
@@ -23,19 +23,29 @@ LEFT_OUT = ("samples", "retrainings")
 """Parts of a study's report that no table shows."""
 
 
-def add(run: Path, name: str | None, seconds: float | None, remark: str | None) -> None:
-    """Copy a study's report and picture from its run directory."""
+def add(run: Path, name: str | None, remark: str | None) -> None:
+    """Copy a study's report and picture from its run directory.
+
+    Raises:
+        ValueError: If the study did not run from a commit, or not to its end.
+    """
     metadata = json.loads((run / "metadata.json").read_text(encoding="utf-8"))
+    commit = metadata["git_commit"]
+    if commit is None or commit.endswith("-dirty"):
+        raise ValueError(f"{run}: a study that is shown runs from a commit, not from {commit}")
+    if "study" not in metadata["seconds"]:
+        raise ValueError(f"{run}: the study has not ended")
     words = metadata["command"][1:]
     kind = words[words.index("study") + 1]
     report = json.loads((run / f"{kind}.json").read_text(encoding="utf-8"))
     kept = {
         **{key: value for key, value in report.items() if key not in LEFT_OUT},
-        "command": " ".join(["hitdet-nni", *(shortened(word) for word in words)]),
+        "command": " ".join(["hitdet-nni", *shortened(words)]),
         "seed": metadata["seed"],
         "date": metadata["started"][:10],
         "torch": metadata["versions"]["torch"],
-        "seconds": seconds,
+        "commit": commit,
+        "seconds": metadata["seconds"]["study"],
         "remark": remark,
     }
     FOLDER.mkdir(exist_ok=True)
@@ -44,9 +54,16 @@ def add(run: Path, name: str | None, seconds: float | None, remark: str | None) 
         shutil.copyfile(run / f"{kind}.png", FOLDER / f"{name or kind}.png")
 
 
-def shortened(word: str) -> str:
-    """A word of a command, a path being named as ``runs/`` and its last part."""
-    return f"runs/{Path(word).name}" if word.startswith(("/", ".")) else word
+def shortened(words: Sequence[str]) -> list[str]:
+    """The words of a command, without the folders of the machine: runs are named as ``runs/`` and their last part."""
+    short = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.rpartition("=")
+        if Path(value).is_absolute():
+            folder = "runs/" if (option or before) in ("--run", "--out") else ""
+            value = f"{folder}{Path(value).name}"
+        short.append(f"{option}{equals}{value}")
+    return short
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -67,8 +84,8 @@ def shown(value: object) -> str:
 
 def section(name: str, report: Mapping[str, Any]) -> str:
     """Command, circumstances, table, sentences and picture of a study."""
-    took = "" if report["seconds"] is None else f", {report['seconds'] / 60:.0f} minutes"
-    said = f"Seed {report['seed']}, torch {report['torch']}, {report['date']}{took}."
+    facts = [f"Seed {report['seed']}", f"torch {report['torch']}", f"commit {report['commit'][:7]}", report["date"]]
+    said = f"{', '.join(facts)}, {report['seconds'] / 60:.0f} minutes."
     if report["remark"]:
         said += f" {report['remark']}"
     parts = [f"```sh\n{report['command']}\n```", said, table(report["rows"])]
@@ -94,10 +111,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--add", type=Path, metavar="RUN", help="run directory of a study")
     parser.add_argument("--name", help="name of the section (default: the study's kind)")
-    parser.add_argument("--seconds", type=float, help="how long it took")
     parser.add_argument("--remark", help="a sentence on how it was run")
     options = parser.parse_args()
     if options.add is not None:
-        add(options.add, options.name, options.seconds, options.remark)
+        add(options.add, options.name, options.remark)
     else:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

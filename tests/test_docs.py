@@ -395,6 +395,15 @@ def test_stages_of_the_page_on_coco_are_up_to_date(monkeypatch):
     assert stages.put(page, "stages", stages.stages_table()) == page, "run: python docs/coco_stages.py"
 
 
+def test_every_setting_is_described():
+    nodes = [Settings.model_json_schema(), *Settings.model_json_schema()["$defs"].values()]
+    keys = [(node["title"], key, value) for node in nodes for key, value in node.get("properties", {}).items()]
+    assert len(keys) > 100
+    assert [
+        (section, key) for section, key, value in keys if not value.get("description") and "$ref" not in value
+    ] == []
+
+
 def test_studies_of_the_page_of_results_are_up_to_date(monkeypatch):
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     assert script("evidence", monkeypatch).page(text) == text, "run: python docs/evidence.py"
@@ -405,16 +414,26 @@ def test_a_study_is_taken_into_the_page(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "FOLDER", tmp_path / "results")
     run, versions = tmp_path / "parts", {"torch": "2.14.1"}
     run.mkdir()
-    command = ["/somewhere/hitdet-nni", "study", "parts", "--run", "/home/me/mine", "--out", "/home/me/parts"]
+    command = ["/somewhere/hitdet-nni", "study", "parts", "--run", "/home/me/mine", "--out=/home/me/parts"]
+    command += ["--slack", ".5", "--set", "data.root=/home/me/coco", "--set", "seed=3"]
     about = {"command": command, "seed": 3, "started": "2026-01-02T03:04:05", "versions": versions}
-    (run / "metadata.json").write_text(json.dumps(about))
     rows = [{"architecture": "all", "mean_mAP": 0.25, "deviation": None}]
     (run / "parts.json").write_text(json.dumps({"study": "parts", "rows": rows, "samples": {}}))
-    evidence.add(run, None, 120, "Alone.")
+    for commit, seconds, refused in (
+        (None, {"study": 120}, "from None"),
+        ("0123456789-dirty", {"study": 120}, "dirty"),
+        ("0123456789", {}, "not ended"),
+    ):
+        (run / "metadata.json").write_text(json.dumps({**about, "git_commit": commit, "seconds": seconds}))
+        with pytest.raises(ValueError, match=refused):
+            evidence.add(run, None, "Alone.")
+    (run / "metadata.json").write_text(json.dumps({**about, "git_commit": "0123456789", "seconds": {"study": 120}}))
+    evidence.add(run, None, "Alone.")
     begin, end = "<!-- begin study parts: written by docs/evidence.py -->", "<!-- end study parts -->"
     page = evidence.page(f"before\n{begin}\nold\n{end}\nafter")
-    assert "hitdet-nni study parts --run runs/mine --out runs/parts\n" in page
-    assert "Seed 3, torch 2.14.1, 2026-01-02, 2 minutes. Alone." in page
+    words = "--run runs/mine --out=runs/parts --slack .5 --set data.root=coco --set seed=3"
+    assert f"hitdet-nni study parts {words}\n" in page
+    assert "Seed 3, torch 2.14.1, commit 0123456, 2026-01-02, 2 minutes. Alone." in page
     assert "| architecture | mean mAP | deviation |\n| --- | ---: | ---: |\n| all | 0.25 | - |" in page
     assert "old" not in page
     with pytest.raises(ValueError, match="marker"):
