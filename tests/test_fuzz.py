@@ -369,7 +369,10 @@ def test_pages_and_tables_of_a_run(examples, tmp_path):
             assert command(*options, "--out", page) == page.exists()
         one_line(load_measured, run.path)
         one_line(write_scalars, run.path, tmp_path / "events")
-        file.unlink() if whole[file] is None else file.write_bytes(whole[file])
+        if whole[file] is None:
+            file.unlink()
+        else:
+            file.write_bytes(whole[file])
 
     fuzz(examples, st.one_of(changes), check)
 

@@ -301,12 +301,13 @@ def released(tmp_path_factory):
 
 
 def check_retrained(out):
-    """The detector was evaluated and its weights are there, finite and no longer those that it began with."""
+    """The detector was evaluated on pictures with boxes; its weights are there, finite and of a model that trained."""
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["metrics"]) == {"mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"}
+    assert metrics["metrics"]["mAP"] >= 0
     state = torch.load(out / metrics["weights"], weights_only=True)["state_dict"]
     assert all(torch.isfinite(value).all() for value in state.values())
-    # Two iterations: what a batch normalisation of new weights has counted.
+    # Batch normalisations of new weights count the batches that they have seen in training.
     assert {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")} != {0}
 
 

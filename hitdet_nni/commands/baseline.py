@@ -30,7 +30,6 @@ def train_baseline_command(options: Namespace) -> None:
     check_start(settings, None)
     pictures = open_data(settings.data, settings.seed)
     model_config(options.baseline, len(pictures.classes), new_weights=True)
-    cost = _cost(options, len(pictures.classes), settings.skeleton.input_size)
     run = RunDirectory(options.out)
     run.open(settings, force=options.force, resume=options.resume)
     _keep_config(run, options.baseline)
@@ -55,7 +54,7 @@ def train_baseline_command(options: Namespace) -> None:
             result = {
                 "baseline": options.baseline,
                 "mAP": trained.metrics["mAP"],
-                **cost,
+                **_cost(options, len(pictures.classes), settings.skeleton.input_size),
                 "metrics": trained.metrics,
                 "metrics_before_training": trained.before,
                 "weights": str(trained.weights.relative_to(run.path)),
