@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hitdet_nni.search.fused import dense, depthwise, layout, spectral
 
 KERNELS = [(3, 1), (3, 2), (3, 3), (5, 1), (5, 2), (5, 3), (7, 1)]  # kernel size, dilation: those of the operators
-# One shape an algorithm: a map small enough for Toeplitz matrices, one beyond, sizes that no dilation divides.
+# Odd and uneven sizes, that no dilation divides, one map and several.
 SHAPES = [(3, 4, 7, 7), (2, 3, 13, 11), (1, 4, 3, 5), (2, 2, 1, 9)]
 
 
@@ -28,13 +28,21 @@ def draw(shape, weight_shape, stride, dtype=torch.float64):
     return x, torch.randn(weight_shape, dtype=dtype), grad
 
 
+def by_rows(x):
+    """The same maps, their pixels ordered row by row."""
+    shape = layout.MapShape(len(x), *x.shape[2:], by_rows=True)
+    return shape.images(shape.matrix(x).contiguous())
+
+
+@pytest.mark.parametrize("order", [by_rows, layout.channels_last], ids=["by rows", "by maps"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("kernel_size", "dilation"), [*KERNELS, (7, 2), (9, 3)])
-def test_depthwise_equals_autograd(kernel_size, dilation, shape, stride):
+def test_depthwise_equals_autograd(kernel_size, dilation, shape, stride, order):
     channels = shape[1]
     x, weight, grad = draw(shape, (channels, 1, kernel_size, kernel_size), stride)
     expected = by_autograd(x, weight, grad, stride, dilation, channels)
+    x, grad = order(x), order(grad)
     computed = (
         depthwise.convolve(x, weight, stride, dilation),
         depthwise.input_gradient(grad, x, weight, stride, dilation),
@@ -44,7 +52,31 @@ def test_depthwise_equals_autograd(kernel_size, dilation, shape, stride):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("function", [depthwise._correlate, depthwise._toeplitz_weight_gradient])
+@pytest.mark.parametrize(("kernel_size", "dilation"), KERNELS)
+def test_weight_gradient_in_pieces(kernel_size, dilation, monkeypatch):
+    """Nine channels in pieces of four, the last of one."""
+    monkeypatch.setattr(depthwise, "MANY_PIXELS", 1)
+    monkeypatch.setattr(depthwise, "PIECE_CHANNELS", 4)
+    x, weight, grad = draw((2, 9, 8, 7), (9, 1, kernel_size, kernel_size), 1)
+    expected = by_autograd(x, weight, grad, 1, dilation, 9)[2]
+    computed = depthwise._correlate_rows(by_rows(grad), by_rows(x), kernel_size, dilation)
+    torch.testing.assert_close(computed, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 4, 6, 2)])
+def test_orders_of_pixels(shape):
+    x = torch.randn(shape)
+    for order, rows in ((layout.channels_last(x), False), (by_rows(x), True)):
+        assert torch.equal(order, x)
+        assert layout.goes_by_rows(order) == (rows and len(x) > 1)
+        assert torch.equal(layout.several_maps(layout.one_map(order), len(x)), x)
+    ordered = by_rows(x)
+    stacked = layout.one_map(ordered)
+    assert torch.equal(stacked[0, :, len(x) - 1 :: len(x)], x[-1])
+    assert stacked.data_ptr() == ordered.data_ptr()  # not a copy
+
+
+@pytest.mark.parametrize("function", [depthwise._correlate_maps, depthwise._toeplitz_weight_gradient])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("kernel_size", "dilation"), KERNELS)
 def test_weight_gradient_algorithms_agree(function, kernel_size, dilation, stride):
@@ -74,7 +106,7 @@ def gain(monkeypatch):
     spectral.choose_tiling.cache_clear()
 
 
-ALGORITHMS = {"taps": (0, 1e9), "ATen": (2**62, 1e9), "convolution theorem": (0, 0)}
+ALGORITHMS = {"by lines": (0, 1e9), "ATen where undilated": (10**9, 1e9), "convolution theorem": (0, 0)}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -82,8 +114,8 @@ ALGORITHMS = {"taps": (0, 1e9), "ATen": (2**62, 1e9), "convolution theorem": (0,
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 9, 20)])
 @pytest.mark.parametrize(("kernel_size", "dilation"), KERNELS[:-1])
 def test_dense_equals_autograd(kernel_size, dilation, shape, stride, algorithm, monkeypatch, gain):
-    smallest_product, least_gain = ALGORITHMS[algorithm]
-    monkeypatch.setattr(dense, "TAP_PRODUCTS", smallest_product)
+    wide_channels, least_gain = ALGORITHMS[algorithm]
+    monkeypatch.setattr(dense, "WIDE_CHANNELS", wide_channels)
     gain(least_gain)
     x, weight, grad = draw(shape, (5, shape[1], kernel_size, kernel_size), stride)
     expected = by_autograd(x, weight, grad, stride, dilation, 1)
@@ -147,7 +179,9 @@ def test_convolution_theorem_is_left_to_large_products_of_exact_types():
     weight = torch.empty(128, 128, 5, 5)
     head = torch.empty(64, 128, 7, 7)
     assert dense._tiling(head, weight, 1, 1) == spectral.Tiling(7, 7, 1, 1, 0)
-    assert dense._tiling(head, weight, 1, 3) == spectral.Tiling(3, 3, 1, 1, 0)
+    wide = torch.empty(128, 256, 7, 7), torch.empty(256, 256, 5, 5)
+    assert dense._tiling(*wide, 1, 2) == spectral.Tiling(4, 4, 1, 1, 0)
+    assert dense._tiling(head, weight, 1, 3) is None  # of 35 products a direction 18 are with pixels over the edge
     assert dense._tiling(head, weight, 2, 1) is None
     assert dense._tiling(head.bfloat16(), weight.bfloat16(), 1, 1) is None
     assert dense._tiling(head[:1], weight, 1, 1) is None  # one map does not pay for transforming the kernels

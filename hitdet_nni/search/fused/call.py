@@ -44,7 +44,8 @@ class Call:
         kept: What is kept for the backward pass.
         parameters: Parameters of all candidates, by slot.
         weights: Weights of the candidates, ``[n]``, in the type of statistics.
-        inputs: The input as a matrix ``[P, C]``, of the type that products are computed in.
+        given: The input as a matrix ``[P, C]``, of its own type.
+        inputs: The same, of the type that products are computed in.
         shape: Size of the input's maps.
         shape_out: Size of the output's maps.
         folded: The plan's expansions, folded.
@@ -57,6 +58,7 @@ class Call:
     kept: Kept
     parameters: Sequence[Tensor]
     weights: Tensor
+    given: Tensor
     inputs: Tensor
     shape: MapShape
     shape_out: MapShape

@@ -1,67 +1,51 @@
-"""Gradients of the dense k x k convolution, by the algorithm that is fast for its shape.
+"""The dense k x k convolution and its gradients, by the algorithm that is fast for its shape.
 
-As with :mod:`hitdet_nni.search.fused.depthwise`, the choice depends on shapes and the kind of device alone.
+As with :mod:`hitdet_nni.search.fused.depthwise`, the choice depends on shapes and the kind of device alone. Maps are
+``[N, C, H, W]`` with their pixels in any order; the order of a result is the one that its algorithm gives.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hitdet_nni.search.fused.depthwise import padding
-from hitdet_nni.search.fused.layout import channels_last, deinterleave, interleave
+from hitdet_nni.search.fused.layout import channels_last
 from hitdet_nni.search.fused.spectral import SpectralConvolution, Tiling, choose_tiling
-
-SMALL_MAP_PIXELS = 100
-"""Largest map whose weight gradient is computed tap by tap: there much of a kernel lies over the edge."""
 
 EXACT_TYPES = (torch.float32, torch.float64)
 """Types of maps that may be transformed: the transforms' sums would round 16-bit numbers once more."""
 
-TAP_PRODUCTS = 2**22
-"""Multiply-adds that one product of the tap-by-tap algorithm must have at least, or calls outweigh work."""
+WIDE_CHANNELS = 48
+"""Input channels from which ATen's weight gradient of undilated kernels is slower than products by lines on a CPU."""
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Convolution of ``[N, C_in, H, W]`` with ``[C_out, C_in, k, k]``, padded to ``ceil(H / stride)`` rows.
-
-    The result is in channels-last order.
-    """
+    """Convolution of ``[N, C_in, H, W]`` with ``[C_out, C_in, k, k]``, padded to ``ceil(H / stride)`` rows."""
     tiling = _tiling(x, weight, stride, dilation)
-    if tiling is None:
-        return channels_last(F.conv2d(x, weight, None, stride, padding(weight.shape[-1], dilation), dilation))
-    undilated = interleave(x, dilation) if dilation > 1 else x
-    y = SpectralConvolution(tiling, weight).convolve(undilated)
-    return deinterleave(y, dilation, *x.shape[2:]) if dilation > 1 else y
+    if tiling is not None:
+        return SpectralConvolution(tiling, weight, dilation).convolve(x)
+    return F.conv2d(channels_last(x), weight, None, stride, padding(weight.shape[-1], dilation), dilation)
 
 
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`convolve` by its input and its kernels; ``None`` where not asked for."""
-    by_input = by_weight = None
     tiling = _tiling(x, weight, stride, dilation)
-    if tiling is not None and (of_input or of_weight):
-        undilated = [interleave(maps, dilation) if dilation > 1 else maps for maps in (grad, x)]
-        by_input, by_weight = SpectralConvolution(tiling, weight).gradients(
-            *undilated, of_input=of_input, of_weight=of_weight
-        )
-        if by_input is not None and dilation > 1:
-            by_input = deinterleave(by_input, dilation, *x.shape[2:])
-        return by_input, by_weight
-    by_taps = of_weight and _taps_pay(x, weight, stride)
-    reach = [padding(weight.shape[-1], dilation)] * 2
-    wanted = [of_input, of_weight and not by_taps, False]
+    if tiling is not None:
+        return SpectralConvolution(tiling, weight, dilation).gradients(grad, x, of_input=of_input, of_weight=of_weight)
+    by_input = by_weight = None
+    by_lines = of_weight and x.device.type == "cpu" and (dilation > 1 or weight.shape[1] >= WIDE_CHANNELS)
+    wanted = [of_input, of_weight and not by_lines, False]
     if any(wanted):
+        reach, maps = padding(weight.shape[-1], dilation), (channels_last(grad), channels_last(x))
         by_input, by_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [stride] * 2, reach, [dilation] * 2, False, [0, 0], 1, wanted
+            *maps, weight, None, [stride] * 2, [reach] * 2, [dilation] * 2, False, [0, 0], 1, wanted
         )
-    if by_taps:
-        by_weight = _weight_gradient_by_taps(grad, x, weight, dilation)
+    if by_lines:
+        by_weight = _weight_gradient_by_lines(grad, x, weight.shape[-1], stride, dilation)
     return by_input, by_weight
 
 
@@ -70,59 +54,24 @@ def _tiling(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tiling | N
     out_channels, in_channels, kernel_size, _ = weight.shape
     if x.device.type != "cpu" or x.dtype not in EXACT_TYPES or stride > 1 or kernel_size == 1:
         return None
-    count, height, width = len(x) * dilation**2, -(-x.shape[2] // dilation), -(-x.shape[3] // dilation)
-    return choose_tiling(count, height, width, in_channels, out_channels, kernel_size)
+    return choose_tiling(len(x), *x.shape[2:], in_channels, out_channels, kernel_size, dilation)
 
 
-def _taps_pay(x: Tensor, weight: Tensor, stride: int) -> bool:
-    count, _, height, width = x.shape
-    out_channels, in_channels, kernel_size, _ = weight.shape
-    return (
-        x.device.type == "cpu"
-        and stride == 1
-        and kernel_size > 1
-        and height * width <= SMALL_MAP_PIXELS
-        and count * width * out_channels * in_channels >= TAP_PRODUCTS
-    )
+def _weight_gradient_by_lines(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
+    """Weight gradient as one product of matrices a line of the kernel, over the rows of pixels that it joins.
 
-
-@dataclass(frozen=True)
-class _Tap:
-    """One entry of a kernel: its index, and the part of a line of outputs whose input is inside the map."""
-
-    index: int
-    offset: int
-    inside: slice
-
-    @property
-    def inputs(self) -> slice:
-        return slice(self.inside.start + self.offset, self.inside.stop + self.offset)
-
-
-def _taps_inside(size: int, kernel_size: int, dilation: int) -> Iterator[_Tap]:
-    reach = padding(kernel_size, dilation)
-    for index in range(kernel_size):
-        offset = index * dilation - reach
-        inside = slice(max(0, -offset), min(size, size - offset))
-        if inside.start < inside.stop:
-            yield _Tap(index, offset, inside)
-
-
-def _weight_gradient_by_taps(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Weight gradient as one product of matrices a tap and line, over those pixels only that the tap joins.
-
-    With the batch inside the columns, the pixels of a line that a tap joins are consecutive rows of a matrix.
+    A window holds the ``k`` input pixels of a row that a line of the kernel reads for an output. With the maps' rows
+    alternating, those that lie inside the map for a line are consecutive.
     """
-    out_channels, in_channels, kernel_size, _ = weight.shape
-    height, width = x.shape[2:]
-    grad = grad.permute(2, 3, 0, 1).contiguous()  # [H, W, N, C]
-    x = x.permute(2, 3, 0, 1).contiguous()
-    gradient = x.new_zeros(kernel_size, kernel_size, out_channels, in_channels)
-    for vertical in _taps_inside(height, kernel_size, dilation):
-        for horizontal in _taps_inside(width, kernel_size, dilation):
-            entry = gradient[vertical.index, horizontal.index]
-            for row in range(vertical.inside.start, vertical.inside.stop):
-                grad_rows = grad[row, horizontal.inside].view(-1, out_channels)
-                input_rows = x[row + vertical.offset, horizontal.inputs].view(-1, in_channels)
-                entry.addmm_(grad_rows.t(), input_rows)
-    return gradient.permute(2, 3, 0, 1)
+    height, reach = x.shape[2], padding(kernel_size, dilation)
+    rows = F.pad(x.permute(2, 0, 3, 1), (0, 0, reach, reach))  # [H, N, W, C_in]
+    windows = rows.unfold(2, 2 * reach + 1, stride)[..., ::dilation].transpose(3, 4).flatten(3)  # [H, N, W_out, k C_in]
+    grad = grad.permute(2, 0, 3, 1).contiguous()  # [H_out, N, W_out, C_out]
+    width, channels = windows.shape[-1], grad.shape[-1]
+    gradient = x.new_zeros(kernel_size, channels, width)
+    for line, offset in enumerate(range(-reach, reach + 1, dilation)):
+        first, end = max(0, -(offset // stride)), min(len(grad), -((offset - height) // stride))
+        if first < end:
+            inputs = windows[first * stride + offset :: stride][: end - first]
+            torch.mm(grad[first:end].view(-1, channels).t(), inputs.reshape(-1, width), out=gradient[line])
+    return gradient.view(kernel_size, channels, kernel_size, -1).permute(1, 3, 0, 2)

@@ -8,7 +8,6 @@ from hitdet_nni.search.fused import dense
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, normalize, normalize_gradient
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.depthwise_group import mask_
-from hitdet_nni.search.fused.layout import matrix_of
 from hitdet_nni.search.fused.plan import DenseCandidate
 
 
@@ -59,7 +58,7 @@ class DensePass:
             of_weight=gradients.of_parameters,
         )
         if by_input is not None:
-            gradients.input += matrix_of(by_input)
+            gradients.input += call.shape.matrix(by_input)
         if by_kernels is not None:
             gradients.parameters[unit.slot] = by_kernels
 
@@ -68,7 +67,7 @@ class DensePass:
         maps = dense.convolve(
             call.shape.images(call.inputs), call.kernels(self.candidate.unit), conv.stride[0], conv.dilation[0]
         )
-        return matrix_of(maps)
+        return call.shape_out.matrix(maps)
 
     def _activated(self, convolved: Tensor, statistics: Statistics) -> Tensor:
         unit = self.candidate.unit

@@ -4,10 +4,11 @@ All algorithms are exact; they differ in the order of their sums. Which one runs
 of device alone, never of a measurement, so that a run resumed in another process rounds as an uninterrupted one.
 
 On a CPU, ATen hands depthwise convolutions in channels-last order to oneDNN, whose forward pass is fast but for
-dilated kernels that reach more than four pixels over the edge, and whose weight gradient is fast for undilated 3 x 3
-kernels only; ATen's own loops, which take the rest, are 10 to 100 times slower. On a GPU, cuDNN takes what is in
-channels-last order; dilated kernels and the weight gradient of 7 x 7 ones are 3 to 200 times slower there. Figures:
-docs/fused.md.
+dilated kernels that reach more than four columns over the edge, and whose weight gradient is fast for undilated 3 x 3
+kernels only; ATen's own loops, which take the rest, are 10 to 100 times slower. Of its two forward passes the one for
+dilated kernels is the faster, and where the maps' rows alternate every convolution is dilated. On a GPU, cuDNN takes
+what is in channels-last order; dilated kernels and the weight gradient of 7 x 7 ones are 3 to 200 times slower there.
+Figures: docs/fused.md.
 """
 
 from __future__ import annotations
@@ -18,19 +19,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hitdet_nni.search.fused.layout import channels_last, deinterleave, interleave
+from hitdet_nni.search.fused.layout import (
+    channels_last,
+    deinterleave,
+    goes_by_rows,
+    interleave,
+    one_map,
+    several_maps,
+)
 
 ONEDNN_REACH = 4
-"""Pixels that oneDNN's dilated depthwise kernel may reach over the edge before a slow kernel replaces it."""
+"""Columns that oneDNN's dilated depthwise kernel may reach over the edge before a slow kernel replaces it."""
 
 TOEPLITZ_PIXELS = 64
-"""Largest map (rows x columns) whose weight gradient is taken as one product of matrices a channel."""
+"""Largest map (rows x columns) whose weight gradient is taken as one product of matrices a channel on a GPU."""
 
 TOEPLITZ_MAPS = 48
 """Fewest maps in a batch for that, since it computes all products of two pixels whatever their number."""
 
 INTERLEAVE_PIXELS = 256
 """Smallest map whose weight gradient by a dilated 3 x 3 kernel is taken from its subsampled maps on a CPU."""
+
+MANY_PIXELS = 4096
+"""Pixels of a batch from which the weight gradient is computed in pieces on a CPU: each line of a kernel reads all."""
+
+PIECE_CHANNELS = 16
+"""Channels of such a piece; it is to stay in the cache."""
 
 CUDNN_KERNEL = 5
 """Largest kernel whose weight gradient cuDNN computes fast in single precision and channels-last order."""
@@ -45,22 +59,32 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """Depthwise convolution.
 
     Args:
-        x: Input in channels-last order, ``[N, C, H, W]``.
+        x: Input, ``[N, C, H, W]``, channels-last, its pixels ordered map by map or row by row.
         weight: Kernels, ``[C, 1, k, k]``, k odd.
         stride: Stride of both directions.
         dilation: Dilation of both directions.
 
     Returns:
-        ``[N, C, ceil(H / stride), ceil(W / stride)]`` in channels-last order.
+        ``[N, C, ceil(H / stride), ceil(W / stride)]``, channels-last, in the order of the input where the stride is 1.
     """
-    if x.device.type != "cpu" and dilation > 1:
+    if x.device.type == "cpu":
+        if stride == 1 and goes_by_rows(x):
+            return several_maps(_convolve(one_map(x), weight, 1, (len(x) * dilation, dilation)), len(x))
+        return _convolve(channels_last(x), weight, stride, (dilation, dilation))
+    reach = padding(weight.shape[-1], dilation)
+    if dilation > 1:
         if stride == 1:
             return deinterleave(convolve(interleave(x, dilation), weight, 1, 1), dilation, *x.shape[2:])
         x = x.contiguous()  # keeps cuDNN away
-    reach = padding(weight.shape[-1], dilation)
-    if x.device.type == "cpu" and dilation > 1 and reach > ONEDNN_REACH:
-        x, reach = _pad(x, reach - ONEDNN_REACH), ONEDNN_REACH
     return channels_last(F.conv2d(x, weight, None, stride, reach, dilation, weight.shape[0]))
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: tuple[int, int]) -> Tensor:
+    """On a CPU, with a dilation of rows and one of columns."""
+    rows, columns = (padding(weight.shape[-1], one) for one in dilation)
+    inside = columns if dilation == (1, 1) else min(columns, ONEDNN_REACH)
+    x = _widen(x, columns - inside)
+    return channels_last(F.conv2d(x, weight, None, stride, (rows, inside), dilation, weight.shape[0]))
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
@@ -70,7 +94,7 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
     between the gradient's pixels make it that.
 
     Args:
-        grad: Gradient by the output, channels-last.
+        grad: Gradient by the output, channels-last, in the order of the input where the stride is 1.
         x: The input; only its shape and order are used.
         weight: Kernels, ``[C, 1, k, k]``.
         stride: Stride of the forward pass.
@@ -92,25 +116,29 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilati
     """Gradient of :func:`convolve` by its kernels, ``[C, 1, k, k]``.
 
     Args:
-        grad: Gradient by the output, channels-last.
-        x: The input, channels-last.
+        grad: Gradient by the output, channels-last, its pixels ordered map by map or row by row.
+        x: The input, in the same order.
         weight: The kernels; only their shape is used.
         stride: Stride of the forward pass.
         dilation: Dilation of the forward pass.
     """
-    kernel_size = weight.shape[-1]
-    on_cpu, pixels = x.device.type == "cpu", x.shape[2] * x.shape[3]
-    exact = x.dtype in (torch.float32, torch.float64)
-    fast = 3 if on_cpu else CUDNN_KERNEL if exact else kernel_size
-    if dilation == 1 and kernel_size <= fast:
-        return _aten_gradient(grad, x, weight, stride, dilation, of_input=False)
-    if pixels <= TOEPLITZ_PIXELS and len(x) >= TOEPLITZ_MAPS:
-        return _toeplitz_weight_gradient(grad, x, kernel_size, stride, dilation)
-    if not on_cpu and (stride > 1 or dilation == 1):
-        return _aten_gradient(grad.contiguous(), x.contiguous(), weight, stride, dilation, of_input=False)
-    if not on_cpu or (kernel_size <= fast and stride == 1 and pixels >= INTERLEAVE_PIXELS):
-        return _aten_gradient(interleave(grad, dilation), interleave(x, dilation), weight, 1, 1, of_input=False)
-    return _correlate(grad, x, kernel_size, stride, dilation)
+    kernel_size, pixels = weight.shape[-1], x.shape[2] * x.shape[3]
+    if x.device.type == "cpu":
+        if kernel_size > 3 or (dilation > 1 and (stride > 1 or pixels < INTERLEAVE_PIXELS)):
+            if stride == 1:
+                return _correlate_rows(grad, x, kernel_size, dilation)
+            return _correlate_maps(grad, x, kernel_size, stride, dilation)
+        if dilation == 1:
+            return _aten_gradient(channels_last(grad), channels_last(x), weight, stride, 1, of_input=False)
+    else:
+        exact = x.dtype in (torch.float32, torch.float64)
+        if dilation == 1 and (kernel_size <= CUDNN_KERNEL or not exact):
+            return _aten_gradient(grad, x, weight, stride, 1, of_input=False)
+        if pixels <= TOEPLITZ_PIXELS and len(x) >= TOEPLITZ_MAPS:
+            return _toeplitz_weight_gradient(grad, x, kernel_size, stride, dilation)
+        if stride > 1 or dilation == 1:
+            return _aten_gradient(grad.contiguous(), x.contiguous(), weight, stride, dilation, of_input=False)
+    return _aten_gradient(interleave(grad, dilation), interleave(x, dilation), weight, 1, 1, of_input=False)
 
 
 def _aten_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool) -> Tensor:
@@ -123,25 +151,39 @@ def _aten_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
     return gradient
 
 
-def _pad(x: Tensor, margin: int) -> Tensor:
-    """Surround a channels-last map with zeros."""
-    count, channels, height, width = x.shape
-    padded = x.new_zeros(count, height + 2 * margin, width + 2 * margin, channels).permute(0, 3, 1, 2)
-    padded[:, :, margin : margin + height, margin : margin + width] = x
-    return padded
+def _widen(x: Tensor, margin: int) -> Tensor:
+    """A channels-last map with columns of zeros to its left and right; itself where there are none."""
+    if margin == 0:
+        return x
+    return F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin)).permute(0, 3, 1, 2)
 
 
-def _correlate(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """Weight gradient as a forward pass: each map is convolved with its own gradient for a kernel.
+def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) -> Tensor:
+    """Weight gradient at stride 1 as a forward pass: the maps are convolved with the gradient for a kernel.
 
-    In this the stride of the forward pass is the dilation and its dilation the stride. All maps of the batch are
-    channels of one map.
+    The dilation is the stride of that. The rows of all maps are those of one, so that it sums over the batch.
     """
     count, channels, height, width = x.shape
+    reach = padding(kernel_size, dilation)
+    steps, edge = (count * dilation, dilation), (count * reach, reach)
+    piece = channels if count * height * width < MANY_PIXELS else PIECE_CHANNELS
+    pieces = zip(torch.split(one_map(x), piece, 1), torch.split(one_map(grad), piece, 1), strict=True)
+    gradients = [F.conv2d(a, b.transpose(0, 1), None, steps, edge, 1, a.shape[1])[0] for a, b in pieces]
+    return torch.cat(gradients).unsqueeze(1)
+
+
+def _correlate_maps(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
+    """The same at any stride: each map is convolved with its own gradient, all maps being channels of one.
+
+    The dilation is the stride of that, the stride its dilation.
+    """
+    count, channels, height, width = x.shape
+    reach = padding(kernel_size, dilation)
+    inside = min(reach, ONEDNN_REACH)
     side_by_side = x.permute(2, 3, 0, 1).reshape(1, height, width, count * channels).permute(0, 3, 1, 2)
     kernels = grad.reshape(count * channels, 1, *grad.shape[2:])
-    reach = padding(kernel_size, dilation)
-    products = F.conv2d(side_by_side, kernels, None, dilation, reach, stride, count * channels)
+    side_by_side = _widen(side_by_side, reach - inside)
+    products = F.conv2d(side_by_side, kernels, None, dilation, (reach, inside), stride, count * channels)
     gradient = products[0, :, :kernel_size, :kernel_size].reshape(count, channels, kernel_size, kernel_size).sum(0)
     return gradient.unsqueeze(1)
 

@@ -24,7 +24,6 @@ from hitdet_nni.search.fused.batch_norm import (
 )
 from hitdet_nni.search.fused.call import Call, Gradients, Output, kept_statistics, put_statistics
 from hitdet_nni.search.fused.expansion import add_product, multiply_into
-from hitdet_nni.search.fused.layout import matrix_of
 from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
 
 
@@ -176,7 +175,7 @@ class GroupPass:
                     raw = call.folded[group.expansion].activations(group.rows(chunk))
             expanded = raw
         kernels, (scale, shift) = self._kernels(segments), self._affine("depthwise", segments)
-        convolved = matrix_of(
+        convolved = call.shape_out.matrix(
             depthwise.convolve(call.shape.images(expanded), kernels, conv.stride[0], conv.dilation[0])
         )
         statistics = self._statistics("depthwise", chunk, convolved, updates)
@@ -244,7 +243,9 @@ class GroupPass:
                         room[s.channels] = part[s.columns]
         if group.expansion is None and not group.direct and not gradients.of_input:
             return
-        by_expanded = matrix_of(depthwise.input_gradient(maps, source, kernels, conv.stride[0], conv.dilation[0]))
+        by_expanded = call.shape.matrix(
+            depthwise.input_gradient(maps, source, kernels, conv.stride[0], conv.dilation[0])
+        )
         if group.expansion is None and not group.direct:
             gradients.input += by_expanded
             return

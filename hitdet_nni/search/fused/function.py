@@ -15,7 +15,7 @@ from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.dense_candidate import DensePass
 from hitdet_nni.search.fused.depthwise_group import GroupPass, make_room
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, add_product, expansion_statistics, fold
-from hitdet_nni.search.fused.layout import MapShape, channels_last, matrix_of
+from hitdet_nni.search.fused.layout import MapShape, channels_last
 from hitdet_nni.search.fused.plan import (
     DenseCandidate,
     Plan,
@@ -76,6 +76,10 @@ class FusedMixture:
         result: Tensor = _WeightedSum.apply(self, _compute_type(x), x, weights, *parameters)
         return result
 
+    def shape_of(self, x: Tensor) -> MapShape:
+        """Size and order of the maps of an input ``[N, C, H, W]``; what strides over rows keeps maps apart."""
+        return MapShape(x.shape[0], x.shape[2], x.shape[3], by_rows=self.stride == 1 and x.device.type == "cpu")
+
     def plan(self, shape: MapShape, compute: torch.dtype, device: torch.device) -> Plan:
         """The plan for a size of input and the present modes of the normalisations."""
         modes = normalization_modes(self.candidates, shape, self.stride)
@@ -102,7 +106,7 @@ class _WeightedSum(torch.autograd.Function):
         ctx: Any, mixture: FusedMixture, compute: torch.dtype, x: Tensor, weights: Tensor, *parameters: Tensor
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            shape = MapShape(x.shape[0], x.shape[2], x.shape[3])
+            shape = mixture.shape_of(x)
             plan = mixture.plan(shape, compute, x.device)
             kept = mixture.kept if any(ctx.needs_input_grad) else NOTHING
             call, moments, updates = _start(mixture, plan, kept, shape, compute, x, weights, parameters)
@@ -117,11 +121,11 @@ class _WeightedSum(torch.autograd.Function):
             output.add_constant(call)
             kind = compute
             if mixture.has_residual:
-                output.total.addcmul_(matrix_of(channels_last(x)), call.residual_weight)
+                output.total.addcmul_(call.given, call.residual_weight)
                 kind = torch.promote_types(compute, x.dtype)
             if any(ctx.needs_input_grad):
                 _save(ctx, mixture, call, moments, x, weights)
-            return call.shape_out.images(output.total.to(kind))
+            return channels_last(call.shape_out.images(output.total.to(kind)))
 
     @staticmethod
     @once_differentiable
@@ -142,7 +146,8 @@ def _start(
     parameters: tuple[Tensor, ...],
 ) -> tuple[Call, Moments | None, RunningUpdates]:
     """Statistics and folding of the expansions, which come before all else."""
-    inputs = matrix_of(channels_last(x.to(compute)))
+    matrix = shape.matrix(x)
+    inputs = matrix.to(compute)
     updates = RunningUpdates()
     moments = Moments.of(inputs) if any(expansion.by_batch for expansion in plan.expansions) else None
     tape, folded = Tape(), []
@@ -157,7 +162,8 @@ def _start(
     shape_out = shape.strided(mixture.stride)
     size = (len(mixture.candidates), shape_out.pixels, mixture.out_channels)
     room = inputs.new_empty(size) if kept.projections else None
-    return Call(plan, kept, parameters, given, inputs, shape, shape_out, folded, tape, room), moments, updates
+    call = Call(plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape, room)
+    return call, moments, updates
 
 
 def _save(ctx: Any, mixture: FusedMixture, call: Call, moments: Moments | None, x: Tensor, weights: Tensor) -> None:
@@ -170,14 +176,15 @@ def _save(ctx: Any, mixture: FusedMixture, call: Call, moments: Moments | None, 
     ctx.save_for_backward(x, weights, *call.parameters, *call.tape.tensors.values())
 
 
-def _restart(ctx: Any) -> tuple[Call, Moments | None, Tensor]:
-    """The call as the forward pass left it, and the layer's input."""
+def _restart(ctx: Any) -> tuple[Call, Moments | None]:
+    """The call as the forward pass left it."""
     mixture: FusedMixture = ctx.mixture
     x, weights, *tensors = ctx.saved_tensors
     split = len(tensors) - len(ctx.names)
     parameters = tensors[:split]
     tape = Tape(dict(zip(ctx.names, tensors[split:], strict=True)))
-    inputs = matrix_of(channels_last(x.to(ctx.compute)))
+    matrix = ctx.shape.matrix(x)
+    inputs = matrix.to(ctx.compute)
     moments = None
     mean = tape.get("mean")
     if mean is not None:
@@ -190,13 +197,13 @@ def _restart(ctx: Any) -> tuple[Call, Moments | None, Tensor]:
     given = weights.detach().to(statistics_type(ctx.compute))
     shape_out = ctx.shape.strided(mixture.stride)
     kept: Kept = mixture.kept
-    return Call(ctx.plan, kept, parameters, given, inputs, ctx.shape, shape_out, folded, tape), moments, x
+    return Call(ctx.plan, kept, parameters, given, matrix, inputs, ctx.shape, shape_out, folded, tape), moments
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    call, moments, x = _restart(ctx)
+    call, moments = _restart(ctx)
     _, _, of_input, of_weights, *of_parameters = ctx.needs_input_grad
-    output = matrix_of(channels_last(grad))
+    output = call.shape_out.matrix(grad)
     exact = statistics_type(call.compute)  # many products are added to it, each as large as their sum
     products = None
     by_input = torch.zeros_like(call.inputs, dtype=exact)
@@ -204,7 +211,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         exact_output = output.to(exact)
         if of_input:
             by_input = exact_output * call.residual_weight
-        products = (exact_output * matrix_of(channels_last(x))).sum()
+        products = (exact_output * call.given).sum()
     gradients = Gradients(
         output=output.to(call.compute),
         of_input=of_input,
@@ -227,7 +234,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if gradients.of_input or gradients.of_parameters:
         for expansion in gradients.expansions:
             _finish(expansion, gradients, moments)
-    by_x = call.shape.images(gradients.input).to(x.dtype) if of_input else None
+    by_x = channels_last(call.shape.images(gradients.input.to(call.given.dtype))) if of_input else None
     return None, None, by_x, by_weights if of_weights else None, *gradients.parameters
 
 

@@ -1,9 +1,14 @@
-"""Feature maps as matrices: one row a pixel, one column a channel."""
+"""Feature maps as matrices: one row a pixel, one column a channel.
+
+The pixels of a batch have one of two orders: map by map, the usual channels-last one, or row by row, in which the first
+rows of all maps come first, then the second ones. A stride-1 convolution of the maps is then one of a single high map,
+dilated by the number of maps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -32,11 +37,13 @@ class MapShape:
         count: Maps in the batch, N.
         height: Rows.
         width: Columns.
+        by_rows: Whether their pixels are ordered row by row rather than map by map.
     """
 
     count: int
     height: int
     width: int
+    by_rows: bool = False
 
     @property
     def pixels(self) -> int:
@@ -45,16 +52,38 @@ class MapShape:
 
     def strided(self, stride: int) -> MapShape:
         """Size behind a padded convolution of the given stride."""
-        return MapShape(self.count, -(-self.height // stride), -(-self.width // stride))
+        return replace(self, height=-(-self.height // stride), width=-(-self.width // stride))
 
     def images(self, matrix: Tensor) -> Tensor:
-        """View a matrix ``[N H W, C]`` as maps ``[N, C, H, W]`` in channels-last order."""
-        return matrix.view(self.count, self.height, self.width, matrix.shape[1]).permute(0, 3, 1, 2)
+        """View a matrix ``[N H W, C]`` as maps ``[N, C, H, W]``."""
+        if self.by_rows:
+            return matrix.view(self.height, self.count, self.width, -1).permute(1, 3, 0, 2)
+        return matrix.view(self.count, self.height, self.width, -1).permute(0, 3, 1, 2)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """View maps ``[N, C, H, W]`` as a matrix ``[N H W, C]``; a copy only where they are in another order."""
+        pixels = x.permute(2, 0, 3, 1) if self.by_rows else x.permute(0, 2, 3, 1)
+        return pixels.reshape(-1, x.shape[1])
 
 
-def matrix_of(x: Tensor) -> Tensor:
-    """View maps ``[N, C, H, W]`` as a matrix ``[N H W, C]``; a copy only where they are not channels-last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+def goes_by_rows(x: Tensor) -> bool:
+    """Whether the pixels of maps ``[N, C, H, W]`` are ordered row by row."""
+    return len(x) > 1 and x.stride(0) < x.stride(2)
+
+
+def one_map(x: Tensor) -> Tensor:
+    """Maps ``[N, C, H, W]`` as one, ``[1, C, H N, W]``, channels-last, in which the rows of all alternate.
+
+    A copy only where their pixels are ordered map by map.
+    """
+    count, channels, height, width = x.shape
+    return x.permute(2, 0, 3, 1).reshape(1, height * count, width, channels).permute(0, 3, 1, 2)
+
+
+def several_maps(x: Tensor, count: int) -> Tensor:
+    """The maps ``[N, C, H, W]`` that :func:`one_map` has made one, ``[1, C, H N, W]``; a view."""
+    _, channels, rows, width = x.shape
+    return x.permute(0, 2, 3, 1).view(rows // count, count, width, channels).permute(1, 3, 0, 2)
 
 
 def in_type(tensor: Tensor, kind: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ WHOLE_MAP = 8
 TILES = (4, 5, 6, 7, 8)
 """Sides of tiles to choose from, in outputs."""
 
-MAP_COST, KERNEL_COST = 2, 3
+MAP_COST, KERNEL_COST = 2.5, 3
 """What a multiply-add of the transforms of maps and of kernels counts: they move more memory than other products."""
 
 GAIN = 1.2
@@ -41,6 +42,9 @@ PIECE_ROWS = 32
 
 BLOCK_BYTES = 2**20
 """Size of the part of the maps or kernels that one product of their transform reads: it is to stay in the cache."""
+
+GAP = 16
+"""Numbers between the rows of such arrays."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Tiling:
 
 @lru_cache(maxsize=256)
 def choose_tiling(
-    count: int, height: int, width: int, in_channels: int, out_channels: int, kernel_size: int
+    count: int, height: int, width: int, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
 ) -> Tiling | None:
     """The tiling with the fewest multiply-adds, or ``None`` where that is not ``GAIN`` times fewer than by taps.
 
@@ -79,15 +83,20 @@ def choose_tiling(
         width: Columns of it.
         in_channels: Its channels.
         out_channels: Channels of the result.
-        kernel_size: Side of the kernel, odd; its dilation is 1.
+        kernel_size: Side of the kernel, odd.
+        dilation: Dilation of both directions; the tiling is that of the interleaved subsampled maps.
     """
+    by_taps = count * in_channels * out_channels
+    for size in (height, width):
+        by_taps *= sum(max(size - abs(tap) * dilation, 0) for tap in _taps(kernel_size))
+    count, height, width = count * dilation**2, -(-height // dilation), -(-width // dilation)
     reach = (kernel_size - 1) // 2
     if max(height, width) <= WHOLE_MAP:
         tilings = [Tiling(height, width, 1, 1, 0)]
     else:
         tilings = [Tiling(side, side, -(-height // side), -(-width // side), reach) for side in TILES]
 
-    def products(tiling: Tiling) -> int:
+    def products(tiling: Tiling) -> float:
         rows = len(_matrices(tiling, kernel_size, torch.float64)[0])
         tiles = count * tiling.rows * tiling.columns
         inputs = (tiling.height + 2 * tiling.reach) * (tiling.width + 2 * tiling.reach) * in_channels
@@ -96,8 +105,13 @@ def choose_tiling(
         return rows * (tiles * (MAP_COST * (inputs + outputs) + pairs) + KERNEL_COST * kernel_size**2 * pairs)
 
     best = min(tilings, key=products)
-    by_taps = count * height * width * kernel_size**2 * in_channels * out_channels
     return best if GAIN * products(best) <= by_taps else None
+
+
+def _taps(kernel_size: int) -> range:
+    """Places of a kernel's taps in one direction, in pixels from its centre."""
+    reach = (kernel_size - 1) // 2
+    return range(-reach, reach + 1)
 
 
 @lru_cache(maxsize=64)
@@ -141,22 +155,28 @@ def _matrices(tiling: Tiling, kernel_size: int, dtype: torch.dtype) -> tuple[Ten
 class SpectralConvolution:
     """Convolution of one size of maps with kernels, and its gradients, a few frequencies at a time.
 
+    Dilation is undone by taking the interleaved subsampled maps for maps of their own; pixels beyond the edge are zero.
+    Maps ``[N, C, H, W]`` are taken with their pixels in any order and given row by row (:mod:`.layout`).
+
     Args:
-        tiling: How the maps are cut.
+        tiling: How the subsampled maps are cut.
         weight: Kernels, ``[C_out, C_in, k, k]``.
+        dilation: Dilation of both directions.
     """
 
-    def __init__(self, tiling: Tiling, weight: Tensor) -> None:
+    def __init__(self, tiling: Tiling, weight: Tensor, dilation: int = 1) -> None:
         self.tiling = tiling
+        self.dilation = dilation
         self.out_channels, self.in_channels, self.kernel_size, _ = weight.shape
-        self.kernels = weight.permute(2, 3, 0, 1).reshape(self.kernel_size**2, -1)  # rows of C_in stay together
+        self.kernels = _room(weight, self.kernel_size**2, self.out_channels * self.in_channels)
+        self._kernels_of(self.kernels).copy_(weight)
         self.analyse, self.transform, self.recombine = _matrices(tiling, self.kernel_size, weight.dtype)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """Map ``[N, C_in, H, W]`` to ``[N, C_out, H, W]``, both channels-last."""
+        """Map ``[N, C_in, H, W]`` to ``[N, C_out, H, W]``."""
         inputs = self._cut(x, self.tiling.reach)
         tiles = inputs.shape[1] // self.in_channels
-        outputs = inputs.new_empty(self.recombine.shape[1], tiles * self.out_channels)
+        outputs = _room(inputs, self.recombine.shape[1], tiles * self.out_channels)
         pieces = _Pieces(self, tiles)
         for rows in pieces:
             products = pieces.room_outputs[rows.room]
@@ -164,20 +184,22 @@ class SpectralConvolution:
             _accumulate(outputs, self.recombine, products, rows)
         return self._join(outputs, x.shape, self.out_channels)
 
-    def gradients(self, grad: Tensor, x: Tensor, *, of_input: bool, of_weight: bool) -> tuple[Tensor | None, ...]:
+    def gradients(
+        self, grad: Tensor, x: Tensor, *, of_input: bool, of_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients by the maps and by the kernels; ``None`` where not asked for.
 
         Args:
-            grad: Gradient by the result, ``[N, C_out, H, W]``, channels-last.
-            x: The maps, channels-last.
+            grad: Gradient by the result, ``[N, C_out, H, W]``.
+            x: The maps.
             of_input: Whether the first is wanted.
             of_weight: Whether the second is wanted.
         """
         by_outputs = self._cut(grad, 0)
         tiles = by_outputs.shape[1] // self.out_channels
         inputs = self._cut(x, self.tiling.reach) if of_weight else None
-        by_inputs = x.new_empty(self.analyse.shape[1], tiles * self.in_channels) if of_input else None
-        by_kernels = torch.empty_like(self.kernels) if of_weight else None
+        by_inputs = _room(x, self.analyse.shape[1], tiles * self.in_channels) if of_input else None
+        by_kernels = _room(self.kernels, *self.kernels.shape) if of_weight else None
         pieces = _Pieces(self, tiles)
         for rows in pieces:
             by_products = pieces.outputs(rows, by_outputs)
@@ -190,30 +212,34 @@ class SpectralConvolution:
                 torch.bmm(by_products, pieces.kernels(rows), out=room)
                 _accumulate(by_inputs, self.analyse, room, rows)
         by_x = None if by_inputs is None else self._overlap(by_inputs, x.shape)
-        if by_kernels is not None:
-            by_kernels = by_kernels.view(self.kernel_size, self.kernel_size, self.out_channels, self.in_channels)
-            by_kernels = by_kernels.permute(2, 3, 0, 1)
-        return by_x, by_kernels
+        return by_x, None if by_kernels is None else self._kernels_of(by_kernels)
+
+    def _kernels_of(self, rows: Tensor) -> Tensor:
+        """View a row a tap, ``[k k, C_out C_in]``, as kernels ``[C_out, C_in, k, k]``."""
+        return rows.view(self.kernel_size, self.kernel_size, self.out_channels, self.in_channels).permute(2, 3, 0, 1)
 
     def _cut(self, x: Tensor, reach: int) -> Tensor:
         """Maps as ``[pixels of a tile, tiles * channels]``, each tile larger by ``reach`` on all sides."""
-        tiling = self.tiling
+        tiling, dilation = self.tiling, self.dilation
+        height, width = tiling.rows * tiling.height, tiling.columns * tiling.width
+        edge, down, right = reach * dilation, height * dilation - x.shape[2], width * dilation - x.shape[3]
         x = x.permute(0, 2, 3, 1)
-        if tiling.whole:
-            return x.permute(1, 2, 0, 3).reshape(tiling.height * tiling.width, -1)
-        down = tiling.rows * tiling.height - x.shape[1]
-        right = tiling.columns * tiling.width - x.shape[2]
-        if reach or down or right:
-            x = F.pad(x, (0, 0, reach, reach + right, reach, reach + down))
-        tiles = x.unfold(1, tiling.height + 2 * reach, tiling.height).unfold(2, tiling.width + 2 * reach, tiling.width)
-        return tiles.permute(4, 5, 0, 1, 2, 3).reshape((tiling.height + 2 * reach) * (tiling.width + 2 * reach), -1)
+        if edge or down or right:
+            x = F.pad(x, (0, 0, edge, edge + right, edge, edge + down))
+        parts = x.reshape(len(x), -1, dilation, x.shape[2] // dilation, dilation, x.shape[3])
+        tiles = parts.unfold(1, tiling.height + 2 * reach, tiling.height).unfold(
+            3, tiling.width + 2 * reach, tiling.width
+        )
+        tiles = tiles.permute(6, 7, 0, 2, 4, 1, 3, 5)
+        room = _room(x, tiles.shape[0] * tiles.shape[1], tiles[0, 0].numel())
+        room.view(tiles.shape).copy_(tiles)
+        return room
 
     def _join(self, tiles: Tensor, shape: torch.Size, channels: int) -> Tensor:
-        """Maps from tiles that do not overlap."""
+        """Maps of a shape, but for their channels, from tiles that do not overlap."""
         tiling = self.tiling
-        x = tiles.view(tiling.height, tiling.width, shape[0], tiling.rows, tiling.columns, channels)
-        x = x.permute(2, 3, 0, 4, 1, 5).reshape(shape[0], tiling.rows * tiling.height, -1, channels)
-        return x[:, : shape[2], : shape[3]].contiguous().permute(0, 3, 1, 2)
+        parts = self._by_tile(tiles, tiling.height, tiling.width, shape[0], channels)
+        return self._crop(parts.permute(5, 0, 3, 2, 6, 1, 4, 7), shape, 0)
 
     def _overlap(self, tiles: Tensor, shape: torch.Size) -> Tensor:
         """Sum of tiles that overlap, as maps of a shape."""
@@ -221,17 +247,28 @@ class SpectralConvolution:
         if tiling.whole:
             return self._join(tiles, shape, shape[1])
         height, width = tiling.height + 2 * reach, tiling.width + 2 * reach
-        parts = tiles.view(height, width, shape[0], tiling.rows, tiling.columns, shape[1]).permute(2, 3, 4, 0, 1, 5)
+        parts = self._by_tile(tiles, height, width, shape[0], shape[1])
+        down, right = -(-height // tiling.height), -(-width // tiling.width)  # tiles that a tile of inputs extends over
         total = tiles.new_zeros(
-            shape[0], tiling.rows * tiling.height + 2 * reach, tiling.columns * tiling.width + 2 * reach, shape[1]
-        )
-        for row in range(tiling.rows):
-            top = row * tiling.height
-            for column in range(tiling.columns):
-                left = column * tiling.width
-                total[:, top : top + height, left : left + width] += parts[:, row, column]
-        inner = total[:, reach : reach + shape[2], reach : reach + shape[3]]
-        return inner.contiguous().permute(0, 3, 1, 2)
+            tiling.rows + down - 1, tiling.height, self.dilation, shape[0],
+            tiling.columns + right - 1, tiling.width, self.dilation, shape[1],
+        )  # fmt: skip
+        for row, column in product(range(down), range(right)):
+            part = parts[row * tiling.height :, column * tiling.width :][: tiling.height, : tiling.width]
+            place = total[row : row + tiling.rows, : len(part), :, :, column : column + tiling.columns, : part.shape[1]]
+            place += part.permute(5, 0, 3, 2, 6, 1, 4, 7)
+        return self._crop(total, shape, reach * self.dilation)
+
+    def _by_tile(self, tiles: Tensor, height: int, width: int, count: int, channels: int) -> Tensor:
+        """Columns of tiles taken apart: ``[row, column, map, phase, phase, tile's row, tile's column, channel]``."""
+        phases = (self.dilation, self.dilation)
+        return tiles.view(height, width, count, *phases, self.tiling.rows, self.tiling.columns, channels)
+
+    @staticmethod
+    def _crop(parts: Tensor, shape: torch.Size, edge: int) -> Tensor:
+        """Maps without their edge, from ``[tile's row, row, phase, map, tile's column, column, phase, channel]``."""
+        rows = parts.flatten(4, 6).flatten(0, 2)  # [H, N, W, C]
+        return rows[edge : edge + shape[2], :, edge : edge + shape[3]].permute(1, 3, 0, 2)
 
 
 @dataclass(frozen=True)
@@ -250,9 +287,9 @@ class _Pieces:
         into, out, like = convolution.in_channels, convolution.out_channels, convolution.kernels
         largest = max(into * out, tiles * max(into, out)) * like.element_size()
         self.size = min(max(PIECE_ROWS, PIECE_BYTES // largest), len(convolution.analyse))
-        self.room_inputs = like.new_empty(self.size, tiles, into)
-        self.room_outputs = like.new_empty(self.size, tiles, out)
-        self.room_kernels = like.new_empty(self.size, out, into)
+        self.room_inputs = _room(like, self.size, tiles * into).view(-1, tiles, into)
+        self.room_outputs = _room(like, self.size, tiles * out).view(-1, tiles, out)
+        self.room_kernels = _room(like, self.size, out * into).view(-1, out, into)
 
     def __iter__(self) -> Iterator[_Rows]:
         total = len(self.convolution.analyse)
@@ -271,6 +308,11 @@ class _Pieces:
     def kernels(self, rows: _Rows) -> Tensor:
         """The same of the kernels, ``[rows, C_out, C_in]``."""
         return _product(self.convolution.transform[rows.all], self.convolution.kernels, self.room_kernels[rows.room])
+
+
+def _room(like: Tensor, rows: int, columns: int) -> Tensor:
+    """An empty ``[rows, columns]`` whose rows are a little apart: at a power of two they would share cache lines."""
+    return like.new_empty(rows, columns + GAP)[:, :columns]
 
 
 def _product(matrix: Tensor, vectors: Tensor, room: Tensor) -> Tensor:
