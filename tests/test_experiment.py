@@ -46,10 +46,11 @@ if os.environ.get("TRIAL_DOES") == "hang":
     # a child in a session of its own that outlives a plain kill of the trial
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     time.sleep(600)
+while os.environ.get("TRIAL_DOES") == "wait" and not pathlib.Path("go on").exists():
+    time.sleep(0.05)
 folder = pathlib.Path("runs", nni.get_experiment_id(), nni.get_trial_id())
 folder.mkdir(parents=True)
 (folder / "architecture.json").write_text("{}")
-time.sleep(1)  # the loopback check needs a moment
 nni.report_final_result({"default": 0.125 + weight / 4, "params_m": 1.5, "gflops": 0.75})
 """
 
@@ -91,7 +92,7 @@ def together(launch):
 
 
 def test_an_experiment_runs_to_its_table_on_loopback_only_and_leaves_nothing(launch):
-    launcher = launch("succeed")
+    launcher = launch("wait")
     port = int(launcher.wait_for(r"web UI will be http://127\.0\.0\.1:(\d+)")[1])
     launcher.wait_for(r"experiment \w+ runs")
     assert listening(launcher.left()) == {("127.0.0.1", port)}
@@ -102,9 +103,12 @@ def test_an_experiment_runs_to_its_table_on_loopback_only_and_leaves_nothing(lau
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((address, port), timeout=5)
 
+    for trial in (0, 1):
+        launcher.wait_for(rf"\n\d\d:\d\d  trial {trial} \(\w+\) RUNNING  2 reports  val_loss=1.5 gflops=0.25\n")
+    (launcher.folder / "go on").touch()
+
     assert launcher.process.wait(120) == 0, launcher.text() + launcher.errors()
     text = launcher.text()
-    assert re.search(r"^\d\d:\d\d  trial 0 \(\w+\) RUNNING  \d reports? ", text, re.M)
     done = r"^\d\d:\d\d  trial [01] \(\w+\) SUCCEEDED  2 reports  mAP=0.375 params_m=1.5 gflops=0.75$"
     assert re.search(done, text, re.M)
     assert re.search(r"trial +status +cost weight +params M +GFLOPs +mAP +architecture", text)
