@@ -12,13 +12,15 @@ from torch import Tensor
 
 from hitdet_nni.search.fused.depthwise import padding
 from hitdet_nni.search.fused.layout import channels_last
+from hitdet_nni.search.fused.products import multiply_into, transposed
 from hitdet_nni.search.fused.spectral import SpectralConvolution, Tiling, choose_tiling
 
 EXACT_TYPES = (torch.float32, torch.float64)
 """Types of maps that may be transformed: the transforms' sums would round 16-bit numbers once more."""
 
-WIDE_CHANNELS = 48
-"""Input channels from which ATen's weight gradient of undilated kernels is slower than products by lines on a CPU."""
+FEW_PIXELS = 2
+"""Pixels of a batch, as a multiple of its channels, up to which ATen's weight gradient of undilated kernels is slower
+than products by lines on a CPU: it brings as many kernels as there are pairs of channels into another order."""
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
@@ -37,7 +39,7 @@ def gradients(
     if tiling is not None:
         return SpectralConvolution(tiling, weight, dilation).gradients(grad, x, of_input=of_input, of_weight=of_weight)
     by_input = by_weight = None
-    by_lines = of_weight and x.device.type == "cpu" and (dilation > 1 or weight.shape[1] >= WIDE_CHANNELS)
+    by_lines = of_weight and x.device.type == "cpu" and (dilation > 1 or x[:, 0].numel() <= FEW_PIXELS * x.shape[1])
     wanted = [of_input, of_weight and not by_lines, False]
     if any(wanted):
         reach, maps = padding(weight.shape[-1], dilation), (channels_last(grad), channels_last(x))
@@ -73,5 +75,5 @@ def _weight_gradient_by_lines(grad: Tensor, x: Tensor, kernel_size: int, stride:
         first, end = max(0, -(offset // stride)), min(len(grad), -((offset - height) // stride))
         if first < end:
             inputs = windows[first * stride + offset :: stride][: end - first]
-            torch.mm(grad[first:end].view(-1, channels).t(), inputs.reshape(-1, width), out=gradient[line])
+            multiply_into(gradient[line], transposed(grad[first:end].view(-1, channels)), inputs.reshape(-1, width))
     return gradient.view(kernel_size, channels, kernel_size, -1).permute(1, 3, 0, 2)

@@ -23,8 +23,8 @@ from hitdet_nni.search.fused.batch_norm import (
     running_statistics,
 )
 from hitdet_nni.search.fused.call import Call, Gradients, Output, kept_statistics, put_statistics
-from hitdet_nni.search.fused.expansion import add_product, multiply_into
 from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
+from hitdet_nni.search.fused.products import add_product, multiply, multiply_into, transposed
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,13 @@ class _Hidden:
     scale: Tensor
 
 
-def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenation along the first dimension, other shapes being equal; the tensor itself where it is the only one."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+_ByProjection = dict[int, tuple[Tensor, Tensor | None]]
+"""Gradient by each candidate's projection, ``[P, C_out]``, by its index, and the transpose where that is needed."""
+
+
+def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenation along a dimension, other shapes being equal; the tensor itself where it is the only one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def rows_of(tensor: Tensor, rows: slice) -> Tensor:
@@ -103,7 +107,7 @@ class GroupPass:
             output.total.addcmul_(matrix, slope)
             output.last[candidate.index] = slope, statistics.mean
             if call.room is not None:
-                call.tape.put(matrix, "projection", candidate.index)
+                call.tape.put(call.room[candidate.index].copy_(matrix), "projection", candidate.index)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidates' part to ``gradients``."""
@@ -114,7 +118,7 @@ class GroupPass:
         else:
             projections, hidden = self._project(None)
         further = gradients.of_input or gradients.of_parameters
-        by_projection: dict[int, Tensor] = {}
+        by_projection: _ByProjection = {}
         for candidate in group.candidates:
             by_matrix, by_scale, by_shift = normalize_gradient(
                 gradients.output,
@@ -123,7 +127,8 @@ class GroupPass:
                 call.weighted_scales[candidate.index],
                 of_input=further,
             )
-            by_projection[candidate.index] = by_matrix
+            left = transposed(by_matrix) if gradients.of_parameters else None
+            by_projection[candidate.index] = by_matrix, left
             gradients.last[candidate.index] = by_scale, by_shift
         if not further:
             return
@@ -141,12 +146,8 @@ class GroupPass:
             for segment in segments:
                 index = segment.candidate.index
                 part, kernels = hidden.activated[:, segment.columns], self._projection(segment).t()
-                if index in projections:
-                    projections[index].addmm_(part, kernels)
-                elif updates is not None and call.room is not None:
-                    projections[index] = torch.mm(part, kernels, out=call.room[index])
-                else:
-                    projections[index] = torch.mm(part, kernels)
+                known = projections.get(index)
+                projections[index] = multiply(part, kernels) if known is None else add_product(known, part, kernels)
             if updates is not None and call.kept.hidden and (self.group.direct or self.group.expansion is not None):
                 call.tape.put(hidden.raw, "hidden", self.number, chunk)
             if updates is None:
@@ -165,7 +166,7 @@ class GroupPass:
         raw_statistics = None
         if group.direct:
             if raw is None:
-                raw = call.inputs @ self._expansion(segments).t()
+                raw = multiply(call.inputs, self._expansion(segments).t())
             raw_statistics = self._statistics("expand", chunk, raw, updates)
             expanded = normalize(raw, raw_statistics, *self._affine("expand", segments)).relu_()
         else:
@@ -216,19 +217,17 @@ class GroupPass:
         put_statistics(tape, statistics, part, self.number, chunk)
         return statistics
 
-    def _chunk_backward(
-        self, chunk: int, hidden: _Hidden, by_projection: dict[int, Tensor], gradients: Gradients
-    ) -> None:
+    def _chunk_backward(self, chunk: int, hidden: _Hidden, by_projection: _ByProjection, gradients: Gradients) -> None:
         call, group = self.call, self.group
         segments, conv = group.chunks[chunk], group.conv
-        grad = torch.empty_like(hidden.activated)
+        parts = []
         for segment in segments:
-            by_matrix = by_projection[segment.candidate.index]
-            torch.mm(by_matrix, self._projection(segment), out=grad[:, segment.columns])
+            by_matrix, left = by_projection[segment.candidate.index]
+            parts.append(multiply(by_matrix, self._projection(segment)))
             room = gradients.parameters[segment.candidate.project.slot]
-            if gradients.of_parameters and room is not None:
-                activated = hidden.activated[:, segment.columns]
-                multiply_into(room.flatten(1)[:, segment.channels], by_matrix.t(), activated)
+            if left is not None and room is not None:
+                multiply_into(room.flatten(1)[:, segment.channels], left, hidden.activated[:, segment.columns])
+        grad = joined(parts, 1)
         mask_(grad, hidden.activated)
         by_convolved, by_scale, by_shift = normalize_gradient(
             grad, hidden.convolved, hidden.statistics, hidden.scale, of_input=True
@@ -257,7 +256,8 @@ class GroupPass:
         inner = _inner(hidden.statistics, hidden.scale, by_scale, by_shift)
         gradients.expansions[group.expansion].add(rows, by_expanded, inner)
         if gradients.of_input:
-            add_product(gradients.input, by_expanded, call.folded[group.expansion].folded[rows])
+            folded = call.folded[group.expansion].folded[rows]
+            gradients.input = add_product(gradients.input, by_expanded, folded)
 
     def _direct_backward(
         self, segments: Sequence[Segment], hidden: _Hidden, grad: Tensor, gradients: Gradients
@@ -272,11 +272,11 @@ class GroupPass:
                 slot = s.candidate.unit("expand").slot
                 by_kernels, room_scale, room_shift = (gradients.parameters[slot + offset] for offset in range(3))
                 if by_kernels is not None and room_scale is not None and room_shift is not None:
-                    multiply_into(by_kernels.flatten(1)[s.channels], by_raw[:, s.columns].t(), self.call.inputs)
+                    multiply_into(by_kernels.flatten(1)[s.channels], transposed(by_raw[:, s.columns]), self.call.inputs)
                     room_scale[s.channels] = by_scale[s.columns]
                     room_shift[s.channels] = by_shift[s.columns]
         if gradients.of_input:
-            add_product(gradients.input, by_raw, self._expansion(segments))
+            gradients.input = add_product(gradients.input, by_raw, self._expansion(segments))
 
 
 def mask_(grad: Tensor, activated: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, running_statistics, statistics_type
 from hitdet_nni.search.fused.plan import Expansion
+from hitdet_nni.search.fused.products import multiply, multiply_into, transposed
 
 
 def column_sums(matrix: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Moments:
         centred = exact - mean
         correction = column_sums(centred) / len(exact)
         centred -= correction
-        covariance = centred.t() @ centred / len(exact)
+        covariance = multiply(transposed(centred), centred) / len(exact)
         return cls(mean, correction, covariance, centred.to(inputs.dtype))
 
     @classmethod
@@ -90,7 +91,7 @@ class FoldedExpansion:
 
     def activations(self, rows: slice) -> Tensor:
         """Hidden maps of some rows, ``[P, rows]``."""
-        return torch.addmm(self.shift[rows], self.inputs, self.folded[rows].t()).relu_()
+        return multiply(self.inputs, self.folded[rows].t(), self.shift[rows], relu=True)
 
 
 def expansion_statistics(
@@ -165,6 +166,7 @@ class ExpansionGradient:
         self.by_shift = torch.empty_like(folded.beta)
         self.by_folded = torch.empty_like(folded.weight) if of_parameters else None
         self.inner = torch.empty_like(folded.beta)
+        self.inputs = transposed(folded.inputs) if of_parameters else None
 
     def add(self, rows: slice, grad: Tensor, inner: Tensor) -> None:
         """Note the gradient of some rows.
@@ -176,8 +178,8 @@ class ExpansionGradient:
         """
         self.by_shift[rows] = column_sums(grad)
         self.inner[rows] = inner
-        if self.by_folded is not None:
-            multiply_into(self.by_folded[rows], grad.t(), self.folded.inputs)
+        if self.by_folded is not None and self.inputs is not None:
+            multiply_into(self.by_folded[rows].t(), self.inputs, grad)
 
     def parameter_gradients(self, moments: Moments | None, gradients: list[Tensor | None]) -> None:
         """Write the gradients of kernels, scales and shifts to their slots, each of its parameter's shape."""
@@ -220,19 +222,3 @@ class ExpansionGradient:
         vector = (folded.slope * self.by_shift) @ folded.weight / -pixels
         matrix = folded.weight.t() @ (folded.weight * -factor[:, None])
         return vector, matrix
-
-
-def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write ``left @ right``, of ``[I, K]`` and ``[K, J]``, to ``out``, which may be of another type."""
-    if out.dtype == left.dtype:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(left @ right)
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right``, of ``[I, K]`` and ``[K, J]``, to ``total``, which may be of a more exact type."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)

@@ -14,7 +14,7 @@ from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.dense_candidate import DensePass
 from hitdet_nni.search.fused.depthwise_group import GroupPass, make_room
-from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, add_product, expansion_statistics, fold
+from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
 from hitdet_nni.search.fused.layout import MapShape, channels_last
 from hitdet_nni.search.fused.plan import (
     DenseCandidate,
@@ -24,6 +24,7 @@ from hitdet_nni.search.fused.plan import (
     read_candidates,
     units,
 )
+from hitdet_nni.search.fused.products import add_product
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
 
 PLANS = 64
@@ -243,5 +244,5 @@ def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments
     expansion.parameter_gradients(moments, gradients.parameters)  # last: it ends the collected gradient
     if through is not None and moments is not None:
         vector, matrix = through
-        add_product(gradients.input, moments.centred, matrix.to(moments.centred.dtype))
+        gradients.input = add_product(gradients.input, moments.centred, matrix.to(moments.centred.dtype))
         gradients.input.add_(vector)

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hitdet_nni.search.fused.products import add_product, multiply, multiply_each, transposed
+
 WHOLE_MAP = 8
 """Largest side of a map that is transformed as a whole; larger ones are cut into tiles."""
 
@@ -31,7 +33,7 @@ TILES = (4, 5, 6, 7, 8)
 MAP_COST, KERNEL_COST = 2.5, 3
 """What a multiply-add of the transforms of maps and of kernels counts: they move more memory than other products."""
 
-GAIN = 1.2
+GAIN = 1.6
 """How many times fewer multiply-adds, so counted, the algorithm must need than the sum over the taps."""
 
 PIECE_BYTES = 2 * 2**20
@@ -39,12 +41,6 @@ PIECE_BYTES = 2 * 2**20
 
 PIECE_ROWS = 32
 """Frequencies that are computed together at least; products of fewer rows are slow."""
-
-BLOCK_BYTES = 2**20
-"""Size of the part of the maps or kernels that one product of their transform reads: it is to stay in the cache."""
-
-GAP = 16
-"""Numbers between the rows of such arrays."""
 
 
 @dataclass(frozen=True)
@@ -168,21 +164,18 @@ class SpectralConvolution:
         self.tiling = tiling
         self.dilation = dilation
         self.out_channels, self.in_channels, self.kernel_size, _ = weight.shape
-        self.kernels = _room(weight, self.kernel_size**2, self.out_channels * self.in_channels)
-        self._kernels_of(self.kernels).copy_(weight)
+        self.kernels = weight.permute(2, 3, 0, 1).reshape(self.kernel_size**2, self.out_channels * self.in_channels)
         self.analyse, self.transform, self.recombine = _matrices(tiling, self.kernel_size, weight.dtype)
 
     def convolve(self, x: Tensor) -> Tensor:
         """Map ``[N, C_in, H, W]`` to ``[N, C_out, H, W]``."""
         inputs = self._cut(x, self.tiling.reach)
-        tiles = inputs.shape[1] // self.in_channels
-        outputs = _room(inputs, self.recombine.shape[1], tiles * self.out_channels)
-        pieces = _Pieces(self, tiles)
-        for rows in pieces:
-            products = pieces.room_outputs[rows.room]
-            torch.bmm(pieces.inputs(rows, inputs), pieces.kernels(rows).transpose(1, 2), out=products)
-            _accumulate(outputs, self.recombine, products, rows)
-        return self._join(outputs, x.shape, self.out_channels)
+        outputs = _Sum(self.recombine)
+        for rows in self._pieces(inputs.shape[1] // self.in_channels):
+            kernels = self._transformed(self.transform, rows, self.kernels, self.in_channels)
+            maps = self._transformed(self.analyse, rows, inputs, self.in_channels)
+            outputs.add(rows, multiply_each(maps, kernels.mT))
+        return self._join(outputs.total, x.shape, self.out_channels)
 
     def gradients(
         self, grad: Tensor, x: Tensor, *, of_input: bool, of_weight: bool
@@ -196,23 +189,32 @@ class SpectralConvolution:
             of_weight: Whether the second is wanted.
         """
         by_outputs = self._cut(grad, 0)
-        tiles = by_outputs.shape[1] // self.out_channels
         inputs = self._cut(x, self.tiling.reach) if of_weight else None
-        by_inputs = _room(x, self.analyse.shape[1], tiles * self.in_channels) if of_input else None
-        by_kernels = _room(self.kernels, *self.kernels.shape) if of_weight else None
-        pieces = _Pieces(self, tiles)
-        for rows in pieces:
-            by_products = pieces.outputs(rows, by_outputs)
-            if by_kernels is not None and inputs is not None:
-                room = pieces.room_kernels[rows.room]
-                torch.bmm(by_products.transpose(1, 2), pieces.inputs(rows, inputs), out=room)
-                _accumulate(by_kernels, self.transform, room, rows)
-            if by_inputs is not None:
-                room = pieces.room_inputs[rows.room]
-                torch.bmm(by_products, pieces.kernels(rows), out=room)
-                _accumulate(by_inputs, self.analyse, room, rows)
-        by_x = None if by_inputs is None else self._overlap(by_inputs, x.shape)
-        return by_x, None if by_kernels is None else self._kernels_of(by_kernels)
+        by_inputs, by_kernels = _Sum(self.analyse), _Sum(self.transform)
+        for rows in self._pieces(by_outputs.shape[1] // self.out_channels):
+            by_products = self._transformed(self.recombine, rows, by_outputs, self.out_channels)
+            if inputs is not None:
+                maps = self._transformed(self.analyse, rows, inputs, self.in_channels)
+                by_kernels.add(rows, multiply_each(by_products.mT, maps))
+            if of_input:
+                kernels = self._transformed(self.transform, rows, self.kernels, self.in_channels)
+                by_inputs.add(rows, multiply_each(by_products, kernels))
+        by_x = self._overlap(by_inputs.total, x.shape) if of_input else None
+        return by_x, self._kernels_of(by_kernels.total) if of_weight else None
+
+    def _pieces(self, tiles: int) -> Iterator[slice]:
+        """Frequencies that are computed together, so that what is computed of them stays in the cache."""
+        pairs = self.in_channels * self.out_channels
+        largest = max(pairs, tiles * max(self.in_channels, self.out_channels)) * self.kernels.element_size()
+        size, total = max(PIECE_ROWS, PIECE_BYTES // largest), len(self.analyse)
+        for start in range(0, total, size):
+            yield slice(start, min(start + size, total))
+
+    @staticmethod
+    def _transformed(matrix: Tensor, rows: slice, vectors: Tensor, channels: int) -> Tensor:
+        """Some frequencies of tiles or kernels, ``[rows, tiles or C_out, channels]``."""
+        part = matrix[rows]
+        return multiply(part, vectors).view(len(part), -1, channels)
 
     def _kernels_of(self, rows: Tensor) -> Tensor:
         """View a row a tap, ``[k k, C_out C_in]``, as kernels ``[C_out, C_in, k, k]``."""
@@ -231,9 +233,7 @@ class SpectralConvolution:
             3, tiling.width + 2 * reach, tiling.width
         )
         tiles = tiles.permute(6, 7, 0, 2, 4, 1, 3, 5)
-        room = _room(x, tiles.shape[0] * tiles.shape[1], tiles[0, 0].numel())
-        room.view(tiles.shape).copy_(tiles)
-        return room
+        return tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)
 
     def _join(self, tiles: Tensor, shape: torch.Size, channels: int) -> Tensor:
         """Maps of a shape, but for their channels, from tiles that do not overlap."""
@@ -271,59 +271,19 @@ class SpectralConvolution:
         return rows[edge : edge + shape[2], :, edge : edge + shape[3]].permute(1, 3, 0, 2)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Frequencies that are computed together: which of all, and which rows of the room for them."""
+class _Sum:
+    """The sum over all frequencies that ends a transform back, a few frequencies at a time.
 
-    all: slice
-    room: slice
+    Args:
+        matrix: What a frequency adds to each pixel or tap, ``[frequencies, K]``.
+    """
 
+    total: Tensor
 
-class _Pieces:
-    """Pieces of the frequencies, and room for one that the next uses again, so that it stays in the cache."""
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
 
-    def __init__(self, convolution: SpectralConvolution, tiles: int) -> None:
-        self.convolution = convolution
-        into, out, like = convolution.in_channels, convolution.out_channels, convolution.kernels
-        largest = max(into * out, tiles * max(into, out)) * like.element_size()
-        self.size = min(max(PIECE_ROWS, PIECE_BYTES // largest), len(convolution.analyse))
-        self.room_inputs = _room(like, self.size, tiles * into).view(-1, tiles, into)
-        self.room_outputs = _room(like, self.size, tiles * out).view(-1, tiles, out)
-        self.room_kernels = _room(like, self.size, out * into).view(-1, out, into)
-
-    def __iter__(self) -> Iterator[_Rows]:
-        total = len(self.convolution.analyse)
-        for start in range(0, total, self.size):
-            stop = min(start + self.size, total)
-            yield _Rows(slice(start, stop), slice(0, stop - start))
-
-    def inputs(self, rows: _Rows, tiles: Tensor) -> Tensor:
-        """Some frequencies of tiles of inputs, ``[rows, tiles, C_in]``."""
-        return _product(self.convolution.analyse[rows.all], tiles, self.room_inputs[rows.room])
-
-    def outputs(self, rows: _Rows, tiles: Tensor) -> Tensor:
-        """The same of gradients by the outputs, ``[rows, tiles, C_out]``."""
-        return _product(self.convolution.recombine[rows.all], tiles, self.room_outputs[rows.room])
-
-    def kernels(self, rows: _Rows) -> Tensor:
-        """The same of the kernels, ``[rows, C_out, C_in]``."""
-        return _product(self.convolution.transform[rows.all], self.convolution.kernels, self.room_kernels[rows.room])
-
-
-def _room(like: Tensor, rows: int, columns: int) -> Tensor:
-    """An empty ``[rows, columns]`` whose rows are a little apart: at a power of two they would share cache lines."""
-    return like.new_empty(rows, columns + GAP)[:, :columns]
-
-
-def _product(matrix: Tensor, vectors: Tensor, room: Tensor) -> Tensor:
-    """Write ``[rows, K] [K, J]`` to ``room``, ``[rows, ...]`` of ``J`` numbers a row, a block of columns at a time."""
-    out, columns = room.flatten(1), vectors.shape[1]
-    block = max(BLOCK_BYTES // (len(vectors) * vectors.element_size()), 1)
-    for start in range(0, columns, block):
-        torch.mm(matrix, vectors[:, start : start + block], out=out[:, start : start + block])
-    return room
-
-
-def _accumulate(total: Tensor, matrix: Tensor, products: Tensor, rows: _Rows) -> None:
-    """Add some frequencies' ``[K, rows] [rows, J]`` to the sum over all, ``[K, J]``; the first make it."""
-    torch.addmm(total, matrix[rows.all].t(), products.flatten(1), beta=0 if rows.all.start == 0 else 1, out=total)
+    def add(self, rows: slice, products: Tensor) -> None:
+        """Add some frequencies, ``[rows, ...]`` of ``J`` numbers a row, to ``total``, ``[K, J]``; the first make it."""
+        left, right = transposed(self.matrix[rows]), products.flatten(1)
+        self.total = multiply(left, right) if rows.start == 0 else add_product(self.total, left, right)

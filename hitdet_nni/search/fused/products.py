@@ -1,0 +1,78 @@
+"""Products of matrices, by the library that is fast for them.
+
+On a CPU torch's own products are MKL's, which on AMD's processors leaves half of their vector units idle; those of
+oneDNN, which torch holds too and calls for linear layers that it has compiled, do not. Both are exact but for rounding.
+Figures: docs/fused.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether this build of torch has oneDNN's linear layer, ``x @ weight.t() + bias`` and what may follow."""
+
+LOOPED_PRODUCT = 2**20
+"""Multiply-adds of a product from which several are faster one by one than together, which only MKL computes."""
+
+
+def _by_onednn(matrix: Tensor) -> bool:
+    return ONEDNN and matrix.device.type == "cpu" and matrix.dtype == torch.float32
+
+
+def _as_weight(right: Tensor) -> Tensor:
+    """A right factor ``[K, J]`` as the weight of a linear layer; a copy where neither order of it is consecutive.
+
+    oneDNN has no fast code for matrices with gaps.
+    """
+    weight = right.t()
+    return weight if right.is_contiguous() or weight.is_contiguous() else weight.contiguous()
+
+
+def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """Product of ``[I, K]`` and ``[K, J]``, with ``shift``, ``[J]``, added to each row, and a ReLU behind it.
+
+    It is fastest where ``left`` is contiguous and ``right`` is so or the transpose of such a matrix.
+    """
+    if _by_onednn(left):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            left, _as_weight(right), shift, "relu" if relu else "none", [], ""
+        )
+        return result
+    result = torch.mm(left, right) if shift is None else torch.addmm(shift, left, right)
+    return result.relu_() if relu else result
+
+
+def multiply_each(left: Tensor, right: Tensor) -> Tensor:
+    """Products of ``[R, I, K]`` and ``[R, K, J]``, ``[R, I, J]``; of large ones each by :func:`multiply`."""
+    rows, height, depth = left.shape
+    if not _by_onednn(left) or height * depth * right.shape[2] < LOOPED_PRODUCT:
+        return torch.bmm(left, right)
+    products = left.new_empty(rows, height, right.shape[2])
+    for product, one, other in zip(products.unbind(), left.unbind(), right.unbind(), strict=True):
+        product.copy_(multiply(one, other))
+    return products
+
+
+def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write ``left @ right``, of ``[I, K]`` and ``[K, J]``, to ``out``, which may be of another type."""
+    if out.dtype != left.dtype or _by_onednn(left):
+        out.copy_(multiply(left, right))
+    else:
+        torch.mm(left, right, out=out)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``total + left @ right``, of ``[I, K]`` and ``[K, J]``; in place of ``total``, which may be of a finer type."""
+    if total.dtype != left.dtype:
+        return total.add_(left @ right)
+    if _by_onednn(left):
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(left, total, _as_weight(right), None, "add")
+        return result
+    return total.addmm_(left, right)
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """The transpose of ``[I, K]`` as a left factor: a copy where only that is fast."""
+    return matrix.t().contiguous() if _by_onednn(matrix) else matrix.t()

@@ -1,0 +1,82 @@
+"""Products of matrices: the same numbers by either library, in every order of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hitdet_nni.search.fused import products
+
+KINDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+ORDERS = {
+    "contiguous": lambda matrix: matrix.clone(),
+    "transposed": lambda matrix: matrix.t().clone().t(),
+    "with gaps": lambda matrix: torch.cat([matrix, matrix], 1)[:, : matrix.shape[1]],
+    "every other": lambda matrix: matrix.repeat_interleave(2, 1)[:, ::2],
+}
+
+
+@pytest.fixture(params=["oneDNN", "MKL"])
+def library(request, monkeypatch):
+    assert products.ONEDNN
+    monkeypatch.setattr(products, "ONEDNN", request.param == "oneDNN")
+
+
+def draw(*shape, kind):
+    return torch.randn(shape, dtype=torch.float64).to(kind)
+
+
+def assert_near(computed, expected):
+    tolerance = KINDS[computed.dtype] * float(expected.abs().max())
+    torch.testing.assert_close(computed.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("right_order", ORDERS)
+@pytest.mark.parametrize("left_order", ORDERS)
+@pytest.mark.parametrize("sizes", [(33, 20, 17), (1, 5, 3), (5, 1, 3), (5, 3, 1)])
+def test_products(sizes, left_order, right_order, kind):
+    torch.manual_seed(0)
+    rows, depth, columns = sizes
+    left, right = ORDERS[left_order](draw(rows, depth, kind=kind)), ORDERS[right_order](draw(depth, columns, kind=kind))
+    shift, total = draw(columns, kind=kind), draw(rows, columns, kind=kind)
+    expected = left.double() @ right.double()
+    assert_near(products.multiply(left, right), expected)
+    assert_near(products.multiply(left, right, shift), expected + shift.double())
+    assert_near(products.multiply(left, right, shift, relu=True), (expected + shift.double()).relu())
+    assert_near(products.multiply(products.transposed(left.t()), right), expected)
+    assert_near(products.add_product(total.clone(), left, right), expected + total.double())
+    out = torch.full((columns, rows), torch.nan, dtype=kind)
+    products.multiply_into(out.t(), left, right)
+    assert_near(out.t(), expected)
+
+
+@pytest.mark.usefixtures("library")
+def test_sums_and_results_of_a_finer_type():
+    left, right, total = (draw(9, 9, kind=torch.bfloat16) for _ in range(3))
+    expected = left.double() @ right.double()
+    summed = products.add_product(total.float(), left, right)
+    assert summed.dtype == torch.float32
+    torch.testing.assert_close(summed.double(), expected + total.double(), rtol=0.02, atol=0.05)
+    out = torch.empty(9, 9)
+    products.multiply_into(out, left, right)
+    torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("least", [0, 2**20])
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_products(kind, least, monkeypatch):
+    monkeypatch.setattr(products, "LOOPED_PRODUCT", least)
+    left, right = draw(4, 7, 6, kind=kind), draw(4, 5, 6, kind=kind)
+    assert_near(products.multiply_each(left, right.mT), left.double() @ right.double().mT)
+    assert_near(products.multiply_each(left.mT, left), left.double().mT @ left.double())
+
+
+def test_matrices_with_gaps_are_copied_for_onednn():
+    """It has no fast code for them."""
+    weight = torch.zeros(6, 4)
+    for right in (weight.t(), weight.t().contiguous()):
+        assert products._as_weight(right).data_ptr() == right.data_ptr()
+    assert products._as_weight(weight.t()[:3]).is_contiguous()
