@@ -45,11 +45,22 @@ def test_products(sizes, left_order, right_order, kind):
     assert_near(products.multiply(left, right), expected)
     assert_near(products.multiply(left, right, shift), expected + shift.double())
     assert_near(products.multiply(left, right, shift, relu=True), (expected + shift.double()).relu())
-    assert_near(products.multiply(products.transposed(left.t()), right), expected)
     assert_near(products.add_product(total.clone(), left, right), expected + total.double())
-    out = torch.full((columns, rows), torch.nan, dtype=kind)
-    products.multiply_into(out.t(), left, right)
-    assert_near(out.t(), expected)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("long", [0, 256])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("right_order", ORDERS)
+@pytest.mark.parametrize("left_order", ORDERS)
+def test_correlations(left_order, right_order, kind, long, monkeypatch):
+    monkeypatch.setattr(products, "LONG_PRODUCT", long)
+    torch.manual_seed(0)
+    left, right = ORDERS[left_order](draw(33, 7, kind=kind)), ORDERS[right_order](draw(33, 5, kind=kind))
+    for given in (left, products.by_columns(left)):
+        for out in (torch.full((7, 5), torch.nan, dtype=kind), torch.full((5, 9), torch.nan, dtype=kind)[:, 1:8].t()):
+            products.correlate(out, given, right)
+            assert_near(out, left.double().t() @ right.double())
 
 
 @pytest.mark.usefixtures("library")
@@ -60,7 +71,7 @@ def test_sums_and_results_of_a_finer_type():
     assert summed.dtype == torch.float32
     torch.testing.assert_close(summed.double(), expected + total.double(), rtol=0.02, atol=0.05)
     out = torch.empty(9, 9)
-    products.multiply_into(out, left, right)
+    products.correlate(out, left.t(), right)
     torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.05)
 
 

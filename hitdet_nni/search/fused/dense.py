@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hitdet_nni.search.fused.depthwise import padding
 from hitdet_nni.search.fused.layout import channels_last
-from hitdet_nni.search.fused.products import multiply_into, transposed
+from hitdet_nni.search.fused.products import correlate
 from hitdet_nni.search.fused.spectral import SpectralConvolution, Tiling, choose_tiling
 
 EXACT_TYPES = (torch.float32, torch.float64)
@@ -75,5 +75,5 @@ def _weight_gradient_by_lines(grad: Tensor, x: Tensor, kernel_size: int, stride:
         first, end = max(0, -(offset // stride)), min(len(grad), -((offset - height) // stride))
         if first < end:
             inputs = windows[first * stride + offset :: stride][: end - first]
-            multiply_into(gradient[line], transposed(grad[first:end].view(-1, channels)), inputs.reshape(-1, width))
+            correlate(gradient[line], grad[first:end].view(-1, channels), inputs.reshape(-1, width))
     return gradient.view(kernel_size, channels, kernel_size, -1).permute(1, 3, 0, 2)

@@ -24,7 +24,7 @@ from hitdet_nni.search.fused.batch_norm import (
 )
 from hitdet_nni.search.fused.call import Call, Gradients, Output, kept_statistics, put_statistics
 from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
-from hitdet_nni.search.fused.products import add_product, multiply, multiply_into, transposed
+from hitdet_nni.search.fused.products import add_product, by_columns, correlate, multiply
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Hidden:
 
 
 _ByProjection = dict[int, tuple[Tensor, Tensor | None]]
-"""Gradient by each candidate's projection, ``[P, C_out]``, by its index, and the transpose where that is needed."""
+"""Gradient by each candidate's projection, ``[P, C_out]``, by its index; a second time for correlations, if any."""
 
 
 def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -127,8 +127,8 @@ class GroupPass:
                 call.weighted_scales[candidate.index],
                 of_input=further,
             )
-            left = transposed(by_matrix) if gradients.of_parameters else None
-            by_projection[candidate.index] = by_matrix, left
+            columns = by_columns(by_matrix) if gradients.of_parameters else None
+            by_projection[candidate.index] = by_matrix, columns
             gradients.last[candidate.index] = by_scale, by_shift
         if not further:
             return
@@ -222,11 +222,11 @@ class GroupPass:
         segments, conv = group.chunks[chunk], group.conv
         parts = []
         for segment in segments:
-            by_matrix, left = by_projection[segment.candidate.index]
+            by_matrix, columns = by_projection[segment.candidate.index]
             parts.append(multiply(by_matrix, self._projection(segment)))
             room = gradients.parameters[segment.candidate.project.slot]
-            if left is not None and room is not None:
-                multiply_into(room.flatten(1)[:, segment.channels], left, hidden.activated[:, segment.columns])
+            if columns is not None and room is not None:
+                correlate(room.flatten(1)[:, segment.channels], columns, hidden.activated[:, segment.columns])
         grad = joined(parts, 1)
         mask_(grad, hidden.activated)
         by_convolved, by_scale, by_shift = normalize_gradient(
@@ -272,7 +272,7 @@ class GroupPass:
                 slot = s.candidate.unit("expand").slot
                 by_kernels, room_scale, room_shift = (gradients.parameters[slot + offset] for offset in range(3))
                 if by_kernels is not None and room_scale is not None and room_shift is not None:
-                    multiply_into(by_kernels.flatten(1)[s.channels], transposed(by_raw[:, s.columns]), self.call.inputs)
+                    correlate(by_kernels.flatten(1)[s.channels], by_raw[:, s.columns], self.call.inputs)
                     room_scale[s.channels] = by_scale[s.columns]
                     room_shift[s.channels] = by_shift[s.columns]
         if gradients.of_input:

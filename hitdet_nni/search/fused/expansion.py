@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, running_statistics, statistics_type
 from hitdet_nni.search.fused.plan import Expansion
-from hitdet_nni.search.fused.products import multiply, multiply_into, transposed
+from hitdet_nni.search.fused.products import by_columns, correlate, multiply
 
 
 def column_sums(matrix: Tensor) -> Tensor:
@@ -53,7 +53,9 @@ class Moments:
         centred = exact - mean
         correction = column_sums(centred) / len(exact)
         centred -= correction
-        covariance = multiply(transposed(centred), centred) / len(exact)
+        covariance = centred.new_empty(centred.shape[1], centred.shape[1])
+        correlate(covariance, centred, centred)
+        covariance /= len(exact)
         return cls(mean, correction, covariance, centred.to(inputs.dtype))
 
     @classmethod
@@ -166,7 +168,7 @@ class ExpansionGradient:
         self.by_shift = torch.empty_like(folded.beta)
         self.by_folded = torch.empty_like(folded.weight) if of_parameters else None
         self.inner = torch.empty_like(folded.beta)
-        self.inputs = transposed(folded.inputs) if of_parameters else None
+        self.inputs = by_columns(folded.inputs) if of_parameters else None
 
     def add(self, rows: slice, grad: Tensor, inner: Tensor) -> None:
         """Note the gradient of some rows.
@@ -179,7 +181,7 @@ class ExpansionGradient:
         self.by_shift[rows] = column_sums(grad)
         self.inner[rows] = inner
         if self.by_folded is not None and self.inputs is not None:
-            multiply_into(self.by_folded[rows].t(), self.inputs, grad)
+            correlate(self.by_folded[rows].t(), self.inputs, grad)
 
     def parameter_gradients(self, moments: Moments | None, gradients: list[Tensor | None]) -> None:
         """Write the gradients of kernels, scales and shifts to their slots, each of its parameter's shape."""

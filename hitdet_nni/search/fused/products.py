@@ -13,6 +13,9 @@ from torch import Tensor
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether this build of torch has oneDNN's linear layer, ``x @ weight.t() + bias`` and what may follow."""
 
+LONG_PRODUCT = 256
+"""Rows from which a correlation of their columns is faster by oneDNN, copies included."""
+
 LOOPED_PRODUCT = 2**20
 """Multiply-adds of a product from which several are faster one by one than together, which only MKL computes."""
 
@@ -28,6 +31,10 @@ def _as_weight(right: Tensor) -> Tensor:
     """
     weight = right.t()
     return weight if right.is_contiguous() or weight.is_contiguous() else weight.contiguous()
+
+
+def _correlates_by_onednn(left: Tensor) -> bool:
+    return _by_onednn(left) and len(left) >= LONG_PRODUCT
 
 
 def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None, *, relu: bool = False) -> Tensor:
@@ -55,12 +62,15 @@ def multiply_each(left: Tensor, right: Tensor) -> Tensor:
     return products
 
 
-def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write ``left @ right``, of ``[I, K]`` and ``[K, J]``, to ``out``, which may be of another type."""
-    if out.dtype != left.dtype or _by_onednn(left):
-        out.copy_(multiply(left, right))
+def correlate(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write ``left^T @ right``, of ``[P, I]`` and ``[P, J]``, to ``out``, which may be of another type.
+
+    oneDNN wants the columns of ``left`` consecutive in memory and cannot write to ``out``; few rows are not worth that.
+    """
+    if out.dtype != left.dtype or _correlates_by_onednn(left):
+        out.copy_(multiply(left.t(), right))
     else:
-        torch.mm(left, right, out=out)
+        torch.mm(left.t(), right, out=out)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -73,6 +83,6 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return total.addmm_(left, right)
 
 
-def transposed(matrix: Tensor) -> Tensor:
-    """The transpose of ``[I, K]`` as a left factor: a copy where only that is fast."""
-    return matrix.t().contiguous() if _by_onednn(matrix) else matrix.t()
+def by_columns(matrix: Tensor) -> Tensor:
+    """The same ``[P, I]`` as the left factor of several correlations: in the order that they would copy it to."""
+    return matrix.t().contiguous().t() if _correlates_by_onednn(matrix) else matrix

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hitdet_nni.search.fused.products import add_product, multiply, multiply_each, transposed
+from hitdet_nni.search.fused.products import add_product, multiply, multiply_each
 
 WHOLE_MAP = 8
 """Largest side of a map that is transformed as a whole; larger ones are cut into tiles."""
@@ -285,5 +285,5 @@ class _Sum:
 
     def add(self, rows: slice, products: Tensor) -> None:
         """Add some frequencies, ``[rows, ...]`` of ``J`` numbers a row, to ``total``, ``[K, J]``; the first make it."""
-        left, right = transposed(self.matrix[rows]), products.flatten(1)
+        left, right = self.matrix[rows].t(), products.flatten(1)
         self.total = multiply(left, right) if rows.start == 0 else add_product(self.total, left, right)
