@@ -16,7 +16,7 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LONG_PRODUCT = 256
 """Rows from which a correlation of their columns is faster by oneDNN, copies included."""
 
-LOOPED_PRODUCT = 2**20
+LOOPED_PRODUCT = 2**21
 """Multiply-adds of a product from which several are faster one by one than together, which only MKL computes."""
 
 
