@@ -38,7 +38,7 @@ then for the weights. NNI's own mixed layer computes all gradients in both; ours
 `slim` and `lean` are values of `supernet.saving` ([fused.md](fused.md)): the same sum and the same gradients, keeping
 less. "Saved" is what autograd keeps between forward and backward, "peak" the largest resident memory in a step over
 idle; "of GEMM" is the FLOP/s of the passes that no implementation can leave out, over those of a product of matrices
-on the same machine.
+on the same machine by the faster of torch's two libraries.
 """
 
 STEP_GPU = """\

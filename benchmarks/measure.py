@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import re
 import statistics
 import sys
 import time
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hitdet_nni.search.fused.products import multiply
 
 Step = Callable[[], Any]
 
@@ -29,13 +32,15 @@ def say(text: str) -> None:
 
 
 def cpu_model() -> str:
-    """Name of the processor."""
+    """Name of the processor, its generation, and the widest vectors that torch uses there."""
     information = Path("/proc/cpuinfo")
+    name = platform.processor() or platform.machine()
     if information.is_file():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+        first, *_ = information.read_text(encoding="utf-8").split("\n\n")
+        entries = dict(re.findall(r"^(.+?)\s*: (.*)$", first, re.M))
+        if {"model name", "cpu family", "model"} <= entries.keys():
+            name = f"{entries['model name']} (family {entries['cpu family']}, model {entries['model']})"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:
@@ -95,9 +100,10 @@ def median_ratio(times: Mapping[str, list[float]], base: str, name: str) -> floa
 
 
 def gemm_flops(device: torch.device) -> float:
-    """FLOP/s (2 a multiply-add) of a large product of matrices, the best of several."""
+    """FLOP/s (2 a multiply-add) of a large product of matrices, the best of several by the best library."""
     left, right = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
-    best = min(seconds(lambda: left @ right, device) for _ in range(10))
+    products: tuple[Step, ...] = (lambda: left @ right, lambda: multiply(left, right))
+    best = min(seconds(product, device) for _ in range(10) for product in products)
     return 2 * GEMM_SIZE**3 / best
 
 

@@ -3,7 +3,7 @@
 A step is what first-order DARTS does with a pair of batches: forward and backward for the architecture parameters, then
 forward and backward for the weights. NNI computes all gradients in both; ours those that the phase trains.
 
-    python benchmarks/supernet_step.py             # layers and supernets: about half an hour on one thread
+    python benchmarks/supernet_step.py             # layers and supernets: three quarters of an hour on one thread
     python benchmarks/supernet_step.py --quick     # a minute
     python benchmarks/supernet_step.py --json      # the figures for docs/benchmarks.md
     python benchmarks/supernet_step.py --json --device cuda --layers
@@ -67,9 +67,6 @@ SKELETON = Skeleton(
 LARGE_PICTURES = 256
 """Side of the pictures of a second comparison, pixels: what shares become towards real sizes."""
 
-LARGE_CASES = ("screening backbone", "screening neck")
-"""Supernets of the second comparison: those whose maps are small in the first."""
-
 DEFAULT_SAVING = "slim"
 """What ``supernet.saving: auto`` chooses."""
 
@@ -112,10 +109,10 @@ class SupernetCase:
 
 
 def supernet_cases(savings: Sequence[str]) -> list[SupernetCase]:
-    """All supernets, and some of them on larger pictures."""
-    spaces, small = supernet_spaces(), SKELETON.input_size[0]
-    sizes = [(name, small) for name in spaces] + [(name, LARGE_PICTURES) for name in LARGE_CASES]
-    return [SupernetCase(f"{name}, {side} px", spaces[name], side, savings) for name, side in sizes]
+    """All supernets, on small pictures and on larger ones."""
+    sides = (SKELETON.input_size[0], LARGE_PICTURES)
+    spaces = supernet_spaces().items()
+    return [SupernetCase(f"{name}, {side} px", space, side, savings) for side in sides for name, space in spaces]
 
 
 def measure_supernet(case: SupernetCase, rounds: int, device: torch.device) -> list[Figures]:
