@@ -56,7 +56,9 @@ def photographs(shared_data):
         for half in ("train", "val")
         for kind, place in (("ann", "annotations/instances_{}.json"), ("images", "{}"))
     }
-    settings = load_settings("tiny", {"data.builtin": None, "skeleton.input_size": [64, 96], **paths})
+    settings = load_settings(
+        "tiny", {"data.builtin": None, "data.workers": 0, "skeleton.input_size": [64, 96], **paths}
+    )
     return settings, open_data(settings.data, 0)
 
 
