@@ -280,6 +280,18 @@ def test_one_value_a_channel_is_refused_as_torch_does():
             function(x, weights)
 
 
+@pytest.mark.parametrize("covariance_pixels", [0, 1e9])
+@pytest.mark.parametrize("part", ["expand", "depthwise", "project"])
+def test_nan_is_not_hidden(part, covariance_pixels, monkeypatch):
+    """Single precision: oneDNN's own ReLU makes it zero."""
+    monkeypatch.setattr(plan, "COVARIANCE_PIXELS", covariance_pixels)
+    modules = build(FAMILIES[:1], 6, 6, 1, torch.float32, "eval")
+    modules[FAMILIES[0]].get_submodule(part).conv.weight.data[0] = torch.nan
+    x, weights, _ = draw(6, 6, 1, (2, 20, 20), 1, torch.float32)
+    for function in (plain(modules), fused(modules)):
+        assert function(x, weights).isnan().any()
+
+
 def test_modules_exchanged_later_are_seen():
     modules = build(FAMILIES, 6, 6, 1, torch.float64)
     x, weights, _ = draw(6, 6, 1, (2, 5, 5), len(FAMILIES), torch.float64)

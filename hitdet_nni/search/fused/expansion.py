@@ -93,7 +93,7 @@ class FoldedExpansion:
 
     def activations(self, rows: slice) -> Tensor:
         """Hidden maps of some rows, ``[P, rows]``."""
-        return multiply(self.inputs, self.folded[rows].t(), self.shift[rows], relu=True)
+        return multiply(self.inputs, self.folded[rows].t(), self.shift[rows]).relu_()
 
 
 def expansion_statistics(

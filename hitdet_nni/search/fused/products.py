@@ -1,8 +1,8 @@
 """Products of matrices, by the library that is fast for them.
 
-On a CPU torch's own products are MKL's, which on AMD's processors leaves half of their vector units idle; those of
-oneDNN, which torch holds too and calls for linear layers that it has compiled, do not. Both are exact but for rounding.
-Figures: docs/fused.md.
+On a CPU torch's own products are MKL's, which on AMD's processors use vectors of 256 bits; those of oneDNN, which torch
+holds too and calls for linear layers that it has compiled, use what there is. Both are exact but for rounding. Figures:
+docs/fused.md.
 """
 
 from __future__ import annotations
@@ -37,18 +37,16 @@ def _correlates_by_onednn(left: Tensor) -> bool:
     return _by_onednn(left) and len(left) >= LONG_PRODUCT
 
 
-def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """Product of ``[I, K]`` and ``[K, J]``, with ``shift``, ``[J]``, added to each row, and a ReLU behind it.
+def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Product of ``[I, K]`` and ``[K, J]``, with ``shift``, ``[J]``, added to each row.
 
-    It is fastest where ``left`` is contiguous and ``right`` is so or the transpose of such a matrix.
+    It is fastest where ``left`` is contiguous and ``right`` is so or the transpose of such a matrix. oneDNN would apply
+    a ReLU, too, but its ReLU of NaN is zero: a search that diverges would hide it.
     """
     if _by_onednn(left):
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(
-            left, _as_weight(right), shift, "relu" if relu else "none", [], ""
-        )
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(left, _as_weight(right), shift, "none", [], "")
         return result
-    result = torch.mm(left, right) if shift is None else torch.addmm(shift, left, right)
-    return result.relu_() if relu else result
+    return torch.mm(left, right) if shift is None else torch.addmm(shift, left, right)
 
 
 def multiply_each(left: Tensor, right: Tensor) -> Tensor:
