@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -82,6 +85,30 @@ def test_several_products(kind, least, monkeypatch):
     left, right = draw(4, 7, 6, kind=kind), draw(4, 5, 6, kind=kind)
     assert_near(products.multiply_each(left, right.mT), left.double() @ right.double().mT)
     assert_near(products.multiply_each(left.mT, left), left.double().mT @ left.double())
+
+
+def refuse(*_):
+    raise TypeError("other arguments")
+
+
+@pytest.mark.parametrize(
+    ("linear", "binary"),
+    [
+        (refuse, lambda left, other, weight, *_: left @ weight.t() + other),
+        (lambda left, weight, shift, *_: left @ weight.t() + shift, refuse),
+        # blind to the order of the weight in memory
+        (lambda left, weight, shift, *_: left @ weight.t().reshape(4, 3).t() + shift, lambda left, other, *_: other),
+        (lambda left, weight, shift, *_: left @ weight.t() + shift, lambda left, other, *_: other),
+    ],
+)
+def test_a_torch_whose_onednn_does_otherwise_goes_without(linear, binary, monkeypatch):
+    assert products.onednn_multiplies()
+    linear = partial(linear)
+    linear.binary = binary
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_linear_pointwise=linear))
+    assert not products.onednn_multiplies()
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    assert not products.onednn_multiplies()
 
 
 def test_matrices_with_gaps_are_copied_for_onednn():

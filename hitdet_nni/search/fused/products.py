@@ -10,8 +10,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-"""Whether this build of torch has oneDNN's linear layer, ``x @ weight.t() + bias`` and what may follow."""
+
+def onednn_multiplies() -> bool:
+    """Whether this build of torch has oneDNN's linear layer, and it gives what it should.
+
+    It is no public function: versions of torch differ in whether it sees that a weight is a transposed matrix.
+    """
+    left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
+    shift, total = torch.arange(4.0), torch.arange(8.0).view(2, 4)
+    try:
+        shifted = torch.ops.mkldnn._linear_pointwise(left, right.t(), shift, "none", [], "")
+        summed = torch.ops.mkldnn._linear_pointwise.binary(left, total, right.t(), None, "add")
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.equal(shifted, left @ right + shift) and torch.equal(summed, left @ right + total)
+
+
+ONEDNN = onednn_multiplies()
+"""Whether oneDNN computes the products of single precision on a CPU."""
 
 LONG_PRODUCT = 256
 """Rows from which a correlation of their columns is faster by oneDNN, copies included."""
