@@ -1,16 +1,19 @@
 """Products of matrices, by the library that is fast for them.
 
-On a CPU torch's own products are MKL's, which on AMD's processors use vectors of 256 bits; those of oneDNN, which torch
-holds too and calls for linear layers that it has compiled, use what there is. Both are exact but for rounding. Figures:
+On a CPU torch's own products are MKL's; those of oneDNN, which torch holds too and calls for linear layers that it has
+compiled, are twice as fast on an AMD processor with vectors of 512 bits. Both are exact but for rounding. Figures:
 docs/fused.md.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 
+@lru_cache(maxsize=1)
 def onednn_multiplies() -> bool:
     """Whether this build of torch has oneDNN's linear layer, and it gives what it should.
 
@@ -26,9 +29,6 @@ def onednn_multiplies() -> bool:
     return torch.equal(shifted, left @ right + shift) and torch.equal(summed, left @ right + total)
 
 
-ONEDNN = onednn_multiplies()
-"""Whether oneDNN computes the products of single precision on a CPU."""
-
 LONG_PRODUCT = 256
 """Rows from which a correlation of their columns is faster by oneDNN, copies included."""
 
@@ -37,7 +37,7 @@ LOOPED_PRODUCT = 2**21
 
 
 def _by_onednn(matrix: Tensor) -> bool:
-    return ONEDNN and matrix.device.type == "cpu" and matrix.dtype == torch.float32
+    return matrix.device.type == "cpu" and matrix.dtype == torch.float32 and onednn_multiplies()
 
 
 def _as_weight(right: Tensor) -> Tensor:
