@@ -16,9 +16,14 @@ from torch import Tensor
 
 from hitdet_nni.kernels.launch import FLAT_PIXELS, accumulation_type, alignment, choose_block, triton_type
 from hitdet_nni.kernels.moments import Moments
+from hitdet_nni.kernels.tiles import place, tile_pixels
 
 TARGET_PROGRAMS = 2048
 """Programs of a weight gradient, about: enough for every GPU, few enough for little to be summed at the end."""
+
+
+SIZES = ["count", "height", "width", "height_out", "width_out", "channel_units", "dilation"]
+"""Arguments whose values make no program of their own: compiling one takes longer than what is gained."""
 
 
 @dataclass(frozen=True)
@@ -67,48 +72,28 @@ class Geometry:
         return (self.kernel_size - 1) * self.dilation // 2
 
 
-@triton.jit
-def _tile(tile, count, height, width, PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr):
-    """Pixels of a tile: map, row and column, whether they exist; [PIXELS] each."""
-    within = tl.arange(0, PIXELS)
-    if FLAT:
-        pixel = tile * PIXELS + within
-        column = pixel % width
-        row = (pixel // width) % height
-        image = pixel // (width * height)
-        return image, row, column, pixel < count * height * width
-    columns: tl.constexpr = PIXELS // ROWS
-    across = tl.cdiv(width, columns)
-    down = tl.cdiv(height, ROWS)
-    column = (tile % across) * columns + within % columns
-    row = ((tile // across) % down) * ROWS + within // columns
-    image = tile // (across * down) + within * 0
-    return image, row, column, (row < height) & (column < width) & (image < count)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward(
     x, weight, y, means, deviations, counts,
-    count, height, width, height_out, width_out, channel_units,
-    UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
+    count, height, width, height_out, width_out, channel_units, dilation,
+    UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr,
     RELU: tl.constexpr, MOMENTS: tl.constexpr, PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr,
     CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     channels = channel_units * UNIT
-    tile = tl.program_id(1)
-    image, row, column, exists = _tile(tile, count, height_out, width_out, PIXELS, ROWS, FLAT)
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    tile, channel = place(channels, CHANNELS)
+    image, row, column, exists = tile_pixels(tile, count, height_out, width_out, PIXELS, ROWS, FLAT)
     known = channel < channels
-    reach: tl.constexpr = (K - 1) * DILATION // 2
+    reach = (K - 1) * dilation // 2
     first_row = row * STRIDE - reach
     first_column = column * STRIDE - reach
     start = (image * height + first_row).to(tl.int64) * width + first_column
     total = tl.zeros([PIXELS, CHANNELS], SUM)
-    for down in tl.static_range(K):
-        inside_row = exists & (first_row + down * DILATION >= 0) & (first_row + down * DILATION < height)
+    for down in range(K):
+        inside_row = exists & (first_row + down * dilation >= 0) & (first_row + down * dilation < height)
         for across in tl.static_range(K):
-            inside = inside_row & (first_column + across * DILATION >= 0) & (first_column + across * DILATION < width)
-            position = start + (down * DILATION) * width + across * DILATION
+            inside = inside_row & (first_column + across * dilation >= 0) & (first_column + across * dilation < width)
+            position = start + (down * dilation) * width + across * dilation
             source = x + position[:, None] * channels + channel[None, :]
             value = tl.load(source, mask=inside[:, None] & known[None, :], other=0.0).to(SUM)
             if RELU:
@@ -124,29 +109,28 @@ def _forward(
         number = tl.sum(exists.to(SUM), 0)
         mean = tl.sum(total, 0) / tl.maximum(number, 1.0)
         difference = tl.where(written, total - mean[None, :], 0.0)
-        place = tile * channels + channel
-        tl.store(means + place, mean, mask=known)
-        tl.store(deviations + place, tl.sum(difference * difference, 0), mask=known)
+        part = tile * channels + channel
+        tl.store(means + part, mean, mask=known)
+        tl.store(deviations + part, tl.sum(difference * difference, 0), mask=known)
         tl.store(counts + tile, number)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _grad_x(
     grad, weight, source, by_x, sums,
-    count, height, width, height_out, width_out, channel_units,
-    UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
+    count, height, width, height_out, width_out, channel_units, dilation,
+    UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr,
     RELU: tl.constexpr, SUMS: tl.constexpr, PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr,
     CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     channels = channel_units * UNIT
-    tile = tl.program_id(1)
-    image, row, column, exists = _tile(tile, count, height, width, PIXELS, ROWS, FLAT)
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    tile, channel = place(channels, CHANNELS)
+    image, row, column, exists = tile_pixels(tile, count, height, width, PIXELS, ROWS, FLAT)
     known = channel < channels
-    reach: tl.constexpr = (K - 1) * DILATION // 2
+    reach = (K - 1) * dilation // 2
     total = tl.zeros([PIXELS, CHANNELS], SUM)
-    for down in tl.static_range(K):
-        output_row = row + reach - down * DILATION
+    for down in range(K):
+        output_row = row + reach - down * dilation
         inside_row = exists & (output_row >= 0)
         if STRIDE > 1:
             inside_row = inside_row & (output_row % STRIDE == 0)
@@ -154,34 +138,34 @@ def _grad_x(
         inside_row = inside_row & (output_row < height_out)
         start = (image * height_out + output_row).to(tl.int64) * width_out
         for across in tl.static_range(K):
-            output_column = column + reach - across * DILATION
+            output_column = column + reach - across * dilation
             inside = inside_row & (output_column >= 0)
             if STRIDE > 1:
                 inside = inside & (output_column % STRIDE == 0)
                 output_column = output_column // STRIDE
             inside = inside & (output_column < width_out)
-            place = grad + (start + output_column)[:, None] * channels + channel[None, :]
-            value = tl.load(place, mask=inside[:, None] & known[None, :], other=0.0).to(SUM)
+            given = grad + (start + output_column)[:, None] * channels + channel[None, :]
+            value = tl.load(given, mask=inside[:, None] & known[None, :], other=0.0).to(SUM)
             tap = tl.load(weight + (down * K + across) * channels + channel, mask=known, other=0.0).to(SUM)
             total += value * tap[None, :]
     position = (image * height + row).to(tl.int64) * width + column
-    place = position[:, None] * channels + channel[None, :]
+    entry = position[:, None] * channels + channel[None, :]
     written = exists[:, None] & known[None, :]
     if RELU:
-        given = tl.load(source + place, mask=written, other=0.0)
+        given = tl.load(source + entry, mask=written, other=0.0)
         total = tl.where(given <= 0, 0.0, total)
     rounded = total.to(by_x.dtype.element_ty)
-    tl.store(by_x + place, rounded, mask=written)
+    tl.store(by_x + entry, rounded, mask=written)
     if SUMS:
         total = tl.where(written, rounded.to(SUM), 0.0)
         tl.store(sums + tile * channels + channel, tl.sum(total, 0), mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "tiles"])
 def _grad_weights(
     grad, x, parts,
-    count, height, width, height_out, width_out, channel_units, tiles,
-    UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
+    count, height, width, height_out, width_out, channel_units, dilation, tiles,
+    UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr,
     RELU: tl.constexpr, PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr,
     CHANNELS: tl.constexpr, TAPS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
@@ -189,13 +173,13 @@ def _grad_weights(
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
     tap = tl.program_id(1) * TAPS + tl.arange(0, TAPS)
-    reach: tl.constexpr = (K - 1) * DILATION // 2
-    down = (tap // K) * DILATION - reach
-    across = (tap % K) * DILATION - reach
+    reach = (K - 1) * dilation // 2
+    down = (tap // K) * dilation - reach
+    across = (tap % K) * dilation - reach
     total = tl.zeros([TAPS, PIXELS, CHANNELS], SUM)
     part = tl.program_id(2)
     for tile in range(part, tiles, tl.num_programs(2)):
-        image, row, column, exists = _tile(tile, count, height_out, width_out, PIXELS, ROWS, FLAT)
+        image, row, column, exists = tile_pixels(tile, count, height_out, width_out, PIXELS, ROWS, FLAT)
         position = (image * height_out + row).to(tl.int64) * width_out + column
         written = exists[:, None] & known[None, :]
         by_y = tl.load(grad + position[:, None] * channels + channel[None, :], mask=written, other=0.0).to(SUM)
@@ -203,15 +187,15 @@ def _grad_weights(
         source_column = column[None, :] * STRIDE + across[:, None]
         inside = (source_row >= 0) & (source_row < height) & (source_column >= 0) & (source_column < width)
         inside = inside & exists[None, :] & (tap < K * K)[:, None]
-        place = (image[None, :] * height + source_row).to(tl.int64) * width + source_column
-        place = place[:, :, None] * channels + channel[None, None, :]
-        value = tl.load(x + place, mask=inside[:, :, None] & known[None, None, :], other=0.0).to(SUM)
+        entry = (image[None, :] * height + source_row).to(tl.int64) * width + source_column
+        entry = entry[:, :, None] * channels + channel[None, None, :]
+        value = tl.load(x + entry, mask=inside[:, :, None] & known[None, None, :], other=0.0).to(SUM)
         if RELU:
             value = tl.where(value < 0, 0.0, value)
         total += by_y[None, :, :] * value
     result = tl.sum(total, 1)
-    place = (part * K * K + tap)[:, None] * channels + channel[None, :]
-    tl.store(parts + place, result, mask=(tap < K * K)[:, None] & known[None, :])
+    entry = (part * K * K + tap)[:, None] * channels + channel[None, :]
+    tl.store(parts + entry, result, mask=(tap < K * K)[:, None] & known[None, :])
 
 
 def _is_flat(height: int, width: int) -> bool:
@@ -244,17 +228,18 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry, *, relu: bool, moment
     """
     channels = x.shape[1]
     flat = _is_flat(geometry.height_out, geometry.width_out)
-    block = choose_block("forward", geometry.kernel_size, geometry.dilation, x.element_size(), flat)
+    block = choose_block("forward", geometry.kernel_size, x.element_size(), flat)
     tiles = _tiles(geometry.count, geometry.height_out, geometry.width_out, block.pixels, block.rows, flat)
     kind = accumulation_type(x.dtype)
     y = x.new_empty(geometry.positions_out, channels)
     found = Moments.room(tiles, channels, geometry.positions_out, kind, x.device) if moments else None
     parts = (y, y, y) if found is None else (found.means, found.deviations, found.counts)
     unit = alignment(channels)
-    _forward[(triton.cdiv(channels, block.channels), tiles)](
+    _forward[(triton.cdiv(channels, block.channels) * tiles,)](
         x, weight, y, *parts,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
-        UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride, DILATION=geometry.dilation,
+        geometry.dilation,
+        UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride,
         RELU=relu, MOMENTS=moments, PIXELS=block.pixels, ROWS=block.rows, FLAT=flat,
         CHANNELS=block.channels, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
@@ -278,16 +263,17 @@ def grad_x(
     """
     channels = grad.shape[1]
     flat = _is_flat(geometry.height, geometry.width)
-    block = choose_block("grad_x", geometry.kernel_size, geometry.dilation, grad.element_size(), flat)
+    block = choose_block("grad_x", geometry.kernel_size, grad.element_size(), flat)
     tiles = _tiles(geometry.count, geometry.height, geometry.width, block.pixels, block.rows, flat)
     kind = accumulation_type(grad.dtype)
     by_x = grad.new_empty(geometry.positions, channels)
     parts = torch.empty(tiles, channels, dtype=kind, device=grad.device) if sums else None
     unit = alignment(channels)
-    _grad_x[(triton.cdiv(channels, block.channels), tiles)](
+    _grad_x[(triton.cdiv(channels, block.channels) * tiles,)](
         grad, weight, grad if source is None else source, by_x, by_x if parts is None else parts,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
-        UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride, DILATION=geometry.dilation,
+        geometry.dilation,
+        UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride,
         RELU=source is not None, SUMS=sums, PIXELS=block.pixels, ROWS=block.rows, FLAT=flat,
         CHANNELS=block.channels, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
@@ -308,7 +294,7 @@ def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> 
     """
     channels, kernel_size = grad.shape[1], geometry.kernel_size
     flat = _is_flat(geometry.height_out, geometry.width_out)
-    block = choose_block("grad_weights", kernel_size, geometry.dilation, grad.element_size(), flat)
+    block = choose_block("grad_weights", kernel_size, grad.element_size(), flat)
     tiles = _tiles(geometry.count, geometry.height_out, geometry.width_out, block.pixels, block.rows, flat)
     across = triton.cdiv(channels, block.channels) * triton.cdiv(kernel_size**2, block.taps)
     splits = min(tiles, max(1, TARGET_PROGRAMS // across))
@@ -318,8 +304,8 @@ def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> 
     _grad_weights[(triton.cdiv(channels, block.channels), triton.cdiv(kernel_size**2, block.taps), splits)](
         grad, x, parts,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
-        tiles,
-        UNIT=unit, K=kernel_size, STRIDE=geometry.stride, DILATION=geometry.dilation,
+        geometry.dilation, tiles,
+        UNIT=unit, K=kernel_size, STRIDE=geometry.stride,
         RELU=relu, PIXELS=block.pixels, ROWS=block.rows, FLAT=flat,
         CHANNELS=block.channels, TAPS=block.taps, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip

@@ -60,23 +60,22 @@ def tuned() -> dict[str, Block]:
     return {key: Block(**block) for key, block in blocks.items()}
 
 
-def block_key(family: Family, kernel_size: int, dilation: int, item_bytes: int, flat: bool) -> str:
+def block_key(family: Family, kernel_size: int, item_bytes: int, flat: bool) -> str:
     """Name of a case whose block sizes are tuned."""
-    return f"{family} k{kernel_size} d{dilation} {8 * item_bytes} bits {'small' if flat else 'large'} maps"
+    return f"{family} k{kernel_size} {8 * item_bytes} bits {'small' if flat else 'large'} maps"
 
 
 @lru_cache(maxsize=256)
-def choose_block(family: Family, kernel_size: int, dilation: int, item_bytes: int, flat: bool) -> Block:
+def choose_block(family: Family, kernel_size: int, item_bytes: int, flat: bool) -> Block:
     """Block sizes of a launch; a function of its case alone.
 
     Args:
         family: Which kernel.
         kernel_size: Of the convolution; 1 for kernels that know none.
-        dilation: Of the convolution.
         item_bytes: Bytes of a number of the maps.
         flat: Whether the maps are small (:data:`FLAT_PIXELS`).
     """
-    key = block_key(family, kernel_size, dilation, item_bytes, flat)
+    key = block_key(family, kernel_size, item_bytes, flat)
     return tuned().get(key, DEFAULTS[family])
 
 

@@ -22,7 +22,7 @@ JOINED_CHANNELS = 16
 """Channels of a program that joins parts."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "channels", "parts"])
 def _join(
     means, deviations, counts, joined, parts, channels, positions, inverse_positions, eps,
     PARTS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
@@ -55,7 +55,7 @@ def _join(
     tl.store(joined + 2 * size + place, 1.0 / tl.sqrt(variance + eps), mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "channel_units", "tiles"])
 def _columns(
     x, means, deviations, counts, positions, channel_units, tiles,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
@@ -113,7 +113,7 @@ class Moments:
     def of(cls, x: Tensor) -> Moments:
         """Moments of the columns of ``[n, P, C]``, contiguous."""
         number, positions, channels = x.shape
-        block = choose_block("columns", 1, 1, x.element_size(), False)
+        block = choose_block("columns", 1, x.element_size(), False)
         tiles = -(-positions // block.pixels)
         parts = min(tiles, COLUMN_BLOCKS)
         kind = accumulation_type(x.dtype)
