@@ -37,6 +37,9 @@ SHORTEST = 15.0
 ECHO = 3000
 """Characters of a part's output that the terminal shows; the log has all."""
 
+TEST_PROCESSES = 4
+"""Processes that share the tests."""
+
 GRACE = 10.0
 """Seconds that a part has to end after it was asked to."""
 
@@ -107,10 +110,14 @@ def read_tests(path: Path) -> dict[str, Any]:
 
 def tests_command(options: Options, figures: Path, until: float) -> list[str] | str:
     """The tests marked gpu, from the files that have any; without a GPU these are only collected."""
-    tests = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
+    found = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
+    found.sort(key=lambda path: (path.name == "test_memory.py", path))  # whose tests start a process each
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    command += [f"--junitxml={figures}"] if options.device == "cuda" else ["--collect-only"]
-    return [*command, *tests]
+    if options.device == "cuda":
+        command += [f"--junitxml={figures}", "-n", str(TEST_PROCESSES), "--dist", "worksteal"]
+    else:
+        command += ["--collect-only"]
+    return [*command, *map(str, found)]
 
 
 def measuring_command(part: str) -> Callable[[Options, Path, float], list[str] | str]:
@@ -140,12 +147,12 @@ def search_command(options: Options, figures: Path, until: float) -> list[str] |
 
 
 PARTS: Mapping[str, Part] = {
-    "tests": Part(75, tests_command, read_tests),
-    "layers": Part(110, measuring_command("layers"), read_json),
-    "supernets": Part(150, measuring_command("supernets"), read_json),
-    "tune": Part(50, tune_command, read_json),
-    "profile": Part(50, measuring_command("profile"), read_json),
-    "search": Part(105, search_command, read_json),
+    "tests": Part(70, tests_command, read_tests),
+    "layers": Part(80, measuring_command("layers"), read_json),
+    "supernets": Part(190, measuring_command("supernets"), read_json),
+    "tune": Part(60, tune_command, read_json),
+    "profile": Part(45, measuring_command("profile"), read_json),
+    "search": Part(85, search_command, read_json),
 }
 """All parts, in order of value."""
 
@@ -287,9 +294,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return given
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all parts; the exit status is 1 where one failed."""
-    given = parse()
+    given = parse(arguments)
     end = time.monotonic() + 60 * given.minutes - RESERVE
     given.out.mkdir(parents=True, exist_ok=True)
     out, log_path = given.out.resolve(), given.out.resolve() / "log.txt"

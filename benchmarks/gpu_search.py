@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -132,16 +133,25 @@ class CommandError(Exception):
     """A command failed, or its time was over."""
 
 
-def hitdet(arguments: Sequence[str], until: float) -> float:
+def hitdet(arguments: Sequence[str], cache: Path, until: float) -> float:
     """Run the command; its wall time in seconds.
+
+    Args:
+        arguments: Its arguments.
+        cache: Folder for the embedded pictures, which two commands at once would both make.
+        until: Unix time at which it is ended.
 
     Raises:
         CommandError: With its last line.
     """
     started = time.time()
     command = [sys.executable, "-m", "hitdet_nni", *arguments]
+    options: dict[str, Any] = {
+        "timeout": max(1.0, until - started),
+        "env": {**os.environ, "XDG_CACHE_HOME": str(cache)},
+    }
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, until - started), check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     except subprocess.TimeoutExpired:
         raise CommandError(f"{arguments[0]}: out of time after {time.time() - started:.0f} s") from None
     sys.stdout.write(done.stdout + done.stderr)
@@ -163,16 +173,17 @@ def search_and_retrain(data: str, config: str, size: Size, precision: str, work:
     """
     changes = {**size.changes, "precision": precision}
     settings = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    cache = work / f"{data}-{precision}-cache"
     searched, retrained = (work / f"{data}-{precision}-{stage}" for stage in ("search", "retrain"))
     spaces = [] if size.screened else ["--sub-spaces", str(work / "spaces.yml")]
     found: dict[str, Any] = {"data": data, "size": size.name, "precision": precision}
     try:
         common = ("--config", config, *settings)
-        found["search_s"] = hitdet(["search", *common, *spaces, "--out", str(searched)], until)
+        found["search_s"] = hitdet(["search", *common, *spaces, "--out", str(searched)], cache, until)
         architecture = searched / "architecture.json"
         found["sample"] = json.loads(architecture.read_text(encoding="utf-8"))["sample"]
         found["retrain_s"] = hitdet(
-            ["retrain", *common, "--architecture", str(architecture), "--out", str(retrained)], until
+            ["retrain", *common, "--architecture", str(architecture), "--out", str(retrained)], cache, until
         )
         metrics = json.loads((retrained / "metrics.json").read_text(encoding="utf-8"))
         found |= {"map": metrics["mAP"], "gflops": metrics["gflops"]}
