@@ -50,8 +50,8 @@ class Call:
         shape_out: Size of the output's maps.
         folded: The plan's expansions, folded.
         tape: Tensors for the backward pass.
-        room: In a forward pass that keeps the projections, where they go, ``[candidates, P_out, C_out]``: one tensor,
-            as many that outlive the maps between which they were made would leave the memory in pieces.
+        room: In a forward pass on a CPU that keeps the projections, where they go, ``[candidates, P_out, C_out]``: one
+            tensor, as many that outlive the maps between which they were made would leave the memory in pieces.
     """
 
     plan: Plan
@@ -108,11 +108,23 @@ class Call:
         """Shift of a normalisation, ``[C]``, in the type of statistics."""
         return in_type(unit.shift(self.parameters), self.weights.dtype)
 
-    def new_statistics(self, unit: ConvNorm, matrix: Tensor, updates: RunningUpdates) -> Statistics:
-        """Statistics that normalise the output of a convolution, ``[P, C]``; kept for the backward pass."""
+    def keep_projection(self, index: int, matrix: Tensor) -> None:
+        """Keep the map before a candidate's last normalisation, ``[P_out, C_out]``, if the mode keeps it."""
+        if self.room is not None:
+            self.tape.put(self.room[index].copy_(matrix), "projection", index)
+        elif self.kept.projections:
+            self.tape.put(matrix, "projection", index)
+
+    def new_statistics(
+        self, unit: ConvNorm, matrix: Tensor, updates: RunningUpdates, moments: tuple[Tensor, Tensor] | None = None
+    ) -> Statistics:
+        """Statistics that normalise the output of a convolution, ``[P, C]``; kept for the backward pass.
+
+        ``moments`` are mean and variance of the output's columns where they are known.
+        """
         by_batch = self.plan.by_batch[unit]
         if by_batch:
-            mean, variance = batch_moments(matrix)
+            mean, variance = batch_moments(matrix) if moments is None else moments
             updates.add(unit.norm, slice(None), mean, variance, matrix.shape[0])
         else:
             mean, variance = (one.clone() for one in running_statistics(unit.norm))

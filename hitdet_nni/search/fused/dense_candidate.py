@@ -29,8 +29,7 @@ class DensePass:
         convolved = self._convolved()
         statistics = call.new_statistics(unit, convolved, updates)
         output.total.addcmul_(self._activated(convolved, statistics), call.weight_of[self.candidate.index])
-        if call.room is not None:
-            call.tape.put(call.room[self.candidate.index].copy_(convolved), "projection", self.candidate.index)
+        call.keep_projection(self.candidate.index, convolved)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidate's part to ``gradients``."""

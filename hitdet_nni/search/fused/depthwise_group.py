@@ -106,8 +106,7 @@ class GroupPass:
             slope = call.weighted_scales[candidate.index] * statistics.inverse_deviation
             output.total.addcmul_(matrix, slope)
             output.last[candidate.index] = slope, statistics.mean
-            if call.room is not None:
-                call.tape.put(call.room[candidate.index].copy_(matrix), "projection", candidate.index)
+            call.keep_projection(candidate.index, matrix)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidates' part to ``gradients``."""
@@ -197,15 +196,25 @@ class GroupPass:
         shift = joined([rows_of(self.call.shift(s.candidate.unit(part)), s.channels) for s in segments])
         return scale, shift
 
-    def _statistics(self, part: Part, chunk: int, matrix: Tensor, updates: RunningUpdates | None) -> Statistics:
-        """What a chunk is normalised by behind its expansion or depthwise convolution."""
+    def _statistics(
+        self,
+        part: Part,
+        chunk: int,
+        matrix: Tensor,
+        updates: RunningUpdates | None,
+        moments: tuple[Tensor, Tensor] | None = None,
+    ) -> Statistics:
+        """What a chunk is normalised by behind its expansion or depthwise convolution.
+
+        ``moments`` are mean and variance of the columns of ``matrix`` where they are known.
+        """
         group, tape, segments = self.group, self.call.tape, self.group.chunks[chunk]
         norms = [s.candidate.unit(part).norm for s in segments]
         by_batch = part == "expand" or group.by_batch
         if updates is None:
             return kept_statistics(tape, by_batch, norms[0].eps, part, self.number, chunk)
         if by_batch:
-            mean, variance = batch_moments(matrix)
+            mean, variance = batch_moments(matrix) if moments is None else moments
             for norm, segment in zip(norms, segments, strict=True):
                 columns = segment.columns
                 updates.add(norm, segment.channels, mean[columns], variance[columns], matrix.shape[0])
@@ -250,23 +259,28 @@ class GroupPass:
             return
         mask_(by_expanded, hidden.expanded)
         if group.expansion is None:
-            self._direct_backward(segments, hidden, by_expanded, gradients)
+            self._direct_backward(segments, hidden.raw, hidden.raw_statistics, by_expanded, gradients)
             return
         rows = group.rows(chunk)
-        inner = _inner(hidden.statistics, hidden.scale, by_scale, by_shift)
+        inner = inner_products(hidden.statistics, hidden.scale, by_scale, by_shift)
         gradients.expansions[group.expansion].add(rows, by_expanded, inner)
         if gradients.of_input:
             folded = call.folded[group.expansion].folded[rows]
             gradients.input = add_product(gradients.input, by_expanded, folded)
 
     def _direct_backward(
-        self, segments: Sequence[Segment], hidden: _Hidden, grad: Tensor, gradients: Gradients
+        self,
+        segments: Sequence[Segment],
+        raw: Tensor,
+        statistics: Statistics | None,
+        grad: Tensor,
+        gradients: Gradients,
     ) -> None:
         """From the gradient by the normalised expansion to those by its parameters and the input."""
-        if hidden.raw_statistics is None:
+        if statistics is None:
             raise ValueError("the expansion before its normalisation has not been computed")
         scale, _ = self._affine("expand", segments)
-        by_raw, by_scale, by_shift = normalize_gradient(grad, hidden.raw, hidden.raw_statistics, scale, of_input=True)
+        by_raw, by_scale, by_shift = normalize_gradient(grad, raw, statistics, scale, of_input=True)
         if gradients.of_parameters:
             for s in segments:
                 slot = s.candidate.unit("expand").slot
@@ -284,7 +298,7 @@ def mask_(grad: Tensor, activated: Tensor) -> None:
     torch.ops.aten.threshold_backward.grad_input(grad, activated, 0, grad_input=grad)
 
 
-def _inner(statistics: Statistics, scale: Tensor, by_scale: Tensor, by_shift: Tensor) -> Tensor:
+def inner_products(statistics: Statistics, scale: Tensor, by_scale: Tensor, by_shift: Tensor) -> Tensor:
     """Sum over pixels of a depthwise convolution's output times the gradient by it, ``[channels]``.
 
     Since the convolution is linear in each channel, the same sum for its input is equal. Behind a normalisation by the

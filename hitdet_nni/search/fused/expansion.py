@@ -91,9 +91,13 @@ class FoldedExpansion:
     folded: Tensor
     shift: Tensor
 
+    def before_relu(self, rows: slice) -> Tensor:
+        """What the ReLU of some rows is applied to, ``[P, rows]``."""
+        return multiply(self.inputs, self.folded[rows].t(), self.shift[rows])
+
     def activations(self, rows: slice) -> Tensor:
         """Hidden maps of some rows, ``[P, rows]``."""
-        return multiply(self.inputs, self.folded[rows].t(), self.shift[rows]).relu_()
+        return self.before_relu(rows).relu_()
 
 
 def expansion_statistics(
@@ -170,15 +174,16 @@ class ExpansionGradient:
         self.inner = torch.empty_like(folded.beta)
         self.inputs = by_columns(folded.inputs) if of_parameters else None
 
-    def add(self, rows: slice, grad: Tensor, inner: Tensor) -> None:
+    def add(self, rows: slice, grad: Tensor, inner: Tensor, sums: Tensor | None = None) -> None:
         """Note the gradient of some rows.
 
         Args:
             rows: Which hidden channels.
             grad: Gradient by their values before the ReLU, ``[P, rows]``.
             inner: Sum over pixels of the hidden maps times the gradient by them, ``[rows]``.
+            sums: Sum over pixels of ``grad``, ``[rows]``, where it is known.
         """
-        self.by_shift[rows] = column_sums(grad)
+        self.by_shift[rows] = column_sums(grad) if sums is None else sums
         self.inner[rows] = inner
         if self.by_folded is not None and self.inputs is not None:
             correlate(self.by_folded[rows].t(), self.inputs, grad)

@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from hitdet_nni.errors import InputError
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
 from hitdet_nni.search.fused.call import Call, Gradients, Output
-from hitdet_nni.search.fused.dense_candidate import DensePass
-from hitdet_nni.search.fused.depthwise_group import GroupPass, make_room
+from hitdet_nni.search.fused.backend import passes, precision_of_convolutions, uses_triton
+from hitdet_nni.search.fused.depthwise_group import make_room
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
 from hitdet_nni.search.fused.layout import MapShape, channels_last
 from hitdet_nni.search.fused.plan import (
@@ -79,7 +79,8 @@ class FusedMixture:
 
     def shape_of(self, x: Tensor) -> MapShape:
         """Size and order of the maps of an input ``[N, C, H, W]``; what strides over rows keeps maps apart."""
-        return MapShape(x.shape[0], x.shape[2], x.shape[3], by_rows=self.stride == 1 and x.device.type == "cpu")
+        by_rows = self.stride == 1 and x.device.type == "cpu" and not uses_triton(x)
+        return MapShape(x.shape[0], x.shape[2], x.shape[3], by_rows)
 
     def plan(self, shape: MapShape, compute: torch.dtype, device: torch.device) -> Plan:
         """The plan for a size of input and the present modes of the normalisations."""
@@ -114,10 +115,12 @@ class _WeightedSum(torch.autograd.Function):
             exact = statistics_type(compute)
             total = torch.zeros(call.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device)
             output = Output(total)
-            for number, group in enumerate(plan.groups):
-                GroupPass(group, number, call).forward(output, updates)
-            for candidate in plan.dense:
-                DensePass(candidate, call).forward(output, updates)
+            group_pass, dense_pass = passes(x)
+            with precision_of_convolutions(x.device):
+                for number, group in enumerate(plan.groups):
+                    group_pass(group, number, call).forward(output, updates)
+                for candidate in plan.dense:
+                    dense_pass(candidate, call).forward(output, updates)
             updates.apply()
             output.add_constant(call)
             kind = compute
@@ -162,7 +165,7 @@ def _start(
     given = weights.detach().to(statistics_type(compute))
     shape_out = shape.strided(mixture.stride)
     size = (len(mixture.candidates), shape_out.pixels, mixture.out_channels)
-    room = inputs.new_empty(size) if kept.projections else None
+    room = inputs.new_empty(size) if kept.projections and x.device.type == "cpu" else None
     call = Call(plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape, room)
     return call, moments, updates
 
@@ -227,10 +230,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     ]
     if gradients.of_parameters:
         make_room(call.plan.groups, call.parameters, gradients)
-    for number, group in enumerate(call.plan.groups):
-        GroupPass(group, number, call).backward(gradients)
-    for candidate in call.plan.dense:
-        DensePass(candidate, call).backward(gradients)
+    group_pass, dense_pass = passes(call.given)
+    with precision_of_convolutions(grad.device):
+        for number, group in enumerate(call.plan.groups):
+            group_pass(group, number, call).backward(gradients)
+        for candidate in call.plan.dense:
+            dense_pass(candidate, call).backward(gradients)
     by_weights = gradients.finish_last(call)
     if gradients.of_input or gradients.of_parameters:
         for expansion in gradients.expansions:

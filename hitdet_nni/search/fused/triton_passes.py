@@ -1,0 +1,299 @@
+"""Candidates on a GPU, by the kernels of :mod:`hitdet_nni.kernels`.
+
+The same arithmetic as on a CPU in fewer passes over memory: a hidden map is written by its expansion, read and written by
+the depthwise convolution, by its normalisation, and read by the projection; ReLUs, statistics and sums over pixels ride
+along. The last normalisations of a group's candidates are computed together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hitdet_nni.kernels import depthwise
+from hitdet_nni.kernels.mixture import add_weighted_, last_gradient
+from hitdet_nni.kernels.moments import Moments
+from hitdet_nni.kernels.normalization import normalize_relu, normalize_relu_gradient_
+from hitdet_nni.search.fused import dense
+from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, running_statistics
+from hitdet_nni.search.fused.call import Gradients, Output, kept_statistics, put_statistics
+from hitdet_nni.search.fused.dense_candidate import DensePass
+from hitdet_nni.search.fused.depthwise_group import GroupPass, inner_products
+from hitdet_nni.search.fused.plan import width
+from hitdet_nni.search.fused.products import add_product, correlate, multiply
+
+
+@dataclass
+class _Maps:
+    """The maps of a chunk before and behind its depthwise convolution.
+
+    Attributes:
+        raw: The expansion before its normalisation, where that is computed apart, else ``source``; ``[P, channels]``.
+        raw_statistics: What that is normalised by.
+        source: What the convolution reads, before its ReLU.
+        convolved: What it gives, ``[P_out, channels]``.
+        statistics: What that is normalised by.
+        taps: Depthwise kernels, ``[k k, channels]``.
+        scale: Of the normalisation behind the convolution, ``[channels]``.
+        shift: Likewise.
+    """
+
+    raw: Tensor
+    raw_statistics: Statistics | None
+    source: Tensor
+    convolved: Tensor
+    statistics: Statistics
+    taps: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def activated(self) -> Tensor:
+        """What the projection reads, ``[P_out, channels]``."""
+        statistics = self.statistics
+        return normalize_relu(
+            self.convolved, statistics.mean, statistics.inverse_deviation, self.scale, self.shift
+        )
+
+
+class TritonGroupPass(GroupPass):
+    """A group of depthwise candidates in one call, on a GPU; see :class:`GroupPass`."""
+
+    def forward(self, output: Output, updates: RunningUpdates) -> None:
+        """Add the candidates' weighted outputs, less what is the same at all pixels, to ``output``."""
+        call, candidates = self.call, self.group.candidates
+        matrices, _ = self._matrices(updates)
+        statistics = self._last_statistics(matrices, updates)
+        slopes = self._weighted_scales() * statistics.inverse_deviation
+        add_weighted_(output.total, matrices, slopes)
+        for candidate, slope, mean in zip(candidates, slopes.unbind(), statistics.mean.unbind(), strict=True):
+            output.last[candidate.index] = slope, mean
+        if call.kept.projections:
+            call.tape.put(matrices, "projections", self.number)
+
+    def backward(self, gradients: Gradients) -> None:
+        """Add the candidates' part to ``gradients``."""
+        call, group = self.call, self.group
+        maps: list[_Maps | None] = [None] * len(group.chunks)
+        matrices = call.tape.get("projections", self.number)
+        if matrices is None:
+            matrices, maps = self._matrices(None)
+        further = gradients.of_input or gradients.of_parameters
+        statistics = kept_statistics(call.tape, True, 0.0, "last", self.number)
+        by_matrices, by_scales, by_shift = last_gradient(
+            gradients.output.contiguous(),
+            matrices,
+            statistics.mean,
+            statistics.inverse_deviation,
+            self._weighted_scales() * statistics.inverse_deviation,
+            self._by_batch(matrices),
+            of_matrices=further,
+        )
+        del matrices
+        for candidate, by_scale in zip(group.candidates, by_scales.unbind(), strict=True):
+            gradients.last[candidate.index] = by_scale, by_shift
+        if by_matrices is None:
+            return
+        for chunk in range(len(group.chunks)):
+            one, maps[chunk] = maps[chunk], None
+            self._maps_backward(chunk, one or self._maps(chunk, None), by_matrices, gradients)
+
+    def _weighted_scales(self) -> Tensor:
+        """Scales of the candidates' last normalisations times their weights, ``[n, C_out]``."""
+        return torch.stack([self.call.weighted_scales[candidate.index] for candidate in self.group.candidates])
+
+    def _by_batch(self, matrices: Tensor) -> Tensor:
+        """For each candidate one where its last normalisation takes the batch's statistics, else zero, ``[n, 1]``."""
+        flags = [self.call.plan.by_batch[candidate.project] for candidate in self.group.candidates]
+        if all(flags):
+            return self.call.weights.new_ones(1, 1)
+        return torch.tensor(flags, dtype=self.call.weights.dtype).to(matrices.device)[:, None]
+
+    def _last_statistics(self, matrices: Tensor, updates: RunningUpdates) -> Statistics:
+        """What the candidates' projections, ``[n, P_out, C_out]``, are normalised by; kept for the backward pass."""
+        call, group = self.call, self.group
+        eps = [candidate.project.norm.eps for candidate in group.candidates]
+        mean, variance, inverse = Moments.of(matrices).join(eps[0]).unbind()
+        for index, candidate in enumerate(group.candidates):
+            unit = candidate.project
+            if call.plan.by_batch[unit]:
+                if eps[index] != eps[0]:
+                    inverse[index] = (variance[index] + eps[index]).rsqrt()
+                updates.add(unit.norm, slice(None), mean[index], variance[index], matrices.shape[1])
+            else:
+                mean[index], variance[index] = running_statistics(unit.norm)
+                inverse[index] = (variance[index] + eps[index]).rsqrt()
+        statistics = Statistics(mean, variance, inverse, True, eps[0])
+        put_statistics(call.tape, statistics, "last", self.number)
+        return statistics
+
+    def _matrices(self, updates: RunningUpdates | None) -> tuple[Tensor, list[_Maps | None]]:
+        """Projections of the candidates, ``[n, P_out, C_out]``; where there are no ``updates``, all hidden maps too."""
+        call, group = self.call, self.group
+        places = {candidate.index: place for place, candidate in enumerate(group.candidates)}
+        size = (len(places), call.shape_out.pixels, group.candidates[0].project.channels)
+        matrices = call.inputs.new_empty(size)
+        computed: list[_Maps | None] = []
+        begun: set[int] = set()
+        for chunk, segments in enumerate(group.chunks):
+            maps = self._maps(chunk, updates)
+            activated = maps.activated()
+            for segment in segments:
+                place = places[segment.candidate.index]
+                part, kernels = activated[:, segment.columns], self._projection(segment).t()
+                if place in begun:
+                    matrices[place].addmm_(part, kernels)
+                else:
+                    torch.mm(part, kernels, out=matrices[place])
+                    begun.add(place)
+            if updates is not None and call.kept.hidden and (group.direct or group.expansion is not None):
+                call.tape.put(maps.raw, "hidden", self.number, chunk)
+            if updates is None:
+                computed.append(maps)
+        return matrices, computed
+
+    def _geometry(self) -> depthwise.Geometry:
+        shape, conv = self.call.shape, self.group.conv
+        return depthwise.Geometry(
+            shape.count, shape.height, shape.width, conv.kernel_size[0], conv.stride[0], conv.dilation[0]
+        )
+
+    @property
+    def _has_relu(self) -> bool:
+        return self.group.direct or self.group.expansion is not None
+
+    def _maps(self, chunk: int, updates: RunningUpdates | None) -> _Maps:
+        """Compute a chunk's hidden maps: in the forward pass with ``updates``, else from what is on the tape."""
+        call, group = self.call, self.group
+        segments = group.chunks[chunk]
+        raw = call.tape.get("hidden", self.number, chunk)
+        raw_statistics = None
+        if group.direct:
+            if raw is None:
+                raw = multiply(call.inputs, self._expansion(segments).t())
+            moments = None if updates is None else _moments(raw, group.chunks[chunk][0].candidate.unit("expand").norm.eps)
+            raw_statistics = self._statistics("expand", chunk, raw, updates, moments)
+            affine = self._affine("expand", segments)
+            source = normalize_relu(raw, raw_statistics.mean, raw_statistics.inverse_deviation, *affine)
+        elif group.expansion is None:
+            raw = source = call.inputs
+        else:
+            if raw is None:
+                raw = call.folded[group.expansion].before_relu(group.rows(chunk))
+            source = raw
+        taps, (scale, shift) = depthwise.taps_outermost(self._kernels(segments)), self._affine("depthwise", segments)
+        convolved, parts = depthwise.forward(
+            source, taps, self._geometry(), relu=self._has_relu, moments=updates is not None and group.by_batch
+        )
+        joined = None
+        if parts is not None:
+            mean, variance, _ = parts.join(group.eps).unbind()
+            joined = mean, variance
+        statistics = self._statistics("depthwise", chunk, convolved, updates, joined)
+        return _Maps(raw, raw_statistics, source, convolved, statistics, taps, scale, shift)
+
+    def _maps_backward(self, chunk: int, maps: _Maps, by_matrices: Tensor, gradients: Gradients) -> None:
+        call, group = self.call, self.group
+        segments, geometry, statistics = group.chunks[chunk], self._geometry(), maps.statistics
+        places = {candidate.index: place for place, candidate in enumerate(group.candidates)}
+        grad = by_matrices.new_empty(by_matrices.shape[1], width(segments))
+        activated = maps.activated() if gradients.of_parameters else None
+        for segment in segments:
+            by_matrix = by_matrices[places[segment.candidate.index]]
+            torch.mm(by_matrix, self._projection(segment), out=grad[:, segment.columns])
+            room = gradients.parameters[segment.candidate.project.slot]
+            if activated is not None and room is not None:
+                correlate(room.flatten(1)[:, segment.channels], by_matrix, activated[:, segment.columns])
+        del activated
+        by_scale, by_shift = normalize_relu_gradient_(
+            grad,
+            maps.convolved,
+            statistics.mean,
+            statistics.inverse_deviation,
+            maps.scale,
+            maps.shift,
+            maps.scale * statistics.inverse_deviation,
+            by_batch=statistics.by_batch,
+        )
+        if gradients.of_parameters:
+            by_kernels = depthwise.grad_weights(grad, maps.source, geometry, relu=self._has_relu)
+            for s in segments:
+                for offset, part in enumerate((by_kernels, by_scale, by_shift)):
+                    room = gradients.parameters[s.candidate.depthwise.slot + offset]
+                    if room is not None:
+                        room[s.channels] = part[s.columns]
+        if not self._has_relu and not gradients.of_input:
+            return
+        by_source, sums = depthwise.grad_x(
+            grad, maps.taps, maps.source if self._has_relu else None, geometry, sums=group.expansion is not None
+        )
+        del grad
+        if not self._has_relu:
+            gradients.input += by_source
+        elif group.expansion is None:
+            self._direct_backward(segments, maps.raw, maps.raw_statistics, by_source, gradients)
+        else:
+            rows = group.rows(chunk)
+            inner = inner_products(statistics, maps.scale, by_scale, by_shift)
+            gradients.expansions[group.expansion].add(rows, by_source, inner, sums)
+            if gradients.of_input:
+                folded = call.folded[group.expansion].folded[rows]
+                gradients.input = add_product(gradients.input, by_source, folded)
+
+
+def _moments(matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the columns of ``[P, C]``."""
+    mean, variance, _ = Moments.of(matrix[None]).join(eps)[:, 0].unbind()
+    return mean, variance
+
+
+class TritonDensePass(DensePass):
+    """A dense candidate in one call, on a GPU; see :class:`DensePass`."""
+
+    def forward(self, output: Output, updates: RunningUpdates) -> None:
+        """Add the candidate's weighted output to ``output``."""
+        call, unit = self.call, self.candidate.unit
+        convolved = self._convolved()
+        moments = _moments(convolved, unit.norm.eps) if call.plan.by_batch[unit] else None
+        statistics = call.new_statistics(unit, convolved, updates, moments)
+        activated = normalize_relu(
+            convolved, statistics.mean, statistics.inverse_deviation, call.scale(unit), call.shift(unit)
+        )
+        output.total.addcmul_(activated, call.weight_of[self.candidate.index])
+        call.keep_projection(self.candidate.index, convolved)
+
+    def backward(self, gradients: Gradients) -> None:
+        """Add the candidate's part to ``gradients``."""
+        call, unit, index = self.call, self.candidate.unit, self.candidate.index
+        convolved = call.tape.get("projection", index)
+        if convolved is None:
+            convolved = self._convolved()
+        statistics = call.kept_statistics(unit)
+        grad = gradients.output.clone(memory_format=torch.contiguous_format)
+        by_scale, by_shift = normalize_relu_gradient_(
+            grad,
+            convolved,
+            statistics.mean,
+            statistics.inverse_deviation,
+            call.scale(unit),
+            call.shift(unit),
+            call.weighted_scales[index] * statistics.inverse_deviation,
+            by_batch=statistics.by_batch,
+        )
+        gradients.last[index] = by_scale, by_shift
+        if not (gradients.of_input or gradients.of_parameters):
+            return
+        by_input, by_kernels = dense.gradients(
+            call.shape_out.images(grad),
+            call.shape.images(call.inputs),
+            call.kernels(unit),
+            unit.conv.stride[0],
+            unit.conv.dilation[0],
+            of_input=gradients.of_input,
+            of_weight=gradients.of_parameters,
+        )
+        if by_input is not None:
+            gradients.input += call.shape.matrix(by_input)
+        if by_kernels is not None:
+            gradients.parameters[unit.slot] = by_kernels
