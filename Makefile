@@ -11,7 +11,11 @@ WORKERS ?= 2
 # One thread per process: on a small shared machine more are many times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: search test test-slow lint docs wheel clean
+# Of `make gpu`: where its figures go, and more arguments, e.g. "--minutes 5 --parts layers".
+OUT ?= runs/gpu
+ARGS ?=
+
+.PHONY: search test test-slow gpu lint docs wheel clean
 
 .venv/installed: requirements.lock setup.py
 	$(PYTHON) -m venv .venv
@@ -27,6 +31,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
+
+gpu: .venv/installed
+	PYTHON=$(BIN)/python bash benchmarks/gpu.sh $(OUT) $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from hitdet_nni.search.fused.products import multiply
 
 Step = Callable[[], Any]
 
-GEMM_SIZE = 1024
-"""Rows and columns of the product of matrices whose FLOP/s stand for what the machine can do."""
+GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns, by kind of device, of the product of matrices whose FLOP/s stand for what the machine can do."""
 
 
 def say(text: str) -> None:
@@ -50,10 +51,19 @@ def surroundings(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **({"triton": installed_version("triton")} if device.type == "cuda" else {}),
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "clock": clock_name(device),
     }
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a package, ``None`` where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def clock_name(device: torch.device) -> str:
@@ -99,12 +109,13 @@ def median_ratio(times: Mapping[str, list[float]], base: str, name: str) -> floa
     return statistics.median(slow / fast for slow, fast in zip(times[base], times[name], strict=True))
 
 
-def gemm_flops(device: torch.device) -> float:
+def gemm_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s (2 a multiply-add) of a large product of matrices, the best of several by the best library."""
-    left, right = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
+    size = GEMM_SIZE[device.type]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products: tuple[Step, ...] = (lambda: left @ right, lambda: multiply(left, right))
     best = min(seconds(product, device) for _ in range(10) for product in products)
-    return 2 * GEMM_SIZE**3 / best
+    return 2 * size**3 / best
 
 
 def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:

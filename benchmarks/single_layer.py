@@ -21,6 +21,7 @@ from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 
+from hitdet_nni.engine.precision import Precision, PrecisionKind
 from hitdet_nni.model.operators import build_operator
 from hitdet_nni.search.fused import FusedMixture
 from hitdet_nni.skeleton import Component
@@ -80,6 +81,7 @@ class Figures:
         peak_mb: Largest memory during a step over idle, in MB.
         peak_share: The same over stock's.
         gemm_share: FLOP/s of the passes that a step needs, over those of a product of matrices; layers only.
+        precision: Type of the activations.
     """
 
     case: str
@@ -92,6 +94,7 @@ class Figures:
     peak_mb: float | None = None
     peak_share: float | None = None
     gemm_share: float | None = None
+    precision: PrecisionKind = "fp32"
 
 
 def layer_modules(names: Sequence[str], channels: int) -> nn.ModuleDict:
@@ -127,29 +130,45 @@ def layer_step(
             modules.requires_grad_(not (phases and of_alphas))
             alpha.requires_grad_(of_alphas or not phases)
             x.grad = alpha.grad = None
-            forward(x).backward(grad)
+            output = forward(x)
+            output.backward(grad.to(output.dtype))
             clear_gradients(modules)
 
     return step
 
 
 def measure_layer(
-    case: LayerCase, names: Sequence[str], savings: Sequence[str], rounds: int, device: torch.device
+    case: LayerCase,
+    names: Sequence[str],
+    savings: Sequence[str],
+    rounds: int,
+    device: torch.device,
+    precision: PrecisionKind = "fp32",
 ) -> list[Figures]:
-    """Measure one layer with stock NNI and with the fused layer."""
+    """Measure one layer with stock NNI and with the fused layer.
+
+    Args:
+        case: The layer.
+        names: Its candidates.
+        savings: Modes of the fused layer.
+        rounds: Rounds that count.
+        device: Where it computes.
+        precision: Type of the activations, the layer's input among them; parameters have 32 bits.
+    """
+    cast = Precision(precision, device)
     reference = layer_modules(names, case.channels).to(device)
     fused = copy.deepcopy(reference).to(memory_format=torch.channels_last)
     alpha = nn.Parameter(torch.zeros(len(names), device=device))
     shape = (case.count, case.channels, case.height, case.width)
-    x, grad = (torch.randn(shape, device=device) for _ in range(2))
+    x, grad = (torch.randn(shape, device=device).to(cast.dtype) for _ in range(2))
     x_last, grad_last = (tensor.to(memory_format=torch.channels_last) for tensor in (x, grad))
     stock = stock_layer(reference, alpha)
     forwards: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, Tensor, Tensor]] = {
-        STOCK: (stock, reference, x.requires_grad_(), grad)
+        STOCK: (_in_precision(stock, cast), reference, x.requires_grad_(), grad)
     }
     for saving in savings:
         mixture = FusedMixture(dict(fused.items()), saving)  # type: ignore[arg-type]
-        forward = _weighted(mixture, alpha)
+        forward = _in_precision(_weighted(mixture, alpha), cast)
         forwards[saving] = (forward, fused, x_last.requires_grad_(), grad_last)
     steps = {
         name: layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
@@ -164,7 +183,7 @@ def measure_layer(
         * case.width
         * sum(module.weight.numel() for module in fused.modules() if isinstance(module, nn.Conv2d))
     )
-    peak_flops = gemm_flops(device)
+    peak_flops = gemm_flops(device, cast.dtype)
     kept, peaks = {}, {}
     for name, (forward, modules, given, _) in forwards.items():
         modules.requires_grad_()
@@ -183,9 +202,18 @@ def measure_layer(
             kept[name] / kept[STOCK],
             *shares(peaks, name),
             flops / statistics.median(times[name]) / peak_flops,
+            precision,
         )
         for name in forwards
     ]
+
+
+def _in_precision(forward: Callable[[Tensor], Tensor], precision: Precision) -> Callable[[Tensor], Tensor]:
+    def in_precision(x: Tensor) -> Tensor:
+        with precision.autocast():
+            return forward(x)
+
+    return in_precision
 
 
 def _weighted(mixture: FusedMixture, alpha: nn.Parameter) -> Callable[[Tensor], Tensor]:

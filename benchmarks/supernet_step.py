@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from typing import Any
 
 import torch
@@ -191,7 +192,7 @@ def _two_phases(model: HitDetectorSpace, batches: Sequence[Any], phases: bool) -
     return step
 
 
-HEADER = f"{'case':26} {'cand.':>5} {'':8} {'s':>8} {'speed-up':>8} {'saved':>16} {'peak':>16} {'of GEMM':>8}"
+HEADER = f"{'case':26} {'cand.':>5} {'':8} {'':4} {'s':>8} {'speed-up':>8} {'saved':>16} {'peak':>16} {'of GEMM':>8}"
 
 
 def line(figures: Figures) -> str:
@@ -202,8 +203,8 @@ def line(figures: Figures) -> str:
 
     gemm = "" if figures.gemm_share is None else f"{figures.gemm_share:.2f}"
     return (
-        f"{figures.case:26} {figures.candidates:5} {figures.implementation:8} {figures.seconds:8.3f} "
-        f"{figures.speedup:8.2f} {memory(figures.saved_mb, figures.saved_share):>16} "
+        f"{figures.case:26} {figures.candidates:5} {figures.implementation:8} {figures.precision} "
+        f"{figures.seconds:8.3f} {figures.speedup:8.2f} {memory(figures.saved_mb, figures.saved_share):>16} "
         f"{memory(figures.peak_mb, figures.peak_share):>16} {gemm:>8}"
     )
 
@@ -215,6 +216,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true", help="one small layer, one small supernet, one round")
     parser.add_argument("--layers", action="store_true", help="single layers only")
+    parser.add_argument(
+        "--precision", nargs="+", default=["fp32"], choices=("fp32", "bf16"), help="of layers (default: fp32)"
+    )
     parser.add_argument("--only", default="", help="cases whose name contains this, e.g. 'screening' or 'head'")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
@@ -243,8 +247,9 @@ def main() -> None:
     layers = LAYERS if options.device == "cpu" else GPU_LAYERS
     for case in layers[:1] if options.quick else layers:
         if options.only in case.name:
-            for names in (published[case.component],) if options.quick else (OPERATORS, published[case.component]):
-                add(measure_layer(case, names, options.savings or list(SAVINGS), rounds, device))
+            spaces = (published[case.component],) if options.quick else (OPERATORS, published[case.component])
+            for names, precision in product(spaces, options.precision):
+                add(measure_layer(case, names, options.savings or list(SAVINGS), rounds, device, precision))
     supernets = [] if options.layers else supernet_cases(options.savings or [DEFAULT_SAVING])
     for supernet in supernets[: 1 if options.quick else None]:
         if options.only in supernet.name:

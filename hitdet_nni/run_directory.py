@@ -19,13 +19,14 @@ from typing import Any
 
 import yaml
 
+from hitdet_nni import __version__
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.files import locked, read_json, read_text, read_yaml, write_csv, write_json, write_text
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import Component
 
-PACKAGES = ("hitdet-nni", "torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
+PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
 
 _BY_STAGE = ("seconds", "warnings")
 """What the metadata hold of each stage."""
@@ -260,8 +261,8 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that results depend on."""
-    return {name: version(name) for name in PACKAGES}
+    """Versions of this package, installed or not, and of the packages that results depend on."""
+    return {"hitdet-nni": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:

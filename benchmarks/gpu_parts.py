@@ -1,0 +1,384 @@
+"""What gpu.sh measures with torch: layers and whole supernets, ours against NNI's, and what a step of ours consists of.
+
+Each part writes its figures after every case, so that what has been measured is there when the clock ends it.
+
+    python benchmarks/gpu_parts.py layers --out layers.json
+    python benchmarks/gpu_parts.py supernets --out supernets.json --device cpu --toy
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from full_size import CLASSES, STOCK, Trainer
+from largest_batch import cases
+from measure import gemm_flops, installed_version, median_ratio, peak_bytes, say, seconds, surroundings
+from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
+from supernet_step import HEADER, line
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from hitdet_nni.engine.precision import DTYPES, PrecisionKind
+from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.model.operators import OPERATORS
+from hitdet_nni.search.cost import CostModel
+from hitdet_nni.search.fused import SAVINGS
+from hitdet_nni.search.mixed import set_saving
+from hitdet_nni.search_space import load_search_space
+from hitdet_nni.settings import load_settings
+from hitdet_nni.skeleton import Skeleton
+
+PRECISIONS: tuple[PrecisionKind, ...] = ("fp32", "bf16")
+TOY_LAYERS = (LayerCase("backbone", 1, 8, 8, 8, "backbone"),)
+TOY_OPERATORS = 2
+"""Candidates of a layer at toy sizes."""
+
+KERNELS = 25
+"""Kernels of a profile that are listed, by time."""
+
+BUSY = 0.75
+"""Share of a step in which the device computes from which on the device, not what starts its work, is the limit."""
+
+Case = tuple[Skeleton, Mapping[str, Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        device: Where to measure.
+        toy: Whether to take sizes that a CPU computes in seconds.
+        until: When no further case is begun, by ``time.time``.
+        out: File for the figures.
+    """
+
+    device: torch.device
+    toy: bool
+    until: float
+    out: Path
+
+    @property
+    def time_left(self) -> bool:
+        """Whether a further case may begin."""
+        return time.time() < self.until
+
+    def write(self, figures: Sequence[Mapping[str, Any]], missing: Sequence[str], **more: Any) -> None:
+        """Write what has been measured, and which cases the clock left out."""
+        report = surroundings(self.device) | {"nni": installed_version("nni"), "toy": self.toy, **more}
+        self.out.write_text(json.dumps(report | {"figures": figures, "missing": missing}, indent=1), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class SupernetFigures:
+    """What was measured of one way to compute a supernet.
+
+    Attributes:
+        case: The supernet.
+        candidates: Operators of a searched layer.
+        implementation: ``"NNI"`` or a value of ``supernet.saving``.
+        precision: Type of the activations.
+        batch: Pictures of each phase of a step.
+        seconds: A step of both phases with their updates, median; ``None`` where it needs more memory than there is.
+        speedup: Median over the rounds of NNI's time over this one's; ``None`` where one of them did not run.
+        peak_gb: Largest memory of a step over what is held before it, GB.
+        peak_share: The same over NNI's.
+        gemm_share: FLOP/s of the passes that a step needs, over those of a large product of matrices in ``precision``.
+    """
+
+    case: str
+    candidates: int
+    implementation: str
+    precision: PrecisionKind
+    batch: int
+    seconds: float | None
+    speedup: float | None
+    peak_gb: float | None
+    peak_share: float | None
+    gemm_share: float | None
+
+
+def layers(options: Options) -> None:
+    """Single mixed layers: ours in every mode against NNI's, interleaved."""
+    published = load_search_space("hit_detector")
+    chosen = [
+        (case, tuple(names[:TOY_OPERATORS] if options.toy else names), precision)
+        for case in (TOY_LAYERS if options.toy else GPU_LAYERS)
+        for names in (OPERATORS, published[case.component])[: 1 if options.toy else None]
+        for precision in PRECISIONS
+    ]
+    chosen.sort(key=lambda case: PRECISIONS.index(case[2]))  # all of single precision first
+    figures: list[dict[str, Any]] = []
+    say(HEADER)
+    for index, (case, names, precision) in enumerate(chosen):
+        if not options.time_left:
+            break
+        rounds = 1 if options.toy else 3
+        found = measure_layer(case, names, list(SAVINGS), rounds, options.device, precision)
+        for row in found:
+            say(line(row))
+        figures += [asdict(row) for row in found]
+        release(options.device)
+        missing = [
+            f"{case.name}, {len(names)} candidates, {precision}" for case, names, precision in chosen[index + 1 :]
+        ]
+        options.write(figures, missing)
+
+
+def supernet_cases(toy: bool) -> dict[str, Case]:
+    """Supernets of the paper's size, or of the smallest config's."""
+    found: dict[str, Case] = dict(cases(load_settings("tiny" if toy else "coco_paper")))
+    if toy:
+        return {
+            name: (skeleton, {component: names[:TOY_OPERATORS] for component, names in space.items()})
+            for name, (skeleton, space) in found.items()
+            if name in ("trinity", "screening backbone")
+        }
+    return found
+
+
+def supernet_plan(toy: bool) -> Iterator[tuple[str, PrecisionKind, int]]:
+    """What is measured, in order of value."""
+    if toy:
+        yield "trinity", "fp32", 1
+        yield "screening backbone", "bf16", 2
+        return
+    for name in ("trinity", "screening backbone"):
+        for precision in PRECISIONS:
+            for batch in (1, 2):
+                yield name, precision, batch
+    for name in ("screening head", "screening neck"):
+        for precision in PRECISIONS:
+            yield name, precision, 1
+
+
+class Rivals:
+    """NNI's supernet and ours, each way to compute ours a mode of the same one.
+
+    Args:
+        case: Skeleton and operators.
+        precision: Type of the activations.
+        device: Where they train.
+    """
+
+    def __init__(self, case: Case, precision: PrecisionKind, device: torch.device) -> None:
+        self.device = device
+        self._theirs = Trainer(*case, STOCK, precision, device)
+        self._ours = Trainer(*case, "slim", precision, device)
+
+    def step(self, implementation: str, batch: dict[str, Any]) -> Callable[[], None]:
+        """A step by one implementation, which it is set to when this is called."""
+        if implementation == STOCK:
+            return lambda: self._theirs.step(batch)
+        set_saving(self._ours.model, implementation)
+        return lambda: self._ours.step(batch)
+
+    def batch(self, size: int) -> dict[str, Any]:
+        """Random pictures."""
+        return self._ours.batch(size, size)
+
+    def forget(self) -> None:
+        """Leave nothing of a step that ended for lack of memory."""
+        for trainer in (self._theirs, self._ours):
+            trainer.model.zero_grad(set_to_none=True)
+        release(self.device)
+
+
+def release(device: torch.device) -> None:
+    """Give back memory that nobody holds."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def interleaved_steps(
+    rivals: Rivals, implementations: Sequence[str], batch: dict[str, Any], rounds: int, device: torch.device
+) -> tuple[dict[str, list[float]], dict[str, int | None]]:
+    """Times and peaks of all that run, a pair of timed steps in every round, after one or two that are not timed.
+
+    Returns:
+        Times by implementation, an entry a round, and peaks in bytes; none of those that need more memory than there
+        is.
+    """
+    times: dict[str, list[float]] = {name: [] for name in implementations}
+    peaks: dict[str, int | None] = {}
+    for _ in range(rounds):
+        for name in list(times):
+            try:
+                step = rivals.step(name, batch)
+                if not times[name]:
+                    step()  # libraries choose their ways
+                peak = peak_bytes(step, device)
+                times[name].append(statistics.median(seconds(step, device) for _ in range(2)))
+            except torch.cuda.OutOfMemoryError:
+                del times[name]
+                peaks.pop(name, None)
+            else:
+                peaks[name] = peak
+            if name not in times:
+                rivals.forget()
+    return times, peaks
+
+
+def forward_flops(case: Case) -> float:
+    """Multiply-adds of a forward pass of one picture through all candidates."""
+    skeleton, space = case
+    costs = CostModel(skeleton, CLASSES, proposals=skeleton.roi_samples)
+    searched = sum(costs.layer_cost(layer, name).flops for layer in costs.layers for name in space[layer.component])
+    return searched + sum(layer.cost.flops for layer in costs.fixed)
+
+
+def supernets(options: Options) -> None:
+    """Whole supernets: ours in every mode against NNI's, interleaved, each case with its peak memory."""
+    available = supernet_cases(options.toy)
+    plan = list(supernet_plan(options.toy))
+    implementations = (STOCK, "slim") if options.toy else (STOCK, *SAVINGS)
+    gemms = {precision: gemm_flops(options.device, DTYPES[precision]) for precision in PRECISIONS}
+    figures: list[dict[str, Any]] = []
+    made: tuple[str, str] | None = None
+    rivals: Rivals | None = None
+    for index, (name, precision, batch) in enumerate(plan):
+        if not options.time_left:
+            break
+        case = available[name]
+        if rivals is None or made != (name, precision):
+            rivals = None
+            release(options.device)
+            rivals, made = Rivals(case, precision, options.device), (name, precision)
+        rounds = 1 if options.toy else 2
+        times, peaks = interleaved_steps(rivals, implementations, rivals.batch(batch), rounds, options.device)
+        passes = 2 * PASSES * forward_flops(case) * batch / gemms[precision]
+        for implementation in implementations:
+            ran, both = implementation in times, {STOCK, implementation} <= times.keys()
+            peak, stock = peaks.get(implementation), peaks.get(STOCK)
+            spent = statistics.median(times[implementation]) if ran else None
+            row = SupernetFigures(
+                name,
+                max(len(names) for names in case[1].values()),
+                implementation,
+                precision,
+                batch,
+                spent,
+                median_ratio(times, STOCK, implementation) if both else None,
+                None if peak is None else peak / 1e9,
+                None if peak is None or stock is None else peak / stock,
+                None if spent is None else passes / spent,
+            )
+            say(" ".join(f"{key} {_short(value)}" for key, value in asdict(row).items()))
+            figures.append(asdict(row))
+        more = {"config": "tiny" if options.toy else "coco_paper", "input_size": case[0].input_size}
+        missing = [f"{name}, {precision}, batch {batch}" for name, precision, batch in plan[index + 1 :]]
+        options.write(figures, missing, gemm_flops=gemms, **more)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def profiles(options: Options) -> None:
+    """Kernels of a step by time, and for what part of the step the device computes."""
+    available = supernet_cases(options.toy)
+    plan: list[tuple[str, PrecisionKind, str]] = [("trinity", "fp32", "slim")]
+    if not options.toy:
+        plan = [
+            (name, precision, mode)
+            for name in ("trinity", "screening backbone")
+            for precision in PRECISIONS
+            for mode in ("slim", "mid")
+        ]
+    figures: list[dict[str, Any]] = []
+    for index, (name, precision, mode) in enumerate(plan):
+        if not options.time_left:
+            break
+        release(options.device)
+        trainer = Trainer(*available[name], mode, precision, options.device)
+        batch = trainer.batch(1, 1)
+        for _ in range(1 if options.toy else 3):
+            trainer.step(batch)
+        row = {"case": name, "precision": precision, "implementation": mode, "batch": 1}
+        row |= profile_step(lambda trainer=trainer, batch=batch: trainer.step(batch), options.device)  # type: ignore[misc]
+        figures.append(row)
+        say(describe_profile(row))
+        missing = [f"{name}, {precision}, {mode}" for name, precision, mode in plan[index + 1 :]]
+        options.write(figures, missing)
+        del trainer
+
+
+def profile_step(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
+    """Kernels of a step: their time, number and the :data:`KERNELS` longest by name; on a CPU the operations'.
+
+    Args:
+        step: The step; it has run before.
+        device: Where it computes.
+
+    Returns:
+        ``wall_s`` without the profiler, ``device_s`` the sum over all kernels, ``launches`` their number, ``busy`` the
+        share of the one in the other, ``limit`` what the step waits for, and ``kernels``.
+    """
+    wall = min(seconds(step, device) for _ in range(2))
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as recorded:
+        seconds(step, device)
+    kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
+    kernels = [
+        {
+            "name": event.key,
+            "calls": event.count,
+            "ms": (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e3,
+        }
+        for event in recorded.key_averages()
+        if event.device_type == kind
+    ]
+    kernels.sort(key=lambda kernel: kernel["ms"], reverse=True)
+    computing = sum(kernel["ms"] for kernel in kernels) / 1e3
+    return {
+        "wall_s": wall,
+        "device_s": computing,
+        "busy": computing / wall,
+        "launches": sum(kernel["calls"] for kernel in kernels),
+        "limit": "kernels" if computing > BUSY * wall else "starting them",
+        "kernels": kernels[:KERNELS],
+    }
+
+
+def describe_profile(row: Mapping[str, Any]) -> str:
+    """The profile as text."""
+    lines = [
+        f"{row['case']}, {row['precision']}, {row['implementation']}, batch {row['batch']}: {row['wall_s']:.3f} s a "
+        f"step, {row['device_s']:.3f} s in {row['launches']} kernels ({row['busy']:.0%}): limited by {row['limit']}"
+    ]
+    lines += [f"  {kernel['ms']:9.2f} ms {kernel['calls']:6} {kernel['name'][:110]}" for kernel in row["kernels"]]
+    return "\n".join(lines)
+
+
+PARTS: Mapping[str, Callable[[Options], None]] = {"layers": layers, "supernets": supernets, "profile": profiles}
+
+
+def main() -> None:
+    """Measure one part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--out", type=Path, required=True, help="file for the figures (JSON)")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--toy", action="store_true", help="sizes that a CPU computes in seconds")
+    parser.add_argument("--until", type=float, default=math.inf, help="no case is begun after this time (Unix time)")
+    given = parser.parse_args()
+    prepare_process(1)
+    logging.disable(logging.WARNING)
+    options = Options(torch.device(given.device), given.toy, given.until, given.out)
+    PARTS[given.part](options)
+
+
+if __name__ == "__main__":
+    main()
