@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from full_size import CLASSES, STOCK, Trainer
 from largest_batch import cases
-from measure import gemm_flops, installed_version, median_ratio, peak_bytes, say, seconds, surroundings
+from measure import gemm_flops, installed_version, median_ratio, say, seconds, settled_peak_bytes, surroundings
 from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
 from supernet_step import HEADER, line
 from torch.autograd import DeviceType
@@ -34,7 +34,6 @@ from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.operators import OPERATORS
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.fused import SAVINGS
-from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings
 from hitdet_nni.skeleton import Skeleton
@@ -92,7 +91,7 @@ class SupernetFigures:
         batch: Pictures of each phase of a step.
         seconds: A step of both phases with their updates, median; ``None`` where it needs more memory than there is.
         speedup: Median over the rounds of NNI's time over this one's; ``None`` where one of them did not run.
-        peak_gb: Largest memory of a step over what is held before it, GB.
+        peak_gb: Largest memory of a step over parameters, buffers and optimisers' states, GB.
         peak_share: The same over NNI's.
         gemm_share: FLOP/s of the passes that a step needs, over those of a large product of matrices in ``precision``.
     """
@@ -163,38 +162,6 @@ def supernet_plan(toy: bool) -> Iterator[tuple[str, PrecisionKind, int]]:
             yield name, precision, 1
 
 
-class Rivals:
-    """NNI's supernet and ours, each way to compute ours a mode of the same one.
-
-    Args:
-        case: Skeleton and operators.
-        precision: Type of the activations.
-        device: Where they train.
-    """
-
-    def __init__(self, case: Case, precision: PrecisionKind, device: torch.device) -> None:
-        self.device = device
-        self._theirs = Trainer(*case, STOCK, precision, device)
-        self._ours = Trainer(*case, "slim", precision, device)
-
-    def step(self, implementation: str, batch: dict[str, Any]) -> Callable[[], None]:
-        """A step by one implementation, which it is set to when this is called."""
-        if implementation == STOCK:
-            return lambda: self._theirs.step(batch)
-        set_saving(self._ours.model, implementation)
-        return lambda: self._ours.step(batch)
-
-    def batch(self, size: int) -> dict[str, Any]:
-        """Random pictures."""
-        return self._ours.batch(size, size)
-
-    def forget(self) -> None:
-        """Leave nothing of a step that ended for lack of memory."""
-        for trainer in (self._theirs, self._ours):
-            trainer.model.zero_grad(set_to_none=True)
-        release(self.device)
-
-
 def release(device: torch.device) -> None:
     """Give back memory that nobody holds."""
     gc.collect()
@@ -202,33 +169,44 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def interleaved_steps(
-    rivals: Rivals, implementations: Sequence[str], batch: dict[str, Any], rounds: int, device: torch.device
-) -> tuple[dict[str, list[float]], dict[str, int | None]]:
-    """Times and peaks of all that run, a pair of timed steps in every round, after one or two that are not timed.
+def measure_steps(
+    case: Case, implementation: str, precision: PrecisionKind, batch: int, rounds: int, device: torch.device
+) -> tuple[list[float], int | None] | None:
+    """Times of steps of a new supernet, and the memory of a step over parameters, buffers and optimisers' states.
+
+    On a GPU the memory is what the process takes from the device. Implementations follow each other in one process,
+    each with an empty device, so that what one holds is not counted as another's.
 
     Returns:
-        Times by implementation, an entry a round, and peaks in bytes; none of those that need more memory than there
-        is.
+        ``None`` where the step needs more memory than there is.
     """
-    times: dict[str, list[float]] = {name: [] for name in implementations}
-    peaks: dict[str, int | None] = {}
-    for _ in range(rounds):
-        for name in list(times):
-            try:
-                step = rivals.step(name, batch)
-                if not times[name]:
-                    step()  # libraries choose their ways
-                peak = peak_bytes(step, device)
-                times[name].append(statistics.median(seconds(step, device) for _ in range(2)))
-            except torch.cuda.OutOfMemoryError:
-                del times[name]
-                peaks.pop(name, None)
-            else:
-                peaks[name] = peak
-            if name not in times:
-                rivals.forget()
-    return times, peaks
+    release(device)
+    trainer = Trainer(*case, implementation, precision, device)
+    pictures = trainer.batch(batch, batch)
+
+    def step() -> None:
+        trainer.step(pictures)
+
+    try:
+        if device.type != "cuda":
+            peak = settled_peak_bytes(step, device)
+        else:
+            before = torch.cuda.memory_allocated(device)
+            peak = settled_peak_bytes(step, device)
+            if peak is not None:
+                peak -= held_bytes(trainer) - before
+        times = [seconds(step, device) for _ in range(rounds)]
+    except torch.cuda.OutOfMemoryError:
+        return None
+    return times, peak
+
+
+def held_bytes(trainer: Trainer) -> int:
+    """Bytes of a trainer's parameters, buffers and optimisers' states."""
+    tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
+    for optimizer in trainer.optimizers:
+        tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 def forward_flops(case: Case) -> float:
@@ -240,24 +218,22 @@ def forward_flops(case: Case) -> float:
 
 
 def supernets(options: Options) -> None:
-    """Whole supernets: ours in every mode against NNI's, interleaved, each case with its peak memory."""
+    """Whole supernets: ours against NNI's, one after the other in one process, each case with its peak memory."""
     available = supernet_cases(options.toy)
     plan = list(supernet_plan(options.toy))
-    implementations = (STOCK, "slim") if options.toy else (STOCK, *SAVINGS)
+    implementations = (STOCK, "slim") if options.toy else (STOCK, "slim", "mid")
     gemms = {precision: gemm_flops(options.device, DTYPES[precision]) for precision in PRECISIONS}
     figures: list[dict[str, Any]] = []
-    made: tuple[str, str] | None = None
-    rivals: Rivals | None = None
     for index, (name, precision, batch) in enumerate(plan):
         if not options.time_left:
             break
         case = available[name]
-        if rivals is None or made != (name, precision):
-            rivals = None
-            release(options.device)
-            rivals, made = Rivals(case, precision, options.device), (name, precision)
-        rounds = 1 if options.toy else 2
-        times, peaks = interleaved_steps(rivals, implementations, rivals.batch(batch), rounds, options.device)
+        times: dict[str, list[float]] = {}
+        peaks: dict[str, int | None] = {}
+        for implementation in implementations:
+            found = measure_steps(case, implementation, precision, batch, 1 if options.toy else 3, options.device)
+            if found is not None:
+                times[implementation], peaks[implementation] = found
         passes = 2 * PASSES * forward_flops(case) * batch / gemms[precision]
         for implementation in implementations:
             ran, both = implementation in times, {STOCK, implementation} <= times.keys()

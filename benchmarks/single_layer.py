@@ -14,8 +14,8 @@ from measure import (
     gemm_flops,
     interleaved,
     median_ratio,
-    peak_bytes,
     saved_bytes,
+    settled_peak_bytes,
 )
 from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
@@ -174,6 +174,11 @@ def measure_layer(
         name: layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
         for name, (forward, modules, given, by_output) in forwards.items()
     }
+    kept, peaks = {}, {}
+    for name, (forward, modules, given, _) in forwards.items():
+        known = [*modules.parameters(), *modules.buffers(), alpha]
+        kept[name] = saved_bytes(lambda forward=forward, given=given: forward(given), known)  # type: ignore[misc]
+        peaks[name] = settled_peak_bytes(steps[name], device)
     times = interleaved(steps, rounds, device)
     flops = (
         PASSES
@@ -184,13 +189,6 @@ def measure_layer(
         * sum(module.weight.numel() for module in fused.modules() if isinstance(module, nn.Conv2d))
     )
     peak_flops = gemm_flops(device, cast.dtype)
-    kept, peaks = {}, {}
-    for name, (forward, modules, given, _) in forwards.items():
-        modules.requires_grad_()
-        alpha.requires_grad_()
-        known = [*modules.parameters(), *modules.buffers(), alpha]
-        kept[name] = saved_bytes(lambda forward=forward, given=given: forward(given), known)  # type: ignore[misc]
-        peaks[name] = peak_bytes(steps[name], device)
     return [
         Figures(
             case.name,

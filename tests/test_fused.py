@@ -565,7 +565,7 @@ def test_recorded_passes_equal_themselves(saving, monkeypatch):
             modules.zero_grad()
             found += [y.detach().clone(), x.grad.clone()]
         found += [alpha.detach(), *modules.state_dict().values()]
-        return found, [recording for recording in mixture._recordings.values()]
+        return found, list(mixture._recordings.by_size.values())
 
     recorded, recordings = train(True)
     assert [recording.generation for recording in recordings] == [8]
