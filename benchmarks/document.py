@@ -69,6 +69,13 @@ A step of both phases with its updates on random pictures, all tensors over para
 compute a supernet run in turn in one process.
 """
 
+AUTOMATIC = """\
+## What `supernet.saving: auto` chooses on a GPU
+
+By timing a step of each component in each mode, then of those chosen ([fused.md](fused.md#which-mode)); the steps of
+the last columns are taken in turn with NNI's after that.
+"""
+
 PROFILES = """\
 ## What a step on a GPU consists of
 
@@ -273,6 +280,25 @@ def supernets_table(report: Report) -> str:
     return f"`{report['config']}`: {height} x {width}. A large product of matrices: {rates}.\n\n{table(header, rows)}"
 
 
+def automatic_table(report: Report) -> str:
+    """The table of what ``auto`` chose."""
+    header = ("supernet", "chosen", "precision", "batch", "NNI, s a step", "chosen, s", "faster", "choosing, s")
+    rows = (
+        (
+            row["case"],
+            ", ".join(f"{component} `{mode}`" for component, mode in row["modes"].items()),
+            row["precision"],
+            str(row["batch"]),
+            _number(row["stock_s"], 3),
+            _number(row["seconds"], 3),
+            _number(row["speedup"], 2, "x"),
+            _number(row["choice_s"], 0),
+        )
+        for row in report["figures"]
+    )
+    return table(header, rows)
+
+
 def profiles_table(report: Report) -> str:
     """The table of profiles of :mod:`gpu_parts`, and the longest kernels of each."""
     header = ("supernet", "mode", "precision", "batch", "s a step", "s of kernels", "share", "kernels", "limited by")
@@ -347,6 +373,7 @@ def tests_text(report: Report) -> str:
 GPU_SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "layers": (LAYERS, layers_table),
     "supernets": (SUPERNETS, supernets_table),
+    "auto": (AUTOMATIC, automatic_table),
     "profile": (PROFILES, profiles_table),
     "search": (SEARCHES, searches_table),
     "tests": (TESTS, tests_text),

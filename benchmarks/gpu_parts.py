@@ -31,13 +31,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from hitdet_nni.engine.precision import DTYPES, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.operators import OPERATORS
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.fused import SAVINGS
 from hitdet_nni.search.mixed import set_saving
+from hitdet_nni.search.saving_choice import choose_modes, component_options
+from hitdet_nni.search.step_timing import StepTimer
+from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings
-from hitdet_nni.skeleton import Skeleton
+from hitdet_nni.skeleton import Component, Skeleton
 
 PRECISIONS: tuple[PrecisionKind, ...] = ("fp32", "bf16")
 TOY_LAYERS = (LayerCase("backbone", 1, 8, 8, 8, "backbone"),)
@@ -175,22 +179,22 @@ class Rivals:
     def __init__(self, case: Case, precision: PrecisionKind, device: torch.device) -> None:
         self.device = device
         self._theirs = Trainer(*case, STOCK, precision, device)
-        self._ours = Trainer(*case, "slim", precision, device)
+        self.ours = Trainer(*case, "slim", precision, device)
 
-    def step(self, implementation: str, batch: dict[str, Any]) -> Callable[[], None]:
-        """A step by one implementation, which it is set to when this is called."""
-        if implementation == STOCK:
+    def step(self, way: str | Mapping[Component, str], batch: dict[str, Any]) -> Callable[[], None]:
+        """A step by NNI's or by ours, which is set to a mode, or those of the components, when this is called."""
+        if way == STOCK:
             return lambda: self._theirs.step(batch)
-        set_saving(self._ours.model, implementation)
-        return lambda: self._ours.step(batch)
+        set_saving(self.ours.model, way)
+        return lambda: self.ours.step(batch)
 
     def batch(self, size: int) -> dict[str, Any]:
         """Random pictures."""
-        return self._ours.batch(size, size)
+        return self.ours.batch(size, size)
 
     def forget(self) -> None:
         """Leave nothing of a step that ended for lack of memory."""
-        for trainer in (self._theirs, self._ours):
+        for trainer in (self._theirs, self.ours):
             trainer.model.zero_grad(set_to_none=True)
         release(self.device)
 
@@ -203,7 +207,11 @@ def release(device: torch.device) -> None:
 
 
 def interleaved_steps(
-    rivals: Rivals, implementations: Sequence[str], batch: dict[str, Any], rounds: int, device: torch.device
+    rivals: Rivals,
+    ways: Mapping[str, str | Mapping[Component, str]],
+    batch: dict[str, Any],
+    rounds: int,
+    device: torch.device,
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
     """Times and peaks of all that run, a pair of timed steps in every round, after one or two that are not timed.
 
@@ -211,12 +219,12 @@ def interleaved_steps(
         Times by implementation, an entry a round, and peaks in bytes; none of those that need more memory than there
         is.
     """
-    times: dict[str, list[float]] = {name: [] for name in implementations}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, int | None] = {}
     for _ in range(rounds):
         for name in list(times):
             try:
-                step = rivals.step(name, batch)
+                step = rivals.step(ways[name], batch)
                 if not times[name]:
                     step()  # libraries choose their ways
                 peak = peak_bytes(step, device)
@@ -243,7 +251,7 @@ def supernets(options: Options) -> None:
     """Whole supernets: ours in every mode against NNI's, interleaved, each case with its peak memory."""
     available = supernet_cases(options.toy)
     plan = list(supernet_plan(options.toy))
-    implementations = (STOCK, "slim") if options.toy else (STOCK, *SAVINGS)
+    implementations = (STOCK, "slim") if options.toy else (STOCK, "mid", "slim")
     gemms = {precision: gemm_flops(options.device, DTYPES[precision]) for precision in PRECISIONS}
     figures: list[dict[str, Any]] = []
     made: tuple[str, str] | None = None
@@ -257,7 +265,8 @@ def supernets(options: Options) -> None:
             release(options.device)
             rivals, made = Rivals(case, precision, options.device), (name, precision)
         rounds = 1 if options.toy else 2
-        times, peaks = interleaved_steps(rivals, implementations, rivals.batch(batch), rounds, options.device)
+        ways = {name: name for name in implementations}
+        times, peaks = interleaved_steps(rivals, ways, rivals.batch(batch), rounds, options.device)
         passes = 2 * PASSES * forward_flops(case) * batch / gemms[precision]
         for implementation in implementations:
             ran, both = implementation in times, {STOCK, implementation} <= times.keys()
@@ -280,6 +289,73 @@ def supernets(options: Options) -> None:
         more = {"config": "tiny" if options.toy else "coco_paper", "input_size": case[0].input_size}
         missing = [f"{name}, {precision}, batch {batch}" for name, precision, batch in plan[index + 1 :]]
         options.write(figures, missing, gemm_flops=gemms, **more)
+
+
+@dataclass(frozen=True)
+class RandomLoader:
+    """Random pictures in the form in which a search's loader gives its first batch.
+
+    Attributes:
+        trainer: Makes them.
+        batch_size: Pictures of a batch.
+        seed: Which ones.
+    """
+
+    trainer: Trainer
+    batch_size: int
+    seed: int
+
+    @property
+    def sampler(self) -> Sequence[int]:
+        """One picture after the other."""
+        return range(self.batch_size)
+
+    @property
+    def dataset(self) -> Sequence[int]:
+        """The pictures, which are made when they are collated."""
+        return range(self.batch_size)
+
+    def collate_fn(self, draws: Sequence[int]) -> dict[str, Any]:
+        """A batch."""
+        return self.trainer.batch(len(draws), self.seed)
+
+
+def automatic(options: Options) -> None:
+    """What ``supernet.saving: auto`` chooses, what the choice takes, and a step with it against NNI's."""
+    available = supernet_cases(options.toy)
+    plan: list[tuple[str, PrecisionKind]] = [("trinity", "fp32"), ("screening head", "fp32"), ("trinity", "bf16")]
+    batch = 1
+    figures: list[dict[str, Any]] = []
+    for index, (name, precision) in enumerate(plan[:1] if options.toy else plan):
+        if not options.time_left:
+            break
+        case = available[name]
+        rivals = Rivals(case, precision, options.device)
+        space = HitDetectorSpace(*case, CLASSES)  # type: ignore[arg-type]
+        ColumnSparseDARTS().mutate_model(space.to(memory_format=torch.channels_last))
+        settings = load_settings(
+            "tiny" if options.toy else "coco_paper", {"precision": precision, "data.batch_size": batch}
+        )
+        loaders = tuple(RandomLoader(rivals.ours, batch, seed) for seed in (0, 1))
+        started = time.perf_counter()
+        with StepTimer(space, settings, case[0], loaders, options.device) as timer:  # type: ignore[arg-type]
+            choice = choose_modes(component_options(space), timer, timer.available)
+        spent = time.perf_counter() - started
+        del space
+        say(f"{name}, {precision}: chosen in {spent:.0f} s: {choice.sentence()}")
+        rounds = 1 if options.toy else 3
+        ways = {STOCK: STOCK, "auto": choice.modes}
+        times, peaks = interleaved_steps(rivals, ways, rivals.batch(batch), rounds, options.device)
+        both = len(times) == len(ways)
+        row = {"case": name, "precision": precision, "batch": batch, "modes": choice.modes, "choice_s": spent}
+        row |= {"tried": choice.tried, "stock_s": statistics.median(times[STOCK]) if STOCK in times else None}
+        row |= {"seconds": statistics.median(times["auto"]) if "auto" in times else None}
+        row |= {"speedup": median_ratio(times, STOCK, "auto") if both else None, "peaks": peaks}
+        say(f"{name}, {precision}: NNI {_short(row['stock_s'])} s, auto {_short(row['seconds'])} s a step")
+        figures.append(row)
+        options.write(figures, [f"{name}, {precision}" for name, precision in plan[index + 1 :]])
+        del rivals, timer, loaders
+        release(options.device)
 
 
 def _short(value: object) -> str:
@@ -362,7 +438,12 @@ def describe_profile(row: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS: Mapping[str, Callable[[Options], None]] = {"layers": layers, "supernets": supernets, "profile": profiles}
+PARTS: Mapping[str, Callable[[Options], None]] = {
+    "layers": layers,
+    "supernets": supernets,
+    "auto": automatic,
+    "profile": profiles,
+}
 
 
 def main() -> None:

@@ -260,9 +260,18 @@ def test_what_surely_does_not_fit_is_not_tried(settings, tiny_data, monkeypatch)
     space = supernet(settings)
     loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
     with StepTimer(space, settings, settings.skeleton, loaders, CPU) as timer:
+        least = dict.fromkeys(COMPONENTS, "lean")
         monkeypatch.setattr(step_timing, "free_memory", lambda device: 10**6)
-        monkeypatch.setattr(timer, "_step", None)
-        assert timer(dict.fromkeys(COMPONENTS, "stock")) is None
+        with monkeypatch.context() as context:
+            context.setattr(timer, "_step", None)
+            assert timer({**least, "head": "stock"}) is None
+            assert timer({**least, "head": "mid"}) is None
+        assert timer(least) is not None
+        monkeypatch.setattr(step_timing, "free_memory", lambda device: 10**12)
+        assert timer({**least, "head": "stock"}) is not None
+        monkeypatch.setattr(step_timing, "estimate_step_memory", None)  # not asked again of a smaller mode, nor of two
+        assert timer({**least, "head": "mid"}) is not None
+        assert timer({**least, "head": "stock", "backbone": "stock"}) is not None
 
 
 @pytest.fixture

@@ -164,6 +164,15 @@ def _best_change(tried: Mapping[Component, Mapping[str, StepCost]], chosen: Mode
     return None if best is None else best[1:]
 
 
+def component_options(space: Any) -> dict[Component, tuple[str, ...]]:
+    """Modes of each component to choose from; a layer that is fixed at one operator has none to compute one by one."""
+    usable = usable_modes(space)
+    return {
+        component: tuple(mode for mode in usable if mode != "checkpoint" or len(space.space[component]) > 1)
+        for component in COMPONENTS
+    }
+
+
 def settle_saving(
     space: Any,
     settings: Settings,
@@ -221,16 +230,11 @@ def _kept_or_new(
     file = None if folder is None else folder / FILE
     if file is not None and file.exists():
         return _read(file)
-    usable = usable_modes(space)
     device = distributed.device()
-    plain = "slim" if "slim" in usable else "stock"
+    plain = "slim" if "slim" in usable_modes(space) else "stock"
     choice = SavingChoice(dict.fromkeys(COMPONENTS, plain))
     if device.type in TIMED and steps >= MIN_STEPS:
-        # A layer that is fixed at one operator has nothing to compute one after the other.
-        options = {
-            component: tuple(mode for mode in usable if mode != "checkpoint" or len(space.space[component]) > 1)
-            for component in COMPONENTS
-        }
+        options = component_options(space)
         with StepTimer(space, settings, skeleton, loaders, device) as timer:
             choice = choose_modes(options, timer, timer.available)
     elif device.type in TIMED:

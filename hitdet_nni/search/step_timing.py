@@ -38,7 +38,7 @@ SURE = 0.6
 this does not fit is not tried."""
 
 LARGE = ("stock", "mid")
-"""Modes whose memory is estimated before they are tried; the others take little."""
+"""Modes whose memory is estimated before a component is in one for the first time; the others take little."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class StepTimer:
         self._scale = max(
             1.0, _pixels(picture_size(skeleton, settings.data.batch_size)) / _batch_pixels(weights, alphas)
         )
+        self._small_enough: set[Component] = set()
         self._home = next(space.parameters()).device
         self._context = ExitStack()
         self.available = 0
@@ -158,8 +159,11 @@ class StepTimer:
     def __call__(self, modes: Mapping[Component, str]) -> StepCost | None:
         """What a step takes with the components in some modes; ``None`` where it does not fit in memory."""
         set_saving(self.space, modes)
-        if any(mode in LARGE for mode in modes.values()) and self._hopeless():
-            return None
+        large = [component for component, mode in modes.items() if mode in LARGE]
+        if len(large) == 1 and large[0] not in self._small_enough:
+            if self._hopeless():
+                return None
+            self._small_enough.add(large[0])
         try:
             self._step()
             before = self._start_counting()
@@ -217,6 +221,7 @@ def _batch_pixels(*batches: Mapping[str, Any]) -> int:
     """Pixels of the largest padded picture among batches."""
 
     def side(batch: Mapping[str, Any], axis: int) -> int:
-        return -(-max(picture.shape[axis] for picture in batch["inputs"]) // 32) * 32
+        longest: int = max(picture.shape[axis] for picture in batch["inputs"])
+        return -(-longest // 32) * 32
 
     return max(side(batch, -2) * side(batch, -1) for batch in batches)
