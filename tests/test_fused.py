@@ -538,3 +538,37 @@ def test_cuda(layer, kind, saving, monkeypatch):
     ours, theirs = error(lambda modules: fused(modules, saving)), error(plain)
     tolerance = {torch.float32: 1e-5, torch.float16: 0.003, torch.bfloat16: 0.02}[kind]
     assert all(ours[name] <= max(tolerance, 3 * theirs[name]) for name in NAMES), (ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("saving", SAVINGS)
+def test_recorded_passes_equal_themselves(saving, monkeypatch):
+    """Steps of both phases, most of them replayed, give what they give without recordings, bit by bit."""
+
+    def train(recorded):
+        if not recorded:
+            monkeypatch.setattr(FusedMixture, "recording", lambda *_: None)
+        modules = build(OPERATORS, 8, 8, 1, torch.float32).cuda()
+        mixture = fused(modules, saving)
+        alpha = nn.Parameter(torch.zeros(len(OPERATORS), device="cuda"))
+        optimizers = (torch.optim.SGD([alpha], 0.1), torch.optim.SGD(modules.parameters(), 0.01))
+        torch.manual_seed(5)
+        found = []
+        for step in range(10):
+            modules.requires_grad_(step % 2 == 1)
+            alpha.requires_grad_(step % 2 == 0)
+            x = torch.randn(3, 8, 9, 7, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+            y = mixture(x, alpha.softmax(-1))
+            y.square().mean().backward()
+            optimizers[step % 2].step()
+            alpha.grad = None
+            modules.zero_grad()
+            found += [y.detach().clone(), x.grad.clone()]
+        found += [alpha.detach(), *modules.state_dict().values()]
+        return found, [recording for recording in mixture._recordings.values()]
+
+    recorded, recordings = train(True)
+    assert [recording.generation for recording in recordings] == [8]
+    assert len(recordings[0].backward_passes) == 2
+    plainly, _ = train(False)
+    assert all(torch.equal(one, other) for one, other in zip(recorded, plainly, strict=True))

@@ -31,21 +31,21 @@ class Block:
         pixels: Pixels of its tile, a power of two.
         channels: Channels, a power of two.
         warps: Warps of 32 threads.
-        taps: Taps of the kernel that a program of the weight gradient sums, a power of two.
+        columns: Outputs of a convolution that a program computes for each pixel of its tile.
         rows: Rows of a rectangular tile; ``pixels / rows`` columns.
     """
 
     pixels: int
     channels: int
     warps: int
-    taps: int = 1
+    columns: int = 1
     rows: int = 4
 
 
 DEFAULTS: dict[Family, Block] = {
-    "forward": Block(64, 32, 4, rows=8),
-    "grad_x": Block(64, 32, 4, rows=8),
-    "grad_weights": Block(16, 32, 4, taps=8, rows=4),
+    "forward": Block(32, 32, 4, columns=4, rows=8),
+    "grad_x": Block(32, 32, 4, columns=4, rows=8),
+    "grad_weights": Block(32, 32, 4, columns=4, rows=8),
     "columns": Block(64, 32, 4),
     "mixture": Block(64, 32, 4),
 }
@@ -60,22 +60,23 @@ def tuned() -> dict[str, Block]:
     return {key: Block(**block) for key, block in blocks.items()}
 
 
-def block_key(family: Family, kernel_size: int, item_bytes: int, flat: bool) -> str:
+def block_key(family: Family, kernel_size: int, dilation: int, item_bytes: int, flat: bool) -> str:
     """Name of a case whose block sizes are tuned."""
-    return f"{family} k{kernel_size} {8 * item_bytes} bits {'small' if flat else 'large'} maps"
+    return f"{family} k{kernel_size} d{dilation} {8 * item_bytes} bits {'small' if flat else 'large'} maps"
 
 
 @lru_cache(maxsize=256)
-def choose_block(family: Family, kernel_size: int, item_bytes: int, flat: bool) -> Block:
+def choose_block(family: Family, kernel_size: int, dilation: int, item_bytes: int, flat: bool) -> Block:
     """Block sizes of a launch; a function of its case alone.
 
     Args:
         family: Which kernel.
         kernel_size: Of the convolution; 1 for kernels that know none.
+        dilation: Of the convolution.
         item_bytes: Bytes of a number of the maps.
         flat: Whether the maps are small (:data:`FLAT_PIXELS`).
     """
-    key = block_key(family, kernel_size, item_bytes, flat)
+    key = block_key(family, kernel_size, dilation, item_bytes, flat)
     return tuned().get(key, DEFAULTS[family])
 
 

@@ -92,7 +92,7 @@ def add_weighted_(total: Tensor, matrices: Tensor, slopes: Tensor) -> None:
         slopes: ``[n, C]`` in the type of sums.
     """
     number, positions, channels = matrices.shape
-    block = choose_block("mixture", 1, matrices.element_size(), False)
+    block = choose_block("mixture", 1, 1, matrices.element_size(), False)
     unit = alignment(channels)
     _add_weighted[(triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),)](
         total, matrices, slopes, positions, channels // unit, number,
@@ -128,7 +128,7 @@ def last_gradient(
     """
     number, positions, channels = matrices.shape
     kind = accumulation_type(matrices.dtype)
-    block = choose_block("mixture", 1, matrices.element_size(), False)
+    block = choose_block("mixture", 1, 1, matrices.element_size(), False)
     unit = alignment(channels)
     tiles = triton.cdiv(positions, block.pixels)
     grid = (triton.cdiv(channels, block.channels) * tiles,)

@@ -113,7 +113,7 @@ class Moments:
     def of(cls, x: Tensor) -> Moments:
         """Moments of the columns of ``[n, P, C]``, contiguous."""
         number, positions, channels = x.shape
-        block = choose_block("columns", 1, x.element_size(), False)
+        block = choose_block("columns", 1, 1, x.element_size(), False)
         tiles = -(-positions // block.pixels)
         parts = min(tiles, COLUMN_BLOCKS)
         kind = accumulation_type(x.dtype)

@@ -98,7 +98,7 @@ def normalize_relu(y: Tensor, mean: Tensor, inverse: Tensor, scale: Tensor, shif
         shift: ``[C]``.
     """
     positions, channels = y.shape
-    block = choose_block("columns", 1, y.element_size(), False)
+    block = choose_block("columns", 1, 1, y.element_size(), False)
     unit = alignment(channels)
     out = torch.empty_like(y)
     _normalize_relu[(triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),)](
@@ -137,7 +137,7 @@ def normalize_relu_gradient_(
     """
     positions, channels = y.shape
     kind = accumulation_type(y.dtype)
-    block = choose_block("columns", 1, y.element_size(), False)
+    block = choose_block("columns", 1, 1, y.element_size(), False)
     unit = alignment(channels)
     tiles = triton.cdiv(positions, block.pixels)
     number = min(tiles, COLUMN_BLOCKS)

@@ -24,28 +24,19 @@ from hitdet_nni.kernels import depthwise, launch, mixture, moments, normalizatio
 from hitdet_nni.kernels.launch import Block, Family, block_key
 
 CONVOLUTION = (
-    Block(32, 32, 4, rows=4),
-    Block(64, 32, 4, rows=8),
-    Block(64, 32, 8, rows=8),
-    Block(128, 32, 8, rows=8),
-    Block(16, 64, 4, rows=4),
-    Block(32, 64, 4, rows=4),
-    Block(64, 64, 4, rows=8),
-    Block(64, 64, 8, rows=8),
-    Block(16, 128, 4, rows=4),
-    Block(32, 128, 8, rows=4),
-)
-WEIGHTS = (
-    Block(16, 32, 4, taps=8, rows=4),
-    Block(8, 32, 4, taps=8, rows=2),
-    Block(8, 32, 4, taps=16, rows=2),
-    Block(16, 32, 8, taps=16, rows=4),
-    Block(4, 32, 4, taps=16, rows=2),
-    Block(32, 32, 4, taps=4, rows=4),
-    Block(8, 64, 4, taps=8, rows=2),
-    Block(16, 64, 8, taps=8, rows=4),
-    Block(16, 64, 4, taps=4, rows=4),
-    Block(4, 64, 4, taps=16, rows=2),
+    Block(32, 32, 4, columns=4, rows=8),
+    Block(16, 32, 4, columns=4, rows=4),
+    Block(32, 32, 2, columns=4, rows=8),
+    Block(16, 64, 4, columns=4, rows=4),
+    Block(32, 64, 8, columns=4, rows=8),
+    Block(32, 32, 4, columns=2, rows=4),
+    Block(64, 32, 4, columns=2, rows=8),
+    Block(32, 64, 4, columns=2, rows=8),
+    Block(64, 64, 8, columns=2, rows=8),
+    Block(32, 32, 4, columns=1, rows=4),
+    Block(64, 32, 4, columns=1, rows=8),
+    Block(32, 64, 4, columns=1, rows=4),
+    Block(16, 128, 4, columns=1, rows=4),
 )
 COLUMNS = (
     Block(32, 32, 4),
@@ -59,35 +50,46 @@ COLUMNS = (
 CANDIDATES: dict[Family, tuple[Block, ...]] = {
     "forward": CONVOLUTION,
     "grad_x": CONVOLUTION,
-    "grad_weights": WEIGHTS,
+    "grad_weights": CONVOLUTION,
     "columns": COLUMNS,
     "mixture": COLUMNS,
 }
-DILATIONS = {3: 2, 5: 2, 7: 1}
-"""Dilation that a kernel size is measured with."""
+KERNELS = ((3, 1), (3, 2), (3, 3), (5, 1), (5, 2), (5, 3), (7, 1))
+"""Kernel size and dilation of the operators' depthwise convolutions."""
 
 ROUNDS = 7
 WORKERS = 12
 
 
-def cases() -> Iterator[tuple[Family, int, torch.dtype, bool]]:
-    """Family, kernel size, type and whether maps are small."""
+Case = tuple[Family, int, int, torch.dtype, bool]
+"""Family, kernel size, dilation, type, and whether maps are small."""
+
+
+def cases() -> Iterator[Case]:
+    """All cases."""
     for kind in (torch.float32, torch.bfloat16):
         for family in CANDIDATES:
             if family in ("columns", "mixture"):
-                yield family, 1, kind, False
+                yield family, 1, 1, kind, False
                 continue
-            for kernel_size in DILATIONS:
-                yield family, kernel_size, kind, False
-                yield family, kernel_size, kind, True
+            for kernel_size, dilation in KERNELS:
+                yield family, kernel_size, dilation, kind, False
+                yield family, kernel_size, dilation, kind, True
 
 
-def prepare(family: Family, kernel_size: int, kind: torch.dtype, flat: bool, toy: bool, device: str) -> Callable[[], Any]:
-    """A launch of a case on random maps that do not fit a GPU's cache."""
+def case_key(case: Case) -> str:
+    """Name of a case."""
+    family, kernel_size, dilation, kind, flat = case
+    return block_key(family, kernel_size, dilation, kind.itemsize, flat)
+
+
+def prepare(case: Case, *, toy: bool, device: str) -> Callable[[], Any]:
+    """A launch of a case on random maps that do not fit a GPU's cache, or on ``toy`` ones."""
+    family, kernel_size, dilation, kind, flat = case
     count, height, width, channels = (1024, 7, 7, 512) if flat else (2, 100, 152, 512)
     if toy:
         count, height, width, channels = (2, 7, 7, 24) if flat else (1, 14, 14, 24)
-    geometry = depthwise.Geometry(count, height, width, kernel_size, 1, DILATIONS.get(kernel_size, 1))
+    geometry = depthwise.Geometry(count, height, width, kernel_size, 1, dilation)
     x, grad = (torch.randn(geometry.positions, channels, device=device).to(kind) for _ in range(2))
     weight = torch.randn(kernel_size**2, channels, device=device).to(kind)
     rows = torch.rand(4, channels, device=device)
@@ -121,12 +123,11 @@ def use(key: str, block: Block) -> None:
     launch.choose_block.cache_clear()
 
 
-def compile_case(task: tuple[Family, int, torch.dtype, bool, Block]) -> None:
+def compile_case(task: tuple[Case, Block]) -> None:
     """Compile a case's programs into Triton's cache, where another process finds them."""
-    family, kernel_size, kind, flat, block = task
-    use(block_key(family, kernel_size, kind.itemsize, flat), block)
-    launcher = prepare(family, kernel_size, kind, flat, True, "cuda")
-    launcher()
+    case, block = task
+    use(case_key(case), block)
+    prepare(case, toy=True, device="cuda")()
     torch.cuda.synchronize()
 
 
@@ -153,13 +154,13 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device")
     chosen = [case for case in cases() if case[0] in options.families]
-    tasks = [(*case, block) for case in chosen for block in CANDIDATES[case[0]]]
+    tasks = [(case, block) for case in chosen for block in CANDIDATES[case[0]] if case[2] == 1]  # programs know no dilation
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         pool.map(compile_case, tasks, chunksize=1)
     blocks, measured = {}, {}
     for case in chosen:
-        key = block_key(case[0], case[1], case[2].itemsize, case[3])
-        launcher = prepare(*case, False, "cuda")
+        key = case_key(case)
+        launcher = prepare(case, toy=False, device="cuda")
         times = []
         for block in CANDIDATES[case[0]]:
             use(key, block)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.backend import passes, precision_of_convolutions, uses_triton
@@ -25,7 +27,11 @@ from hitdet_nni.search.fused.plan import (
     units,
 )
 from hitdet_nni.search.fused.products import add_product
+from hitdet_nni.search.fused.recording import Outputs, Recording
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
+
+RECORDED_SIZES = 2
+"""Sizes of input whose passes are recorded, e.g. those of wide and of upright images."""
 
 PLANS = 64
 """Plans kept by a mixture; one is needed for each size of input."""
@@ -60,6 +66,9 @@ class FusedMixture:
         self.stride: int = (first.unit if isinstance(first, DenseCandidate) else first.depthwise).conv.stride[0]
         self.has_residual = any(one.residual for one in self.candidates)
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._recordings: dict[tuple[object, ...], Recording] = {}
+        norms = [unit.norm for unit in self._units]
+        self._recordable = all(norm.momentum is not None and not isinstance(norm, LevelBatchNorm2d) for norm in norms)
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of the candidates' outputs.
@@ -93,6 +102,31 @@ class FusedMixture:
         return self._plans[key]
 
 
+    def recording(self, layer: _Layer, x: Tensor, parameters: Sequence[Tensor]) -> Recording | None:
+        """The recorded passes for an input like ``x``, ``[N, C, H, W]``; ``None`` where passes run as they are.
+
+        A recording holds what is kept for the gradients as long as it lives; further sizes of input have none.
+
+        Args:
+            layer: The mixture for the size of ``x``.
+            x: The input.
+            parameters: Parameters of all candidates; a recording knows where they are.
+        """
+        if not (x.is_cuda and self._recordable and uses_triton(x)):
+            return None
+        buffers = [b for unit in self._units for b in (unit.norm.running_mean, unit.norm.running_var) if b is not None]
+        places = tuple(tensor.data_ptr() for tensor in (*parameters, *buffers))
+        key = (layer.plan, x.dtype, layer.compute, torch.backends.cudnn.allow_tf32)
+        known = self._recordings.get(key)
+        if known is None:
+            if len(self._recordings) >= RECORDED_SIZES:
+                return None
+            known = self._recordings[key] = Recording(places=places)
+        elif known.places != places:
+            known = self._recordings[key] = Recording(places=places)
+        return known
+
+
 def _compute_type(x: Tensor) -> torch.dtype:
     """Type of maps and products: autocast's where it is on, the input's otherwise."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
@@ -110,33 +144,126 @@ class _WeightedSum(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             shape = mixture.shape_of(x)
             plan = mixture.plan(shape, compute, x.device)
-            kept = mixture.kept if any(ctx.needs_input_grad) else NOTHING
-            call, moments, updates = _start(mixture, plan, kept, shape, compute, x, weights, parameters)
-            exact = statistics_type(compute)
-            total = torch.zeros(call.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device)
-            output = Output(total)
-            group_pass, dense_pass = passes(x)
-            with precision_of_convolutions(x.device):
-                for number, group in enumerate(plan.groups):
-                    group_pass(group, number, call).forward(output, updates)
-                for candidate in plan.dense:
-                    dense_pass(candidate, call).forward(output, updates)
-            updates.apply()
-            output.add_constant(call)
-            kind = compute
-            if mixture.has_residual:
-                output.total.addcmul_(call.given, call.residual_weight)
-                kind = torch.promote_types(compute, x.dtype)
-            if any(ctx.needs_input_grad):
-                _save(ctx, mixture, call, moments, x, weights)
-            return channels_last(call.shape_out.images(output.total.to(kind)))
+            wanted = any(ctx.needs_input_grad)
+            ctx.layer = _Layer(mixture, plan, mixture.kept if wanted else NOTHING, shape, compute)
+            ctx.recording = mixture.recording(ctx.layer, x, parameters) if wanted else None
+            if ctx.recording is not None and ctx.recording.ready():
+                ctx.parameters = parameters
+                (y, *_), ctx.token = ctx.recording.forward((x, weights))
+                ctx.generation = ctx.recording.generation
+                return y.clone()
+            y, tape = ctx.layer.forward(x, weights, parameters)
+            if wanted:
+                ctx.names = list(tape.tensors)
+                ctx.save_for_backward(x, weights, *parameters, *tape.tensors.values())
+            if ctx.recording is not None:
+                _record(ctx.recording, ctx.layer, x, weights, parameters, y, tape)
+                ctx.recording = None
+            return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by input, weights and parameters."""
         with torch.autocast(grad.device.type, enabled=False):
-            return _backward(ctx, grad)
+            if ctx.recording is not None:
+                return None, None, *_replay_backward(ctx, grad)
+            x, weights, *tensors = ctx.saved_tensors
+            split = len(tensors) - len(ctx.names)
+            tape = Tape(dict(zip(ctx.names, tensors[split:], strict=True)))
+            needs = ctx.needs_input_grad[2:]
+            return None, None, *ctx.layer.backward(tape, x, weights, tensors[:split], needs, grad)
+
+
+def _record(
+    recording: Recording,
+    layer: _Layer,
+    x: Tensor,
+    weights: Tensor,
+    parameters: tuple[Tensor, ...],
+    y: Tensor,
+    tape: Tape,
+) -> None:
+    """Record the forward pass that has just run, once it has run often enough."""
+
+    def run(x: Tensor, weights: Tensor) -> Outputs:
+        y, tape = layer.forward(x, weights, parameters)
+        return [y, *tape.tensors.values()]
+
+    recording.names = list(tape.tensors)
+    recording.record_forward(run, (x, weights), [y, *tape.tensors.values()])
+
+
+def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
+    """The backward pass of a forward pass that was replayed."""
+    recording: Recording = ctx.recording
+    needs = ctx.needs_input_grad[2:]
+    if recording.forward_pass is None:
+        raise ValueError("the forward pass has not been recorded")
+    x, weights = recording.forward_pass.inputs
+    kept = [tensor for tensor in recording.forward_pass.outputs[1:] if tensor is not None]
+    tape = Tape(dict(zip(recording.names, kept, strict=True)))
+
+    def run(grad: Tensor) -> Outputs:
+        return ctx.layer.backward(tape, x, weights, ctx.parameters, needs, grad)
+
+    return recording.backward(run, grad, needs, ctx.generation)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A mixture for one size of input.
+
+    Attributes:
+        mixture: The mixture.
+        plan: What is computed together.
+        kept: What is kept for the backward pass.
+        shape: Size of the input's maps.
+        compute: Type of maps and products.
+    """
+
+    mixture: FusedMixture
+    plan: Plan
+    kept: Kept
+    shape: MapShape
+    compute: torch.dtype
+
+    def forward(self, x: Tensor, weights: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tape]:
+        """The weighted sum, ``[N, C_out, H_out, W_out]``, and what its gradients need."""
+        mixture, plan = self.mixture, self.plan
+        call, moments, updates = _start(mixture, plan, self.kept, self.shape, self.compute, x, weights, parameters)
+        exact = statistics_type(self.compute)
+        output = Output(torch.zeros(call.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device))
+        group_pass, dense_pass = passes(x)
+        with precision_of_convolutions(x.device):
+            for number, group in enumerate(plan.groups):
+                group_pass(group, number, call).forward(output, updates)
+            for candidate in plan.dense:
+                dense_pass(candidate, call).forward(output, updates)
+        updates.apply()
+        output.add_constant(call)
+        kind = self.compute
+        if mixture.has_residual:
+            output.total.addcmul_(call.given, call.residual_weight)
+            kind = torch.promote_types(self.compute, x.dtype)
+        if moments is not None:
+            call.tape.put(moments.mean, "mean")
+            call.tape.put(moments.correction, "correction")
+            call.tape.put(moments.covariance, "covariance")
+        return channels_last(call.shape_out.images(output.total.to(kind))), call.tape
+
+    def backward(
+        self,
+        tape: Tape,
+        x: Tensor,
+        weights: Tensor,
+        parameters: Sequence[Tensor],
+        needs: Sequence[bool],
+        grad: Tensor,
+    ) -> list[Tensor | None]:
+        """Gradients by input, weights and parameters, as far as they are needed."""
+        call, moments = _restart(self, tape, x, weights, parameters)
+        return _backward(self.mixture, call, moments, needs, grad)
 
 
 def _start(
@@ -147,7 +274,7 @@ def _start(
     compute: torch.dtype,
     x: Tensor,
     weights: Tensor,
-    parameters: tuple[Tensor, ...],
+    parameters: Sequence[Tensor],
 ) -> tuple[Call, Moments | None, RunningUpdates]:
     """Statistics and folding of the expansions, which come before all else."""
     matrix = shape.matrix(x)
@@ -170,48 +297,36 @@ def _start(
     return call, moments, updates
 
 
-def _save(ctx: Any, mixture: FusedMixture, call: Call, moments: Moments | None, x: Tensor, weights: Tensor) -> None:
-    if moments is not None:
-        call.tape.put(moments.mean, "mean")
-        call.tape.put(moments.correction, "correction")
-        call.tape.put(moments.covariance, "covariance")
-    ctx.mixture, ctx.plan, ctx.shape, ctx.compute = mixture, call.plan, call.shape, call.compute
-    ctx.names = list(call.tape.tensors)
-    ctx.save_for_backward(x, weights, *call.parameters, *call.tape.tensors.values())
-
-
-def _restart(ctx: Any) -> tuple[Call, Moments | None]:
+def _restart(
+    layer: _Layer, tape: Tape, x: Tensor, weights: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Call, Moments | None]:
     """The call as the forward pass left it."""
-    mixture: FusedMixture = ctx.mixture
-    x, weights, *tensors = ctx.saved_tensors
-    split = len(tensors) - len(ctx.names)
-    parameters = tensors[:split]
-    tape = Tape(dict(zip(ctx.names, tensors[split:], strict=True)))
-    matrix = ctx.shape.matrix(x)
-    inputs = matrix.to(ctx.compute)
+    matrix = layer.shape.matrix(x)
+    inputs = matrix.to(layer.compute)
     moments = None
     mean = tape.get("mean")
     if mean is not None:
         moments = Moments.restored(inputs, mean, tape[("correction",)], tape[("covariance",)])
     folded = []
-    for number, expansion in enumerate(ctx.plan.expansions):
+    for number, expansion in enumerate(layer.plan.expansions):
         running = tape.get("running mean", number)
         source = inputs if moments is None or running is not None else moments.centred
         folded.append(fold(expansion, parameters, source, tape["inverse deviation", number], running))
-    given = weights.detach().to(statistics_type(ctx.compute))
-    shape_out = ctx.shape.strided(mixture.stride)
-    kept: Kept = mixture.kept
-    return Call(ctx.plan, kept, parameters, given, matrix, inputs, ctx.shape, shape_out, folded, tape), moments
+    given = weights.detach().to(statistics_type(layer.compute))
+    shape_out = layer.shape.strided(layer.mixture.stride)
+    kept, shape = layer.mixture.kept, layer.shape
+    return Call(layer.plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape), moments
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    call, moments = _restart(ctx)
-    _, _, of_input, of_weights, *of_parameters = ctx.needs_input_grad
+def _backward(
+    mixture: FusedMixture, call: Call, moments: Moments | None, needs: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    of_input, of_weights, *of_parameters = needs
     output = call.shape_out.matrix(grad)
     exact = statistics_type(call.compute)  # many products are added to it, each as large as their sum
     products = None
     by_input = torch.zeros_like(call.inputs, dtype=exact)
-    if ctx.mixture.has_residual:
+    if mixture.has_residual:
         exact_output = output.to(exact)
         if of_input:
             by_input = exact_output * call.residual_weight
@@ -241,7 +356,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         for expansion in gradients.expansions:
             _finish(expansion, gradients, moments)
     by_x = channels_last(call.shape.images(gradients.input.to(call.given.dtype))) if of_input else None
-    return None, None, by_x, by_weights if of_weights else None, *gradients.parameters
+    return [by_x, by_weights if of_weights else None, *gradients.parameters]
 
 
 def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments | None) -> None:

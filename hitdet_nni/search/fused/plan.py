@@ -205,6 +205,7 @@ class Plan:
         by_batch: For each convolution, whether its output is normalised by the batch's statistics.
         last: The last convolution of each candidate, by the candidate's index.
         residual: Which candidates add the input, ``[n]``, true or false.
+        last_by_batch: Ones for candidates whose last normalisation takes the batch's statistics, else zeros, ``[n, 1]``.
     """
 
     expansions: tuple[Expansion, ...]
@@ -213,6 +214,7 @@ class Plan:
     by_batch: Mapping[ConvNorm, bool]
     last: tuple[ConvNorm, ...]
     residual: Tensor
+    last_by_batch: Tensor
 
 
 def read_candidates(modules: Mapping[str, nn.Module]) -> tuple[Candidate, ...]:
@@ -312,7 +314,8 @@ def make_plan(
     dense = tuple(candidate for candidate in candidates if isinstance(candidate, DenseCandidate))
     last = tuple(one.last for one in candidates)
     residual = torch.tensor([one.residual for one in candidates], device=device)
-    return Plan(tuple(expansions), tuple(groups), dense, by_batch, last, residual)
+    last_by_batch = torch.tensor([[by_batch[unit]] for unit in last], dtype=torch.float32, device=device)
+    return Plan(tuple(expansions), tuple(groups), dense, by_batch, last, residual, last_by_batch)
 
 
 def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:

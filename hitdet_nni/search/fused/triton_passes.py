@@ -1,8 +1,8 @@
 """Candidates on a GPU, by the kernels of :mod:`hitdet_nni.kernels`.
 
-The same arithmetic as on a CPU in fewer passes over memory: a hidden map is written by its expansion, read and written by
-the depthwise convolution, by its normalisation, and read by the projection; ReLUs, statistics and sums over pixels ride
-along. The last normalisations of a group's candidates are computed together.
+The same arithmetic as on a CPU in fewer passes over memory: a hidden map is written by its expansion, read and written
+by the depthwise convolution and by its normalisation, and read by the projection; ReLUs, statistics and sums over pixels
+ride along. The last normalisations of a group's candidates are computed together.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class TritonGroupPass(GroupPass):
             statistics.mean,
             statistics.inverse_deviation,
             self._weighted_scales() * statistics.inverse_deviation,
-            self._by_batch(matrices),
+            torch.stack([call.plan.last_by_batch[candidate.index] for candidate in group.candidates]),
             of_matrices=further,
         )
         del matrices
@@ -102,13 +102,6 @@ class TritonGroupPass(GroupPass):
     def _weighted_scales(self) -> Tensor:
         """Scales of the candidates' last normalisations times their weights, ``[n, C_out]``."""
         return torch.stack([self.call.weighted_scales[candidate.index] for candidate in self.group.candidates])
-
-    def _by_batch(self, matrices: Tensor) -> Tensor:
-        """For each candidate one where its last normalisation takes the batch's statistics, else zero, ``[n, 1]``."""
-        flags = [self.call.plan.by_batch[candidate.project] for candidate in self.group.candidates]
-        if all(flags):
-            return self.call.weights.new_ones(1, 1)
-        return torch.tensor(flags, dtype=self.call.weights.dtype).to(matrices.device)[:, None]
 
     def _last_statistics(self, matrices: Tensor, updates: RunningUpdates) -> Statistics:
         """What the candidates' projections, ``[n, P_out, C_out]``, are normalised by; kept for the backward pass."""
@@ -172,7 +165,8 @@ class TritonGroupPass(GroupPass):
         if group.direct:
             if raw is None:
                 raw = multiply(call.inputs, self._expansion(segments).t())
-            moments = None if updates is None else _moments(raw, group.chunks[chunk][0].candidate.unit("expand").norm.eps)
+            eps = segments[0].candidate.unit("expand").norm.eps
+            moments = None if updates is None else _moments(raw, eps)
             raw_statistics = self._statistics("expand", chunk, raw, updates, moments)
             affine = self._affine("expand", segments)
             source = normalize_relu(raw, raw_statistics.mean, raw_statistics.inverse_deviation, *affine)
