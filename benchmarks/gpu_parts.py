@@ -24,7 +24,7 @@ import torch
 from full_size import CLASSES, STOCK, Trainer
 from largest_batch import cases
 from measure import gemm_flops, installed_version, median_ratio, peak_bytes, say, seconds, surroundings
-from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
+from single_layer import GPU_LAYERS, PASSES, WARM_UPS, LayerCase, measure_layer, repeated
 from supernet_step import HEADER, line
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -183,9 +183,9 @@ class Rivals:
 
     def step(self, way: str | Mapping[Component, str], batch: dict[str, Any]) -> Callable[[], None]:
         """A step by NNI's or by ours, which is set to a mode, or those of the components, when this is called."""
+        set_saving(self.ours.model, "stock" if way == STOCK else way)  # which also gives back what passes hold
         if way == STOCK:
             return lambda: self._theirs.step(batch)
-        set_saving(self.ours.model, way)
         return lambda: self.ours.step(batch)
 
     def batch(self, size: int) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def interleaved_steps(
     rounds: int,
     device: torch.device,
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
-    """Times and peaks of all that run, a pair of timed steps in every round, after one or two that are not timed.
+    """Times and peaks of all that run, a pair of timed steps in every round, after some that are not timed.
 
     Returns:
         Times by implementation, an entry a round, and peaks in bytes; none of those that need more memory than there
@@ -225,9 +225,7 @@ def interleaved_steps(
         for name in list(times):
             try:
                 step = rivals.step(ways[name], batch)
-                if not times[name]:
-                    step()  # libraries choose their ways
-                peak = peak_bytes(step, device)
+                peak = peak_bytes(repeated(step, WARM_UPS + 1), device)
                 times[name].append(statistics.median(seconds(step, device) for _ in range(2)))
             except torch.cuda.OutOfMemoryError:
                 del times[name]

@@ -143,16 +143,17 @@ def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
 def peak_bytes(step: Step, device: torch.device) -> int | None:
     """Largest memory during a step, over what is in use before it; ``None`` where the system cannot say.
 
-    On a CPU it is the process's resident memory, the caches of the allocator given back first.
+    It is the process's resident memory on a CPU, what torch takes from a GPU; caches of the allocator are given back
+    first.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_reserved(device)
         step()
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - before
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None

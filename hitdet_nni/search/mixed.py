@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.fused import SAVINGS, fuse_fixed_blocks, fused_weighted_sum
+from hitdet_nni.search.fused import SAVINGS, forget_mixture, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
 from hitdet_nni.skeleton import Component
 
@@ -158,6 +158,7 @@ def _set_mode(module: nn.Module, mode: str) -> None:
     for part in module.modules():
         if isinstance(part, ColumnSparseMixedLayer):
             part.saving = mode
+            forget_mixture(part)
     fuse_fixed_blocks(module, next((saving for saving in SAVINGS if saving == mode), None), ColumnSparseMixedLayer)
 
 

@@ -27,8 +27,11 @@ from hitdet_nni.skeleton import Component, Skeleton
 
 logger = logging.getLogger(__name__)
 
+WARM_UPS = 2
+"""Steps that are not timed, in which libraries choose, compile and record what they run."""
+
 REPEATS = 2
-"""Steps that are timed, after one in which libraries choose and compile what they run; the shortest counts."""
+"""Steps that are timed; the shortest counts."""
 
 SPARE = 0.05
 """Share of the free memory that is left alone: RoIs and boxes differ from batch to batch."""
@@ -47,7 +50,7 @@ class StepCost:
 
     Attributes:
         seconds: Time of both phases without the optimisers' updates, which do not depend on the mode.
-        peak: Bytes of tensors at most over those before it, scaled to the largest batch.
+        peak: Bytes that torch takes for it at most, scaled to the largest batch.
     """
 
     seconds: float
@@ -164,11 +167,13 @@ class StepTimer:
             if self._hopeless():
                 return None
             self._small_enough.add(large[0])
+        self._forget()
+        reserved, allocated = self._start_counting()
         try:
-            self._step()
-            before = self._start_counting()
+            for _ in range(WARM_UPS):
+                self._step()
             seconds = min(wall_clock(self._step, self.device) for _ in range(REPEATS))
-            cost = StepCost(seconds, round(self._scale * (self._most() - before)))
+            cost = StepCost(seconds, round(self._scale * self._taken(reserved, allocated)))
         except torch.cuda.OutOfMemoryError:
             cost = None
         self._forget()
@@ -181,16 +186,19 @@ class StepTimer:
         self._move(self.device)
         return SURE * estimate.to_come > free
 
-    def _start_counting(self) -> int:
+    def _start_counting(self) -> tuple[int, int]:
+        if self.device.type != "cuda":
+            return 0, 0
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_reserved(self.device), torch.cuda.memory_allocated(self.device)
+
+    def _taken(self, reserved: int, allocated: int) -> int:
+        """Bytes that steps have taken at most, and what recorded passes of upright images will hold beside these."""
         if self.device.type != "cuda":
             return 0
-        torch.cuda.reset_peak_memory_stats(self.device)
-        held: int = torch.cuda.memory_allocated(self.device)
-        return held
-
-    def _most(self) -> int:
-        most: int = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return most
+        height, width = self.skeleton.input_size
+        recorded = torch.cuda.memory_allocated(self.device) - allocated if height != width else 0
+        return torch.cuda.max_memory_reserved(self.device) - reserved + recorded
 
     def _step(self) -> None:
         """Both phases, the same RoIs each time."""
