@@ -57,9 +57,10 @@ more to start than to compute ([fused.md](fused.md#on-a-gpu)).
 LAYERS = """\
 ## Layers on a GPU
 
-The same as of single layers above for four pictures of 800 x 1216 and 512 RoIs of each. "Peak" is what torch takes from
-the GPU for a step, with what recorded passes hold between steps. ATen's defaults round the convolutions of single precision to TF32 and leave products of matrices exact: NNI's 1x1
-layers are convolutions, ours are products, and in fp32 "of GEMM" may exceed 1. In bf16 activations have 16 bits.
+The same as of single layers above for four pictures of 800 x 1216 and 512 RoIs of each. "Peak" is what torch takes
+from the GPU for a step, with what recorded passes hold between steps. ATen's defaults round the convolutions of single
+precision to TF32 and leave products of matrices exact: NNI's 1x1 layers are convolutions, ours products, and in fp32
+"of GEMM" may exceed 1. In bf16 activations have 16 bits.
 """
 
 SUPERNETS = """\
