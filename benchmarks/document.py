@@ -57,16 +57,24 @@ more to start than to compute ([fused.md](fused.md#on-a-gpu)).
 LAYERS = """\
 ## Layers on a GPU
 
-The same as of single layers above for four pictures of 800 x 1216 and 512 RoIs of each. "Peak" is that of tensors.
-ATen's defaults round the convolutions of single precision to TF32 and leave products of matrices exact: NNI's 1x1
-layers are convolutions, ours are products, and in fp32 "of GEMM" may exceed 1. In bf16 activations have 16 bits.
+The same as of single layers above for four pictures of 800 x 1216 and 512 RoIs of each. "Peak" is what torch takes
+from the GPU for a step, with what recorded passes hold between steps. ATen's defaults round the convolutions of single
+precision to TF32 and leave products of matrices exact: NNI's 1x1 layers are convolutions, ours products, and in fp32
+"of GEMM" may exceed 1. In bf16 activations have 16 bits.
 """
 
 SUPERNETS = """\
 ## Whole supernets on a GPU
 
-A step of both phases with its updates on random pictures, all tensors over parameters and optimisers. The ways to
-compute a supernet run in turn in one process.
+A step of both phases with its updates on random pictures. "GB" is what torch takes from the GPU for it, over parameters
+and optimisers, with what recorded passes hold between steps. The ways to compute a supernet run in turn in one process.
+"""
+
+AUTOMATIC = """\
+## What `supernet.saving: auto` chooses on a GPU
+
+By timing a step of each component in each mode, then of those chosen ([fused.md](fused.md#which-mode)); the steps of
+the last columns are taken in turn with NNI's after that.
 """
 
 PROFILES = """\
@@ -108,7 +116,7 @@ By the estimate that a search prints before its first step, not by running it: t
 data, without what the driver and libraries hold. It is too large: for NNI's own layers by 27 and 37 percent where
 they have been run (above: a further picture of the trinity takes 38.2 GB, of the backbone's screening 20.7), for the
 fused modes by more, as it lets what passes within a layer grow with the maps where the layer would work in pieces.
-They hold at least the batch named. `auto`, the default of `supernet.saving`, is `slim`.
+They hold at least the batch named.
 """
 
 START_UP = """\
@@ -273,6 +281,25 @@ def supernets_table(report: Report) -> str:
     return f"`{report['config']}`: {height} x {width}. A large product of matrices: {rates}.\n\n{table(header, rows)}"
 
 
+def automatic_table(report: Report) -> str:
+    """The table of what ``auto`` chose."""
+    header = ("supernet", "chosen", "precision", "batch", "NNI, s a step", "chosen, s", "faster", "choosing, s")
+    rows = (
+        (
+            row["case"],
+            ", ".join(f"{component} `{mode}`" for component, mode in row["modes"].items()),
+            row["precision"],
+            str(row["batch"]),
+            _number(row["stock_s"], 3),
+            _number(row["seconds"], 3),
+            _number(row["speedup"], 2, "x"),
+            _number(row["choice_s"], 0),
+        )
+        for row in report["figures"]
+    )
+    return table(header, rows)
+
+
 def profiles_table(report: Report) -> str:
     """The table of profiles of :mod:`gpu_parts`, and the longest kernels of each."""
     header = ("supernet", "mode", "precision", "batch", "s a step", "s of kernels", "share", "kernels", "limited by")
@@ -347,6 +374,7 @@ def tests_text(report: Report) -> str:
 GPU_SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "layers": (LAYERS, layers_table),
     "supernets": (SUPERNETS, supernets_table),
+    "auto": (AUTOMATIC, automatic_table),
     "profile": (PROFILES, profiles_table),
     "search": (SEARCHES, searches_table),
     "tests": (TESTS, tests_text),

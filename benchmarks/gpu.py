@@ -147,11 +147,12 @@ def search_command(options: Options, figures: Path, until: float) -> list[str] |
 
 
 PARTS: Mapping[str, Part] = {
-    "tests": Part(70, tests_command, read_tests),
+    "tests": Part(60, tests_command, read_tests),
     "layers": Part(80, measuring_command("layers"), read_json),
-    "supernets": Part(190, measuring_command("supernets"), read_json),
-    "tune": Part(60, tune_command, read_json),
-    "profile": Part(45, measuring_command("profile"), read_json),
+    "supernets": Part(125, measuring_command("supernets"), read_json),
+    "auto": Part(90, measuring_command("auto"), read_json),
+    "tune": Part(50, tune_command, read_json),
+    "profile": Part(40, measuring_command("profile"), read_json),
     "search": Part(85, search_command, read_json),
 }
 """All parts, in order of value."""

@@ -143,16 +143,17 @@ def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
 def peak_bytes(step: Step, device: torch.device) -> int | None:
     """Largest memory during a step, over what is in use before it; ``None`` where the system cannot say.
 
-    On a CPU it is the process's resident memory, the caches of the allocator given back first.
+    It is the process's resident memory on a CPU, what torch takes from a GPU; caches of the allocator are given back
+    first.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_reserved(device)
         step()
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - before
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
@@ -161,35 +162,6 @@ def peak_bytes(step: Step, device: torch.device) -> int | None:
     before = _status_bytes("VmRSS")
     step()
     return _status_bytes("VmHWM") - before
-
-
-WARM_STEPS = 3
-"""Steps after which nothing is compiled, chosen or recorded any more."""
-
-
-def settled_peak_bytes(step: Step, device: torch.device) -> int | None:
-    """Largest memory of a step once it has run often enough, over what was in use before its first one.
-
-    On a GPU it is what the process takes from the device, which also counts what recorded graphs hold between steps.
-    """
-    if device.type != "cuda":
-        step()
-        return peak_bytes(step, device)
-    before = _reserved_bytes(device)
-    for _ in range(WARM_STEPS):
-        step()
-    _reserved_bytes(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_reserved(device) - before
-
-
-def _reserved_bytes(device: torch.device) -> int:
-    gc.collect()
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved(device)
 
 
 def _status_bytes(key: str) -> int:

@@ -14,8 +14,8 @@ from measure import (
     gemm_flops,
     interleaved,
     median_ratio,
+    peak_bytes,
     saved_bytes,
-    settled_peak_bytes,
 )
 from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
@@ -27,6 +27,9 @@ from hitdet_nni.search.fused import FusedMixture
 from hitdet_nni.skeleton import Component
 
 STOCK = "stock"
+WARM_UPS = 2
+"""Steps after which a layer has compiled and recorded what it runs."""
+
 PASSES = 5
 """Passes of a step that cannot be left out, each as costly as a forward pass: two forward, two for the gradient by the
 input, one for that by the weights."""
@@ -166,19 +169,19 @@ def measure_layer(
     forwards: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module, Tensor, Tensor]] = {
         STOCK: (_in_precision(stock, cast), reference, x.requires_grad_(), grad)
     }
-    for saving in savings:
+
+    def fuse(saving: str) -> Callable[[Tensor], Tensor]:
         mixture = FusedMixture(dict(fused.items()), saving)  # type: ignore[arg-type]
-        forward = _in_precision(_weighted(mixture, alpha), cast)
-        forwards[saving] = (forward, fused, x_last.requires_grad_(), grad_last)
+        return _in_precision(_weighted(mixture, alpha), cast)
+
+    for saving in savings:
+        forwards[saving] = (fuse(saving), fused, x_last.requires_grad_(), grad_last)
     steps = {
         name: layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
         for name, (forward, modules, given, by_output) in forwards.items()
     }
-    kept, peaks = {}, {}
-    for name, (forward, modules, given, _) in forwards.items():
-        known = [*modules.parameters(), *modules.buffers(), alpha]
-        kept[name] = saved_bytes(lambda forward=forward, given=given: forward(given), known)  # type: ignore[misc]
-        peaks[name] = settled_peak_bytes(steps[name], device)
+    for name in steps:
+        repeated(steps[name], WARM_UPS)()
     times = interleaved(steps, rounds, device)
     flops = (
         PASSES
@@ -189,6 +192,17 @@ def measure_layer(
         * sum(module.weight.numel() for module in fused.modules() if isinstance(module, nn.Conv2d))
     )
     peak_flops = gemm_flops(device, cast.dtype)
+    kept, peaks = {}, {}
+    steps.clear()  # with what their passes hold
+    for name, (forward, modules, given, by_output) in list(forwards.items()):
+        del forwards[name]
+        fresh = forward if name == STOCK else fuse(name)
+        modules.requires_grad_()
+        alpha.requires_grad_()
+        known = [*modules.parameters(), *modules.buffers(), alpha]
+        kept[name] = saved_bytes(lambda fresh=fresh, given=given: fresh(given), known)  # type: ignore[misc]
+        step = layer_step(fresh, given, by_output, modules, alpha, phases=name != STOCK)
+        peaks[name] = peak_bytes(repeated(step, WARM_UPS + 1), device)
     return [
         Figures(
             case.name,
@@ -202,8 +216,18 @@ def measure_layer(
             flops / statistics.median(times[name]) / peak_flops,
             precision,
         )
-        for name in forwards
+        for name in (STOCK, *savings)
     ]
+
+
+def repeated(step: Step, times: int) -> Step:
+    """Several steps as one."""
+
+    def all_of_them() -> None:
+        for _ in range(times):
+            step()
+
+    return all_of_them
 
 
 def _in_precision(forward: Callable[[Tensor], Tensor], precision: Precision) -> Callable[[Tensor], Tensor]:

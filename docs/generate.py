@@ -72,8 +72,11 @@ def allowed(node: Schema, definitions: Mapping[str, Schema]) -> str:
     """What a key may hold, in words."""
     if "$ref" in node:
         return allowed(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions)
-    if "anyOf" in node:
-        return ", or ".join(allowed(each, definitions) for each in node["anyOf"])
+    either = node.get("anyOf", node.get("oneOf"))
+    if either is not None:
+        return ", or ".join(allowed(each, definitions) for each in either)
+    if node.get("properties"):
+        return f"a mapping of {', '.join(code(name) for name in node['properties'])}"
     if "enum" in node or "const" in node:
         return ", ".join(code(value) for value in node.get("enum", [node.get("const")]))
     kind = node["type"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +139,7 @@ def screen_group(
     screened = screen_components(components, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
     if distributed.is_main():
         run.note_warnings(stage, screened.warnings)
+        run.note_saving(stage, screened.saving)
         for component in components:
             run.write_scores(component, screened.rows(component))
         checkpoints.clear()
@@ -177,9 +178,12 @@ def search(
     )
     data = replace(data, halves=run.halves)
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
-    architecture = describe_architecture(run.path.name, trained.sample, space, settings, data.classes)
+    architecture = describe_architecture(
+        run.path.name, trained.sample, space, settings, data.classes, saving=trained.saving
+    )
     if distributed.is_main():
         run.note_warnings(stage, trained.warnings)
+        run.note_saving(stage, trained.saving)
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
         checkpoints.clear()
@@ -206,9 +210,24 @@ def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
 
 
 def describe_architecture(
-    name: str, sample: dict[str, str], space: SearchSpace, settings: Settings, classes: tuple[str, ...]
+    name: str,
+    sample: dict[str, str],
+    space: SearchSpace,
+    settings: Settings,
+    classes: tuple[str, ...],
+    *,
+    saving: Mapping[Component, str] | None = None,
 ) -> Architecture:
-    """An architecture with its provenance and its cost by both conventions."""
+    """An architecture with its provenance and its cost by both conventions.
+
+    Args:
+        name: A name for people.
+        sample: Operator of each searched layer.
+        space: The space that it was found in.
+        settings: The run's settings.
+        classes: Class names, in label order.
+        saving: How each component of the supernet was computed, where there was one.
+    """
     return Architecture(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -223,6 +242,7 @@ def describe_architecture(
             data=plain(settings)["data"],
             versions=versions(),
             git_commit=git_commit(),
+            saving=None if saving is None else dict(saving),
             cost=cost_records(settings.skeleton, sample, len(classes)),
         ),
     )

@@ -226,6 +226,13 @@ class RunDirectory:
             metadata["warnings"][stage] = list(warnings)
             write_json(self.metadata, metadata)
 
+    def note_saving(self, stage: str, saving: Mapping[Component, str]) -> None:
+        """Put how each component of a stage's supernet was computed into the metadata, if the directory has any."""
+        if self.metadata.is_file():
+            metadata = self._read_metadata()
+            metadata.setdefault("saving", {})[stage] = dict(saving)
+            write_json(self.metadata, metadata)
+
     def write_scores(self, component: Component, rows: Sequence[Mapping[str, object]]) -> None:
         """Write a component's screening scores."""
         write_csv(self.scores(component), list(rows[0]), rows)

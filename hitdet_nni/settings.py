@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -28,7 +30,7 @@ from hitdet_nni.files import read_yaml
 from hitdet_nni.model.operators import parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
-from hitdet_nni.validation import one_line
+from hitdet_nni.validation import BY_COMPONENT, ONE_VALUE, one_line
 
 PATHS = {
     "data": DATA_PATHS,
@@ -101,7 +103,20 @@ class BudgetSettings(Section):
         return self
 
 
+SavingMode = Literal["stock", "checkpoint", "mid", "slim", "lean"]
 Saving = Literal["auto", "stock", "checkpoint", "mid", "slim", "lean"]
+
+
+class SavingByComponent(Section):
+    """How each component's layers are computed, those fixed at one operator among them."""
+
+    backbone: SavingMode = Field(description="of the backbone")
+    neck: SavingMode = Field(description="of the neck")
+    head: SavingMode = Field(description="of the head")
+
+
+def _saving_kind(value: object) -> str:
+    return BY_COMPONENT if isinstance(value, (Mapping, SavingByComponent)) else ONE_VALUE
 
 
 class SearchSettings(Section):
@@ -187,10 +202,13 @@ class CheckpointSettings(Section):
 class SupernetSettings(Section):
     """How the supernet is computed; the numbers are the same whatever is chosen."""
 
-    saving: Saving = Field(
+    saving: Annotated[
+        Annotated[Saving, Tag(ONE_VALUE)] | Annotated[SavingByComponent, Tag(BY_COMPONENT)], Discriminator(_saving_kind)
+    ] = Field(
         "auto",
         description="how a mixed layer is computed and what it keeps for its gradients: fused, from more to less (mid, "
-        "slim, lean), candidate by candidate (stock: everything; checkpoint: its input); auto: slim where it can",
+        "slim, lean), candidate by candidate (stock: everything; checkpoint: its input); auto: on a GPU the fastest of "
+        "each component that fits in memory, timed before the first step; elsewhere slim where it can",
     )
 
 

@@ -78,11 +78,14 @@ def test_all_parts_run_at_toy_sizes(scripts, tmp_path):
     done = start(tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     parts = written(tmp_path / "out")["parts"]
-    assert list(parts) == ["tests", "layers", "supernets", "tune", "profile", "search"]
+    assert list(parts) == ["tests", "layers", "supernets", "auto", "tune", "profile", "search"]
     assert {name for name, part in parts.items() if part["status"] != "done"} <= {"tune"}
     supernets = parts["supernets"]["report"]["figures"]
     assert {(row["implementation"], row["batch"]) for row in supernets} >= {("NNI", 1), ("slim", 1), ("NNI", 2)}
     assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in supernets)
+    (chosen,) = parts["auto"]["report"]["figures"]
+    assert set(chosen["modes"]) == {"backbone", "neck", "head"}
+    assert chosen["speedup"] > 0
     (searched,) = parts["search"]["report"]["figures"]
     assert searched["problem"] is None
     assert searched["map"] >= 0
@@ -198,6 +201,13 @@ def measured():
     profile = {"case": "trinity", "implementation": "mid", "precision": "fp32", "batch": 1, "wall_s": 1.0}
     kernel = {"name": "void conv<a|b>`c`", "calls": 7, "ms": 12.0}
     profile |= {"device_s": 0.5, "busy": 0.5, "launches": 77, "limit": "starting them", "kernels": [kernel]}
+    automatic = {"case": "trinity", "precision": "fp32", "batch": 1, "stock_s": 2.0, "seconds": 1.0, "speedup": 2.0}
+    automatic |= {
+        "modes": {"backbone": "slim", "neck": "stock", "head": "mid"},
+        "choice_s": 33.0,
+        "tried": {},
+        "peaks": {},
+    }
     search = {"data": "digits", "size": "short", "search_s": 60.0, "retrain_s": 20.0, "gflops": 0.04, "problem": None}
     pair = [
         search | {"precision": "fp32", "map": 0.31, "sample": {"a": "x", "b": "y"}},
@@ -219,6 +229,7 @@ def measured():
             "gemm_flops": {"bf16": 7.9e14},
         },
         "profile": {"figures": [profile], "missing": []},
+        "auto": {"figures": [automatic], "missing": []},
         "search": {"figures": pair, "missing": []},
     }
     made = {
@@ -254,6 +265,7 @@ def test_page_has_a_section_a_part_in_place_of_the_older_ones(scripts, measured,
         "790 TFLOP/s in bf16",
         "| `void conv<a/b>'c'` |  | 7 | 12.0 |",
         "| digits | short | bf16 | 60 | 20 | 0.290 | 0.040 | 1 of 2 |",
+        "| trinity | backbone `slim`, neck `stock`, head `mid` | fp32 | 1 | 2.000 | 1.000 | 2.00x | 33 |",
         "40 passed, 1 failed, 1 skipped.",
         "- failed: `test_fused::test_cuda`",
         "GPU 1, threads: 1, torch 2, NNI 3.0, Python 3, 2026-01-02, wall clock. Triton 3.6. Commit 0123456789ab.",

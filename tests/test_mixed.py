@@ -18,6 +18,7 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
 from hitdet_nni.model.searchable import searched_layer
 from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.search.fused import mixed_layer
 from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.skeleton import Skeleton
@@ -279,6 +280,15 @@ def test_the_automatic_saving_is_slim_unless_processes_share_statistics(monkeypa
     module = torch.nn.Sequential(layer, torch.nn.BatchNorm2d(2))
     apply_batch_norm(module, "synced")
     assert set_saving(module, "auto") == layer.saving == "stock"
+
+
+def test_what_a_fused_sum_holds_is_given_back_with_its_mode(x):
+    layer = mixed()
+    set_saving(layer, "mid")
+    layer(x)
+    assert layer in mixed_layer._MIXTURES
+    set_saving(layer, "stock")
+    assert layer not in mixed_layer._MIXTURES
 
 
 def test_unknown_saving_is_refused(refused):

@@ -7,12 +7,16 @@ of parameters, of which DDP would exchange both each time (docs/design.md).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_alone = False
+"""Whether :func:`alone` holds, in all threads: backward passes run in some of their own."""
 
 BUCKET_BYTES = 32 * 2**20
 """Gradients are exchanged in pieces of about this size."""
@@ -49,8 +53,19 @@ def rank() -> int:
 
 
 def processes() -> int:
-    """Number of processes in the group; 1 without one."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """Number of processes in the group; 1 without one, and within :func:`alone`."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the context this process computes by itself: nothing is exchanged with the others."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def local_processes() -> int:

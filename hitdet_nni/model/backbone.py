@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hitdet_nni.model.blocks import InvertedResidual
 from hitdet_nni.model.searchable import Candidates, check_layer_count, searched_layer
-from hitdet_nni.skeleton import output_stages, stage_blocks
+from hitdet_nni.skeleton import Component, output_stages, stage_blocks
 
 
 @MODELS.register_module()
@@ -38,6 +38,8 @@ class HitBackbone(BaseModule):  # type: ignore[misc]
     Source:
         Section 3.3; the tail and the five-stage form are the released network's.
     """
+
+    component: Component = "backbone"
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import select_level, separate_statistics
 from hitdet_nni.model.searchable import Candidates, searched_layer
+from hitdet_nni.skeleton import Component
 
 
 @MODELS.register_module()
@@ -38,6 +39,8 @@ class HitBoxHead(ConvFCBBoxHead):  # type: ignore[misc]
     Source:
         Section 3.3.
     """
+
+    component: Component = "head"
 
     def __init__(
         self,
@@ -85,6 +88,8 @@ class HitRetinaHead(RetinaHead):  # type: ignore[misc]
     Source:
         Section 4.3, extension to a one-stage detector; Lin et al., ICCV 2017, section 4, for what is not searched.
     """
+
+    component: Component = "head"
 
     def __init__(
         self, operators: Sequence[Candidates], in_channels: int = 256, width: int = 256, **kwargs: Any

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from hitdet_nni.model.searchable import Candidates, check_layer_count, searched_layer
+from hitdet_nni.skeleton import Component
 
 
 @MODELS.register_module()
@@ -42,6 +43,8 @@ class HitNeck(BaseModule):  # type: ignore[misc]
         Section 3.3; the fusion convolutions are the released network's. The extra convolutions are RetinaNet's (Lin et
         al., ICCV 2017, section 4), behind the pyramid rather than the backbone.
     """
+
+    component: Component = "neck"
 
     def __init__(
         self,

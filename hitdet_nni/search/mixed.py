@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.fused import SAVINGS, fuse_fixed_blocks, fused_weighted_sum
+from hitdet_nni.search.fused import SAVINGS, forget_mixture, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
+from hitdet_nni.skeleton import Component
 
 
 class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
@@ -113,32 +114,52 @@ AUTO = "auto"
 """Lets :func:`set_saving` choose."""
 
 
-def set_saving(module: nn.Module, mode: str) -> str:
+def usable_modes(module: nn.Module) -> tuple[str, ...]:
+    """The keys of :data:`SAVING` that every layer inside ``module`` can be computed by.
+
+    Where processes share the statistics of batch normalisation the fused layers cannot.
+    """
+    shared = distributed.processes() > 1 and any(isinstance(part, SyncedBatchNorm2d) for part in module.modules())
+    return tuple(mode for mode in SAVING if not (shared and mode in SAVINGS))
+
+
+def set_saving(module: nn.Module, mode: str | Mapping[Component, str]) -> str | Mapping[Component, str]:
     """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
 
     With a mode of the fused layer the blocks of layers that are fixed at one operator are computed by it too.
 
     Args:
         module: A mutated model space, its batch normalisation chosen.
-        mode: A key of :data:`SAVING`, or ``"auto"``: ``slim``, but ``stock`` where processes share the statistics of
-            batch normalisation, which the fused layers cannot.
+        mode: A key of :data:`SAVING`, one for each component, or ``"auto"``: ``slim``, but ``stock`` where processes
+            share the statistics of batch normalisation. Nothing is timed here: see
+            :func:`~hitdet_nni.search.saving_choice.settle_saving`.
 
     Returns:
-        The mode chosen.
+        The mode chosen, or those of the components.
 
     Raises:
         InputError: For an unknown mode.
     """
+    if not isinstance(mode, str):
+        for part in list(module.modules()):
+            component = getattr(part, "component", None)  # of the backbone, the neck and the heads
+            if component is not None:
+                _set_mode(part, mode[component])
+        return mode
     if mode == AUTO:
-        shared = distributed.processes() > 1 and any(isinstance(part, SyncedBatchNorm2d) for part in module.modules())
-        mode = "stock" if shared else "slim"
+        mode = "slim" if "slim" in usable_modes(module) else "stock"
+    _set_mode(module, mode)
+    return mode
+
+
+def _set_mode(module: nn.Module, mode: str) -> None:
     if mode not in SAVING:
         raise InputError(f"got {mode!r}", key="supernet.saving", allowed=(AUTO, *SAVING))
     for part in module.modules():
         if isinstance(part, ColumnSparseMixedLayer):
             part.saving = mode
+            forget_mixture(part)
     fuse_fixed_blocks(module, next((saving for saving in SAVINGS if saving == mode), None), ColumnSparseMixedLayer)
-    return mode
 
 
 def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hitdet_nni.data.pipeline import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -23,11 +23,13 @@ class Screened:
         kept: Operators of each screened component's sub search space, in the order of the whole space.
         records: One record an epoch.
         warnings: What the signs of health give reason to doubt; one line each.
+        saving: How each component's layers were computed.
     """
 
     kept: Mapping[Component, tuple[str, ...]]
     records: tuple[EpochRecord, ...]
     warnings: tuple[str, ...] = ()
+    saving: Mapping[Component, str] = field(default_factory=dict)
 
     def rows(self, component: Component) -> list[dict[str, object]]:
         """One row an epoch and operator in the race: its score, its rank, and whether the epoch's end removed it."""
@@ -117,4 +119,4 @@ def screen_components(
     trained = train_supernet(phase, settings, data, seed, on_epoch, checkpoints)
     left = {label.split("/")[0]: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
     kept: dict[Component, tuple[str, ...]] = {component: left[component] for component in components}
-    return Screened(kept, trained.records, trained.warnings)
+    return Screened(kept, trained.records, trained.warnings, trained.saving)

@@ -23,8 +23,8 @@ from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import diagnose
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
 from hitdet_nni.search.memory import estimate_step_memory, free_memory
-from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
+from hitdet_nni.search.saving_choice import settle_saving
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
 from hitdet_nni.settings import BudgetSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Component, Skeleton
@@ -69,11 +69,13 @@ class TrainedSupernet:
         module: The trained supernet.
         records: One record an epoch.
         warnings: What its signs of health give reason to doubt; one line each.
+        saving: How each component's layers were computed.
     """
 
     module: ColumnSparseLightningModule
     records: tuple[EpochRecord, ...]
     warnings: tuple[str, ...]
+    saving: Mapping[Component, str]
 
     @property
     def sample(self) -> dict[str, str]:
@@ -142,6 +144,10 @@ def train_supernet(
         multiplier=multiplier,
     )
     _mutate(space, strategy, phase, settings)
+    loaders, steps = (weights_loader, alphas_loader), phase.epochs * len(weights_loader)
+    folder = None if checkpoints is None else checkpoints.path
+    saving = settle_saving(space, settings, phase.skeleton, loaders, steps, phase.stage, folder)
+    _tell_memory(space, phase, settings)
     evaluator = detection_evaluator(
         weights_loader,
         alphas_loader,
@@ -165,21 +171,24 @@ def train_supernet(
     warnings = diagnose([record.health for record in watcher.records], phase.stage, decodes=phase.removal is None)
     for line in warnings:
         logger.warning("%s", line)
-    return TrainedSupernet(mutated.module, tuple(watcher.records), tuple(warnings))
+    return TrainedSupernet(mutated.module, tuple(watcher.records), tuple(warnings), saving)
 
 
 def _mutate(space: HitDetectorSpace, strategy: ColumnSparseDARTS, phase: Phase, settings: Settings) -> None:
-    """Turn the space into a supernet as the settings want it, and say how much memory its training needs."""
+    """Turn the space into a supernet as the settings want it."""
     strategy.mutate_model(space)
     if phase.pretrained is not None:
         # Needed where the backbone is fixed at one operator, which it takes from among the file's.
         fixed = dict.fromkeys(phase.skeleton.labels("backbone"), phase.space["backbone"][0])
         load_backbone(space.detector.get_submodule("backbone"), phase.pretrained, fixed)
     apply_batch_norm(space, settings.batch_norm)
-    saving = set_saving(space, settings.supernet.saving)
+
+
+def _tell_memory(space: HitDetectorSpace, phase: Phase, settings: Settings) -> None:
+    """Say how much memory the training needs, and warn where there is less."""
     device = distributed.device()
     estimate = estimate_step_memory(space, settings, phase.skeleton, device)
-    logger.info("%s: %s, supernet.saving: %s", phase.stage, estimate.sentence(), saving)
+    logger.info("%s: %s", phase.stage, estimate.sentence())
     free = free_memory(device)
     if estimate.to_come > free:
         logger.warning(

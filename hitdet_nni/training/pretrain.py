@@ -28,7 +28,7 @@ from hitdet_nni.search.evaluator import EpochLosses
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.strategy import ColumnSparseDARTS
-from hitdet_nni.settings import PretrainSettings, Settings, describe_lr, scaled_lr
+from hitdet_nni.settings import PretrainSettings, SavingByComponent, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Skeleton
 from hitdet_nni.training.classification import (
     STAGE,
@@ -160,7 +160,8 @@ def pretrain(
     classifier = backbone.build(len(data.classes))
     classifier.to(memory_format=torch.channels_last)
     apply_batch_norm(classifier, settings.batch_norm)
-    set_saving(classifier, settings.supernet.saving)
+    saving = settings.supernet.saving
+    set_saving(classifier, saving.backbone if isinstance(saving, SavingByComponent) else saving)
     loader = training_loader(data.train, settings.pretrain, settings.seed)
     losses = EpochLosses()
     watcher = AccuracyWatcher(validation_loader(data.val, settings.pretrain), losses, keep)

@@ -29,6 +29,11 @@ class MixedLayer(Protocol):
 _MIXTURES: WeakKeyDictionary[MixedLayer, tuple[Saving, Sequence[str], FusedMixture]] = WeakKeyDictionary()
 
 
+def forget_mixture(layer: MixedLayer) -> None:
+    """Give back what a layer's mixture holds; the next sum makes another one."""
+    _MIXTURES.pop(layer, None)
+
+
 def fused_weighted_sum(saving: Saving, layer: MixedLayer, x: Tensor) -> Tensor:
     """Eq. 5 for the candidates that are still in the race, as one operation.
 
