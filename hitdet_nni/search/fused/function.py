@@ -98,6 +98,12 @@ class FusedMixture:
             self._plans[key] = make_plan(self.candidates, modes, shape, compute.itemsize, device)
         return self._plans[key]
 
+    def changed(self) -> list[Tensor]:
+        """What a forward pass in training changes: running averages, and how many batches they have seen."""
+        norms = [unit.norm for unit in self._units]
+        buffers = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
+        return [buffer for several in buffers for buffer in several if buffer is not None]
+
     def recording(self, layer: _Layer, x: Tensor, parameters: Sequence[Tensor]) -> Recording | None:
         """The recorded passes for an input like ``x``, ``[N, C, H, W]``; ``None`` where passes run as they are.
 
@@ -108,8 +114,7 @@ class FusedMixture:
         """
         if not (x.is_cuda and self._recordable and uses_triton(x)):
             return None
-        buffers = [b for unit in self._units for b in (unit.norm.running_mean, unit.norm.running_var) if b is not None]
-        places = tuple(tensor.data_ptr() for tensor in (*parameters, *buffers))
+        places = tuple(tensor.data_ptr() for tensor in (*parameters, *self.changed()))
         key = (layer.plan, x.dtype, layer.compute, torch.backends.cudnn.allow_tf32)
         return self._recordings.find(key, places)
 
@@ -178,7 +183,7 @@ def _record(
         return [y, *tape.tensors.values()]
 
     recording.names = list(tape.tensors)
-    recording.record_forward(run, (x, weights), [y, *tape.tensors.values()])
+    recording.record_forward(run, (x, weights), [y, *tape.tensors.values()], layer.mixture.changed())
 
 
 def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
