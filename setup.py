@@ -24,6 +24,8 @@ setup(
         "hitdet_nni.data",
         "hitdet_nni.deployment",
         "hitdet_nni.engine",
+        "hitdet_nni.kernels",
+        "hitdet_nni.kernels.programs",
         "hitdet_nni.launcher",
         "hitdet_nni.model",
         "hitdet_nni.report",
@@ -44,6 +46,7 @@ setup(
     },
     package_data={
         "hitdet_nni": ["py.typed"],
+        "hitdet_nni.kernels": ["*.json"],
         "hitdet_nni.launcher": ["*.js"],
         "hitdet_nni.report": ["templates/*"],
         "hitdet_nni.search_spaces": DATA,

@@ -512,10 +512,14 @@ def test_whole_supernet(kind, tiny, tiny_settings, tiny_data, published, monkeyp
 NAMES = ("y", "x", "weights")
 
 
+CUDA_LAYERS = [(6, 6, 1, (3, 7, 7)), (8, 6, 1, (2, 12, 10)), (6, 6, 2, (2, 24, 24)), (6, 8, 2, (2, 21, 23))]
+"""With 32 pixels or so the error in 16 bits is what a few ReLUs that fall to the other side make it."""
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("saving", SAVINGS)
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", CUDA_LAYERS)
 def test_cuda(layer, kind, saving, monkeypatch):
     """As near to double precision as the plain sum in the same arithmetic, but for a factor of three."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -565,7 +569,7 @@ def test_recorded_passes_equal_themselves(saving, monkeypatch):
             modules.zero_grad()
             found += [y.detach().clone(), x.grad.clone()]
         found += [alpha.detach(), *modules.state_dict().values()]
-        return found, [recording for recording in mixture._recordings.values()]
+        return found, list(mixture._recordings.by_size.values())
 
     recorded, recordings = train(True)
     assert [recording.generation for recording in recordings] == [8]

@@ -98,6 +98,6 @@ def accumulation_type(kind: torch.dtype) -> torch.dtype:
 
 def triton_type(kind: torch.dtype) -> Any:
     """Triton's name of a type of sums."""
-    import triton.language as tl
+    import triton.language as tl  # noqa: PLC0415 - only where there is a GPU, or its interpreter
 
     return tl.float64 if kind == torch.float64 else tl.float32

@@ -2,8 +2,8 @@
 
     python -m hitdet_nni.kernels.tune blocks.json
 
-The package reads ``hitdet_nni/kernels/blocks.json``, so that what was measured once serves everywhere: a program chosen by
-a timing of its own could differ between an interrupted run and the one that goes on, which then would round differently.
+The package reads ``hitdet_nni/kernels/blocks.json``, so that what was measured once serves everywhere: a program chosen
+by a timing of its own could differ between an interrupted run and the one that goes on, which would round differently.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from hitdet_nni.kernels import depthwise, launch, mixture, moments, normalization
 from hitdet_nni.kernels.launch import Block, Family, block_key
@@ -57,7 +57,7 @@ CANDIDATES: dict[Family, tuple[Block, ...]] = {
 KERNELS = ((3, 1), (3, 2), (3, 3), (5, 1), (5, 2), (5, 3), (7, 1))
 """Kernel size and dilation of the operators' depthwise convolutions."""
 
-ROUNDS = 7
+ROUNDS = 4
 WORKERS = 12
 
 
@@ -102,8 +102,9 @@ def prepare(case: Case, *, toy: bool, device: str) -> Callable[[], Any]:
     if family == "columns":
 
         def columns() -> None:
-            normalization.normalize_relu(x, *rows)
-            normalization.normalize_relu_gradient_(grad, x, *rows, rows[0], by_batch=True)
+            mean, inverse, scale, shift = rows
+            normalization.normalize_relu(x, mean, inverse, scale, shift)
+            normalization.normalize_relu_gradient_(grad, x, mean, inverse, scale, shift, scale, by_batch=True)
             moments.Moments.of(x[None])
 
         return columns
@@ -132,17 +133,15 @@ def compile_case(task: tuple[Case, Block]) -> None:
 
 
 def milliseconds(launcher: Callable[[], Any], rounds: int) -> float:
-    """Median time of a launch."""
-    times = []
-    for round_number in range(-2, rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launcher()
-        end.record()
+    """Mean time that a launch's kernels take on the GPU, without what starting them costs."""
+    launcher()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(rounds):
+            launcher()
         torch.cuda.synchronize()
-        if round_number >= 0:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    spent = sum(float(event.self_device_time_total) for event in recorded.key_averages())
+    return spent / 1e3 / rounds
 
 
 def main() -> None:
@@ -154,7 +153,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device")
     chosen = [case for case in cases() if case[0] in options.families]
-    tasks = [(case, block) for case in chosen for block in CANDIDATES[case[0]] if case[2] == 1]  # programs know no dilation
+    undilated = [case for case in chosen if case[2] == 1]  # programs are the same for all dilations
+    tasks = [(case, block) for case in undilated for block in CANDIDATES[case[0]]]
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         pool.map(compile_case, tasks, chunksize=1)
     blocks, measured = {}, {}

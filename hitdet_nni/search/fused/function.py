@@ -12,9 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
+from hitdet_nni.search.fused.backend import passes, precision_of_convolutions, uses_triton
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
 from hitdet_nni.search.fused.call import Call, Gradients, Output
-from hitdet_nni.search.fused.backend import passes, precision_of_convolutions, uses_triton
 from hitdet_nni.search.fused.depthwise_group import make_room
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
 from hitdet_nni.search.fused.layout import MapShape, channels_last
@@ -27,11 +27,8 @@ from hitdet_nni.search.fused.plan import (
     units,
 )
 from hitdet_nni.search.fused.products import add_product
-from hitdet_nni.search.fused.recording import Outputs, Recording
+from hitdet_nni.search.fused.recording import Outputs, Recording, Recordings
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
-
-RECORDED_SIZES = 2
-"""Sizes of input whose passes are recorded, e.g. those of wide and of upright images."""
 
 PLANS = 64
 """Plans kept by a mixture; one is needed for each size of input."""
@@ -66,7 +63,7 @@ class FusedMixture:
         self.stride: int = (first.unit if isinstance(first, DenseCandidate) else first.depthwise).conv.stride[0]
         self.has_residual = any(one.residual for one in self.candidates)
         self._plans: dict[tuple[object, ...], Plan] = {}
-        self._recordings: dict[tuple[object, ...], Recording] = {}
+        self._recordings = Recordings()
         norms = [unit.norm for unit in self._units]
         self._recordable = all(norm.momentum is not None and not isinstance(norm, LevelBatchNorm2d) for norm in norms)
 
@@ -101,11 +98,8 @@ class FusedMixture:
             self._plans[key] = make_plan(self.candidates, modes, shape, compute.itemsize, device)
         return self._plans[key]
 
-
     def recording(self, layer: _Layer, x: Tensor, parameters: Sequence[Tensor]) -> Recording | None:
         """The recorded passes for an input like ``x``, ``[N, C, H, W]``; ``None`` where passes run as they are.
-
-        A recording holds what is kept for the gradients as long as it lives; further sizes of input have none.
 
         Args:
             layer: The mixture for the size of ``x``.
@@ -117,14 +111,7 @@ class FusedMixture:
         buffers = [b for unit in self._units for b in (unit.norm.running_mean, unit.norm.running_var) if b is not None]
         places = tuple(tensor.data_ptr() for tensor in (*parameters, *buffers))
         key = (layer.plan, x.dtype, layer.compute, torch.backends.cudnn.allow_tf32)
-        known = self._recordings.get(key)
-        if known is None:
-            if len(self._recordings) >= RECORDED_SIZES:
-                return None
-            known = self._recordings[key] = Recording(places=places)
-        elif known.places != places:
-            known = self._recordings[key] = Recording(places=places)
-        return known
+        return self._recordings.find(key, places)
 
 
 def _compute_type(x: Tensor) -> torch.dtype:
@@ -145,28 +132,28 @@ class _WeightedSum(torch.autograd.Function):
             shape = mixture.shape_of(x)
             plan = mixture.plan(shape, compute, x.device)
             wanted = any(ctx.needs_input_grad)
-            ctx.layer = _Layer(mixture, plan, mixture.kept if wanted else NOTHING, shape, compute)
-            ctx.recording = mixture.recording(ctx.layer, x, parameters) if wanted else None
-            if ctx.recording is not None and ctx.recording.ready():
-                ctx.parameters = parameters
-                (y, *_), ctx.token = ctx.recording.forward((x, weights))
-                ctx.generation = ctx.recording.generation
-                return y.clone()
-            y, tape = ctx.layer.forward(x, weights, parameters)
+            layer = _Layer(mixture, plan, mixture.kept if wanted else NOTHING, shape, compute)
+            recording = mixture.recording(layer, x, parameters) if wanted else None
+            ctx.layer, ctx.replayed = layer, None
+            if recording is not None and recording.ready():
+                y, ctx.token = recording.forward((x, weights))
+                ctx.replayed, ctx.generation, ctx.parameters = recording, recording.generation, parameters
+                result: Tensor = y.clone()
+                return result
+            result, tape = layer.forward(x, weights, parameters)
             if wanted:
                 ctx.names = list(tape.tensors)
                 ctx.save_for_backward(x, weights, *parameters, *tape.tensors.values())
-            if ctx.recording is not None:
-                _record(ctx.recording, ctx.layer, x, weights, parameters, y, tape)
-                ctx.recording = None
-            return y
+            if recording is not None:
+                _record(recording, layer, x, weights, parameters, result, tape)
+            return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by input, weights and parameters."""
         with torch.autocast(grad.device.type, enabled=False):
-            if ctx.recording is not None:
+            if ctx.replayed is not None:
                 return None, None, *_replay_backward(ctx, grad)
             x, weights, *tensors = ctx.saved_tensors
             split = len(tensors) - len(ctx.names)
@@ -196,7 +183,8 @@ def _record(
 
 def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
     """The backward pass of a forward pass that was replayed."""
-    recording: Recording = ctx.recording
+    recording: Recording = ctx.replayed
+    layer: _Layer = ctx.layer
     needs = ctx.needs_input_grad[2:]
     if recording.forward_pass is None:
         raise ValueError("the forward pass has not been recorded")
@@ -205,7 +193,7 @@ def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
     tape = Tape(dict(zip(recording.names, kept, strict=True)))
 
     def run(grad: Tensor) -> Outputs:
-        return ctx.layer.backward(tape, x, weights, ctx.parameters, needs, grad)
+        return layer.backward(tape, x, weights, ctx.parameters, needs, grad)
 
     return recording.backward(run, grad, needs, ctx.generation)
 

@@ -205,7 +205,7 @@ class Plan:
         by_batch: For each convolution, whether its output is normalised by the batch's statistics.
         last: The last convolution of each candidate, by the candidate's index.
         residual: Which candidates add the input, ``[n]``, true or false.
-        last_by_batch: Ones for candidates whose last normalisation takes the batch's statistics, else zeros, ``[n, 1]``.
+        last_by_batch: One where a candidate's last normalisation takes the batch's statistics, else zero, ``[n, 1]``.
     """
 
     expansions: tuple[Expansion, ...]

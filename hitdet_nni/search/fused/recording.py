@@ -1,9 +1,9 @@
 """Passes of a mixed layer recorded as CUDA graphs: what hundreds of small operations cost to start is paid once.
 
 A recording belongs to one mixture and one size of input. Its first steps run as they are; then each pass is recorded,
-and later ones only copy what comes in, replay, and copy what goes out. All that outlives a pass (input, what the backward
-pass needs, results) has a fixed place outside the memory that graphs share for what they make on the way, so recordings
-may be replayed in any order. Values are those of the passes themselves.
+and later ones only copy what comes in, replay, and copy what goes out. All that outlives a pass (input, what the
+backward pass needs, results) has a fixed place outside the memory that graphs share for what they make on the way, so
+recordings may be replayed in any order. Values are those of the passes themselves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 EAGER_CALLS = 2
-"""Passes that run as they are first: they compile programs and let libraries choose."""
+"""Forward passes that run as they are first, with their backward passes: programs are compiled, libraries choose."""
 
 Outputs = list[Tensor | None]
 Replay = Callable[[], None]
@@ -31,14 +31,15 @@ Replay = Callable[[], None]
 class Memory:
     """The memory that the graphs of a device share for what they make on the way."""
 
-    _pools: dict[torch.device, Any] = {}  # noqa: RUF012 - one a process
+    _pools: dict[torch.device, tuple[Any, torch.cuda.CUDAGraph]] = {}  # noqa: RUF012 - one a process
 
     @classmethod
     def pool(cls, device: torch.device) -> Any:
-        """The pool of a device."""
+        """The pool of a device; a graph of its own keeps it when no other one lives."""
         if device not in cls._pools:
-            cls._pools[device] = torch.cuda.graph_pool_handle()
-        return cls._pools[device]
+            handle, place = torch.cuda.graph_pool_handle(), torch.zeros(1, device=device)
+            cls._pools[device] = handle, _captured(lambda: place.add_(1), handle, device)
+        return cls._pools[device][0]
 
 
 def capture(function: Callable[[], None], device: torch.device) -> Replay:
@@ -51,17 +52,21 @@ def capture(function: Callable[[], None], device: torch.device) -> Replay:
     Raises:
         RuntimeError: If it does what cannot be recorded.
     """
+    return _captured(function, Memory.pool(device), device).replay
+
+
+def _captured(function: Callable[[], Any], pool: Any, device: torch.device) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with _no_collection(), torch.cuda.stream(stream):
-        graph.capture_begin(pool=Memory.pool(device), capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             function()
         finally:
             graph.capture_end()
     torch.cuda.current_stream(device).wait_stream(stream)
-    return graph.replay
+    return graph
 
 
 @contextmanager
@@ -133,6 +138,7 @@ class Recording:
         generation: Number of the last forward pass that was replayed.
         failed: Whether recording has failed; nothing is tried again then.
         names: Names of the outputs behind the first.
+        last_call: When it was used last, by the calls of its mixture.
     """
 
     places: tuple[int, ...] = ()
@@ -140,36 +146,36 @@ class Recording:
     calls: int = 0
     forward_pass: Pass | None = None
     backward_passes: dict[tuple[bool, ...], Pass] = field(default_factory=dict)
-    backward_calls: dict[tuple[bool, ...], int] = field(default_factory=dict)
     generation: int = 0
     failed: bool = False
     names: list[Any] = field(default_factory=list)
+    last_call: int = 0
     _token: weakref.ref[Token] | None = None
 
     def ready(self) -> bool:
         """Whether the forward pass can be replayed: it is recorded, and its last one's backward pass is over."""
         return self.forward_pass is not None and (self._token is None or self._token() is None)
 
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Outputs, Token]:
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Token]:
         """Replay the forward pass.
 
         Args:
             inputs: In the order in which they were recorded.
 
         Returns:
-            The outputs where the next replay will overwrite them, and what must be kept as long as the backward pass
-            may come.
+            The first output where the next replay will overwrite it, and what must be kept as long as the backward
+            pass may come.
 
         Raises:
             ValueError: If it is not :meth:`ready`.
         """
-        if self.forward_pass is None:
+        if self.forward_pass is None or (first := self.forward_pass.outputs[0]) is None:
             raise ValueError("the forward pass has not been recorded")
         _replay(self.forward_pass, inputs)
         self.generation += 1
         token = Token()
         self._token = weakref.ref(token)
-        return self.forward_pass.outputs, token
+        return first, token
 
     def record_forward(self, run: Callable[..., Outputs], inputs: Sequence[Tensor], like: Outputs) -> None:
         """Record the forward pass, if it has run often enough.
@@ -188,7 +194,7 @@ class Recording:
     def backward(
         self, run: Callable[[Tensor], Outputs], grad: Tensor, wanted: tuple[bool, ...], generation: int
     ) -> Outputs:
-        """Replay the backward pass of the last forward pass, or run it, and record it the second time.
+        """Replay the backward pass of the last forward pass; the first time, run and record it.
 
         Args:
             run: Computes the gradients from the gradient by the output and the forward pass's places.
@@ -210,8 +216,7 @@ class Recording:
             _replay(known, [grad])
             return _copies(known.outputs)
         found = run(grad)
-        calls = self.backward_calls[wanted] = self.backward_calls.get(wanted, 0) + 1
-        if calls >= EAGER_CALLS and not self.failed:
+        if not self.failed:
             place = grad.detach().clone()
             made = self._try(lambda: run(place), [place], found)
             if made is not None:
@@ -261,3 +266,63 @@ def _copies(tensors: Outputs) -> Outputs:
         torch._foreach_copy_(parts, several)
         copied |= {id(tensor): part for tensor, part in zip(several, parts, strict=True)}
     return [None if tensor is None else copied[id(tensor)] for tensor in tensors]
+
+
+RECORDED_SIZES = 2
+"""Sizes of input whose passes a mixture holds recorded, e.g. those of wide and of upright images."""
+
+KNOWN_SIZES = 16
+"""Sizes that a mixture counts."""
+
+FORGOTTEN = 32
+"""Calls of a mixture after which a recorded size that did not occur makes room for another."""
+
+
+@dataclass
+class Recordings:
+    """The recordings of a mixture, for the sizes of input that occur most.
+
+    Attributes:
+        recorder: Passed on.
+        by_size: Recordings by what distinguishes their passes, the one used last behind the others.
+        calls: Calls so far.
+    """
+
+    recorder: Recorder = capture
+    by_size: dict[Hashable, Recording] = field(default_factory=dict)
+    calls: int = 0
+
+    def find(self, size: Hashable, places: tuple[int, ...]) -> Recording | None:
+        """The recording for a size of input.
+
+        Args:
+            size: What distinguishes it.
+            places: Addresses of the parameters and buffers that the passes use; where others were recorded, the
+                recording starts anew.
+
+        Returns:
+            ``None`` where other sizes have been recorded and are in use: a recording holds what it keeps for gradients.
+        """
+        self.calls += 1
+        found = self.by_size.pop(size, None)
+        if found is None or found.places != places:
+            found = Recording(places, self.recorder)
+        self.by_size[size] = found
+        found.last_call = self.calls
+        if found.forward_pass is None and found.calls + 1 >= EAGER_CALLS and not self._make_room():
+            return None
+        for old in list(self.by_size)[:-KNOWN_SIZES]:
+            if self.by_size[old].forward_pass is None:
+                del self.by_size[old]
+        return found
+
+    def _make_room(self) -> bool:
+        """Whether another size may be recorded; one that is out of use goes."""
+        recorded = [size for size, one in self.by_size.items() if one.forward_pass is not None]
+        if len(recorded) < RECORDED_SIZES:
+            return True
+        oldest = self.by_size[recorded[0]]
+        if self.calls - oldest.last_call < FORGOTTEN or not oldest.ready():
+            return False
+        del self.by_size[recorded[0]]
+        return True

@@ -1,8 +1,8 @@
 """Candidates on a GPU, by the kernels of :mod:`hitdet_nni.kernels`.
 
 The same arithmetic as on a CPU in fewer passes over memory: a hidden map is written by its expansion, read and written
-by the depthwise convolution and by its normalisation, and read by the projection; ReLUs, statistics and sums over pixels
-ride along. The last normalisations of a group's candidates are computed together.
+by the depthwise convolution and by its normalisation, and read by the projection; ReLUs, statistics and sums over
+pixels ride along. The last normalisations of a group's candidates are computed together.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class _Maps:
     def activated(self) -> Tensor:
         """What the projection reads, ``[P_out, channels]``."""
         statistics = self.statistics
-        return normalize_relu(
-            self.convolved, statistics.mean, statistics.inverse_deviation, self.scale, self.shift
-        )
+        return normalize_relu(self.convolved, statistics.mean, statistics.inverse_deviation, self.scale, self.shift)
 
 
 class TritonGroupPass(GroupPass):
