@@ -147,13 +147,13 @@ def search_command(options: Options, figures: Path, until: float) -> list[str] |
 
 
 PARTS: Mapping[str, Part] = {
-    "tests": Part(60, tests_command, read_tests),
+    "tests": Part(75, tests_command, read_tests),
     "layers": Part(80, measuring_command("layers"), read_json),
     "supernets": Part(125, measuring_command("supernets"), read_json),
     "auto": Part(90, measuring_command("auto"), read_json),
     "tune": Part(50, tune_command, read_json),
     "profile": Part(40, measuring_command("profile"), read_json),
-    "search": Part(85, search_command, read_json),
+    "search": Part(75, search_command, read_json),
 }
 """All parts, in order of value."""
 
@@ -207,7 +207,7 @@ def run(command: Sequence[str], seconds: float, log: Log, environment: Mapping[s
         stdin=subprocess.DEVNULL,
         cwd=ROOT,
         env=dict(environment),
-        start_new_session=True,
+        preexec_fn=os.setpgrp,  # a group, to end it whole; in this session, so that it ends with it
     )
     status: int | None = None
     try:
@@ -298,6 +298,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all parts; the exit status is 1 where one failed."""
     given = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an interrupt: what runs is ended, too
     end = time.monotonic() + 60 * given.minutes - RESERVE
     given.out.mkdir(parents=True, exist_ok=True)
     out, log_path = given.out.resolve(), given.out.resolve() / "log.txt"

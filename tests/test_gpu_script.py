@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +76,7 @@ def test_runs_from_anywhere_at_toy_sizes(scripts, tmp_path):
 
 @pytest.mark.slow
 def test_all_parts_run_at_toy_sizes(scripts, tmp_path):
-    done = start(tmp_path / "out")
+    done = start(tmp_path / "out", "--minutes", "30")
     assert done.returncode == 0, done.stdout + done.stderr
     parts = written(tmp_path / "out")["parts"]
     assert list(parts) == ["tests", "layers", "supernets", "auto", "tune", "profile", "search"]
@@ -124,6 +125,25 @@ def test_the_clock_ends_a_part_whose_figures_so_far_are_kept(scripts, instant, t
     assert parts["long"]["status"] == "out of time"
     assert parts["long"]["report"] == {"figures": [1]}
     assert parts["short"]["report"] == {"figures": [2]}
+
+
+def test_what_runs_ends_with_the_script(tmp_path):
+    """However it is ended, nothing goes on computing on the GPU."""
+    out = tmp_path / "out"
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(out), "--device", "cpu", "--toy", "--parts", "layers"]
+    script = subprocess.Popen(command, env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.DEVNULL)
+
+    def measuring():
+        commands = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+        return [command for command in commands if "gpu_parts.py" in command and str(out) in command]
+
+    waited = time.monotonic() + 60
+    while not measuring() and time.monotonic() < waited:
+        time.sleep(0.1)
+    assert measuring()
+    script.terminate()
+    assert script.wait(20) != 0
+    assert not measuring()
 
 
 def test_with_little_time_the_first_parts_run(scripts, instant, tmp_path):
