@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from full_size import CLASSES, STOCK, Trainer
 from largest_batch import cases
-from measure import gemm_flops, installed_version, median_ratio, peak_bytes, say, seconds, surroundings
-from single_layer import GPU_LAYERS, PASSES, WARM_UPS, LayerCase, measure_layer, repeated
+from measure import gemm_flops, installed_version, median_ratio, say, seconds, settled_peak_bytes, surroundings
+from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
 from supernet_step import HEADER, line
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -35,7 +35,6 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.operators import OPERATORS
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.fused import SAVINGS
-from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.saving_choice import choose_modes, component_options
 from hitdet_nni.search.step_timing import StepTimer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
@@ -96,7 +95,7 @@ class SupernetFigures:
         batch: Pictures of each phase of a step.
         seconds: A step of both phases with their updates, median; ``None`` where it needs more memory than there is.
         speedup: Median over the rounds of NNI's time over this one's; ``None`` where one of them did not run.
-        peak_gb: Largest memory of a step over what is held before it, GB.
+        peak_gb: Largest memory of a step over parameters, buffers and optimisers' states, GB.
         peak_share: The same over NNI's.
         gemm_share: FLOP/s of the passes that a step needs, over those of a large product of matrices in ``precision``.
     """
@@ -167,38 +166,6 @@ def supernet_plan(toy: bool) -> Iterator[tuple[str, PrecisionKind, int]]:
             yield name, precision, 1
 
 
-class Rivals:
-    """NNI's supernet and ours, each way to compute ours a mode of the same one.
-
-    Args:
-        case: Skeleton and operators.
-        precision: Type of the activations.
-        device: Where they train.
-    """
-
-    def __init__(self, case: Case, precision: PrecisionKind, device: torch.device) -> None:
-        self.device = device
-        self._theirs = Trainer(*case, STOCK, precision, device)
-        self.ours = Trainer(*case, "slim", precision, device)
-
-    def step(self, way: str | Mapping[Component, str], batch: dict[str, Any]) -> Callable[[], None]:
-        """A step by NNI's or by ours, which is set to a mode, or those of the components, when this is called."""
-        set_saving(self.ours.model, "stock" if way == STOCK else way)  # which also gives back what passes hold
-        if way == STOCK:
-            return lambda: self._theirs.step(batch)
-        return lambda: self.ours.step(batch)
-
-    def batch(self, size: int) -> dict[str, Any]:
-        """Random pictures."""
-        return self.ours.batch(size, size)
-
-    def forget(self) -> None:
-        """Leave nothing of a step that ended for lack of memory."""
-        for trainer in (self._theirs, self.ours):
-            trainer.model.zero_grad(set_to_none=True)
-        release(self.device)
-
-
 def release(device: torch.device) -> None:
     """Give back memory that nobody holds."""
     gc.collect()
@@ -206,34 +173,60 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def interleaved_steps(
-    rivals: Rivals,
-    ways: Mapping[str, str | Mapping[Component, str]],
-    batch: dict[str, Any],
+Way = str | Mapping[Component, str]
+"""``"NNI"``, a value of ``supernet.saving``, or one for each component."""
+
+
+def measure_steps(
+    case: Case, way: Way, precision: PrecisionKind, batch: int, rounds: int, device: torch.device
+) -> tuple[list[float], int | None] | None:
+    """Times of steps of a new supernet, and the memory of a step over parameters, buffers and optimisers' states.
+
+    On a GPU the memory is what the process takes from the device. Implementations follow each other in one process,
+    each with an empty device, so that what one holds is not counted as another's.
+
+    Returns:
+        ``None`` where the step needs more memory than there is.
+    """
+    release(device)
+    trainer = Trainer(*case, way, precision, device)
+    pictures = trainer.batch(batch, batch)
+
+    def step() -> None:
+        trainer.step(pictures)
+
+    try:
+        before = held_bytes(trainer)
+        peak = settled_peak_bytes(step, device)
+        if peak is not None:
+            peak -= held_bytes(trainer) - before  # the optimisers' states, which the first step has made
+        return [seconds(step, device) for _ in range(rounds)], peak
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
+def held_bytes(trainer: Trainer) -> int:
+    """Bytes of a trainer's parameters, buffers and optimisers' states."""
+    tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
+    for optimizer in trainer.optimizers:
+        tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def measure_ways(
+    case: Case,
+    ways: Mapping[str, Way],
+    precision: PrecisionKind,
+    batch: int,
     rounds: int,
     device: torch.device,
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
-    """Times and peaks of all that run, a pair of timed steps in every round, after some that are not timed.
-
-    Returns:
-        Times by implementation, an entry a round, and peaks in bytes; none of those that need more memory than there
-        is.
-    """
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    peaks: dict[str, int | None] = {}
-    for _ in range(rounds):
-        for name in list(times):
-            try:
-                step = rivals.step(ways[name], batch)
-                peak = peak_bytes(repeated(step, WARM_UPS + 1), device)
-                times[name].append(statistics.median(seconds(step, device) for _ in range(2)))
-            except torch.cuda.OutOfMemoryError:
-                del times[name]
-                peaks.pop(name, None)
-            else:
-                peaks[name] = peak
-            if name not in times:
-                rivals.forget()
+    """Times and peaks in bytes by name; none of those that need more memory than there is."""
+    times, peaks = {}, {}
+    for name, way in ways.items():
+        found = measure_steps(case, way, precision, batch, rounds, device)
+        if found is not None:
+            times[name], peaks[name] = found
     return times, peaks
 
 
@@ -246,25 +239,19 @@ def forward_flops(case: Case) -> float:
 
 
 def supernets(options: Options) -> None:
-    """Whole supernets: ours in every mode against NNI's, interleaved, each case with its peak memory."""
+    """Whole supernets: ours against NNI's, one after the other in one process, each with its peak memory."""
     available = supernet_cases(options.toy)
     plan = list(supernet_plan(options.toy))
     implementations = (STOCK, "slim") if options.toy else (STOCK, "mid", "slim")
     gemms = {precision: gemm_flops(options.device, DTYPES[precision]) for precision in PRECISIONS}
     figures: list[dict[str, Any]] = []
-    made: tuple[str, str] | None = None
-    rivals: Rivals | None = None
     for index, (name, precision, batch) in enumerate(plan):
         if not options.time_left:
             break
         case = available[name]
-        if rivals is None or made != (name, precision):
-            rivals = None
-            release(options.device)
-            rivals, made = Rivals(case, precision, options.device), (name, precision)
-        rounds = 1 if options.toy else 2
         ways = {name: name for name in implementations}
-        times, peaks = interleaved_steps(rivals, ways, rivals.batch(batch), rounds, options.device)
+        rounds = 1 if options.toy else 3
+        times, peaks = measure_ways(case, ways, precision, batch, rounds, options.device)
         passes = 2 * PASSES * forward_flops(case) * batch / gemms[precision]
         for implementation in implementations:
             ran, both = implementation in times, {STOCK, implementation} <= times.keys()
@@ -328,22 +315,23 @@ def automatic(options: Options) -> None:
         if not options.time_left:
             break
         case = available[name]
-        rivals = Rivals(case, precision, options.device)
         space = HitDetectorSpace(*case, CLASSES)  # type: ignore[arg-type]
         ColumnSparseDARTS().mutate_model(space.to(memory_format=torch.channels_last))
         settings = load_settings(
             "tiny" if options.toy else "coco_paper", {"precision": precision, "data.batch_size": batch}
         )
-        loaders = tuple(RandomLoader(rivals.ours, batch, seed) for seed in (0, 1))
+        release(options.device)
+        trainer = Trainer(*case, "slim", precision, options.device)
+        loaders = tuple(RandomLoader(trainer, batch, seed) for seed in (0, 1))
         started = time.perf_counter()
         with StepTimer(space, settings, case[0], loaders, options.device) as timer:  # type: ignore[arg-type]
             choice = choose_modes(component_options(space), timer, timer.available)
         spent = time.perf_counter() - started
-        del space
+        del space, trainer, timer, loaders
         say(f"{name}, {precision}: chosen in {spent:.0f} s: {choice.sentence()}")
         rounds = 1 if options.toy else 3
-        ways = {STOCK: STOCK, "auto": choice.modes}
-        times, peaks = interleaved_steps(rivals, ways, rivals.batch(batch), rounds, options.device)
+        ways: dict[str, Way] = {STOCK: STOCK, "auto": choice.modes}
+        times, peaks = measure_ways(case, ways, precision, batch, rounds, options.device)
         both = len(times) == len(ways)
         row = {"case": name, "precision": precision, "batch": batch, "modes": choice.modes, "choice_s": spent}
         row |= {"tried": choice.tried, "stock_s": statistics.median(times[STOCK]) if STOCK in times else None}
@@ -352,8 +340,6 @@ def automatic(options: Options) -> None:
         say(f"{name}, {precision}: NNI {_short(row['stock_s'])} s, auto {_short(row['seconds'])} s a step")
         figures.append(row)
         options.write(figures, [f"{name}, {precision}" for name, precision in plan[index + 1 :]])
-        del rivals, timer, loaders
-        release(options.device)
 
 
 def _short(value: object) -> str:

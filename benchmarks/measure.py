@@ -164,6 +164,36 @@ def peak_bytes(step: Step, device: torch.device) -> int | None:
     return _status_bytes("VmHWM") - before
 
 
+WARM_STEPS = 3
+"""Steps after which nothing is compiled, chosen or recorded any more."""
+
+
+def settled_peak_bytes(step: Step, device: torch.device) -> int | None:
+    """Largest memory of a step once it has run often enough, over what was in use before its first one.
+
+    On a GPU it is what the process takes from the device, which also counts what recorded passes hold between steps.
+    What the first steps alone needed has been given back.
+    """
+    if device.type != "cuda":
+        step()
+        return peak_bytes(step, device)
+    before = _reserved_bytes(device)
+    for _ in range(WARM_STEPS):
+        step()
+    _reserved_bytes(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_reserved(device) - before
+
+
+def _reserved_bytes(device: torch.device) -> int:
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
 def _status_bytes(key: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):

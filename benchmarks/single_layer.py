@@ -14,8 +14,8 @@ from measure import (
     gemm_flops,
     interleaved,
     median_ratio,
-    peak_bytes,
     saved_bytes,
+    settled_peak_bytes,
 )
 from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
@@ -27,9 +27,6 @@ from hitdet_nni.search.fused import FusedMixture
 from hitdet_nni.skeleton import Component
 
 STOCK = "stock"
-WARM_UPS = 2
-"""Steps after which a layer has compiled and recorded what it runs."""
-
 PASSES = 5
 """Passes of a step that cannot be left out, each as costly as a forward pass: two forward, two for the gradient by the
 input, one for that by the weights."""
@@ -174,15 +171,29 @@ def measure_layer(
         mixture = FusedMixture(dict(fused.items()), saving)  # type: ignore[arg-type]
         return _in_precision(_weighted(mixture, alpha), cast)
 
-    for saving in savings:
-        forwards[saving] = (fuse(saving), fused, x_last.requires_grad_(), grad_last)
-    steps = {
-        name: layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
-        for name, (forward, modules, given, by_output) in forwards.items()
-    }
-    for name in steps:
-        repeated(steps[name], WARM_UPS)()
-    times = interleaved(steps, rounds, device)
+    def step_of(name: str) -> Step:
+        forward, modules, given, by_output = forwards[name]
+        return layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
+
+    # Pairs, so that no more than one of ours holds what its recorded passes keep.
+    times: dict[str, list[float]] = {STOCK: []}
+    ratios: dict[str, float] = {STOCK: 1.0}
+    kept, peaks = {}, {}
+    for name in (STOCK, *savings):
+        if name != STOCK:
+            forwards[name] = (fuse(name), fused, x_last.requires_grad_(), grad_last)
+        forward, modules, given, _ = forwards[name]
+        modules.requires_grad_()
+        alpha.requires_grad_()
+        known = [*modules.parameters(), *modules.buffers(), alpha]
+        kept[name] = saved_bytes(lambda forward=forward, given=given: forward(given), known)  # type: ignore[misc]
+        peaks[name] = settled_peak_bytes(step_of(name), device)
+        if name != STOCK:
+            pair = interleaved({STOCK: step_of(STOCK), name: step_of(name)}, rounds, device)
+            ratios[name] = median_ratio(pair, STOCK, name)
+            times[name] = pair[name]
+            times[STOCK] += pair[STOCK]
+            del forward, forwards[name]
     flops = (
         PASSES
         * 2
@@ -192,24 +203,13 @@ def measure_layer(
         * sum(module.weight.numel() for module in fused.modules() if isinstance(module, nn.Conv2d))
     )
     peak_flops = gemm_flops(device, cast.dtype)
-    kept, peaks = {}, {}
-    steps.clear()  # with what their passes hold
-    for name, (forward, modules, given, by_output) in list(forwards.items()):
-        del forwards[name]
-        fresh = forward if name == STOCK else fuse(name)
-        modules.requires_grad_()
-        alpha.requires_grad_()
-        known = [*modules.parameters(), *modules.buffers(), alpha]
-        kept[name] = saved_bytes(lambda fresh=fresh, given=given: fresh(given), known)  # type: ignore[misc]
-        step = layer_step(fresh, given, by_output, modules, alpha, phases=name != STOCK)
-        peaks[name] = peak_bytes(repeated(step, WARM_UPS + 1), device)
     return [
         Figures(
             case.name,
             len(names),
             name,
             statistics.median(times[name]),
-            median_ratio(times, STOCK, name),
+            ratios[name],
             kept[name] / 1e6,
             kept[name] / kept[STOCK],
             *shares(peaks, name),
@@ -218,16 +218,6 @@ def measure_layer(
         )
         for name in (STOCK, *savings)
     ]
-
-
-def repeated(step: Step, times: int) -> Step:
-    """Several steps as one."""
-
-    def all_of_them() -> None:
-        for _ in range(times):
-            step()
-
-    return all_of_them
 
 
 def _in_precision(forward: Callable[[Tensor], Tensor], precision: Precision) -> Callable[[Tensor], Tensor]:

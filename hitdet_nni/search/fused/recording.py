@@ -33,17 +33,20 @@ Replay = Callable[[], None]
 
 
 class Memory:
-    """The memory that the graphs of a device share for what they make on the way."""
+    """The memory that the graphs of a device share for what they make on the way.
 
-    _pools: dict[torch.device, tuple[Any, torch.cuda.CUDAGraph]] = {}  # noqa: RUF012 - one a process
+    It goes with the last of them; the next graph begins with a new one.
+    """
+
+    _pools: dict[torch.device, tuple[Any, weakref.WeakSet[torch.cuda.CUDAGraph]]] = {}  # noqa: RUF012 - one a process
 
     @classmethod
-    def pool(cls, device: torch.device) -> Any:
-        """The pool of a device; a graph of its own keeps it when no other one lives."""
-        if device not in cls._pools:
-            handle, place = torch.cuda.graph_pool_handle(), torch.zeros(1, device=device)
-            cls._pools[device] = handle, _captured(lambda: place.add_(1), handle, device)
-        return cls._pools[device][0]
+    def pool(cls, device: torch.device) -> tuple[Any, weakref.WeakSet[torch.cuda.CUDAGraph]]:
+        """The pool of a device, and the graphs that use it."""
+        known = cls._pools.get(device)
+        if known is None or not known[1]:
+            known = cls._pools[device] = torch.cuda.graph_pool_handle(), weakref.WeakSet()
+        return known
 
 
 def capture(function: Callable[[], None], device: torch.device) -> Replay:
@@ -56,11 +59,8 @@ def capture(function: Callable[[], None], device: torch.device) -> Replay:
     Raises:
         RuntimeError: If it does what cannot be recorded.
     """
-    return _captured(function, Memory.pool(device), device).replay
-
-
-def _captured(function: Callable[[], Any], pool: Any, device: torch.device) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
+    pool, users = Memory.pool(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with _no_collection(), torch.cuda.stream(stream):
@@ -70,7 +70,8 @@ def _captured(function: Callable[[], Any], pool: Any, device: torch.device) -> t
         finally:
             graph.capture_end()
     torch.cuda.current_stream(device).wait_stream(stream)
-    return graph
+    users.add(graph)
+    return graph.replay
 
 
 @contextmanager
