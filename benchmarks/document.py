@@ -406,8 +406,9 @@ def gpu_section(name: str, part: Report) -> str:
     if made["toy"]:
         where += " At toy sizes, which say nothing but that it runs."
     missing = part["report"].get("missing")
-    left = f"\nNot measured for lack of time: {'; '.join(missing)}.\n" if missing else ""
-    return f"{text}\n{where}\n\n{rows(part['report'])}\n{left}"
+    left = f"\nNot measured: {'; '.join(missing)}.\n" if missing else ""
+    note = f"\n{part['note']}\n" if part.get("note") else ""
+    return f"{text}\n{where}\n\n{rows(part['report'])}\n{left}{note}"
 
 
 def take_gpu(written: Path, folder: Path = FIGURES) -> None:
