@@ -11,32 +11,31 @@ WORKERS ?= 2
 # One thread per process: on a small shared machine more are many times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: search test test-slow lint docs wheel clean
+.PHONY: install search test test-slow test-fresh lint docs wheel clean
 
-.venv/installed: requirements.lock setup.py
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+# Checks first; does nothing where .venv is finished.
+install:
+	@command -v $(PYTHON) >/dev/null || { echo "install: there is no $(PYTHON): install Python (Debian, Ubuntu: apt install python3-venv), or name one, as in make PYTHON=python3.13" >&2; exit 2; }
+	@$(PYTHON) install.py
 
-search: .venv/installed
+search: install
 	$(BIN)/python -m hitdet_nni.experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
 
-test: .venv/installed
+test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
-test-slow: .venv/installed
+test-slow: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
 
-lint: .venv/installed
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/installed
+docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-wheel: .venv/installed
+wheel: install
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
