@@ -28,8 +28,8 @@ FINISHED = VENV / "installed"
 LOCK = ROOT / "requirements.lock"
 SETUP = ROOT / "setup.py"
 
-FETCHED_GB = 3.0
-DISK_GB = 9.0
+FETCHED_GB = 3.4
+DISK_GB = 9.5
 """Measured: what an installation fetches, and the disk it takes until it is done, what it fetches included."""
 
 
@@ -95,7 +95,7 @@ def check_disk() -> None:
     free = shutil.disk_usage(str(ROOT)).free / 1e9
     if free < DISK_GB:
         raise InstallError(
-            f"{ROOT}: {free:.1f} GB of disk are free, and the installation takes {DISK_GB:.0f} GB: make room, "
+            f"{ROOT}: {free:.1f} GB of disk are free, and the installation takes {DISK_GB:g} GB: make room, "
             "or move this folder to another disk"
         )
 
@@ -182,7 +182,7 @@ def explained(said: str) -> str:
     """What pip said, with the way out where that is known."""
     way_out = "run the same command again"
     if "No space left" in said:
-        way_out = f"the disk is full: the installation takes {DISK_GB:.0f} GB; make room, then {way_out}"
+        way_out = f"the disk is full: the installation takes {DISK_GB:g} GB; make room, then {way_out}"
     elif "No matching distribution" in said:
         way_out = "its package index cannot be reached (pip config list), or has no such file for this system"
     return f"pip: {said}; {way_out}"
@@ -207,14 +207,14 @@ def make_environment() -> None:
         say(f".venv {why}, and is made again")
         shutil.rmtree(str(VENV))
     version = "{}.{}.{}".format(*sys.version_info)
-    say(f"Python {version} into .venv; about {FETCHED_GB:.0f} GB to fetch, {DISK_GB:.0f} GB of disk until it is done")
+    say(f"Python {version} into .venv; about {FETCHED_GB:g} GB to fetch, {DISK_GB:g} GB of disk until it is done")
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if made.returncode != 0:
         raise InstallError("python -m venv: " + made.stdout.decode("utf-8", "replace")[-400:], status=1)
-    say("1 of 3: torch, torchvision and the libraries that they bring for GPUs, 2.7 GB")
+    say("1 of 3: torch, torchvision and the libraries that they bring for GPUs, 3 GB")
     pip("--constraint", str(LOCK), "torch", "torchvision")
     # Without dependencies: the file has them all, and those of mmengine and mmcv-lite bring an OpenCV for desktops.
-    say("2 of 3: the other packages of requirements.lock, 0.3 GB")
+    say("2 of 3: the other packages of requirements.lock, 0.4 GB")
     pip("--no-deps", "--requirement", str(LOCK))
 
 

@@ -9,7 +9,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from hitdet_nni import mmcv_ops, opencv
+from hitdet_nni import import_guard, mmcv_ops
 
 if TYPE_CHECKING:
     from hitdet_nni.architecture import Architecture, load_architecture
@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", ca
 
 # mmdet imports mmcv.ops and cv2 when it is imported, so the finders stand before that. They cost no heavy import.
 mmcv_ops.install()
-opencv.install()
+import_guard.install()
 
 _HOMES = {
     "Architecture": "architecture",
