@@ -174,18 +174,18 @@ def pip(*arguments: str) -> None:
     if process.returncode != 0:
         lines = [line for line in said.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
         errors = [line for line in lines if line.startswith("ERROR: ")]
-        raise InstallError(explained((errors or lines)[-1]), status=1)
+        raise InstallError(explained("pip: " + (errors or lines)[-1]), status=1)
     shutil.rmtree(str(scratch))
 
 
 def explained(said: str) -> str:
-    """What pip said, with the way out where that is known."""
+    """What a program said, with the way out where that is known."""
     way_out = "run the same command again"
-    if "No space left" in said:
+    if "No space left" in said or shutil.disk_usage(str(ROOT)).free < 20e6:  # venv does not say so
         way_out = f"the disk is full: the installation takes {DISK_GB:g} GB; make room, then {way_out}"
     elif "No matching distribution" in said:
         way_out = "its package index cannot be reached (pip config list), or has no such file for this system"
-    return f"pip: {said}; {way_out}"
+    return f"{said.strip()}; {way_out}"
 
 
 def gigabytes(folder: Path) -> float:
@@ -210,7 +210,7 @@ def make_environment() -> None:
     say(f"Python {version} into .venv; about {FETCHED_GB:g} GB to fetch, {DISK_GB:g} GB of disk until it is done")
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if made.returncode != 0:
-        raise InstallError("python -m venv: " + made.stdout.decode("utf-8", "replace")[-400:], status=1)
+        raise InstallError(explained("python -m venv: " + made.stdout.decode("utf-8", "replace")[-400:]), status=1)
     say("1 of 3: torch, torchvision and the libraries that they bring for GPUs, 3 GB")
     pip("--constraint", str(LOCK), "torch", "torchvision")
     # Without dependencies: the file has them all, and those of mmengine and mmcv-lite bring an OpenCV for desktops.
