@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make search` and `make test`. Both set up .venv first.
+# Two commands for a newcomer: `make search` and `make test`. Both set up .venv first, which belongs to make.
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= experiments/search.yml
@@ -26,6 +26,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
+
+# Root, debootstrap, ten minutes: a Debian 13 with nothing, from the installation to a retrained detector.
+test-fresh:
+	$(PYTHON) tests/fresh_machine.py
 
 lint: install
 	$(BIN)/ruff check .

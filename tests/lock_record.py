@@ -1,8 +1,8 @@
 """Ask pip which file of each pinned version it would install on each declared Python, and what that file depends on.
 
 ``python tests/lock_record.py`` writes ``lock_record.json`` beside this file, which ``test_lock.py`` holds
-``requirements.lock`` to without a network; ``make test-fresh`` asks pip again. Needs a pip of 23.1 or newer, and a
-package index. What was released does not change, so neither does the record of a version.
+``requirements.lock`` to without a network; with ``--check``, as ``make test-fresh`` runs it, it compares. Needs a pip
+of 23.1 or newer, and a package index. What was released does not change, so neither does the record of a version.
 """
 
 from __future__ import annotations
@@ -86,4 +86,8 @@ def as_text(found: dict[str, dict[str, object]]) -> str:
 
 
 if __name__ == "__main__":
-    RECORD.write_text(as_text(record()))
+    text = as_text(record())
+    if "--check" not in sys.argv:
+        RECORD.write_text(text)
+    elif text != RECORD.read_text():
+        sys.exit("pip says something else of requirements.lock than the record does: python tests/lock_record.py")
