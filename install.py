@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -62,6 +63,7 @@ def check_python() -> None:
         InstallError: It is too old, too new, or not the ordinary CPython that the locked packages are built for.
     """
     bounds = re.search(r'python_requires=">=3\.(\d+),<3\.(\d+)"', SETUP.read_text(encoding="utf-8"))
+    assert bounds is not None
     lowest, above = int(bounds[1]), int(bounds[2])
     allowed = f"Python 3.{lowest} to 3.{above - 1} is needed: name one, such as make PYTHON=python3.{above - 2}"
     running = "{}.{}.{}".format(*sys.version_info)
@@ -129,7 +131,7 @@ def finished() -> str:
 
 
 @contextlib.contextmanager
-def alone() -> "contextlib.AbstractContextManager[None]":
+def alone() -> "Iterator[None]":
     """Keep a second ``make`` waiting until this one has installed. The system lets go of it, however this ends."""
     with LOCK.open("r+b") as file:
         try:
@@ -208,6 +210,9 @@ def make_environment() -> None:
         shutil.rmtree(str(VENV))
     version = "{}.{}.{}".format(*sys.version_info)
     say(f"Python {version} into .venv; about {FETCHED_GB:g} GB to fetch, {DISK_GB:g} GB of disk until it is done")
+    if shutil.disk_usage(str(ROOT)).free / 1e9 < DISK_GB + FETCHED_GB:
+        say("pip keeps no copies of what it fetches: the disk has no room for them")
+        os.environ["PIP_NO_CACHE_DIR"] = "1"
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if made.returncode != 0:
         raise InstallError(explained("python -m venv: " + made.stdout.decode("utf-8", "replace")[-400:]), status=1)

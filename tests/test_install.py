@@ -247,6 +247,7 @@ def test_a_disk_that_fills_up_meanwhile(size, small_disk, tmp_path):
     status, output, errors = make(folder, before=small_disk(folder, "", size))
     assert status == 2  # make's own, for any failure
     assert ("1 of 3" in output) == (size == "60m")
+    assert "install: pip keeps no copies of what it fetches" in output
     assert len(errors) == 1, errors
     assert "the disk is full: the installation takes 0 GB; make room, then run the same command again" in errors[0]
 
