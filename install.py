@@ -89,12 +89,12 @@ def check_venv() -> None:
 
 
 def check_disk() -> None:
-    """The disk has room.
+    """The disk has room, that of a ``.venv`` to be made again included.
 
     Raises:
         InstallError: It has not.
     """
-    free = shutil.disk_usage(str(ROOT)).free / 1e9
+    free = shutil.disk_usage(str(ROOT)).free / 1e9 + gigabytes(VENV)
     if free < DISK_GB:
         raise InstallError(
             f"{ROOT}: {free:.1f} GB of disk are free, and the installation takes {DISK_GB:g} GB: make room, "
@@ -131,23 +131,28 @@ def finished() -> str:
 
 
 @contextlib.contextmanager
-def alone() -> "Iterator[None]":
-    """Keep a second ``make`` waiting until this one has installed. The system lets go of it, however this ends."""
+def alone() -> "Iterator[int]":
+    """Keep a second ``make`` waiting until this one has installed, however that ends.
+
+    Yields:
+        What programs started here must inherit: should this process be killed, they go on for a while.
+    """
     with LOCK.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say("another make is installing here; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
-def pip(*arguments: str) -> None:
+def pip(held: int, *arguments: str) -> None:
     """Install into the environment; on a terminal, with a line that tells how much is there.
 
     pip unpacks below ``.venv``, since ``/tmp`` may be small: in memory, on many systems.
 
     Args:
+        held: What :func:`alone` gave.
         arguments: Of ``pip install``.
 
     Raises:
@@ -158,7 +163,7 @@ def pip(*arguments: str) -> None:
     scratch.mkdir()
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     environment = dict(os.environ, TMPDIR=str(scratch))
-    process = subprocess.Popen(command, cwd=str(ROOT), env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=str(ROOT), env=environment, stderr=subprocess.PIPE, pass_fds=(held,))
     try:
         while True:
             try:
@@ -200,12 +205,19 @@ def gigabytes(folder: Path) -> float:
     return total / 1e9
 
 
-def make_environment() -> None:
-    """Make ``.venv`` from nothing and install the locked packages."""
+def make_environment(held: int) -> None:
+    """Make ``.venv`` from nothing and install the locked packages.
+
+    Args:
+        held: What :func:`alone` gave.
+
+    Raises:
+        InstallError: It failed.
+    """
     if VENV.is_symlink() or VENV.is_file():
         raise InstallError(f"{VENV} is no folder; remove it: make puts its environment there")
     if VENV.exists():
-        why = "is of another requirements.lock" if FINISHED.exists() else "is unfinished"
+        why = "is of another requirements.lock" if finished() else "is unfinished, or its Python is gone"
         say(f".venv {why}, and is made again")
         shutil.rmtree(str(VENV))
     version = "{}.{}.{}".format(*sys.version_info)
@@ -213,14 +225,15 @@ def make_environment() -> None:
     if shutil.disk_usage(str(ROOT)).free / 1e9 < DISK_GB + FETCHED_GB:
         say("pip keeps no copies of what it fetches: the disk has no room for them")
         os.environ["PIP_NO_CACHE_DIR"] = "1"
-    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-m", "venv", str(VENV)]
+    made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(held,))
     if made.returncode != 0:
         raise InstallError(explained("python -m venv: " + made.stdout.decode("utf-8", "replace")[-400:]), status=1)
     say("1 of 3: torch, torchvision and the libraries that they bring for GPUs, 3 GB")
-    pip("--constraint", str(LOCK), "torch", "torchvision")
+    pip(held, "--constraint", str(LOCK), "torch", "torchvision")
     # Without dependencies: the file has them all, and those of mmengine and mmcv-lite bring an OpenCV for desktops.
     say("2 of 3: the other packages of requirements.lock, 0.4 GB")
-    pip("--no-deps", "--requirement", str(LOCK))
+    pip(held, "--no-deps", "--requirement", str(LOCK))
 
 
 def install() -> None:
@@ -233,16 +246,16 @@ def install() -> None:
     if finished() == wanted:
         return
     check_write_access()
-    with alone():
+    with alone() as held:
         there = finished()
         if there == wanted:  # the other make has done it
             return
         if there.split("\n")[0] != wanted.split("\n")[0]:
             for check in (check_python, check_venv, check_disk):
                 check()
-            make_environment()
+            make_environment(held)
         say("3 of 3: hitdet-nni itself")
-        pip("--no-deps", "--no-build-isolation", "--editable", ".")
+        pip(held, "--no-deps", "--no-build-isolation", "--editable", ".")
         FINISHED.write_text(wanted)
     say(f"done in {time.monotonic() - STARTED:.0f} s; {gigabytes(VENV):.1f} GB in .venv")
 
