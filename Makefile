@@ -27,7 +27,7 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
 
-# Root, debootstrap, ten minutes: a Debian 13 with nothing, from the installation to a retrained detector.
+# Root, debootstrap, twenty minutes: a Debian 13 with nothing, from the installation to a retrained detector.
 test-fresh:
 	$(PYTHON) tests/fresh_machine.py
 
