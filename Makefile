@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make search` and `make test`. Both set up .venv first.
+# Two commands for a newcomer: `make search` and `make test`. Both set up .venv first, which belongs to make.
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= experiments/search.yml
@@ -15,35 +15,38 @@ export OMP_NUM_THREADS ?= 1
 OUT ?= runs/gpu
 ARGS ?=
 
-.PHONY: search test test-slow gpu lint docs wheel clean
+.PHONY: install search test test-slow test-fresh gpu lint docs wheel clean
 
-.venv/installed: requirements.lock setup.py
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+# Checks first; does nothing where .venv is finished.
+install:
+	@command -v $(PYTHON) >/dev/null || { echo "install: there is no $(PYTHON): install Python (Debian, Ubuntu: apt install python3-venv), or name one, as in make PYTHON=python3.13" >&2; exit 2; }
+	@$(PYTHON) install.py
 
-search: .venv/installed
+search: install
 	$(BIN)/python -m hitdet_nni.experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
 
-test: .venv/installed
+test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
-test-slow: .venv/installed
+test-slow: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
 
-gpu: .venv/installed
+# Root, debootstrap, twenty minutes: a Debian 13 with nothing, from the installation to a retrained detector.
+test-fresh:
+	$(PYTHON) tests/fresh_machine.py
+
+gpu: install
 	PYTHON=$(BIN)/python bash benchmarks/gpu.sh $(OUT) $(ARGS)
 
-lint: .venv/installed
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/installed
+docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-wheel: .venv/installed
+wheel: install
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:

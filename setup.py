@@ -16,7 +16,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.15",
     packages=[
         "hitdet_nni",
         "hitdet_nni.commands",
@@ -68,7 +68,6 @@ setup(
         "pyyaml>=6",
         "rich>=13",
         "scikit-learn>=1.3",
-        "opencv-python>=4.8",
         "numpy>=1.26",
         "jinja2>=3.1",
         "markupsafe>=2.1",

@@ -9,7 +9,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from hitdet_nni import mmcv_ops
+from hitdet_nni import import_guard, mmcv_ops
 
 if TYPE_CHECKING:
     from hitdet_nni.architecture import Architecture, load_architecture
@@ -35,8 +35,9 @@ __all__ = [
 # NNI 3.0 warns of every torch.nn class that is newer than itself.
 warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)
 
-# mmdet imports mmcv.ops when it is imported, so the finder has to stand before that. It costs no heavy import.
+# mmdet imports mmcv.ops and cv2 when it is imported, so the finders stand before that. They cost no heavy import.
 mmcv_ops.install()
+import_guard.install()
 
 _HOMES = {
     "Architecture": "architecture",

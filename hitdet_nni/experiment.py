@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from hitdet_nni import import_guard
 from hitdet_nni.errors import InputError
 from hitdet_nni.launcher.experiment_config import ExperimentConfig, load_config, load_stopped
 from hitdet_nni.launcher.nni_manager import POLL_INTERVAL, ExperimentError, NniExperiment, node_options
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.port is not None and not 0 < options.port < 65536:
             raise InputError(f"{options.port} is not a TCP port", source="--port", allowed="1 to 65535")
         config = load_stopped(options.resume) if options.resume else load_config(options.config)
+        import_guard.check()  # before NNI starts trials that cannot run
         return run(config, options.runs, options.port)
     except (InputError, ExperimentError, TunnelError) as error:
         _say(str(error), sys.stderr)

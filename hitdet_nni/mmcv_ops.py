@@ -8,6 +8,7 @@ puts a finder in front of the import system that answers for ``mmcv.ops`` and it
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -138,6 +139,12 @@ def _is_compiled() -> bool:
     return PathFinder.find_spec("mmcv._ext", mmcv.submodule_search_locations) is not None
 
 
+def _find_loader(fullname: str) -> Loader | None:
+    """What ``pkgutil.find_loader`` returned."""
+    spec = find_spec(fullname)
+    return None if spec is None else spec.loader
+
+
 def install() -> bool:
     """Serve ``mmcv.ops`` from torchvision unless a compiled mmcv is installed; call it before mmdet is imported.
 
@@ -150,6 +157,8 @@ def install() -> bool:
         ModuleNotFoundError: No mmcv is installed.
         RuntimeError: Something else has already been imported as ``mmcv.ops``.
     """
+    # mmengine 0.10.7 asks this whether mmcv is compiled, and Python 3.14 no longer has it.
+    vars(pkgutil).setdefault("find_loader", _find_loader)
     if _is_compiled():
         return False
     present = sys.modules.get(PACKAGE)

@@ -173,3 +173,17 @@ def test_arguments_are_those_of_mmcv(submodule, name):
     our_defaults = [p.default for p in ours if p.default is not inspect.Parameter.empty]
     for default, text in zip(our_defaults, defaults, strict=True):
         assert text.startswith("dict(") if name == "BaseMergeCell" and text[:4] == "dict" else default == eval(text)
+
+
+def test_mmengine_asks_whether_mmcv_is_compiled_on_pythons_without_find_loader():
+    code = """
+import pkgutil
+vars(pkgutil).pop("find_loader", None)  # as Python 3.14
+import hitdet_nni
+from mmengine.utils.dl_utils.misc import mmcv_full_available
+assert pkgutil.find_loader("nosuch") is None
+assert pkgutil.find_loader("json").name == "json"
+print(mmcv_full_available())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False"], done.stderr
