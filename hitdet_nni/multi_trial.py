@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hitdet_nni.architecture import Architecture, save_architecture
-from hitdet_nni.data.pipeline import DetectionData, open_data, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import WEIGHTS_FILE, save_weights
 from hitdet_nni.errors import InputError

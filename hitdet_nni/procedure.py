@@ -11,60 +11,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hitdet_nni.architecture import (
-    SCHEMA_VERSION,
-    Architecture,
-    CostRecord,
-    Provenance,
-    load_architecture,
-    save_architecture,
-)
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.architecture import Architecture, load_architecture, save_architecture
+from hitdet_nni.checks import check_budget
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.description import describe_architecture
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import save_weights
-from hitdet_nni.errors import InputError
 from hitdet_nni.files import append_epoch, locked, read_json, write_json
-from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
-from hitdet_nni.search.budget import Budget
+from hitdet_nni.run_directory import RunDirectory, plain
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.search.supernet import Phase, train_supernet
-from hitdet_nni.search_space import SearchSpace, load_search_space, save_search_space
+from hitdet_nni.search_space import SearchSpace, save_search_space
 from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
+from hitdet_nni.skeleton import COMPONENTS, Component
 from hitdet_nni.training.retrain import Retrained, retrain
 
 logger = logging.getLogger(__name__)
 
 OnEpoch = Callable[[str, EpochRecord], None]
 """Called with the stage's name (``"screening backbone"``, ``"search"``) and the record of each epoch."""
-
-
-def whole_space(settings: Settings) -> SearchSpace:
-    """The search space that the settings name.
-
-    Raises:
-        InputError: If it is missing or broken, or a component has fewer operators than screening is to keep.
-    """
-    space = load_search_space(settings.space)
-    for component, names in space.items():
-        keep = getattr(settings.screening.keep, component)
-        if keep > len(names):
-            key = f"screening.keep.{component}"
-            raise InputError(f"got {keep}", key=key, allowed=f"1 to {len(names)}, the operators of {settings.space}")
-    return space
-
-
-def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
-    """Refuse a budget that no architecture of a space keeps to, before hours are spent on it.
-
-    Raises:
-        InputError: Naming the least reachable cost.
-    """
-    if settings.search.budget is not None:
-        Budget(CostModel(settings.skeleton, num_classes), space, settings.search.budget).check_reachable()
 
 
 def screening_key(settings: Settings, space: SearchSpace) -> str:
@@ -203,73 +171,6 @@ def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
     ]
     append_epoch(run.alphas, record.epoch, alphas)
     append_epoch(run.search_metrics, record.epoch, [metrics])
-
-
-def describe_architecture(
-    name: str, sample: dict[str, str], space: SearchSpace, settings: Settings, classes: tuple[str, ...]
-) -> Architecture:
-    """An architecture with its provenance and its cost by both conventions."""
-    return Architecture(
-        schema_version=SCHEMA_VERSION,
-        name=name,
-        skeleton=settings.skeleton,
-        sample={layer.label: sample[layer.label] for layer in settings.skeleton.searched_layers()},
-        provenance=Provenance(
-            classes=classes,
-            space={component: list(names) for component, names in space.items()},
-            sparsity_weight=settings.screening.sparsity_weight,
-            flops_weight=settings.search.flops_weight,
-            seed=settings.seed,
-            data=plain(settings)["data"],
-            versions=versions(),
-            git_commit=git_commit(),
-            cost=cost_records(settings.skeleton, sample, len(classes)),
-        ),
-    )
-
-
-def cost_records(skeleton: Skeleton, sample: dict[str, str], num_classes: int) -> tuple[CostRecord, ...]:
-    """The cost of an architecture at its skeleton's input size, by both conventions."""
-    records = []
-    for convention in ("macs", "paper"):
-        model = CostModel(skeleton, num_classes, convention=convention)
-        costs = model.architecture(sample)
-        records.append(
-            CostRecord(
-                convention=convention,
-                shape=model.shape,
-                proposals=model.proposals,
-                params={part: cost.params for part, cost in costs.items()},
-                flops={part: cost.flops for part, cost in costs.items()},
-            )
-        )
-    return tuple(records)
-
-
-def transferred(architecture: Architecture, settings: Settings, classes: tuple[str, ...]) -> Architecture:
-    """An architecture for other classes and another input size than it was found for; its cost is counted anew."""
-    skeleton = architecture.skeleton.model_copy(update={"input_size": settings.skeleton.input_size})
-    cost = cost_records(skeleton, architecture.sample, len(classes))
-    provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost})
-    return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
-
-
-def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:
-    """Write ``architecture.json`` of a retraining; in a run that is resumed it must be the same.
-
-    Raises:
-        InputError: If the run is of another architecture.
-    """
-    if not run.architecture.exists():
-        save_architecture(architecture, run.architecture)
-        return
-    there = load_architecture(run.architecture)
-    if (there.skeleton, there.sample) != (architecture.skeleton, architecture.sample):
-        raise InputError(
-            "the run there is of another architecture",
-            source=run.architecture,
-            allowed="the same architecture, or --force",
-        )
 
 
 def train_found(

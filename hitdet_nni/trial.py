@@ -19,12 +19,13 @@ from typing import Any
 
 import nni
 
-from hitdet_nni.data.pipeline import DetectionData, open_data
+from hitdet_nni.checks import check_budget, whole_space
+from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process, told_in_a_line
 from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.files import read_json, read_yaml
-from hitdet_nni.procedure import check_budget, screen, screening_key, search, train_found, whole_space
+from hitdet_nni.procedure import screen, screening_key, search, train_found
 from hitdet_nni.report.page import write_report
 from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.run_directory import RunDirectory, plain

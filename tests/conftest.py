@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings

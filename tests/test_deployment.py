@@ -457,7 +457,8 @@ def test_the_page_s_program_needs_onnxruntime_alone(made, exported, tmp_path):
 @pytest.mark.slow
 def test_a_detector_trained_on_digits(tmp_path, capsys, figure):
     """Fifty pictures that it was not trained on, from the file as from mmdet."""
-    from hitdet_nni.data.pipeline import build_dataset, open_data
+    from hitdet_nni.data.pipeline import build_dataset
+    from hitdet_nni.data.sources import open_data
     from hitdet_nni.settings import load_settings
 
     base = load_settings("digits")

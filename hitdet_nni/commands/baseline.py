@@ -8,7 +8,7 @@ from typing import Any
 
 from hitdet_nni.commands.console import say, settings_of
 from hitdet_nni.cost_tables.mmdet_config import load_config
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError

@@ -6,11 +6,13 @@ import csv
 from argparse import Namespace
 
 from hitdet_nni.architecture import Architecture, load_architecture, save_architecture
+from hitdet_nni.checks import check_budget, whole_space
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.description import describe_architecture
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_text, whole_lines
-from hitdet_nni.procedure import check_budget, describe_architecture, screen, search, whole_space
+from hitdet_nni.procedure import screen, search
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search_space import load_search_space, save_search_space

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from hitdet_nni.architecture import load_architecture
 from hitdet_nni.commands.console import say, settings_of
-from hitdet_nni.data.folder import open_folders
+from hitdet_nni.data.class_folders import open_folders
 from hitdet_nni.engine import distributed
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search_space import load_search_space

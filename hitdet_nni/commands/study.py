@@ -12,12 +12,13 @@ from typing import Any
 from rich.table import Table
 
 from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.checks import whole_space
 from hitdet_nni.commands.console import console, say, settings_of
-from hitdet_nni.data.pipeline import DetectionData, open_data
+from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_csv, write_json
-from hitdet_nni.procedure import search, whole_space
+from hitdet_nni.procedure import search
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search_space import save_search_space

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.description import keep_architecture, transferred
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_text
-from hitdet_nni.procedure import keep_architecture, train_found, transferred
+from hitdet_nni.procedure import train_found
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.skeleton import COMPONENTS

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from hitdet_nni.data.pipeline import DetectionData, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -22,6 +23,7 @@ from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import diagnose
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
+from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.memory import estimate_step_memory, free_memory
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
@@ -116,7 +118,7 @@ def train_supernet(
     space.to(memory_format=torch.channels_last)  # a fifth to a quarter faster on CPU, most in the depthwise layers
     weights_loader, alphas_loader, val_loader = search_loaders(data, settings.data, phase.skeleton, seed)
     model = CostModel(phase.skeleton, len(data.classes))
-    cost = model.expectation(phase.space)
+    cost = ExpectedCost(model, phase.space)
     budget = None if phase.budget is None else Budget(model, phase.space, phase.budget)
     multiplier = None if budget is None else BudgetMultiplier(budget.limit, phase.flops_weight, settings.alphas.lr)
     losses = EpochLosses()

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.description import keep_architecture
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.procedure import keep_architecture, train_found
+from hitdet_nni.procedure import train_found
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import Settings
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.files import read_text
 from hitdet_nni.procedure import screen_group
 from hitdet_nni.run_directory import RunDirectory

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.folder import ClassificationData, training_loader, validation_loader
+from hitdet_nni.data.class_folders import ClassificationData
+from hitdet_nni.data.folder import training_loader, validation_loader
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder

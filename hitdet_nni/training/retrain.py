@@ -22,7 +22,7 @@ from torch import nn
 
 from hitdet_nni.architecture import Architecture
 from hitdet_nni.data.memory import settle_loading
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.depthwise_convolution import use_fast_depthwise
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
