@@ -19,6 +19,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.files import append_epoch, locked, read_json, write_json
+from hitdet_nni.progress import Progress, tell
 from hitdet_nni.run_directory import RunDirectory, plain
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochRecord
@@ -35,6 +36,10 @@ OnEpoch = Callable[[str, EpochRecord], None]
 """Called with the stage's name (``"screening backbone"``, ``"search"``) and the record of each epoch."""
 
 
+def ignore_epoch(stage: str, record: EpochRecord) -> None:
+    """Make nothing of an epoch; what is written and shown of it does not depend on this."""
+
+
 def screening_key(settings: Settings, space: SearchSpace) -> str:
     """A name for everything that screening depends on; runs with equal keys may share its result."""
     dependencies = plain(settings)
@@ -45,7 +50,7 @@ def screening_key(settings: Settings, space: SearchSpace) -> str:
 
 
 def screen(
-    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch
+    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
 ) -> SearchSpace:
     """Screen every component that ``run`` has no scores of yet, and write ``screening/sub_spaces.yml``.
 
@@ -64,6 +69,8 @@ def screen(
         # What is left is another run's; waiting for its lock also covers its death.
         wait = True
         pending = _unscreened(run, settings)
+        if pending:
+            tell(Progress(screening_stage(pending[0]), "waiting"))
     kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
     if distributed.is_main() and not run.sub_spaces.exists():
         save_search_space(kept, run.sub_spaces)
@@ -97,7 +104,7 @@ def screen_group(
     space: SearchSpace,
     settings: Settings,
     data: DetectionData,
-    on_epoch: OnEpoch,
+    on_epoch: OnEpoch = ignore_epoch,
 ) -> None:
     """Screen some components in one supernet and write their scores; goes on from the newest checkpoint."""
     stage = screening_stage(components)
@@ -114,7 +121,7 @@ def screen_group(
 
 
 def search(
-    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch
+    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
 ) -> Architecture:
     """Search all three components in their sub spaces and write ``architecture.json``.
 

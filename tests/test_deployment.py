@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from hitdet_nni import cli
 from hitdet_nni.architecture import Architecture, Provenance, load_architecture, save_architecture
-from hitdet_nni.deployment import formats
+from hitdet_nni.deployment import FORMATS, formats
 from hitdet_nni.deployment.boxes import base_anchors
 from hitdet_nni.deployment.components import Backbone, Neck
 from hitdet_nni.deployment.detector import RawHeads
@@ -201,7 +201,7 @@ def test_the_plain_detector_is_mmdet_s(made, kind):
 FILES = [
     pytest.param(kind, form, raw, id=f"{kind}-{form}-{'heads' if raw else 'detections'}", marks=marks)
     for kind in KINDS
-    for form in formats.FORMATS
+    for form in FORMATS
     for raw in (False, True)
     # A file of torch.export takes ten seconds.
     for marks in [[pytest.mark.slow] if form == "torch-export" and not (raw and kind == "retinanet") else []]

@@ -35,6 +35,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def launched_as_main() -> bool:
+    """Whether this process will be the main one: known before it has joined the others."""
+    return not launched() or os.environ.get("RANK", "0") == "0"
+
+
 def join() -> None:
     """Join the group of processes that the launcher's environment variables describe: nccl on GPUs, gloo elsewhere.
 

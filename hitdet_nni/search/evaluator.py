@@ -67,6 +67,10 @@ class EpochLosses:
     def __init__(self) -> None:
         self.values: list[float] = []
 
+    def last(self) -> float:
+        """The loss of the last batch."""
+        return self.values[-1]
+
     def take_mean(self) -> float:
         """Their mean over all processes; the next epoch starts with none."""
         values, self.values = self.values, []

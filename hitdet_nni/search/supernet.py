@@ -19,6 +19,7 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.progress import Stage
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import diagnose
@@ -27,6 +28,7 @@ from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.memory import estimate_step_memory, free_memory
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
+from hitdet_nni.search.step_progress import StepProgress
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
 from hitdet_nni.settings import BudgetSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Component, Skeleton
@@ -122,7 +124,13 @@ def train_supernet(
     budget = None if phase.budget is None else Budget(model, phase.space, phase.budget)
     multiplier = None if budget is None else BudgetMultiplier(budget.limit, phase.flops_weight, settings.alphas.lr)
     losses = EpochLosses()
-    watcher = EpochWatcher(val_loader, cost, losses, on_epoch, seed)
+
+    def told(record: EpochRecord) -> None:
+        on_epoch(record)
+        results = {"loss": record.train_loss, "val_loss": record.val_loss, "gflops": record.expected_gflops}
+        progress.end_epoch({**results, "seconds": record.seconds})
+
+    watcher = EpochWatcher(val_loader, cost, losses, told, seed)
     precision = Precision(settings.precision, distributed.device())
     resume = None
     if checkpoints is not None:
@@ -144,12 +152,14 @@ def train_supernet(
         multiplier=multiplier,
     )
     _mutate(space, strategy, phase, settings)
+    epoch, step = (0, 0) if resume is None else (resume.epoch, resume.step_in_epoch)
+    progress = Stage(phase.stage, phase.epochs, weights_loader.sampler.steps, epoch=epoch, step=step)
     evaluator = detection_evaluator(
         weights_loader,
         alphas_loader,
         _weight_optimizer(settings),
         epochs=phase.epochs,
-        callbacks=[watcher],
+        callbacks=[StepProgress(progress, losses.last), watcher],
         losses=losses,
         stage=phase.stage,
         resume=resume,
