@@ -77,7 +77,8 @@ _RESULTS: tuple[tuple[str, Callable[[float], str]], ...] = (
 
 def epoch_line(progress: Progress) -> str:
     """The line of an epoch that has ended: ``search  epoch 3/12  loss 1.23  4.1 s  left 0:37``."""
-    epoch = f"epoch {progress.epoch}/{progress.epochs}" if progress.epochs else f"epoch {progress.epoch}"
+    epoch = f"epoch {progress.epoch}" if progress.epochs or progress.epoch else ""
+    epoch += f"/{progress.epochs}" if progress.epochs else ""
     parts = [progress.who, progress.stage, epoch]
     parts += [form(progress.results[key]) for key, form in _RESULTS if key in progress.results]
     if progress.left is not None and progress.doing != "ended":
@@ -270,7 +271,7 @@ class TableView:
     def say(self, text: str) -> None:
         """Write a line above the table."""
         if self in _on_terminal:
-            self.console.print(Text(text), soft_wrap=True, highlight=False)
+            self.console.print(Text(text), highlight=False)
         else:  # a forked process: the table is its parent's
             self.console.file.write(f"{text}\n")
 

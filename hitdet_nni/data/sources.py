@@ -13,7 +13,6 @@ from typing import Literal, get_args
 
 from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
-from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.subsets import one_annotation_file
 from hitdet_nni.data_settings import LAYOUTS, DataSettings
@@ -128,5 +127,8 @@ def _embedded_set(settings: DataSettings, seed: int) -> Path:
     root = cache_folder() / name
     with locked(root.parent / f"{name}.lock"):
         if not root.exists():
+            # It needs NumPy and, to draw, scikit-learn; most often the set is there already.
+            from hitdet_nni.data.digits import make_digits  # noqa: PLC0415
+
             make_digits(root, train=settings.train, val=settings.val, size=settings.size, seed=seed)
     return root

@@ -24,20 +24,25 @@ def trial_progress(trial: Trial, runs: Path) -> Progress:
         trial: As NNI knows it.
         runs: Folder of the run directories of the experiment's trials on this machine.
     """
-    who = f"{trial.number} ({trial.id})"
+    who = f"trial {trial.number}"
     if trial.status in ENDED:
         return Progress(trial.status.lower(), "ended", results=_results(trial.final, {"mAP": "default"}), who=who)
     if trial.status != "RUNNING":
         return Progress(trial.status.lower(), "waiting", who=who)
     found = None if trial.place else read_progress(runs / trial.id / PROGRESS_FILE)
+    if found is not None and found.doing == "ended":  # the next stage is being built
+        return replace(found, who=who, doing="training", steps=0, left=0.0)
     if found is not None:
         return replace(found, who=who)
     stage, epoch = trial.latest.get("stage"), trial.latest.get("epoch")
     if isinstance(epoch, int) and stage in _REPORTED_STAGES:
         return Progress(_REPORTED_STAGES[stage], epoch=epoch, results=_results(trial.latest, _REPORTED), who=who)
+    if trial.reports:  # of a trial that is not ours
+        said = f"{trial.reports} report{'' if trial.reports == 1 else 's'}"
+        return Progress(said, results=_results(trial.latest, _REPORTED), who=who)
     return Progress("starting", "waiting", who=who)
 
 
 def _results(report: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
-    found = {name: report.get(key) for name, key in names.items()}
+    found = {name: report[key] for name, key in names.items() if key in report}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}

@@ -154,7 +154,7 @@ def format_value(value: object, number: Callable[[float], str] | None = None) ->
 
 
 def status_line(trial: Trial) -> str:
-    """One line, e.g. ``trial 0 (AbCde) RUNNING  search.flops_weight=3``, or with the final result where there is one."""
+    """One line, e.g. ``trial 0 (AbCde) RUNNING  search.flops_weight=3``; of a final result, where there is one."""
     values = dict(trial.final or trial.parameters)
     if trial.final:
         values = {"mAP": values.pop("default", None), **values}
