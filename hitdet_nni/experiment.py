@@ -23,6 +23,7 @@ from hitdet_nni.launcher.signals import Signals
 from hitdet_nni.launcher.ssh_tunnel import TunnelError
 from hitdet_nni.launcher.trial_progress import trial_progress
 from hitdet_nni.launcher.trial_table import Snapshot, print_table, results_table, status_line
+from hitdet_nni.progress import Progress
 from hitdet_nni.progress_view import clock, view_on
 
 
@@ -44,6 +45,7 @@ def watch(experiment: NniExperiment, signals: Signals, runs: Path) -> Snapshot:
         _say(f"{clock(time.monotonic() - started)}  {text}")
 
     shown: dict[str, str] = {}
+    known: dict[str, Progress] = {}
     with view_on(sys.stdout, write) as view:
         while True:
             snapshot = experiment.poll()
@@ -51,7 +53,8 @@ def watch(experiment: NniExperiment, signals: Signals, runs: Path) -> Snapshot:
                 if shown.get(trial.id) != trial.status:
                     shown[trial.id] = trial.status
                     view.say(status_line(trial))
-                view(trial_progress(trial, runs))
+                known[trial.id] = trial_progress(trial, runs, known.get(trial.id))
+                view(known[trial.id])
             if snapshot.finished:
                 return snapshot
             signals.pause(POLL_INTERVAL)

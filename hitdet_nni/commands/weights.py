@@ -64,7 +64,11 @@ def _start(options: Namespace) -> tuple[Architecture, Path | None]:
 
 
 def evaluate_command(options: Namespace) -> None:
-    """``evaluate``: COCO metrics of given weights."""
+    """``evaluate``: COCO metrics of given weights.
+
+    Raises:
+        InputError: If there are no such weights, or the data have other classes than the architecture.
+    """
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
     pictures = open_data(settings.data, settings.seed)

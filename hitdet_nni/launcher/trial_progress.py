@@ -17,12 +17,13 @@ _REPORTED = {"loss": "train_loss", "val_loss": "val_loss", "gflops": "gflops"}
 """Name of each result of a :class:`~hitdet_nni.progress.Progress` in an intermediate report."""
 
 
-def trial_progress(trial: Trial, runs: Path) -> Progress:
+def trial_progress(trial: Trial, runs: Path, last: Progress | None = None) -> Progress:
     """How far a trial is.
 
     Args:
         trial: As NNI knows it.
         runs: Folder of the run directories of the experiment's trials on this machine.
+        last: What was known of it before; it stands while a trial that had a file has none, as at its end.
     """
     who = f"trial {trial.number}"
     if trial.status in ENDED:
@@ -34,6 +35,8 @@ def trial_progress(trial: Trial, runs: Path) -> Progress:
         return replace(found, who=who, doing="training", steps=0, left=0.0)
     if found is not None:
         return replace(found, who=who)
+    if last is not None and last.epochs:
+        return last
     stage, epoch = trial.latest.get("stage"), trial.latest.get("epoch")
     if isinstance(epoch, int) and stage in _REPORTED_STAGES:
         return Progress(_REPORTED_STAGES[stage], epoch=epoch, results=_results(trial.latest, _REPORTED), who=who)
