@@ -188,9 +188,7 @@ def largest_batch_table(report: Report) -> str:
 
 def start_up_table(report: Report) -> str:
     """The table of :mod:`start_up`."""
-    rows = (
-        (row["command"], "", _number(row["seconds"], 3), _number(row["of_torch"], 2)) for row in report["figures"]
-    )
+    rows = ((row["command"], "", _number(row["seconds"], 3), _number(row["of_torch"], 2)) for row in report["figures"])
     return table(("command", "", "s", "of import torch"), rows)
 
 

@@ -249,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("hitdet-nni: interrupted\n")
+        way = "; the same command with --resume goes on from there" if hasattr(options, "resume") else ""
+        sys.stderr.write(f"hitdet-nni: interrupted{way}\n")
         return 130
     return 0
 

@@ -44,15 +44,16 @@ def watch(experiment: NniExperiment, signals: Signals, runs: Path) -> Snapshot:
     def write(text: str) -> None:
         _say(f"{clock(time.monotonic() - started)}  {text}")
 
-    shown: dict[str, str] = {}
+    shown: dict[str, str] = {}  # NNI tells only later what a trial was given
     known: dict[str, Progress] = {}
     with view_on(sys.stdout, write) as view:
         while True:
             snapshot = experiment.poll()
             for trial in snapshot.trials:
-                if shown.get(trial.id) != trial.status:
-                    shown[trial.id] = trial.status
-                    view.say(status_line(trial))
+                line = status_line(trial)
+                if shown.get(trial.id) != line:
+                    shown[trial.id] = line
+                    view.say(line)
                 known[trial.id] = trial_progress(trial, runs, known.get(trial.id))
                 view(known[trial.id])
             if snapshot.finished:

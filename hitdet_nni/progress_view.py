@@ -26,6 +26,7 @@ LINES_AN_EPOCH = 20
 
 SHORTEST_BAR, LONGEST_BAR = 6, 30
 _GAP = 2  # columns between two cells
+_MARGIN = 3  # columns that a terminal may write ^C into without a new line
 DRAW_INTERVAL = 0.25
 """Seconds between two drawings of the table within an epoch."""
 
@@ -294,7 +295,7 @@ class TableView:
         # The oldest that have ended give way to those that are at work.
         gone = [row for row in rows if row.doing == "ended"][: max(0, len(rows) - room)]
         shown = [row for row in rows if row not in gone][-room:]
-        parts: list[RenderableType] = [progress_table(shown, self.console.width - 1)] if shown else []
+        parts: list[RenderableType] = [progress_table(shown, self.console.width - _MARGIN)] if shown else []
         if gone:
             parts.insert(0, Text(f"{len(gone)} done", style="dim"))
         if self._waiting:

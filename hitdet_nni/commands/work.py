@@ -33,6 +33,7 @@ def at_work(options: Namespace, config: object) -> Iterator[View]:
     Raises:
         InputError: If another process works in the run directory, or it cannot be one.
         StoppedError: In place of accidents of the work.
+        KeyboardInterrupt: A person has ended it.
     """
     as_json = getattr(options, "json", False)
     stream = sys.stderr if as_json else sys.stdout
@@ -49,7 +50,10 @@ def at_work(options: Namespace, config: object) -> Iterator[View]:
         if main and not as_json:
             view.say(f"{options.command}: {config}, files in {options.out}")
         distributed.join()
-        yield view
+        try:
+            yield view
+        except SystemExit as ended:  # Lightning catches Ctrl-C, and ends the program without a word
+            raise KeyboardInterrupt from ended
     distributed.leave()
 
 
