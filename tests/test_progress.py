@@ -4,8 +4,11 @@ import io
 import json
 import logging
 import os
+import pty
 import random
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -347,3 +350,34 @@ def test_progress_of_trials(tmp_path):
     elsewhere = Trial(1, "b", "RUNNING", place="box:~/x")
     ProgressFile(tmp_path / "b" / PROGRESS_FILE)(Progress("retrain"))
     assert trial_progress(elsewhere, tmp_path).stage == "starting"
+
+
+# -------------------------------------------------------------------------------------------------------- a command
+
+
+@pytest.mark.slow
+def test_a_search_on_a_terminal_until_ctrl_c(tmp_path):
+    """The table is drawn, the interruption is told, and the cursor is there again."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "24", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "hitdet_nni", "search", "--config", "tiny", "--out", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text, interrupted = b"", False
+    while True:
+        try:
+            read = os.read(ours, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not read:
+            break
+        text += read
+        if re.search(rb"screening backbone +.*1/2 +1/\d", text) and not interrupted:
+            interrupted = True
+            process.send_signal(signal.SIGINT)
+    os.close(ours)
+    assert process.wait(60) == 130
+    assert b"hitdet-nni: interrupted; the same command with --resume goes on from there" in text.splitlines()[-1]
+    assert text.rindex(b"\x1b[?25h") > text.rindex(b"\x1b[?25l")
+    assert b"loading torch, mmdet and NNI" in text
+    assert b"Traceback" not in text

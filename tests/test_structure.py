@@ -67,13 +67,18 @@ def test_modules_stay_small():
 HEAVY = ("torch", "torchvision", "nni", "pytorch_lightning", "mmdet", "mmcv", "mmengine", "scipy", "sklearn", "cv2")
 
 
-def loaded_by(statement, folder):
-    """Heavy packages that a process has loaded after a statement, which may leave a ``status`` behind."""
+def outcome(statement, folder):
+    """The ``status`` that a statement leaves, the heavy packages loaded after it, and its standard output."""
     code = f"import json, sys\nstatus = 0\n{statement}\n"
     code += f"sys.stderr.write(json.dumps([status, [name for name in {HEAVY} if name in sys.modules]]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
     status, names = json.loads(done.stderr.splitlines()[-1])
-    return status, set(names)
+    return status, set(names), done.stdout
+
+
+def loaded_by(statement, folder):
+    """The same without the output."""
+    return outcome(statement, folder)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,26 @@ def a_run(tmp_path_factory):
     settings = load_settings("tiny")
     open_data(settings.data, settings.seed)
     return folder
+
+
+BEGUN = """
+from hitdet_nni.cli import main
+from hitdet_nni.commands import find
+from hitdet_nni.errors import InputError
+
+def stop(*_):
+    raise InputError("stopped")
+
+find.load_libraries = stop
+status = main("search --config tiny --out new".split())
+"""
+
+
+def test_a_search_says_that_it_begins_before_it_loads_anything(a_run):
+    status, names, said = outcome(BEGUN, a_run)
+    assert (status, names) == (2, set())
+    assert said.splitlines()[0] == "search: tiny, files in new"
+    assert not (a_run / "new").exists()
 
 
 @pytest.mark.parametrize("statement", ["import hitdet_nni", "from hitdet_nni import cli; cli.build_parser()"])
