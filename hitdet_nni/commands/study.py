@@ -7,6 +7,7 @@ from argparse import Namespace
 from hitdet_nni.architecture import load_architecture
 from hitdet_nni.commands.console import settings_of
 from hitdet_nni.commands.work import at_work, load_libraries
+from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.settings import Settings, load_settings, parse_overrides
@@ -28,10 +29,12 @@ def study_command(options: Namespace) -> None:
     settings = _settings(options)
     with at_work(options, f"{options.kind}, {getattr(options, 'run', None) or options.config}") as view:
         load_libraries(view, settings)
-        from hitdet_nni.commands.study_kinds import KINDS
+        from hitdet_nni.commands.study_kinds import KINDS, print_findings
 
         with RunDirectory(options.out).timed("study"):
-            KINDS[options.kind](options)
+            findings = KINDS[options.kind](options)
+    if distributed.launched_as_main():
+        print_findings(findings, as_json=options.json)
 
 
 def _settings(options: Namespace) -> Settings:

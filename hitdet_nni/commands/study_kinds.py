@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,22 @@ from hitdet_nni.studies.sub_space_ablation import common_sub_space
 Rows = Sequence[Mapping[str, object]]
 
 
-def _random(options: Namespace) -> None:
+@dataclass(frozen=True)
+class Findings:
+    """What a study has found.
+
+    Attributes:
+        report: What its JSON file holds; ``rows`` make the table.
+        sentences: The same in words.
+        file: The JSON file.
+    """
+
+    report: Mapping[str, Any]
+    sentences: Sequence[str]
+    file: Path
+
+
+def _random(options: Namespace) -> Findings:
     """Random architectures of the found one's cost, all retrained under one protocol."""
     run, settings, data = _searched(options)
     architectures = draw_rivals(run, settings, data, options.architectures, options.slack)
@@ -42,16 +57,16 @@ def _random(options: Namespace) -> None:
     plot_random_study(trained, losses, summary, _picture(options))
     rows = [{**row, "supernet_loss": losses[one.name]} for row, one in zip(_rows(trained), trained, strict=True)]
     details = {"summary": asdict(summary), "samples": {one.name: dict(one.sample) for one in trained}}
-    _tell(options, rows, summary.sentences(), details)
+    return _written(options, rows, summary.sentences(), details)
 
 
-def _parts(options: Namespace) -> None:
+def _parts(options: Namespace) -> Findings:
     """Table 5: each searched part alone in the baseline."""
     run, settings, data = _searched(options)
-    _retrain_and_tell(options, settings, part_architectures(load_architecture(run.architecture), settings, data))
+    return _retrained(options, settings, part_architectures(load_architecture(run.architecture), settings, data))
 
 
-def _sub_spaces(options: Namespace) -> None:
+def _sub_spaces(options: Namespace) -> Findings:
     """Table 4: the found architecture against one searched in a sub-space that all components share."""
     run, settings, data = _searched(options)
     keep = max(len(run.kept_operators(component)) for component in COMPONENTS)
@@ -62,10 +77,10 @@ def _sub_spaces(options: Namespace) -> None:
         save_search_space(space, own.sub_spaces)
     one = search(own, space, settings, data)
     found = load_architecture(run.architecture)
-    _retrain_and_tell(options, settings, {"1 sub search space": one, "3 sub search spaces": found})
+    return _retrained(options, settings, {"1 sub search space": one, "3 sub search spaces": found})
 
 
-def _operators(options: Namespace) -> None:
+def _operators(options: Namespace) -> Findings:
     """Fig. 3: one operator at a random layer of one part of the baseline."""
     settings = _open(options, settings_of(options))
     data = open_data(settings.data, settings.seed)
@@ -87,10 +102,10 @@ def _operators(options: Namespace) -> None:
         }
         for effect in found
     ]
-    _tell(options, rows, [], {"retrainings": _rows(trained)})
+    return _written(options, rows, [], {"retrainings": _rows(trained)})
 
 
-def _sparsity(options: Namespace) -> None:
+def _sparsity(options: Namespace) -> Findings:
     """Fig. 4: the scores of screening with several weights of the column-sparse term."""
     settings = _open(options, settings_of(options))
     data, space = open_data(settings.data, settings.seed), whole_space(settings)
@@ -99,7 +114,7 @@ def _sparsity(options: Namespace) -> None:
     rows = [{"mu": one.weight, "deviation": one.deviation, "range": one.width} for one in found]
     curves = curve_rows(found)
     write_csv(options.out / "scores.csv", list(curves[0]), curves)
-    _tell(options, rows, [], {})
+    return _written(options, rows, [], {})
 
 
 def _searched(options: Namespace) -> tuple[RunDirectory, Settings, DetectionData]:
@@ -125,10 +140,10 @@ def _protocol(options: Namespace, settings: Settings) -> Protocol:
     return Protocol(settings, seeds, options.out / "runs", options.jobs, say_result)
 
 
-def _retrain_and_tell(options: Namespace, settings: Settings, architectures: Mapping[str, Architecture]) -> None:
+def _retrained(options: Namespace, settings: Settings, architectures: Mapping[str, Architecture]) -> Findings:
     trained = _protocol(options, settings).retrain(architectures)
     plot_trained(trained, _picture(options))
-    _tell(options, _rows(trained), [], {"samples": {one.name: dict(one.sample) for one in trained}})
+    return _written(options, _rows(trained), [], {"samples": {one.name: dict(one.sample) for one in trained}})
 
 
 def _rows(trained: Sequence[Trained]) -> list[dict[str, object]]:
@@ -150,23 +165,29 @@ def _picture(options: Namespace) -> Path:
     return path
 
 
-def _tell(options: Namespace, rows: Rows, sentences: Sequence[str], details: Mapping[str, object]) -> None:
-    """Write ``KIND.csv`` and ``KIND.json``, and print them."""
+def _written(options: Namespace, rows: Rows, sentences: Sequence[str], details: Mapping[str, object]) -> Findings:
+    """Write ``KIND.csv`` and ``KIND.json``."""
     report = {"study": options.kind, "rows": list(rows), **details}
     write_csv(options.out / f"{options.kind}.csv", list(rows[0]), rows)
     write_json(options.out / f"{options.kind}.json", report)
-    if options.json:
-        say(json.dumps(report, indent=2))
+    return Findings(report, sentences, options.out / f"{options.kind}.json")
+
+
+def print_findings(findings: Findings, *, as_json: bool) -> None:
+    """Print what a study has found: a table and sentences, or JSON."""
+    if as_json:
+        say(json.dumps(findings.report, indent=2))
         return
+    rows = findings.report["rows"]
     table = Table()
     for header in rows[0]:
         table.add_column(header.replace("_", " "), justify="right" if _is_number(rows[-1][header]) else "left")
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
     console().print(table)
-    for line in sentences:
+    for line in findings.sentences:
         say(line)
-    say(str(options.out / f"{options.kind}.json"))
+    say(str(findings.file))
 
 
 def _is_number(value: object) -> bool:
