@@ -36,7 +36,7 @@ def export_command(options: Namespace) -> None:
     architecture, weights = _trained(options)
     refuse_existing(options.out, options.force)
     if not weights.is_file():
-        raise InputError("no such file", source=weights, key="--weights", allowed=f"{WEIGHTS_FILE} of a retraining")
+        raise InputError("no such file", source=weights, allowed=f"a file such as {WEIGHTS_FILE} of a retraining")
     from hitdet_nni.deployment.formats import export_model
 
     export_model(architecture, weights, options.out, options.format, raw_heads=options.raw_heads)
