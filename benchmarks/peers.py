@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.model.operators import OPERATORS
+from hitdet_nni.operators import OPERATORS
 from hitdet_nni.search.fused import FusedMixture
 from hitdet_nni.search_space import load_search_space
 

@@ -25,8 +25,8 @@ from unittest.mock import patch
 import torch
 from measure import say, surroundings
 
-from hitdet_nni.data.pipeline import open_data
 from hitdet_nni.data.sampling import SeededPictures
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.process import prepare_process

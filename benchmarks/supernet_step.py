@@ -37,10 +37,11 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from nni.nas.strategy import DARTS
 from single_layer import GPU_LAYERS, LAYERS, STOCK, Figures, measure_layer, shares
 
-from hitdet_nni.data.pipeline import open_data, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.model.operators import OPERATORS
+from hitdet_nni.operators import OPERATORS
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import SAVINGS
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hitdet_nni.architecture import Architecture, load_architecture
     from hitdet_nni.errors import InputError
     from hitdet_nni.model.detector import HitDetectorSpace, build_detector
-    from hitdet_nni.model.operators import OPERATORS
+    from hitdet_nni.operators import OPERATORS
     from hitdet_nni.search.strategy import ColumnSparseDARTS
     from hitdet_nni.skeleton import Skeleton
 
@@ -45,7 +45,7 @@ _HOMES = {
     "InputError": "errors",
     "HitDetectorSpace": "model.detector",
     "build_detector": "model.detector",
-    "OPERATORS": "model.operators",
+    "OPERATORS": "operators",
     "ColumnSparseDARTS": "search.strategy",
     "Skeleton": "skeleton",
 }

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_json, write_json
-from hitdet_nni.model.operators import OPERATORS, parse_operator
+from hitdet_nni.operators import OPERATORS, parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import Skeleton
 from hitdet_nni.validation import one_line

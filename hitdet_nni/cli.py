@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hitdet_nni import __version__
+from hitdet_nni.deployment import FORMATS
 from hitdet_nni.errors import InputError, StoppedError
 
 EXAMPLES = {
@@ -47,7 +48,7 @@ HELP = {
     "train-baseline": "train a baseline, or any mmdet config, as `retrain` trains a found detector, and evaluate it",
     "evaluate": "evaluate a trained architecture as COCO does",
     "study": "compare with random architectures, or take the method apart as section 4.4 does",
-    "tables": "count the paper's cost tables again and print them beside the published figures",
+    "tables": "print the paper's cost tables, counted again, beside the published figures",
     "report": "write a page of a run in any state: one HTML file that needs no network",
     "compare": "write a page of several runs: their figures, and accuracy against cost",
 }
@@ -111,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", "-o", type=Path, required=True, metavar="FILE", help="file to write")
     export.add_argument(
         "--format",
-        choices=["architecture", "onnx", "torchscript", "torch-export"],
+        choices=["architecture", *FORMATS],
         default="architecture",
         help="architecture JSON of a run, or model file of a trained detector (default: %(default)s)",
     )
@@ -155,6 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     tables.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write all tables between the markers in FILE instead of printing"
     )
+
+    tables.add_argument("--count", action="store_true", help="count the baselines again, on mmdet's modules")
 
     report = parsers["report"]
     report.add_argument("run", type=Path, help="run directory")
@@ -246,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("hitdet-nni: interrupted\n")
+        way = "; the same command with --resume goes on from there" if hasattr(options, "resume") else ""
+        sys.stderr.write(f"hitdet-nni: interrupted{way}\n")
         return 130
     return 0
 

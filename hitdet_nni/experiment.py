@@ -22,26 +22,44 @@ from hitdet_nni.launcher.experiment_config import ExperimentConfig, load_config,
 from hitdet_nni.launcher.nni_manager import POLL_INTERVAL, ExperimentError, NniExperiment, node_options
 from hitdet_nni.launcher.signals import Signals
 from hitdet_nni.launcher.ssh_tunnel import TunnelError
-from hitdet_nni.launcher.trial_table import Snapshot, Trial, print_table, progress_line, results_table
+from hitdet_nni.launcher.trial_progress import trial_progress
+from hitdet_nni.launcher.trial_table import Snapshot, print_table, results_table, status_line
+from hitdet_nni.progress import Progress
+from hitdet_nni.progress_view import clock, view_on
 
 
 def _say(text: str, stream: IO[str] | None = None) -> None:
     print(text, file=stream or sys.stdout, flush=True)
 
 
-def watch(experiment: NniExperiment, signals: Signals) -> Snapshot:
-    """Follow an experiment to its end, with a line for every change of a trial."""
+def watch(experiment: NniExperiment, signals: Signals, runs: Path) -> Snapshot:
+    """Follow an experiment to its end, with a line for every change of a trial's status, and its progress.
+
+    Args:
+        experiment: The experiment, started.
+        signals: What may end the watching.
+        runs: Folder of the run directories of its trials on this machine.
+    """
     started = time.monotonic()
-    shown: dict[str, Trial] = {}
-    while True:
-        snapshot = experiment.poll()
-        for trial in snapshot.trials:
-            if shown.get(trial.id) != trial:
-                _say(progress_line(trial, time.monotonic() - started))
-        if snapshot.finished:
-            return snapshot
-        shown = {trial.id: trial for trial in snapshot.trials}
-        signals.pause(POLL_INTERVAL)
+
+    def write(text: str) -> None:
+        _say(f"{clock(time.monotonic() - started)}  {text}")
+
+    shown: dict[str, str] = {}  # NNI tells only later what a trial was given
+    known: dict[str, Progress] = {}
+    with view_on(sys.stdout, write) as view:
+        while True:
+            snapshot = experiment.poll()
+            for trial in snapshot.trials:
+                line = status_line(trial)
+                if shown.get(trial.id) != line:
+                    shown[trial.id] = line
+                    view.say(line)
+                known[trial.id] = trial_progress(trial, runs, known.get(trial.id))
+                view(known[trial.id])
+            if snapshot.finished:
+                return snapshot
+            signals.pause(POLL_INTERVAL)
 
 
 def run(config: ExperimentConfig, runs: Path, port: int | None) -> int:
@@ -61,7 +79,7 @@ def run(config: ExperimentConfig, runs: Path, port: int | None) -> int:
             _say(f"starting NNI; its web UI will be {experiment.address}")
             experiment.start()
             _say(f"experiment {experiment.id} runs, files in {experiment.folder}")
-            snapshot = watch(experiment, signals)
+            snapshot = watch(experiment, signals, runs / experiment.id)
             snapshot = experiment.fetch_logs(snapshot)
             print_table(results_table(snapshot.trials, runs / experiment.id), sys.stdout)
         if signals.first is not None:

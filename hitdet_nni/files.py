@@ -20,6 +20,9 @@ from hitdet_nni.errors import InputError, WriteError
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS_FILE = "weights.pth"
+"""Name of the weights that a training leaves."""
+
 _LONGEST_LINE = 4096
 """Bytes at the end of a CSV file in which its last line is looked for."""
 

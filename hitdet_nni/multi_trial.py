@@ -18,10 +18,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hitdet_nni.architecture import Architecture, save_architecture
-from hitdet_nni.data.pipeline import DetectionData, open_data, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.weights_file import WEIGHTS_FILE, save_weights
+from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError
+from hitdet_nni.files import WEIGHTS_FILE
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.nni_results import complete_sample, describe_sample
 from hitdet_nni.procedure import train_found

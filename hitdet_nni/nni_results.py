@@ -9,10 +9,10 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from nni.nas.oneshot.pytorch.supermodule.proxyless import ProxylessMixedLayer
 
 from hitdet_nni.architecture import SCHEMA_VERSION, Architecture, Provenance
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.description import cost_records
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.procedure import cost_records
 from hitdet_nni.run_directory import git_commit, plain, versions
 from hitdet_nni.settings import Settings
 

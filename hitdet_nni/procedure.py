@@ -5,35 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hitdet_nni.architecture import (
-    SCHEMA_VERSION,
-    Architecture,
-    CostRecord,
-    Provenance,
-    load_architecture,
-    save_architecture,
-)
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.architecture import Architecture, load_architecture, save_architecture
+from hitdet_nni.checks import check_budget
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.description import describe_architecture
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import save_weights
-from hitdet_nni.errors import InputError
 from hitdet_nni.files import append_epoch, locked, read_json, write_json
-from hitdet_nni.run_directory import RunDirectory, git_commit, plain, versions
-from hitdet_nni.search.budget import Budget
+from hitdet_nni.progress import Progress, tell
+from hitdet_nni.run_directory import RunDirectory, plain
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.search.supernet import Phase, train_supernet
-from hitdet_nni.search_space import SearchSpace, load_search_space, save_search_space
+from hitdet_nni.search_space import SearchSpace, save_search_space
 from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
+from hitdet_nni.skeleton import COMPONENTS, Component
 from hitdet_nni.training.retrain import Retrained, retrain
 
 logger = logging.getLogger(__name__)
@@ -42,29 +36,8 @@ OnEpoch = Callable[[str, EpochRecord], None]
 """Called with the stage's name (``"screening backbone"``, ``"search"``) and the record of each epoch."""
 
 
-def whole_space(settings: Settings) -> SearchSpace:
-    """The search space that the settings name.
-
-    Raises:
-        InputError: If it is missing or broken, or a component has fewer operators than screening is to keep.
-    """
-    space = load_search_space(settings.space)
-    for component, names in space.items():
-        keep = getattr(settings.screening.keep, component)
-        if keep > len(names):
-            key = f"screening.keep.{component}"
-            raise InputError(f"got {keep}", key=key, allowed=f"1 to {len(names)}, the operators of {settings.space}")
-    return space
-
-
-def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
-    """Refuse a budget that no architecture of a space keeps to, before hours are spent on it.
-
-    Raises:
-        InputError: Naming the least reachable cost.
-    """
-    if settings.search.budget is not None:
-        Budget(CostModel(settings.skeleton, num_classes), space, settings.search.budget).check_reachable()
+def ignore_epoch(stage: str, record: EpochRecord) -> None:
+    """Make nothing of an epoch; what is written and shown of it does not depend on this."""
 
 
 def screening_key(settings: Settings, space: SearchSpace) -> str:
@@ -77,7 +50,7 @@ def screening_key(settings: Settings, space: SearchSpace) -> str:
 
 
 def screen(
-    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch
+    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
 ) -> SearchSpace:
     """Screen every component that ``run`` has no scores of yet, and write ``screening/sub_spaces.yml``.
 
@@ -96,6 +69,8 @@ def screen(
         # What is left is another run's; waiting for its lock also covers its death.
         wait = True
         pending = _unscreened(run, settings)
+        if pending:
+            tell(Progress(screening_stage(pending[0]), "waiting"))
     kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
     if distributed.is_main() and not run.sub_spaces.exists():
         save_search_space(kept, run.sub_spaces)
@@ -129,7 +104,7 @@ def screen_group(
     space: SearchSpace,
     settings: Settings,
     data: DetectionData,
-    on_epoch: OnEpoch,
+    on_epoch: OnEpoch = ignore_epoch,
 ) -> None:
     """Screen some components in one supernet and write their scores; goes on from the newest checkpoint."""
     stage = screening_stage(components)
@@ -147,7 +122,7 @@ def screen_group(
 
 
 def search(
-    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch
+    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
 ) -> Architecture:
     """Search all three components in their sub spaces and write ``architecture.json``.
 
@@ -207,89 +182,6 @@ def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
     ]
     append_epoch(run.alphas, record.epoch, alphas)
     append_epoch(run.search_metrics, record.epoch, [metrics])
-
-
-def describe_architecture(
-    name: str,
-    sample: dict[str, str],
-    space: SearchSpace,
-    settings: Settings,
-    classes: tuple[str, ...],
-    *,
-    saving: Mapping[Component, str] | None = None,
-) -> Architecture:
-    """An architecture with its provenance and its cost by both conventions.
-
-    Args:
-        name: A name for people.
-        sample: Operator of each searched layer.
-        space: The space that it was found in.
-        settings: The run's settings.
-        classes: Class names, in label order.
-        saving: How each component of the supernet was computed, where there was one.
-    """
-    return Architecture(
-        schema_version=SCHEMA_VERSION,
-        name=name,
-        skeleton=settings.skeleton,
-        sample={layer.label: sample[layer.label] for layer in settings.skeleton.searched_layers()},
-        provenance=Provenance(
-            classes=classes,
-            space={component: list(names) for component, names in space.items()},
-            sparsity_weight=settings.screening.sparsity_weight,
-            flops_weight=settings.search.flops_weight,
-            seed=settings.seed,
-            data=plain(settings)["data"],
-            versions=versions(),
-            git_commit=git_commit(),
-            saving=None if saving is None else dict(saving),
-            cost=cost_records(settings.skeleton, sample, len(classes)),
-        ),
-    )
-
-
-def cost_records(skeleton: Skeleton, sample: dict[str, str], num_classes: int) -> tuple[CostRecord, ...]:
-    """The cost of an architecture at its skeleton's input size, by both conventions."""
-    records = []
-    for convention in ("macs", "paper"):
-        model = CostModel(skeleton, num_classes, convention=convention)
-        costs = model.architecture(sample)
-        records.append(
-            CostRecord(
-                convention=convention,
-                shape=model.shape,
-                proposals=model.proposals,
-                params={part: cost.params for part, cost in costs.items()},
-                flops={part: cost.flops for part, cost in costs.items()},
-            )
-        )
-    return tuple(records)
-
-
-def transferred(architecture: Architecture, settings: Settings, classes: tuple[str, ...]) -> Architecture:
-    """An architecture for other classes and another input size than it was found for; its cost is counted anew."""
-    skeleton = architecture.skeleton.model_copy(update={"input_size": settings.skeleton.input_size})
-    cost = cost_records(skeleton, architecture.sample, len(classes))
-    provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost})
-    return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
-
-
-def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:
-    """Write ``architecture.json`` of a retraining; in a run that is resumed it must be the same.
-
-    Raises:
-        InputError: If the run is of another architecture.
-    """
-    if not run.architecture.exists():
-        save_architecture(architecture, run.architecture)
-        return
-    there = load_architecture(run.architecture)
-    if (there.skeleton, there.sample) != (architecture.skeleton, architecture.sample):
-        raise InputError(
-            "the run there is of another architecture",
-            source=run.architecture,
-            allowed="the same architecture, or --force",
-        )
 
 
 def train_found(

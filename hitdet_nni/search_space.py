@@ -9,7 +9,7 @@ import yaml
 
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_yaml, write_text
-from hitdet_nni.model.operators import parse_operator
+from hitdet_nni.operators import parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Component
 

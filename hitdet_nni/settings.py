@@ -27,7 +27,7 @@ from hitdet_nni.data_settings import DataSettings as DataSettings
 from hitdet_nni.data_settings import Section
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_yaml
-from hitdet_nni.model.operators import parse_operator
+from hitdet_nni.operators import parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.validation import BY_COMPONENT, ONE_VALUE, one_line

@@ -13,18 +13,22 @@ import logging
 import os
 import shutil
 import sys
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import nni
 
-from hitdet_nni.data.pipeline import DetectionData, open_data
+from hitdet_nni.checks import check_budget, whole_space
+from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process, told_in_a_line
 from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.files import read_json, read_yaml
-from hitdet_nni.procedure import check_budget, screen, screening_key, search, train_found, whole_space
+from hitdet_nni.procedure import screen, screening_key, search, train_found
+from hitdet_nni.progress import listening, written
+from hitdet_nni.progress_view import LineView
 from hitdet_nni.report.page import write_report
 from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.run_directory import RunDirectory, plain
@@ -54,15 +58,6 @@ def report_epoch(stage: str, record: EpochRecord) -> None:
             "stage": SEARCH if stage == "search" else SCREENING,
             "epoch": record.epoch + 1,
         }
-    )
-    logger.info(
-        "%s, epoch %d: val loss %.4f, %.4f GFLOPs expected, %s, %.1f s",
-        stage,
-        record.epoch + 1,
-        record.val_loss,
-        record.expected_gflops,
-        ", ".join(f"entropy of {name} {value:.3f}" for name, value in record.entropy.items()),
-        record.seconds,
     )
 
 
@@ -108,7 +103,8 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
     with run.held(wait=True) if distributed.is_main() else nullcontext():
         run.open(settings, force=force, resume=not force)
-        result = _procedure(run, whole, settings, data)
+        with _shown(run):
+            result = _procedure(run, whole, settings, data)
     if distributed.is_main():
         final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
         nni.report_final_result(final)
@@ -117,6 +113,16 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
             write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
     logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
     distributed.leave()
+
+
+@contextmanager
+def _shown(run: RunDirectory) -> Iterator[None]:
+    """Have the log, and whoever looks into the run directory, hear how far the trial is."""
+    if not distributed.is_main():
+        yield
+        return
+    with written(run.path), listening(LineView(lambda line: logger.info("%s", line))):
+        yield
 
 
 def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: DetectionData) -> dict[str, Any]:
@@ -132,12 +138,8 @@ def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: 
             shutil.copytree(shared.screening, run.screening, ignore=ignored, dirs_exist_ok=True)
     with run.timed("search"):
         architecture = search(run, space, settings, data, report_epoch)
-
-    def log_evaluation(epoch: int, metrics: dict[str, float]) -> None:
-        logger.info("retraining, epoch %d: mAP %.3f", epoch, metrics["mAP"])
-
     with run.timed("retrain"):
-        return train_found(run, architecture, settings, data, log_evaluation, resume=True)
+        return train_found(run, architecture, settings, data, resume=True)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # programs for a GPU are interpreted; read when Triton is imported
 
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings

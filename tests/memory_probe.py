@@ -10,7 +10,8 @@ from dataclasses import asdict
 
 import torch
 
-from hitdet_nni.data.pipeline import open_data, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.evaluator import detection_loss

@@ -5,8 +5,9 @@ import random
 from types import SimpleNamespace
 
 from hitdet_nni.architecture import save_architecture
+from hitdet_nni.description import cost_records, describe_architecture
 from hitdet_nni.files import read_json, write_json, write_text
-from hitdet_nni.procedure import cost_records, describe_architecture, write_epoch
+from hitdet_nni.procedure import write_epoch
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import EpochRecord

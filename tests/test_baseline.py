@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hitdet_nni import cli
-from hitdet_nni.commands import baseline as commands_baseline
 from hitdet_nni.cost_tables.measured import add_measured, load_measured
 from hitdet_nni.cost_tables.mmdet_config import profile_config
 from hitdet_nni.cost_tables.tables import Comparison, Row
@@ -109,7 +108,7 @@ def test_what_cannot_be_counted_trains_without_a_cost(little, tmp_path, capsys, 
     def refuse(*arguments):
         raise InputError("has no formula", source="little.py")
 
-    monkeypatch.setattr(commands_baseline, "baseline_cost", refuse)
+    monkeypatch.setattr(baseline, "baseline_cost", refuse)
     overrides = [part for key, value in OVERRIDES.items() for part in ("--set", f"{key}={value}")]
     out = tmp_path / "run"
     assert cli.main(["train-baseline", str(little), "--config", "tiny", *overrides, "--out", str(out)]) == 0

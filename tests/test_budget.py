@@ -13,6 +13,7 @@ import torch
 from hitdet_nni.search import knapsack
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
+from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.knapsack import cost_of_choice, decode_within, least_cost
 from hitdet_nni.settings import BudgetSettings
 from hitdet_nni.skeleton import Skeleton
@@ -282,7 +283,7 @@ def test_expected_cost(tiny_model, draw):
     searched = [layer for layer in tiny_model.layers if layer.component != "neck"]
     alphas = {layer.label: torch.randn(len(FIXED_NECK[layer.component]), requires_grad=True) for layer in searched}
     probabilities = {label: alpha.softmax(0) for label, alpha in alphas.items()}
-    reference = tiny_model.expectation(FIXED_NECK)(probabilities)
+    reference = ExpectedCost(tiny_model, FIXED_NECK)(probabilities)
     assert flops.expected(probabilities).item() == pytest.approx(reference.item(), rel=1e-12)
     expected = params.expected(probabilities)
     expected.backward()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hitdet_nni import cli
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.data.voc import CLASSES
 from hitdet_nni.settings import DataSettings
 

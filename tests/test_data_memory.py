@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hitdet_nni.data.memory import MOST_WORKERS, KeptPictures, available_cores, kept, settle_loading
+from hitdet_nni.data.memory import MOST_WORKERS, KeptPictures, kept, settle_loading
 from hitdet_nni.data.pipeline import build_dataset
 from hitdet_nni.data.sampling import Draw, SeededPictures
+from hitdet_nni.engine.machine import available_cores
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["steady", "flipped"])

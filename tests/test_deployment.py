@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from hitdet_nni import cli
 from hitdet_nni.architecture import Architecture, Provenance, load_architecture, save_architecture
-from hitdet_nni.deployment import formats
+from hitdet_nni.deployment import FORMATS, formats
 from hitdet_nni.deployment.boxes import base_anchors
 from hitdet_nni.deployment.components import Backbone, Neck
 from hitdet_nni.deployment.detector import RawHeads
@@ -201,7 +201,7 @@ def test_the_plain_detector_is_mmdet_s(made, kind):
 FILES = [
     pytest.param(kind, form, raw, id=f"{kind}-{form}-{'heads' if raw else 'detections'}", marks=marks)
     for kind in KINDS
-    for form in formats.FORMATS
+    for form in FORMATS
     for raw in (False, True)
     # A file of torch.export takes ten seconds.
     for marks in [[pytest.mark.slow] if form == "torch-export" and not (raw and kind == "retinanet") else []]
@@ -457,7 +457,8 @@ def test_the_page_s_program_needs_onnxruntime_alone(made, exported, tmp_path):
 @pytest.mark.slow
 def test_a_detector_trained_on_digits(tmp_path, capsys, figure):
     """Fifty pictures that it was not trained on, from the file as from mmdet."""
-    from hitdet_nni.data.pipeline import build_dataset, open_data
+    from hitdet_nni.data.pipeline import build_dataset
+    from hitdet_nni.data.sources import open_data
     from hitdet_nni.settings import load_settings
 
     base = load_settings("digits")

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from hitdet_nni.depthwise_convolution import DepthwiseConv2d, use_fast_depthwise
-from hitdet_nni.model.operators import OPERATORS, build_operator
+from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators import OPERATORS
 
 
 def depthwise(kernel_size, dilation, stride):

@@ -16,10 +16,10 @@ from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.description import describe_architecture
 from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.procedure import describe_architecture
 from hitdet_nni.settings import load_settings
 from hitdet_nni.skeleton import COMPONENTS
 from hitdet_nni.training.coco_evaluation import METRICS, coco_metrics, evaluation_config, exact

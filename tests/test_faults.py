@@ -381,7 +381,10 @@ def read_only(folder):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("command", ["search", "retrain", "pretrain", "screen", "study sparsity", "study operators"])
+@pytest.mark.parametrize(
+    "command",
+    ["search", "retrain --architecture hit_detector", "pretrain", "screen", "study sparsity", "study operators"],
+)
 def test_an_out_that_cannot_be_written_is_refused_before_anything(files, tmp_path, run, command):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/run")):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from hitdet_nni.data.class_folders import open_folders
 from hitdet_nni.data.folder import (
     FolderPictures,
-    open_folders,
     sound,
     training_loader,
     training_transform,

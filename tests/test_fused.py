@@ -19,7 +19,8 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
-from hitdet_nni.model.operators import OPERATORS, build_operator
+from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators import OPERATORS
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import SAVINGS, FusedMixture, fused_weighted_sum, layout, plan
 from hitdet_nni.search.mixed import SAVING, set_saving

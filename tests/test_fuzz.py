@@ -27,8 +27,9 @@ from report_runs import write_run
 from hitdet_nni.architecture import load_architecture
 from hitdet_nni.cli import main
 from hitdet_nni.cost_tables.measured import load_measured
+from hitdet_nni.data.class_folders import open_folders
 from hitdet_nni.data.coco import read_annotations
-from hitdet_nni.data.folder import FolderPictures, collate, open_folders, sound, validation_transform
+from hitdet_nni.data.folder import FolderPictures, collate, sound, validation_transform
 from hitdet_nni.data.halves import kept_halves
 from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder

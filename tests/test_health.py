@@ -15,13 +15,15 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import InstanceData
 
 from hitdet_nni.data.coco import read_annotations
-from hitdet_nni.data.pipeline import DetectionData, open_data, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import MAX_P_VALUE, MIN_BATCHES, chance_of_agreement, diagnose, standing_out_entropy
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.evidence import MAX_BATCHES, Evidence, detector_losses, exchanged, held_out_losses
+from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.health import GradientNorms, Health, examine, require_finite
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, mean_entropy
@@ -129,7 +131,7 @@ def set_winner(layer, name):
 
 def test_the_cost_gap_is_that_between_the_decoded_detector_and_the_expectation(tiny, layers):
     model = CostModel(tiny, num_classes=3)
-    cost = model.expectation(SPACE)
+    cost = ExpectedCost(model, SPACE)
     health = examine(0, layers, argmax(layers), cost, {}, {}, None)
     decoded = {label: SPACE["neck"][int(layer._arch_alpha.argmax())] for label, layer in layers.items()}
     assert health.decoded == decoded
@@ -147,7 +149,7 @@ def test_the_cost_gap_is_that_between_the_decoded_detector_and_the_expectation(t
 
 
 def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tiny, layers):
-    cost = CostModel(tiny, num_classes=3).expectation(SPACE)
+    cost = ExpectedCost(CostModel(tiny, num_classes=3), SPACE)
     sep, conv = SPACE["neck"]
     for layer in layers.values():
         set_winner(layer, sep)
@@ -170,7 +172,7 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
 
 
 def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
-    cost = CostModel(tiny, num_classes=3).expectation(SPACE)
+    cost = ExpectedCost(CostModel(tiny, num_classes=3), SPACE)
     evidence = {"annotations": Evidence(0.5, 0.01, 9), "categories": Evidence(0.25, 0.5, 9)}
     warm_up = examine(0, layers, argmax(layers), cost, {}, evidence, None)
     searching = examine(1, layers, argmax(layers), cost, {"backbone": 0.1, "neck": 0.2, "head": 0.3}, evidence, warm_up)
@@ -183,7 +185,7 @@ def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
 
 
 def test_health_survives_a_weights_only_checkpoint(tiny, layers, tmp_path):
-    cost = CostModel(tiny, num_classes=3).expectation(SPACE)
+    cost = ExpectedCost(CostModel(tiny, num_classes=3), SPACE)
     health = examine(2, layers, argmax(layers), cost, {"neck": 0.1}, {"annotations": Evidence(0.5, 0.01, 9)}, None)
     torch.save(health.state(), tmp_path / "health.pt")
     assert Health.restore(torch.load(tmp_path / "health.pt", weights_only=True)) == health
@@ -196,7 +198,7 @@ def test_the_decoded_architecture_is_the_one_given(tiny, layers):
         layer.label: min(SPACE[layer.component], key=lambda name, layer=layer: model.layer_cost(layer, name).flops)
         for layer in model.layers
     }
-    health = examine(0, layers, cheapest, model.expectation(SPACE), {}, {}, None)
+    health = examine(0, layers, cheapest, ExpectedCost(model, SPACE), {}, {}, None)
     assert health.decoded == cheapest != argmax(layers)
     assert health.decoded_gflops == pytest.approx(model.architecture(cheapest)["total"].flops / 1e9, rel=1e-9)
 

@@ -24,7 +24,8 @@ from hitdet_nni.model.detector import HitDetectorSpace, build_detector, detector
 from hitdet_nni.model.head import HitBoxHead, HitRetinaHead
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.model.neck import HitNeck
-from hitdet_nni.model.operators import OPERATORS, build_operator
+from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators import OPERATORS
 from hitdet_nni.settings import load_settings
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
 

@@ -10,8 +10,9 @@ from mmdet.models.necks.ssd_neck import L2Norm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hitdet_nni.cost_tables.mmdet_config import baseline_names, load_config, profile_config
+from hitdet_nni.cost_tables.mmdet_config import load_config, profile_config
 from hitdet_nni.cost_tables.module_cost import FlopCount, build_on_meta, detector_cost, formula_of, parameter_count
+from hitdet_nni.cost_tables.profile import baseline_names
 from hitdet_nni.model.detector import detector_config
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search_space import load_search_space

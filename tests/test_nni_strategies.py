@@ -38,9 +38,10 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.experiment import node_options
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.model.operators import OPERATORS, build_operator
+from hitdet_nni.model.operators import build_operator
 from hitdet_nni.multi_trial import InheritedWeights, recalibrate, retrain_sample
 from hitdet_nni.nni_results import complete_sample, describe_sample, strongest_sample
+from hitdet_nni.operators import OPERATORS
 from hitdet_nni.search import evaluator, one_shot
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import WeightOptimizer, detection_evaluator

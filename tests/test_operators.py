@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hitdet_nni.model.operators import OPERATORS, Operator, build_operator, parse_operator
+from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators import OPERATORS, Operator, parse_operator
 from hitdet_nni.search_space import load_search_space
 
 # Appendix 6.1, written out.

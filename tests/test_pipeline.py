@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from hitdet_nni.data.pipeline import build_dataset, open_data, search_loaders
+from hitdet_nni.data.pipeline import build_dataset, search_loaders
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import DataSettings
 

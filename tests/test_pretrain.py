@@ -15,7 +15,7 @@ from group import run_group
 
 from hitdet_nni import cli
 from hitdet_nni.architecture import Architecture, Provenance, save_architecture
-from hitdet_nni.data.folder import open_folders
+from hitdet_nni.data.class_folders import open_folders
 from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector

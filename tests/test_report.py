@@ -479,7 +479,7 @@ def test_a_real_retraining(tmp_path, capsys):
 
 
 def open_annotations():
-    from hitdet_nni.data.pipeline import open_data
+    from hitdet_nni.data.sources import open_data
 
     return open_data(load_settings("tiny", {"data.train": 16, "data.val": 4}).data, 0).val.ann.read_text()
 

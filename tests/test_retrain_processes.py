@@ -9,7 +9,7 @@ from group import run_group
 from mmdet.models.task_modules.samplers import RandomSampler
 
 from hitdet_nni.architecture import Architecture, Provenance
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.settings import load_settings
 from hitdet_nni.training.coco_metric import ExactCocoMetric
 from hitdet_nni.training.resume import ResumableTrainLoop

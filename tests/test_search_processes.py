@@ -5,7 +5,7 @@ import torch
 from group import run_group
 from mmdet.models.task_modules.samplers import RandomSampler
 
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.search.strategy import Removal
 from hitdet_nni.search.supernet import Phase, train_supernet

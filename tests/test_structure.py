@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 import hitdet_nni
+from hitdet_nni.architecture import load_architecture, save_architecture
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.run_directory import RunDirectory
+from hitdet_nni.settings import load_settings
 
 PACKAGE = Path(hitdet_nni.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -59,20 +64,100 @@ def test_modules_stay_small():
     assert max(sizes.values()) <= 400, sizes
 
 
-def heavy_modules_after(statement):
-    code = f"import sys; {statement}; print([m for m in ('torch', 'mmdet', 'mmcv', 'nni') if m in sys.modules])"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[
-        -1
-    ]
+HEAVY = ("torch", "torchvision", "nni", "pytorch_lightning", "mmdet", "mmcv", "mmengine", "scipy", "sklearn", "cv2")
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    assert heavy_modules_after("import hitdet_nni") == "[]"
+def outcome(statement, folder):
+    """The ``status`` that a statement leaves, the heavy packages loaded after it, and its standard output."""
+    code = f"import json, sys\nstatus = 0\n{statement}\n"
+    code += f"sys.stderr.write(json.dumps([status, [name for name in {HEAVY} if name in sys.modules]]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    status, names = json.loads(done.stderr.splitlines()[-1])
+    return status, set(names), done.stdout
 
 
-def test_help_loads_nothing_heavy():
-    statement = "from hitdet_nni import cli; cli.build_parser().format_help()"
-    assert heavy_modules_after(statement) == "[]"
+def loaded_by(statement, folder):
+    """The same without the output."""
+    return outcome(statement, folder)[:2]
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    """A folder with an architecture, a run that has found it, and nothing else; the embedded set has been made."""
+    folder = tmp_path_factory.mktemp("folder")
+    found = load_architecture("hit_detector")
+    save_architecture(found, folder / "mine.json")
+    run = RunDirectory(folder / "run")
+    run.open(load_settings("tiny"))
+    save_architecture(found, run.architecture)
+    settings = load_settings("tiny")
+    open_data(settings.data, settings.seed)
+    return folder
+
+
+BEGUN = """
+from hitdet_nni.cli import main
+from hitdet_nni.commands import find
+from hitdet_nni.errors import InputError
+
+def stop(*_):
+    raise InputError("stopped")
+
+find.load_libraries = stop
+status = main("search --config tiny --out new".split())
+"""
+
+
+def test_a_search_says_that_it_begins_before_it_loads_anything(a_run):
+    status, names, said = outcome(BEGUN, a_run)
+    assert (status, names) == (2, set())
+    assert said.splitlines()[0] == "search: tiny, files in new"
+    assert not (a_run / "new").exists()
+
+
+@pytest.mark.parametrize("statement", ["import hitdet_nni", "from hitdet_nni import cli; cli.build_parser()"])
+def test_the_package_and_help_load_nothing_heavy(statement, tmp_path):
+    assert loaded_by(statement, tmp_path) == (0, set())
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("search --config nosuch.yml --out new", 2),
+        ("search --config tiny --set search.epoch=1 --out new", 2),
+        ("search --config tiny --sub-spaces nosuch.yml --out new", 2),
+        ("search --config tiny --set data.builtin=null --out new", 2),
+        ("search --config tiny --out mine.json", 2),
+        ("screen --config tiny --set screening.keep.head=33 --out new", 2),
+        ("retrain --config tiny --architecture nosuch.json --out new", 2),
+        ("retrain --config tiny --architecture mine.json --out new", 2),
+        ("retrain --config tiny --architecture mine.json --set retrain.pretrained=no.pth --out new", 2),
+        ("train-baseline nosuch.py --config tiny --out new", 2),
+        ("pretrain --config tiny --out new", 2),
+        ("evaluate --config tiny --architecture mine.json --weights no.pth", 2),
+        ("export-config nosuch.json --config tiny -o hit.py", 2),
+        ("study random --run nosuch --out new", 2),
+        ("study parts --run run --seeds 0 --out new", 2),
+        ("profile mine.json", 0),
+        ("profile run --layers", 0),
+        ("profile nosuch.py", 2),
+        ("export run --out exported.json --force", 0),
+        ("export run --format onnx --out mine.onnx", 2),
+        ("tables", 0),
+        ("tables 1 --markdown results.md", 2),
+        ("check-data --config tiny", 0),
+    ],
+)
+def test_what_needs_no_network_loads_none(line, status, a_run):
+    statement = f"from hitdet_nni.cli import main; status = main({line.split()!r})"
+    assert loaded_by(statement, a_run) == (status, set())
+    assert not (a_run / "new").exists()
+
+
+def test_a_model_file_needs_no_library_of_detectors(a_run):
+    """And the commands that do need something heavy are seen to load it."""
+    assert "torch" in loaded_by("import hitdet_nni.deployment.formats", a_run)[1]
+    assert not loaded_by("import hitdet_nni.deployment.formats", a_run)[1] & {"nni", "mmdet", "pytorch_lightning"}
 
 
 def test_public_names_are_importable():

@@ -9,7 +9,8 @@ from PIL import Image
 
 from hitdet_nni.data.coco import read_annotations
 from hitdet_nni.data.halves import kept_halves, split_halves
-from hitdet_nni.data.pipeline import open_data, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.data.subsets import one_annotation_file, read_ids
 from hitdet_nni.settings import DataSettings, load_settings
 

@@ -11,7 +11,9 @@ from mmdet.testing import demo_mm_inputs
 from hitdet_nni import cli
 from hitdet_nni.architecture import load_architecture, save_architecture
 from hitdet_nni.cost_tables.measured import load_measured
-from hitdet_nni.cost_tables.mmdet_config import baseline_names, load_config, profile_config
+from hitdet_nni.cost_tables.mmdet_config import counted_costs, load_config, profile_config
+from hitdet_nni.cost_tables.profile import baseline_names
+from hitdet_nni.cost_tables.stored_costs import stored_costs
 from hitdet_nni.cost_tables.table_rendering import END, markdown, plain, section, update_markdown
 from hitdet_nni.cost_tables.tables import Row, compare, load_tables
 from hitdet_nni.run_directory import RunDirectory
@@ -21,13 +23,24 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 
 @pytest.fixture(scope="module")
 def compared():
-    return [(table, compare(table)) for table in load_tables()]
+    """Counted on mmdet's modules; the tests of the command read what is stored."""
+    return [(table, compare(table, counted_costs)) for table in load_tables()]
 
 
 @pytest.fixture(scope="module")
 def rows(compared):
     """Every row that is no variant, by table number and model."""
     return {(table.number, row.name): row for table, found in compared for row in found if not row.beside}
+
+
+def test_what_is_stored_is_what_is_counted(compared):
+    for table, counted in compared:
+        assert compare(table) == counted, "run: python docs/counted_costs.py"
+
+
+def test_what_is_not_stored_is_refused(refused):
+    with refused("counted_costs.json", "fpn_r50_2fc", "640x640", "--count"):
+        stored_costs("fpn_r50_2fc", (640, 640))
 
 
 def test_the_tables_are_complete(rows):
@@ -149,6 +162,11 @@ def test_command(capsys, tmp_path):
     assert cli.main(["tables", "--markdown", str(path)]) == 0
     assert path.read_text() == RESULTS.read_text()
     assert cli.main(["tables", "1", "--markdown", str(path)]) == 2
+    capsys.readouterr()
+    assert cli.main(["tables", "1", "--count"]) == 0
+    counted = capsys.readouterr().out
+    assert cli.main(["tables", "1"]) == 0
+    assert capsys.readouterr().out == counted
 
 
 # ------------------------------------------------------------------------------------------------------- training

@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from hitdet_nni import trial
 from hitdet_nni.architecture import load_architecture
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.run_directory import RunDirectory

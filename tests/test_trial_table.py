@@ -16,8 +16,8 @@ from hitdet_nni.launcher.trial_table import (
     metric_values,
     parse_trials,
     print_table,
-    progress_line,
     results_table,
+    status_line,
     three_digits,
 )
 
@@ -87,16 +87,12 @@ def test_an_architecture_is_a_path_only_where_it_is_here(tmp_path, monkeypatch, 
     assert stream.getvalue().rstrip().endswith(f" {shown}")
 
 
-def test_progress_lines():
+def test_status_lines():
     waiting = Trial(0, "AbCde", "WAITING", {"search.flops_weight": 0.5})
-    assert progress_line(waiting, 0.2) == "00:00  trial 0 (AbCde) WAITING  0 reports  search.flops_weight=0.5"
-    running = Trial(0, "AbCde", "RUNNING", {}, 3, {"default": 0.1, "val_loss": 1.23412, "gflops": 0.123})
-    assert progress_line(running, 3725) == "62:05  trial 0 (AbCde) RUNNING  3 reports  val_loss=1.234 gflops=0.123"
-    bare = Trial(1, "x", "RUNNING", {}, 1, {"default": 2})
-    assert progress_line(bare, 60) == "01:00  trial 1 (x) RUNNING  1 report  default=2"
+    assert status_line(waiting) == "trial 0 (AbCde) WAITING  search.flops_weight=0.5"
     done = Trial(1, "x", "SUCCEEDED", {}, 1, {"default": 2}, {"default": 0.5, "params_m": 3})
-    assert progress_line(done, 60) == "01:00  trial 1 (x) SUCCEEDED  1 report  mAP=0.5 params_m=3"
-    assert progress_line(Trial(2, "y", "FAILED"), 1) == "00:01  trial 2 (y) FAILED  0 reports"
+    assert status_line(done) == "trial 1 (x) SUCCEEDED  mAP=0.5 params_m=3"
+    assert status_line(Trial(2, "y", "FAILED")) == "trial 2 (y) FAILED"
 
 
 def test_three_significant_digits_without_exponent():

@@ -1,10 +1,12 @@
-"""What each ``hitdet-nni`` command does; a command imports no more than it needs."""
+"""What each ``hitdet-nni`` command does; a command imports no more than it needs.
+
+Options, configs and paths come first, with what is light; what trains, counts or draws is imported where it is called.
+"""
 
 from __future__ import annotations
 
 import importlib
 from argparse import Namespace
-from contextlib import nullcontext
 
 from hitdet_nni.errors import InputError, WriteError
 
@@ -30,26 +32,15 @@ _HOMES = {
 def run(options: Namespace) -> None:
     """Run the command that the options name.
 
-    A command that trains joins the processes that ``torchrun`` started beside it, and keeps others out of its run
-    directory meanwhile.
-
     Raises:
         InputError: For input that the user can mend, of whatever the command does.
+        WriteError: If a command that takes long could not write on the way.
     """
     module, name = _HOMES[options.command]
-    function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    if not hasattr(options, "resume"):
-        try:
-            function(options)
-        except WriteError as error:  # nothing that takes long has begun
-            raise InputError(f"cannot be written ({error.reason})", source=error.path) from None
-        return
-    group = importlib.import_module("hitdet_nni.engine.distributed")
-    group.join()
-    console = importlib.import_module(f"{__name__}.console")
-    run_directory = importlib.import_module("hitdet_nni.run_directory").RunDirectory(options.out)
-    held = run_directory.held() if group.is_main() else nullcontext()
-    told = importlib.import_module("hitdet_nni.engine.process").told_in_a_line(options.out)
-    with console.notes_said(as_errors=getattr(options, "json", False)), held, told:
-        function(options)
-    group.leave()
+    try:
+        getattr(importlib.import_module(f"{__name__}.{module}"), name)(options)
+    except WriteError as error:
+        if hasattr(options, "resume"):
+            raise
+        # Nothing that takes long has begun.
+        raise InputError(f"cannot be written ({error.reason})", source=error.path) from None

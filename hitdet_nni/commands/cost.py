@@ -13,7 +13,8 @@ from rich.table import Table
 from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.commands.console import console, say
 from hitdet_nni.cost_tables.measured import add_measured, load_measured
-from hitdet_nni.cost_tables.mmdet_config import Profile, baseline_names, is_config, profile_config
+from hitdet_nni.cost_tables.profile import Profile, baseline_names, find_config, is_config
+from hitdet_nni.cost_tables.stored_costs import stored_costs
 from hitdet_nni.cost_tables.table_rendering import (
     FOOTNOTE,
     conditions,
@@ -23,7 +24,7 @@ from hitdet_nni.cost_tables.table_rendering import (
     summary,
     update_markdown,
 )
-from hitdet_nni.cost_tables.tables import compare, load_tables
+from hitdet_nni.cost_tables.tables import CostOf, compare, load_tables
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.launcher.trial_table import print_table
@@ -45,6 +46,9 @@ def profile(options: Namespace) -> None:
     if is_config(options.target):
         if options.layers:
             raise InputError("lists the layers of architectures only", source="--layers", allowed="an architecture")
+        find_config(options.target)
+        from hitdet_nni.cost_tables.mmdet_config import profile_config
+
         found = profile_config(options.target, shape, options.proposals, options.convention)
     else:
         architecture = _architecture_to_profile(options.target)
@@ -108,18 +112,18 @@ def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]]) -> Ta
 
 
 def tables_command(options: Namespace) -> None:
-    """``tables``: the paper's cost tables, published beside ours.
+    """``tables``: the paper's cost tables, published beside ours: those of baselines as they were counted and stored.
 
     Raises:
         InputError: If ``--markdown`` is given together with a table's number or ``--json``.
     """
-    prepare_process(1)
+    if options.markdown is not None and (options.number is not None or options.json):
+        raise InputError("writes all tables", source="--markdown", allowed="neither a number nor --json")
     chosen = [table for table in load_tables() if options.number in (None, table.number)]
     runs = [load_measured(path) for path in options.run]
-    compared = [(table, add_measured(compare(table), runs)) for table in chosen]
+    cost_of = _counting() if options.count else stored_costs
+    compared = [(table, add_measured(compare(table, cost_of), runs)) for table in chosen]
     if options.markdown is not None:
-        if options.number is not None or options.json:
-            raise InputError("writes all tables", source="--markdown", allowed="neither a number nor --json")
         update_markdown(options.markdown, compared)
         say(str(options.markdown))
     elif options.json:
@@ -133,3 +137,11 @@ def tables_command(options: Namespace) -> None:
             for remark in found.remarks:
                 say(f"  {remark}")
         say(f"\n{FOOTNOTE}\n{summary(compared)}")
+
+
+def _counting() -> CostOf:
+    """What counts baselines on mmdet's modules."""
+    prepare_process(1)
+    from hitdet_nni.cost_tables.mmdet_config import counted_costs
+
+    return counted_costs

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
+import csv
 from argparse import Namespace
 from pathlib import Path
 
-from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.architecture import Architecture, load_architecture, save_architecture
 from hitdet_nni.commands.console import refuse_existing, say
-from hitdet_nni.deployment.formats import FORMATS, export_model
-from hitdet_nni.engine.weights_file import WEIGHTS_FILE
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.deployment import FORMATS
+from hitdet_nni.description import describe_architecture
 from hitdet_nni.errors import InputError
-from hitdet_nni.run_directory import find_run
+from hitdet_nni.files import WEIGHTS_FILE, read_text, whole_lines
+from hitdet_nni.run_directory import RunDirectory, find_run
+from hitdet_nni.search_space import load_search_space
+from hitdet_nni.settings import load_settings
 
 
 def export_command(options: Namespace) -> None:
@@ -24,14 +28,17 @@ def export_command(options: Namespace) -> None:
         _refuse(
             options, {"--weights": options.weights, "--raw-heads": options.raw_heads}, f"--format {', '.join(FORMATS)}"
         )
-        # Only a run's alphas need NNI and mmdet.
-        importlib.import_module("hitdet_nni.commands.find").export(options)
+        _export_architecture(options)
         return
     _refuse(options, {"--epoch": options.epoch}, "--format architecture")
     if options.format == "torch-export" and options.out.suffix != ".pt2":
         raise InputError(f"got {options.out.name}", key="--out", allowed="a name that ends in .pt2, as torch asks for")
     architecture, weights = _trained(options)
     refuse_existing(options.out, options.force)
+    if not weights.is_file():
+        raise InputError("no such file", source=weights, allowed=f"a file such as {WEIGHTS_FILE} of a retraining")
+    from hitdet_nni.deployment.formats import export_model
+
     export_model(architecture, weights, options.out, options.format, raw_heads=options.raw_heads)
     say(str(options.out))
 
@@ -55,3 +62,40 @@ def _trained(options: Namespace) -> tuple[Architecture, Path]:
         return load_architecture(options.source), options.weights
     run = find_run(options.source)
     return load_architecture(run.architecture), options.weights or run.retrain / WEIGHTS_FILE
+
+
+def _export_architecture(options: Namespace) -> None:
+    """Write a run's architecture, or the one that its alphas showed after an epoch."""
+    found = find_run(options.source)
+    refuse_existing(options.out, options.force)
+    if options.epoch is None:
+        architecture = load_architecture(found.architecture)
+    else:
+        architecture = _decode_epoch(found, options.epoch)
+    save_architecture(architecture, options.out)
+    say(str(options.out))
+
+
+def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
+    rows = [row for row in csv.DictReader(whole_lines(read_text(found.alphas))) if row.get("epoch") == str(epoch)]
+    if not rows:
+        raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")
+    settings = load_settings(found.config)
+    space = load_search_space(found.sub_spaces)
+    best: dict[str, tuple[float, str]] = {
+        layer.label: (float("-inf"), space[layer.component][0]) for layer in settings.skeleton.searched_layers()
+    }
+    try:
+        for row in rows:
+            best[row["label"]] = max(best[row["label"]], (float(row["alpha"]), row["operator"]))
+    except (KeyError, TypeError, ValueError):
+        raise InputError("is not a table of alphas", source=found.alphas) from None
+    there = {(row["label"], row["operator"]) for row in rows}
+    for layer in settings.skeleton.searched_layers():
+        candidates = space[layer.component]
+        missing = [name for name in candidates if len(candidates) > 1 and (layer.label, name) not in there]
+        if missing:
+            raise InputError(f"epoch {epoch} has no alpha of {missing[0]} in {layer.label}", source=found.alphas)
+    sample = {label: name for label, (_, name) in best.items()}
+    classes = open_data(settings.data, settings.seed).classes
+    return describe_architecture(f"{found.path.name}-epoch{epoch}", sample, space, settings, classes)

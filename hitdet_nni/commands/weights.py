@@ -7,39 +7,43 @@ from argparse import Namespace
 from pathlib import Path
 
 from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.checks import check_classes, check_initial_weights
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.commands.work import at_work, load_libraries
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.description import keep_architecture, transferred
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_text
-from hitdet_nni.procedure import keep_architecture, train_found, transferred
 from hitdet_nni.run_directory import RunDirectory, find_run
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.skeleton import COMPONENTS
-from hitdet_nni.training.retrain import check_start, evaluate, export_config
 
 
 def retrain_command(options: Namespace) -> None:
     """``retrain``: train, from new weights or the supernet's, evaluate, write metrics.json."""
     settings = settings_of(options)
     architecture, supernet = _start(options)
-    check_start(settings, supernet)
+    check_initial_weights(settings, supernet)
     run_directory = RunDirectory(options.out)
-    pictures = open_data(settings.data, settings.seed)
-    if settings.retrain.transfer:
-        architecture = transferred(architecture, settings, pictures.classes)
-    run_directory.open(settings, force=options.force, resume=options.resume)
-    if distributed.is_main():
-        keep_architecture(run_directory, architecture)
+    with at_work(options, f"{options.config}, {architecture.name}") as view:
+        pictures = open_data(settings.data, settings.seed)
+        if settings.retrain.transfer:
+            architecture = transferred(architecture, settings, pictures.classes)
+        check_classes(architecture, pictures)
+        load_libraries(view, settings)
+        from hitdet_nni.procedure import train_found
+        from hitdet_nni.training.retrain import check_start
 
-    def say_metrics(epoch: int, metrics: dict[str, float]) -> None:
-        if not options.json:
-            say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-
-    with run_directory.timed("retrain"):
-        result = train_found(
-            run_directory, architecture, settings, pictures, say_metrics, resume=options.resume, inherit=supernet
-        )
+        check_start(settings, supernet)
+        run_directory.open(settings, force=options.force, resume=options.resume)
+        if distributed.is_main():
+            keep_architecture(run_directory, architecture)
+        with run_directory.timed("retrain"):
+            result = train_found(
+                run_directory, architecture, settings, pictures, resume=options.resume, inherit=supernet
+            )
     say(json.dumps(result, indent=2) if options.json else str(run_directory.metrics))
 
 
@@ -60,10 +64,20 @@ def _start(options: Namespace) -> tuple[Architecture, Path | None]:
 
 
 def evaluate_command(options: Namespace) -> None:
-    """``evaluate``: COCO metrics of given weights."""
+    """``evaluate``: COCO metrics of given weights.
+
+    Raises:
+        InputError: If there are no such weights, or the data have other classes than the architecture.
+    """
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
     pictures = open_data(settings.data, settings.seed)
+    check_classes(architecture, pictures)
+    if not options.weights.is_file():
+        raise InputError("no such file", source=options.weights, key="--weights")
+    prepare_process(settings.threads)
+    from hitdet_nni.training.retrain import evaluate
+
     metrics = evaluate(architecture, options.weights, settings, pictures)
     if options.json:
         say(json.dumps(metrics, indent=2))
@@ -76,5 +90,9 @@ def export_config_command(options: Namespace) -> None:
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
     refuse_existing(options.out, options.force)
-    write_text(options.out, export_config(architecture, settings, open_data(settings.data, settings.seed)))
+    pictures = open_data(settings.data, settings.seed)
+    prepare_process(settings.threads)
+    from hitdet_nni.training.retrain import export_config
+
+    write_text(options.out, export_config(architecture, settings, pictures))
     say(str(options.out))

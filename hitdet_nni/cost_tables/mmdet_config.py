@@ -1,10 +1,9 @@
-"""Any mmdet config, the paper's baselines among them: find it, read it, count it."""
+"""Any mmdet config, the paper's baselines among them: read it, count it on its modules."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,12 @@ from mmengine.config import Config
 
 from hitdet_nni.architecture import load_architecture
 from hitdet_nni.cost_tables.module_cost import build_on_meta, detector_cost
+from hitdet_nni.cost_tables.profile import PAPER_SHAPE, Profile, find_config
+from hitdet_nni.cost_tables.stored_costs import CONVENTION
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import detector_config
 from hitdet_nni.search.cost import Convention, Cost, Size
-from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Component
-
-PAPER_SHAPE: Size = (800, 1216)
-"""The "800 x 1200" of Table 2, padded to a multiple of 32."""
-
-
-def is_config(name: str) -> bool:
-    """Whether ``name`` means an mmdet config: a ``.py`` file, or the bare name of a shipped baseline."""
-    path = Path(name)
-    if path.suffix:
-        return path.suffix == ".py"
-    return path.name == name and path.stem in baseline_names()
-
-
-def baseline_names() -> list[str]:
-    """Bare names of the shipped baselines."""
-    return sorted(path.stem for path in shipped("baselines", "fpn_r50_2fc.py").parent.glob("*.py"))
 
 
 def load_config(name: str) -> Config:
@@ -45,11 +29,7 @@ def load_config(name: str) -> Config:
     Raises:
         InputError: If the file is missing, is no mmengine config, or has no ``model``.
     """
-    path = Path(name)
-    if not path.suffix and path.name == name:
-        path = shipped("baselines", f"{name}.py")
-    if not path.is_file():
-        raise InputError("no such file", source=path)
+    path = find_config(name)
     try:
         with warnings.catch_warnings():
             # mmengine looks for mmdet with it, each time it meets "mmdet::".
@@ -60,25 +40,6 @@ def load_config(name: str) -> Config:
     if not isinstance(config.get("model"), dict):
         raise InputError("missing", source=path, key="model", allowed="an mmdet detector's config")
     return config
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a detector costs, and for what it was counted.
-
-    Attributes:
-        name: Its name, for people.
-        shape: Rows and columns of the picture.
-        proposals: RoIs that the head sees; 0 in a one-stage detector.
-        convention: How FLOPs were counted.
-        costs: Cost by part, and ``total``.
-    """
-
-    name: str
-    shape: Size
-    proposals: int
-    convention: Convention
-    costs: dict[str, Cost]
 
 
 @lru_cache
@@ -114,6 +75,19 @@ def profile_config(
     size = shape or PAPER_SHAPE
     count = default if proposals is None or not hasattr(detector, "roi_head") else proposals
     return Profile(Path(name).stem, size, count, convention, detector_cost(detector, size, count, convention, name))
+
+
+def counted_costs(baseline: str, shape: Size) -> dict[str, Cost]:
+    """Cost of a baseline by part, and ``total``, counted on its modules by the paper's convention.
+
+    Args:
+        baseline: A ``.py`` file, or the bare name of a shipped baseline.
+        shape: Rows and columns of the picture.
+
+    Raises:
+        InputError: If the config cannot be read, built or counted.
+    """
+    return profile_config(baseline, shape, convention=CONVENTION).costs
 
 
 def searched_part(architecture: str, component: Component) -> dict[str, Any]:

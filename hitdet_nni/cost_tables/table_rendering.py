@@ -11,8 +11,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from hitdet_nni.cost_tables.mmdet_config import PAPER_SHAPE
-from hitdet_nni.cost_tables.tables import CONVENTION, PROPOSALS, TOLERANCE, Comparison, Figure, PaperTable
+from hitdet_nni.cost_tables.profile import PAPER_SHAPE
+from hitdet_nni.cost_tables.stored_costs import CONVENTION
+from hitdet_nni.cost_tables.tables import PROPOSALS, TOLERANCE, Comparison, Figure, PaperTable
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_text, write_text
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
 
 from hitdet_nni.architecture import load_architecture
-from hitdet_nni.cost_tables.mmdet_config import PAPER_SHAPE, profile_config
+from hitdet_nni.cost_tables.profile import PAPER_SHAPE
+from hitdet_nni.cost_tables.stored_costs import CONVENTION, stored_costs
 from hitdet_nni.files import read_yaml
-from hitdet_nni.search.cost import Convention, Cost, CostModel, Size
+from hitdet_nni.search.cost import Cost, CostModel, Size
 from hitdet_nni.shipped import shipped
 
-CONVENTION: Convention = "paper"
 PROPOSALS = 1000
 """RoIs that the heads of two-stage detectors see in Table 2, and in the baselines' configs."""
 
@@ -145,27 +144,35 @@ def _half_digit(value: Decimal) -> Decimal:
     return Decimal(1).scaleb(int(value.as_tuple().exponent)) / 2
 
 
-@lru_cache
-def _costs(baseline: str | None, architecture: str | None, shape: Size) -> dict[str, Cost]:
-    if baseline is not None:
-        return profile_config(baseline, shape, convention=CONVENTION).costs
-    found = load_architecture(str(architecture))
+CostOf = Callable[[str, Size], Mapping[str, Cost]]
+"""Cost by part, and ``total``, of a shipped baseline at an input size."""
+
+
+def _costs(row: Row, shape: Size, cost_of: CostOf) -> Mapping[str, Cost]:
+    if row.baseline is not None:
+        return cost_of(row.baseline, shape)
+    found = load_architecture(str(row.architecture))
     model = CostModel(found.skeleton, found.num_classes, shape=shape, proposals=PROPOSALS, convention=CONVENTION)
     return model.architecture(found.sample)
 
 
-def _figures(table: PaperTable, row: Row, shape: Size) -> dict[Figure, float]:
+def _figures(table: PaperTable, row: Row, shape: Size, cost_of: CostOf) -> dict[Figure, float]:
     if row.missing is not None:
         return {}
-    costs = _costs(row.baseline, row.architecture, shape)
+    costs = _costs(row, shape, cost_of)
     values: dict[Figure, float] = {}
     for figure in table.figures:
         values[figure] = costs["total"].flops / 1e9 if figure == "gflops" else costs[figure].params / 1e6
     return values
 
 
-def compare(table: PaperTable) -> tuple[Comparison, ...]:
-    """Count every row of a table that can be rebuilt; a variant follows its row.
+def compare(table: PaperTable, cost_of: CostOf = stored_costs) -> tuple[Comparison, ...]:
+    """Put our figures beside every row of a table that can be rebuilt; a variant follows its row.
+
+    Args:
+        table: The paper's table.
+        cost_of: What a baseline costs: as it was counted and stored, or
+            :func:`~hitdet_nni.cost_tables.mmdet_config.counted_costs`, counted now. Architectures are counted now.
 
     Raises:
         InputError: If what should rebuild a row is missing or cannot be counted.
@@ -176,9 +183,9 @@ def compare(table: PaperTable) -> tuple[Comparison, ...]:
         if row.published.gflops is not None:
             published["gflops"] = row.published.gflops
         remark = f"not rebuilt: {row.missing}" if row.missing else row.note or ""
-        comparisons.append(Comparison(row, PAPER_SHAPE, published, _figures(table, row, PAPER_SHAPE), remark))
+        comparisons.append(Comparison(row, PAPER_SHAPE, published, _figures(table, row, PAPER_SHAPE, cost_of), remark))
         if row.variant is not None:
             rows, columns = shape = row.variant.shape
-            ours = _figures(table, row, shape)
+            ours = _figures(table, row, shape, cost_of)
             comparisons.append(Comparison(row, shape, published, ours, row.variant.reason, f"{rows} x {columns}"))
     return tuple(comparisons)

@@ -26,7 +26,6 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
 
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import writing
@@ -110,6 +109,9 @@ class Scene:
 @lru_cache(maxsize=1)
 def _sources() -> tuple[Pixels, tuple[int, ...], tuple[Pixels, ...]]:
     """Digits (1797, 8, 8) in 0..255, their labels, and the photographs (427, 640, 3) in RGB."""
+    # It takes a second to import, and a set that is in the cache is not made again.
+    from sklearn.datasets import load_digits, load_sample_images  # noqa: PLC0415
+
     digits = load_digits()
     ink = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return ink, tuple(int(label) for label in digits.target), tuple(load_sample_images().images)

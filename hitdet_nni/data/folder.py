@@ -1,4 +1,4 @@
-"""Pictures for classification: one folder a class, checked, augmented, and fed in an order that can be resumed.
+"""Pictures for classification: decoded, augmented, and fed in an order that can be resumed.
 
 Pictures stay as OpenCV decodes them, 8-bit in the order blue, green, red, until the classifier normalises them as the
 detector does its own.
@@ -6,10 +6,7 @@ detector does its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,115 +16,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import v2
 
+from hitdet_nni.data.class_folders import LabelledPictures
 from hitdet_nni.data.pictures import PictureDefect, cut_short
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import PretrainSettings
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of the files that are pictures, whatever their case; other files are passed over."""
-
 CROP_SHARE = 224 / 256
 """Side of the validation crop relative to the shorter side of the resized picture."""
 
-_LAYOUT = "a folder with one folder of pictures a class"
-
 Batch = tuple[Tensor, Tensor, Tensor]
 """Pictures ``[N, 3, S, S]`` of 8 bits, their classes ``[N]`` and their numbers in the data set ``[N]``."""
-
-
-@dataclass(frozen=True)
-class LabelledPictures:
-    """The pictures of one split.
-
-    Attributes:
-        root: The folder.
-        classes: Names of the class folders, in alphabetical order; a label is an index into them.
-        files: Paths of the pictures inside ``root``.
-        labels: Class of each picture.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ClassificationData:
-    """Training and validation pictures of the same classes."""
-
-    train: LabelledPictures
-    val: LabelledPictures
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the labels."""
-        return self.train.classes
-
-
-def open_folders(settings: PretrainSettings) -> ClassificationData:
-    """List the pictures of both splits; none is decoded yet.
-
-    Raises:
-        InputError: If a folder is not given or missing, has no class or a class without pictures, or the two splits
-            have different classes.
-    """
-    train = list_pictures(settings.train_images, "pretrain.train_images")
-    val = list_pictures(settings.val_images, "pretrain.val_images")
-    different = sorted(set(train.classes) ^ set(val.classes))
-    if different:
-        name = different[0]
-        folders = (train.root, val.root) if name in train.classes else (val.root, train.root)
-        raise InputError(
-            f"has no class {name!r}, which is in {folders[0]}",
-            source=folders[1],
-            key="pretrain.val_images" if folders[1] == val.root else "pretrain.train_images",
-            allowed="the same classes in both splits",
-        )
-    return ClassificationData(train, val)
-
-
-def list_pictures(root: Path | None, key: str) -> LabelledPictures:
-    """List the pictures of one split.
-
-    Args:
-        root: Its folder.
-        key: Dotted configuration key that names it, for messages.
-
-    Raises:
-        InputError: If the folder is not given or missing, has no class or a class without pictures.
-    """
-    if root is None:
-        raise InputError("is missing", key=key, allowed=_LAYOUT)
-    if not root.is_dir():
-        raise InputError("no such folder", source=root, key=key, allowed=_LAYOUT)
-    with os.scandir(root) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise InputError("has no class folder", source=root, key=key, allowed=_LAYOUT)
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _pictures_below(root, name)
-        if not found:
-            raise InputError(
-                f"class {name!r} has no picture", source=root, key=key, allowed=f"files ending in {', '.join(SUFFIXES)}"
-            )
-        files += found
-        labels += [label] * len(found)
-    return LabelledPictures(root, tuple(classes), tuple(files), tuple(labels))
-
-
-def _pictures_below(root: Path, name: str) -> list[str]:
-    """Paths inside ``root`` of the pictures in a class folder and the folders in it, sorted."""
-    return sorted(
-        os.path.relpath(os.path.join(folder, file), root)  # noqa: PTH118  (a Path a picture costs ImageNet gigabytes)
-        for folder, _, files in os.walk(root / name)
-        for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    )
 
 
 def training_transform(settings: PretrainSettings) -> v2.Transform:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from hitdet_nni.data.class_folders import LabelledPictures, list_pictures
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
-from hitdet_nni.data.folder import LabelledPictures, list_pictures
-from hitdet_nni.data.memory import available_cores
 from hitdet_nni.data.pictures import PICTURE_FORMATS, check_pictures
-from hitdet_nni.data.pipeline import Half, half_parts, half_source
+from hitdet_nni.data.sources import Half, half_parts, half_source
+from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import DataSettings, PretrainSettings
 

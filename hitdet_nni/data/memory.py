@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 from hitdet_nni.data.coco import CocoDataset
 from hitdet_nni.data.pictures import readable
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.settings import DataSettings
 from hitdet_nni.skeleton import Skeleton
 
@@ -117,8 +117,3 @@ def settle_loading(settings: DataSettings, skeleton: Skeleton, *datasets: CocoDa
 def kept(pictures: Any, settings: DataSettings) -> KeptPictures:
     """An mmdet data set with the memory that settled settings give to it; loader processes share the room."""
     return KeptPictures(pictures, settings.cache_mb * 10**6 // max(1, settings.workers or 0))
-
-
-def available_cores() -> int:
-    """Processor cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

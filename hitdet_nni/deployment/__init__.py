@@ -2,3 +2,11 @@
 
 Nothing here imports mmdet, mmcv, mmengine or NNI.
 """
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Format = Literal["onnx", "torchscript", "torch-export"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+"""What a trained detector can be written as."""

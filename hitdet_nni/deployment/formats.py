@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,12 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from hitdet_nni import __version__
 from hitdet_nni.architecture import Architecture
+from hitdet_nni.deployment import Format
 from hitdet_nni.deployment.detector import Detector, RawHeads
 from hitdet_nni.deployment.loading import load_detector
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import whole_file
 from hitdet_nni.model.preprocessing import PREPROCESSING
-
-Format = Literal["onnx", "torchscript", "torch-export"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 INPUT = "pictures"
 """Name of the model's input."""

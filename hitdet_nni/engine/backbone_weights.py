@@ -13,7 +13,7 @@ from hitdet_nni.engine.weights_file import read_content
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import whole_file
 from hitdet_nni.model.backbone import HitBackbone
-from hitdet_nni.model.operators import parse_operator
+from hitdet_nni.operators import parse_operator
 from hitdet_nni.skeleton import layer_label
 
 _ALPHA = "_arch_alpha"

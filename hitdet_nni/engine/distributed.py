@@ -2,6 +2,8 @@
 
 Gradients are averaged here rather than by ``DistributedDataParallel``: the two phases of a search train disjoint sets
 of parameters, of which DDP would exchange both each time (docs/design.md).
+
+Torch is imported by what needs it: a process that was started alone asks here, too, whether it is the main one.
 """
 
 from __future__ import annotations
@@ -9,11 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 _alone = False
 """Whether :func:`alone` holds, in all threads: backward passes run in some of their own."""
@@ -21,10 +23,25 @@ _alone = False
 BUCKET_BYTES = 32 * 2**20
 """Gradients are exchanged in pieces of about this size."""
 
+_joined = False
+"""Whether this process has joined a group."""
+
+
+def _collectives() -> Any:
+    """The module of torch that a group of processes speaks through."""
+    import torch.distributed
+
+    return torch.distributed
+
 
 def launched() -> bool:
     """Whether ``torchrun`` (or a like launcher) started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launched_as_main() -> bool:
+    """Whether this process will be the main one: known before it has joined the others."""
+    return not launched() or os.environ.get("RANK", "0") == "0"
 
 
 def join() -> None:
@@ -32,29 +49,38 @@ def join() -> None:
 
     Does nothing in a process that was started alone, or has joined already.
     """
-    if not launched() or dist.is_initialized():
+    global _joined
+    if not launched() or _joined:
         return
+    import torch
+    import torch.distributed as dist
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl")
     else:
         dist.init_process_group("gloo")
+    _joined = True
 
 
 def leave() -> None:
     """Leave the group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    global _joined
+    if _joined:
+        _collectives().destroy_process_group()
+        _joined = False
 
 
 def rank() -> int:
     """Number of this process in its group, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    number: int = _collectives().get_rank() if _joined else 0
+    return number
 
 
 def processes() -> int:
     """Number of processes in the group; 1 without one, and within :func:`alone`."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+    number: int = _collectives().get_world_size() if _joined and not _alone else 1
+    return number
 
 
 @contextmanager
@@ -81,11 +107,13 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait for all processes."""
     if processes() > 1:
-        dist.barrier()
+        _collectives().barrier()
 
 
 def device() -> torch.device:
     """Where this process computes: its own GPU, or the CPU."""
+    import torch
+
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -94,7 +122,7 @@ def from_main(value: Any) -> Any:
     if processes() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, device=device())
+    _collectives().broadcast_object_list(box, src=0, device=device())
     return box[0]
 
 
@@ -102,7 +130,7 @@ def gather(value: Any) -> list[Any]:
     """The ``value`` of every process, by rank, in every process."""
     values = [value] * processes()
     if processes() > 1:
-        dist.all_gather_object(values, value)
+        _collectives().all_gather_object(values, value)
     return values
 
 
@@ -116,7 +144,7 @@ def broadcast_state(module: nn.Module) -> None:
     """Give every process the main one's parameters and buffers."""
     if processes() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.data, src=0)
+            _collectives().broadcast(tensor.data, src=0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -133,8 +161,10 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     listed = list(parameters)
     if not listed:
         return
+    import torch
+
     has_gradient = torch.tensor([p.grad is not None for p in listed], dtype=torch.int32, device=listed[0].device)
-    dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
+    _collectives().all_reduce(has_gradient, op=_collectives().ReduceOp.MAX)
     for parameter, present in zip(listed, has_gradient.tolist(), strict=True):
         if present and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -145,9 +175,11 @@ def average(tensors: Iterable[Tensor]) -> None:
     """Replace tensors, of any shapes, by their means over the processes, in place; those of integers are left alone."""
     if processes() == 1:
         return
+    import torch
+
     for bucket in _buckets(tensor for tensor in tensors if tensor.is_floating_point()):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        dist.all_reduce(flat)
+        _collectives().all_reduce(flat)
         flat /= processes()
         for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -180,6 +212,8 @@ def require_equal(values: Iterable[Tensor], what: str) -> None:
     """
     if processes() == 1:
         return
+    import torch
+
     flat = torch.cat([value.detach().reshape(-1).double() for value in values]).cpu()
     others = gather(flat.numpy().tobytes())
     different = [number for number, other in enumerate(others) if other != others[0]]

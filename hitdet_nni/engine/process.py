@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from torch.utils.data import dataloader
-
 from hitdet_nni.errors import LostWorkerError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -26,6 +23,8 @@ def prepare_process(threads: int) -> None:
     Args:
         threads: Threads of this process. On a small shared machine more than one is many times slower.
     """
+    import torch  # noqa: PLC0415  (accidents are also told of commands that compute nothing)
+
     torch.set_num_threads(threads)
     for name in ("pytorch_lightning", "lightning.pytorch", "nni.nas"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -59,5 +58,7 @@ def told_in_a_line(folder: Path) -> Iterator[None]:
 
 def _was_receiving(error: BaseException) -> bool:
     """Whether torch was receiving a batch from another process; what its death looks like depends on the moment."""
+    from torch.utils.data import dataloader  # noqa: PLC0415
+
     frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(code.co_name == "_try_get_data" and code.co_filename == dataloader.__file__ for code in frames)

@@ -153,17 +153,13 @@ def format_value(value: object, number: Callable[[float], str] | None = None) ->
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
-def progress_line(trial: Trial, elapsed: float) -> str:
-    """One line, e.g. ``01:02  trial 0 (AbCde) RUNNING  3 reports  val_loss=1.234 gflops=0.123``; elapsed in s."""
-    values = dict(trial.final or trial.latest or trial.parameters)
+def status_line(trial: Trial) -> str:
+    """One line, e.g. ``trial 0 (AbCde) RUNNING  search.flops_weight=3``; of a final result, where there is one."""
+    values = dict(trial.final or trial.parameters)
     if trial.final:
         values = {"mAP": values.pop("default", None), **values}
-    elif len(values) > 1:
-        values.pop("default", None)
     shown = " ".join(f"{key}={format_value(value)}" for key, value in values.items())
-    reports = f"{trial.reports} report{'' if trial.reports == 1 else 's'}"
-    clock = f"{int(elapsed) // 60:02d}:{int(elapsed) % 60:02d}"
-    return f"{clock}  trial {trial.number} ({trial.id}) {trial.status}  {reports}  {shown}".rstrip()
+    return f"trial {trial.number} ({trial.id}) {trial.status}  {shown}".rstrip()
 
 
 def results_table(trials: Sequence[Trial], runs: Path) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.model.operators import parse_operator
+from hitdet_nni.operators import parse_operator
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.operator_text import block_text

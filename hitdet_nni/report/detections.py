@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 
 from hitdet_nni.architecture import Architecture
 from hitdet_nni.data.pictures import PICTURE_FORMATS
-from hitdet_nni.data.pipeline import build_dataset, open_validation
+from hitdet_nni.data.pipeline import build_dataset
+from hitdet_nni.data.sources import open_validation
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.errors import InputError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.model.operators import Family, Operator, parse_operator
+from hitdet_nni.operators import Family, Operator, parse_operator
 
 FAMILIES: Mapping[Family, str] = {
     "ir": "inverted residual (IR)",

@@ -10,9 +10,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from hitdet_nni.architecture import Architecture, load_architecture
-from hitdet_nni.engine.weights_file import WEIGHTS_FILE
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_json, read_yaml
+from hitdet_nni.files import WEIGHTS_FILE, read_json, read_yaml
 from hitdet_nni.report.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
 from hitdet_nni.report.training_log import TrainingLog, read_training_log
 from hitdet_nni.run_directory import find_run

@@ -19,8 +19,8 @@ from torch import Tensor
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.randomness import own_random_numbers
 from hitdet_nni.errors import NonFiniteLossError
-from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts
+from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.health import Health, examine
 from hitdet_nni.search.one_shot import refuse_unsupported
 from hitdet_nni.search.resume import ExactResume
@@ -66,6 +66,10 @@ class EpochLosses:
 
     def __init__(self) -> None:
         self.values: list[float] = []
+
+    def last(self) -> float:
+        """The loss of the last batch."""
+        return self.values[-1]
 
     def take_mean(self) -> float:
         """Their mean over all processes; the next epoch starts with none."""

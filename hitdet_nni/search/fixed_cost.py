@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hitdet_nni.model.operators import Operator
+from hitdet_nni.operators import Operator
 from hitdet_nni.search.layer_cost import Cost, Measure, conv_cost, linear_cost, norm_relu_cost, operator_cost
 from hitdet_nni.skeleton import ANCHOR_RATIOS, ROI_SIZE, SCALES_PER_OCTAVE, DetectorKind, Skeleton
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from hitdet_nni.errors import NonFiniteLossError
-from hitdet_nni.search.cost import ExpectedCost
 from hitdet_nni.search.evidence import Evidence, Exchange
+from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import group_by_component, mean_entropy
 

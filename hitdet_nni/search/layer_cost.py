@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from hitdet_nni.model.operators import Operator
+from hitdet_nni.operators import Operator
 from hitdet_nni.skeleton import ROI_SIZE
 
 Convention = Literal["macs", "paper"]
@@ -110,7 +110,7 @@ def operator_cost(
     """Cost of one operator.
 
     Args:
-        operator: The operator, e.g. of :func:`hitdet_nni.model.operators.parse_operator`.
+        operator: The operator, e.g. of :func:`hitdet_nni.operators.parse_operator`.
         in_channels: Channels of its input.
         out_channels: Channels of its output.
         stride: 1 or 2.

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search.strategy import Removal

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
-from hitdet_nni.search.cost import ExpectedCost
+from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.health import GradientNorms
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, group_by_component

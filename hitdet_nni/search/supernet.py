@@ -10,7 +10,8 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from hitdet_nni.data.pipeline import DetectionData, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -18,13 +19,16 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.progress import Stage
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.diagnosis import diagnose
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
+from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.memory import estimate_step_memory, free_memory
 from hitdet_nni.search.resume import ExactResume, Stateful
 from hitdet_nni.search.saving_choice import settle_saving
+from hitdet_nni.search.step_progress import StepProgress
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
 from hitdet_nni.settings import BudgetSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Component, Skeleton
@@ -118,11 +122,17 @@ def train_supernet(
     space.to(memory_format=torch.channels_last)  # a fifth to a quarter faster on CPU, most in the depthwise layers
     weights_loader, alphas_loader, val_loader = search_loaders(data, settings.data, phase.skeleton, seed)
     model = CostModel(phase.skeleton, len(data.classes))
-    cost = model.expectation(phase.space)
+    cost = ExpectedCost(model, phase.space)
     budget = None if phase.budget is None else Budget(model, phase.space, phase.budget)
     multiplier = None if budget is None else BudgetMultiplier(budget.limit, phase.flops_weight, settings.alphas.lr)
     losses = EpochLosses()
-    watcher = EpochWatcher(val_loader, cost, losses, on_epoch, seed)
+
+    def told(record: EpochRecord) -> None:
+        on_epoch(record)
+        results = {"loss": record.train_loss, "val_loss": record.val_loss, "gflops": record.expected_gflops}
+        progress.end_epoch({**results, "seconds": record.seconds})
+
+    watcher = EpochWatcher(val_loader, cost, losses, told, seed)
     precision = Precision(settings.precision, distributed.device())
     resume = None
     if checkpoints is not None:
@@ -148,12 +158,14 @@ def train_supernet(
     folder = None if checkpoints is None else checkpoints.path
     saving = settle_saving(space, settings, phase.skeleton, loaders, steps, phase.stage, folder)
     _tell_memory(space, phase, settings)
+    epoch, step = (0, 0) if resume is None else (resume.epoch, resume.step_in_epoch)
+    progress = Stage(phase.stage, phase.epochs, weights_loader.sampler.steps, epoch=epoch, step=step)
     evaluator = detection_evaluator(
         weights_loader,
         alphas_loader,
         _weight_optimizer(settings),
         epochs=phase.epochs,
-        callbacks=[watcher],
+        callbacks=[StepProgress(progress, losses.last), watcher],
         losses=losses,
         stage=phase.stage,
         resume=resume,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.pipeline import DetectionData
-from hitdet_nni.procedure import describe_architecture
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.description import describe_architecture
 from hitdet_nni.search_space import SearchSpace
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS

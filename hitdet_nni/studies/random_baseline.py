@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from scipy.stats import kendalltau, spearmanr
 
 from hitdet_nni.architecture import Architecture, load_architecture
-from hitdet_nni.data.pipeline import DetectionData, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.description import describe_architecture
 from hitdet_nni.engine.weights_file import read_state
-from hitdet_nni.procedure import describe_architecture
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search_space import load_search_space

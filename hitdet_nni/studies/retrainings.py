@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.pipeline import open_data
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.description import keep_architecture
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.procedure import keep_architecture, train_found
+from hitdet_nni.procedure import train_found
+from hitdet_nni.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.settings import Settings
+from hitdet_nni.training.resume import STAGE
+
+POLL_INTERVAL = 1.0
+"""Seconds between two looks at how far the retrainings of other processes are."""
 
 
 class Repeated:
@@ -151,9 +157,19 @@ def _runner(processes: int) -> Iterator[Runner]:
 
         def run(retrainings: Sequence[Retraining]) -> Iterator[tuple[int, dict[str, Any]]]:
             futures = {pool.submit(_retrain, one): number for number, one in enumerate(retrainings)}
+            pending = set(futures)
             try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
+                while pending:
+                    ended, pending = wait(pending, POLL_INTERVAL, FIRST_COMPLETED)
+                    for number in (futures[future] for future in pending):
+                        progress = read_progress(retrainings[number].folder / PROGRESS_FILE)
+                        if progress is not None:
+                            tell(progress)
+                    for future in ended:
+                        number, result = futures[future], future.result()
+                        who, results = retrainings[number].folder.name, {"mAP": result["mAP"]}
+                        tell(Progress(STAGE, "ended", results=results, who=who))
+                        yield number, result
             finally:
                 for future in futures:  # an error ends the study after those that have begun
                     future.cancel()
@@ -164,10 +180,15 @@ def _runner(processes: int) -> Iterator[Runner]:
 def _retrain(one: Retraining) -> dict[str, Any]:
     prepare_process(one.settings.threads)
     run = RunDirectory(one.folder)
-    with run.held() if distributed.is_main() else nullcontext():
+    with run.held() if distributed.is_main() else nullcontext(), named(one.folder.name):
         run.open(one.settings, resume=True)
         if distributed.is_main():
             keep_architecture(run, one.architecture)
         pictures = open_data(one.settings.data, one.settings.seed)
-        with run.timed("retrain"):
+        with run.timed("retrain"), _heard(run):
             return train_found(run, one.architecture, one.settings, pictures, resume=True)
+
+
+def _heard(run: RunDirectory) -> AbstractContextManager[None]:
+    """Have the process that started this one hear of the progress, where it is another one."""
+    return nullcontext() if parent_process() is None else written(run.path)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.files import read_text
 from hitdet_nni.procedure import screen_group
+from hitdet_nni.progress import named
 from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search_space import SearchSpace
 from hitdet_nni.settings import PerComponent, Settings
 from hitdet_nni.skeleton import Component
@@ -55,7 +55,6 @@ def screen_with(
     settings: Settings,
     data: DetectionData,
     folder: Path,
-    on_epoch: Callable[[str, EpochRecord], None],
 ) -> ScoreCurves:
     """Screen a component with a weight of the column-sparse term, removing nothing.
 
@@ -66,7 +65,6 @@ def screen_with(
         settings: All settings; all but the weight and the number of operators kept is used.
         data: The pictures.
         folder: Run directory of this screening; one that is done is read.
-        on_epoch: Called with the stage and the record of every epoch.
 
     Source:
         Section 4.4, Fig. 4.
@@ -77,7 +75,8 @@ def screen_with(
     run = RunDirectory(folder)
     run.open(settings, resume=True)
     if not run.scores(component).exists():
-        screen_group(run, [component], space, settings, data, on_epoch)
+        with named(f"mu {weight:g}"):
+            screen_group(run, [component], space, settings, data)
     run.kept_operators(component)  # refuses what is no table of scores
     curves: dict[str, list[float]] = {}
     for row in csv.DictReader(read_text(run.scores(component)).splitlines()):

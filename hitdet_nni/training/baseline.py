@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hitdet_nni.cost_tables.mmdet_config import load_config, tested_proposals
 from hitdet_nni.cost_tables.module_cost import build_on_meta, detector_cost
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError

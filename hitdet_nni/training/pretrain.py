@@ -13,20 +13,22 @@ import torch
 from torch import nn
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.folder import ClassificationData, training_loader, validation_loader
+from hitdet_nni.data.class_folders import ClassificationData
+from hitdet_nni.data.folder import training_loader, validation_loader
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
-from hitdet_nni.engine.weights_file import WEIGHTS_FILE
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_json, write_csv, write_json
+from hitdet_nni.files import WEIGHTS_FILE, read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
+from hitdet_nni.progress import Stage
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search.evaluator import EpochLosses
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.resume import ExactResume, Stateful
+from hitdet_nni.search.step_progress import StepProgress
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.settings import PretrainSettings, SavingByComponent, Settings, describe_lr, scaled_lr
 from hitdet_nni.skeleton import Skeleton
@@ -155,6 +157,7 @@ def pretrain(
         rows = [asdict(record) for record in records]
         write_csv(run.path / "metrics.csv", list(rows[0]), rows)
         on_epoch(records[-1])
+        progress.end_epoch({"loss": records[-1].train_loss, "top1": records[-1].val_top1})
 
     pl.seed_everything(settings.seed, verbose=False)
     classifier = backbone.build(len(data.classes))
@@ -178,7 +181,9 @@ def pretrain(
         losses,
         resume,
     )
-    lightning_trainer(settings.pretrain.epochs, [watcher, resume]).fit(module, loader)
+    progress = Stage(STAGE, settings.pretrain.epochs, len(loader), epoch=resume.epoch, step=resume.step_in_epoch)
+    callbacks = [StepProgress(progress, losses.last), watcher, resume]
+    lightning_trainer(settings.pretrain.epochs, callbacks).fit(module, loader)
     last = watcher.records[-1]
     result = {
         "kind": "supernet" if backbone.sample is None else "found",

@@ -14,6 +14,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.randomness import random_state, set_random_state
 from hitdet_nni.errors import InputError, NonFiniteLossError
+from hitdet_nni.progress import Stage
 from hitdet_nni.training.coco_evaluation import coco_metrics
 
 logger = logging.getLogger(__name__)
@@ -72,16 +73,24 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self._step = 0  # finished steps of the epoch
         self._pictures: list[int] = []  # ids in the last batch
+        self._losses: list[float] = []  # of the epoch's steps, as far as this process has made them
 
     def run(self) -> nn.Module:
         """Train what is left to train."""
         distributed.broadcast_state(self.runner.model)
         self._restore()
+        self._progress = Stage(
+            STAGE, self._max_epochs, self.dataloader.sampler.steps, epoch=self._epoch, step=self._step
+        )
         self.runner.call_hook("before_train")
-        self._evaluate_if_due()
+        first = self._evaluate_if_due()
+        if first:
+            self._progress.end_epoch({"mAP": first["mAP"]}, first=True)
         while self._epoch < self._max_epochs:
             self.run_epoch()
-            self._evaluate_if_due()
+            results = {} if not self._losses else {"loss": sum(self._losses) / len(self._losses)}
+            metrics = self._evaluate_if_due()
+            self._progress.end_epoch({**results, **({"mAP": metrics["mAP"]} if metrics else {})})
         self.runner.call_hook("after_train")
         model: nn.Module = self.runner.model
         return model
@@ -90,6 +99,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         """Make the steps of an epoch that are left."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
+        self._losses.clear()
         for step, batch in enumerate(self.dataloader, self._step):
             self.run_iter(step, batch)
         self.runner.call_hook("after_train_epoch")
@@ -108,20 +118,25 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         except FloatingPointError as error:
             raise self._diverged() from error
         self._step = idx + 1
+        self._losses.append(float(self.runner.message_hub.get_scalar("train/loss").current()))
+        self._progress.step(self._losses[-1])
         # The last step of an epoch is followed by the epoch's own checkpoint.
         if self.every_steps and self._iter % self.every_steps == 0 and self._step < len(self.dataloader):
             self._save()
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self) -> dict[str, float] | None:
+        """The metrics of the evaluation that was due, if one was."""
         due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         made = any(epoch == self._epoch for epoch, _ in self.evaluations)
         if self._step or made or not due:
-            return
+            return None
+        self._progress.evaluate()
         metrics = coco_metrics(self.runner.val_loop.run())
         self.evaluations.append((self._epoch, metrics))
         if distributed.is_main():
             self.on_evaluation(self._epoch, metrics)
         self._save()
+        return metrics
 
     def _save(self) -> None:
         model = self.runner.model

@@ -21,17 +21,18 @@ from mmengine.runner import Runner
 from torch import nn
 
 from hitdet_nni.architecture import Architecture
+from hitdet_nni.checks import check_classes, check_initial_weights
 from hitdet_nni.data.memory import settle_loading
-from hitdet_nni.data.pipeline import DetectionData
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.depthwise_convolution import use_fast_depthwise
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
-from hitdet_nni.engine.weights_file import WEIGHTS_FILE, load_weights, read_state, save_weights
+from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
 from hitdet_nni.errors import InputError, WriteError
-from hitdet_nni.files import writing
+from hitdet_nni.files import WEIGHTS_FILE, writing
 from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import COMPONENTS
@@ -185,12 +186,7 @@ def check_start(settings: Settings, inherit: Path | None) -> Precision:
         InputError: If the device cannot compute in the precision, there are two files of initial weights, or none where
             one is named.
     """
-    pretrained = settings.retrain.pretrained
-    if inherit is not None and pretrained is not None:
-        raise InputError(f"got {pretrained}", key="retrain.pretrained", allowed="null with --inherit")
-    for path, key in ((inherit, "--inherit"), (pretrained, "retrain.pretrained")):
-        if path is not None and not path.is_file():
-            raise InputError("no such file", source=path, key=key)
+    check_initial_weights(settings, inherit)
     return Precision(settings.precision, distributed.device())
 
 
@@ -240,13 +236,7 @@ def _with_skeleton(settings: Settings, architecture: Architecture) -> Settings:
 
 
 def _detector(architecture: Architecture, settings: Settings, data: DetectionData) -> nn.Module:
-    if architecture.num_classes != len(data.classes):
-        raise InputError(
-            f"the data has {len(data.classes)} classes",
-            source=data.train.ann,
-            key="categories",
-            allowed=f"{architecture.num_classes}, as the architecture {architecture.name!r} was searched for",
-        )
+    check_classes(architecture, data)
     torch.manual_seed(settings.seed)
     detector = build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
     if distributed.device().type == "cpu":

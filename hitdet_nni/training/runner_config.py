@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hitdet_nni.data.memory import kept, settle_loading
-from hitdet_nni.data.pipeline import DetectionData, build_dataset, dataset_config, loader
+from hitdet_nni.data.pipeline import build_dataset, dataset_config, loader
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision

@@ -1,0 +1,85 @@
+"""What stands round the work of a command that trains: its processes, its run directory, and what is seen of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process, told_in_a_line
+from hitdet_nni.progress import listening
+from hitdet_nni.progress_view import LineView, View, ViewHandler, view_on
+from hitdet_nni.run_directory import RunDirectory
+from hitdet_nni.settings import Settings
+
+
+@contextmanager
+def at_work(options: Namespace, config: object) -> Iterator[View]:
+    """Say that the work begins, keep others out of the run directory, and show how far the work is until it ends.
+
+    The process joins those that ``torchrun`` started beside it, of which the main one speaks. With ``--json`` standard
+    output is left to the result, and what is seen goes to standard error.
+
+    Args:
+        options: The command's options.
+        config: What the work is on, for the first line.
+
+    Yields:
+        What shows the progress.
+
+    Raises:
+        InputError: If another process works in the run directory, or it cannot be one.
+        StoppedError: In place of accidents of the work.
+        KeyboardInterrupt: A person has ended it.
+    """
+    as_json = getattr(options, "json", False)
+    stream = sys.stderr if as_json else sys.stdout
+
+    def write(text: str) -> None:
+        stream.write(f"{text}\n")
+        stream.flush()
+
+    main = distributed.launched_as_main()
+    view = view_on(stream, write) if main else LineView(lambda text: None)
+    shown = listening(view) if main and not (as_json and isinstance(view, LineView)) else nullcontext()
+    held = RunDirectory(options.out).held() if main else nullcontext()
+    with held, view, shown, _notes(view if main else LineView(write), main), told_in_a_line(options.out):
+        if main and not as_json:
+            view.say(f"{options.command}: {config}, files in {options.out}")
+        distributed.join()
+        try:
+            yield view
+        except SystemExit as ended:  # Lightning catches Ctrl-C, and ends the program without a word
+            raise KeyboardInterrupt from ended
+    distributed.leave()
+
+
+def load_libraries(view: View, settings: Settings) -> None:
+    """Prepare the process for computing; what is imported next takes seconds, which the view says.
+
+    Args:
+        view: What shows the progress.
+        settings: Give the number of threads.
+    """
+    if not isinstance(view, LineView):
+        view.waiting("loading torch, mmdet and NNI")
+    prepare_process(settings.threads)
+
+
+@contextmanager
+def _notes(view: View, main: bool) -> Iterator[None]:
+    """Have the view say what the library notes of its work; of a process that is not the main one only errors."""
+    notes = logging.getLogger("hitdet_nni")
+    handler = ViewHandler(view)
+    notes.addHandler(handler)
+    notes.propagate = False
+    notes.setLevel(logging.INFO if main else logging.ERROR)
+    try:
+        yield
+    finally:
+        notes.removeHandler(handler)
+        notes.propagate = True
+        notes.setLevel(logging.NOTSET)
