@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from hitdet_nni.engine.precision import DTYPES, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.model.operators import OPERATORS
+from hitdet_nni.operators import OPERATORS
 from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.fused import SAVINGS
 from hitdet_nni.search.saving_choice import choose_modes, component_options

@@ -13,7 +13,6 @@ from torch import nn
 
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.engine.precision import Precision
-from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
 from hitdet_nni.model.searchable import searched_layer
@@ -272,14 +271,9 @@ def test_gradients_of_weights_have_32_bits():
     )
 
 
-def test_the_automatic_saving_is_slim_unless_processes_share_statistics(monkeypatch):
+def test_the_automatic_saving_is_slim():
     layer = mixed()
     assert set_saving(layer, "auto") == layer.saving == "slim"
-    monkeypatch.setattr("hitdet_nni.engine.distributed.processes", lambda: 2)
-    assert set_saving(layer, "auto") == "slim"
-    module = torch.nn.Sequential(layer, torch.nn.BatchNorm2d(2))
-    apply_batch_norm(module, "synced")
-    assert set_saving(module, "auto") == layer.saving == "stock"
 
 
 def test_what_a_fused_sum_holds_is_given_back_with_its_mode(x):

@@ -18,7 +18,7 @@ from hitdet_nni.procedure import search
 from hitdet_nni.run_directory import RunDirectory
 from hitdet_nni.search import saving_choice, step_timing
 from hitdet_nni.search.fused.fixed import FixedBlock
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving, usable_modes
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.saving_choice import FILE, choose_modes, settle_saving
 from hitdet_nni.search.step_timing import StepCost, StepTimer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
@@ -393,8 +393,7 @@ def choose_in_a_group():
 
     saving_choice.TIMED, saving_choice.MIN_STEPS, step_timing.wall_clock = ("cpu",), 0, clock
     modes = settle_saving(space, settings, settings.skeleton, loaders, 9, "search", None)
-    usable = usable_modes(space)
-    return {"modes": modes, "timed": timed, "usable": list(usable), "processes": distributed.processes()}
+    return {"modes": modes, "timed": timed, "processes": distributed.processes()}
 
 
 @pytest.mark.slow
@@ -405,5 +404,4 @@ def test_the_main_process_chooses_for_all(tmp_path):
     assert main["timed"]
     assert set(main["timed"]) == {1}
     assert not other["timed"]
-    assert main["usable"] == ["stock", "checkpoint"]
     assert main["processes"] == 2

@@ -6,6 +6,8 @@ gradient needs of a pixel is the gradient by the sum and ``m_i``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 from torch import Tensor
@@ -41,6 +43,7 @@ def last_gradient(
     by_batch: Tensor,
     *,
     of_matrices: bool,
+    joint_means: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradient through the candidates' last normalisations.
 
@@ -52,6 +55,8 @@ def last_gradient(
         slopes: Weight of the candidate times scale times ``inverse``, ``[n, C]``.
         by_batch: Whether mean and variance are those of the matrix, ``[n, 1]``: ones and zeros.
         of_matrices: Whether the gradient by the matrices is wanted.
+        joint_means: Where other processes share mean and variance, means over all pixels from sums over those of this
+            one.
 
     Returns:
         Gradient by the matrices, ``[n, P, C]``, in their type; those by scales and shifts as if all weights were one,
@@ -74,8 +79,9 @@ def last_gradient(
     if not of_matrices:
         return None, by_scale, by_shift
     # by_x = slope (grad - by_shift / P - (x - mean) inverse by_scale / P), the last two for statistics of the batch
-    through = slopes * by_batch / -positions
-    coefficients = torch.stack([slopes, through * inverse * by_scale, through * by_shift, mean])
+    means = sums / positions if joint_means is None else joint_means(sums)[0]
+    through = -slopes * by_batch
+    coefficients = torch.stack([slopes, through * inverse * means[:number], through * means[number], mean])
     out = torch.empty_like(matrices)
     programs.gradient[grid](
         grad, matrices, coefficients, out, positions, channels // unit, number,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 from torch import Tensor
@@ -42,6 +44,7 @@ def normalize_relu_gradient_(
     slope: Tensor,
     *,
     by_batch: bool,
+    joint_means: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of :func:`normalize_relu`; the one by ``y`` takes the place of ``grad``.
 
@@ -54,6 +57,7 @@ def normalize_relu_gradient_(
         shift: As it was normalised.
         slope: ``scale inverse``, or that times the weight of what is behind, which the gradient by ``y`` is to have.
         by_batch: Whether mean and variance are those of ``y``.
+        joint_means: Where other processes share them, means over all pixels from sums over those of this one.
 
     Returns:
         Gradients by scale and shift, ``[C]`` each, without that weight.
@@ -71,8 +75,11 @@ def normalize_relu_gradient_(
         UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
     sums = parts.sum(1)
+    through, inverse_positions = sums, 1.0 / positions
+    if by_batch and joint_means is not None:
+        (through,), inverse_positions = joint_means(sums), 1.0
     programs.gradient[(across * tiles,)](
-        grad, y, mean, inverse, scale, shift, slope, sums, positions, 1.0 / positions, channels // unit,
+        grad, y, mean, inverse, scale, shift, slope, through, positions, inverse_positions, channels // unit,
         UNIT=unit, BY_BATCH=by_batch, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind),
         num_warps=block.warps,
     )  # fmt: skip

@@ -10,8 +10,6 @@ import torch
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 
-from hitdet_nni.engine import distributed
-from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
 from hitdet_nni.search.fused import SAVINGS, forget_mixture, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
@@ -114,15 +112,6 @@ AUTO = "auto"
 """Lets :func:`set_saving` choose."""
 
 
-def usable_modes(module: nn.Module) -> tuple[str, ...]:
-    """The keys of :data:`SAVING` that every layer inside ``module`` can be computed by.
-
-    Where processes share the statistics of batch normalisation the fused layers cannot.
-    """
-    shared = distributed.processes() > 1 and any(isinstance(part, SyncedBatchNorm2d) for part in module.modules())
-    return tuple(mode for mode in SAVING if not (shared and mode in SAVINGS))
-
-
 def set_saving(module: nn.Module, mode: str | Mapping[Component, str]) -> str | Mapping[Component, str]:
     """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
 
@@ -130,8 +119,7 @@ def set_saving(module: nn.Module, mode: str | Mapping[Component, str]) -> str | 
 
     Args:
         module: A mutated model space, its batch normalisation chosen.
-        mode: A key of :data:`SAVING`, one for each component, or ``"auto"``: ``slim``, but ``stock`` where processes
-            share the statistics of batch normalisation. Nothing is timed here: see
+        mode: A key of :data:`SAVING`, one for each component, or ``"auto"``: ``slim``. Nothing is timed here: see
             :func:`~hitdet_nni.search.saving_choice.settle_saving`.
 
     Returns:
@@ -147,7 +135,7 @@ def set_saving(module: nn.Module, mode: str | Mapping[Component, str]) -> str | 
                 _set_mode(part, mode[component])
         return mode
     if mode == AUTO:
-        mode = "slim" if "slim" in usable_modes(module) else "stock"
+        mode = "slim"
     _set_mode(module, mode)
     return mode
 

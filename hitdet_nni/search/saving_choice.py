@@ -11,7 +11,7 @@ from typing import Any
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_json, write_json
-from hitdet_nni.search.mixed import AUTO, SAVING, set_saving, usable_modes
+from hitdet_nni.search.mixed import AUTO, SAVING, set_saving
 from hitdet_nni.search.step_timing import StepCost, StepTimer
 from hitdet_nni.settings import SavingByComponent, Settings
 from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
@@ -166,9 +166,8 @@ def _best_change(tried: Mapping[Component, Mapping[str, StepCost]], chosen: Mode
 
 def component_options(space: Any) -> dict[Component, tuple[str, ...]]:
     """Modes of each component to choose from; a layer that is fixed at one operator has none to compute one by one."""
-    usable = usable_modes(space)
     return {
-        component: tuple(mode for mode in usable if mode != "checkpoint" or len(space.space[component]) > 1)
+        component: tuple(mode for mode in SAVING if mode != "checkpoint" or len(space.space[component]) > 1)
         for component in COMPONENTS
     }
 
@@ -231,8 +230,7 @@ def _kept_or_new(
     if file is not None and file.exists():
         return _read(file)
     device = distributed.device()
-    plain = "slim" if "slim" in usable_modes(space) else "stock"
-    choice = SavingChoice(dict.fromkeys(COMPONENTS, plain))
+    choice = SavingChoice(dict.fromkeys(COMPONENTS, "slim"))
     if device.type in TIMED and steps >= MIN_STEPS:
         options = component_options(space)
         with StepTimer(space, settings, skeleton, loaders, device) as timer:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
+from hitdet_nni.search.fused.joint import Joint, are_joint
 from hitdet_nni.search.fused.layout import in_type
 
 SUPPORTED = (nn.BatchNorm2d, LevelBatchNorm2d, FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d)
@@ -41,19 +41,12 @@ def uses_batch(norm: nn.BatchNorm2d, pixels: int) -> bool:
         pixels: Values a channel.
 
     Raises:
-        InputError: If the statistics are those of several processes' batches.
         ValueError: If the batch has one value a channel, which has no variance.
     """
-    if isinstance(norm, SyncedBatchNorm2d) and norm.training and distributed.processes() > 1:
-        raise InputError(
-            "got 'synced' in several processes: the fused mixed layer takes its own batch's statistics",
-            key="batch_norm",
-            allowed="local or frozen, or supernet.saving: stock or checkpoint",
-        )
     if isinstance(norm, LevelBatchNorm2d):
         return norm.training and pixels > 1
     by_batch = norm.training or norm.running_mean is None
-    if by_batch and pixels == 1:
+    if by_batch and pixels == 1 and not are_joint([norm]):
         raise ValueError("batch normalisation needs more than one value a channel in training")
     return by_batch
 
@@ -82,6 +75,7 @@ class Statistics:
         inverse_deviation: ``1 / sqrt(variance + eps)``, ``[C]``.
         by_batch: Whether both depend on the map, so that gradients flow through them.
         eps: Added to the variance.
+        joint: The pixels of all processes, where the batch is theirs together.
     """
 
     mean: Tensor
@@ -89,11 +83,12 @@ class Statistics:
     inverse_deviation: Tensor
     by_batch: bool
     eps: float
+    joint: Joint | None = None
 
     @classmethod
-    def of(cls, mean: Tensor, variance: Tensor, by_batch: bool, eps: float) -> Statistics:
+    def of(cls, mean: Tensor, variance: Tensor, by_batch: bool, eps: float, joint: Joint | None = None) -> Statistics:
         """Statistics of a mean and a biased variance, ``[C]`` each."""
-        return cls(mean, variance, (variance + eps).rsqrt(), by_batch, eps)
+        return cls(mean, variance, (variance + eps).rsqrt(), by_batch, eps, joint)
 
 
 @lru_cache
@@ -152,11 +147,17 @@ def normalize_gradient(
         statistics.variance,
         statistics.mean,
         statistics.inverse_deviation,
-        statistics.by_batch,
+        statistics.by_batch and statistics.joint is None,
         statistics.eps,
         [of_input, True, True],
     )
     by_matrix = by_map.permute(0, 2, 3, 1).reshape(grad.shape) if of_input else grad.new_empty(0)
+    if of_input and statistics.by_batch and statistics.joint is not None:
+        mean_scale, mean_shift = statistics.joint.means(by_scale, by_shift)
+        slope = scale * statistics.inverse_deviation
+        through_scale = slope * statistics.inverse_deviation * mean_scale
+        by_matrix -= (slope * mean_shift - statistics.mean * through_scale).to(by_matrix.dtype)
+        by_matrix.addcmul_(matrix, through_scale.to(matrix.dtype), value=-1)
     return by_matrix, by_scale, by_shift
 
 
@@ -167,7 +168,7 @@ class RunningUpdates:
         self._changes: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
         self._counted: dict[int, nn.BatchNorm2d] = {}
 
-    def add(self, norm: nn.BatchNorm2d, channels: slice, mean: Tensor, variance: Tensor, pixels: int) -> None:
+    def add(self, norm: nn.BatchNorm2d, channels: slice, mean: Tensor, variance: Tensor, pixels: int | Tensor) -> None:
         """Note the batch statistics of some channels of a module.
 
         Args:
@@ -175,12 +176,14 @@ class RunningUpdates:
             channels: Which of its channels.
             mean: Their means, ``[C]``.
             variance: Their biased variances, ``[C]``.
-            pixels: Values a channel.
+            pixels: Values a channel; a scalar tensor where several processes have them.
         """
         if not norm.training or norm.running_mean is None:
             return
         self._counted[id(norm)] = norm
         momentum = _momentum(norm)
+        if isinstance(pixels, Tensor):
+            variance, pixels = variance * (pixels / (pixels - 1)), 2**62
         factors = (1.0, pixels / (pixels - 1))  # the running variance is the unbiased one
         for average, value, factor in zip(running_statistics(norm), (mean, variance), factors, strict=True):
             averages, values = self._changes.setdefault((momentum, factor), ([], []))

@@ -16,6 +16,7 @@ from hitdet_nni.search.fused.batch_norm import (
     running_statistics,
 )
 from hitdet_nni.search.fused.expansion import ExpansionGradient, FoldedExpansion
+from hitdet_nni.search.fused.joint import Joint
 from hitdet_nni.search.fused.layout import MapShape, in_type
 from hitdet_nni.search.fused.plan import ConvNorm, Plan
 from hitdet_nni.search.fused.saving import Kept, Tape
@@ -29,10 +30,10 @@ def put_statistics(tape: Tape, statistics: Statistics, *key: Hashable) -> None:
         tape.put(getattr(statistics, name), name, *key)
 
 
-def kept_statistics(tape: Tape, by_batch: bool, eps: float, *key: Hashable) -> Statistics:
+def kept_statistics(tape: Tape, by_batch: bool, eps: float, *key: Hashable, joint: Joint | None = None) -> Statistics:
     """The statistics that :func:`put_statistics` kept under a key, ``[C]`` each."""
     mean, variance, inverse_deviation = (tape[(name, *key)] for name in KEPT_STATISTICS)
-    return Statistics(mean, variance, inverse_deviation, by_batch, eps)
+    return Statistics(mean, variance, inverse_deviation, by_batch, eps, joint)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Call:
         tape: Tensors for the backward pass.
         room: In a forward pass on a CPU that keeps the projections, where they go, ``[candidates, P_out, C_out]``: one
             tensor, as many that outlive the maps between which they were made would leave the memory in pieces.
+        joint: Pixels of the input in all processes, where these share statistics.
+        joint_out: Likewise of the output.
     """
 
     plan: Plan
@@ -65,6 +68,8 @@ class Call:
     folded: Sequence[FoldedExpansion]
     tape: Tape
     room: Tensor | None = None
+    joint: Joint | None = None
+    joint_out: Joint | None = None
 
     @property
     def compute(self) -> torch.dtype:
@@ -125,16 +130,28 @@ class Call:
         by_batch = self.plan.by_batch[unit]
         if by_batch:
             mean, variance = batch_moments(matrix) if moments is None else moments
-            updates.add(unit.norm, slice(None), mean, variance, matrix.shape[0])
+            if self.joint_out is not None:
+                mean, variance = self.joint_out.moments(mean, variance)
+            updates.add(unit.norm, slice(None), mean, variance, self.pixels_out)
         else:
             mean, variance = (one.clone() for one in running_statistics(unit.norm))
-        statistics = Statistics.of(mean, variance, by_batch, unit.norm.eps)
+        statistics = Statistics.of(mean, variance, by_batch, unit.norm.eps, self.joint_out)
         put_statistics(self.tape, statistics, unit.slot)
         return statistics
 
     def kept_statistics(self, unit: ConvNorm) -> Statistics:
         """What :meth:`new_statistics` returned in the forward pass."""
-        return kept_statistics(self.tape, self.plan.by_batch[unit], unit.norm.eps, unit.slot)
+        return kept_statistics(self.tape, self.plan.by_batch[unit], unit.norm.eps, unit.slot, joint=self.joint_out)
+
+    @property
+    def pixels(self) -> int | Tensor:
+        """Pixels of the input that statistics are taken of."""
+        return self.shape.pixels if self.joint is None else self.joint.count
+
+    @property
+    def pixels_out(self) -> int | Tensor:
+        """Pixels of the output that statistics are taken of."""
+        return self.shape_out.pixels if self.joint_out is None else self.joint_out.count
 
 
 @dataclass

@@ -23,6 +23,7 @@ from hitdet_nni.search.fused.batch_norm import (
     running_statistics,
 )
 from hitdet_nni.search.fused.call import Call, Gradients, Output, kept_statistics, put_statistics
+from hitdet_nni.search.fused.joint import sums
 from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
 from hitdet_nni.search.fused.products import add_product, by_columns, correlate, multiply
 
@@ -211,18 +212,22 @@ class GroupPass:
         group, tape, segments = self.group, self.call.tape, self.group.chunks[chunk]
         norms = [s.candidate.unit(part).norm for s in segments]
         by_batch = part == "expand" or group.by_batch
+        joint = self.call.joint if part == "expand" else self.call.joint_out
         if updates is None:
-            return kept_statistics(tape, by_batch, norms[0].eps, part, self.number, chunk)
+            return kept_statistics(tape, by_batch, norms[0].eps, part, self.number, chunk, joint=joint)
         if by_batch:
             mean, variance = batch_moments(matrix) if moments is None else moments
+            if joint is not None:
+                mean, variance = joint.moments(mean, variance)
+            pixels = self.call.pixels if part == "expand" else self.call.pixels_out
             for norm, segment in zip(norms, segments, strict=True):
                 columns = segment.columns
-                updates.add(norm, segment.channels, mean[columns], variance[columns], matrix.shape[0])
+                updates.add(norm, segment.channels, mean[columns], variance[columns], pixels)
         else:
             running = [(running_statistics(n), s.channels) for n, s in zip(norms, segments, strict=True)]
             mean = torch.cat([one[channels] for (one, _), channels in running])
             variance = torch.cat([one[channels] for (_, one), channels in running])
-        statistics = Statistics.of(mean, variance, by_batch, norms[0].eps)
+        statistics = Statistics.of(mean, variance, by_batch, norms[0].eps, joint)
         put_statistics(tape, statistics, part, self.number, chunk)
         return statistics
 
@@ -305,6 +310,8 @@ def inner_products(statistics: Statistics, scale: Tensor, by_scale: Tensor, by_s
     batch's statistics it would vanish, as scaling a channel changes nothing, were it not for eps.
     """
     if statistics.by_batch:
+        if statistics.joint is not None:
+            (by_scale,) = sums(by_scale)  # it vanishes over the pixels of all processes, not over those of one
         return scale * by_scale * statistics.eps * statistics.inverse_deviation.square()
     inverse = statistics.inverse_deviation
     return scale * (by_scale + statistics.mean * inverse * by_shift)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, running_statistics, statistics_type
+from hitdet_nni.search.fused.joint import Joint, sums
 from hitdet_nni.search.fused.plan import Expansion
 from hitdet_nni.search.fused.products import by_columns, correlate, multiply
 
@@ -43,19 +44,24 @@ class Moments:
     centred: Tensor
 
     @classmethod
-    def of(cls, inputs: Tensor) -> Moments:
+    def of(cls, inputs: Tensor, joint: Joint | None = None) -> Moments:
         """Moments of ``[P, C]``; the mean is taken off first, or a large one would swallow the variance.
 
-        It is taken off twice: the first difference is small enough for its own mean to be exact.
+        It is taken off twice: the first difference is small enough for its own mean to be exact. With ``joint`` they
+        are those of all processes' inputs.
         """
         exact = inputs.to(statistics_type(inputs.dtype))
-        mean = column_sums(exact) / len(exact)
+
+        def mean_of(total: Tensor) -> Tensor:
+            return total / len(exact) if joint is None else joint.means(total)[0]
+
+        mean = mean_of(column_sums(exact))
         centred = exact - mean
-        correction = column_sums(centred) / len(exact)
+        correction = mean_of(column_sums(centred))
         centred -= correction
         covariance = centred.new_empty(centred.shape[1], centred.shape[1])
         correlate(covariance, centred, centred)
-        covariance /= len(exact)
+        covariance = mean_of(covariance)
         return cls(mean, correction, covariance, centred.to(inputs.dtype))
 
     @classmethod
@@ -101,7 +107,11 @@ class FoldedExpansion:
 
 
 def expansion_statistics(
-    expansion: Expansion, parameters: Sequence[Tensor], moments: Moments | None, updates: RunningUpdates, pixels: int
+    expansion: Expansion,
+    parameters: Sequence[Tensor],
+    moments: Moments | None,
+    updates: RunningUpdates,
+    pixels: int | Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """Inverse deviations and, where they are the running ones, means of a stacked expansion, ``[H]`` each.
 
@@ -180,7 +190,8 @@ class ExpansionGradient:
         Args:
             rows: Which hidden channels.
             grad: Gradient by their values before the ReLU, ``[P, rows]``.
-            inner: Sum over pixels of the hidden maps times the gradient by them, ``[rows]``.
+            inner: Sum over pixels (of all processes that share statistics) of the hidden maps times the gradient by
+                them, ``[rows]``.
             sums: Sum over pixels of ``grad``, ``[rows]``, where it is known.
         """
         self.by_shift[rows] = column_sums(grad) if sums is None else sums
@@ -210,8 +221,8 @@ class ExpansionGradient:
             gradients[unit.slot + 2] = self.by_shift[rows]
             start = rows.stop
 
-    def through_statistics(self) -> tuple[Tensor, Tensor] | None:
-        """What the batch's statistics add to the gradient by the input.
+    def through_statistics(self, joint: Joint | None = None) -> tuple[Tensor, Tensor] | None:
+        """What the batch's statistics, or with ``joint`` those of all processes, add to the gradient by the input.
 
         Returns:
             A vector ``[C]`` and a matrix ``[C, C]``: the gradient of a pixel gets ``vector + centred @ matrix``.
@@ -220,12 +231,17 @@ class ExpansionGradient:
         folded = self.folded
         if folded.mean is not None:
             return None
-        pixels = len(folded.inputs)
+        pixels: int | Tensor = len(folded.inputs)
+        by_shift = self.by_shift
+        if joint is not None:
+            pixels, (by_shift,) = joint.count, sums(by_shift)
         if self.by_folded is not None:
             by_slope = folded.slope * (self.by_folded * folded.weight).sum(1)
+            if joint is not None:
+                (by_slope,) = sums(by_slope)
         else:
-            by_slope = self.inner - folded.beta * self.by_shift
+            by_slope = self.inner - folded.beta * by_shift
         factor = folded.inverse_deviation.square() * by_slope / pixels
-        vector = (folded.slope * self.by_shift) @ folded.weight / -pixels
+        vector = (folded.slope * by_shift) @ folded.weight / -pixels
         matrix = folded.weight.t() @ (folded.weight * -factor[:, None])
         return vector, matrix

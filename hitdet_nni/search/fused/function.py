@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.depthwise_group import make_room
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
+from hitdet_nni.search.fused.joint import Joint, are_joint, count_pixels
 from hitdet_nni.search.fused.layout import MapShape, channels_last
 from hitdet_nni.search.fused.plan import (
     DenseCandidate,
@@ -112,8 +113,8 @@ class FusedMixture:
             x: The input.
             parameters: Parameters of all candidates; a recording knows where they are.
         """
-        if not (x.is_cuda and self._recordable and uses_triton(x)):
-            return None
+        if not (x.is_cuda and self._recordable and uses_triton(x)) or are_joint([unit.norm for unit in self._units]):
+            return None  # processes exchange sums in the middle of a pass
         places = tuple(tensor.data_ptr() for tensor in (*parameters, *self.changed()))
         key = (layer.plan, x.dtype, layer.compute, torch.backends.cudnn.allow_tf32)
         return self._recordings.find(key, places)
@@ -273,20 +274,26 @@ def _start(
     matrix = shape.matrix(x)
     inputs = matrix.to(compute)
     updates = RunningUpdates()
-    moments = Moments.of(inputs) if any(expansion.by_batch for expansion in plan.expansions) else None
+    shape_out = shape.strided(mixture.stride)
+    given = weights.detach().to(statistics_type(compute))
+    joint = joint_out = None
     tape, folded = Tape(), []
+    if are_joint([unit.norm for unit in plan.by_batch]):
+        joint, joint_out = count_pixels((shape.pixels, shape_out.pixels), given)
+        tape.put(joint.count, "pixels")
+        tape.put(joint_out.count, "pixels of the output")
+    pixels = shape.pixels if joint is None else joint.count
+    moments = Moments.of(inputs, joint) if any(expansion.by_batch for expansion in plan.expansions) else None
     for number, expansion in enumerate(plan.expansions):
-        inverse, mean = expansion_statistics(expansion, parameters, moments, updates, shape.pixels)
+        inverse, mean = expansion_statistics(expansion, parameters, moments, updates, pixels)
         tape.put(inverse, "inverse deviation", number)
         if mean is not None:
             tape.put(mean, "running mean", number)
         source = inputs if moments is None or mean is not None else moments.centred
         folded.append(fold(expansion, parameters, source, inverse, mean))
-    given = weights.detach().to(statistics_type(compute))
-    shape_out = shape.strided(mixture.stride)
     size = (len(mixture.candidates), shape_out.pixels, mixture.out_channels)
     room = inputs.new_empty(size) if kept.projections and x.device.type == "cpu" else None
-    call = Call(plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape, room)
+    call = Call(plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape, room, joint, joint_out)
     return call, moments, updates
 
 
@@ -308,7 +315,11 @@ def _restart(
     given = weights.detach().to(statistics_type(layer.compute))
     shape_out = layer.shape.strided(layer.mixture.stride)
     kept, shape = layer.mixture.kept, layer.shape
-    return Call(layer.plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape), moments
+    call = Call(layer.plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape)
+    count, count_out = tape.get("pixels"), tape.get("pixels of the output")
+    if count is not None and count_out is not None:
+        call = replace(call, joint=Joint(shape.pixels, count), joint_out=Joint(shape_out.pixels, count_out))
+    return call, moments
 
 
 def _backward(
@@ -347,13 +358,13 @@ def _backward(
     by_weights = gradients.finish_last(call)
     if gradients.of_input or gradients.of_parameters:
         for expansion in gradients.expansions:
-            _finish(expansion, gradients, moments)
+            _finish(expansion, gradients, moments, call.joint)
     by_x = channels_last(call.shape.images(gradients.input.to(call.given.dtype))) if of_input else None
     return [by_x, by_weights if of_weights else None, *gradients.parameters]
 
 
-def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments | None) -> None:
-    through = expansion.through_statistics() if gradients.of_input else None
+def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments | None, joint: Joint | None) -> None:
+    through = expansion.through_statistics(joint) if gradients.of_input else None
     expansion.parameter_gradients(moments, gradients.parameters)  # last: it ends the collected gradient
     if through is not None and moments is not None:
         vector, matrix = through

@@ -87,6 +87,7 @@ class TritonGroupPass(GroupPass):
             self._weighted_scales() * statistics.inverse_deviation,
             torch.stack([call.plan.last_by_batch[candidate.index] for candidate in group.candidates]),
             of_matrices=further,
+            joint_means=None if call.joint_out is None else call.joint_out.means,
         )
         del matrices
         for candidate, by_scale in zip(group.candidates, by_scales.unbind(), strict=True):
@@ -106,12 +107,15 @@ class TritonGroupPass(GroupPass):
         call, group = self.call, self.group
         eps = [candidate.project.norm.eps for candidate in group.candidates]
         mean, variance, inverse = Moments.of(matrices).join(eps[0]).unbind()
+        if call.joint_out is not None:
+            mean, variance = call.joint_out.moments(mean, variance)
+            inverse = (variance + eps[0]).rsqrt()
         for index, candidate in enumerate(group.candidates):
             unit = candidate.project
             if call.plan.by_batch[unit]:
                 if eps[index] != eps[0]:
                     inverse[index] = (variance[index] + eps[index]).rsqrt()
-                updates.add(unit.norm, slice(None), mean[index], variance[index], matrices.shape[1])
+                updates.add(unit.norm, slice(None), mean[index], variance[index], call.pixels_out)
             else:
                 mean[index], variance[index] = running_statistics(unit.norm)
                 inverse[index] = (variance[index] + eps[index]).rsqrt()
@@ -207,6 +211,7 @@ class TritonGroupPass(GroupPass):
             maps.shift,
             maps.scale * statistics.inverse_deviation,
             by_batch=statistics.by_batch,
+            joint_means=None if statistics.joint is None else statistics.joint.means,
         )
         if gradients.of_parameters:
             by_kernels = depthwise.grad_weights(grad, maps.source, geometry, relu=self._has_relu)
@@ -272,6 +277,7 @@ class TritonDensePass(DensePass):
             call.shift(unit),
             call.weighted_scales[index] * statistics.inverse_deviation,
             by_batch=statistics.by_batch,
+            joint_means=None if statistics.joint is None else statistics.joint.means,
         )
         gradients.last[index] = by_scale, by_shift
         if not (gradients.of_input or gradients.of_parameters):
