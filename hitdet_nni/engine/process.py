@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ _LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)[^.\n]*")
 
 
 def prepare_process(threads: int) -> None:
-    """Set the number of torch threads and silence third-party notices that a user can do nothing about.
+    """Set threads and how processes start, and silence third-party notices that a user can do nothing about.
 
     Args:
         threads: Threads of this process. On a small shared machine more than one is many times slower.
@@ -26,6 +28,9 @@ def prepare_process(threads: int) -> None:
     import torch  # noqa: PLC0415  (accidents are also told of commands that compute nothing)
 
     torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        # Loader processes share the decoded pictures where they are forked, which is no longer the default of 3.14.
+        multiprocessing.set_start_method("fork", force=True)
     for name in ("pytorch_lightning", "lightning.pytorch", "nni.nas"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("nni", "mmengine", "mmdet", "mmcv", "pytorch_lightning", "torch"):
