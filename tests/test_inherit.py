@@ -143,7 +143,7 @@ def test_a_retraining_starts_from_the_supernet(searched, tmp_path, capsys, tiny_
     assert main(arguments) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "retrain: learning rate 1e-30 x 4 / 4 = 1e-30 for a global batch of 4 = 1 x 4" in printed
-    assert [line.split()[1] for line in printed if line.startswith("epoch")] == ["0", "1"]
+    assert [line.split()[2] for line in printed if line.startswith("retrain  epoch")] == ["0/1", "1/1"]
     architecture = load_architecture(out / "architecture.json")
     assert architecture == load_architecture(searched.architecture)
     result = json.loads((out / "metrics.json").read_text())

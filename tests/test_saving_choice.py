@@ -8,7 +8,8 @@ import pytest
 import torch
 from group import run_group
 
-from hitdet_nni.data.pipeline import open_data, search_loaders
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.randomness import random_state

@@ -106,6 +106,7 @@ def strided_grad_x(
     UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, MASK: tl.constexpr, SUMS: tl.constexpr,
     PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
+    """Gradient by the input of a strided convolution: a pixel gathers the outputs whose strides meet a tap of it."""
     channels = channel_units * UNIT
     part, channel = place(channels, CHANNELS)
     known = channel < channels

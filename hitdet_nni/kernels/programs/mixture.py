@@ -13,6 +13,7 @@ def add_weighted(
     total, matrices, slopes, positions, channel_units, number,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
+    """Add slope times map of all candidates to the sum, pixel by pixel."""
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -33,6 +34,7 @@ def sums(
     grad, matrices, mean, inverse, parts, positions, channel_units, number,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
+    """For each candidate, sums over a tile's pixels of the gradient times the normalised map; then of the gradient."""
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -57,6 +59,7 @@ def gradient(
     grad, matrices, coefficients, out, positions, channel_units, number,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
+    """Gradient by each candidate's map: a multiple of that by the sum, one of the map less its mean, and a constant."""
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels

@@ -145,12 +145,12 @@ class Call:
 
     @property
     def pixels(self) -> int | Tensor:
-        """Pixels of the input that statistics are taken of."""
+        """Pixels of the input that statistics are taken of; a scalar tensor where several processes share them."""
         return self.shape.pixels if self.joint is None else self.joint.count
 
     @property
     def pixels_out(self) -> int | Tensor:
-        """Pixels of the output that statistics are taken of."""
+        """Pixels of the output that statistics are taken of; a scalar tensor where several processes share them."""
         return self.shape_out.pixels if self.joint_out is None else self.joint_out.count
 
 

@@ -100,7 +100,7 @@ class FusedMixture:
         return self._plans[key]
 
     def changed(self) -> list[Tensor]:
-        """What a forward pass in training changes: running averages, and how many batches they have seen."""
+        """What a forward pass in training changes: running averages, ``[C]``, and how many batches they have seen."""
         norms = [unit.norm for unit in self._units]
         buffers = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
         return [buffer for several in buffers for buffer in several if buffer is not None]

@@ -20,7 +20,7 @@ from hitdet_nni.errors import InputError
 
 
 def sums(*tensors: Tensor) -> list[Tensor]:
-    """Sums of tensors of one type over the processes, by one exchange; the tensors stay as they are."""
+    """Sums of tensors of one type and any shapes over the processes, by one exchange; the tensors stay as they are."""
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
@@ -47,7 +47,7 @@ class Joint:
         return joint, squares / self.count
 
     def means(self, *totals: Tensor) -> list[Tensor]:
-        """From sums over this process's pixels to means over all pixels."""
+        """From sums over this process's pixels, of any shapes, to means over all pixels."""
         return [total / self.count for total in sums(*totals)]
 
 
@@ -70,6 +70,6 @@ def are_joint(norms: Sequence[nn.BatchNorm2d]) -> bool:
 
 
 def count_pixels(own: Sequence[int], like: Tensor) -> list[Joint]:
-    """The pixels of several sizes of maps, given this process's; ``like`` has the type and place of statistics."""
+    """The pixels of several sizes of maps, given this process's; ``like``, of any shape, has the type of statistics."""
     (counts,) = sums(like.new_tensor([float(number) for number in own]))
     return [Joint(number, count) for number, count in zip(own, counts.unbind(), strict=True)]

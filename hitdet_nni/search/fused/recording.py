@@ -189,7 +189,7 @@ class Recording:
 
         Args:
             run: Computes the outputs from inputs.
-            inputs: Those of the pass that has just run.
+            inputs: Those of the pass that has just run, of any shapes.
             found: Its outputs.
             state: What a pass changes besides.
         """
@@ -206,7 +206,7 @@ class Recording:
 
         Args:
             run: Computes the gradients from the gradient by the output and the forward pass's places.
-            grad: Gradient by the output.
+            grad: Gradient by the output, of its shape.
             wanted: Which gradients are wanted.
             generation: Of the forward pass.
 
