@@ -3,7 +3,7 @@
 The size of the procedure follows from the time: the largest whose steps, at the rates below, both precisions are likely
 to end with. Both run side by side.
 
-    python benchmarks/gpu_search.py --out search.json --work /tmp/runs
+    python benchmarks/gpu_search.py --out search.json --work runs/search
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKOUT = "/root/hitdet_nni"
+CHECKOUT = "/opt/hitdet_nni"
 
 MOUNT = (
     'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --bind /etc/resolv.conf "$0/etc/resolv.conf"'
@@ -177,7 +177,7 @@ def try_out(machine: Machine, tests: bool) -> None:
     machine.run(said.partition("mend it by: ")[2].strip())
     machine.run(again)
     if tests:
-        machine.run("make test WORKERS=1")
+        machine.run("make test")
 
 
 def main() -> None:
