@@ -16,7 +16,6 @@ from hitdet_nni.kernels import depthwise
 from hitdet_nni.kernels.mixture import add_weighted_, last_gradient
 from hitdet_nni.kernels.moments import Moments
 from hitdet_nni.kernels.normalization import normalize_relu, normalize_relu_gradient_
-from hitdet_nni.search.fused import dense
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, running_statistics
 from hitdet_nni.search.fused.call import Gradients, Output, kept_statistics, put_statistics
 from hitdet_nni.search.fused.dense_candidate import DensePass
@@ -280,18 +279,5 @@ class TritonDensePass(DensePass):
             joint_means=None if statistics.joint is None else statistics.joint.means,
         )
         gradients.last[index] = by_scale, by_shift
-        if not (gradients.of_input or gradients.of_parameters):
-            return
-        by_input, by_kernels = dense.gradients(
-            call.shape_out.images(grad),
-            call.shape.images(call.inputs),
-            call.kernels(unit),
-            unit.conv.stride[0],
-            unit.conv.dilation[0],
-            of_input=gradients.of_input,
-            of_weight=gradients.of_parameters,
-        )
-        if by_input is not None:
-            gradients.input += call.shape.matrix(by_input)
-        if by_kernels is not None:
-            gradients.parameters[unit.slot] = by_kernels
+        if gradients.of_input or gradients.of_parameters:
+            self._through_convolution(grad, gradients)
