@@ -48,6 +48,13 @@ Screening, search and retraining by the `hitdet-nni` command, both precisions si
 seeds alone move such figures is in [results.md](results.md).
 """
 
+LARGEST = """\
+## The largest batch that a GPU has held
+
+A batch counts as held when steps of both phases, optimisers included, have run with it. "GB" is what torch takes from
+the GPU over parameters and optimisers.
+"""
+
 TESTS = """\
 ## Tests on a GPU
 """
@@ -179,6 +186,25 @@ def searches_table(report: Report) -> str:
     return table(header, rows)
 
 
+def largest_table(report: Report) -> str:
+    """The table of the largest batches of :mod:`gpu_parts`."""
+    header = ("supernet", "mode", "precision", "batch", "GB", "s a step", "pictures a second")
+    rows = (
+        (
+            row["case"],
+            _mode(row),
+            row["precision"],
+            f"**{row['batch']}**" if row["largest"] else str(row["batch"]),
+            number(row["gb"], 1),
+            number(row["seconds"], 3) or "more memory than there is",
+            number(row["batch"] / row["seconds"], 2) if row["seconds"] else "",
+        )
+        for row in report["figures"]
+    )
+    height, width = report["input_size"]
+    return f"`{report['config']}`: {height} x {width}. In bold the largest.\n\n{table(header, rows)}"
+
+
 def tests_text(report: Report) -> str:
     """Outcome of the tests, and what they measured."""
     failed = "".join(f"\n- failed: `{name}`" for name in report["failed"])
@@ -193,6 +219,7 @@ GPU_SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "auto": (AUTOMATIC, automatic_table),
     "profile": (PROFILES, profiles_table),
     "search": (SEARCHES, searches_table),
+    "largest": (LARGEST, largest_table),
     "tests": (TESTS, tests_text),
 }
 """Text and table of each part of gpu.sh."""

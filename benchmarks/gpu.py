@@ -147,6 +147,7 @@ def search_command(options: Options, figures: Path, until: float) -> list[str] |
 
 
 PARTS: Mapping[str, Part] = {
+    "warm": Part(45, measuring_command("warm"), read_json),
     "tests": Part(75, tests_command, read_tests),
     "layers": Part(80, measuring_command("layers"), read_json),
     "supernets": Part(125, measuring_command("supernets"), read_json),
@@ -154,6 +155,7 @@ PARTS: Mapping[str, Part] = {
     "tune": Part(50, tune_command, read_json),
     "profile": Part(40, measuring_command("profile"), read_json),
     "search": Part(75, search_command, read_json),
+    "largest": Part(60, measuring_command("largest"), read_json),
 }
 """All parts, in order of value."""
 

@@ -14,8 +14,11 @@ import json
 import logging
 import math
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,17 @@ import torch
 from full_size import CLASSES, STOCK, Trainer
 from gpu_profile import describe_profile, profile_step
 from largest_batch import cases
-from measure import gemm_flops, installed_version, median_ratio, say, seconds, settled_peak_bytes, surroundings
+from measure import (
+    Held,
+    climb,
+    gemm_flops,
+    installed_version,
+    median_ratio,
+    say,
+    seconds,
+    settled_peak_bytes,
+    surroundings,
+)
 from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
 from supernet_step import HEADER, line
 
@@ -299,6 +312,86 @@ class RandomLoader:
         return self.trainer.batch(len(draws), self.seed)
 
 
+WARMING = 6
+"""Processes that compile side by side."""
+
+
+def warm(options: Options) -> None:
+    """Let Triton compile what the other parts run, supernets side by side, into the cache that processes share."""
+    plan = sorted({(name, precision) for name, precision, _ in supernet_plan(options.toy)})
+
+    def compile_one(case: tuple[str, PrecisionKind]) -> dict[str, Any]:
+        name, precision = case
+        script = [sys.executable, __file__, "step", "--out", str(options.out), "--device", options.device.type]
+        started = time.perf_counter()
+        command = [*script, "--case", name, "--precision", precision, *(["--toy"] if options.toy else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            say(f"{name}, {precision}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        return {
+            "case": name,
+            "precision": precision,
+            "seconds": time.perf_counter() - started,
+            "ran": not done.returncode,
+        }
+
+    with ThreadPoolExecutor(WARMING) as pool:
+        options.write(list(pool.map(compile_one, plan)), [])
+
+
+def step_once(options: Options, name: str, precision: PrecisionKind) -> None:
+    """A step of a supernet with one picture."""
+    trainer = Trainer(*supernet_cases(options.toy)[name], "slim", precision, options.device)
+    trainer.step(trainer.batch(1, 1))
+
+
+def largest(options: Options) -> None:
+    """The largest batch that the GPU holds, by running it: the trinity, and the screening of all components at once."""
+    config = "tiny" if options.toy else "coco_paper"
+    available = dict(cases(load_settings(config)))
+    plan: list[tuple[str, PrecisionKind, str]] = [
+        (name, precision, way)
+        for precision in PRECISIONS
+        for name in ("trinity", "screening all")
+        for way in (STOCK, "slim")
+    ]
+    if options.toy:
+        available, plan = supernet_cases(toy=True), [("trinity", "fp32", "slim")]
+    figures: list[dict[str, Any]] = []
+    for index, (name, precision, way) in enumerate(plan):
+        if not options.time_left:
+            break
+        found = largest_batch(available[name], way, precision, options)
+        for batch, (gb, spent) in found.items():
+            row = {"case": name, "precision": precision, "implementation": way, "batch": batch, "gb": gb}
+            figures.append(row | {"seconds": spent, "largest": batch == max(found) and not options.toy})
+            say(f"{name}, {precision}, {way}: batch {batch}, {gb:.1f} GB, {spent:.3f} s a step")
+        if not found:
+            row = {"case": name, "precision": precision, "implementation": way, "batch": 0, "gb": None}
+            figures.append(row | {"seconds": None, "largest": True})
+            say(f"{name}, {precision}, {way}: one picture needs more memory than there is")
+        missing = [f"{name}, {way}, {precision}" for name, precision, way in plan[index + 1 :]]
+        more = {"config": config, "input_size": available[name][0].input_size}
+        options.write(figures, missing, **more)
+
+
+def largest_batch(case: Case, way: Way, precision: PrecisionKind, options: Options) -> dict[int, Held]:
+    """GB over parameters and optimisers, and seconds, of steps with one picture, with two, and with the most.
+
+    Each batch is a new supernet's: what is recorded for one batch is no load for the next.
+    """
+
+    def held(batch: int) -> Held | None:
+        found = measure_steps(case, way, precision, batch, 1, options.device)
+        return None if found is None else ((found[1] or 0) / 1e9, statistics.median(found[0]))
+
+    known = {batch: found for batch in (1, 2) if (found := held(batch)) is not None}
+    if len(known) == 2 and options.device.type == "cuda":
+        release(options.device)
+        known |= climb(held, known, torch.cuda.mem_get_info(options.device)[0] / 1e9)
+    return known
+
+
 def automatic(options: Options) -> None:
     """What ``supernet.saving: auto`` chooses, what the choice takes, and a step with it against NNI's."""
     available = supernet_cases(options.toy)
@@ -370,26 +463,33 @@ def profiles(options: Options) -> None:
 
 
 PARTS: Mapping[str, Callable[[Options], None]] = {
+    "warm": warm,
     "layers": layers,
     "supernets": supernets,
     "auto": automatic,
     "profile": profiles,
+    "largest": largest,
 }
 
 
 def main() -> None:
     """Measure one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("part", choices=[*PARTS, "step"])
     parser.add_argument("--out", type=Path, required=True, help="file for the figures (JSON)")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--toy", action="store_true", help="sizes that a CPU computes in seconds")
     parser.add_argument("--until", type=float, default=math.inf, help="no case is begun after this time (Unix time)")
+    parser.add_argument("--case", default="trinity", help="supernet of the part step")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the part step")
     given = parser.parse_args()
     prepare_process(1)
     logging.disable(logging.WARNING)
     options = Options(torch.device(given.device), given.toy, given.until, given.out)
-    PARTS[given.part](options)
+    if given.part == "step":
+        step_once(options, given.case, given.precision)
+    else:
+        PARTS[given.part](options)
 
 
 if __name__ == "__main__":

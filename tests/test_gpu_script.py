@@ -79,7 +79,7 @@ def test_all_parts_run_at_toy_sizes(scripts, tmp_path):
     done = start(tmp_path / "out", "--minutes", "30")
     assert done.returncode == 0, done.stdout + done.stderr
     parts = written(tmp_path / "out")["parts"]
-    assert list(parts) == ["tests", "layers", "supernets", "auto", "tune", "profile", "search"]
+    assert list(parts) == ["warm", "tests", "layers", "supernets", "auto", "tune", "profile", "search", "largest"]
     assert {name for name, part in parts.items() if part["status"] != "done"} <= {"tune"}
     supernets = parts["supernets"]["report"]["figures"]
     assert {(row["implementation"], row["batch"]) for row in supernets} >= {("NNI", 1), ("slim", 1), ("NNI", 2)}
