@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -237,6 +238,7 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; errors of the user end with status 2 and one line on standard error."""
+    _print_anything()
     options = build_parser().parse_args(arguments)
     # Only now, so that --help loads neither torch nor mmdet.
     commands = importlib.import_module("hitdet_nni.commands")
@@ -253,6 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hitdet-nni: interrupted{way}\n")
         return 130
     return 0
+
+
+def _print_anything() -> None:
+    """Have what the terminal cannot show, such as the bytes of a Latin-1 file name, written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """The text with what no encoding can hold, such as the bytes of a Latin-1 file name, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class InputError(ValueError):
     """Bad input: a file, key or value that a user gave.
 
@@ -35,7 +40,7 @@ class InputError(ValueError):
         text = ": ".join([*where, problem])
         if self.allowed is not None:
             text += f"; allowed: {self.allowed}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(printable(" ".join(text.split())))
 
 
 class StoppedError(RuntimeError):

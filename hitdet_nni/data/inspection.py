@@ -87,7 +87,7 @@ def _read_half(
     inspection.defects += [str(defect) for defect in defects]
     if dataset is not None:
         inspection.counts = _detection_counts(dataset)
-        inspection.warnings = _detection_warnings(dataset)
+        inspection.warnings = [*dataset.notes, *_detection_warnings(dataset)]
         # Files that are not there have been named with their place in the annotations.
         damaged = [defect for defect in check_pictures(dataset) if defect.file.is_file()]
         inspection.defects += [f"{defect.file}: {defect.problem}" for defect in damaged]
@@ -110,18 +110,22 @@ def _detection_counts(dataset: CocoDataset) -> dict[str, int | str]:
         "crowd boxes": summary.crowd_boxes,
         "ignored boxes": summary.ignored_boxes,
         "boxes partly outside": summary.boxes_partly_outside,
-        "pictures without boxes": summary.pictures_without_boxes,
+        "pictures without boxes": "-" if summary.refused_boxes else summary.pictures_without_boxes,
     }
 
 
 def _detection_warnings(dataset: CocoDataset) -> list[str]:
     summary = dataset.summary
+    # Of a box that was refused nobody knows its picture and class.
+    complete = not summary.refused_boxes
     empty = [
         name
         for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True)
-        if not dataset.image_classes[image_id]
+        if complete and not dataset.image_classes[image_id]
     ]
-    absent = [name for name, count in zip(summary.classes, summary.boxes_per_class, strict=True) if not count]
+    absent = [
+        name for name, count in zip(summary.classes, summary.boxes_per_class, strict=True) if complete and not count
+    ]
     repeated = [name for name, times in Counter(dataset.file_names).items() if times > 1]
     left_out = ", which training leaves out" if dataset.key == "data.train_ann" else ""
     found = [

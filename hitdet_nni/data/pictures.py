@@ -132,5 +132,5 @@ def require_sound_pictures(dataset: CocoDataset) -> None:
     defects = check_pictures(dataset)
     if defects:
         more = f" ({len(defects) - 1} more pictures have defects)" if len(defects) > 1 else ""
-        allowed = f"pictures that can be read, of the size in {dataset.ann}"
+        allowed = f"pictures that can be read, of the size in {dataset.source}"
         raise InputError(defects[0].problem + more, source=defects[0].file, key=dataset.key, allowed=allowed)

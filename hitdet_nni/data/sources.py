@@ -6,13 +6,13 @@ No network is needed for that, and nothing heavy is imported; mmdet's data sets 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
+from hitdet_nni.data.coco_document import cache_folder as cache_folder
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.subsets import one_annotation_file
 from hitdet_nni.data_settings import LAYOUTS, DataSettings
@@ -44,11 +44,6 @@ class DetectionData:
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of mmdet's labels."""
         return self.train.classes_in_file_order
-
-
-def cache_folder() -> Path:
-    """Folder in which embedded sets are kept: ``hitdet-nni`` in ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitdet-nni"
 
 
 def open_data(settings: DataSettings, seed: int) -> DetectionData:

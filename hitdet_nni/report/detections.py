@@ -92,7 +92,7 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
     validation = open_validation(settings.data, settings.seed)
     classes = validation.classes_in_file_order
     if classes != architecture.provenance.classes:
-        raise InputError("has other classes than the architecture was searched for", source=validation.ann)
+        raise InputError("has other classes than the architecture was searched for", source=validation.source)
     detector = build_detector(architecture.skeleton, architecture.sample, len(classes)).to(distributed.device()).eval()
     load_weights(detector, weights)
     pictures = build_dataset(validation, architecture.skeleton, training=False)
