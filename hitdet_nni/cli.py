@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hitdet_nni import __version__
 from hitdet_nni.deployment import FORMATS
-from hitdet_nni.errors import InputError, StoppedError
+from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
 
 EXAMPLES = {
     "data": "hitdet-nni data digits --out digits --train 300 --val 60 --size 128 --seed 0",
@@ -238,7 +237,7 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; errors of the user end with status 2 and one line on standard error."""
-    _print_anything()
+    escape_unprintable()
     options = build_parser().parse_args(arguments)
     # Only now, so that --help loads neither torch nor mmdet.
     commands = importlib.import_module("hitdet_nni.commands")
@@ -255,13 +254,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hitdet-nni: interrupted{way}\n")
         return 130
     return 0
-
-
-def _print_anything() -> None:
-    """Have what the terminal cannot show, such as the bytes of a Latin-1 file name, written as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +11,13 @@ from pathlib import Path
 def printable(text: str) -> str:
     """The text with what no encoding can hold, such as the bytes of a Latin-1 file name, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def escape_unprintable() -> None:
+    """Have whatever the terminal's encoding does not hold written as escapes, instead of failing at it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class InputError(ValueError):

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -113,21 +112,22 @@ def place_of(path):
 DEFECTS = [
     *[((name,), value) for name in ("images", "annotations", "categories") for value in (GONE, [], {}, None, "x")],
     *[((name, 1), value) for name in ("images", "annotations", "categories") for value in (None, 5, [1])],
-    *[(("images", 1, "id"), value) for value in (GONE, "3", 3.0, True, None, 7)],
+    *[(("images", 1, "id"), value) for value in (GONE, "3", 3.5, True, None, 7, 7.0, 2**64)],
     *[(("images", 1, "file_name"), value) for value in (GONE, 3, "", ".", "/etc/passwd", "../b.jpg", "a/../../b")],
     *[(("images", 1, "file_name"), value) for value in ("a\0b", "\ud800", "gone.png", "deep", "n/" * 3000 + "a")],
     *[(("images", 1, side), value) for side in ("width", "height") for value in (GONE, "20", 20.5, 0, -1, 10**400)],
-    *[(("annotations", 1, "id"), value) for value in (GONE, "2", 1, 2.0, None)],
-    *[(("annotations", 1, "image_id"), value) for value in (GONE, "7", 8, 7.0, [7])],
+    *[(("annotations", 1, "id"), value) for value in (GONE, "2", 1, 1.0, True, None)],
+    *[(("annotations", 1, "image_id"), value) for value in (GONE, "7", 8, 7.5, [7])],
     *[(("annotations", 1, "category_id"), value) for value in (GONE, "4", 5, True, {})],
     *[(("annotations", 1, "bbox"), value) for value in (GONE, None, "1234", [1, 2, 3], [1, 2, 3, 4, 5])],
     *[(("annotations", 1, "bbox"), [1, 2, 3, value]) for value in ("4", None, True, 10**400, float("nan"))],
     *[(("annotations", 1, "bbox"), [1, value, 3, 4]) for value in (float("inf"), -float("inf"))],
     *[(("annotations", 1, "bbox"), [1, 2, *sides]) for sides in ((0, 4), (3, 0), (-3, 4), (3, -4))],
     *[(("annotations", 1, "bbox"), [*corner, 3, 4]) for corner in ((40, 2), (1, 30), (-3, 2), (1, -4), (900, 2))],
-    *[(("annotations", 1, "area"), value) for value in (GONE, None, "9", float("nan"))],
-    *[(("annotations", 1, "iscrowd"), value) for value in (GONE, None, 2, True, "0")],
-    *[(("categories", 1, "id"), value) for value in (GONE, "x", 4, 1.0)],
+    *[(("annotations", 1, "area"), value) for value in (None, "9", float("nan"))],
+    *[(("annotations", 1, "iscrowd"), value) for value in (None, 2, 0.5, "0", float("nan"))],
+    *[(("annotations", 1, "ignore"), value) for value in (2, "yes", [1], float("nan"))],
+    *[(("categories", 1, "id"), value) for value in (GONE, "x", 4, 4.0, 1.5)],
     *[(("categories", 1, "name"), value) for value in (GONE, 3, "", " ", "cat")],
 ]
 
@@ -151,10 +151,8 @@ def test_defect_is_named_with_place_and_value(folder, path, value):
         ("[1, 2]", "[1, 2]"),
         ("null", "None"),
         ("[" * 100_000, "not JSON"),
-        (json.dumps(GOOD | {"info": float("nan")}), "NaN"),
-        (json.dumps(GOOD | {"info": [-float("inf")]}), "-Infinity"),
     ],
-    ids=["empty", "open", "truncated", "list", "null", "deep", "nan", "inf"],
+    ids=["empty", "open", "truncated", "list", "null", "deep"],
 )
 def test_file_that_is_no_annotation_file(folder, content, shown):
     assert shown in refusal(folder, content)
@@ -197,12 +195,6 @@ def test_empty_boxes_are_counted_on_demand(folder):
         assert dataset.summary.ignored_boxes == 2
     with pytest.raises(InputError, match=r"annotations\[1\].bbox"):
         read(folder, changed(("annotations", 1, "bbox"), [1, 2, -1, 3]), allow_empty_boxes=True)
-
-
-def test_annotation_id_zero_is_warned_of(folder, caplog):
-    with caplog.at_level(logging.WARNING):
-        read(folder, changed(("annotations", 0, "id"), 0))
-    assert "annotation id 0" in caplog.text
 
 
 def test_pictures_are_decoded(folder):

@@ -1,7 +1,7 @@
 """COCO documents as text: decoded, parsed, and written as mmdet and pycocotools are to read them.
 
-mmdet and pycocotools open an annotation file by themselves, in the encoding of the locale. Where a file is not what they
-would read, the document as it was checked is written into the cache, and they are given that file.
+mmdet and pycocotools open an annotation file by themselves, in the encoding of the locale. Where a file is not what
+they would read, the document as it was checked is written into the cache, and they are given that file.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class CocoDocument:
 
 
 def read_document(source: DocumentSource) -> CocoDocument:
-    """Read a file in whatever Unicode encoding JSON may have; nothing is known of the entries but that they are objects.
+    """Read a file in whatever Unicode encoding JSON may have.
+
+    Nothing is known of the entries of its lists then, but that they are objects.
 
     Raises:
         InputError: If it cannot be read, is not JSON, or lacks one of the three lists.

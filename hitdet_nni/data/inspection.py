@@ -116,16 +116,14 @@ def _detection_counts(dataset: CocoDataset) -> dict[str, int | str]:
 
 def _detection_warnings(dataset: CocoDataset) -> list[str]:
     summary = dataset.summary
-    # Of a box that was refused nobody knows its picture and class.
-    complete = not summary.refused_boxes
     empty = [
         name
         for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True)
-        if complete and not dataset.image_classes[image_id]
+        if not dataset.image_classes[image_id]
     ]
-    absent = [
-        name for name, count in zip(summary.classes, summary.boxes_per_class, strict=True) if complete and not count
-    ]
+    absent = [name for name, count in zip(summary.classes, summary.boxes_per_class, strict=True) if not count]
+    if summary.refused_boxes:  # nobody knows of what picture and class they are
+        empty = absent = []
     repeated = [name for name, times in Counter(dataset.file_names).items() if times > 1]
     left_out = ", which training leaves out" if dataset.key == "data.train_ann" else ""
     found = [

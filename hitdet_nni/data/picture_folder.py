@@ -75,9 +75,9 @@ class PictureFolder:
         if folder not in self._forms:
             names: dict[str, str] = {}
             try:
-                for name in os.listdir(self.path / folder):
-                    form = unicodedata.normalize("NFC", name)
-                    names[form] = "" if form in names else name
+                for path in (self.path / folder).iterdir():
+                    form = unicodedata.normalize("NFC", path.name)
+                    names[form] = "" if form in names else path.name
             except OSError:
                 names = {}
             self._forms[folder] = names
