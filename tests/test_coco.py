@@ -86,7 +86,7 @@ def test_good_file(folder):
     assert (summary.pictures, summary.boxes, summary.boxes_per_class) == (3, 4, (3, 0, 1))
     assert (summary.crowd_boxes, summary.ignored_boxes) == (1, 1)
     assert (summary.boxes_partly_outside, summary.pictures_without_boxes) == (1, 1)
-    assert check_pictures(dataset) == []
+    assert check_pictures(dataset).defects == []
     require_sound_pictures(dataset)
 
 
@@ -213,11 +213,11 @@ def test_pictures_are_decoded(folder):
     (images / "deep" / "b.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     Image.new("RGB", (41, 30)).save(images / "a.png")
     (images / "c.png").write_text("no picture")
-    defects = check_pictures(dataset)
+    defects = check_pictures(dataset).defects
     assert [defect.file for defect in defects] == [images / name for name in dataset.file_names]
     assert "41 x 30" in defects[0].problem
     assert "40 x 30" in defects[0].problem
-    assert "truncated" in defects[1].problem
+    assert "cut short" in defects[1].problem
     assert "cannot be decoded" in defects[2].problem
     with pytest.raises(InputError, match=rf"a\.png: {KEY}: is 41 x 30 .*2 more") as caught:
         require_sound_pictures(dataset)
@@ -230,15 +230,17 @@ def test_size_is_that_after_exif_rotation(folder):
     exif[0x0112] = 6
     file = folder / "images" / "deep" / "b.jpg"
     Image.new("RGB", (20, 12)).save(file, exif=exif)
-    assert check_pictures(dataset) == []
+    assert check_pictures(dataset).defects == []
     Image.new("RGB", (12, 20)).save(file, exif=exif)
-    assert [defect.problem for defect in check_pictures(dataset)] == ["is 20 x 12 pixels, the annotations say 12 x 20"]
+    assert [defect.problem for defect in check_pictures(dataset).defects] == [
+        "is 20 x 12 pixels, the annotations say 12 x 20"
+    ]
 
 
 def test_vanished_picture_is_a_defect(folder):
     dataset = read(folder, GOOD)
     (folder / "images" / "a.png").unlink()
-    assert "No such file" in check_pictures(dataset)[0].problem
+    assert "No such file" in check_pictures(dataset).defects[0].problem
 
 
 @pytest.mark.parametrize(
@@ -307,6 +309,6 @@ def test_shared_data(name):
     check_same_classes(train, val)
     assert (train.summary.pictures, val.summary.pictures) == {"cards": (296, 67), "coco_tiny": (48, 20)}[name]
     assert len(train.classes) == {"cards": 6, "coco_tiny": 80}[name]
-    assert check_pictures(val) == []
+    assert check_pictures(val).defects == []
     first, second = split_halves(train.image_ids, 0, image_classes=train.image_classes)
     assert len(first) == len(second)

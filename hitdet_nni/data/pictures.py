@@ -177,8 +177,8 @@ def thin_problem(size: tuple[int, int], input_size: tuple[int, int] | None) -> s
     if input_size is None or min(resized(size, input_size)) >= 1:
         return None
     return (
-        f"is {size[0]} x {size[1]} pixels, of which the network's input of {input_size[0]} x {input_size[1]} "
-        f"(rows x columns) leaves less than one across: its longer side may be {2 * max(input_size)} times the shorter at most"
+        f"is {size[0]} x {size[1]} pixels, of which the network's input of {input_size[0]} x {input_size[1]} (rows x "
+        f"columns) leaves less than one across: its longer side may be {2 * max(input_size)} times the shorter at most"
     )
 
 
@@ -257,10 +257,9 @@ def _decoded(content: bytes) -> NDArray[np.uint8] | str:
         return _over(limit[1]) if limit else "cannot be decoded: it is damaged"
     if picture is None:
         form = format_of(content)
-        known = "it is damaged, or of a kind that OpenCV lacks" if form in PICTURE_FORMATS else None
-        return (
-            f"cannot be decoded: {known or f'it is {form or "no picture"}'} (OpenCV reads {', '.join(PICTURE_FORMATS)})"
-        )
+        damaged = "damaged, or of a kind that OpenCV lacks"
+        what = damaged if form in PICTURE_FORMATS else form or "no picture"
+        return f"cannot be decoded: it is {what} (OpenCV reads {', '.join(PICTURE_FORMATS)})"
     if picture.ndim != 3 or picture.dtype != np.uint8:
         return f"decodes to values of shape {picture.shape} and type {picture.dtype}, not to 8 bits in three colours"
     return picture
