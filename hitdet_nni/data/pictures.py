@@ -131,7 +131,7 @@ def require_sound_pictures(
         defects = [PictureDefect(dataset.images / name, problem) for name, problem in thin if problem is not None]
     if defects:
         more = f" ({len(defects) - 1} more pictures have defects)" if len(defects) > 1 else ""
-        allowed = f"pictures that can be read, of the size in {dataset.ann}"
+        allowed = f"pictures that training can read and resize, of the size in {dataset.ann}"
         raise InputError(defects[0].problem + more, source=defects[0].file, key=dataset.key, allowed=allowed)
 
 
