@@ -96,7 +96,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     prepare_process(settings.threads)
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
     whole = whole_space(settings)
-    data = open_data(settings.data, settings.seed)
+    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
     check_budget(whole, settings, len(data.classes))
     if distributed.is_main() and not force:
         adopt(run, settings)

@@ -51,7 +51,7 @@ def check_data(options: Namespace) -> None:
     folders = pretrain.train_images is not None or pretrain.val_images is not None
     found: dict[str, Inspection] = {}
     if settings.data.is_named or not folders:
-        found.update(inspect_detection(settings.data, settings.seed))
+        found.update(inspect_detection(settings.data, settings.seed, settings.skeleton.input_size))
     detection = dict(found)
     if folders:
         found.update(inspect_folders(pretrain))

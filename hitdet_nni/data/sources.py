@@ -46,12 +46,13 @@ class DetectionData:
         return self.train.classes_in_file_order
 
 
-def open_data(settings: DataSettings, seed: int) -> DetectionData:
+def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | None = None) -> DetectionData:
     """Read and check the pictures that the settings name; make the embedded set where they ask for it.
 
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
+        input_size: Rows and columns that training resizes pictures to fit; ``None``: no training follows.
 
     Raises:
         InputError: If a file is missing or has a defect that training would not survive.
@@ -63,8 +64,7 @@ def open_data(settings: DataSettings, seed: int) -> DetectionData:
     )
     check_same_classes(train, val)
     for dataset in (train, val):
-        if len(dataset.image_ids) <= SMALL_SET:
-            require_sound_pictures(dataset)
+        require_sound_pictures(dataset, input_size, decode=len(dataset.image_ids) <= SMALL_SET)
     return DetectionData(train, val)
 
 
