@@ -84,6 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("check-data", *training, "export-config", "evaluate"):
         parsers[name].add_argument("--config", required=True, help="config file, or a shipped config's name")
         _add_overrides(parsers[name])
+    parsers["check-data"].add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write corrected annotation files into this folder, and list each change",
+    )
     for name in training:
         _add_run_directory(parsers[name])
     parsers["retrain"].add_argument(

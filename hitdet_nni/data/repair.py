@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hitdet_nni.data.coco import check_document
 from hitdet_nni.data.coco_document import LISTS, CocoDocument, DocumentSource, Entry, is_number, read_document, show
 from hitdet_nni.data.normalization import Changes, normalize
 from hitdet_nni.data.picture_folder import PictureFolder, stays_inside
-from hitdet_nni.data.pictures import check_pictures, decoded_size
+from hitdet_nni.data.pictures import decoded_size, thin_problem
 from hitdet_nni.data.sources import HALVES, half_parts
 from hitdet_nni.data_settings import DataSettings
 from hitdet_nni.errors import InputError
@@ -99,6 +100,7 @@ class _Repair:
 
     def __init__(self, ann: Path, images: Path, key: str, input_size: tuple[int, int] | None) -> None:
         self.lines: list[str] = []
+        self._broken: dict[int, str] = {}  # what is wrong with the file of an image, by the entry's id()
         self._ann, self._key, self._input_size = ann, key, input_size
         self._folder = PictureFolder(images)
         self._document = read_document(DocumentSource(ann, key))
@@ -159,7 +161,8 @@ class _Repair:
     def _compute_areas(self) -> None:
         """Take width times height where there is an area that is none, and 0 where ``iscrowd`` says nothing."""
         for entry in self._document.annotations:
-            box, area = entry.get("bbox"), entry.get("area")
+            box: Any = entry.get("bbox")
+            area = entry.get("area")
             sound = type(box) is list and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) > 0
             if "area" in entry and sound and not (is_number(area) and area > 0):
                 self._set(entry, "area", box[2] * box[3])
@@ -176,13 +179,16 @@ class _Repair:
             self._set(entry, "file_name", found)
 
     def _measure(self, entry: Entry) -> None:
-        """Take the size that the picture has."""
+        """Take the size that the image has; note what training could not read."""
         name = entry.get("file_name")
         if type(name) is not str or not stays_inside(name) or not self._folder.holds(name):
             return
         size = decoded_size(self._folder.path / name)
+        problem = size if isinstance(size, str) else thin_problem(size, self._input_size)
+        if problem is not None:
+            self._broken[id(entry)] = f"{name!r} {problem}"
         if isinstance(size, str):
-            return  # a defect, which is found again
+            return
         for key, pixels in zip(("width", "height"), size, strict=True):
             if entry.get(key) != pixels or type(entry.get(key)) is not int:
                 self._set(entry, key, pixels)
@@ -194,7 +200,7 @@ class _Repair:
             InputError: If it is no single image or box, or nothing would be left.
         """
         while defects := self._defects():
-            ids = [entry.get("id") for entry in self._document.images]
+            ids = Counter(show(entry.get("id")) for entry in self._document.images)
             gone: dict[str, set[int]] = {"images": set(), "annotations": set()}
             lost: set[int] = set()
             for defect in defects:
@@ -203,7 +209,7 @@ class _Repair:
                     raise InputError(f"{defect.problem}: --fix cannot mend it", source=self._ann, key=defect.key)
                 entry = getattr(self._document, place[1])[int(place[2])]
                 number = entry.get("id")
-                if place[1] == "images" and type(number) is int and ids.count(number) > 1:
+                if place[1] == "images" and ids[show(number)] > 1:
                     raise InputError(f"{defect.problem}: --fix cannot mend it", source=self._ann, key=defect.key)
                 if id(entry) not in gone[place[1]]:
                     gone[place[1]].add(id(entry))
@@ -234,12 +240,11 @@ class _Repair:
             categories=self._document.categories,
             annotations=numbered,
         )
-        dataset = check_document(source, trial, self._folder.path)
-        if not defects:
-            index = {self._folder.path / name: number for number, name in enumerate(dataset.file_names)}
-            for found in check_pictures(dataset, self._input_size).defects:
-                place = f"images[{index[found.file]}]"
-                defects.append(InputError(found.problem, source=self._ann, key=place))
+        check_document(source, trial, self._folder.path)
+        for index, entry in enumerate(self._document.images):
+            problem = self._broken.get(id(entry))
+            if problem is not None:
+                defects.append(InputError(problem, source=self._ann, key=f"images[{index}]"))
         return defects
 
     def _number_annotations(self) -> None:
