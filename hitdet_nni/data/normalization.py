@@ -27,7 +27,8 @@ _NOTES: Final[dict[Kind, str]] = {
     "ids": "annotation ids are renumbered from 1: COCO's evaluation would count the box of id {first} wrongly",
 }
 
-_EXACT: Final = 2**53  # beyond it a float does not say which integer was meant
+LARGEST_ID: Final = 2**53
+"""Largest id of a box that is kept: beyond it a float, as pycocotools keeps ids in, is no integer of its own."""
 
 
 class Changes:
@@ -50,22 +51,27 @@ class Changes:
         """Whether there is any."""
         return bool(self._counts)
 
-    def add(self, kind: Kind, place: tuple[str, int, str], old: object, new: object, first: str | None = None) -> None:
+    def add(
+        self, kind: Kind, place: tuple[str, int, str], entry: Entry, old: object, new: object, first: str | None = None
+    ) -> None:
         """Count a change.
 
         Args:
             kind: Which one.
             place: List, index and key of the value.
+            entry: The entry that it is in.
             old: What stands in the file.
             new: What is taken.
             first: What the note shows of the first of its kind; by default place and old value.
         """
         self._counts[kind] += 1
-        if self._listed or kind not in self._first:
-            where = f"{place[0]}[{place[1]}]" + (f".{place[2]}" if place[2] else "")
-            self._first.setdefault(kind, f"{where} {show(old)}" if first is None else first)
-            if self._listed:
-                self.lines.append(f"{where}: {old if isinstance(old, Missing) else show(old)} -> {new}")
+        name, index, key = place
+        if kind not in self._first:
+            self._first[kind] = f"{name}[{index}].{key} {show(old)}" if first is None else first
+        if self._listed:
+            number = f" (id {entry['id']})" if type(entry.get("id")) is int else ""
+            before = old if isinstance(old, Missing) else show(old)
+            self.lines.append(f"{name}[{index}]{number}{key and f'.{key}'}: {before} -> {new}")
 
     def say(self, kind: Kind, what: str) -> None:
         """Note what is true of the file as a whole."""
@@ -122,7 +128,7 @@ def renumber_annotations(document: CocoDocument, changes: Changes) -> None:
         document: A checked document, whose ids are unique integers.
         changes: Takes the change.
     """
-    unfit = [entry["id"] for entry in document.annotations if not 0 < entry["id"] <= _EXACT]
+    unfit = [entry["id"] for entry in document.annotations if not 0 < entry["id"] <= LARGEST_ID]
     if unfit:
         changes.say("ids", show(unfit[0]))
         for number, entry in enumerate(document.annotations, start=1):
@@ -133,9 +139,9 @@ def _whole_numbers(name: str, entries: Iterable[Entry], keys: tuple[str, ...], c
     for index, entry in enumerate(entries):
         for key in keys:
             value = entry.get(key)
-            if type(value) is float and value.is_integer() and abs(value) <= _EXACT:
+            if type(value) is float and value.is_integer() and abs(value) <= LARGEST_ID:
                 entry[key] = int(value)
-                changes.add("number", (name, index, key), value, int(value))
+                changes.add("number", (name, index, key), entry, value, int(value))
 
 
 def _file_names(images: Iterable[Entry], folder: PictureFolder, changes: Changes) -> None:
@@ -146,7 +152,7 @@ def _file_names(images: Iterable[Entry], folder: PictureFolder, changes: Changes
         found = folder.other_form(name)
         if found is not None:
             entry["file_name"] = found
-            changes.add("name", ("images", index, "file_name"), ascii(name), ascii(found), ascii(name))
+            changes.add("name", ("images", index, "file_name"), entry, name, ascii(found), ascii(name))
 
 
 def _area(index: int, entry: Entry, changes: Changes) -> None:
@@ -155,22 +161,22 @@ def _area(index: int, entry: Entry, changes: Changes) -> None:
     box: Any = entry.get("bbox")
     if type(box) is list and len(box) == 4 and is_number(box[2]) and is_number(box[3]):
         entry["area"] = box[2] * box[3]
-        changes.add("area", ("annotations", index, "area"), _MISSING, entry["area"])
+        changes.add("area", ("annotations", index, "area"), entry, _MISSING, entry["area"])
 
 
 def _crowd(index: int, entry: Entry, changes: Changes) -> None:
     crowd, ignore = entry.get("iscrowd", _MISSING), entry.get("ignore")
     if type(crowd) in (bool, float) and crowd in (0, 1):
         entry["iscrowd"] = int(crowd)
-        changes.add("flag", ("annotations", index, "iscrowd"), crowd, int(crowd))
+        changes.add("flag", ("annotations", index, "iscrowd"), entry, crowd, int(crowd))
     ignored = type(ignore) in (bool, int, float) and ignore == 1
     if ignored and entry.get("iscrowd", 0) in (0, 1):
         entry["iscrowd"] = 1
         del entry["ignore"]
-        changes.add("ignore", ("annotations", index, "ignore"), ignore, "iscrowd 1")
+        changes.add("ignore", ("annotations", index, "ignore"), entry, ignore, "iscrowd 1")
     elif crowd is _MISSING:
         entry["iscrowd"] = 0
-        changes.add("iscrowd", ("annotations", index, "iscrowd"), _MISSING, 0)
+        changes.add("iscrowd", ("annotations", index, "iscrowd"), entry, _MISSING, 0)
 
 
 def _leave_out_root(document: CocoDocument, changes: Changes) -> None:
@@ -187,4 +193,6 @@ def _leave_out_root(document: CocoDocument, changes: Changes) -> None:
         return
     document.categories = others
     place = ("categories", index, "")
-    changes.add("root", place, root.get("name"), "left out", f"{show(root.get('name'))} (id {show(root.get('id'))})")
+    changes.add(
+        "root", place, root, root.get("name"), "left out", f"{show(root.get('name'))} (id {show(root.get('id'))})"
+    )

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from hitdet_nni.data.coco import check_document
 from hitdet_nni.data.coco_document import LISTS, CocoDocument, DocumentSource, Entry, is_number, read_document, show
-from hitdet_nni.data.normalization import Changes, normalize
+from hitdet_nni.data.normalization import LARGEST_ID, Changes, normalize
 from hitdet_nni.data.picture_folder import PictureFolder, stays_inside
 from hitdet_nni.data.pictures import decoded_size, thin_problem
 from hitdet_nni.data.sources import HALVES, half_parts
@@ -27,7 +27,6 @@ from hitdet_nni.files import write_text
 _PLACE: Final = re.compile(r"(images|annotations|categories)\[(\d+)\]")
 _INTEGER: Final = re.compile(r"\s*[-+]?[0-9]{1,15}(\.0*)?\s*")
 _NUMBER: Final = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]{1,2})?\s*")
-_SMALLEST_ID, _LARGEST_ID = 1, 2**53
 
 
 @dataclass(frozen=True)
@@ -250,16 +249,16 @@ class _Repair:
     def _number_annotations(self) -> None:
         """Number the boxes from 1 where their ids are no unique positive integers."""
         ids = [entry.get("id") for entry in self._document.annotations]
-        if all(type(number) is int and _SMALLEST_ID <= number <= _LARGEST_ID for number in ids) and _unique(ids):
+        if all(map(_fits, ids)) and len(set(ids)) == len(ids):
             return
         for number, entry in enumerate(self._document.annotations, start=1):
             if entry.get("id") != number or type(entry.get("id")) is not int:
                 self._set(entry, "id", number)
 
 
-def _unique(values: Iterable[object]) -> bool:
-    found = list(values)
-    return len(set(found)) == len(found)
+def _fits(number: object) -> bool:
+    """Whether COCO's evaluation takes a value for the id of a box."""
+    return isinstance(number, int) and type(number) is int and 0 < number <= LARGEST_ID
 
 
 def _number(value: object) -> object:
