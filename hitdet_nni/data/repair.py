@@ -161,7 +161,7 @@ class _Repair:
         """Take width times height where there is an area that is none, and 0 where ``iscrowd`` says nothing."""
         for entry in self._document.annotations:
             box: Any = entry.get("bbox")
-            area = entry.get("area")
+            area: Any = entry.get("area")
             sound = type(box) is list and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) > 0
             if "area" in entry and sound and not (is_number(area) and area > 0):
                 self._set(entry, "area", box[2] * box[3])
