@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ def settings_of(repaired: Sequence[Repaired]) -> list[str]:
     options = []
     for half in HALVES:
         files = [str(each.file.absolute()) for each in repaired if each.half == half]
-        value = files[0] if len(files) == 1 else f"'{json.dumps(files)}'"
-        options.append(f"--set data.{half}_ann={value}")
+        value = files[0] if len(files) == 1 else json.dumps(files)
+        options.append(f"--set {shlex.quote(f'data.{half}_ann={value}')}")
     return options
 
 
