@@ -6,13 +6,13 @@ No network is needed for that, and nothing heavy is imported; mmdet's data sets 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
+from hitdet_nni.data.coco_document import cache_folder as cache_folder
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.subsets import one_annotation_file
 from hitdet_nni.data_settings import LAYOUTS, DataSettings
@@ -46,17 +46,13 @@ class DetectionData:
         return self.train.classes_in_file_order
 
 
-def cache_folder() -> Path:
-    """Folder in which embedded sets are kept: ``hitdet-nni`` in ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitdet-nni"
-
-
-def open_data(settings: DataSettings, seed: int) -> DetectionData:
+def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | None = None) -> DetectionData:
     """Read and check the pictures that the settings name; make the embedded set where they ask for it.
 
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
+        input_size: Rows and columns that training resizes pictures to fit; ``None``: no training follows.
 
     Raises:
         InputError: If a file is missing or has a defect that training would not survive.
@@ -68,8 +64,7 @@ def open_data(settings: DataSettings, seed: int) -> DetectionData:
     )
     check_same_classes(train, val)
     for dataset in (train, val):
-        if len(dataset.image_ids) <= SMALL_SET:
-            require_sound_pictures(dataset)
+        require_sound_pictures(dataset, input_size, decode=len(dataset.image_ids) <= SMALL_SET)
     return DetectionData(train, val)
 
 
