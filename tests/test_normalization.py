@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hitdet_nni import cli
+from hitdet_nni.data.coco import read_annotations
 from hitdet_nni.data.coco_document import cache_folder
 from hitdet_nni.data.pipeline import build_dataset, search_loaders
 from hitdet_nni.data.sources import open_data
@@ -62,7 +64,13 @@ def half_of(tmp_path):
         paths = {}
         for each in HALVES:
             paths |= write(tmp_path, each, content if each == half else GOOD)
-        return getattr(open_data(DataSettings(**paths, **more), 0), half)
+        dataset = getattr(open_data(DataSettings(**paths, **more), 0), half)
+        # What mmdet is given means what it says: read again, nothing in it is taken otherwise.
+        again = read_annotations(dataset.ann, dataset.images, key=dataset.key)
+        assert again.ann == dataset.ann
+        assert again.notes == ()
+        assert replace(again, source=dataset.source, notes=dataset.notes, left_out=dataset.left_out) == dataset
+        return dataset
 
     return opened
 

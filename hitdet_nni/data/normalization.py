@@ -189,6 +189,8 @@ def _leave_out_root(document: CocoDocument, changes: Changes) -> Entry | None:
         return None
     (index,) = roots
     root = document.categories[index]
+    if type(root.get("id")) is not int or type(root.get("name")) is not str:
+        return None
     others = document.categories[:index] + document.categories[index + 1 :]
     if any(entry.get("supercategory") != root.get("name") for entry in others):
         return None
