@@ -65,7 +65,8 @@ class DataSettings(Section):
     size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's pictures, pixels")
     layout: Layout | None = Field(None, description="public set that lies in root as its publishers lay it out")
     root: Path | None = Field(
-        None, description="folder of the data: the layout's files, or alone a folder that is recognised by what is in it"
+        None,
+        description="folder of the data: the layout's files, or alone a folder that is recognised by what is in it",
     )
     val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share of the pictures that is split off for validation where root has no validation part"

@@ -381,7 +381,9 @@ def expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f"{path!r:.100} has no such home folder", allowed="~/ for your own, or ./ before the ~") from None
+        raise InputError(
+            f"{path!r:.100} has no such home folder", allowed="~/ for your own, or ./ before the ~"
+        ) from None
 
 
 def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:

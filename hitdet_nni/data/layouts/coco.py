@@ -77,7 +77,9 @@ def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
         if role is None and len(files) == 1:
             role = "train"
         if role is None:
-            problem = f"holds {len(files)} COCO files, of which {shown(file, root)} is neither training's nor validation's"
+            problem = (
+                f"holds {len(files)} COCO files, of which {shown(file, root)} is neither training's nor validation's"
+            )
             raise refusal(root, problem, f"names with train, val or test in them; {_WHOLE}")
         if role in found:
             problem = f"holds {shown(found[role], root)} and {shown(file, root)}, both of the part {role}"

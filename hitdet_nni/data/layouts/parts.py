@@ -1,4 +1,4 @@
-"""What a recognised folder consists of: its parts, each of pictures with an annotation file or with a label file each."""
+"""What a recognised folder consists of: its parts, of pictures with one annotation file or with a label file each."""
 
 from __future__ import annotations
 

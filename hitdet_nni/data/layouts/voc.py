@@ -104,7 +104,9 @@ def find(root: Path) -> Found | None:
     val = parts.get("val")
     about = f"XML files, {len(classes)} classes" + lists
     train = parts["train"]
-    return Found("PASCAL VOC", about, train, val if val and val.items else None, classes, VocReader(classes), tuple(notes))
+    return Found(
+        "PASCAL VOC", about, train, val if val and val.items else None, classes, VocReader(classes), tuple(notes)
+    )
 
 
 def _xml_files(folder: Path | None) -> dict[str, Path]:
@@ -119,7 +121,9 @@ def _has_xml(folder: Path) -> bool:
 def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
     """The pictures of a folder with their XML files: in a folder for each kind, or side by side."""
     labels, images = _xml_files(named(folder, *_XML)), named(folder, *_PICTURES)
-    pictures = pictures_below(images) if images is not None else [each for each in entries(folder) if is_picture(each.name)]
+    pictures = (
+        pictures_below(images) if images is not None else [each for each in entries(folder) if is_picture(each.name)]
+    )
     labels = labels or _xml_files(images) or _xml_files(folder)
     if not labels:
         return ()
@@ -169,7 +173,9 @@ def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
     names = list(dict.fromkeys(name for name in names if name != "background" or name in found))
     unknown = sorted(found - set(names))
     if unknown:
-        raise InputError(f"lacks {unknown[0]!r:.60}, which XML files have", source=file, allowed="the names of all classes")
+        raise InputError(
+            f"lacks {unknown[0]!r:.60}, which XML files have", source=file, allowed="the names of all classes"
+        )
     return tuple(names)
 
 

@@ -120,7 +120,9 @@ def _classes(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     _check_names(file, "names", classes)
     count = content.get("nc")
     if count is not None and count != len(classes):
-        raise InputError(f"is {count!r:.60}, names has {len(classes)}", source=file, key="nc", allowed="the same number")
+        raise InputError(
+            f"is {count!r:.60}, names has {len(classes)}", source=file, key="nc", allowed="the same number"
+        )
     return tuple(classes)
 
 
@@ -143,9 +145,7 @@ def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:
     return int(shape[0] * shape[1])
 
 
-def _places(
-    root: Path, file: Path, content: Mapping[str, Any]
-) -> tuple[dict[Role, tuple[Path, ...]], list[str]]:
+def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Role, tuple[Path, ...]], list[str]]:
     """Folders and lists of the parts that the description names, and what was taken otherwise than it says."""
     places: dict[Role, tuple[Path, ...]] = {}
     notes: list[str] = []
@@ -160,7 +160,9 @@ def _places(
         found = []
         for value in values:
             if not isinstance(value, str):
-                raise InputError(f"is {value!r:.60}", source=file, key=key, allowed="folders, or lists of pictures (.txt)")
+                raise InputError(
+                    f"is {value!r:.60}", source=file, key=key, allowed="folders, or lists of pictures (.txt)"
+                )
             path, elsewhere = _place(root, file, content, key, value)
             found.append(path)
             if elsewhere:
@@ -211,7 +213,7 @@ def _folders_without_description(root: Path) -> dict[Role, Path]:
         inside = named(folder, "images")
         if inside is not None and named(folder, "labels") is not None:
             found[role] = inside
-    darknet = {role: root / f"obj_{name}_data" for role, name in (("train", "train"), ("val", "valid"))}
+    darknet: dict[Role, Path] = {"train": root / "obj_train_data", "val": root / "obj_valid_data"}
     found = found or {role: folder for role, folder in darknet.items() if folder.is_dir()}
     if not found and any(named(root, name) for name in _NAME_FILES[:2]) and any(map(_labelled_beside, entries(root))):
         return {"train": root}
@@ -230,7 +232,7 @@ def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
     listings: dict[Path, dict[str, Path]] = {}
     items = [Labelled(shown(each, root), each, _labels_of(root, each, listings)) for each in pictures]
     items.sort(key=lambda item: item.name)
-    place = " and ".join(shown(each, root) for each in places)
+    named_places = " and ".join(shown(each, root) for each in places)
     used = {item.labels for item in items}
     folders = {_labels_folder(root, folder) for folder in places if folder.is_dir()}
     lost = [file for folder in sorted(folders) for file in files_below(folder) if _is_label(file) and file not in used]
@@ -240,7 +242,7 @@ def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
     if shared:
         first = shown(shared[0], root)
         notes.append(f"{len(shared)} label files are those of several pictures of one name; the first: {first}")
-    return LabelPart(place, tuple(items))
+    return LabelPart(named_places, tuple(items))
 
 
 def _is_label(file: Path) -> bool:
