@@ -27,7 +27,7 @@ from hitdet_nni.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.data_settings import DataSettings as DataSettings
 from hitdet_nni.data_settings import Section
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_yaml
+from hitdet_nni.files import expanded, read_yaml
 from hitdet_nni.operators import parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
@@ -370,20 +370,6 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     space = tree.get("space")
     if isinstance(space, str) and Path(space).suffix:
         tree["space"] = str(folder / expanded(space))
-
-
-def expanded(path: str) -> Path:
-    """A path of the settings whose ``~`` is the home folder.
-
-    Raises:
-        InputError: If there is no such user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise InputError(
-            f"{path!r:.100} has no such home folder", allowed="~/ for your own, or ./ before the ~"
-        ) from None
 
 
 def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:

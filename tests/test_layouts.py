@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def documents(root, **settings):
 def boxes(document):
     """File name without folders, class and box of all boxes in the order of the file."""
     names = {each["id"]: each["name"] for each in document["categories"]}
-    files = {each["id"]: os.path.basename(each["file_name"]) for each in document["images"]}
+    files = {each["id"]: Path(each["file_name"]).name for each in document["images"]}
     return [(files[x["image_id"]], names[x["category_id"]], *np.round(x["bbox"], 3)) for x in document["annotations"]]
 
 
@@ -74,7 +74,7 @@ def made_boxes(made, classes=CLASSES):
 
 
 def files(document):
-    return [os.path.basename(each["file_name"]) for each in document["images"]]
+    return [Path(each["file_name"]).name for each in document["images"]]
 
 
 # ----------------------------------------------------------------------------------------------------------- layouts
@@ -108,10 +108,11 @@ def test_line_of_a_yolo_set(root, parts, said):
     ("ann", "images", "val_ann", "val_images"),
     [
         ("annotations/instances_train2017.json", "train2017", "annotations/instances_val2017.json", "val2017"),
-        ("annotations/instances_train2017.json", "images/train2017", "annotations/instances_val2017.json", "images/val2017"),
+        ("annotations/train2017.json", "images/train2017", "annotations/val2017.json", "images/val2017"),
         ("annotations/train.json", "images/train", "annotations/val.json", "images/val"),
         ("annotations/train.json", "images", "annotations/valid.json", "images"),
-        ("annotations/instances_Train.json", "images/Train", "annotations/instances_Validation.json", "images/Validation"),
+        ("annotations/Train.json", "images/Train", "annotations/Validation.json", "images/Validation"),
+        ("annotations/person_keypoints_train.json", "train", "annotations/person_keypoints_val.json", "val"),
         ("train.json", "train", "val.json", "val"),
         ("train/annotations.json", "train/images", "val/annotations.json", "val/images"),
         ("train/labels.json", "train/data", "valid/labels.json", "valid/data"),
@@ -122,7 +123,7 @@ def test_coco_names(ann, images, val_ann, val_images, root, parts):
     for half, name, folder in (("train", ann, images), ("val", val_ann, val_images)):
         copy(parts[half], root / folder)
         write_json(root / name, coco(parts[half], CLASSES))
-    write_json(root / "annotations" / "captions_train2017.json", coco(parts["train"], CLASSES))
+    write_json(root / "annotations" / "captions_train2017.json", {"images": [], "annotations": []})
     data = DataSettings(root=root)
     assert half_source(data, 0, "train") == (root / ann, root / images)
     assert half_source(data, 0, "val") == (root / val_ann, root / val_images)
@@ -188,10 +189,10 @@ def test_coco_that_is_unclear(root, parts, refused):
 
 YOLO = [
     ("images/train", "labels/train", "images/val", "labels/val", {}),
-    ("train/images", "train/labels", "valid/images", "valid/labels", {"train": "../train/images", "val": "../valid/images"}),
+    ("train/images", "train/labels", "valid/images", "valid/labels", {"train": "../train/images"}),
     ("train/images", "train/labels", "valid/images", "valid/labels", {"train": "train", "val": "valid"}),
     ("images/train", "labels/train", "images/val", "labels/val", {"path": "/elsewhere/on/another/machine"}),
-    ("images/train", "labels/train", "images/val", "labels/val", {"path": ".", "names": {0: "zebra", 1: "ant"}, "nc": 2}),
+    ("images/train", "labels/train", "images/val", "labels/val", {"names": {0: "zebra", 1: "ant"}, "nc": 2}),
     ("images/train", "labels/train", "images/val", "labels/val", {"val": None, "valid": "images/val"}),
     ("a", "a", "b", "b", {"train": ["a"], "val": "b"}),
 ]  # fmt: skip
@@ -567,7 +568,7 @@ def test_the_split_is_the_same_every_time(root, tmp_path, refused):
     data = DataSettings(root=root)
     for seed in (0, 3):  # retrainings of a study have a seed each
         opened = open_data(data, seed)
-        assert [os.path.basename(name) for name in opened.val.file_names] == first["val"]
+        assert [Path(name).name for name in opened.val.file_names] == first["val"]
     other = documents(root, val_seed=1)
     assert files(other["val"]) != first["val"]
     assert len(files(documents(root, val_share=0.4)["val"])) == 8

@@ -103,7 +103,9 @@ def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path
         allowed = f"the folder of {settings.layout}, which holds {LAYOUTS[settings.layout]['val_ann']}"
         raise InputError("is missing", key="data.root", allowed=allowed)
     if settings.val_ann is None or settings.val_images is None:
-        allowed = "data.train_ann, train_images, val_ann and val_images; data.root; data.builtin"
+        allowed = (
+            "data.train_ann, train_images, val_ann and val_images; data.root; data.layout with data.root; data.builtin"
+        )
         raise InputError("is missing", key="data.train_ann", allowed=allowed)
     return {"train": settings.train_sources, "val": ((settings.val_ann, settings.val_images),)}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from hitdet_nni.data.layouts.parts import CocoPart, Found, Role, entries, named, refusal, role_folders, role_of, shown
@@ -44,29 +46,40 @@ def _found(root: Path, kind: str, parts: dict[Role, CocoPart]) -> Found:
     if "train" not in parts:
         there = ", ".join(shown(part.ann, root) for part in parts.values())
         raise refusal(root, f"is a {kind} data set without a training part: it has {there}", _WHOLE)
-    notes = [f"{shown(parts['test'].ann, root)} is a test part: not used in training or validation"]
+    notes = []
+    if "test" in parts:
+        notes.append(f"{shown(parts['test'].ann, root)} is a test part: not used in training or validation")
     about = "one annotation file" if len(parts) == 1 else f"{len(parts)} annotation files"
-    return Found(kind, about, parts["train"], parts.get("val"), notes=tuple(notes if "test" in parts else ()))
+    return Found(kind, about, parts["train"], parts.get("val"), notes=tuple(notes))
 
 
 def _coco_files(folder: Path) -> list[Path]:
-    """The annotation files of boxes in a folder."""
-    files = (each for each in entries(folder) if each.suffix.lower() == ".json" and each.is_file())
-    return [file for file in files if not any(task in file.name.lower() for task in _OTHER_TASKS) and _is_coco(file)]
+    """The annotation files of boxes in a folder; those of other tasks only where there is nothing else."""
+    files = [each for each in entries(folder) if each.suffix.lower() == ".json" and each.is_file()]
+    likely = [file for file in files if not any(task in file.name.lower() for task in _OTHER_TASKS)]
+    found = [file for file in likely if _facts(file)[0]]
+    return found or [file for file in files if file not in likely and _facts(file)[0]]
 
 
-def _is_coco(file: Path) -> bool:
-    """Whether a file names COCO's three lists; it is not parsed, for it may be large."""
-    content = _content(file)
-    return all(key in content for key in _KEYS)
-
-
-def _content(file: Path) -> bytes:
-    """The bytes of a file, UTF-16 made ASCII where it is."""
+def _facts(file: Path) -> tuple[bool, str | None]:
+    """Whether a file names COCO's three lists, and the first name of a picture in it; it is not parsed for that."""
     try:
-        return file.read_bytes().replace(b"\0", b"")
+        status = file.stat()
+        return _facts_at(file, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
+
+
+@lru_cache(10_000)  # a folder is opened for each half, and again by each stage
+def _facts_at(file: Path, modified: int, size: int) -> tuple[bool, str | None]:
+    content = file.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
+        content = content.replace(b"\0", b"")  # UTF-16 and UTF-32, of which the keys are ASCII
+    name, found = None, _FIRST_NAME.search(content)
+    if found is not None:
+        with suppress(ValueError):  # what is wrong with it is said when the file is read
+            name = json.loads(found[1]).replace("\\", "/")
+    return all(key in content for key in _KEYS), name
 
 
 def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
@@ -98,14 +111,9 @@ def _role(file: Path) -> Role | None:
 def _pictures(root: Path, role: Role, file: Path) -> Path:
     """The folder of a part's pictures: the first that has the first picture of the file."""
     folders = [folder for folder in _folders(root, role, file) if folder.is_dir()]
-    found = _FIRST_NAME.search(_content(file))
-    if found is not None:
-        try:
-            name = json.loads(found[1]).replace("\\", "/")
-            folders = [folder for folder in folders if (folder / name).is_file()] or folders
-        except ValueError:  # what is wrong with it is said when the file is read
-            pass
-    return folders[0]
+    name = _facts(file)[1]
+    holding = [] if name is None or "\0" in name else [folder for folder in folders if (folder / name).is_file()]
+    return (holding or folders)[0]
 
 
 def _folders(root: Path, role: Role, file: Path) -> Iterator[Path]:

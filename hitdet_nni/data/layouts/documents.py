@@ -68,7 +68,7 @@ def read_size(file: Path) -> tuple[int, int]:
     import numpy as np  # noqa: PLC0415
 
     try:
-        picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     except (OSError, cv2.error) as error:  # gone or forbidden; empty
         problem = f"cannot be read ({getattr(error, 'strerror', None) or 'it is empty'})"
         raise InputError(problem, source=file, key="data.root") from None

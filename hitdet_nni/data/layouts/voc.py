@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hitdet_nni.data.layouts.parts import (
@@ -23,7 +24,7 @@ from hitdet_nni.data.layouts.parts import (
     role_of,
     shown,
 )
-from hitdet_nni.data.voc import VocObject, read_objects
+from hitdet_nni.data.voc import read_objects
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import read_text
 
@@ -115,7 +116,7 @@ def _xml_files(folder: Path | None) -> dict[str, Path]:
 
 
 def _has_xml(folder: Path) -> bool:
-    return bool(_xml_files(named(folder, *_XML)) or _xml_files(folder))
+    return any(_xml_files(each) for each in (named(folder, *_XML), named(folder, *_PICTURES), folder))
 
 
 def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
@@ -164,7 +165,7 @@ def _by_lists(root: Path, whole: Iterable[Labelled]) -> tuple[Mapping[Role, Labe
 
 
 def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
-    found = {each.name for part in parts for item in part.items for each in _objects(item)}
+    found = {name for part in parts for item in part.items for name in _names(item.labels)}
     file = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return tuple(sorted(found))
@@ -179,5 +180,17 @@ def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _objects(item: Labelled) -> list[VocObject]:
-    return [] if item.labels is None else read_objects(item.labels)[1]
+def _names(file: Path | None) -> frozenset[str]:
+    """The classes of an XML file's objects."""
+    if file is None:
+        return frozenset()
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
+    return _names_at(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(200_000)  # a folder is opened for each half, and again by each stage
+def _names_at(file: Path, modified: int, size: int) -> frozenset[str]:
+    return frozenset(each.name for each in read_objects(file)[1])
