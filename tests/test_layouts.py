@@ -236,6 +236,25 @@ def test_lists_of_pictures(root, parts, tmp_path, refused):
         documents(root)
 
 
+def test_pictures_of_one_name(root, parts, said):
+    """Two endings share a label file, in YOLO as in VOC, and both pictures are kept."""
+    write_yolo(root, parts, CLASSES)
+    shutil.copy(root / "images" / "train" / "p000.png", root / "images" / "train" / "p000.bmp")
+    assert files(documents(root)["train"])[:3] == ["p000.bmp", "p000.png", "p001.png"]
+    assert "1 label files are those of several pictures of one name; the first: labels/train/p000.txt" in said()
+    copy(parts["train"], root.parent / "voc")
+    write_xml(parts["train"], root.parent / "voc", CLASSES)
+    shutil.copy(root.parent / "voc" / "p000.png", root.parent / "voc" / "p000.bmp")
+    assert sum(len(document["images"]) for document in documents(root.parent / "voc").values()) == 7
+
+
+def test_cvat_s_lists(root, parts):
+    """Its lists of pictures begin with a folder that is not in the export."""
+    write_yolo(root, parts, CLASSES, path=".", train="train.txt", names=dict(enumerate(CLASSES)))
+    (root / "train.txt").write_text("".join(f"data/images/train/{shot.file.name}\n" for shot in parts["train"]))
+    assert boxes(documents(root)["train"]) == made_boxes(parts["train"])
+
+
 @pytest.mark.parametrize("names", ["classes.txt", "obj.names"])
 def test_yolo_without_description(names, root, tmp_path, said):
     """Label Studio's export, which has one part; and CVAT's YOLO 1.1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,10 @@ from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked, write_text
 
+logger = logging.getLogger(__name__)
+
 _VERSION = 1  # of what is made of the same files
+_MANY = 2000  # pictures that take so long that a line says so
 _AT_ONCE = 4096  # pictures that the decoding threads are given at a time
 
 
@@ -49,9 +53,12 @@ def coco_file(
         name = picture.relative_to(base).as_posix()
         about = [name, status.st_size, status.st_mtime_ns, str(item.labels), None if labels is None else len(labels)]
         digest.update(json.dumps(about).encode() + (labels or b""))
-    file = cache / f"{base.name or 'pictures'}-{digest.hexdigest()[:24]}.json"
+    kind = type(reader).__name__.removesuffix("Reader").lower()
+    file = cache / f"{kind}-{digest.hexdigest()[:24]}.json"
     with locked(file.with_suffix(".lock")):
         if not file.exists():
+            if len(pictures) > _MANY:
+                logger.warning("data.root: reading labels and sizes of %d pictures, which is done once", len(pictures))
             document = _document(part.items, pictures, base, classes, reader)
             write_text(file, json.dumps(document))
         notes = json.loads(file.read_bytes())["info"]["notes"]

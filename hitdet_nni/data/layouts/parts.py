@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,10 +240,10 @@ def pictures_below(folder: Path) -> list[Path]:
     return [file for file in files_below(folder) if is_picture(file.name)]
 
 
-def sharing(items: Iterable[Labelled]) -> list[Path]:
-    """Label files that belong to several pictures."""
-    counts: dict[Path, int] = {}
-    for item in items:
-        if item.labels is not None:
-            counts[item.labels] = counts.get(item.labels, 0) + 1
-    return [labels for labels, count in counts.items() if count > 1]
+def note_sharing(root: Path, items: Iterable[Labelled], notes: list[str]) -> None:
+    """Note label files that belong to several pictures: those of one name and different endings."""
+    counts = Counter(item.labels for item in items if item.labels is not None)
+    shared = [labels for labels, count in counts.items() if count > 1]
+    if shared:
+        first = shown(shared[0], root)
+        notes.append(f"{len(shared)} label files are those of several pictures of one name; the first: {first}")

@@ -60,6 +60,7 @@ def open_root(root: Path, cache: Path, halves: Collection[Half]) -> dict[Half, t
 
 def say(line: str) -> None:
     """Tell the user something, once a process."""
+    line = line.encode("utf-8", "backslashreplace").decode()  # names of files may be of no encoding
     if line not in _said:
         _said.add(line)
         logger.warning("%s", line)  # a warning, so that commands that show no progress show it too
@@ -96,8 +97,8 @@ def _seen(root: Path) -> str:
 def _hint(root: Path, there: list[Path]) -> str:
     """What a person might do about a folder of no known layout."""
     files = [each for each in there if each.suffix.lower() == ".json" and each.is_file()]
-    contents = {file: file.read_bytes()[:1_000_000] for file in files[:_SHOWN]}
-    for file, content in contents.items():
+    for file in files[:_SHOWN]:
+        content = _beginning(file)
         if b'"shapes"' in content and b'"imagePath"' in content:
             return f"; {file.name} is labelme's own file: labelme2coco makes a COCO file of such"
         if b'"shape_attributes"' in content or b'"_via_settings"' in content:
@@ -111,6 +112,14 @@ def _hint(root: Path, there: list[Path]) -> str:
             if found is not None:
                 return f"; the folder {folder.name} in it is a {found.kind} data set"
     return ""
+
+
+def _beginning(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(1_000_000)
+    except OSError:
+        return b""
 
 
 def _coco(found: Found, part: CocoPart | LabelPart, cache: Path) -> tuple[Path, Path]:

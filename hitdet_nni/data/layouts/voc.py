@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from hitdet_nni.data.layouts.parts import (
     entries,
     is_picture,
     named,
+    note_sharing,
     pictures_below,
     refusal,
     role_folders,
@@ -134,10 +135,12 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...
     lost = [file for stem, file in labels.items() if stem not in stems]
     if lost:
         notes.append(f"{len(lost)} XML files have no picture and are left out; the first: {shown(lost[0], root)}")
-    return tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(pictures))
+    items = tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(pictures))
+    note_sharing(root, items, notes)
+    return items
 
 
-def _by_lists(root: Path, whole: Iterable[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
+def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
     """The parts that ``ImageSets/Main`` lists, and a remark that they come from there; all for training without."""
     items = {item.picture.stem: item for item in whole}
     lists: dict[Role, Path] = {}
@@ -148,8 +151,7 @@ def _by_lists(root: Path, whole: Iterable[Labelled]) -> tuple[Mapping[Role, Labe
     if "train" in lists and lists["train"].stem == "trainval" and "val" in lists:
         del lists["val"]  # what is in trainval.txt already
     if not lists:
-        place = shown(next(iter(items.values())).picture.parent, root)
-        return {"train": LabelPart(place, tuple(items.values()))}, ""
+        return {"train": LabelPart(shown(whole[0].picture.parent, root), tuple(whole))}, ""
     parts: dict[Role, LabelPart] = {}
     for role, file in lists.items():
         chosen = {}

@@ -17,10 +17,10 @@ from hitdet_nni.data.layouts.parts import (
     files_below,
     is_picture,
     named,
+    note_sharing,
     pictures_below,
     refusal,
     role_folders,
-    sharing,
     shown,
 )
 from hitdet_nni.data.layouts.yolo_labels import YoloReader
@@ -238,10 +238,7 @@ def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
     lost = [file for folder in sorted(folders) for file in files_below(folder) if _is_label(file) and file not in used]
     if lost:
         notes.append(f"{len(lost)} label files have no picture and are left out; the first: {shown(lost[0], root)}")
-    shared = sharing(items)
-    if shared:
-        first = shown(shared[0], root)
-        notes.append(f"{len(shared)} label files are those of several pictures of one name; the first: {first}")
+    note_sharing(root, items, notes)
     return LabelPart(named_places, tuple(items))
 
 
