@@ -22,6 +22,7 @@ setup(
         "hitdet_nni.commands",
         "hitdet_nni.cost_tables",
         "hitdet_nni.data",
+        "hitdet_nni.data.layouts",
         "hitdet_nni.deployment",
         "hitdet_nni.engine",
         "hitdet_nni.kernels",

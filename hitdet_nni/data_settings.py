@@ -53,7 +53,7 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """The pictures: the embedded set, a public one by its folder, or any COCO-format set by its paths.
+    """The pictures: the embedded set, a folder that is recognised, a public set by its folder, or COCO files by paths.
 
     A config may leave all of them open, so that a recipe is complete but for the place of the data; what opens the data
     refuses that.
@@ -64,7 +64,16 @@ class DataSettings(Section):
     val: PositiveInt = Field(60, description="validation pictures of the embedded set")
     size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's pictures, pixels")
     layout: Layout | None = Field(None, description="public set that lies in root as its publishers lay it out")
-    root: Path | None = Field(None, description="folder of the layout's files")
+    root: Path | None = Field(
+        None,
+        description="folder of the data: the layout's files, or alone a folder that is recognised by what is in it",
+    )
+    val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share of the pictures that is split off for validation where root has no validation part"
+    )
+    val_seed: NonNegativeInt = Field(
+        0, description="seed of that split, apart from seed: retrainings with other seeds validate on the same pictures"
+    )
     train_ann: Path | tuple[Path, ...] | None = Field(
         None, description="COCO annotation file of the training pictures, or several"
     )
@@ -104,14 +113,19 @@ class DataSettings(Section):
     @model_validator(mode="after")
     def _one_source(self) -> DataSettings:
         given = [key for key in SOURCE_KEYS if getattr(self, key) is not None]
-        named = [key for key in (*SOURCE_KEYS, *ID_KEYS, "layout") if getattr(self, key) is not None]
+        named = [key for key in (*SOURCE_KEYS, *ID_KEYS, "layout", "root") if getattr(self, key) is not None]
         if self.builtin is not None and named:
             raise ValueError(f"builtin is {self.builtin!r} and {named[0]} is given: set builtin to null to use paths")
-        if self.root is not None and self.layout is None:
-            raise ValueError(f"root is given and layout is not: choose one of {', '.join(get_args(Layout))}")
-        if given and len(given) < len(SOURCE_KEYS):
-            missing = next(key for key in SOURCE_KEYS if key not in given)
-            raise ValueError(f"{missing} is missing: give {', '.join(SOURCE_KEYS)}, or builtin: digits")
+        if self.is_recognised:
+            if len(given) == len(SOURCE_KEYS):
+                raise ValueError("root is given and both halves are named by their paths: set root or these to null")
+            # A half whose paths are given is not looked for in root.
+            wanted = [key for key in SOURCE_KEYS if any(other[:3] == key[:3] for other in given)]
+        else:
+            wanted = list(SOURCE_KEYS) if given else []
+        missing = next((key for key in wanted if key not in given), None)
+        if missing is not None:
+            raise ValueError(f"{missing} is missing: give {', '.join(SOURCE_KEYS)}, or root, or builtin: digits")
         files, folders = self._listed(self.train_ann), self._listed(self.train_images)
         if len(files) != len(folders) or () in (self.train_ann, self.train_images):
             raise ValueError(f"train_ann names {len(files)} files, train_images {len(folders)} folders: give as many")
@@ -120,7 +134,12 @@ class DataSettings(Section):
     @property
     def is_named(self) -> bool:
         """Whether the section says which pictures there are, and does not leave them open."""
-        return self.builtin is not None or self.val_ann is not None
+        return self.builtin is not None or self.val_ann is not None or self.is_recognised
+
+    @property
+    def is_recognised(self) -> bool:
+        """Whether the data, or a half of them, is what lies in ``root``."""
+        return self.root is not None and self.layout is None
 
     @staticmethod
     def _listed(paths: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:

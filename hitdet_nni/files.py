@@ -30,6 +30,23 @@ _locks: set[IO[str]] = set()
 """The lock files that this process holds."""
 
 
+def expanded(path: str) -> Path:
+    """A path that a user wrote, with the home folder in place of ``~``.
+
+    Args:
+        path: The path.
+
+    Raises:
+        InputError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{path!r:.100} has no such home folder", allowed="~/ for your own, or ./ before the ~"
+        ) from None
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file.
 

@@ -5,6 +5,7 @@ The defaults are the paper's values, each with its section; a shipped config is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,11 +27,13 @@ from hitdet_nni.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.data_settings import DataSettings as DataSettings
 from hitdet_nni.data_settings import Section
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_yaml
+from hitdet_nni.files import expanded, read_yaml
 from hitdet_nni.operators import parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.validation import BY_COMPONENT, ONE_VALUE, one_line
+
+logger = logging.getLogger(__name__)
 
 PATHS = {
     "data": DATA_PATHS,
@@ -265,6 +268,8 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
     """
     path = find_config(config)
     tree = _read_tree(path, ())
+    data = {key.removeprefix("data."): value for key, value in (overrides or {}).items() if key.startswith("data.")}
+    _give_way(tree, {"data": data})
     for key, value in (overrides or {}).items():
         _set(tree, key, value, path)
     _resolve_paths(tree, Path.cwd())
@@ -295,7 +300,7 @@ def describe_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int |
 
 def find_config(config: str | Path) -> Path:
     """The file behind a path or a shipped config's bare name."""
-    given = Path(config)
+    given = expanded(str(config))
     if given.is_file() or given.suffix in (".yml", ".yaml"):
         return given
     return shipped("experiments", f"configs/{config}.yml")
@@ -334,8 +339,20 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(
             f"got {base!r}", source=path, key="extends", allowed="a config file or a shipped config's name"
         )
-    beside = path.parent / base
-    return _merge(_read_tree(beside if beside.is_file() else find_config(base), (*seen, path.resolve())), tree)
+    beside = path.parent / expanded(base)
+    below = _read_tree(beside if beside.is_file() else find_config(base), (*seen, path.resolve()))
+    _give_way(below, tree)
+    return _merge(below, tree)
+
+
+def _give_way(tree: dict[str, Any], diff: Mapping[str, Any]) -> None:
+    """Have the embedded set that a config names give way to a folder that a diff of it names, with a line."""
+    below, given = tree.get("data"), diff.get("data")
+    if not isinstance(below, dict) or not isinstance(given, Mapping):
+        return
+    if given.get("root") is not None and "builtin" not in given and below.get("builtin") is not None:
+        logger.warning("data.root is given: it takes the place of data.builtin %s", below["builtin"])
+        below["builtin"] = None
 
 
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
@@ -347,12 +364,12 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
         for key in keys:
             value = values.get(key)
             if isinstance(value, str):
-                values[key] = str(folder / value)
+                values[key] = str(folder / expanded(value))
             elif isinstance(value, list):
-                values[key] = [str(folder / part) if isinstance(part, str) else part for part in value]
+                values[key] = [str(folder / expanded(part)) if isinstance(part, str) else part for part in value]
     space = tree.get("space")
     if isinstance(space, str) and Path(space).suffix:
-        tree["space"] = str(folder / space)
+        tree["space"] = str(folder / expanded(space))
 
 
 def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:

@@ -315,7 +315,11 @@ def test_dotted_names_are_keys_or_symbols(page):
     keys = set(settings_keys())
     sections = {key.partition(".")[0] for key in keys if "." in key}
     spans = re.findall(r"`(\w+(?:\.\w+)+)`", prose(page))
-    names = {span for span in spans if span.partition(".")[0] in sections and not span.endswith((".py", ".yml", ".md"))}
+    names = {
+        span
+        for span in spans
+        if span.partition(".")[0] in sections and not span.endswith((".py", ".yml", ".yaml", ".md"))
+    }
     assert {name for name in names if name not in keys and not is_symbol(name)} == set()
 
 

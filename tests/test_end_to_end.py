@@ -233,8 +233,7 @@ def test_nni_code_of_the_readme_runs(folder):
 def test_cards_by_the_page_s_config(folder, shared_data):
     own = folder / "own"
     own.mkdir()
-    for name in ("train", "val", "annotations"):
-        (own / name).symlink_to(shared_data / "cards" / name)
+    (own / "my_images").symlink_to(shared_data / "cards")
     page = DOCS / "your_data.md"
     config = next(block for block in blocks(page, "yaml") if block.name == "my_data.yml")
     (own / config.name).write_text(config.text)

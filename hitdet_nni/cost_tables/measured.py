@@ -56,7 +56,7 @@ def load_measured(path: Path) -> Measured:
     except (KeyError, TypeError, ValueError):
         raise InputError("has no metrics of a retraining", source=run.metrics) from None
     data = load_settings(run.config).data
-    pictures = f"the embedded {data.builtin}" if data.val_ann is None else str(data.val_ann)
+    pictures = f"the embedded {data.builtin}" if data.builtin is not None else str(data.val_ann or data.root)
     accuracy = {name: 100 * value for name, value in found.items() if value >= 0}
     baseline = content.get("baseline")
     architecture = load_architecture(run.architecture) if baseline is None else None

@@ -13,9 +13,11 @@ from typing import Literal, get_args
 from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.coco_document import cache_folder as cache_folder
+from hitdet_nni.data.layouts.recognise import open_root, say
+from hitdet_nni.data.layouts.split import split_lists
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.subsets import one_annotation_file
-from hitdet_nni.data_settings import LAYOUTS, DataSettings
+from hitdet_nni.data_settings import ID_KEYS, LAYOUTS, DataSettings
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked
 
@@ -85,8 +87,10 @@ def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path
         seed: Seed of the embedded set, which is made where it is asked for.
 
     Raises:
-        InputError: If the settings name no data.
+        InputError: If the settings name no data, or a folder that is not recognised, or labels in it have a defect.
     """
+    if settings.is_recognised:
+        return _recognised(settings)
     if settings.builtin is not None:
         root = _embedded_set(settings, seed)
         return {half: ((root / "annotations" / f"instances_{half}.json", root / half),) for half in HALVES}
@@ -94,7 +98,9 @@ def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path
         allowed = f"the folder of {settings.layout}, which holds {LAYOUTS[settings.layout]['val_ann']}"
         raise InputError("is missing", key="data.root", allowed=allowed)
     if settings.val_ann is None or settings.val_images is None:
-        allowed = "data.train_ann, train_images, val_ann and val_images; data.layout with data.root; data.builtin"
+        allowed = (
+            "data.train_ann, train_images, val_ann and val_images; data.root; data.layout with data.root; data.builtin"
+        )
         raise InputError("is missing", key="data.train_ann", allowed=allowed)
     return {"train": settings.train_sources, "val": ((settings.val_ann, settings.val_images),)}
 
@@ -110,11 +116,47 @@ def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Pa
     Raises:
         InputError: If the settings name no data, or files that are to be put together do not fit.
     """
-    parts = half_parts(settings, seed)[half]
+    halves = half_parts(settings, seed)
+    parts = halves[half]
+    if settings.is_recognised and halves["train"] == halves["val"]:
+        chosen = _split(settings, parts[0], half)
+        return one_annotation_file(parts, cache_folder() / "subsets", half=half, only=chosen, without=None)
     only, without = (settings.train_ids, settings.train_without) if half == "train" else (settings.val_ids, None)
     if len(parts) == 1 and only is None and without is None:
         return parts[0]
     return one_annotation_file(parts, cache_folder() / "subsets", half=half, only=only, without=without)
+
+
+def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], ...]]:
+    """The parts of a folder that is recognised, less a half that is named by its paths.
+
+    Where the folder has no validation part, both halves are all its pictures; :func:`half_source` splits them.
+    """
+    assert settings.root is not None
+    named: dict[Half, tuple[tuple[Path, Path], ...]] = {"train": settings.train_sources, "val": ()}
+    if settings.val_ann is not None and settings.val_images is not None:
+        named["val"] = ((settings.val_ann, settings.val_images),)
+    asked = [half for half in HALVES if not named[half]]
+    found = open_root(settings.root, cache_folder() / "layouts", asked)
+    if "val" in asked and "val" not in found:
+        if "train" not in asked:
+            allowed = "data.val_ann and val_images as well"
+            raise InputError("has no validation part", source=settings.root, key="data.root", allowed=allowed)
+        found["val"] = found["train"]
+    return {half: named[half] or (found[half],) for half in HALVES}
+
+
+def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
+    """File of the ids of a half of the pictures of a folder that has no validation part."""
+    for key in ID_KEYS:
+        if getattr(settings, key) is not None:
+            problem = "is given, and data.root has no validation part: what is split off is chosen by its own list"
+            raise InputError(problem, key=f"data.{key}", allowed="data.val_ann and val_images, or no list")
+    lists = split_lists(*source, settings.val_share, settings.val_seed, cache_folder() / "subsets")
+    counts = [count for _, count in lists]
+    about = f"{settings.val_share:g} of every class, by data.val_share and val_seed {settings.val_seed}"
+    say(f"data.root: {counts[1]} of {sum(counts)} pictures are split off for validation ({about})")
+    return lists[HALVES.index(half)][0]
 
 
 def _embedded_set(settings: DataSettings, seed: int) -> Path:

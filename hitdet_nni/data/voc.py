@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 from xml.etree import ElementTree
@@ -67,6 +68,47 @@ def convert_voc(voc: Path | None, out: Path, *, difficult: Difficult = "crowd", 
     return written
 
 
+@dataclass(frozen=True)
+class VocObject:
+    """An object of an XML file.
+
+    Attributes:
+        name: Its class.
+        box: Left, top, width and height in pixels, from 0.
+        difficult: Whether it is marked so.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+
+
+def read_objects(file: Path) -> tuple[tuple[int, int] | None, list[VocObject]]:
+    """What an XML file says, whatever the classes; boxes are counted from 1 in it, as VOC's are.
+
+    Returns:
+        Width and height of the picture in pixels, ``None`` where the file lacks them or has zeros; and the objects.
+
+    Raises:
+        InputError: If it cannot be read, or an object lacks its name or box, naming the place.
+    """
+    root = _parse(file)
+    objects = []
+    for index, entry in enumerate(root.findall("object")):
+        place = f"object[{index}]"
+        name = (entry.findtext("name") or "").strip()
+        if not name:
+            raise InputError("is missing", source=file, key=f"{place}.name", allowed="the name of a class")
+        left, top, width, height = _box(file, place, entry)
+        objects.append(VocObject(name, (left, top, width, height), _is_difficult(entry)))
+    if not (root.findtext("size/width") or "").strip(" 0") or not (root.findtext("size/height") or "").strip(" 0"):
+        return None, objects
+    wide, high = (_number(file, root, f"size/{side}") for side in ("width", "height"))
+    if wide < 1 or high < 1 or wide % 1 or high % 1:
+        raise InputError(f"is {wide:g} x {high:g}", source=file, key="size", allowed="positive whole pixels")
+    return (int(wide), int(high)), objects
+
+
 def _half(voc: Path, lists: tuple[tuple[str, str], ...], difficult: Difficult) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
@@ -82,7 +124,7 @@ def _half(voc: Path, lists: tuple[tuple[str, str], ...], difficult: Difficult) -
             images.append({"id": image_id, "file_name": picture, "width": size[0], "height": size[1]})
             for index, entry in enumerate(root.findall("object")):
                 place = f"object[{index}]"
-                hard = (entry.findtext("difficult") or "0").strip() == "1"
+                hard = _is_difficult(entry)
                 if hard and difficult == "drop":
                     continue
                 box = _box(file, place, entry)
@@ -111,10 +153,17 @@ def _stems(file: Path) -> list[str]:
     return stems
 
 
+def _is_difficult(entry: ElementTree.Element) -> bool:
+    return (entry.findtext("difficult") or "0").strip() == "1"
+
+
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        return ElementTree.fromstring(read_text(file))
-    except (ElementTree.ParseError, ValueError) as error:
+        return ElementTree.fromstring(file.read_bytes())  # in whatever encoding it names
+    except OSError as error:
+        problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(problem, source=file) from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise InputError(f"is not XML: {error}", source=file, allowed="an annotation file of PASCAL VOC") from None
 
 

@@ -149,7 +149,7 @@ def _pictures(settings: Settings) -> str:
     data = settings.data
     if data.builtin is not None:
         return f"the embedded {data.builtin}, {data.train} for training, {data.val} for validation, {data.size} pixels"
-    trained = " and ".join(str(ann) for ann, _ in data.train_sources)
+    trained = " and ".join(str(ann) for ann, _ in data.train_sources) or str(data.root)
     less = "" if data.train_without is None else f" without those of {data.train_without}"
     chosen = [f" (those of {ids})" if ids is not None else "" for ids in (data.train_ids, data.val_ids)]
-    return f"{trained}{chosen[0]}{less} for training, {data.val_ann}{chosen[1]} for validation"
+    return f"{trained}{chosen[0]}{less} for training, {data.val_ann or data.root}{chosen[1]} for validation"

@@ -1,0 +1,167 @@
+"""COCO files of pictures that have a label file each, written once under a name that holds a digest of all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hitdet_nni.data.layouts.parts import Box, Labelled, LabelPart, LabelReader, Notes
+from hitdet_nni.engine.machine import available_cores
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import locked, write_text
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of what is made of the same files
+_MANY = 2000  # pictures that take so long that a line says so
+_AT_ONCE = 4096  # pictures that the decoding threads are given at a time
+
+
+def coco_file(
+    part: LabelPart, classes: Sequence[str], reader: LabelReader, cache: Path
+) -> tuple[Path, Path, tuple[str, ...]]:
+    """Write the pictures of a part and their boxes as a COCO file; do nothing where it is there.
+
+    Pictures are numbered from 1 in the order of the part, boxes in that of the pictures and of the label files, classes
+    from 1 in the order that is given.
+
+    Args:
+        part: The pictures with their label files.
+        classes: Names of all classes.
+        reader: Reads the label files.
+        cache: The folder of such files.
+
+    Returns:
+        The file, the folder that its file names are relative to, and what was read otherwise than it stands, a line
+        each.
+
+    Raises:
+        InputError: At the first defect, with the number of others.
+    """
+    pictures = [_real(item.picture) for item in part.items]
+    base = Path(os.path.commonpath([picture.parent for picture in pictures]))
+    digest = hashlib.sha256(json.dumps([_VERSION, type(reader).__name__, reader.settings, list(classes)]).encode())
+    for item, picture in zip(part.items, pictures, strict=True):
+        status = picture.stat()
+        labels = None if item.labels is None else _content(item.labels)
+        name = picture.relative_to(base).as_posix()
+        about = [name, status.st_size, status.st_mtime_ns, str(item.labels), None if labels is None else len(labels)]
+        digest.update(json.dumps(about).encode() + (labels or b""))
+    kind = type(reader).__name__.removesuffix("Reader").lower()
+    file = cache / f"{kind}-{digest.hexdigest()[:24]}.json"
+    with locked(file.with_suffix(".lock")):
+        if not file.exists():
+            if len(pictures) > _MANY:
+                logger.warning("data.root: reading labels and sizes of %d pictures, which is done once", len(pictures))
+            document = _document(part.items, pictures, base, classes, reader)
+            write_text(file, json.dumps(document))
+        notes = json.loads(file.read_bytes())["info"]["notes"]
+    return file, base, tuple(notes)
+
+
+def read_size(file: Path) -> tuple[int, int]:
+    """Width and height of a picture as the training reads it: decoded by OpenCV, turned as its EXIF data say.
+
+    Raises:
+        InputError: If it cannot be decoded.
+    """
+    import cv2  # noqa: PLC0415  (only where a file is to be written)
+    import numpy as np  # noqa: PLC0415
+
+    try:
+        picture = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:  # gone or forbidden; empty
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or 'it is empty'})"
+        raise InputError(problem, source=file, key="data.root") from None
+    if picture is None:
+        raise InputError("cannot be decoded as a picture", source=file, key="data.root")
+    height, width = picture.shape[:2]
+    return int(width), int(height)
+
+
+def _real(picture: Path) -> Path:
+    """The picture itself where the name is a link, which may lead anywhere."""
+    try:
+        return picture.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or 'a link that leads to itself'})"
+        raise InputError(problem, source=picture, key="data.root") from None
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
+
+
+Read = tuple[tuple[int, int], list[Box], Notes]
+
+
+def _document(
+    items: Sequence[Labelled], pictures: Sequence[Path], base: Path, classes: Sequence[str], reader: LabelReader
+) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    notes = Notes()
+    for number, (picture, read) in enumerate(zip(pictures, _read(items, pictures, reader), strict=True), start=1):
+        (width, height), found, own = read
+        name = picture.relative_to(base).as_posix()
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        boxes += [_annotation(len(boxes) + index, number, box) for index, box in enumerate(found, start=1)]
+        for what, (count, first) in own.seen.items():
+            notes.add(what, first, count)
+    unlabelled = [item.name for item in items if item.labels is None]
+    if unlabelled:
+        notes.add("pictures have no label file: taken as pictures without objects", unlabelled[0], len(unlabelled))
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    info = {"description": "made by hitdet-nni of label files", "notes": notes.lines()}
+    return {"info": info, "images": images, "annotations": boxes, "categories": categories}
+
+
+def _annotation(number: int, image_id: int, box: Box) -> dict[str, Any]:
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": box.label + 1,
+        "bbox": list(box.box),
+        "area": box.box[2] * box.box[3],
+        "iscrowd": int(box.crowd),
+    }
+
+
+def _read(items: Sequence[Labelled], pictures: Sequence[Path], reader: LabelReader) -> list[Read]:
+    """Sizes and boxes of all pictures.
+
+    Raises:
+        InputError: The first defect, with the number of others.
+    """
+
+    def read(item: Labelled, picture: Path) -> Read | InputError:
+        notes = Notes()
+        try:
+            return *reader.read(item, lambda: read_size(picture), notes), notes
+        except InputError as error:
+            return error
+
+    found: list[Read] = []
+    defects: list[InputError] = []
+    with ThreadPoolExecutor(available_cores()) as threads:  # OpenCV decodes without Python's lock
+        for start in range(0, len(items), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            for outcome in threads.map(read, items[some], pictures[some]):
+                if isinstance(outcome, InputError):
+                    defects.append(outcome)
+                else:
+                    found.append(outcome)
+    if defects:
+        more = f" ({len(defects) - 1} more files have defects)" if len(defects) > 1 else ""
+        first = defects[0]
+        raise InputError(first.problem + more, source=first.source, key=first.key, allowed=first.allowed)
+    return found

@@ -1,0 +1,198 @@
+"""PASCAL VOC folders: an XML file a picture, in ``Annotations`` or beside the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from hitdet_nni.data.layouts.parts import (
+    Box,
+    Found,
+    Labelled,
+    LabelPart,
+    Notes,
+    Role,
+    Size,
+    entries,
+    is_picture,
+    named,
+    note_sharing,
+    pictures_below,
+    refusal,
+    role_folders,
+    role_of,
+    shown,
+)
+from hitdet_nni.data.voc import read_objects
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_text
+
+_XML, _PICTURES = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img")
+_NAME_FILES = ("labelmap.txt", "classes.txt", "labels.txt")
+DIFFICULT = "objects are marked difficult: neither learned nor counted as missed"
+FROM_ZERO = "boxes begin at pixel 0, where VOC counts from 1: they are moved by a pixel as all others"
+
+
+@dataclass(frozen=True)
+class VocReader:
+    """Reads VOC's XML files.
+
+    Attributes:
+        classes: Names of the classes.
+    """
+
+    classes: tuple[str, ...]
+
+    @property
+    def settings(self) -> object:
+        """What the boxes depend on besides the names."""
+        return None
+
+    def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
+        """The size in the XML file, or the picture's where it has none, and the boxes.
+
+        Args:
+            item: The picture and its XML file.
+            size: Gives the picture's own size.
+            notes: Takes difficult objects, and boxes that begin at 0.
+
+        Raises:
+            InputError: Naming file and place of what is no annotation.
+        """
+        if item.labels is None:
+            return size(), []
+        given, objects = read_objects(item.labels)
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        boxes = []
+        for each in objects:
+            if each.difficult:
+                notes.add(DIFFICULT, str(item.labels))
+            if min(each.box[:2]) == -1:
+                notes.add(FROM_ZERO, str(item.labels))
+            if each.name not in numbers:
+                raise InputError(f"is {each.name!r:.60}", source=item.labels, key="name", allowed=self.classes)
+            boxes.append(Box(numbers[each.name], each.box, crowd=each.difficult))
+        return given or size(), boxes
+
+
+def find(root: Path) -> Found | None:
+    """The PASCAL VOC set that lies in a folder; ``None``: there is none.
+
+    Classes are in the order of ``labelmap.txt`` or ``classes.txt`` where there is such a file, or else of their names.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        InputError: If an XML file or a list of pictures has a defect, or there is no picture to train on.
+    """
+    notes: list[str] = []
+    whole = _labelled(root, root, notes)
+    if whole:
+        parts, lists = _by_lists(root, whole)
+    else:
+        lists = ""
+        folders = {role: folder for role, folder in role_folders(root).items() if _has_xml(folder)}
+        parts = {role: LabelPart(shown(each, root), _labelled(root, each, notes)) for role, each in folders.items()}
+    if not parts:
+        return None
+    if not parts.get("train", LabelPart("", ())).items:
+        raise refusal(root, "is a PASCAL VOC data set without pictures to train on", "train.txt in ImageSets/Main")
+    if "test" in parts:
+        notes.append(f"{parts['test'].place} is a test part: not used in training or validation")
+    classes = _classes(root, [part for role, part in parts.items() if role != "test"])
+    val = parts.get("val")
+    about = f"XML files, {len(classes)} classes" + lists
+    train = parts["train"]
+    return Found(
+        "PASCAL VOC", about, train, val if val and val.items else None, classes, VocReader(classes), tuple(notes)
+    )
+
+
+def _xml_files(folder: Path | None) -> dict[str, Path]:
+    """The XML files of a folder by their names without the ending."""
+    return {} if folder is None else {file.stem: file for file in entries(folder) if file.suffix.lower() == ".xml"}
+
+
+def _has_xml(folder: Path) -> bool:
+    return any(_xml_files(each) for each in (named(folder, *_XML), named(folder, *_PICTURES), folder))
+
+
+def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
+    """The pictures of a folder with their XML files: in a folder for each kind, or side by side."""
+    labels, images = _xml_files(named(folder, *_XML)), named(folder, *_PICTURES)
+    pictures = (
+        pictures_below(images) if images is not None else [each for each in entries(folder) if is_picture(each.name)]
+    )
+    labels = labels or _xml_files(images) or _xml_files(folder)
+    if not labels:
+        return ()
+    if not pictures:
+        raise refusal(root, f"has XML files in {shown(folder, root)}, and no pictures", "pictures in JPEGImages")
+    stems = {picture.stem for picture in pictures}
+    lost = [file for stem, file in labels.items() if stem not in stems]
+    if lost:
+        notes.append(f"{len(lost)} XML files have no picture and are left out; the first: {shown(lost[0], root)}")
+    items = tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(pictures))
+    note_sharing(root, items, notes)
+    return items
+
+
+def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
+    """The parts that ``ImageSets/Main`` lists, and a remark that they come from there; all for training without."""
+    items = {item.picture.stem: item for item in whole}
+    lists: dict[Role, Path] = {}
+    for file in entries(root / "ImageSets" / "Main"):
+        role = "train" if file.stem in ("trainval", "default") else role_of(file.stem)
+        if role is not None and file.suffix == ".txt" and not (role in lists and file.stem == "trainval"):
+            lists[role] = file
+    if "train" in lists and lists["train"].stem == "trainval" and "val" in lists:
+        del lists["val"]  # what is in trainval.txt already
+    if not lists:
+        return {"train": LabelPart(shown(whole[0].picture.parent, root), tuple(whole))}, ""
+    parts: dict[Role, LabelPart] = {}
+    for role, file in lists.items():
+        chosen = {}
+        for number, line in enumerate(read_text(file).lstrip("\ufeff").splitlines(), start=1):
+            stem = line.split()[0] if line.split() else None
+            if stem is not None and Path(stem).name not in items:
+                raise InputError(f"{stem!r:.100} is no picture", source=file, key=f"line {number}", allowed="pictures")
+            if stem is not None:
+                chosen[Path(stem).name] = items[Path(stem).name]
+        ordered = sorted(chosen.values(), key=lambda item: item.name)
+        parts[role] = LabelPart(shown(file, root), tuple(ordered))
+    return parts, ", lists of pictures in ImageSets/Main"
+
+
+def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
+    found = {name for part in parts for item in part.items for name in _names(item.labels)}
+    file = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
+    if file is None:
+        return tuple(sorted(found))
+    lines = [line.strip() for line in read_text(file).lstrip("\ufeff").splitlines()]
+    names = [line.partition(":")[0].strip() for line in lines if line and not line.startswith("#")]
+    names = list(dict.fromkeys(name for name in names if name != "background" or name in found))
+    unknown = sorted(found - set(names))
+    if unknown:
+        raise InputError(
+            f"lacks {unknown[0]!r:.60}, which XML files have", source=file, allowed="the names of all classes"
+        )
+    return tuple(names)
+
+
+def _names(file: Path | None) -> frozenset[str]:
+    """The classes of an XML file's objects."""
+    if file is None:
+        return frozenset()
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
+    return _names_at(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(200_000)  # a folder is opened for each half, and again by each stage
+def _names_at(file: Path, modified: int, size: int) -> frozenset[str]:
+    return frozenset(each.name for each in read_objects(file)[1])

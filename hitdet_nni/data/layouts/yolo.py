@@ -1,0 +1,288 @@
+"""YOLO folders: Ultralytics' with a ``data.yaml``, Label Studio's with ``classes.txt``, CVAT's with ``obj.names``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hitdet_nni.data.layouts.parts import (
+    NAMES,
+    Found,
+    Labelled,
+    LabelPart,
+    Role,
+    entries,
+    files_below,
+    is_picture,
+    named,
+    note_sharing,
+    pictures_below,
+    refusal,
+    role_folders,
+    shown,
+)
+from hitdet_nni.data.layouts.yolo_labels import YoloReader
+from hitdet_nni.errors import InputError
+from hitdet_nni.files import read_text, read_yaml
+
+_NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "_darknet.labels")
+_NO_LABELS = ("classes.txt", "notes.txt", "readme.txt", "requirements.txt", "predefined_classes.txt")
+
+
+def find(root: Path) -> Found | None:
+    """The YOLO set that lies in a folder; ``None``: there is none.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        InputError: If its description names what is not there, or it has label files and no class names.
+    """
+    described = _description(root)
+    if described is not None:
+        file, content, others = described
+        classes = _classes(file, content)
+        places, notes = _places(root, file, content)
+        if others:
+            notes.append(f"{shown(file, root)} describes it, not {', '.join(shown(each, root) for each in others)}")
+        return _found(root, file, classes, places, notes, _key_points(file, content))
+    folders = _folders_without_description(root)
+    if not folders:
+        return None
+    names = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
+    if names is None:
+        problem = "holds YOLO labels, and no file with the names of the classes"
+        raise refusal(root, problem, "data.yaml with names, or classes.txt with a name a line")
+    classes = tuple(line.strip() for line in read_text(names).lstrip("\ufeff").splitlines() if line.strip())
+    _check_names(names, None, list(classes))
+    return _found(root, names, classes, {role: (folder,) for role, folder in folders.items()}, [], None)
+
+
+def _found(
+    root: Path,
+    file: Path,
+    classes: tuple[str, ...],
+    places: Mapping[Role, tuple[Path, ...]],
+    notes: list[str],
+    key_points: int | None,
+) -> Found:
+    parts = {role: _part(root, paths, notes) for role, paths in places.items() if role != "test"}
+    if "test" in places:
+        there = " and ".join(shown(path, root) for path in places["test"])
+        notes.append(f"{there} is a test part: not used in training or validation")
+    if not parts["train"].items:
+        raise refusal(root, f"is a YOLO data set without a picture in {parts['train'].place}", "pictures to train on")
+    val = parts.get("val")
+    if val is not None and not val.items:
+        notes.append(f"{val.place} has no picture")
+        val = None
+    about = f"{shown(file, root)}, {len(classes)} classes"
+    reader = YoloReader(len(classes), key_points)
+    return Found("YOLO", about, parts["train"], val, classes, reader, tuple(notes))
+
+
+# ------------------------------------------------------------------------------------------------------- description
+
+
+def _description(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """The YAML file that names the classes, its content, and others that do as well."""
+    files = [each for each in entries(root) if each.suffix.lower() in (".yaml", ".yml") and each.is_file()]
+    files.sort(key=lambda file: (file.stem.lower() not in ("data", "dataset"), file.name))
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for file in files:
+        try:
+            content = read_yaml(file)
+        except InputError:
+            if file.stem.lower() in ("data", "dataset"):
+                raise
+            continue
+        if isinstance(content, dict) and "names" in content:
+            found.append((file, content))
+    return (*found[0], [file for file, _ in found[1:]]) if found else None
+
+
+def _classes(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+    names = content["names"]
+    if isinstance(names, Mapping):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            problem = f"has the keys {', '.join(map(str, names))}"
+            raise InputError(problem, source=file, key="names", allowed=f"the numbers 0 to {len(names) - 1}")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise InputError(f"is {names!r:.60}", source=file, key="names", allowed="a list of the classes")
+    # Cards are called 9 and 10, and YAML reads them as numbers; yes and no as truth.
+    for number, name in enumerate(names):
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise InputError(f"is {name!r:.60}", source=file, key=f"names[{number}]", allowed="a name, in quotes")
+    classes = [str(name).strip() for name in names]
+    _check_names(file, "names", classes)
+    count = content.get("nc")
+    if count is not None and count != len(classes):
+        raise InputError(
+            f"is {count!r:.60}, names has {len(classes)}", source=file, key="nc", allowed="the same number"
+        )
+    return tuple(classes)
+
+
+def _check_names(file: Path, key: str | None, classes: list[str]) -> None:
+    if not classes:
+        raise InputError("names no class", source=file, key=key, allowed="a name a line")
+    for number, name in enumerate(classes):
+        if not name or name in classes[:number]:
+            problem = f"name {number} is {name!r:.60}" + (", as another one is" if name else "")
+            raise InputError(problem, source=file, key=key, allowed="names, each once")
+
+
+def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:
+    """How many numbers of key points a row has behind its box."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(each) is int and each > 0 for each in shape):
+        raise InputError(f"is {shape!r:.60}", source=file, key="kpt_shape", allowed="two numbers")
+    return int(shape[0] * shape[1])
+
+
+def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Role, tuple[Path, ...]], list[str]]:
+    """Folders and lists of the parts that the description names, and what was taken otherwise than it says."""
+    places: dict[Role, tuple[Path, ...]] = {}
+    notes: list[str] = []
+    for role, keys in NAMES.items():
+        key = next((key for key in keys if content.get(key)), None)
+        if key is None:
+            continue
+        values = content[key] if isinstance(content[key], list) else [content[key]]
+        if role == "test":
+            places[role] = tuple(Path(str(value)) for value in values)
+            continue
+        found = []
+        for value in values:
+            if not isinstance(value, str):
+                raise InputError(
+                    f"is {value!r:.60}", source=file, key=key, allowed="folders, or lists of pictures (.txt)"
+                )
+            path, elsewhere = _place(root, file, content, key, value)
+            found.append(path)
+            if elsewhere:
+                notes.append(f"{shown(file, root)} names {value!r} for {key}: {shown(path, root)} is taken")
+        places[role] = tuple(found)
+    if "train" not in places:
+        guessed = _folders_without_description(root)
+        if "train" not in guessed:
+            raise InputError("is missing", source=file, key="train", allowed="the folder of the training pictures")
+        places = {role: (folder,) for role, folder in guessed.items()}
+        notes.append(f"{shown(file, root)} names no training pictures: {shown(guessed['train'], root)} is taken")
+    return places, notes
+
+
+def _place(root: Path, file: Path, content: Mapping[str, Any], key: str, value: str) -> tuple[Path, bool]:
+    """Where a folder or list that the description names lies, and whether that is not where it says.
+
+    Roboflow writes ``../train/images`` for what lies beside the file, and ``path`` is often that of another machine.
+    """
+    base = content.get("path")
+    if base is not None and not isinstance(base, str):
+        raise InputError(f"is {base!r:.60}", source=file, key="path", allowed="a folder, in quotes")
+    value = value.replace("\\", "/")
+    named_by_file = file.parent / Path(base or ".").expanduser() / value
+    inside = re.sub(r"^(\.\./)+", "", value)
+    for number, path in enumerate((named_by_file, file.parent / value, file.parent / inside, root / inside)):
+        if path.exists() and not (number and Path(value).is_absolute()):
+            return _plain(path), number > 0
+    raise InputError(f"{value!r:.100} does not exist", source=file, key=key, allowed=f"a folder or list in {root}")
+
+
+def _plain(path: Path) -> Path:
+    """The path without ``.`` and, where no link is in between, ``..``."""
+    return path.resolve() if ".." in path.parts else path
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+
+def _folders_without_description(root: Path) -> dict[Role, Path]:
+    """The folders of pictures with YOLO labels where nothing names them; a set that is in one part is for training."""
+    images, labels = named(root, "images"), named(root, "labels")
+    if images is not None and labels is not None and images.is_dir():
+        parts = {role: folder for role, folder in role_folders(images).items() if pictures_below(folder)}
+        return parts if "train" in parts else {"train": images}
+    found: dict[Role, Path] = {}
+    for role, folder in role_folders(root).items():
+        inside = named(folder, "images")
+        if inside is not None and named(folder, "labels") is not None:
+            found[role] = inside
+    darknet: dict[Role, Path] = {"train": root / "obj_train_data", "val": root / "obj_valid_data"}
+    found = found or {role: folder for role, folder in darknet.items() if folder.is_dir()}
+    if not found and any(named(root, name) for name in _NAME_FILES[:2]) and any(map(_labelled_beside, entries(root))):
+        return {"train": root}
+    return found if "train" in found else {}
+
+
+def _labelled_beside(picture: Path) -> bool:
+    return is_picture(picture.name) and picture.with_suffix(".txt").is_file()
+
+
+def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
+    """The pictures of folders and lists with their label files."""
+    pictures: dict[Path, None] = {}
+    for place in places:
+        pictures.update(dict.fromkeys(_listed(root, place) if place.is_file() else pictures_below(place)))
+    listings: dict[Path, dict[str, Path]] = {}
+    items = [Labelled(shown(each, root), each, _labels_of(root, each, listings)) for each in pictures]
+    items.sort(key=lambda item: item.name)
+    named_places = " and ".join(shown(each, root) for each in places)
+    used = {item.labels for item in items}
+    folders = {_labels_folder(root, folder) for folder in places if folder.is_dir()}
+    lost = [file for folder in sorted(folders) for file in files_below(folder) if _is_label(file) and file not in used]
+    if lost:
+        notes.append(f"{len(lost)} label files have no picture and are left out; the first: {shown(lost[0], root)}")
+    note_sharing(root, items, notes)
+    return LabelPart(named_places, tuple(items))
+
+
+def _is_label(file: Path) -> bool:
+    return file.suffix.lower() == ".txt" and file.name.lower() not in _NO_LABELS
+
+
+def _listed(root: Path, file: Path) -> Iterator[Path]:
+    """The pictures that a text file lists, relative to its folder or to the set's."""
+    if file.suffix.lower() != ".txt":
+        raise InputError("is no folder and no list of pictures", source=file, key="data.root", allowed="a .txt file")
+    for number, line in enumerate(read_text(file).lstrip("\ufeff").splitlines(), start=1):
+        name = line.strip().replace("\\", "/")
+        if not name:
+            continue
+        choices = [folder / name for folder in (file.parent, root)]
+        choices += [root / PurePosixPath(name).relative_to("data")] if name.startswith("data/") else []  # CVAT's
+        path = next((choice for choice in choices if choice.is_file()), None)
+        if path is None:
+            raise InputError(f"{name!r:.100} does not exist", source=file, key=f"line {number}", allowed="a picture")
+        if not is_picture(path.name):
+            raise InputError(f"{name!r:.100} is no picture", source=file, key=f"line {number}", allowed="a picture")
+        yield _plain(path)
+
+
+def _labels_folder(root: Path, folder: Path) -> Path:
+    """The folder of the labels of the pictures in a folder: ``labels`` in place of the last ``images``."""
+    parts = list(folder.relative_to(root).parts) if folder.is_relative_to(root) else list(folder.parts)
+    for index in range(len(parts) - 1, -1, -1):
+        if parts[index].lower() == "images":
+            above = Path(*parts[:index])
+            labels = named((root if folder.is_relative_to(root) else Path()) / above, "labels")
+            if labels is None:
+                return folder
+            return labels / Path(*parts[index + 1 :])
+    return folder
+
+
+def _labels_of(root: Path, picture: Path, listings: dict[Path, dict[str, Path]]) -> Path | None:
+    """The label file of a picture: in the folder of labels, or else beside it; the ending in any case."""
+    folders = (_labels_folder(root, picture.parent), picture.parent)
+    for folder in folders:
+        if folder not in listings:
+            listings[folder] = {file.stem: file for file in entries(folder) if _is_label(file)}
+        if picture.stem in listings[folder]:
+            return listings[folder][picture.stem]
+    return None
