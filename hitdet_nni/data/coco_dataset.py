@@ -50,6 +50,7 @@ class CocoDataset:
         file_category_ids: The category ids in the order of the file.
         image_classes: Category ids of the boxes of each picture, by image id.
         summary: Counts.
+        notes: What was read otherwise than it stands in the file, a line each.
     """
 
     ann: Path
@@ -63,6 +64,7 @@ class CocoDataset:
     file_category_ids: tuple[int, ...]
     image_classes: Mapping[int, frozenset[int]]
     summary: CocoSummary
+    notes: tuple[str, ...] = ()
 
     @property
     def classes_in_file_order(self) -> tuple[str, ...]:

@@ -1,0 +1,127 @@
+"""The objects of each class at the network's input against the detector's anchors: which it can find at all.
+
+An object is out of reach where even the best-shaped anchor, laid centred on it, overlaps it (intersection over union)
+by less than the detector's ``negative_iou``: wherever the object lies, training tells every anchor that nothing is
+there. One whose shorter side is below the finest stride is out of reach as well: it fills no cell of any map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hitdet_nni.data.box_uses import BoxUses
+from hitdet_nni.skeleton import ANCHOR_RATIOS, Skeleton
+
+
+@dataclass(frozen=True)
+class ObjectSizes:
+    """The objects of one class; a side is the root of an object's area, in pixels of the network's input.
+
+    Attributes:
+        name: The class.
+        boxes: Number of objects.
+        smallest: Smallest side.
+        median: Middle side.
+        largest: Largest side.
+        out_of_reach: Number of objects that no anchor can be taught to find, or that are thinner than the stride.
+    """
+
+    name: str
+    boxes: int
+    smallest: float
+    median: float
+    largest: float
+    out_of_reach: int
+
+
+def best_overlaps(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.float64]:
+    """The largest overlap of each object with an anchor of the detector that is centred on it.
+
+    Args:
+        sides: Width and height of objects in pixels of the network's input, ``[N, 2]``.
+        skeleton: Gives the anchors.
+
+    Returns:
+        Intersection over union in [0, 1], ``[N]``: no anchor of the grid overlaps the object by more.
+    """
+    width, height = sides.T
+    best = np.zeros(len(sides))
+    for side in skeleton.anchor_sides:
+        for ratio in ANCHOR_RATIOS:
+            anchor_width, anchor_height = side / math.sqrt(ratio), side * math.sqrt(ratio)
+            shared = np.minimum(width, anchor_width) * np.minimum(height, anchor_height)
+            best = np.maximum(best, shared / (width * height + side**2 - shared))
+    return best
+
+
+def object_sizes(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> tuple[ObjectSizes, ...]:
+    """The sizes of the objects of every class that has any.
+
+    Args:
+        uses: The boxes of one half.
+        names: Class names by category id.
+        skeleton: Gives the anchors and the finest stride.
+    """
+    missed = _out_of_reach(uses.sides, skeleton)
+    sides = np.sqrt(uses.sides.prod(axis=1))
+    found = []
+    for category_id, name in names.items():
+        mine = uses.labels == category_id
+        if mine.any():
+            of_class = np.sort(sides[mine])
+            middle = of_class[len(of_class) // 2]
+            missing = int(missed[mine].sum())
+            found.append(ObjectSizes(name, len(of_class), *_rounded(of_class[0], middle, of_class[-1]), missing))
+    return tuple(found)
+
+
+def _out_of_reach(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.bool_]:
+    thin: NDArray[np.bool_] = sides.min(axis=1) < skeleton.pyramid_reductions[0]
+    return thin | (best_overlaps(sides, skeleton) < skeleton.layout.negative_iou)
+
+
+def _rounded(*sides: float) -> tuple[float, ...]:
+    return tuple(round(float(side), 1) for side in sides)
+
+
+def size_hints(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> Iterator[str]:
+    """A line for each class at least half of whose objects are out of reach, with what to change.
+
+    Args:
+        uses: The boxes of one half.
+        names: Class names by category id.
+        skeleton: Gives the anchors and the finest stride.
+    """
+    missed = _out_of_reach(uses.sides, skeleton)
+    for category_id, name in names.items():
+        mine = uses.labels == category_id
+        count, total = int(missed[mine].sum()), int(mine.sum())
+        if total and 2 * count >= total:
+            width, height = (float(side) for side in np.median(uses.sides[mine & missed], axis=0))
+            size = f"{width:.0f} x {height:.0f} pixels at the network's input"
+            advice = _advice(width, height, skeleton)
+            yield f"{count} of {total} objects of class {name!r}, about {size}, are out of the anchors' reach: {advice}"
+
+
+def _advice(width: float, height: float, skeleton: Skeleton) -> str:
+    smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_reductions[0]
+    side = math.sqrt(width * height)
+    if min(width, height) < stride:
+        size = [math.ceil(length * stride / min(width, height)) for length in skeleton.input_size]
+        return (
+            f"the finest stride is {stride} pixels; a larger skeleton.input_size (from {size}) makes them that large, "
+            "or cut the pictures into tiles"
+        )
+    if side < smallest:
+        scale = max(1, round(side / stride))
+        return f"the smallest is {smallest:.0f} pixels; try skeleton.anchor_scale {scale} or a larger input_size"
+    if side > largest:
+        scale = math.ceil(skeleton.anchor_scale * side / largest)
+        return f"the largest is {largest:.0f} pixels; try skeleton.anchor_scale {scale} or a smaller input_size"
+    ratios = f"{min(ANCHOR_RATIOS):g} to {max(ANCHOR_RATIOS):g}"
+    return f"height to width of the anchors is {ratios}, which no setting changes; boxes of parts may help"
