@@ -63,6 +63,10 @@ def test_counts_and_warnings(coco, capsys):
     found = json.loads(out)["train"]
     assert found.pop("defects") == []
     warnings = found.pop("warnings")
+    assert (found.pop("notes"), found.pop("hints")) == ([], [])
+    side = round((10 * 8) ** 0.5 * 800 / 30, 1)
+    expected = {"name": "cat", "boxes": 5, "smallest": side, "median": side, "out_of_reach": 0}
+    assert found.pop("objects") == [{**expected, "largest": round((17 * 30) ** 0.5 * 800 / 30, 1)}]
     assert found == {
         "pictures": 8,
         "picture widths": "40 / 40 / 40",
@@ -73,16 +77,24 @@ def test_counts_and_warnings(coco, capsys):
         "small boxes": 5,
         "medium boxes": 1,
         "large boxes": 1,
-        "crowd boxes": 1,
-        "ignored boxes": 1,
-        "boxes partly outside": 1,
         "pictures without boxes": 1,
+        "pictures left out": 1,
+        "pictures of background only": 2,
+        "boxes trained on": 5,
+        "boxes dropped": 1,
+        "crowds, ignored": 1,
+        "boxes clipped at an edge": 1,
+        "sides at the input": "239 / 239 / 602",
+        "sides of the anchors": "32 / 128 / 512",
+        "objects out of reach": 0,
     }
     assert [line.split(": ", 1)[1] for line in warnings] == [
         "1 pictures without boxes, which training leaves out; the first of them: 8.jpg",
+        "2 pictures whose boxes are all crowds or dropped, which are trained on as background; the first of them: 1.jpg",
         "1 classes without boxes; the first of them: dog",
         "1 boxes without area or thinner than a pixel, which training leaves out",
         "1 boxes that reach over an edge of their picture",
+        "1 classes with fewer than 10 boxes to learn from; the first of them: cat",
     ]
 
 
@@ -185,7 +197,10 @@ def test_folders_of_classes(capsys, tmp_path):
         "picture heights": "25 / 25 / 25",
         "classes": 2,
         "pictures a class": "2 / 2 / 2",
+        "objects": [],
+        "notes": [],
         "warnings": [],
+        "hints": [],
         "defects": [],
     }
     assert run(capsys, *arguments)[0] == 0

@@ -8,6 +8,7 @@ there. One whose shorter side is below the finest stride is out of reach as well
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -90,7 +91,7 @@ def _rounded(*sides: float) -> tuple[float, ...]:
 
 
 def size_hints(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> Iterator[str]:
-    """A line for each class at least half of whose objects are out of reach, with what to change.
+    """What to change for the classes at least half of whose objects are out of reach, a line for each remedy.
 
     Args:
         uses: The boxes of one half.
@@ -98,30 +99,51 @@ def size_hints(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> I
         skeleton: Gives the anchors and the finest stride.
     """
     missed = _out_of_reach(uses.sides, skeleton)
+    by_reason: dict[str, list[_Missed]] = defaultdict(list)
     for category_id, name in names.items():
         mine = uses.labels == category_id
         count, total = int(missed[mine].sum()), int(mine.sum())
         if total and 2 * count >= total:
             width, height = (float(side) for side in np.median(uses.sides[mine & missed], axis=0))
-            size = f"{width:.0f} x {height:.0f} pixels at the network's input"
-            advice = _advice(width, height, skeleton)
-            yield f"{count} of {total} objects of class {name!r}, about {size}, are out of the anchors' reach: {advice}"
+            by_reason[_reason(width, height, skeleton)].append(_Missed(name, count, total, width, height))
+    for reason, classes in by_reason.items():
+        worst = max(classes, key=lambda one: one.count)
+        who = f"class {worst.name!r}" if len(classes) == 1 else f"{len(classes)} classes, most in {worst.name!r}"
+        what = f"{worst.count} of its {worst.total} objects, about {worst.width:.0f} x {worst.height:.0f} pixels"
+        yield f"{who}: {what} at the network's input, cannot be found: {_advice(reason, worst, skeleton)}"
 
 
-def _advice(width: float, height: float, skeleton: Skeleton) -> str:
-    smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_reductions[0]
+@dataclass(frozen=True)
+class _Missed:
+    """The objects of a class that are out of reach: how many of how many, and their median width and height."""
+
+    name: str
+    count: int
+    total: int
+    width: float
+    height: float
+
+
+def _reason(width: float, height: float, skeleton: Skeleton) -> str:
     side = math.sqrt(width * height)
-    if min(width, height) < stride:
-        size = [math.ceil(length * stride / min(width, height)) for length in skeleton.input_size]
-        return (
-            f"the finest stride is {stride} pixels; a larger skeleton.input_size (from {size}) makes them that large, "
-            "or cut the pictures into tiles"
-        )
-    if side < smallest:
+    if min(width, height) < skeleton.pyramid_reductions[0]:
+        return "thin"
+    if side < skeleton.anchor_sides[0]:
+        return "small"
+    return "large" if side > skeleton.anchor_sides[-1] else "long"
+
+
+def _advice(reason: str, missed: _Missed, skeleton: Skeleton) -> str:
+    smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_reductions[0]
+    thinner, side = min(missed.width, missed.height), math.sqrt(missed.width * missed.height)
+    if reason == "thin":
+        size = [math.ceil(length * stride / max(thinner, 0.1)) for length in skeleton.input_size]
+        return f"the finest stride is {stride} pixels; try skeleton.input_size {size}, or cut the pictures into tiles"
+    if reason == "small":
         scale = max(1, round(side / stride))
-        return f"the smallest is {smallest:.0f} pixels; try skeleton.anchor_scale {scale} or a larger input_size"
-    if side > largest:
+        return f"the smallest anchor is {smallest:.0f} pixels; try skeleton.anchor_scale {scale}"
+    if reason == "large":
         scale = math.ceil(skeleton.anchor_scale * side / largest)
-        return f"the largest is {largest:.0f} pixels; try skeleton.anchor_scale {scale} or a smaller input_size"
+        return f"the largest anchor is {largest:.0f} pixels; try skeleton.anchor_scale {scale}"
     ratios = f"{min(ANCHOR_RATIOS):g} to {max(ANCHOR_RATIOS):g}"
     return f"height to width of the anchors is {ratios}, which no setting changes; boxes of parts may help"
