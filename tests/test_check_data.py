@@ -64,9 +64,10 @@ def test_counts_and_warnings(coco, capsys):
     assert found.pop("defects") == []
     warnings = found.pop("warnings")
     assert (found.pop("notes"), found.pop("hints")) == ([], [])
-    side = round((10 * 8) ** 0.5 * 800 / 30, 1)
+    area = 1067 / 40 * 800 / 30  # of a pixel at the network's input
+    side = round((10 * 8 * area) ** 0.5, 1)
     expected = {"name": "cat", "boxes": 5, "smallest": side, "median": side, "out_of_reach": 0}
-    assert found.pop("objects") == [{**expected, "largest": round((17 * 30) ** 0.5 * 800 / 30, 1)}]
+    assert found.pop("objects") == [{**expected, "largest": round((17 * 30 * area) ** 0.5, 1)}]
     assert found == {
         "pictures": 8,
         "picture widths": "40 / 40 / 40",

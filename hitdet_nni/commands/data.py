@@ -92,17 +92,20 @@ def _print_tables(detection: Mapping[str, Inspection], found: Mapping[str, Inspe
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
-    """All rows of several tables, each behind the one that it stands behind in its table."""
+    """All rows of several tables, each before the one that it stands before in its table."""
     merged: list[str] = []
     for order in orders:
-        place = 0
-        for row in order:
+        place = len(merged)
+        for row in reversed(order):
             if row in merged:
-                place = merged.index(row) + 1
+                place = merged.index(row)
             else:
                 merged.insert(place, row)
-                place += 1
     return merged
+
+
+def _side(pixels: float) -> str:
+    return f"{pixels:.0f}" if pixels >= 10 else f"{pixels:.1f}"
 
 
 def _print_objects(detection: Mapping[str, Inspection]) -> None:
@@ -118,7 +121,7 @@ def _print_objects(detection: Mapping[str, Inspection]) -> None:
     table = Table("class", *(f"{name} {what}" for what in ("sides", "out of reach") for name in halves))
     for class_name in shown:
         ones = [sizes[name].get(class_name) for name in halves]
-        sides = ["-" if one is None else f"{one.smallest:g} / {one.median:g} / {one.largest:g}" for one in ones]
+        sides = ["-" if one is None else " / ".join(map(_side, (one.smallest, one.median, one.largest))) for one in ones]
         missed = ["-" if one is None else f"{one.out_of_reach} of {one.boxes}" for one in ones]
         table.add_row(escape(class_name), *sides, *missed)
     console().print(table)
