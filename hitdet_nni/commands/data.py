@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from hitdet_nni.commands.console import console, say
 from hitdet_nni.data.digits import make_digits
@@ -118,7 +118,8 @@ def _print_objects(detection: Mapping[str, Inspection]) -> None:
     for one in (one for name in halves for one in sizes[name].values()):
         smallest[one.name] = min(one.smallest, smallest.get(one.name, one.smallest))
     shown = sorted(smallest, key=lambda name: (smallest[name], name))[:MOST_CLASSES]
-    table = Table("class", *(f"{name} {what}" for what in ("sides", "out of reach") for name in halves))
+    sides_of = (Column(f"{name} sides", no_wrap=True) for name in halves)
+    table = Table("class", *sides_of, *(f"{name} out of reach" for name in halves))
     for class_name in shown:
         ones = [sizes[name].get(class_name) for name in halves]
         sides = ["-" if one is None else " / ".join(map(_side, (one.smallest, one.median, one.largest))) for one in ones]
