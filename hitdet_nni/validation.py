@@ -7,7 +7,7 @@ import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,6 +18,8 @@ ONE_VALUE, BY_COMPONENT = "one value", "a value for each component"
 """Tags of the members of a union, which pydantic puts among the keys of a finding's location."""
 
 _BOUNDS = {"gt": "above {:g}", "ge": "of at least {:g}", "lt": "below {:g}", "le": "of at most {:g}"}
+
+_NAMES = ("a path", "text")
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 100
@@ -50,10 +52,10 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
         if isinstance(finding["input"], dict):
             return InputError(f"{message}{more}", source=source, key=key)
         return InputError(f"got {shown}{more}", source=source, key=key, allowed=message)
-    allowed = describe(_annotation_at(model, finding["loc"]))
-    if not isinstance(finding["input"], str | list | dict | types.NoneType) and ("a path" in allowed or "text" in allowed):
-        allowed += " (put a name like this in quotes)"
-    return InputError(f"got {shown}{more}", source=source, key=key, allowed=allowed)
+    expected = describe(_annotation_at(model, finding["loc"]))
+    if not isinstance(finding["input"], str | list | dict | None) and any(word in expected for word in _NAMES):
+        expected += " (put a name like this in quotes)"
+    return InputError(f"got {shown}{more}", source=source, key=key, allowed=expected)
 
 
 def refuse_booleans(values: object, annotation: Any, source: str | Path, key: str = "") -> None:
@@ -70,8 +72,8 @@ def refuse_booleans(values: object, annotation: Any, source: str | Path, key: st
     """
     if isinstance(values, bool):
         allowed = describe(annotation)
-        if "number" in allowed and "true" not in allowed:
-            raise InputError(f"got {values}", source=source, key=key, allowed=allowed)
+        if ("number" in allowed or "integer" in allowed) and "true" not in allowed:
+            raise InputError(f"got {_shown(values)}", source=source, key=key, allowed=allowed)
     parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for part, value in parts:
         inside = _inside(annotation, part)
@@ -80,11 +82,18 @@ def refuse_booleans(values: object, annotation: Any, source: str | Path, key: st
 
 
 def _shown(value: object) -> str:
-    return str(value) if isinstance(value, datetime.date) else _brief.repr(value)
+    """A value as YAML has it, as far as it is a single one."""
+    if isinstance(value, datetime.date):
+        return str(value)
+    return {True: "true", False: "false", None: "null"}[value] if _is_word(value) else _brief.repr(value)
+
+
+def _is_word(value: object) -> TypeGuard[bool | None]:
+    return value is None or isinstance(value, bool)
 
 
 def describe(annotation: Any) -> str:
-    """What a value of a type may be, in words, e.g. ``"a whole number above 0, or null"``.
+    """What a value of a type may be, in words, e.g. ``"an integer above 0, or null"``.
 
     Args:
         annotation: A type as fields of the settings have it: with bounds, a union, a tuple, a model, ...
@@ -104,7 +113,7 @@ def describe(annotation: Any) -> str:
         return f"a mapping, each value {describe(arguments[1])}"
     if isinstance(inner, type) and issubclass(inner, BaseModel):
         return f"a mapping of {', '.join(inner.model_fields)}"
-    plain = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", Path: "a path"}
+    plain = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", Path: "a path"}
     return " ".join([plain.get(inner, "another value"), *([" and ".join(bounds)] if bounds else [])])
 
 

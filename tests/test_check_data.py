@@ -91,7 +91,8 @@ def test_counts_and_warnings(coco, capsys):
     }
     assert [line.split(": ", 1)[1] for line in warnings] == [
         "1 pictures without boxes, which training leaves out; the first of them: 8.jpg",
-        "2 pictures whose boxes are all crowds or dropped, which are trained on as background; the first of them: 1.jpg",
+        "2 pictures whose boxes are all crowds or dropped, which are trained on as background; "
+        "the first of them: 1.jpg",
         "1 classes without boxes; the first of them: dog",
         "1 boxes without area or thinner than a pixel, which training leaves out",
         "1 boxes that reach over an edge of their picture",

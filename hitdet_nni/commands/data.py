@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from hitdet_nni.commands.console import console, say
 from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.inspection import Inspection, inspect_detection, inspect_folders
+from hitdet_nni.data.object_sizes import ObjectSizes
 from hitdet_nni.data.voc import convert_voc
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import load_settings, parse_overrides
@@ -104,8 +105,9 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
     return merged
 
 
-def _side(pixels: float) -> str:
-    return f"{pixels:.0f}" if pixels >= 10 else f"{pixels:.1f}"
+def _sides(one: ObjectSizes) -> str:
+    sides = (one.smallest, one.median, one.largest)
+    return " / ".join(f"{side:.0f}" if side >= 10 else f"{side:.1f}" for side in sides)
 
 
 def _print_objects(detection: Mapping[str, Inspection]) -> None:
@@ -114,7 +116,7 @@ def _print_objects(detection: Mapping[str, Inspection]) -> None:
     if not halves:
         return
     sizes = {name: {one.name: one for one in detection[name].objects} for name in halves}
-    smallest = {}
+    smallest: dict[str, float] = {}
     for one in (one for name in halves for one in sizes[name].values()):
         smallest[one.name] = min(one.smallest, smallest.get(one.name, one.smallest))
     shown = sorted(smallest, key=lambda name: (smallest[name], name))[:MOST_CLASSES]
@@ -122,7 +124,7 @@ def _print_objects(detection: Mapping[str, Inspection]) -> None:
     table = Table("class", *sides_of, *(f"{name} out of reach" for name in halves))
     for class_name in shown:
         ones = [sizes[name].get(class_name) for name in halves]
-        sides = ["-" if one is None else " / ".join(map(_side, (one.smallest, one.median, one.largest))) for one in ones]
+        sides = ["-" if one is None else _sides(one) for one in ones]
         missed = ["-" if one is None else f"{one.out_of_reach} of {one.boxes}" for one in ones]
         table.add_row(escape(class_name), *sides, *missed)
     console().print(table)

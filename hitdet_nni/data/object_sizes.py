@@ -75,19 +75,14 @@ def object_sizes(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) ->
         mine = uses.labels == category_id
         if mine.any():
             of_class = np.sort(sides[mine])
-            middle = of_class[len(of_class) // 2]
-            missing = int(missed[mine].sum())
-            found.append(ObjectSizes(name, len(of_class), *_rounded(of_class[0], middle, of_class[-1]), missing))
+            smallest, median, largest = (round(float(of_class[place]), 1) for place in (0, len(of_class) // 2, -1))
+            found.append(ObjectSizes(name, len(of_class), smallest, median, largest, int(missed[mine].sum())))
     return tuple(found)
 
 
 def _out_of_reach(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.bool_]:
     thin: NDArray[np.bool_] = sides.min(axis=1) < skeleton.pyramid_reductions[0]
     return thin | (best_overlaps(sides, skeleton) < skeleton.layout.negative_iou)
-
-
-def _rounded(*sides: float) -> tuple[float, ...]:
-    return tuple(round(float(side), 1) for side in sides)
 
 
 def size_hints(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> Iterator[str]:
