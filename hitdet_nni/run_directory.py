@@ -219,10 +219,10 @@ class RunDirectory:
             )
         differences = list(_differences(earlier, now))
         key, before, after = differences[0]
-        more = f" (and {len(differences) - 1} more keys differ)" if len(differences) > 1 else ""
         problem = (
             f"the run there has other settings: {key} is {_as_argument(before)} there and {_as_argument(after)} here"
         )
+        problem += f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         if all(name in LENGTHS for name, *_ in differences):
             problem += (
                 "; a run that has begun cannot be lengthened, since its schedules are laid out for all its epochs"
@@ -233,7 +233,7 @@ class RunDirectory:
         sub_spaces = self.sub_spaces
         if all(name.startswith("search.") for name, *_ in differences) and sub_spaces.is_file():
             allowed += f"; a new search with --sub-spaces {sub_spaces} need not screen again"
-        return InputError(problem + more, source=self.config, allowed=allowed)
+        return InputError(problem, source=self.config, allowed=allowed)
 
     def _read_metadata(self) -> dict[str, Any]:
         """The content of ``metadata.json``, which a stage adds its time and its warnings to."""
