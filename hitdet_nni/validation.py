@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from hitdet_nni.errors import InputError
 
@@ -35,7 +36,9 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
     """
     findings = error.errors(include_url=False)
     finding = findings[0]
-    keys = [_keys(model, found["loc"]) for found in findings]
+    # What is missing at an index is a list that is too short.
+    places = [found["loc"][: -1 if _is_short(found) else None] for found in findings]
+    keys = [_keys(model, place) for place in places]
     key = ".".join(map(str, keys[0])) or None
     # Each member of a union has findings of its own, of one value.
     others = len({tuple(map(str, found)) for found in keys if found[: len(keys[0])] != keys[0]})
@@ -44,7 +47,7 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
         parent = _model_at(model, keys[0][:-1])
         allowed = None if parent is None else list(parent.model_fields)
         return InputError(f"unknown key{more}", source=source, key=key, allowed=allowed)
-    if finding["type"] == "missing":
+    if finding["type"] == "missing" and not _is_short(finding):
         return InputError(f"missing{more}", source=source, key=key)
     shown = _shown(finding["input"])
     if finding["type"] in ("value_error", "assertion_error"):  # of a validator of the project's
@@ -52,10 +55,14 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
         if isinstance(finding["input"], dict):
             return InputError(f"{message}{more}", source=source, key=key)
         return InputError(f"got {shown}{more}", source=source, key=key, allowed=message)
-    expected = describe(_annotation_at(model, finding["loc"]))
+    expected = describe(_annotation_at(model, places[0]))
     if not isinstance(finding["input"], str | list | dict | None) and any(word in expected for word in _NAMES):
         expected += " (put a name like this in quotes)"
     return InputError(f"got {shown}{more}", source=source, key=key, allowed=expected)
+
+
+def _is_short(finding: ErrorDetails) -> bool:
+    return finding["type"] == "missing" and isinstance(finding["loc"][-1], int)
 
 
 def refuse_booleans(values: object, annotation: Any, source: str | Path, key: str = "") -> None:

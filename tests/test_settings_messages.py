@@ -63,8 +63,8 @@ def test_no_message_has_a_library_s_words(place):
         ("search.epochs=true", "search.epochs: got true; allowed: an integer above 0"),
         ("alphas.betas=[0.5, yes]", "alphas.betas.1: got true; allowed: a finite number of at least 0 and below 1"),
         (
-            "skeleton.input_size=[8]",
-            "skeleton.input_size: got [8]; allowed: a list of 2, each of them an integer of at ",
+            "skeleton.input_size=[64]",
+            "skeleton.input_size: got [64]; allowed: a list of 2, each of them an integer of at ",
         ),
         ("retrain.grad_clip=.inf", "retrain.grad_clip: got inf; allowed: a finite number above 0, or null"),
         ("data.builtin=[]", "data.builtin: got []; allowed: digits, or null"),

@@ -50,13 +50,18 @@ def best_overlaps(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.
     Returns:
         Intersection over union in [0, 1], ``[N]``: no anchor of the grid overlaps the object by more.
     """
+    best: NDArray[np.float64] = np.max([_overlaps(sides, side) for side in skeleton.anchor_sides], axis=0)
+    return best
+
+
+def _overlaps(sides: NDArray[np.float64], anchor_side: float) -> NDArray[np.float64]:
+    """The same of the anchors of one size."""
     width, height = sides.T
     best = np.zeros(len(sides))
-    for side in skeleton.anchor_sides:
-        for ratio in ANCHOR_RATIOS:
-            anchor_width, anchor_height = side / math.sqrt(ratio), side * math.sqrt(ratio)
-            shared = np.minimum(width, anchor_width) * np.minimum(height, anchor_height)
-            best = np.maximum(best, shared / (width * height + side**2 - shared))
+    for ratio in ANCHOR_RATIOS:
+        anchor_width, anchor_height = anchor_side / math.sqrt(ratio), anchor_side * math.sqrt(ratio)
+        shared = np.minimum(width, anchor_width) * np.minimum(height, anchor_height)
+        best = np.maximum(best, shared / (width * height + anchor_side**2 - shared))
     return best
 
 
@@ -120,17 +125,23 @@ class _Missed:
 
 
 def _reason(width: float, height: float, skeleton: Skeleton) -> str:
-    side = math.sqrt(width * height)
     if min(width, height) < skeleton.pyramid_reductions[0]:
         return "thin"
-    if side < skeleton.anchor_sides[0]:
-        return "small"
-    return "large" if side > skeleton.anchor_sides[-1] else "long"
+    overlap, side = _best_size(width, height)
+    if overlap < skeleton.layout.negative_iou:
+        return "long"
+    return "small" if side < skeleton.anchor_sides[0] else "large"
+
+
+def _best_size(width: float, height: float) -> tuple[float, float]:
+    """The largest overlap of an object with a centred anchor of any size, and that anchor's side."""
+    sides = np.geomspace(min(width, height), max(width, height), 64)
+    return max((float(_overlaps(np.array([[width, height]]), side)[0]), float(side)) for side in sides)
 
 
 def _advice(reason: str, missed: _Missed, skeleton: Skeleton) -> str:
     smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_reductions[0]
-    thinner, side = min(missed.width, missed.height), math.sqrt(missed.width * missed.height)
+    thinner, (_, side) = min(missed.width, missed.height), _best_size(missed.width, missed.height)
     if reason == "thin":
         size = [math.ceil(length * stride / max(thinner, 0.1)) for length in skeleton.input_size]
         return f"the finest stride is {stride} pixels; try skeleton.input_size {size}, or cut the pictures into tiles"
