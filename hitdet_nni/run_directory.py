@@ -224,9 +224,7 @@ class RunDirectory:
         )
         problem += f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         if all(name in LENGTHS for name, *_ in differences):
-            problem += (
-                "; a run that has begun cannot be lengthened, since its schedules are laid out for all its epochs"
-            )
+            problem += "; a run cannot be made longer or shorter, since its schedules are laid out for all its epochs"
         back = " ".join(f"--set {shlex.quote(f'{name}={_as_argument(value)}')}" for name, value, _ in differences[:4])
         back += " ..." if len(differences) > 4 else ""
         allowed = f"{back} to resume it as it is, another --out for a new run, or --force to begin again there"
