@@ -260,7 +260,7 @@ def test_checks_and_training_agree(examples, detector, tiny, figure):
     def check(drawn: Any) -> None:
         with tempfile.TemporaryDirectory() as name:
             data = written(Path(name), drawn)
-            found = inspect_detection(data, 0, tiny.input_size)
+            found = inspect_detection(data, tiny, 0)
             defects = [defect for inspection in found.values() for defect in inspection.defects]
             note(f"defects: {defects}")
             passed.append(not defects)
