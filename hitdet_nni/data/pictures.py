@@ -32,7 +32,7 @@ DARK: Final = 24
 BRIGHT: Final = 231
 """A picture of which 99 % of the values lie above is warned of."""
 
-_LOOKED_AT: Final = 1 << 16  # values of a picture that its brightness is judged by, about
+_LOOKED_AT: Final = 1 << 14  # values of a picture that its brightness is judged by, about
 _LIMITS: Final = {"PIXELS": 1 << 30, "WIDTH": 1 << 20, "HEIGHT": 1 << 20}  # OpenCV's own
 _LIMIT: Final = re.compile(r"CV_IO_MAX_IMAGE_(PIXELS|WIDTH|HEIGHT)")
 _ENDS: Final = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
