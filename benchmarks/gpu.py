@@ -147,7 +147,7 @@ def search_command(options: Options, figures: Path, until: float) -> list[str] |
 
 
 PARTS: Mapping[str, Part] = {
-    "warm": Part(45, measuring_command("warm"), read_json),
+    "warm": Part(75, measuring_command("warm"), read_json),
     "tests": Part(75, tests_command, read_tests),
     "layers": Part(80, measuring_command("layers"), read_json),
     "supernets": Part(125, measuring_command("supernets"), read_json),
@@ -238,14 +238,14 @@ def describe(device: str, commit: str | None, environment: Mapping[str, str]) ->
 
 
 def find_commit(given: str | None) -> str | None:
-    """The commit that is measured: as given, of the checkout, or as the environment says."""
-    if given:
-        return given
+    """The commit that is measured: as given, as the environment says, or of the checkout."""
+    if given or "HITDET_COMMIT" in os.environ:
+        return given or os.environ["HITDET_COMMIT"]
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("HITDET_COMMIT")
+        return None
 
 
 def measure(name: str, options: Options, seconds: float, log: Log, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--toy", action="store_true", help="sizes that a CPU computes in seconds")
     parser.add_argument("--cards", type=Path, help="folder with annotations, train and val: searched too")
-    parser.add_argument("--commit", help="commit that is measured (default: the checkout's, or $HITDET_COMMIT)")
+    parser.add_argument("--commit", help="commit that is measured (default: $HITDET_COMMIT, or the checkout's)")
     given = parser.parse_args(arguments)
     given.parts = given.parts.split(",")
     unknown = [name for name in given.parts if name not in PARTS]

@@ -66,7 +66,7 @@ def check_classes(architecture: Architecture, data: DetectionData) -> None:
     if architecture.num_classes != len(data.classes):
         raise InputError(
             f"the data has {len(data.classes)} classes",
-            source=data.train.ann,
+            source=data.train.source,
             key="categories",
             allowed=f"{architecture.num_classes}, as the architecture {architecture.name!r} was searched for",
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hitdet_nni import __version__
 from hitdet_nni.deployment import FORMATS
-from hitdet_nni.errors import InputError, StoppedError
+from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
 
 EXAMPLES = {
     "data": "hitdet-nni data digits --out digits --train 300 --val 60 --size 128 --seed 0",
@@ -84,6 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("check-data", *training, "export-config", "evaluate"):
         parsers[name].add_argument("--config", required=True, help="config file, or a shipped config's name")
         _add_overrides(parsers[name])
+    parsers["check-data"].add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write corrected annotation files into this folder, and list each change",
+    )
     for name in training:
         _add_run_directory(parsers[name])
     parsers["retrain"].add_argument(
@@ -237,6 +243,7 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; errors of the user end with status 2 and one line on standard error."""
+    escape_unprintable()
     options = build_parser().parse_args(arguments)
     # Only now, so that --help loads neither torch nor mmdet.
     commands = importlib.import_module("hitdet_nni.commands")

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+
+def printable(text: str) -> str:
+    """The text with what no encoding can hold, such as the bytes of a Latin-1 file name, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def escape_unprintable() -> None:
+    """Have whatever the terminal's encoding does not hold written as escapes, instead of failing at it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class InputError(ValueError):
@@ -35,7 +49,7 @@ class InputError(ValueError):
         text = ": ".join([*where, problem])
         if self.allowed is not None:
             text += f"; allowed: {self.allowed}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(printable(" ".join(text.split())))
 
 
 class StoppedError(RuntimeError):

@@ -137,13 +137,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: to a temporary file beside it, then renamed over it.
+    """Write a text file atomically: to a temporary file beside it, then renamed over it; surrogates are escaped.
 
     Raises:
         WriteError: If it cannot be written; what was there is as it was.
     """
     with whole_file(path) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

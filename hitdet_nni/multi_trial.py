@@ -61,7 +61,7 @@ def retrain_sample(
     settings = load_settings(config, overrides).model_copy(update={"skeleton": model.skeleton})
     torch.set_num_threads(settings.threads)
     sample = current_sample(model)
-    data = open_data(settings.data, settings.seed)
+    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
     name = _name(settings, sample)
     architecture = describe_sample(name, model, sample, settings, data, SOURCE)
     run = RunDirectory(Path(folder) / name)

@@ -88,7 +88,7 @@ def describe_sample(
     if space.num_classes != len(data.classes):
         raise InputError(
             f"the data has {len(data.classes)} classes",
-            source=data.train.ann,
+            source=data.train.source,
             key="categories",
             allowed=[space.num_classes],
         )

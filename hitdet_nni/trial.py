@@ -24,7 +24,7 @@ from hitdet_nni.checks import check_budget, whole_space
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process, told_in_a_line
-from hitdet_nni.errors import InputError, StoppedError
+from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
 from hitdet_nni.files import read_json, read_yaml
 from hitdet_nni.procedure import screen, screening_key, search, train_found
 from hitdet_nni.progress import listening, written
@@ -96,7 +96,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     prepare_process(settings.threads)
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
     whole = whole_space(settings)
-    data = open_data(settings.data, settings.seed)
+    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
     check_budget(whole, settings, len(data.classes))
     if distributed.is_main() and not force:
         adopt(run, settings)
@@ -148,6 +148,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="config file, or a shipped config's name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run directories")
     parser.add_argument("--force", action="store_true", help="remove what a trial with the same id left")
+    escape_unprintable()
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     try:

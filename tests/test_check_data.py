@@ -114,7 +114,6 @@ def test_every_defect_is_listed(coco, capsys, tmp_path):
         "annotations[5].category_id: is 5",
         "annotations[7].id: is 70",
         "annotations[8].image_id: is 99",
-        "holds the number NaN",
         "images[4].file_name: '6.jpg'",
         "1.jpg: is 40 x 30 pixels, the annotations say 41 x 30",
         "5.jpg: cannot be decoded",

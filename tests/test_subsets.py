@@ -123,7 +123,10 @@ def test_what_cannot_be_put_together(tmp_path, refused):
             one_annotation_file(sources, tmp_path / "made", half="train", **{"only": None, "without": None, **lists})
         assert not list((tmp_path / "made").glob("*.json"))
 
-    attempt("id 1 of images is also in", first[0], sources=(first, write_part(tmp_path, "c", [1])))
+    shared = (first, write_part(tmp_path, "c", [1]))
+    ids.write_text("1")
+    attempt(ids, "id 1 is that of several pictures", sources=shared, only=ids)
+    attempt(ids, "id 1 is that of several pictures", sources=shared, without=ids)
     ids.write_text("1\n8\n9")
     attempt(ids, "2 ids are in no annotation file", "8", only=ids)
     ids.write_text("8\n9")

@@ -33,7 +33,7 @@ def train_baseline_command(options: Namespace) -> None:
     check_initial_weights(settings, None)
     run = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {options.baseline}") as view:
-        pictures = open_data(settings.data, settings.seed)
+        pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
         from hitdet_nni.training.baseline import model_config
         from hitdet_nni.training.retrain import check_start

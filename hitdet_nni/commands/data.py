@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.table import Table
 
 from hitdet_nni.commands.console import console, say
 from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.inspection import Inspection, inspect_detection, inspect_folders
+from hitdet_nni.data.repair import repair, settings_of
 from hitdet_nni.data.voc import convert_voc
 from hitdet_nni.errors import InputError
-from hitdet_nni.settings import load_settings, parse_overrides
+from hitdet_nni.settings import Settings, load_settings, parse_overrides
 
 
 def data(options: Namespace) -> None:
@@ -43,15 +45,20 @@ def data(options: Namespace) -> None:
 def check_data(options: Namespace) -> None:
     """``check-data``: what is in the data, and every defect; of the detection and the classification set, if given.
 
+    With ``--fix`` corrected annotation files are written instead.
+
     Raises:
         InputError: Naming the first defect and how many others there are.
     """
     settings = load_settings(options.config, parse_overrides(options.overrides))
+    if options.fix is not None:
+        _fix(settings, options.fix, options.json)
+        return
     pretrain = settings.pretrain
     folders = pretrain.train_images is not None or pretrain.val_images is not None
     found: dict[str, Inspection] = {}
     if settings.data.is_named or not folders:
-        found.update(inspect_detection(settings.data, settings.seed))
+        found.update(inspect_detection(settings.data, settings.seed, settings.skeleton.input_size))
     detection = dict(found)
     if folders:
         found.update(inspect_folders(pretrain))
@@ -67,6 +74,19 @@ def check_data(options: Namespace) -> None:
     if defects:
         more = f" (and {len(defects) - 1} more)" if len(defects) > 1 else ""
         raise InputError(f"{defects[0]}{more}")
+
+
+def _fix(settings: Settings, out: Path, as_json: bool) -> None:
+    """Write corrected annotation files, and say each change and how the files are used."""
+    repaired = repair(settings.data, settings.seed, out, settings.skeleton.input_size)
+    if as_json:
+        say(json.dumps({str(each.file): {"source": str(each.source), "changes": each.changes} for each in repaired}))
+        return
+    for each in repaired:
+        for change in each.changes:
+            say(f"{each.source}: {change}")
+        say(f"{each.file}: {len(each.changes)} changes" if each.changes else f"{each.file}: a copy, nothing to mend")
+    say(f"use them with {' '.join(settings_of(repaired, settings.data))}")
 
 
 def _print_tables(detection: Mapping[str, Inspection], found: Mapping[str, Inspection]) -> None:

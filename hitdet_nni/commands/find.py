@@ -18,7 +18,7 @@ def screen_command(options: Namespace) -> None:
     whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
-        pictures = open_data(settings.data, settings.seed)
+        pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
         from hitdet_nni.procedure import screen
 
@@ -37,7 +37,7 @@ def search_command(options: Namespace) -> None:
     whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
-        pictures = open_data(settings.data, settings.seed)
+        pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         check_budget(whole if given is None else given, settings, len(pictures.classes))
         load_libraries(view, settings)
         from hitdet_nni.procedure import screen, search

@@ -83,7 +83,7 @@ def _sub_spaces(options: Namespace) -> Findings:
 def _operators(options: Namespace) -> Findings:
     """Fig. 3: one operator at a random layer of one part of the baseline."""
     settings = _open(options, settings_of(options))
-    data = open_data(settings.data, settings.seed)
+    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
     chosen = insertions(settings, options.operators or FIGURE_3, options.parts or COMPONENTS, options.repeats)
     trained = _protocol(options, settings).retrain(insertion_architectures(chosen, settings, data))
     found = effects(chosen, {one.name: one for one in trained})
@@ -108,7 +108,7 @@ def _operators(options: Namespace) -> Findings:
 def _sparsity(options: Namespace) -> Findings:
     """Fig. 4: the scores of screening with several weights of the column-sparse term."""
     settings = _open(options, settings_of(options))
-    data, space = open_data(settings.data, settings.seed), whole_space(settings)
+    data, space = open_data(settings.data, settings.seed, settings.skeleton.input_size), whole_space(settings)
     found = [screen_with(mu, options.part, space, settings, data, options.out / f"mu-{mu:g}") for mu in options.weights]
     plot_scores(found, settings.seed, _picture(options))
     rows = [{"mu": one.weight, "deviation": one.deviation, "range": one.width} for one in found]
@@ -123,7 +123,7 @@ def _searched(options: Namespace) -> tuple[RunDirectory, Settings, DetectionData
     skeleton = load_architecture(run.architecture).skeleton
     settings = load_settings(run.config, parse_overrides(options.overrides))
     settings = _open(options, settings.model_copy(update={"skeleton": skeleton}))
-    return run, settings, open_data(settings.data, settings.seed)
+    return run, settings, open_data(settings.data, settings.seed, settings.skeleton.input_size)
 
 
 def _open(options: Namespace, settings: Settings) -> Settings:

@@ -28,7 +28,7 @@ def retrain_command(options: Namespace) -> None:
     check_initial_weights(settings, supernet)
     run_directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {architecture.name}") as view:
-        pictures = open_data(settings.data, settings.seed)
+        pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
         if settings.retrain.transfer:
             architecture = transferred(architecture, settings, pictures.classes)
         check_classes(architecture, pictures)
@@ -71,7 +71,7 @@ def evaluate_command(options: Namespace) -> None:
     """
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
-    pictures = open_data(settings.data, settings.seed)
+    pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
     check_classes(architecture, pictures)
     if not options.weights.is_file():
         raise InputError("no such file", source=options.weights, key="--weights")
@@ -90,7 +90,7 @@ def export_config_command(options: Namespace) -> None:
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
     refuse_existing(options.out, options.force)
-    pictures = open_data(settings.data, settings.seed)
+    pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import export_config
 

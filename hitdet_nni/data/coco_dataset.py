@@ -20,7 +20,8 @@ class CocoSummary:
         ignored_boxes: Boxes, other than crowds, that mmdet skips in training: a side under one pixel, or no area.
         boxes_by_size: Boxes below 32 x 32 pixels of area, below 96 x 96, and above, as COCO's metrics count them.
         boxes_partly_outside: Boxes that reach over an edge of their picture.
-        pictures_without_boxes: Pictures with no box of any kind.
+        pictures_without_boxes: Pictures with no box of any kind; those whose boxes were refused are not among them.
+        refused_boxes: Boxes that were passed over for a defect.
     """
 
     pictures: int
@@ -32,6 +33,7 @@ class CocoSummary:
     boxes_by_size: tuple[int, int, int]
     boxes_partly_outside: int
     pictures_without_boxes: int
+    refused_boxes: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CocoDataset:
     """A checked annotation file and its pictures.
 
     Attributes:
-        ann: The annotation file.
+        ann: The annotation file that mmdet and pycocotools are to read: `source`, or what was written in its place.
         images: Folder that the file names are relative to.
         key: Dotted configuration key that named `ann`.
         image_ids: Ids of the pictures in the order of the file.
@@ -50,6 +52,8 @@ class CocoDataset:
         file_category_ids: The category ids in the order of the file.
         image_classes: Category ids of the boxes of each picture, by image id.
         summary: Counts.
+        source: The annotation file that the user named, for messages.
+        notes: A line for each kind of value that was taken otherwise than it stands in the file.
     """
 
     ann: Path
@@ -63,6 +67,8 @@ class CocoDataset:
     file_category_ids: tuple[int, ...]
     image_classes: Mapping[int, frozenset[int]]
     summary: CocoSummary
+    source: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def classes_in_file_order(self) -> tuple[str, ...]:

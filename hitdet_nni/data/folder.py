@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import v2
 
 from hitdet_nni.data.class_folders import LabelledPictures
-from hitdet_nni.data.pictures import PictureDefect, cut_short
+from hitdet_nni.data.pictures import PictureDefect, PictureError, read_picture
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
@@ -68,14 +66,9 @@ class FolderPictures(Dataset[Any]):
         """
         file = self.pictures.root / self.pictures.files[index]
         try:
-            picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
-        except (OSError, cv2.error) as error:  # gone or forbidden; empty
-            return PictureDefect(file, f"cannot be read: {getattr(error, 'strerror', None) or 'it is empty'}")
-        if picture is None:
-            return PictureDefect(file, "cannot be decoded as a picture")
-        problem = cut_short(file)
-        if problem is not None:
-            return PictureDefect(file, problem)
+            picture = read_picture(file)
+        except PictureError as error:
+            return PictureDefect(file, error.problem)
         tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
         return self.transform(tensor), self.pictures.labels[index], index
 

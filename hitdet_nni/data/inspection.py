@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from hitdet_nni.data.class_folders import LabelledPictures, list_pictures
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
-from hitdet_nni.data.pictures import PICTURE_FORMATS, check_pictures
+from hitdet_nni.data.pictures import check_pictures, decoded_size
 from hitdet_nni.data.sources import Half, half_parts, half_source
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
@@ -40,18 +38,21 @@ class Inspection:
     warnings: list[str] = field(default_factory=list)
 
 
-def inspect_detection(settings: DataSettings, seed: int) -> dict[str, Inspection]:
+def inspect_detection(
+    settings: DataSettings, seed: int, input_size: tuple[int, int] | None = None
+) -> dict[str, Inspection]:
     """Read both halves of a detection set, annotations and pixels.
 
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
+        input_size: Rows and columns that training resizes pictures to fit; ``None``: not looked at.
 
     Raises:
         InputError: If the settings name no data.
     """
     parts = half_parts(settings, seed)
-    found = {half: _read_half(settings, seed, half, sources) for half, sources in parts.items()}
+    found = {half: _read_half(settings, seed, half, sources, input_size) for half, sources in parts.items()}
     inspections = {str(half): inspection for half, (inspection, _) in found.items()}
     (_, train), (_, val) = found["train"], found["val"]
     if train is not None and val is not None:
@@ -66,7 +67,11 @@ def inspect_detection(settings: DataSettings, seed: int) -> dict[str, Inspection
 
 
 def _read_half(
-    settings: DataSettings, seed: int, half: Half, sources: Sequence[tuple[Path, Path]]
+    settings: DataSettings,
+    seed: int,
+    half: Half,
+    sources: Sequence[tuple[Path, Path]],
+    input_size: tuple[int, int] | None,
 ) -> tuple[Inspection, CocoDataset | None]:
     inspection, key = Inspection(), f"data.{half}_ann"
     defects: list[InputError] = []
@@ -87,10 +92,13 @@ def _read_half(
     inspection.defects += [str(defect) for defect in defects]
     if dataset is not None:
         inspection.counts = _detection_counts(dataset)
-        inspection.warnings = _detection_warnings(dataset)
+        inspection.warnings = [*dataset.notes, *_detection_warnings(dataset)]
         # Files that are not there have been named with their place in the annotations.
-        damaged = [defect for defect in check_pictures(dataset) if defect.file.is_file()]
+        report = check_pictures(dataset, input_size)
+        damaged = [defect for defect in report.defects if defect.file.is_file()]
         inspection.defects += [f"{defect.file}: {defect.problem}" for defect in damaged]
+        found = report.warnings.items()
+        inspection.warnings += [f"{dataset.key}: {_of(len(files), what, files)}" for what, files in found]
     return inspection, dataset
 
 
@@ -110,7 +118,7 @@ def _detection_counts(dataset: CocoDataset) -> dict[str, int | str]:
         "crowd boxes": summary.crowd_boxes,
         "ignored boxes": summary.ignored_boxes,
         "boxes partly outside": summary.boxes_partly_outside,
-        "pictures without boxes": summary.pictures_without_boxes,
+        "pictures without boxes": "-" if summary.refused_boxes else summary.pictures_without_boxes,
     }
 
 
@@ -122,6 +130,8 @@ def _detection_warnings(dataset: CocoDataset) -> list[str]:
         if not dataset.image_classes[image_id]
     ]
     absent = [name for name, count in zip(summary.classes, summary.boxes_per_class, strict=True) if not count]
+    if summary.refused_boxes:  # nobody knows of what picture and class they are
+        empty = absent = []
     repeated = [name for name, times in Counter(dataset.file_names).items() if times > 1]
     left_out = ", which training leaves out" if dataset.key == "data.train_ann" else ""
     found = [
@@ -167,10 +177,10 @@ def inspect_folders(settings: PretrainSettings) -> dict[str, Inspection]:
 
 def _read_folder(pictures: LabelledPictures, inspection: Inspection) -> None:
     sizes: list[tuple[int, int]] = []
-    with ThreadPoolExecutor(available_cores()) as threads:  # Pillow decodes without Python's lock
+    with ThreadPoolExecutor(available_cores()) as threads:  # OpenCV decodes without Python's lock
         for start in range(0, len(pictures.files), _AT_ONCE):
             files = [pictures.root / name for name in pictures.files[start : start + _AT_ONCE]]
-            for file, outcome in zip(files, threads.map(_decoded_size, files), strict=True):
+            for file, outcome in zip(files, threads.map(decoded_size, files), strict=True):
                 if isinstance(outcome, str):
                     inspection.defects.append(f"{file}: {outcome}")
                 else:
@@ -182,16 +192,6 @@ def _read_folder(pictures: LabelledPictures, inspection: Inspection) -> None:
         "classes": len(pictures.classes),
         "pictures a class": _range(list(Counter(pictures.labels).values())),
     }
-
-
-def _decoded_size(file: Path) -> tuple[int, int] | str:
-    """Width and height of a picture after decoding it, or what is wrong with it."""
-    try:
-        with Image.open(file, formats=PICTURE_FORMATS) as picture:
-            picture.load()
-            return picture.size
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        return " ".join(f"cannot be decoded: {error}".split())
 
 
 def _range(values: Sequence[int]) -> str:

@@ -49,6 +49,7 @@ class KeptPictures(Dataset[Any]):
         self.pictures = pictures
         self.metainfo = pictures.metainfo
         self._steady, self._varying = transforms[:first], transforms[first:]
+        self._input_size = next((tuple(each.scale[::-1]) for each in transforms if getattr(each, "scale", None)), None)
         self._room = room
         self._kept: dict[int, dict[str, Any]] = {}
 
@@ -65,7 +66,7 @@ class KeptPictures(Dataset[Any]):
         results = self._kept.get(index)
         if results is None:
             results = self.pictures.get_data_info(index)
-            with readable(Path(results["img_path"])):
+            with readable(Path(results["img_path"]), self._input_size):
                 for transform in self._steady:
                     results = transform(results)
             if self._room >= results["img"].nbytes:

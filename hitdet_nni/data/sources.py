@@ -6,13 +6,14 @@ No network is needed for that, and nothing heavy is imported; mmdet's data sets 
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from hitdet_nni import __version__
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
+from hitdet_nni.data.coco_document import cache_folder as cache_folder
 from hitdet_nni.data.layouts.recognise import open_root, say
 from hitdet_nni.data.layouts.split import split_lists
 from hitdet_nni.data.pictures import require_sound_pictures
@@ -48,17 +49,13 @@ class DetectionData:
         return self.train.classes_in_file_order
 
 
-def cache_folder() -> Path:
-    """Folder in which embedded sets are kept: ``hitdet-nni`` in ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitdet-nni"
-
-
-def open_data(settings: DataSettings, seed: int) -> DetectionData:
+def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | None = None) -> DetectionData:
     """Read and check the pictures that the settings name; make the embedded set where they ask for it.
 
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
+        input_size: Rows and columns that training resizes pictures to fit; ``None``: no training follows.
 
     Raises:
         InputError: If a file is missing or has a defect that training would not survive.
@@ -70,8 +67,7 @@ def open_data(settings: DataSettings, seed: int) -> DetectionData:
     )
     check_same_classes(train, val)
     for dataset in (train, val):
-        if len(dataset.image_ids) <= SMALL_SET:
-            require_sound_pictures(dataset)
+        require_sound_pictures(dataset, input_size, decode=len(dataset.image_ids) <= SMALL_SET)
     return DetectionData(train, val)
 
 
@@ -123,8 +119,8 @@ def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Pa
     """
     halves = half_parts(settings, seed)
     parts = halves[half]
-    if settings.is_recognised and halves["train"] == halves["val"]:
-        chosen = _split(settings, parts[0], half)
+    if needs_split(settings, halves):
+        chosen = split_list(settings, parts[0], half)
         return one_annotation_file(parts, cache_folder() / "subsets", half=half, only=chosen, without=None)
     only, without = (settings.train_ids, settings.train_without) if half == "train" else (settings.val_ids, None)
     if len(parts) == 1 and only is None and without is None:
@@ -151,8 +147,22 @@ def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], .
     return {half: named[half] or (found[half],) for half in HALVES}
 
 
-def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
-    """File of the ids of a half of the pictures of a folder that has no validation part."""
+def needs_split(settings: DataSettings, halves: Mapping[Half, tuple[tuple[Path, Path], ...]]) -> bool:
+    """Whether the halves of :func:`half_parts` are all pictures of a folder that has no validation part."""
+    return settings.is_recognised and halves["train"] == halves["val"]
+
+
+def split_list(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
+    """File of the ids of a half of the pictures of a folder that has no validation part.
+
+    Args:
+        settings: The ``data`` section.
+        source: Annotation file and folder of all pictures.
+        half: Which half.
+
+    Raises:
+        InputError: If the annotations have a defect, or the settings name lists of ids.
+    """
     for key in ID_KEYS:
         if getattr(settings, key) is not None:
             problem = "is given, and data.root has no validation part: what is split off is chosen by its own list"

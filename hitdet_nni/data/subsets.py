@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from hitdet_nni.data.coco import check_same_classes, read_annotations
+from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
+from hitdet_nni.data.coco_document import CocoDocument, Entry, canonical_text
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked, read_text, write_text
 
+_FORMAT = 2  # of the files; to be raised when the same parts are to become another file
 _IDS = "picture ids, a line each, a JSON list, or a COCO annotation file"
 
 
@@ -36,15 +38,16 @@ def one_annotation_file(
         The annotation file, and the folder that its file names are relative to.
 
     Raises:
-        InputError: If a file has a defect, the files have different classes, two share an id, or the lists of ids name
-            unknown pictures or leave none.
+        InputError: If a file has a defect, the files have different classes, or the lists of ids name unknown pictures,
+            such as share their id with others, or leave none.
     """
     key = f"data.{half}_ann"
     lists = [path for path in (only, without) if path is not None]
     folders = [images.resolve() for _, images in sources]  # pictures behind a link that leads out of root are refused
     root = Path(os.path.commonpath(folders))
     prefixes = [images.relative_to(root).as_posix() for images in folders]
-    digest = hashlib.sha256(json.dumps([prefixes, only is None, without is None]).encode())
+    names = [str(ann) for ann, _ in sources]
+    digest = hashlib.sha256(json.dumps([_FORMAT, prefixes, names, only is None, without is None]).encode())
     for path in [*(ann for ann, _ in sources), *lists]:
         try:
             digest.update(path.read_bytes())
@@ -53,18 +56,15 @@ def one_annotation_file(
     merged = folder / f"annotations-{digest.hexdigest()[:24]}.json"
     with locked(merged.with_suffix(".lock")):
         if not merged.exists():
-            _check(sources, key)
-            parts = [json.loads(ann.read_bytes()) for ann, _ in sources]
-            whole = _together(parts, prefixes, [ann for ann, _ in sources], key)
+            datasets = _check(sources, key)
+            whole = _together(datasets, prefixes)
             chosen = _chosen(
-                {entry["id"] for entry in whole["images"]},
+                whole.ids,
                 None if only is None else (only, read_ids(only, key=f"data.{half}_ids")),
                 None if without is None else (without, read_ids(without, key=f"data.{half}_without")),
                 half,
             )
-            whole["images"] = [entry for entry in whole["images"] if entry["id"] in chosen]
-            whole["annotations"] = [entry for entry in whole["annotations"] if entry["image_id"] in chosen]
-            write_text(merged, json.dumps(whole))
+            write_text(merged, canonical_text(whole.document(chosen, names)))
     return merged, root
 
 
@@ -106,53 +106,100 @@ def read_ids(path: Path, *, key: str) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _check(sources: Sequence[tuple[Path, Path]], key: str) -> None:
+def _check(sources: Sequence[tuple[Path, Path]], key: str) -> list[CocoDataset]:
     """Check every file by itself, so that defects are named where they are."""
     first, *others = (read_annotations(ann, images, key=key, allow_empty_boxes=True) for ann, images in sources)
     for other in others:
         check_same_classes(first, other)
+    return [first, *others]
 
 
-def _together(
-    parts: Sequence[dict[str, Any]], prefixes: Sequence[str], files: Sequence[Path], key: str
-) -> dict[str, list[dict[str, Any]]]:
-    """The contents of checked files as one, file names relative to their common folder."""
-    whole: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": parts[0]["categories"]}
+@dataclass(frozen=True)
+class _Whole:
+    """Several files together.
+
+    Attributes:
+        images: Entries of the images, with ids of the whole.
+        annotations: Entries of the boxes, with ids of the whole.
+        categories: Entries of the classes.
+        ids: By each id of a file, the ids of the whole that it became: several where files share it.
+        notes: What was read otherwise than it stands in the files.
+    """
+
+    images: list[Entry]
+    annotations: list[Entry]
+    categories: list[Entry]
+    ids: Mapping[int, list[int]]
+    notes: tuple[str, ...]
+
+    def document(self, chosen: set[int], parts: Sequence[str]) -> CocoDocument:
+        """The chosen images and their boxes."""
+        return CocoDocument(
+            images=[entry for entry in self.images if entry["id"] in chosen],
+            annotations=[entry for entry in self.annotations if entry["image_id"] in chosen],
+            categories=self.categories,
+            parts=tuple(parts),
+            notes=self.notes,
+        )
+
+
+def _together(datasets: Sequence[CocoDataset], prefixes: Sequence[str]) -> _Whole:
+    """The contents of checked files, file names relative to their common folder; ids that they share become others."""
+    parts = [json.loads(dataset.ann.read_bytes()) for dataset in datasets]  # as they have been checked
+    notes = [note for dataset in datasets for note in dataset.notes]
+    new: dict[str, list[dict[int, int]]] = {}
     for name in ("images", "annotations"):
-        owners: dict[int, Path] = {}
-        for part, prefix, file in zip(parts, prefixes, files, strict=True):
-            for entry in part[name]:
-                owner = owners.setdefault(entry["id"], file)
-                if owner is not file:
-                    raise InputError(
-                        f"id {entry['id']} of {name} is also in {owner}", source=file, key=key, allowed="unique ids"
-                    )
-                named = {"file_name": f"{prefix}/{entry['file_name']}"} if name == "images" and prefix != "." else {}
-                whole[name].append({**entry, **named})
-    return whole
+        lists = [[entry["id"] for entry in part[name]] for part in parts]
+        count = sum(map(len, lists))
+        shared = count - len({number for ids in lists for number in ids})
+        numbers = iter(range(1, count + 1))
+        new[name] = [{number: next(numbers) if shared else number for number in ids} for ids in lists]
+        if shared:
+            files = ", ".join(str(dataset.source) for dataset in datasets)
+            notes.append(f"{files}: {shared} ids of {name} are in several files: all are renumbered from 1")
+    whole = _Whole([], [], parts[0]["categories"], {}, tuple(notes))
+    ids: dict[int, list[int]] = {}
+    for part, prefix, images, boxes in zip(parts, prefixes, new["images"], new["annotations"], strict=True):
+        for entry in part["images"]:
+            ids.setdefault(entry["id"], []).append(images[entry["id"]])
+            name = entry["file_name"] if prefix == "." else f"{prefix}/{entry['file_name']}"
+            whole.images.append({**entry, "id": images[entry["id"]], "file_name": name})
+        for entry in part["annotations"]:
+            changed = {"id": boxes[entry["id"]], "image_id": images[entry["image_id"]]}
+            whole.annotations.append({**entry, **changed})
+    return replace(whole, ids=ids)
 
 
 def _chosen(
-    known: set[int],
+    known: Mapping[int, list[int]],
     only: tuple[Path, frozenset[int]] | None,
     without: tuple[Path, frozenset[int]] | None,
     half: str,
 ) -> set[int]:
-    """Ids of the pictures that are left."""
-    chosen = known
+    """Ids, in the whole, of the pictures that are left; ``known`` gives them by the ids of the files."""
+    chosen = {number for numbers in known.values() for number in numbers}
     if only is not None:
         path, ids = only
-        unknown = sorted(ids - known)
+        unknown = sorted(ids - known.keys())
         if unknown:
             problem = f"{len(unknown)} ids are in no annotation file, the first of them {unknown[0]}"
             raise InputError(problem, source=path, key=f"data.{half}_ids", allowed=f"ids of data.{half}_ann")
-        chosen = set(ids)
+        _refuse_ambiguous(known, ids, path, half, "ids")
+        chosen = {known[number][0] for number in ids}
     if without is not None:
         path, ids = without
-        if not ids & known:
+        if not ids & known.keys():
             problem = f"none of its {len(ids)} ids is in an annotation file"
             raise InputError(problem, source=path, key=f"data.{half}_without", allowed=f"ids of data.{half}_ann")
-        chosen = chosen - ids
+        _refuse_ambiguous(known, ids, path, half, "without")
+        chosen -= {number for each in ids for number in known.get(each, ())}
         if not chosen:
             raise InputError("leaves no picture", source=path, key=f"data.{half}_without", allowed="fewer ids")
     return chosen
+
+
+def _refuse_ambiguous(known: Mapping[int, list[int]], ids: frozenset[int], path: Path, half: str, kind: str) -> None:
+    several = sorted(number for number in ids if len(known.get(number, ())) > 1)
+    if several:
+        problem = f"id {several[0]} is that of several pictures, since files of data.{half}_ann share ids"
+        raise InputError(problem, source=path, key=f"data.{half}_{kind}", allowed="ids of one picture each")

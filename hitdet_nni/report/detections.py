@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from markupsafe import Markup
 from mmengine.dataset import pseudo_collate
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hitdet_nni.architecture import Architecture
-from hitdet_nni.data.pictures import PICTURE_FORMATS
+from hitdet_nni.data.pictures import read_picture, readable
 from hitdet_nni.data.pipeline import build_dataset
 from hitdet_nni.data.sources import open_validation
 from hitdet_nni.engine import distributed
@@ -92,7 +92,7 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
     validation = open_validation(settings.data, settings.seed)
     classes = validation.classes_in_file_order
     if classes != architecture.provenance.classes:
-        raise InputError("has other classes than the architecture was searched for", source=validation.ann)
+        raise InputError("has other classes than the architecture was searched for", source=validation.source)
     detector = build_detector(architecture.skeleton, architecture.sample, len(classes)).to(distributed.device()).eval()
     load_weights(detector, weights)
     pictures = build_dataset(validation, architecture.skeleton, training=False)
@@ -100,23 +100,18 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
     shown = []
     for index in (k * len(pictures) // count for k in range(count)):
         information = pictures.get_data_info(index)
-        picture = _read_picture(Path(information["img_path"]))
-        found = _detect(detector, pictures[index], classes)
+        file = Path(information["img_path"])
+        picture = Image.fromarray(read_picture(file)[..., ::-1])  # red, green, blue
+        with readable(file, architecture.skeleton.input_size):
+            packed = pictures[index]
+        found = _detect(detector, packed, classes)
         truth = [
             Box(tuple(map(float, each["bbox"])), classes[each["bbox_label"]])
             for each in information["instances"]
             if not each["ignore_flag"]
         ]
-        shown.append(_show(Path(information["img_path"]).name, picture, truth, found))
+        shown.append(_show(file.name, picture, truth, found))
     return shown
-
-
-def _read_picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise InputError(f"cannot be decoded: {error}", source=path) from None
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ def _retrain(one: Retraining) -> dict[str, Any]:
         run.open(one.settings, resume=True)
         if distributed.is_main():
             keep_architecture(run, one.architecture)
-        pictures = open_data(one.settings.data, one.settings.seed)
+        pictures = open_data(one.settings.data, one.settings.seed, one.architecture.skeleton.input_size)
         with run.timed("retrain"), _heard(run):
             return train_found(run, one.architecture, one.settings, pictures, resume=True)
 
