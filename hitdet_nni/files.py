@@ -63,15 +63,44 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot be read ({error.strerror})", source=path) from None
 
 
-def read_yaml(path: Path) -> Any:
+class AsWritten(yaml.SafeLoader):
+    """YAML's safe loader, which keeps how a whole number was written where its digits do not say so."""
+
+
+class _OtherSpelling(int):
+    """A whole number that is written as e.g. 0x7e1, 03741 or 2_017."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _whole_number(loader: AsWritten, node: yaml.ScalarNode) -> int:
+    value: int = loader.construct_yaml_int(node)
+    if str(value) == node.value:
+        return value
+    other = _OtherSpelling(value)
+    other.text = node.value
+    return other
+
+
+AsWritten.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """Read a YAML file, safely.
+
+    Args:
+        path: The file.
+        loader: How values are built, the safe way or one based on it.
 
     Raises:
         InputError: If it is missing or not YAML, naming the line.
     """
     text = read_text(path)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""

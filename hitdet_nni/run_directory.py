@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import datetime
+import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,17 @@ from hitdet_nni.settings import Settings
 from hitdet_nni.skeleton import Component
 
 PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
+
+LENGTHS = (
+    "screening.epochs",
+    "screening.warmup_epochs",
+    "search.epochs",
+    "search.warmup_epochs",
+    "retrain.epochs",
+    "retrain.milestones",
+    "pretrain.epochs",
+)
+"""Settings that make a run longer or shorter."""
 
 _BY_STAGE = ("seconds", "warnings")
 """What the metadata hold of each stage."""
@@ -177,10 +190,9 @@ class RunDirectory:
     def _prepare(self, settings: Settings, force: bool, resume: bool) -> None:
         holds_run = self.metadata.is_file() and self.config.is_file()
         if resume and holds_run:
-            if read_yaml(self.config) != plain(settings):
-                raise InputError(
-                    "the run there has other settings", source=self.config, allowed="the same settings, or --force"
-                )
+            earlier = read_yaml(self.config)
+            if earlier != plain(settings):
+                raise self._other_settings(earlier, plain(settings))
             self._read_metadata()
             return
         there = [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
@@ -198,6 +210,28 @@ class RunDirectory:
             write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
         except WriteError as error:
             raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
+
+    def _other_settings(self, earlier: object, now: Mapping[str, Any]) -> InputError:
+        """Says which settings differ, and what to do about it."""
+        if not isinstance(earlier, dict):
+            return InputError(
+                "the run there has other settings", source=self.config, allowed="another --out, or --force"
+            )
+        differences = list(_differences(earlier, now))
+        key, before, after = differences[0]
+        problem = (
+            f"the run there has other settings: {key} is {_as_argument(before)} there and {_as_argument(after)} here"
+        )
+        problem += f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        if all(name in LENGTHS for name, *_ in differences):
+            problem += "; a run cannot be made longer or shorter, since its schedules are laid out for all its epochs"
+        back = " ".join(f"--set {shlex.quote(f'{name}={_as_argument(value)}')}" for name, value, _ in differences[:4])
+        back += " ..." if len(differences) > 4 else ""
+        allowed = f"{back} to resume it as it is, another --out for a new run, or --force to begin again there"
+        sub_spaces = self.sub_spaces
+        if all(name.startswith("search.") for name, *_ in differences) and sub_spaces.is_file():
+            allowed += f"; a new search with --sub-spaces {sub_spaces} need not screen again"
+        return InputError(problem, source=self.config, allowed=allowed)
 
     def _read_metadata(self) -> dict[str, Any]:
         """The content of ``metadata.json``, which a stage adds its time and its warnings to."""
@@ -250,6 +284,28 @@ class RunDirectory:
             return [row["operator"] for row in rows if int(row["epoch"]) == last and row["removed"] == "0"]
         except (KeyError, ValueError, TypeError):
             raise InputError("is not a table of screening scores", source=path) from None
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both; lengths of stages last, as the others are the graver."""
+    found = list(_changed(earlier, now, ""))
+    yield from sorted(found, key=lambda difference: difference[0] in LENGTHS)
+
+
+def _changed(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    for key in {**earlier, **now}:
+        before, after = earlier.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changed(before, after, f"{prefix}{key}.")
+        elif before != after or (key in earlier) != (key in now):
+            yield f"{prefix}{key}", before, after
+
+
+def _as_argument(value: object) -> str:
+    """A setting as ``--set`` takes it."""
+    if isinstance(value, str) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value)
 
 
 def describe_environment(settings: Settings) -> dict[str, Any]:

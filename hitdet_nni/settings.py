@@ -27,11 +27,11 @@ from hitdet_nni.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.data_settings import DataSettings as DataSettings
 from hitdet_nni.data_settings import Section
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import expanded, read_yaml
+from hitdet_nni.files import AsWritten, expanded, read_yaml
 from hitdet_nni.operators import parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
-from hitdet_nni.validation import BY_COMPONENT, ONE_VALUE, one_line
+from hitdet_nni.validation import BY_COMPONENT, ONE_VALUE, one_line, refuse_booleans
 
 logger = logging.getLogger(__name__)
 
@@ -273,6 +273,7 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
     for key, value in (overrides or {}).items():
         _set(tree, key, value, path)
     _resolve_paths(tree, Path.cwd())
+    refuse_booleans(tree, Settings, path)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -318,7 +319,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, object]:
         if not separator or not key:
             raise InputError(f"got {assignment!r}", source="--set", allowed="dotted.key=value")
         try:
-            overrides[key] = yaml.safe_load(text)
+            overrides[key] = yaml.load(text, AsWritten)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"value {text!r} is not valid YAML", source="--set", key=key) from None
     return overrides
@@ -328,7 +329,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The mapping of a config file, with those that it extends underneath."""
     if path.resolve() in seen:
         raise InputError("extends itself", source=path, key="extends")
-    tree = read_yaml(path)
+    tree = read_yaml(path, AsWritten)
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise InputError(f"expected a mapping of settings, got {type(tree).__name__}", source=path)
     _resolve_paths(tree, path.parent)
@@ -363,6 +364,7 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
             continue
         for key in keys:
             value = values.get(key)
+            value = [_name(part) for part in value] if isinstance(value, list) else _name(value)
             if isinstance(value, str):
                 values[key] = str(folder / expanded(value))
             elif isinstance(value, list):
@@ -370,6 +372,11 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     space = tree.get("space")
     if isinstance(space, str) and Path(space).suffix:
         tree["space"] = str(folder / expanded(space))
+
+
+def _name(value: object) -> object:
+    """A path as text where it is a plain whole number, such as a folder that is called 2017."""
+    return str(value) if type(value) is int and value >= 0 else value
 
 
 def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:

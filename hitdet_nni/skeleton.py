@@ -63,6 +63,9 @@ class DetectorLayout:
         towers: Stacks of searched blocks in the head.
         pooled: Whether the head sees pooled RoIs, or else every level of the pyramid.
         anchor_scale: Default of the skeleton's anchor scale.
+        octave_scales: Anchor sizes a level, evenly spaced between a level and the next.
+        positive_iou: Overlap with an object, as intersection over union, from which an anchor is to find it.
+        negative_iou: Overlap below which an anchor is to find nothing.
     """
 
     start_level: int
@@ -71,11 +74,34 @@ class DetectorLayout:
     towers: int
     pooled: bool
     anchor_scale: int
+    octave_scales: int
+    positive_iou: float
+    negative_iou: float
 
 
 LAYOUTS: Mapping[DetectorKind, DetectorLayout] = {
-    "faster_rcnn": DetectorLayout(0, extra_levels=1, extra_convs=False, towers=1, pooled=True, anchor_scale=8),
-    "retinanet": DetectorLayout(1, extra_levels=2, extra_convs=True, towers=2, pooled=False, anchor_scale=4),
+    "faster_rcnn": DetectorLayout(
+        start_level=0,
+        extra_levels=1,
+        extra_convs=False,
+        towers=1,
+        pooled=True,
+        anchor_scale=8,
+        octave_scales=1,
+        positive_iou=0.7,
+        negative_iou=0.3,
+    ),
+    "retinanet": DetectorLayout(
+        start_level=1,
+        extra_levels=2,
+        extra_convs=True,
+        towers=2,
+        pooled=False,
+        anchor_scale=4,
+        octave_scales=SCALES_PER_OCTAVE,
+        positive_iou=0.5,
+        negative_iou=0.4,
+    ),
 }
 """The released two-stage detector, and RetinaNet as mmdet configures it (Table 6 of the paper)."""
 
@@ -203,6 +229,13 @@ class Skeleton(BaseModel):
     def pyramid_reductions(self) -> tuple[int, ...]:
         """Ratio of the picture's side to that of each level of the pyramid: the anchors' strides."""
         return self.neck_reductions + self.extra_reductions
+
+    @property
+    def anchor_sides(self) -> tuple[float, ...]:
+        """Side in pixels of the square anchor of each size, ascending; those of other ratios have the same area."""
+        octaves = self.layout.octave_scales
+        scales = [self.anchor_scale * 2 ** (step / octaves) for step in range(octaves)]
+        return tuple(stride * scale for stride in self.pyramid_reductions for scale in scales)
 
     def searched_layers(self) -> tuple[SearchedLayer, ...]:
         """All searched layers: the backbone's blocks, the neck's two rows (fine to coarse), the head's blocks.

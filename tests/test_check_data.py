@@ -5,6 +5,7 @@ import json
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from hitdet_nni import cli
 from hitdet_nni.data.sources import open_data
@@ -63,6 +64,11 @@ def test_counts_and_warnings(coco, capsys):
     found = json.loads(out)["train"]
     assert found.pop("defects") == []
     warnings = found.pop("warnings")
+    assert (found.pop("notes"), found.pop("hints")) == ([], [])
+    area = 1067 / 40 * 800 / 30  # of a pixel at the network's input
+    side = round((10 * 8 * area) ** 0.5, 1)
+    expected = {"name": "cat", "boxes": 5, "smallest": side, "median": side, "out_of_reach": 0}
+    assert found.pop("objects") == [{**expected, "largest": round((17 * 30 * area) ** 0.5, 1)}]
     assert found == {
         "pictures": 8,
         "picture widths": "40 / 40 / 40",
@@ -73,16 +79,25 @@ def test_counts_and_warnings(coco, capsys):
         "small boxes": 5,
         "medium boxes": 1,
         "large boxes": 1,
-        "crowd boxes": 1,
-        "ignored boxes": 1,
-        "boxes partly outside": 1,
         "pictures without boxes": 1,
+        "pictures left out": 1,
+        "pictures of background only": 2,
+        "boxes trained on": 5,
+        "boxes dropped": 1,
+        "crowds, ignored": 1,
+        "boxes clipped at an edge": 1,
+        "sides at the input": "239 / 239 / 602",
+        "sides of the anchors": "32 / 128 / 512",
+        "objects out of reach": 0,
     }
     assert [line.split(": ", 1)[1] for line in warnings] == [
         "1 pictures without boxes, which training leaves out; the first of them: 8.jpg",
+        "2 pictures whose boxes are all crowds or dropped, which are trained on as background; "
+        "the first of them: 1.jpg",
         "1 classes without boxes; the first of them: dog",
         "1 boxes without area or thinner than a pixel, which training leaves out",
         "1 boxes that reach over an edge of their picture",
+        "1 classes with fewer than 10 boxes to learn from; the first of them: cat",
     ]
 
 
@@ -184,7 +199,10 @@ def test_folders_of_classes(capsys, tmp_path):
         "picture heights": "25 / 25 / 25",
         "classes": 2,
         "pictures a class": "2 / 2 / 2",
+        "objects": [],
+        "notes": [],
         "warnings": [],
+        "hints": [],
         "defects": [],
     }
     assert run(capsys, *arguments)[0] == 0
@@ -294,3 +312,63 @@ def test_voc_that_cannot_be_converted(voc, capsys, tmp_path):
     assert "exists already" in run(capsys, "data", "voc", "--voc", voc)[2]
     assert run(capsys, "data", "voc", "--voc", voc, "--force")[0] == 0
     assert "--out" in run(capsys, "data", "digits")[2]
+
+
+def test_copies_and_classes_between_the_halves(coco, capsys, tmp_path):
+    val = copy.deepcopy(GOOD)
+    for entry in val["annotations"]:
+        entry["category_id"] = 9
+    arguments = [*coco(GOOD, val), "--json"]
+    (tmp_path / "val" / "3.jpg").write_bytes((tmp_path / "train" / "7.jpg").read_bytes())
+    (tmp_path / "train" / "5.jpg").write_bytes((tmp_path / "train" / "2.jpg").read_bytes())
+    status, out, _ = run(capsys, *arguments)
+    found = json.loads(out)
+    assert status == 0
+    first, second = tmp_path / "train" / "2.jpg", tmp_path / "train" / "5.jpg"
+    pair = f"1 pictures are copies of others; the first pair: {first} and {second}"
+    assert found["train"]["warnings"][-1] == f"data.train_ann: {pair}"
+    assert [line.split(": ", 1)[1] for line in found["val"]["warnings"][-3:]] == [
+        "1 classes that are evaluated have no box in training; the first of them: dog",
+        "1 classes that are trained on have no box in validation; the first of them: cat",
+        "1 pictures have the bytes of a training picture under another name, so that the figures will flatter; "
+        f"the first pair: {tmp_path / 'val' / '3.jpg'} and {tmp_path / 'train' / '7.jpg'}",
+    ]
+
+
+def test_imbalance(coco, capsys):
+    content = copy.deepcopy(GOOD)
+    content["annotations"] += [box(1000 + number, 2) for number in range(600)]
+    content["annotations"] += [box(5000 + number, 3, category_id=9) for number in range(11)]
+    status, out, _ = run(capsys, *coco(content), "--json")
+    warnings = json.loads(out)["train"]["warnings"]
+    assert status == 0
+    assert warnings[-1] == "data.train_ann: class 'cat' has 55 times the boxes of 'dog': 607 against 11"
+    assert not any("fewer than" in line for line in warnings)
+
+
+def test_refused_boxes_are_not_judged(coco, capsys):
+    content = copy.deepcopy(GOOD)
+    for entry in content["annotations"]:
+        entry["bbox"] = [1, 2, -10, 8]
+    status, out, _ = run(capsys, *coco(content))
+    assert status == 2
+    lines = [line for line in out.splitlines() if "data.train_ann" in line and not line.startswith("defect: ")]
+    assert lines == [
+        "note: data.train_ann: counted is what has no defect; the rest is judged once the defects are mended"
+    ]
+
+
+def test_the_tables_of_a_small_terminal(coco, capsys, monkeypatch):
+    content = copy.deepcopy(GOOD)
+    content["categories"] += [{"id": 20 + number, "name": f"kind [{number}]"} for number in range(30)]
+    content["annotations"] += [box(2000 + number, 5, category_id=20 + number) for number in range(30)]
+    monkeypatch.setattr("hitdet_nni.commands.data.console", lambda: Console(width=80))
+    status, out, _ = run(capsys, *coco(content, content), "--set", "skeleton.input_size=[32, 32]")
+    assert status == 0
+    table = [line for line in out.splitlines() if line[0] in "┏┃┡│└"]
+    assert {len(line) for line in table} <= {len(table[0]), 80}
+    assert max(map(len, table)) <= 80
+    assert "…" not in "".join(table)
+    assert any("kind [7]" in line and line.count("8.5 / 8.5 / 8.5") == 2 for line in table) or "kind [7]" not in out
+    assert "the 20 of 31 classes with the smallest objects; --json has all" in out
+    assert "hint: data.train_ann: " in out

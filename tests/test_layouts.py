@@ -682,7 +682,7 @@ def test_cards_in_four_forms_are_the_same(card_forms):
     tables, batches, pairs = [], [], []
     for kind in WRITERS:
         data = settings.data.model_copy(update={"root": card_forms / kind})
-        inspected = inspect_detection(data, settings.seed)
+        inspected = inspect_detection(data, settings.skeleton, settings.seed)
         assert not [defect for each in inspected.values() for defect in each.defects]
         tables.append({half: each.counts for half, each in inspected.items()})
         opened = open_data(data, settings.seed)

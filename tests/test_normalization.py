@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hitdet_nni import cli
+from hitdet_nni.data.coco import read_annotations
 from hitdet_nni.data.coco_document import cache_folder
-from hitdet_nni.data.pipeline import build_dataset
+from hitdet_nni.data.pipeline import build_dataset, search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import DataSettings, load_settings
@@ -62,7 +64,13 @@ def half_of(tmp_path):
         paths = {}
         for each in HALVES:
             paths |= write(tmp_path, each, content if each == half else GOOD)
-        return getattr(open_data(DataSettings(**paths, **more), 0), half)
+        dataset = getattr(open_data(DataSettings(**paths, **more), 0), half)
+        # What mmdet is given means what it says: read again, nothing in it is taken otherwise.
+        again = read_annotations(dataset.ann, dataset.images, key=dataset.key)
+        assert again.ann == dataset.ann
+        assert again.notes == ()
+        assert replace(again, source=dataset.source, notes=dataset.notes, left_out=dataset.left_out) == dataset
+        return dataset
 
     return opened
 
@@ -124,6 +132,18 @@ def test_every_encoding_of_unicode(half_of, half, encoding):
     assert dataset.ann.read_bytes().isascii()
     assert len(instances(dataset)) == 3
     assert average_precision(dataset) == 1
+
+
+def test_letters_in_a_locale_of_another_encoding(half_of, monkeypatch):
+    content = json.dumps(
+        changed(lambda c: c["categories"][0].update(name="cat")) | {"info": "Käse"}, ensure_ascii=False
+    )
+    dataset = half_of("val", content.encode())
+    assert dataset.ann == dataset.source
+    monkeypatch.setattr("locale.getpreferredencoding", lambda _: "ISO-8859-1")
+    dataset = half_of("val", content.encode())
+    assert told(dataset) == ["its text is UTF-8: read as that"]
+    assert dataset.ann.read_bytes().isascii()
 
 
 def test_text_in_another_encoding_is_refused(half_of, refused, tmp_path):
@@ -247,8 +267,10 @@ def test_the_root_category_of_roboflow_is_left_out(half_of, tmp_path, refused):
         change(whole)
         paths = write(tmp_path, "train", whole) | write(tmp_path, "val", whole)
         assert open_data(DataSettings(**paths), 0).classes == ("cards", "cat", "dog")
-    with refused("val.json", "categories", "cards"):
-        half_of("train", whole)
+    whole = {**content, "annotations": [*content["annotations"], box(100, 2, category_id=0)]}
+    paths = write(tmp_path, "train", whole) | write(tmp_path, "val", content)
+    with refused("'cards' (id 0) has boxes in", "train.json; in", "val.json it has none"):
+        open_data(DataSettings(**paths), 0)
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -285,6 +307,24 @@ def test_a_name_that_cannot_be_printed(half_of, half, tmp_path, capsys):
     assert "caf\\udce9.png" in said.err
     assert all("\udce9" not in text for text in said)
     assert "\udce9" not in str(InputError("is bad", source=tmp_path / name))
+
+
+def test_the_stages_of_a_search_see_what_was_checked(tmp_path):
+    content = changed(lambda c: [entry.update(ignore=1) for entry in c["annotations"][1:3]])
+    for entry in content["annotations"]:
+        del entry["area"]
+    settings = load_settings("tiny")
+    sources = write(tmp_path, "train", content) | write(tmp_path, "val", content)
+    named = DataSettings(**sources, batch_size=1, workers=0, flip=False)
+    data = open_data(named, 0)
+    *training, validation = search_loaders(data, named, settings.skeleton, 0)
+    found = {
+        sample.img_id: (len(sample.gt_instances), len(sample.ignored_instances))
+        for loader in (*training, validation)
+        for batch in loader
+        for sample in batch["data_samples"]
+    }
+    assert found == {1: (2, 0), 2: (0, 1), 3: (0, 1)}
 
 
 def test_windows_paths_are_refused_with_the_way_out(half_of, refused):

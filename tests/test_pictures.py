@@ -1,8 +1,10 @@
 """One reader decides on pictures: what is checked, shown and said of a file is what training reads."""
 
+import base64
 import io
 import json
 import os
+import re
 import struct
 import sys
 import zlib
@@ -34,7 +36,7 @@ from hitdet_nni.data.pictures import (
 from hitdet_nni.data.quiet import quiet, said
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
-from hitdet_nni.settings import DataSettings
+from hitdet_nni.settings import DataSettings, load_settings
 
 ORIENTATION = 0x0112
 SMOOTH = cv2.resize(np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8), (64, 40))
@@ -336,6 +338,44 @@ def test_threads_may_read_at_once(tmp_path, capfd):
     assert sizes.count((64, 40)) == 40
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"
+
+
+def test_the_report_shows_pictures_as_trained(write, tmp_path, tiny, published, draw):
+    from hitdet_nni.architecture import Architecture, Provenance
+    from hitdet_nni.engine.weights_file import save_weights
+    from hitdet_nni.model.detector import build_detector
+    from hitdet_nni.report.detections import show_detections
+
+    _, deep = cv2.imencode(".png", SMOOTH[..., 0].astype(np.uint16) * 257)
+    _, twelve = cv2.imencode(".png", SMOOTH[..., 0].astype(np.uint16) << 4)
+    contents = {"deep": deep.tobytes(), "twelve": twelve.tobytes()}
+    contents |= {"turned": ORIENTED["JPEG"](6), "raw": ORIENTED["PNG by a raw profile"](8)}
+    contents |= {"xmp": ORIENTED["JPEG by XMP"](6)}
+    sizes = {}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+        sizes[name] = decoded_size(tmp_path / f"{name}.png")
+    assert sizes["turned"] == (40, 64)
+    dataset = write(sizes, **contents)
+    paths = {
+        f"data.{half}_{kind}": str(value)
+        for half in ("train", "val")
+        for kind, value in (("ann", dataset.ann), ("images", dataset.images))
+    }
+    settings = load_settings("tiny", {"data.builtin": None, **paths})
+    sample = draw(tiny, published, 0)
+    found = Architecture(
+        schema_version=1, name="a", skeleton=tiny, sample=sample, provenance=Provenance(classes=dataset.classes)
+    )
+    save_weights(build_detector(tiny, sample, 1), tmp_path / "weights.pth")
+    shown = show_detections(found, tmp_path / "weights.pth", settings, len(contents))
+    assert [each.name for each in shown] == list(dataset.file_names)
+    for each in shown:
+        embedded = base64.b64decode(re.search(r"base64,([^\"]*)", each.truth)[1])
+        picture = cv2.imdecode(np.frombuffer(embedded, np.uint8), cv2.IMREAD_COLOR)
+        theirs = mmcv.imread(tmp_path / each.name)
+        assert picture.shape == theirs.shape
+        assert np.abs(picture.astype(int) - theirs).mean() < 8
 
 
 def test_the_cases_of_the_shared_data(shared_data):

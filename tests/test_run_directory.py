@@ -2,14 +2,16 @@
 
 import json
 import logging
+import shlex
 
 import pytest
 import yaml
 
+from hitdet_nni.errors import InputError
 from hitdet_nni.files import append_epoch, write_csv
 from hitdet_nni.report.tables import read_alphas, read_metrics
 from hitdet_nni.run_directory import RunDirectory, find_run, plain
-from hitdet_nni.settings import load_settings
+from hitdet_nni.settings import load_settings, parse_overrides
 
 
 def test_a_new_run_holds_settings_and_environment(tmp_path, tiny_settings):
@@ -46,6 +48,52 @@ def test_results_are_kept_unless_forced(tmp_path, tiny_settings, refused):
         run.open(other, resume=True)
     run.open(other, force=True)
     assert not result.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (
+            {"retrain.epochs": 24},
+            ["retrain.epochs is 2 there and 24 here; ", "longer or shorter", "--set retrain.epochs=2 to"],
+        ),
+        (
+            {"retrain.epochs": 9, "retrain.milestones": [7, 8]},
+            [
+                "here (and 1 more); ",
+                "longer or shorter",
+                "--set retrain.epochs=2 --set 'retrain.milestones=[1]' to resume",
+            ],
+        ),
+        (
+            {"search.epochs": 9},
+            ["search.epochs is 2 there and 9", "longer or shorter", "--sub-spaces", "sub_spaces.yml"],
+        ),
+        (
+            {"seed": 4, "retrain.epochs": 9},
+            ["seed is 0 there and 4 here (and 1 more); allowed: --set seed=0 --set ret"],
+        ),
+        ({"search.budget": {"gflops": 5}}, ["search.budget is null there and", "--set search.budget=null to resume"]),
+        ({"data.val": 7}, ["data.val is ", "--set data.val="]),
+    ],
+)
+def test_a_run_with_other_settings_says_how_to_go_on(tmp_path, changes, names):
+    run = RunDirectory(tmp_path / "run")
+    settings = load_settings("tiny")
+    run.open(settings)
+    run.screening.mkdir()
+    run.sub_spaces.touch()
+    with pytest.raises(InputError, match="the run there has other settings: ") as caught:
+        run.open(load_settings("tiny", changes), resume=True)
+    message = str(caught.value)
+    for name in names:
+        assert name in message, message
+    assert ("longer or shorter" in message) == ("longer or shorter" in names)
+    # What it says puts every setting back.
+    words = shlex.split(message.partition("allowed: ")[2].partition(" to resume")[0])
+    back = load_settings("tiny", {**changes, **parse_overrides(words[1::2])})
+    assert (set(words[::2]), back) == ({"--set"}, settings)
+    run.open(back, resume=True)
 
 
 def test_force_never_removes_what_is_not_a_run(tmp_path, tiny_settings, refused):

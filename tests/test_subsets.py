@@ -114,6 +114,17 @@ def test_lists_of_ids(text, expected, tmp_path, refused):
             read_ids(path, key="data.val_ids")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_lists_of_ids_in_other_encodings(encoding, tmp_path, refused):
+    path = tmp_path / "ids"
+    for text in ("5\n7\n", "[5, 7]", '{"images": [{"id": 5}, {"id": 7}]}'):
+        path.write_bytes(text.encode(encoding))
+        assert read_ids(path, key="data.val_ids") == {5, 7}
+    path.write_bytes(b"\xff5\n")
+    with refused(path, "data.val_ids", "is no text in UTF-8"):
+        read_ids(path, key="data.val_ids")
+
+
 def test_what_cannot_be_put_together(tmp_path, refused):
     first, second = write_part(tmp_path, "a", [1, 2]), write_part(tmp_path, "b", [3])
     ids = tmp_path / "ids.txt"

@@ -79,7 +79,7 @@ def check_document(
         InputError: As :func:`read_annotations`.
     """
     folder, changes = PictureFolder(images), Changes()
-    normalize(document, folder, changes)
+    root = normalize(document, folder, changes)
     names = _read_categories(source, document.categories)
     sizes, file_names = _read_images(source, document.images)
     image_classes, summary = _read_boxes(source, document.annotations, sizes, names, allow_empty_boxes)
@@ -106,6 +106,7 @@ def check_document(
         image_classes=image_classes,
         summary=summary,
         source=Path(document.parts[0]) if len(document.parts) == 1 else source.ann,
+        left_out=None if root is None else (root["id"], root["name"]),
         notes=notes,
     )
 
@@ -297,6 +298,12 @@ def check_same_classes(train: CocoDataset, val: CocoDataset) -> None:
     train_names = dict(zip(train.category_ids, train.classes, strict=True))
     val_names = dict(zip(val.category_ids, val.classes, strict=True))
     source = DocumentSource(val.source, val.key)
+    for dataset, other in ((train, val), (val, train)):
+        if dataset.left_out is not None and dataset.left_out[0] in other.category_ids:
+            number, name = dataset.left_out
+            problem = f"{show(name)} (id {number}) has boxes in {other.source}; in {dataset.source} it has none"
+            allowed = f"boxes of it in both, in neither, or a supercategory other than {show(name)} for the rest"
+            raise source.error("categories", problem, allowed)
     for category_id in sorted(train_names.keys() | val_names.keys()):
         wanted, found = (show(names.get(category_id)) for names in (train_names, val_names))
         if wanted != found:

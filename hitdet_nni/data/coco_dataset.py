@@ -53,6 +53,7 @@ class CocoDataset:
         image_classes: Category ids of the boxes of each picture, by image id.
         summary: Counts.
         source: The annotation file that the user named, for messages.
+        left_out: Id and name of the category that only groups the others, if there is one.
         notes: A line for each kind of value that was taken otherwise than it stands in the file.
     """
 
@@ -68,6 +69,7 @@ class CocoDataset:
     image_classes: Mapping[int, frozenset[int]]
     summary: CocoSummary
     source: Path
+    left_out: tuple[int, str] | None = None
     notes: tuple[str, ...] = ()
 
     @property

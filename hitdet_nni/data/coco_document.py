@@ -178,12 +178,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitdet-nni"
 
 
+def decode(content: bytes) -> tuple[str, str]:
+    """Text in any Unicode encoding that JSON may have, without a byte order mark, and the encoding.
+
+    Raises:
+        UnicodeDecodeError: If it is in another one.
+    """
+    encoding = json.detect_encoding(content)
+    return content.decode(encoding, "surrogatepass").removeprefix("\ufeff"), encoding
+
+
 def _parse(source: DocumentSource, content: bytes) -> tuple[Any, str | None]:
     """What the file says, and its encoding where pycocotools would stumble over it."""
-    encoding = json.detect_encoding(content)
     try:
-        text = content.decode(encoding, "surrogatepass")
-        data = json.loads(text.removeprefix("\ufeff"))
+        text, encoding = decode(content)
+        data = json.loads(text)
     except UnicodeDecodeError as error:
         problem = f"is not JSON: the byte at {error.start} is no {error.encoding.upper()}"
         raise source.error(None, problem, "JSON in UTF-8, UTF-16 or UTF-32") from error

@@ -7,20 +7,30 @@ expect.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hitdet_nni.data.box_uses import BoxUses, box_uses
 from hitdet_nni.data.class_folders import LabelledPictures, list_pictures
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
+from hitdet_nni.data.copies import same_files
+from hitdet_nni.data.object_sizes import ObjectSizes, object_sizes, size_hints
 from hitdet_nni.data.pictures import check_pictures, decoded_size
 from hitdet_nni.data.sources import Half, half_parts, half_source
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
 from hitdet_nni.settings import DataSettings, PretrainSettings
+from hitdet_nni.skeleton import Skeleton
 
 _AT_ONCE = 4096  # pictures that the decoding threads are given at a time
+
+FEW_BOXES = 10
+"""Boxes of a class below which training and evaluation of it say little."""
+
+RARE = 50
+"""How many times the boxes of another class must be for a class to be called rare."""
 
 
 @dataclass
@@ -29,30 +39,40 @@ class Inspection:
 
     Attributes:
         counts: Numbers, and ranges of numbers as text, by what they count; empty where the half cannot be read.
-        defects: One line each.
+        objects: Sizes of the objects of each class.
+        notes: What is read otherwise than it stands there, one line each.
         warnings: One line each.
+        hints: Settings that may be worth changing, one line each.
+        defects: One line each.
     """
 
     counts: dict[str, int | str] = field(default_factory=dict)
-    defects: list[str] = field(default_factory=list)
+    objects: tuple[ObjectSizes, ...] = ()
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    defects: list[str] = field(default_factory=list)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All of it as plain values, for JSON."""
+        lines = {"notes": self.notes, "warnings": self.warnings, "hints": self.hints, "defects": self.defects}
+        return {**self.counts, "objects": [asdict(sizes) for sizes in self.objects], **lines}
 
 
-def inspect_detection(
-    settings: DataSettings, seed: int, input_size: tuple[int, int] | None = None
-) -> dict[str, Inspection]:
+def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> dict[str, Inspection]:
     """Read both halves of a detection set, annotations and pixels.
 
     Args:
         settings: The ``data`` section.
+        skeleton: Gives the network's input size and the anchors that objects are compared with.
         seed: Seed of the embedded set.
-        input_size: Rows and columns that training resizes pictures to fit; ``None``: not looked at.
 
     Raises:
         InputError: If the settings name no data.
     """
     parts = half_parts(settings, seed)
-    found = {half: _read_half(settings, seed, half, sources, input_size) for half, sources in parts.items()}
+    found = {half: _read_half(settings, skeleton, seed, half, sources) for half, sources in parts.items()}
     inspections = {str(half): inspection for half, (inspection, _) in found.items()}
     (_, train), (_, val) = found["train"], found["val"]
     if train is not None and val is not None:
@@ -60,18 +80,12 @@ def inspect_detection(
             check_same_classes(train, val)
         except InputError as error:
             inspections["val"].defects.append(str(error))
-        shared = sorted(_files(train) & _files(val))
-        if shared:
-            inspections["val"].warnings.append(_of(len(shared), "pictures that are trained on as well", shared))
+        inspections["val"].warnings += [f"{val.key}: {line}" for line in _between(train, val)]
     return inspections
 
 
 def _read_half(
-    settings: DataSettings,
-    seed: int,
-    half: Half,
-    sources: Sequence[tuple[Path, Path]],
-    input_size: tuple[int, int] | None,
+    settings: DataSettings, skeleton: Skeleton, seed: int, half: Half, sources: Sequence[tuple[Path, Path]]
 ) -> tuple[Inspection, CocoDataset | None]:
     inspection, key = Inspection(), f"data.{half}_ann"
     defects: list[InputError] = []
@@ -90,19 +104,24 @@ def _read_half(
         defects.append(error)
         dataset = None
     inspection.defects += [str(defect) for defect in defects]
-    if dataset is not None:
-        inspection.counts = _detection_counts(dataset)
-        inspection.warnings = [*dataset.notes, *_detection_warnings(dataset)]
-        # Files that are not there have been named with their place in the annotations.
-        report = check_pictures(dataset, input_size)
-        damaged = [defect for defect in report.defects if defect.file.is_file()]
-        inspection.defects += [f"{defect.file}: {defect.problem}" for defect in damaged]
-        found = report.warnings.items()
-        inspection.warnings += [f"{dataset.key}: {_of(len(files), what, files)}" for what, files in found]
-    return inspection, dataset
+    if dataset is None:
+        return inspection, None
+    inspection.notes = [f"{key}: {note}" for note in dataset.notes]
+    inspection.counts = _counts(dataset)
+    if defects:
+        # A picture whose boxes are refused has boxes, and so on: counts of what is left would mislead.
+        inspection.notes.append(f"{key}: counted is what has no defect; the rest is judged once the defects are mended")
+    else:
+        _judge_boxes(inspection, dataset, skeleton)
+    report = check_pictures(dataset, skeleton.input_size)
+    # Files that are not there have been named with their place in the annotations.
+    damaged = [defect for defect in report.defects if defect.file.is_file()]
+    inspection.defects += [f"{defect.file}: {defect.problem}" for defect in damaged]
+    inspection.warnings += [f"{key}: {_of(len(files), what, files)}" for what, files in report.warnings.items()]
+    return inspection, None if defects else dataset
 
 
-def _detection_counts(dataset: CocoDataset) -> dict[str, int | str]:
+def _counts(dataset: CocoDataset) -> dict[str, int | str]:
     summary = dataset.summary
     small, medium, large = summary.boxes_by_size
     return {
@@ -115,33 +134,108 @@ def _detection_counts(dataset: CocoDataset) -> dict[str, int | str]:
         "small boxes": small,
         "medium boxes": medium,
         "large boxes": large,
-        "crowd boxes": summary.crowd_boxes,
-        "ignored boxes": summary.ignored_boxes,
-        "boxes partly outside": summary.boxes_partly_outside,
-        "pictures without boxes": "-" if summary.refused_boxes else summary.pictures_without_boxes,
     }
 
 
-def _detection_warnings(dataset: CocoDataset) -> list[str]:
-    summary = dataset.summary
-    empty = [
-        name
-        for name, image_id in zip(dataset.file_names, dataset.image_ids, strict=True)
-        if not dataset.image_classes[image_id]
-    ]
-    absent = [name for name, count in zip(summary.classes, summary.boxes_per_class, strict=True) if not count]
-    if summary.refused_boxes:  # nobody knows of what picture and class they are
-        empty = absent = []
+def _judge_boxes(inspection: Inspection, dataset: CocoDataset, skeleton: Skeleton) -> None:
+    """What will happen to the boxes of a half without defects, and how their sizes suit the network."""
+    uses = box_uses(dataset, skeleton.input_size)
+    names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
+    inspection.objects = object_sizes(uses, names, skeleton)
+    training = dataset.key == "data.train_ann"
+    inspection.counts |= _fates(uses, inspection.objects, skeleton, training=training)
+    inspection.warnings += [f"{dataset.key}: {line}" for line in _warnings(dataset, uses, training=training)]
+    if training:  # the other half is not to be fitted to
+        inspection.hints += [f"{dataset.key}: {line}" for line in size_hints(uses, names, skeleton)]
+
+
+def _fates(
+    uses: BoxUses, objects: Sequence[ObjectSizes], skeleton: Skeleton, *, training: bool
+) -> dict[str, int | str]:
+    sides = sorted((uses.sides[:, 0] * uses.sides[:, 1]) ** 0.5)
+    here: dict[str, int | str] = {"boxes evaluated": uses.evaluated}
+    if training:
+        here = {
+            "pictures of background only": len(uses.background),
+            "boxes trained on": uses.trained,
+            "boxes dropped": uses.dropped,
+        }
+    return {
+        "pictures without boxes": len(uses.unlabelled),
+        "pictures left out": len(uses.unlabelled) if training else 0,
+        **here,
+        "crowds, ignored": uses.crowds,
+        "boxes clipped at an edge": uses.clipped,
+        "sides at the input": _range([round(side) for side in sides]),
+        "sides of the anchors": _range([round(side) for side in skeleton.anchor_sides]),
+        "objects out of reach": sum(sizes.out_of_reach for sizes in objects),
+    }
+
+
+def _warnings(dataset: CocoDataset, uses: BoxUses, *, training: bool) -> Iterator[str]:
+    classes = dict(zip(dataset.classes, dataset.summary.boxes_per_class, strict=True))
+    absent = [name for name, count in classes.items() if not count]
     repeated = [name for name, times in Counter(dataset.file_names).items() if times > 1]
-    left_out = ", which training leaves out" if dataset.key == "data.train_ann" else ""
-    found = [
-        (len(empty), f"pictures without boxes{left_out}", empty),
+    background = "pictures whose boxes are all crowds or dropped, which are trained on as background"
+    dropped = "boxes without area or thinner than a pixel" + (", which training leaves out" if training else "")
+    found: list[tuple[int, str, Sequence[str]]] = [
+        (len(uses.unlabelled), f"pictures without boxes{', which training leaves out' * training}", uses.unlabelled),
+        (len(uses.background) * training, background, uses.background),
         (len(absent), "classes without boxes", absent),
         (len(repeated), "files named by several pictures", repeated),
-        (summary.ignored_boxes, f"boxes without area or thinner than a pixel{left_out}", []),
-        (summary.boxes_partly_outside, "boxes that reach over an edge of their picture", []),
+        (uses.dropped, dropped, ()),
+        (uses.clipped, "boxes that reach over an edge of their picture", ()),
     ]
-    return [f"{dataset.key}: {_of(count, what, examples)}" for count, what, examples in found if count]
+    yield from (_of(count, what, examples) for count, what, examples in found if count)
+    if training:
+        yield from _imbalance({name: count for name, count in classes.items() if count})
+    pairs = same_files(dataset.images / name for name in dataset.file_names)
+    if pairs:
+        copies = sum(len(group) - 1 for group in pairs)
+        yield f"{copies} pictures are copies of others; the first pair: {_pair(*pairs[0][:2])}"
+
+
+def _imbalance(classes: Mapping[str, int]) -> Iterator[str]:
+    """Classes with few boxes, and the rarest against the most frequent; of those that have any."""
+    few = [name for name, count in classes.items() if count < FEW_BOXES]
+    if few:
+        yield _of(len(few), f"classes with fewer than {FEW_BOXES} boxes to learn from", few)
+    (often, most), (rarely, least) = max(classes.items(), key=_second), min(classes.items(), key=_second)
+    if least * RARE < most:
+        yield f"class {often!r} has {round(most / least)} times the boxes of {rarely!r}: {most} against {least}"
+
+
+def _second(pair: tuple[str, int]) -> int:
+    return pair[1]
+
+
+def _between(train: CocoDataset, val: CocoDataset) -> Iterator[str]:
+    """What the two halves should not have in common, and what they should."""
+    learned, asked = (dict(zip(half.classes, half.summary.boxes_per_class, strict=True)) for half in (train, val))
+    unknown = [name for name, count in asked.items() if count and not learned.get(name)]
+    if unknown:
+        yield _of(len(unknown), "classes that are evaluated have no box in training", unknown)
+    untested = [name for name, count in learned.items() if count and not asked.get(name)]
+    if untested:
+        yield _of(len(untested), "classes that are trained on have no box in validation", untested)
+    trained, validated = _files(train), _files(val)
+    shared = sorted(trained & validated)
+    if shared:
+        yield _of(len(shared), "pictures that are trained on as well", shared)
+    pairs = [
+        (file, twin)
+        for group in same_files(sorted(trained) + sorted(validated - trained))
+        if (twin := next((other for other in group if other in trained), None)) is not None
+        for file in group
+        if file not in trained
+    ]
+    if pairs:
+        what = "pictures have the bytes of a training picture under another name, so that the figures will flatter"
+        yield f"{len(pairs)} {what}; the first pair: {_pair(*pairs[0])}"
+
+
+def _pair(first: Path, second: Path) -> str:
+    return f"{first} and {second}"
 
 
 def _files(dataset: CocoDataset) -> set[Path]:

@@ -98,13 +98,16 @@ class Missing(str):
 _MISSING: Final = Missing("missing")
 
 
-def normalize(document: CocoDocument, folder: PictureFolder, changes: Changes) -> None:
+def normalize(document: CocoDocument, folder: PictureFolder, changes: Changes) -> Entry | None:
     """Make of a document what it means, in place.
 
     Args:
         document: A parsed file, of whose values nothing is known.
         folder: Where its images lie.
         changes: Takes what was changed.
+
+    Returns:
+        The category that was left out, if one was.
     """
     if document.encoding is not None:
         changes.say("encoding", document.encoding)
@@ -115,7 +118,7 @@ def normalize(document: CocoDocument, folder: PictureFolder, changes: Changes) -
     for index, entry in enumerate(document.annotations):
         _area(index, entry, changes)
         _crowd(index, entry, changes)
-    _leave_out_root(document, changes)
+    return _leave_out_root(document, changes)
 
 
 def renumber_annotations(document: CocoDocument, changes: Changes) -> None:
@@ -179,20 +182,23 @@ def _crowd(index: int, entry: Entry, changes: Changes) -> None:
         changes.add("iscrowd", ("annotations", index, "iscrowd"), entry, _MISSING, 0)
 
 
-def _leave_out_root(document: CocoDocument, changes: Changes) -> None:
+def _leave_out_root(document: CocoDocument, changes: Changes) -> Entry | None:
     """Leave out the category of Roboflow's exports that has the project's name and groups all others."""
     roots = [index for index, entry in enumerate(document.categories) if entry.get("supercategory") == "none"]
     if len(roots) != 1 or len(document.categories) < 2:
-        return
+        return None
     (index,) = roots
     root = document.categories[index]
+    if type(root.get("id")) is not int or type(root.get("name")) is not str:
+        return None
     others = document.categories[:index] + document.categories[index + 1 :]
     if any(entry.get("supercategory") != root.get("name") for entry in others):
-        return
+        return None
     if any(entry.get("category_id") == root.get("id") for entry in document.annotations):
-        return
+        return None
     document.categories = others
     place = ("categories", index, "")
     changes.add(
         "root", place, root, root.get("name"), "left out", f"{show(root.get('name'))} (id {show(root.get('id'))})"
     )
+    return root

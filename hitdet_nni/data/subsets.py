@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
-from hitdet_nni.data.coco_document import CocoDocument, Entry, canonical_text
+from hitdet_nni.data.coco_document import CocoDocument, Entry, canonical_text, decode
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked, read_text, write_text
+from hitdet_nni.files import locked, write_text
 
 _FORMAT = 2  # of the files; to be raised when the same parts are to become another file
 _IDS = "picture ids, a line each, a JSON list, or a COCO annotation file"
@@ -78,7 +78,12 @@ def read_ids(path: Path, *, key: str) -> frozenset[int]:
     Raises:
         InputError: If it cannot be read, holds no ids or one of them twice.
     """
-    text = read_text(path)
+    try:
+        text, _ = decode(path.read_bytes())
+    except UnicodeDecodeError:
+        raise InputError("is no text in UTF-8, UTF-16 or UTF-32", source=path, key=key, allowed=_IDS) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", source=path, key=key, allowed=_IDS) from None
     if text.lstrip()[:1] in ("[", "{"):
         try:
             content = json.loads(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hitdet_nni.skeleton import ANCHOR_RATIOS, SCALES_PER_OCTAVE, Skeleton
+from hitdet_nni.skeleton import ANCHOR_RATIOS, Skeleton
 
 
 def retinanet(skeleton: Skeleton, operators: list[str | list[str]], num_classes: int) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def retinanet(skeleton: Skeleton, operators: list[str | list[str]], num_classes:
             "anchor_generator": {
                 "type": "AnchorGenerator",
                 "octave_base_scale": skeleton.anchor_scale,
-                "scales_per_octave": SCALES_PER_OCTAVE,
+                "scales_per_octave": skeleton.layout.octave_scales,
                 "ratios": list(ANCHOR_RATIOS),
                 "strides": list(skeleton.pyramid_reductions),
             },
@@ -45,8 +45,8 @@ def retinanet(skeleton: Skeleton, operators: list[str | list[str]], num_classes:
         "train_cfg": {
             "assigner": {
                 "type": "MaxIoUAssigner",
-                "pos_iou_thr": 0.5,
-                "neg_iou_thr": 0.4,
+                "pos_iou_thr": skeleton.layout.positive_iou,
+                "neg_iou_thr": skeleton.layout.negative_iou,
                 "min_pos_iou": 0,
                 "ignore_iof_thr": -1,
             },

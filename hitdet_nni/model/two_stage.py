@@ -93,9 +93,10 @@ def _train_config(skeleton: Skeleton) -> dict[str, Any]:
             "add_gt_as_proposals": add_truth,
         }
 
+    layout = skeleton.layout
     return {
         "rpn": {
-            "assigner": assigner(0.7, 0.3, 0.3, low_quality=True),
+            "assigner": assigner(layout.positive_iou, layout.negative_iou, layout.negative_iou, low_quality=True),
             "sampler": sampler(256, 0.5, add_truth=False),
             "allowed_border": -1,
             "pos_weight": -1,

@@ -1,0 +1,51 @@
+"""Files of the same bytes: pictures that a set holds twice, or in both halves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+
+from hitdet_nni.engine.machine import available_cores
+
+_CHUNK = 1 << 20  # bytes read at a time
+
+
+def digest(file: Path) -> bytes | None:
+    """The BLAKE2b digest of a file's bytes, or ``None`` where it cannot be read."""
+    summed = blake2b(digest_size=16)
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                summed.update(chunk)
+    except OSError:
+        return None
+    return summed.digest()
+
+
+def same_files(files: Iterable[Path]) -> list[tuple[Path, ...]]:
+    """Groups of two or more files of the same bytes, each in the order given, by the first of each.
+
+    Args:
+        files: Any files; one that is named twice counts once, and one that cannot be read is no copy.
+    """
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for file in dict.fromkeys(files):
+        try:
+            by_size[file.stat().st_size].append(file)
+        except OSError:
+            continue
+    candidates = [file for group in by_size.values() if len(group) > 1 for file in group]
+    with ThreadPoolExecutor(available_cores()) as threads:  # reading and hashing go on without Python's lock
+        digests = list(threads.map(digest, candidates))
+    return _grouped(candidates, digests)
+
+
+def _grouped(files: Sequence[Path], digests: Sequence[bytes | None]) -> list[tuple[Path, ...]]:
+    groups: dict[bytes, list[Path]] = defaultdict(list)
+    for file, found in zip(files, digests, strict=True):
+        if found is not None:
+            groups[found].append(file)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
