@@ -209,7 +209,7 @@ def test_several_files_of_a_half(tmp_path):
     repaired = repair(settings, 0, tmp_path / "an out")
     names = ["instances_train_1.json", "instances_train_2.json", "instances_val.json"]
     assert [each.file.name for each in repaired] == names
-    option = shlex.split(settings_of(repaired, settings)[0])[1]
+    option = shlex.split(settings_of(repaired)[0])[1]
     files = parse_overrides([option])["data.train_ann"]
     mended = DataSettings(**{**sources, "train_ann": files}, **write(tmp_path, "val"))
     assert len(open_data(mended, 0).train.image_ids) == 8

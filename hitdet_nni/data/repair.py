@@ -20,7 +20,7 @@ from hitdet_nni.data.coco_document import LISTS, CocoDocument, DocumentSource, E
 from hitdet_nni.data.normalization import LARGEST_ID, Changes, normalize
 from hitdet_nni.data.picture_folder import PictureFolder, stays_inside
 from hitdet_nni.data.pictures import decoded_size, thin_problem
-from hitdet_nni.data.sources import HALVES, half_parts, needs_split, split_list
+from hitdet_nni.data.sources import HALVES, half_parts
 from hitdet_nni.data_settings import DataSettings
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import write_text
@@ -37,17 +37,13 @@ class Repaired:
     Attributes:
         half: ``"train"`` or ``"val"``.
         source: The file that it was made from.
-        images: The folder of its pictures.
         file: The file that was written.
-        ids: File of the ids of the half's pictures, where both halves are split off one file.
         changes: ``place: old -> new``, a line each; empty if nothing was wrong.
     """
 
     half: str
     source: Path
-    images: Path
     file: Path
-    ids: Path | None
     changes: tuple[str, ...]
 
 
@@ -68,45 +64,30 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         InputError: If the settings name no data, a file is there already, or a defect cannot be mended; nothing is
             written then.
     """
-    halves = half_parts(settings, seed)
     plan = [
         (half, ann, images, out / f"instances_{half}{f'_{number}' if len(parts) > 1 else ''}.json")
-        for half, parts in halves.items()
+        for half, parts in half_parts(settings, seed).items()
         for number, (ann, images) in enumerate(parts, start=1)
     ]
-    lists = {half: out / f"{half}_ids.json" for half in HALVES} if needs_split(settings, halves) else {}
-    for target in (*(target for *_, target in plan), *lists.values()):
+    for *_, target in plan:
         if target.exists() or target.is_symlink():
             raise InputError("exists already", source=target, key="--fix", allowed="a folder that lacks this file")
     mended = [_Repair(ann, images, f"data.{half}_ann", input_size) for half, ann, images, _ in plan]
     texts = [each.mend() for each in mended]
     written = []
-    for (half, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
+    for (half, ann, _, target), each, text in zip(plan, mended, texts, strict=True):
         write_text(target, text)
-        written.append(Repaired(half, ann, images, target, lists.get(half), tuple(each.lines)))
-    for half, file in lists.items():
-        write_text(file, split_list(settings, (written[0].file, written[0].images), half).read_text(encoding="utf-8"))
+        written.append(Repaired(half, ann, target, tuple(each.lines)))
     return written
 
 
-def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[str]:
-    """The options that have a command use the corrected files.
-
-    Args:
-        repaired: What was written.
-        settings: The ``data`` section that it was made of.
-    """
-    options = ["--set data.root=null"] if settings.is_recognised else []
+def settings_of(repaired: Sequence[Repaired]) -> list[str]:
+    """The options that have a command use the corrected files."""
+    options = []
     for half in HALVES:
-        own = [each for each in repaired if each.half == half]
-        named = {"ann": [each.file for each in own]}
-        if settings.is_recognised:
-            named["images"] = [each.images for each in own]
-        named["ids"] = [each.ids for each in own if each.ids is not None]
-        for key, paths in named.items():
-            values = [str(path.absolute()) for path in paths]
-            value = values[0] if len(values) == 1 else json.dumps(values)
-            options += [f"--set {shlex.quote(f'data.{half}_{key}={value}')}"] if values else []
+        files = [str(each.file.absolute()) for each in repaired if each.half == half]
+        value = files[0] if len(files) == 1 else json.dumps(files)
+        options.append(f"--set {shlex.quote(f'data.{half}_ann={value}')}")
     return options
 
 

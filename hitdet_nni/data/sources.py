@@ -6,7 +6,6 @@ No network is needed for that, and nothing heavy is imported; mmdet's data sets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -119,8 +118,8 @@ def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Pa
     """
     halves = half_parts(settings, seed)
     parts = halves[half]
-    if needs_split(settings, halves):
-        chosen = split_list(settings, parts[0], half)
+    if settings.is_recognised and halves["train"] == halves["val"]:
+        chosen = _split(settings, parts[0], half)
         return one_annotation_file(parts, cache_folder() / "subsets", half=half, only=chosen, without=None)
     only, without = (settings.train_ids, settings.train_without) if half == "train" else (settings.val_ids, None)
     if len(parts) == 1 and only is None and without is None:
@@ -147,22 +146,8 @@ def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], .
     return {half: named[half] or (found[half],) for half in HALVES}
 
 
-def needs_split(settings: DataSettings, halves: Mapping[Half, tuple[tuple[Path, Path], ...]]) -> bool:
-    """Whether the halves of :func:`half_parts` are all pictures of a folder that has no validation part."""
-    return settings.is_recognised and halves["train"] == halves["val"]
-
-
-def split_list(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
-    """File of the ids of a half of the pictures of a folder that has no validation part.
-
-    Args:
-        settings: The ``data`` section.
-        source: Annotation file and folder of all pictures.
-        half: Which half.
-
-    Raises:
-        InputError: If the annotations have a defect, or the settings name lists of ids.
-    """
+def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
+    """File of the ids of a half of the pictures of a folder that has no validation part."""
     for key in ID_KEYS:
         if getattr(settings, key) is not None:
             problem = "is given, and data.root has no validation part: what is split off is chosen by its own list"
