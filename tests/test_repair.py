@@ -209,7 +209,26 @@ def test_several_files_of_a_half(tmp_path):
     repaired = repair(settings, 0, tmp_path / "an out")
     names = ["instances_train_1.json", "instances_train_2.json", "instances_val.json"]
     assert [each.file.name for each in repaired] == names
-    option = shlex.split(settings_of(repaired)[0])[1]
+    option = shlex.split(settings_of(repaired, settings)[0])[1]
     files = parse_overrides([option])["data.train_ann"]
     mended = DataSettings(**{**sources, "train_ann": files}, **write(tmp_path, "val"))
     assert len(open_data(mended, 0).train.image_ids) == 8
+
+
+def test_a_folder_without_a_validation_part(tmp_path, capsys):
+    content = copy.deepcopy(GOOD)
+    content["annotations"].append(box(99, 1, bbox=[1, 2, 0, 5]))
+    write(tmp_path / "set", "images", GOOD)
+    (tmp_path / "set" / "images.json").write_text(json.dumps(content))
+    arguments = ["check-data", "--config", "coco_release", "--set", f"data.root={tmp_path / 'set'}"]
+    assert cli.main([*arguments, "--fix", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert sum("annotations[4] (id 99): left out" in line for line in said) == 1
+    ids = [
+        {entry["id"] for entry in json.loads((tmp_path / "out" / f"instances_{half}.json").read_text())["images"]}
+        for half in ("train", "val")
+    ]
+    assert [len(each) for each in ids] == [3, 1]
+    assert ids[0] | ids[1] == {1, 2, 3, 4}
+    options = said[-1].removeprefix("use them with ").split()
+    assert cli.main([*arguments, *options]) == 0

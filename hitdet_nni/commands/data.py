@@ -87,7 +87,7 @@ def _fix(settings: Settings, out: Path, as_json: bool) -> None:
         for change in each.changes:
             say(f"{each.source}: {change}")
         say(f"{each.file}: {len(each.changes)} changes" if each.changes else f"{each.file}: a copy, nothing to mend")
-    say(f"use them with {' '.join(settings_of(repaired))}")
+    say(f"use them with {' '.join(settings_of(repaired, settings.data))}")
 
 
 def _print_tables(detection: Mapping[str, Inspection], found: Mapping[str, Inspection]) -> None:

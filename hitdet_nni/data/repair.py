@@ -10,13 +10,14 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from hitdet_nni.data.coco import check_document
 from hitdet_nni.data.coco_document import LISTS, CocoDocument, DocumentSource, Entry, is_number, read_document, show
+from hitdet_nni.data.layouts.split import split_off
 from hitdet_nni.data.normalization import LARGEST_ID, Changes, normalize
 from hitdet_nni.data.picture_folder import PictureFolder, stays_inside
 from hitdet_nni.data.pictures import decoded_size, thin_problem
@@ -37,12 +38,14 @@ class Repaired:
     Attributes:
         half: ``"train"`` or ``"val"``.
         source: The file that it was made from.
+        images: The folder of its images.
         file: The file that was written.
         changes: ``place: old -> new``, a line each; empty if nothing was wrong.
     """
 
     half: str
     source: Path
+    images: Path
     file: Path
     changes: tuple[str, ...]
 
@@ -54,7 +57,7 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         settings: The ``data`` section.
         seed: Seed of the embedded set.
         out: Folder in which ``instances_train.json`` and ``instances_val.json`` are written; with a number where a
-            half has several files.
+            half has several files. A folder without a validation part is split as it would be without this.
         input_size: Rows and columns that training resizes pictures to fit; ``None``: not looked at.
 
     Returns:
@@ -64,30 +67,46 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         InputError: If the settings name no data, a file is there already, or a defect cannot be mended; nothing is
             written then.
     """
+    halves = half_parts(settings, seed)
     plan = [
         (half, ann, images, out / f"instances_{half}{f'_{number}' if len(parts) > 1 else ''}.json")
-        for half, parts in half_parts(settings, seed).items()
+        for half, parts in halves.items()
         for number, (ann, images) in enumerate(parts, start=1)
     ]
     for *_, target in plan:
         if target.exists() or target.is_symlink():
             raise InputError("exists already", source=target, key="--fix", allowed="a folder that lacks this file")
-    mended = [_Repair(ann, images, f"data.{half}_ann", input_size) for half, ann, images, _ in plan]
-    texts = [each.mend() for each in mended]
-    written = []
-    for (half, ann, _, target), each, text in zip(plan, mended, texts, strict=True):
+    if settings.is_recognised and halves["train"] == halves["val"]:
+        ((_, ann, images, _), _) = plan
+        one = _Repair(ann, images, "data.root", input_size)
+        one.mend()
+        mended = [one, one]
+        texts = [one.text(ids) for ids in one.split(settings.val_share, settings.val_seed)]
+    else:
+        mended = [_Repair(ann, images, f"data.{half}_ann", input_size) for half, ann, images, _ in plan]
+        for each in mended:
+            each.mend()
+        texts = [each.text() for each in mended]
+    written: list[Repaired] = []
+    for (half, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
         write_text(target, text)
-        written.append(Repaired(half, ann, target, tuple(each.lines)))
+        told = () if any(each is other for other in mended[: len(written)]) else tuple(each.lines)
+        written.append(Repaired(half, ann, images, target, told))
     return written
 
 
-def settings_of(repaired: Sequence[Repaired]) -> list[str]:
-    """The options that have a command use the corrected files."""
-    options = []
+def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[str]:
+    """The options that have a command with these settings use the corrected files."""
+    options = [f"--set data.{key}=null" for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
+    named = bool(options)  # the folders of images have to be
     for half in HALVES:
-        files = [str(each.file.absolute()) for each in repaired if each.half == half]
-        value = files[0] if len(files) == 1 else json.dumps(files)
-        options.append(f"--set {shlex.quote(f'data.{half}_ann={value}')}")
+        found = [each for each in repaired if each.half == half]
+        values = {"ann": [str(each.file.absolute()) for each in found]}
+        if named:
+            values["images"] = [str(each.images.absolute()) for each in found]
+        for key, paths in values.items():
+            value = paths[0] if len(paths) == 1 else json.dumps(paths)
+            options.append(f"--set {shlex.quote(f'data.{half}_{key}={value}')}")
     return options
 
 
@@ -109,8 +128,8 @@ class _Repair:
             id(entry): f"{name}[{index}]" for name in LISTS for index, entry in enumerate(getattr(self._document, name))
         }
 
-    def mend(self) -> str:
-        """The corrected document as JSON.
+    def mend(self) -> None:
+        """Correct the document.
 
         Raises:
             InputError: If a defect cannot be mended.
@@ -128,8 +147,24 @@ class _Repair:
             self._measure(entry)
         self._leave_out_defects()
         self._number_annotations()
-        lists = {name: getattr(self._document, name) for name in LISTS}
-        return json.dumps({**self._document.extra, **lists})
+
+    def text(self, ids: Collection[int] | None = None) -> str:
+        """The document, or the images of some ids with their boxes, as JSON."""
+        document = self._document
+        images, boxes = document.images, document.annotations
+        if ids is not None:
+            kept = set(ids)
+            images = [entry for entry in images if entry["id"] in kept]
+            boxes = [entry for entry in boxes if entry["image_id"] in kept]
+        lists = {"images": images, "categories": document.categories, "annotations": boxes}
+        return json.dumps({**document.extra, **lists})
+
+    def split(self, share: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of the training and of the validation images; arguments as :func:`split_off`."""
+        classes: dict[int, set[int]] = {entry["id"]: set() for entry in self._document.images}
+        for entry in self._document.annotations:
+            classes[entry["image_id"]].add(entry["category_id"])
+        return split_off(classes, share, seed, image_classes=classes)
 
     def _set(self, entry: Entry, key: str, new: object) -> None:
         old = show(entry[key]) if key in entry else "missing"
