@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from layouts import (
     write_yolo,
 )
 
+from hitdet_nni.cli import main
 from hitdet_nni.data.inspection import inspect_detection
 from hitdet_nni.data.layouts import recognise
 from hitdet_nni.data.layouts.split import split_off
@@ -594,6 +596,23 @@ def test_the_split_is_the_same_every_time(root, tmp_path, refused):
     (tmp_path / "ids.txt").write_text("1")
     with refused("data.train_ids", "no validation part"):
         documents(root, train_ids=tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_corrected_files_of_a_folder(kind, root, tmp_path, capsys):
+    """`--fix` names the options that take the place of the folder, its split included."""
+    made = shots(tmp_path / "made", 10)
+    WRITERS[kind](root, {"train": made}, CLASSES)
+    config = tmp_path / "c.yml"
+    config.write_text("extends: tiny\ndata: {root: my_images}")
+    assert main(["check-data", "--config", str(config), "--fix", str(tmp_path / "fixed")]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    overrides = [word for word in shlex.split(line.partition("use them with ")[2]) if word != "--set"]
+    before, after = (open_data(load_settings(config, parse_overrides(given)).data, 0) for given in ([], overrides))
+    for one, other in ((before.train, after.train), (before.val, after.val)):
+        assert (one.file_names, one.summary) == (other.file_names, other.summary)
+    assert len(after.val.file_names) == 2
+    assert main(["check-data", "--config", str(config), "--fix", str(tmp_path / "fixed")]) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- settings

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.data.layouts.parts import Box, Labelled, LabelPart, LabelReader, Notes
+from hitdet_nni.data.pictures import decoded_size
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
 from hitdet_nni.files import locked, write_text
@@ -66,23 +67,15 @@ def coco_file(
 
 
 def read_size(file: Path) -> tuple[int, int]:
-    """Width and height of a picture as the training reads it: decoded by OpenCV, turned as its EXIF data say.
+    """Width and height of a picture as training reads it, turned as its orientation says.
 
     Raises:
         InputError: If it cannot be decoded.
     """
-    import cv2  # noqa: PLC0415  (only where a file is to be written)
-    import numpy as np  # noqa: PLC0415
-
-    try:
-        picture = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error) as error:  # gone or forbidden; empty
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or 'it is empty'})"
-        raise InputError(problem, source=file, key="data.root") from None
-    if picture is None:
-        raise InputError("cannot be decoded as a picture", source=file, key="data.root")
-    height, width = picture.shape[:2]
-    return int(width), int(height)
+    size = decoded_size(file)
+    if isinstance(size, str):
+        raise InputError(size, source=file, key="data.root")
+    return size
 
 
 def _real(picture: Path) -> Path:
