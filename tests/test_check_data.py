@@ -372,3 +372,27 @@ def test_the_tables_of_a_small_terminal(coco, capsys, monkeypatch):
     assert any("kind [7]" in line and line.count("8.5 / 8.5 / 8.5") == 2 for line in table) or "kind [7]" not in out
     assert "the 20 of 31 classes with the smallest objects; --json has all" in out
     assert "hint: data.train_ann: " in out
+
+
+def test_the_cards(shared_data, capsys):
+    root = shared_data / "cards"
+    named = {f"{half}_ann": root / "annotations" / f"instances_{half}.json" for half in ("train", "val")}
+    named |= {f"{half}_images": root / half for half in ("train", "val")}
+    status, out, _ = run(capsys, "check-data", "--config", "coco_release", *paths(**named), "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert {half: inspection["warnings"] + inspection["hints"] for half, inspection in found.items()} == {
+        "train": [],
+        "val": [],
+    }
+    assert (found["train"]["boxes trained on"], found["val"]["boxes evaluated"]) == (527, 143)
+    assert sum(sizes["boxes"] for sizes in found["train"]["objects"]) == 527
+
+
+def test_a_folder_called_2017(shared_data, capsys):
+    config = shared_data.parent / "cases" / "numeric" / "c.yml"
+    if not config.is_file():
+        pytest.skip("the cases are not there")
+    status, out, _ = run(capsys, "check-data", "--config", config, "--json")
+    found = json.loads(out)
+    assert (status, found["train"]["boxes trained on"], found["val"]["boxes evaluated"]) == (0, 6, 3)

@@ -127,6 +127,7 @@ def test_no_anchor_of_the_grid_overlaps_more_than_a_centred_one():
         ([5, 5, 20, 20], 4, None),
         ([5, 5, 7, 7], 4, "the smallest anchor is 16 pixels; try skeleton.anchor_scale 2"),
         ([5, 5, 2, 2], 4, "the finest stride is 4 pixels; try skeleton.input_size [192, 192], or cut"),
+        ([5, 5, 1, 3], 4, "the finest stride is 4 pixels; try skeleton.input_size [384, 384], or cut"),
         ([5, 5, 6, 90], 8, "height to width of the anchors is 0.5 to 2, which no setting changes"),
         ([0, 0, 96, 96], 1, None),
     ],
@@ -146,6 +147,13 @@ def test_hints(tmp_path, box, scale, hint):
     size = f"{box[2]} x {box[3]}"
     assert hints[0].startswith(f"class 'cat': 3 of its 3 objects, about {size} pixels at the network's input, cannot")
     assert hint in hints[0]
+
+
+def test_objects_that_the_resize_leaves_nothing_of(tmp_path):
+    dataset = write(tmp_path, [[(2, [5, 1, 9, 2], {})]], [(2000, 4)])
+    (hint,) = size_hints(box_uses(dataset, (96, 96)), {2: "cat"}, TINY)
+    assert "about 0 x 0 pixels" in hint
+    assert hint.endswith("the finest stride is 4 pixels; cut the pictures into tiles")
 
 
 def test_following_the_hint_helps(tmp_path):

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from hitdet_nni.data.box_uses import BoxUses
 from hitdet_nni.skeleton import ANCHOR_RATIOS, Skeleton
 
+_MOST_ENLARGED = 4  # times the network's input, beyond which a larger one is no advice
+
 
 @dataclass(frozen=True)
 class ObjectSizes:
@@ -141,10 +143,13 @@ def _best_size(width: float, height: float) -> tuple[float, float]:
 
 def _advice(reason: str, missed: _Missed, skeleton: Skeleton) -> str:
     smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_reductions[0]
-    thinner, (_, side) = min(missed.width, missed.height), _best_size(missed.width, missed.height)
     if reason == "thin":
-        size = [math.ceil(length * stride / max(thinner, 0.1)) for length in skeleton.input_size]
-        return f"the finest stride is {stride} pixels; try skeleton.input_size {size}, or cut the pictures into tiles"
+        thinner, advice = min(missed.width, missed.height), "cut the pictures into tiles"
+        if thinner * _MOST_ENLARGED >= stride:
+            size = [math.ceil(length * stride / thinner) for length in skeleton.input_size]
+            advice = f"try skeleton.input_size {size}, or {advice}"
+        return f"the finest stride is {stride} pixels; {advice}"
+    _, side = _best_size(missed.width, missed.height)
     if reason == "small":
         scale = max(1, round(side / stride))
         return f"the smallest anchor is {smallest:.0f} pixels; try skeleton.anchor_scale {scale}"
