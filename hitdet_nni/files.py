@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot be read ({error.strerror})", source=path) from None
 
 
-class AsWritten(yaml.SafeLoader):
+class _AsWritten(yaml.SafeLoader):
     """YAML's safe loader, which keeps how a whole number was written where its digits do not say so."""
 
 
@@ -76,7 +76,7 @@ class _OtherSpelling(int):
         return self.text
 
 
-def _whole_number(loader: AsWritten, node: yaml.ScalarNode) -> int:
+def _whole_number(loader: _AsWritten, node: yaml.ScalarNode) -> int:
     value: int = loader.construct_yaml_int(node)
     if str(value) == node.value:
         return value
@@ -85,22 +85,35 @@ def _whole_number(loader: AsWritten, node: yaml.ScalarNode) -> int:
     return other
 
 
-AsWritten.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_AsWritten.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
-def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def parse_as_written(text: str) -> Any:
+    """Read YAML as ``yaml.safe_load`` does; a whole number shows the digits that it is written in.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: As ``yaml.safe_load``.
+    """
+    loader = _AsWritten(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def read_yaml(path: Path, parse: Callable[[str], Any] = yaml.safe_load) -> Any:
     """Read a YAML file, safely.
 
     Args:
         path: The file.
-        loader: How values are built, the safe way or one based on it.
+        parse: ``yaml.safe_load`` or :func:`parse_as_written`.
 
     Raises:
         InputError: If it is missing or not YAML, naming the line.
     """
     text = read_text(path)
     try:
-        return yaml.load(text, loader)
+        return parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""

@@ -27,7 +27,7 @@ from hitdet_nni.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.data_settings import DataSettings as DataSettings
 from hitdet_nni.data_settings import Section
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import AsWritten, expanded, read_yaml
+from hitdet_nni.files import expanded, parse_as_written, read_yaml
 from hitdet_nni.operators import parse_operator
 from hitdet_nni.shipped import shipped
 from hitdet_nni.skeleton import COMPONENTS, Skeleton
@@ -319,7 +319,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, object]:
         if not separator or not key:
             raise InputError(f"got {assignment!r}", source="--set", allowed="dotted.key=value")
         try:
-            overrides[key] = yaml.load(text, AsWritten)
+            overrides[key] = parse_as_written(text)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise InputError(f"value {text!r} is not valid YAML", source="--set", key=key) from None
     return overrides
@@ -329,7 +329,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The mapping of a config file, with those that it extends underneath."""
     if path.resolve() in seen:
         raise InputError("extends itself", source=path, key="extends")
-    tree = read_yaml(path, AsWritten)
+    tree = read_yaml(path, parse_as_written)
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise InputError(f"expected a mapping of settings, got {type(tree).__name__}", source=path)
     _resolve_paths(tree, path.parent)

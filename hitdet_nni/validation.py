@@ -19,6 +19,7 @@ ONE_VALUE, BY_COMPONENT = "one value", "a value for each component"
 """Tags of the members of a union, which pydantic puts among the keys of a finding's location."""
 
 _BOUNDS = {"gt": "above {:g}", "ge": "of at least {:g}", "lt": "below {:g}", "le": "of at most {:g}"}
+_LENGTHS = {"min_length": "of at least {:g}", "max_length": "of at most {:g}"}
 
 _NAMES = ("a path", "text")
 
@@ -112,10 +113,8 @@ def describe(annotation: Any) -> str:
         return ", or ".join([*members, *(["null"] if type(None) in arguments else [])])
     if origin is Literal:
         return ", ".join(map(str, arguments))
-    if origin is tuple:
-        return _describe_tuple(arguments)
-    if origin in (list, Sequence):
-        return f"a list, each of them {describe(arguments[0])}"
+    if origin is tuple or origin in (list, Sequence):
+        return _describe_list(arguments if origin is tuple else (*arguments, Ellipsis), bounds)
     if origin in (dict, Mapping):
         return f"a mapping, each value {describe(arguments[1])}"
     if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -124,9 +123,10 @@ def describe(annotation: Any) -> str:
     return " ".join([plain.get(inner, "another value"), *([" and ".join(bounds)] if bounds else [])])
 
 
-def _describe_tuple(members: Sequence[Any]) -> str:
+def _describe_list(members: Sequence[Any], bounds: Sequence[str]) -> str:
+    """A tuple or list by its members; of any length where the second is an ellipsis, within bounds."""
     if len(members) == 2 and members[1] is Ellipsis:
-        return f"a list, each of them {describe(members[0])}"
+        return f"{' '.join(['a list', *bounds])}, each of them {describe(members[0])}"
     each = [describe(member) for member in members]
     if len(set(each)) == 1:
         return f"a list of {len(each)}, each of them {each[0]}"
@@ -146,7 +146,7 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
     for item in metadata:
         if isinstance(item, FieldInfo):
             yield from _bounds(item.metadata)
-        for name, words in _BOUNDS.items():
+        for name, words in (_BOUNDS | _LENGTHS).items():
             bound = getattr(item, name, None)
             if isinstance(bound, int | float):
                 yield words.format(bound) if abs(bound) < 1e6 else words.replace(":g", "").format(bound)
