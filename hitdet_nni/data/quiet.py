@@ -53,16 +53,17 @@ class _Quiet:
             if self.entered:
                 return
             cv2.utils.logging.setLogLevel(self.level)
-            if self.terminal < 0:
+            # Taken first: a signal's handler may raise at any line, and a number must not be closed twice.
+            terminal, self.terminal = self.terminal, -1
+            file, self.file = self.file, None
+            if terminal < 0:
                 return
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.flush()
-            os.dup2(self.terminal, _STDERR)
-            os.close(self.terminal)
-            self.terminal = -1
-            if self.file is not None:
-                self.hand_on(self.file)
-                self.file = None
+            os.dup2(terminal, _STDERR)
+            os.close(terminal)
+            if file is not None:
+                self.hand_on(file)
 
     @staticmethod
     def hand_on(file: IO[bytes]) -> None:
