@@ -9,16 +9,11 @@ Each part writes its figures after every case, so that what has been measured is
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import logging
 import math
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +21,23 @@ from typing import Any
 import torch
 from full_size import CLASSES, STOCK, Trainer
 from gpu_profile import describe_profile, profile_step
-from largest_batch import cases
+from gpu_sizes import largest, step_once, warm
+from gpu_steps import (
+    PRECISIONS,
+    TOY_OPERATORS,
+    Case,
+    Options,
+    Way,
+    measure_ways,
+    release,
+    short,
+    supernet_cases,
+    supernet_plan,
+)
 from measure import (
-    Held,
-    climb,
     gemm_flops,
-    installed_version,
     median_ratio,
     say,
-    seconds,
-    settled_peak_bytes,
-    surroundings,
 )
 from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
 from supernet_step import HEADER, line
@@ -52,42 +53,8 @@ from hitdet_nni.search.step_timing import StepTimer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.search_space import load_search_space
 from hitdet_nni.settings import load_settings
-from hitdet_nni.skeleton import Component, Skeleton
 
-PRECISIONS: tuple[PrecisionKind, ...] = ("fp32", "bf16")
 TOY_LAYERS = (LayerCase("backbone", 1, 8, 8, 8, "backbone"),)
-TOY_OPERATORS = 2
-"""Candidates of a layer at toy sizes."""
-
-
-Case = tuple[Skeleton, Mapping[str, Sequence[str]]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says.
-
-    Attributes:
-        device: Where to measure.
-        toy: Whether to take sizes that a CPU computes in seconds.
-        until: When no further case is begun, by ``time.time``.
-        out: File for the figures.
-    """
-
-    device: torch.device
-    toy: bool
-    until: float
-    out: Path
-
-    @property
-    def time_left(self) -> bool:
-        """Whether a further case may begin."""
-        return time.time() < self.until
-
-    def write(self, figures: Sequence[Mapping[str, Any]], missing: Sequence[str], **more: Any) -> None:
-        """Write what has been measured, and which cases the clock left out."""
-        report = surroundings(self.device) | {"nni": installed_version("nni"), "toy": self.toy, **more}
-        self.out.write_text(json.dumps(report | {"figures": figures, "missing": missing}, indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -146,97 +113,6 @@ def layers(options: Options) -> None:
         options.write(figures, missing)
 
 
-def supernet_cases(toy: bool) -> dict[str, Case]:
-    """Supernets of the paper's size, or of the smallest config's."""
-    found: dict[str, Case] = dict(cases(load_settings("tiny" if toy else "coco_paper")))
-    if toy:
-        return {
-            name: (skeleton, {component: names[:TOY_OPERATORS] for component, names in space.items()})
-            for name, (skeleton, space) in found.items()
-            if name in ("trinity", "screening backbone")
-        }
-    return found
-
-
-def supernet_plan(toy: bool) -> Iterator[tuple[str, PrecisionKind, int]]:
-    """What is measured, in order of value."""
-    if toy:
-        yield "trinity", "fp32", 1
-        yield "screening backbone", "bf16", 2
-        return
-    for name in ("trinity", "screening backbone"):
-        for precision in PRECISIONS:
-            for batch in (1, 2):
-                yield name, precision, batch
-    for name in ("screening head", "screening neck"):
-        for precision in PRECISIONS:
-            yield name, precision, 1
-
-
-def release(device: torch.device) -> None:
-    """Give back memory that nobody holds."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-Way = str | Mapping[Component, str]
-"""``"NNI"``, a value of ``supernet.saving``, or one for each component."""
-
-
-def measure_steps(
-    case: Case, way: Way, precision: PrecisionKind, batch: int, rounds: int, device: torch.device
-) -> tuple[list[float], int | None] | None:
-    """Times of steps of a new supernet, and the memory of a step over parameters, buffers and optimisers' states.
-
-    On a GPU the memory is what the process takes from the device. Implementations follow each other in one process,
-    each with an empty device, so that what one holds is not counted as another's.
-
-    Returns:
-        ``None`` where the step needs more memory than there is.
-    """
-    release(device)
-    trainer = Trainer(*case, way, precision, device)
-    pictures = trainer.batch(batch, batch)
-
-    def step() -> None:
-        trainer.step(pictures)
-
-    try:
-        before = held_bytes(trainer)
-        peak = settled_peak_bytes(step, device)
-        if peak is not None:
-            peak -= held_bytes(trainer) - before  # the optimisers' states, which the first step has made
-        return [seconds(step, device) for _ in range(rounds)], peak
-    except torch.cuda.OutOfMemoryError:
-        return None
-
-
-def held_bytes(trainer: Trainer) -> int:
-    """Bytes of a trainer's parameters, buffers and optimisers' states."""
-    tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
-    for optimizer in trainer.optimizers:
-        tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-
-def measure_ways(
-    case: Case,
-    ways: Mapping[str, Way],
-    precision: PrecisionKind,
-    batch: int,
-    rounds: int,
-    device: torch.device,
-) -> tuple[dict[str, list[float]], dict[str, int | None]]:
-    """Times and peaks in bytes by name; none of those that need more memory than there is."""
-    times, peaks = {}, {}
-    for name, way in ways.items():
-        found = measure_steps(case, way, precision, batch, rounds, device)
-        if found is not None:
-            times[name], peaks[name] = found
-    return times, peaks
-
-
 def forward_flops(case: Case) -> float:
     """Multiply-adds of a forward pass of one picture through all candidates."""
     skeleton, space = case
@@ -276,7 +152,7 @@ def supernets(options: Options) -> None:
                 None if peak is None or stock is None else peak / stock,
                 None if spent is None else passes / spent,
             )
-            say(" ".join(f"{key} {_short(value)}" for key, value in asdict(row).items()))
+            say(" ".join(f"{key} {short(value)}" for key, value in asdict(row).items()))
             figures.append(asdict(row))
         more = {"config": "tiny" if options.toy else "coco_paper", "input_size": case[0].input_size}
         missing = [f"{name}, {precision}, batch {batch}" for name, precision, batch in plan[index + 1 :]]
@@ -312,86 +188,6 @@ class RandomLoader:
         return self.trainer.batch(len(draws), self.seed)
 
 
-WARMING = 6
-"""Processes that compile side by side."""
-
-
-def warm(options: Options) -> None:
-    """Let Triton compile what the other parts run, supernets side by side, into the cache that processes share."""
-    plan = sorted({(name, precision) for name, precision, _ in supernet_plan(options.toy)})
-
-    def compile_one(case: tuple[str, PrecisionKind]) -> dict[str, Any]:
-        name, precision = case
-        script = [sys.executable, __file__, "step", "--out", str(options.out), "--device", options.device.type]
-        started = time.perf_counter()
-        command = [*script, "--case", name, "--precision", precision, *(["--toy"] if options.toy else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            say(f"{name}, {precision}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-        return {
-            "case": name,
-            "precision": precision,
-            "seconds": time.perf_counter() - started,
-            "ran": not done.returncode,
-        }
-
-    with ThreadPoolExecutor(WARMING) as pool:
-        options.write(list(pool.map(compile_one, plan)), [])
-
-
-def step_once(options: Options, name: str, precision: PrecisionKind) -> None:
-    """A step of a supernet with one picture."""
-    trainer = Trainer(*supernet_cases(options.toy)[name], "slim", precision, options.device)
-    trainer.step(trainer.batch(1, 1))
-
-
-def largest(options: Options) -> None:
-    """The largest batch that the GPU holds, by running it: the trinity, and the screening of all components at once."""
-    config = "tiny" if options.toy else "coco_paper"
-    available = dict(cases(load_settings(config)))
-    plan: list[tuple[str, PrecisionKind, str]] = [
-        (name, precision, way)
-        for precision in PRECISIONS
-        for name in ("trinity", "screening all")
-        for way in (STOCK, "slim")
-    ]
-    if options.toy:
-        available, plan = supernet_cases(toy=True), [("trinity", "fp32", "slim")]
-    figures: list[dict[str, Any]] = []
-    for index, (name, precision, way) in enumerate(plan):
-        if not options.time_left:
-            break
-        found = largest_batch(available[name], way, precision, options)
-        for batch, (gb, spent) in found.items():
-            row = {"case": name, "precision": precision, "implementation": way, "batch": batch, "gb": gb}
-            figures.append(row | {"seconds": spent, "largest": batch == max(found) and not options.toy})
-            say(f"{name}, {precision}, {way}: batch {batch}, {gb:.1f} GB, {spent:.3f} s a step")
-        if not found:
-            row = {"case": name, "precision": precision, "implementation": way, "batch": 0, "gb": None}
-            figures.append(row | {"seconds": None, "largest": True})
-            say(f"{name}, {precision}, {way}: one picture needs more memory than there is")
-        missing = [f"{name}, {way}, {precision}" for name, precision, way in plan[index + 1 :]]
-        more = {"config": config, "input_size": available[name][0].input_size}
-        options.write(figures, missing, **more)
-
-
-def largest_batch(case: Case, way: Way, precision: PrecisionKind, options: Options) -> dict[int, Held]:
-    """GB over parameters and optimisers, and seconds, of steps with one picture, with two, and with the most.
-
-    Each batch is a new supernet's: what is recorded for one batch is no load for the next.
-    """
-
-    def held(batch: int) -> Held | None:
-        found = measure_steps(case, way, precision, batch, 1, options.device)
-        return None if found is None else ((found[1] or 0) / 1e9, statistics.median(found[0]))
-
-    known = {batch: found for batch in (1, 2) if (found := held(batch)) is not None}
-    if len(known) == 2 and options.device.type == "cuda":
-        release(options.device)
-        known |= climb(held, known, torch.cuda.mem_get_info(options.device)[0] / 1e9)
-    return known
-
-
 def automatic(options: Options) -> None:
     """What ``supernet.saving: auto`` chooses, what the choice takes, and a step with it against NNI's."""
     available = supernet_cases(options.toy)
@@ -424,13 +220,9 @@ def automatic(options: Options) -> None:
         row |= {"tried": choice.tried, "stock_s": statistics.median(times[STOCK]) if STOCK in times else None}
         row |= {"seconds": statistics.median(times["auto"]) if "auto" in times else None}
         row |= {"speedup": median_ratio(times, STOCK, "auto") if both else None, "peaks": peaks}
-        say(f"{name}, {precision}: NNI {_short(row['stock_s'])} s, auto {_short(row['seconds'])} s a step")
+        say(f"{name}, {precision}: NNI {short(row['stock_s'])} s, auto {short(row['seconds'])} s a step")
         figures.append(row)
         options.write(figures, [f"{name}, {precision}" for name, precision in plan[index + 1 :]])
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def profiles(options: Options) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hitdet_nni.data.coco_dataset import CocoDataset
+from hitdet_nni.data.coco_document import ROUNDING
+from hitdet_nni.data.pictures import resized
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def box_uses(dataset: CocoDataset, input_size: tuple[int, int]) -> BoxUses:
             kept.append(entry["bbox"])
             labels.append(entry["category_id"])
             owners.append(place)
-    sizes = np.array(dataset.sizes, dtype=np.float64)[np.array(owners, dtype=np.int64)]
+    of_box = np.array(owners, dtype=np.int64)
+    fitted = np.array([resized(size, input_size) for size in dataset.sizes], dtype=np.float64)[of_box]
+    sizes = np.array(dataset.sizes, dtype=np.float64)[of_box]
     boxes = np.array(kept, dtype=np.float64).reshape(-1, 4)
     corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     inside = np.clip(corners, 0, np.hstack([sizes, sizes]))
@@ -77,16 +81,13 @@ def box_uses(dataset: CocoDataset, input_size: tuple[int, int]) -> BoxUses:
         trained=len(kept),
         crowds=crowds,
         dropped=dropped,
-        clipped=int((np.abs(inside - corners) > _ROUNDING).any(axis=1).sum()),
+        clipped=int((np.abs(inside - corners) > ROUNDING).any(axis=1).sum()),
         evaluated=len(entries) - crowds,
         unlabelled=tuple(names[boxes_of == 0]),
         background=tuple(names[(boxes_of > 0) & (trained_of == 0)]),
         labels=np.array(labels, dtype=np.int64),
-        sides=(inside[:, 2:] - inside[:, :2]) * resize_factors(sizes, input_size),
+        sides=(inside[:, 2:] - inside[:, :2]) * fitted / sizes,
     )
-
-
-_ROUNDING = 0.015  # pixels; COCO rounds coordinates to hundredths, so that edges may seem to lie outside
 
 
 def is_dropped(entry: Mapping[str, Any], size: tuple[int, int]) -> bool:
@@ -101,20 +102,3 @@ def is_dropped(entry: Mapping[str, Any], size: tuple[int, int]) -> bool:
     down = min(top + height, size[1]) - max(top, 0)
     outside = across <= 0 or down <= 0
     return bool(entry.get("ignore")) or outside or entry["area"] <= 0 or width < 1 or height < 1
-
-
-def resize_factors(sizes: NDArray[np.float64], input_size: tuple[int, int]) -> NDArray[np.float64]:
-    """By how much the width and the height of pictures are multiplied to fit the network's input.
-
-    The longer side of a picture fits the longer side of the input, the shorter the shorter, whichever is upright.
-
-    Args:
-        sizes: Width and height of pictures in pixels, ``[N, 2]``.
-        input_size: Rows and columns of the network's input.
-
-    Returns:
-        ``[N, 2]``: of width and height, which differ as sides are rounded to whole pixels.
-    """
-    ratio = np.minimum(max(input_size) / sizes.max(axis=1), min(input_size) / sizes.min(axis=1))
-    factors: NDArray[np.float64] = np.floor(sizes * ratio[:, None] + 0.5) / sizes
-    return factors

@@ -19,6 +19,7 @@ from hitdet_nni.data.coco_dataset import CocoDataset as CocoDataset
 from hitdet_nni.data.coco_dataset import CocoSummary
 from hitdet_nni.data.coco_document import (
     MOST,
+    ROUNDING,
     CocoDocument,
     DocumentSource,
     cache_folder,
@@ -33,7 +34,6 @@ from hitdet_nni.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_ROUNDING: Final = 0.015  # pixels; COCO rounds coordinates to hundredths, so that edges may seem to lie outside
 _ID_BITS: Final = 63  # pycocotools keeps ids in arrays of 64 bits
 
 
@@ -237,7 +237,7 @@ def _read_boxes(
         classes_of[image_id].add(category_id)
         crowds += crowd
         ignored += not crowd and (width < 1 or height < 1 or area <= 0)
-        outside += min(left, top) < -_ROUNDING or right > image_width + _ROUNDING or bottom > image_height + _ROUNDING
+        outside += min(left, top) < -ROUNDING or right > image_width + ROUNDING or bottom > image_height + ROUNDING
         small += area < 32**2
         large += area >= 96**2
     if crowds + ignored == len(ids) and not refused:

@@ -27,6 +27,9 @@ LISTS: Final = ("images", "categories", "annotations")
 MOST: Final = 1e9
 """Pixels; a coordinate beyond it, infinity and NaN included, is no coordinate."""
 
+ROUNDING: Final = 0.015
+"""Pixels; COCO rounds coordinates to hundredths, so that edges may seem to lie outside."""
+
 READ_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),

@@ -7,7 +7,6 @@ it finds, drops transparency, and brings 16 bits to 8 by their upper half.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -73,13 +72,10 @@ class PictureReport:
     Attributes:
         defects: In the order of the file; empty if training reads every picture as annotated.
         warnings: Pictures that training reads, but their owner may not expect how, by what they are.
-        digests: BLAKE2b of each file's bytes by the picture's ``file_name``; pictures that could not be opened have
-            none.
     """
 
     defects: list[PictureDefect] = field(default_factory=list)
     warnings: dict[str, list[Path]] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
 
 
 def check_pictures(dataset: CocoDataset, input_size: tuple[int, int] | None = None) -> PictureReport:
@@ -96,7 +92,6 @@ def check_pictures(dataset: CocoDataset, input_size: tuple[int, int] | None = No
         if isinstance(content, str):
             report.defects.append(PictureDefect(file, content))
             continue
-        report.digests[file_name] = hashlib.blake2b(content, digest_size=16).hexdigest()
         with quiet():
             picture = _decoded(content)
             damaged = said("Corrupt JPEG data: premature end") or said("Corrupt JPEG data: bad Huffman code")
