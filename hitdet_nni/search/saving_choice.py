@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 TIMED = ("cuda",)
 """Kinds of device on which modes are timed; elsewhere the fused layer is faster whatever is searched."""
 
-MIN_STEPS = 1000
-"""Steps of a training below which timing, some 45 steps, would take a twentieth of it or more."""
+MIN_STEPS = 7000
+"""Steps of a training below which timing would take a twentieth of it or more. Measured for the paper's supernet on an
+H200: 130 s, as long as 360 of its steps; most of it goes into recording passes and into the slow modes."""
 
 TOLERANCE = 0.01
 """Share of a step's time that the choice may lose to one that needs more memory: what a timing does not tell from
