@@ -23,7 +23,7 @@ install:
 	@$(PYTHON) install.py
 
 search: install
-	$(BIN)/python -m hitdet_nni.experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
+	$(BIN)/python -m hitdet_nni.integration.experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
@@ -33,7 +33,7 @@ test-slow: install
 
 # Root, debootstrap, twenty minutes: a Debian 13 with nothing, from the installation to a retrained detector.
 test-fresh:
-	$(PYTHON) tests/fresh_machine.py
+	$(PYTHON) tests/repository/fresh_machine.py
 
 gpu: install
 	PYTHON=$(BIN)/python bash benchmarks/gpu.sh $(OUT) $(ARGS)

@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "hitdet_nni" / "__init__.py").read_text(encoding="utf-8"))[1]
+FOLDERS = {f"hitdet_nni.{name}": name for name in ("search_spaces", "experiments", "baselines")}
 DATA = ["*.yml", "*.json", "*/*.yml", "*/*.json"]
 
 setup(
@@ -17,38 +18,12 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10,<3.15",
-    packages=[
-        "hitdet_nni",
-        "hitdet_nni.commands",
-        "hitdet_nni.cost_tables",
-        "hitdet_nni.data",
-        "hitdet_nni.data.layouts",
-        "hitdet_nni.deployment",
-        "hitdet_nni.engine",
-        "hitdet_nni.kernels",
-        "hitdet_nni.kernels.programs",
-        "hitdet_nni.launcher",
-        "hitdet_nni.model",
-        "hitdet_nni.report",
-        "hitdet_nni.search",
-        "hitdet_nni.search.fused",
-        "hitdet_nni.search_spaces",
-        "hitdet_nni.experiments",
-        "hitdet_nni.baselines",
-        "hitdet_nni.studies",
-        "hitdet_nni.torchvision_ops",
-        "hitdet_nni.training",
-    ],
-    package_dir={
-        "hitdet_nni": "hitdet_nni",
-        "hitdet_nni.search_spaces": "search_spaces",
-        "hitdet_nni.experiments": "experiments",
-        "hitdet_nni.baselines": "baselines",
-    },
+    packages=[*find_packages(include=["hitdet_nni", "hitdet_nni.*"]), *FOLDERS],
+    package_dir={"hitdet_nni": "hitdet_nni", **FOLDERS},
     package_data={
         "hitdet_nni": ["py.typed"],
-        "hitdet_nni.kernels": ["*.json"],
-        "hitdet_nni.launcher": ["*.js"],
+        "hitdet_nni.kernels.gpu": ["*.json"],
+        "hitdet_nni.integration.launcher": ["*.js"],
         "hitdet_nni.report": ["templates/*"],
         "hitdet_nni.search_spaces": DATA,
         "hitdet_nni.experiments": DATA,

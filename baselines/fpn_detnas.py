@@ -2,7 +2,7 @@
 # A letter a block: 3, 5, 7 the kernel of a ShuffleNetV2 block, x a block of three separable 3x3 convolutions.
 _base_ = "./fpn_r50_4c1fc.py"
 
-custom_imports = dict(imports=["hitdet_nni.cost_tables.baseline_modules"])
+custom_imports = dict(imports=["hitdet_nni.paper_tables.baseline_modules"])
 
 model = dict(
     backbone=dict(

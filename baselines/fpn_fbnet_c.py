@@ -2,7 +2,7 @@
 # One of its 22 layers is "skip" (second of stage 2) and therefore absent.
 _base_ = "./fpn_r50_2fc.py"
 
-custom_imports = dict(imports=["hitdet_nni.cost_tables.baseline_modules"])
+custom_imports = dict(imports=["hitdet_nni.paper_tables.baseline_modules"])
 
 model = dict(
     backbone=dict(

@@ -2,7 +2,7 @@
 # strides 4 to 64. The coarsest level is C4 max-pooled, with a 1x1 convolution of its own like the other four.
 _base_ = "./fpn_r50_2fc.py"
 
-custom_imports = dict(imports=["hitdet_nni.cost_tables.baseline_modules"])
+custom_imports = dict(imports=["hitdet_nni.paper_tables.baseline_modules"])
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=128),  # levels must be whole multiples of each other, down to stride 64

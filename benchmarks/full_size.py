@@ -29,15 +29,15 @@ from mmengine.structures import InstanceData
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from nni.nas.strategy import DARTS
 
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.config.skeleton import Skeleton
+from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.engine.precision import Precision, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.cost import CostModel
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
-from hitdet_nni.settings import load_settings
-from hitdet_nni.skeleton import Skeleton
 
 STOCK = "NNI"
 BOXES = 7

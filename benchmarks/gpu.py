@@ -133,10 +133,10 @@ def measuring_command(part: str) -> Callable[[Options, Path, float], list[str] |
 def tune_command(options: Options, figures: Path, until: float) -> list[str] | str:
     """The choice of block sizes."""
     if not (ROOT / "hitdet_nni" / "kernels" / "tune.py").is_file():
-        return "hitdet_nni.kernels.tune does not exist"
+        return "hitdet_nni.kernels.gpu.tune does not exist"
     if options.device == "cpu":
         return "block sizes are tuned on a GPU"
-    return [sys.executable, "-m", "hitdet_nni.kernels.tune", str(figures)]
+    return [sys.executable, "-m", "hitdet_nni.kernels.gpu.tune", str(figures)]
 
 
 def search_command(options: Options, figures: Path, until: float) -> list[str] | str:

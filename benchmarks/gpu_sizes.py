@@ -25,8 +25,8 @@ from gpu_steps import (
 from largest_batch import cases
 from measure import Held, climb, say
 
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.precision import PrecisionKind
-from hitdet_nni.settings import load_settings
 
 WARMING = 6
 """Processes that compile side by side."""

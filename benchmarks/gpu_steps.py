@@ -15,9 +15,9 @@ from full_size import Trainer
 from largest_batch import cases
 from measure import installed_version, seconds, settled_peak_bytes, surroundings
 
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.engine.precision import PrecisionKind
-from hitdet_nni.settings import load_settings
-from hitdet_nni.skeleton import Component, Skeleton
 
 PRECISIONS: tuple[PrecisionKind, ...] = ("fp32", "bf16")
 TOY_OPERATORS = 2

@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass
 import torch
 from measure import say, surroundings
 
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.memory import estimate_step_memory
+from hitdet_nni.search.memory.estimate import estimate_step_memory
 from hitdet_nni.search.mixed import SAVING, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
-from hitdet_nni.search_space import load_search_space
-from hitdet_nni.settings import Settings, load_settings
-from hitdet_nni.skeleton import COMPONENTS, Skeleton
 
 CLASSES = 80
 """COCO's."""

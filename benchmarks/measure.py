@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hitdet_nni.search.fused.products import multiply
+from hitdet_nni.kernels.products import multiply
 
 Step = Callable[[], Any]
 

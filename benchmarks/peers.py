@@ -24,10 +24,10 @@ from single_layer import GPU_LAYERS, LAYERS, STOCK, LayerCase, layer_modules, la
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hitdet_nni.config.operators import OPERATORS
+from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.operators import OPERATORS
 from hitdet_nni.search.fused import FusedMixture
-from hitdet_nni.search_space import load_search_space
 
 PARTIAL_CHANNELS = 4
 """PC-DARTS' K: one channel in so many goes through the candidates (Xu et al., ICLR 2020, section 4.1)."""

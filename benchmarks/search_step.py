@@ -25,19 +25,19 @@ from unittest.mock import patch
 import torch
 from measure import say, surroundings
 
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sampling import SeededPictures
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.search import evaluator, supernet
 from hitdet_nni.search.mixed import SAVING
-from hitdet_nni.search.resume import ExactResume
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 from hitdet_nni.search.supernet import Phase, train_supernet
-from hitdet_nni.search_space import load_search_space
-from hitdet_nni.settings import Settings, load_settings
-from hitdet_nni.skeleton import COMPONENTS
 
 PARTS: dict[str, tuple[Any, str]] = {
     "step": (ColumnSparseLightningModule, "training_step"),

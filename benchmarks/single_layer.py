@@ -21,10 +21,10 @@ from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine.precision import Precision, PrecisionKind
 from hitdet_nni.model.operators import build_operator
 from hitdet_nni.search.fused import FusedMixture
-from hitdet_nni.skeleton import Component
 
 STOCK = "stock"
 PASSES = 5

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from measure import say, surroundings
 
-from hitdet_nni.shipped import shipped
+from hitdet_nni.config.shipped import shipped
 
 REFERENCE = "import torch"
 RUN, JSON = "runs/mine", "mine.json"
@@ -61,7 +61,7 @@ COMMANDS = {
     "tables": ours("tables"),
     "check-data --config tiny": ours("check-data --config tiny"),
     "search, first line": ours("search --config tiny --out runs/begun --force", first_line=True),
-    "imports of a trial": Command(("-c", "import hitdet_nni.trial")),
+    "imports of a trial": Command(("-c", "import hitdet_nni.integration.trial")),
 }
 """What is started, by its name."""
 

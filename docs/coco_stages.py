@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from hitdet_nni.architecture import load_architecture
+from hitdet_nni.config.architecture import load_architecture
+from hitdet_nni.config.search_space import SearchSpace, load_search_space
+from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.layer_cost import Cost
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.cost import CostModel
-from hitdet_nni.search.layer_cost import Cost
-from hitdet_nni.search.memory import estimate_step_memory
+from hitdet_nni.search.memory.estimate import estimate_step_memory
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS, Removal
-from hitdet_nni.search_space import SearchSpace, load_search_space
-from hitdet_nni.settings import Settings, load_settings
-from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
 
 PAGE = Path(__file__).resolve().parent / "coco.md"
 

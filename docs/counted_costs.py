@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from hitdet_nni.cost_tables.mmdet_config import counted_costs
-from hitdet_nni.cost_tables.profile import PAPER_SHAPE
-from hitdet_nni.cost_tables.stored_costs import FILE, size_name
-from hitdet_nni.cost_tables.tables import load_tables
-from hitdet_nni.files import write_json
+from hitdet_nni.cost.mmdet_config import counted_costs
+from hitdet_nni.cost.profile import PAPER_SHAPE
+from hitdet_nni.cost.stored_costs import FILE, size_name
+from hitdet_nni.io import write_json
+from hitdet_nni.paper_tables.tables import load_tables
 
 BASELINES = Path(__file__).resolve().parents[1] / "baselines"
 

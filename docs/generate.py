@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.cli import EXAMPLES, HELP, build_parser
-from hitdet_nni.settings import Settings
+from hitdet_nni.config.settings import Settings
 
 DOCS = Path(__file__).resolve().parent
 
@@ -22,7 +22,8 @@ Schema = Mapping[str, Any]
 SETTINGS = """\
 # Settings
 
-Written by `python docs/generate.py` from the models in `hitdet_nni/settings.py` and `hitdet_nni/skeleton.py`.
+Written by `python docs/generate.py` from the models in `settings.py`, `data_settings.py` and `skeleton.py` of
+`hitdet_nni/config/`.
 
 A config is a YAML file with the sections below. Every key but those that name the data has a default, which is the
 paper's value where the paper gives one. `extends` at the top of a file names another config, of which the file is then

@@ -9,15 +9,15 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from hitdet_nni import import_guard, mmcv_ops
+from hitdet_nni.compat import import_guard, mmcv_ops
 
 if TYPE_CHECKING:
-    from hitdet_nni.architecture import Architecture, load_architecture
+    from hitdet_nni.config.architecture import Architecture, load_architecture
+    from hitdet_nni.config.operators import OPERATORS
+    from hitdet_nni.config.skeleton import Skeleton
     from hitdet_nni.errors import InputError
     from hitdet_nni.model.detector import HitDetectorSpace, build_detector
-    from hitdet_nni.operators import OPERATORS
     from hitdet_nni.search.strategy import ColumnSparseDARTS
-    from hitdet_nni.skeleton import Skeleton
 
 __version__ = "0.1.0"
 
@@ -40,14 +40,14 @@ mmcv_ops.install()
 import_guard.install()
 
 _HOMES = {
-    "Architecture": "architecture",
-    "load_architecture": "architecture",
+    "Architecture": "config.architecture",
+    "load_architecture": "config.architecture",
     "InputError": "errors",
     "HitDetectorSpace": "model.detector",
     "build_detector": "model.detector",
-    "OPERATORS": "operators",
+    "OPERATORS": "config.operators",
     "ColumnSparseDARTS": "search.strategy",
-    "Skeleton": "skeleton",
+    "Skeleton": "config.skeleton",
 }
 
 

@@ -17,10 +17,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # programs for a GPU are interpreted; read when Triton is imported
 
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
-from hitdet_nni.search_space import load_search_space
-from hitdet_nni.settings import load_settings
 
 torch.set_num_threads(1)
 gc.freeze()  # mmengine collects garbage for every data set: not to look through all that was imported

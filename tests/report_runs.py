@@ -4,19 +4,19 @@ import math
 import random
 from types import SimpleNamespace
 
-from hitdet_nni.architecture import save_architecture
-from hitdet_nni.description import cost_records, describe_architecture
-from hitdet_nni.files import read_json, write_json, write_text
-from hitdet_nni.procedure import write_epoch
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.search.cost import CostModel
+from hitdet_nni.config.architecture import save_architecture
+from hitdet_nni.config.search_space import load_search_space, save_search_space
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.io import read_json, write_json, write_text
+from hitdet_nni.pipeline import write_epoch
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.description import cost_records, describe_architecture
 from hitdet_nni.search.evaluator import EpochRecord
-from hitdet_nni.search.evidence import Evidence
-from hitdet_nni.search.health import Health
+from hitdet_nni.search.health.evidence import Evidence
+from hitdet_nni.search.health.stats import Health
 from hitdet_nni.search.screening import Screened
-from hitdet_nni.search_space import load_search_space, save_search_space
-from hitdet_nni.settings import load_settings
-from hitdet_nni.skeleton import COMPONENTS
 from hitdet_nni.training.coco_evaluation import METRICS
 
 STATES = ("begun", "half screened", "screened", "searching", "searched", "retraining", "retrained")

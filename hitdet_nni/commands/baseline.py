@@ -7,16 +7,16 @@ import logging
 from argparse import Namespace
 from typing import Any
 
-from hitdet_nni.checks import check_initial_weights
 from hitdet_nni.commands.console import say, settings_of
 from hitdet_nni.commands.work import at_work, load_libraries
-from hitdet_nni.cost_tables.profile import find_config
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.cost.profile import find_config
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_json, write_json
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.settings import Settings
+from hitdet_nni.io import read_json, write_json
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.checks import check_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _keep_config(run: RunDirectory, name: str) -> None:
     Raises:
         InputError: If the run is of another config.
     """
-    from hitdet_nni.cost_tables.mmdet_config import load_config
+    from hitdet_nni.cost.mmdet_config import load_config
 
     file = run.baseline
     content = {"baseline": name, "config": load_config(name).pretty_text}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.settings import Settings, load_settings, parse_overrides
 
 
 def console() -> Console:

@@ -10,12 +10,16 @@ from typing import Any
 
 from rich.table import Table
 
-from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.commands.console import console, say
-from hitdet_nni.cost_tables.measured import add_measured, load_measured
-from hitdet_nni.cost_tables.profile import Profile, baseline_names, find_config, is_config
-from hitdet_nni.cost_tables.stored_costs import stored_costs
-from hitdet_nni.cost_tables.table_rendering import (
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.cost.cost_model import PARTS, Cost, CostModel
+from hitdet_nni.cost.profile import Profile, baseline_names, find_config, is_config
+from hitdet_nni.cost.stored_costs import stored_costs
+from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.errors import InputError
+from hitdet_nni.integration.launcher.trial_table import print_table
+from hitdet_nni.paper_tables.measured import add_measured, load_measured
+from hitdet_nni.paper_tables.table_rendering import (
     FOOTNOTE,
     conditions,
     plain,
@@ -24,12 +28,8 @@ from hitdet_nni.cost_tables.table_rendering import (
     summary,
     update_markdown,
 )
-from hitdet_nni.cost_tables.tables import CostOf, compare, load_tables
-from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.errors import InputError
-from hitdet_nni.launcher.trial_table import print_table
-from hitdet_nni.run_directory import find_run
-from hitdet_nni.search.cost import PARTS, Cost, CostModel
+from hitdet_nni.paper_tables.tables import CostOf, compare, load_tables
+from hitdet_nni.runs.run_directory import find_run
 
 
 def profile(options: Namespace) -> None:
@@ -47,7 +47,7 @@ def profile(options: Namespace) -> None:
         if options.layers:
             raise InputError("lists the layers of architectures only", source="--layers", allowed="an architecture")
         find_config(options.target)
-        from hitdet_nni.cost_tables.mmdet_config import profile_config
+        from hitdet_nni.cost.mmdet_config import profile_config
 
         found = profile_config(options.target, shape, options.proposals, options.convention)
     else:
@@ -142,6 +142,6 @@ def tables_command(options: Namespace) -> None:
 def _counting() -> CostOf:
     """What counts baselines on mmdet's modules."""
     prepare_process(1)
-    from hitdet_nni.cost_tables.mmdet_config import counted_costs
+    from hitdet_nni.cost.mmdet_config import counted_costs
 
     return counted_costs

@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from hitdet_nni.commands.console import console, say
+from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.data.digits import make_digits
 from hitdet_nni.data.inspection import Inspection, inspect_detection, inspect_folders
 from hitdet_nni.data.object_sizes import ObjectSizes
 from hitdet_nni.data.repair import repair, settings_of
 from hitdet_nni.data.voc import convert_voc
 from hitdet_nni.errors import InputError
-from hitdet_nni.settings import Settings, load_settings, parse_overrides
 
 MOST_CLASSES = 20
 """Classes whose objects a table shows; more are for ``--json``."""

@@ -6,16 +6,16 @@ import csv
 from argparse import Namespace
 from pathlib import Path
 
-from hitdet_nni.architecture import Architecture, load_architecture, save_architecture
 from hitdet_nni.commands.console import refuse_existing, say
+from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.deployment import FORMATS
-from hitdet_nni.description import describe_architecture
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import WEIGHTS_FILE, read_text, whole_lines
-from hitdet_nni.run_directory import RunDirectory, find_run
-from hitdet_nni.search_space import load_search_space
-from hitdet_nni.settings import load_settings
+from hitdet_nni.io import WEIGHTS_FILE, read_text, whole_lines
+from hitdet_nni.runs.run_directory import RunDirectory, find_run
+from hitdet_nni.search.description import describe_architecture
 
 
 def export_command(options: Namespace) -> None:

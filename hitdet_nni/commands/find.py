@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from hitdet_nni.checks import check_budget, whole_space
 from hitdet_nni.commands.console import say, settings_of
 from hitdet_nni.commands.work import at_work, load_libraries
+from hitdet_nni.config.search_space import load_search_space, save_search_space
 from hitdet_nni.data.sources import open_data
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.search_space import load_search_space, save_search_space
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.checks import check_budget, whole_space
 
 
 def screen_command(options: Namespace) -> None:
@@ -20,7 +20,7 @@ def screen_command(options: Namespace) -> None:
     with at_work(options, options.config) as view:
         pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
-        from hitdet_nni.procedure import screen
+        from hitdet_nni.pipeline import screen
 
         run_directory.open(settings, force=options.force, resume=options.resume)
         with run_directory.timed("screening"):
@@ -40,7 +40,7 @@ def search_command(options: Namespace) -> None:
         pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         check_budget(whole if given is None else given, settings, len(pictures.classes))
         load_libraries(view, settings)
-        from hitdet_nni.procedure import screen, search
+        from hitdet_nni.pipeline import screen, search
 
         only_screened = run_directory.sub_spaces.is_file() and not run_directory.architecture.exists()
         resume = options.resume or (only_screened and not options.force)

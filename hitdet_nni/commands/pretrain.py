@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from hitdet_nni.architecture import Architecture, load_architecture
 from hitdet_nni.commands.console import say, settings_of
 from hitdet_nni.commands.work import at_work, load_libraries
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.data.class_folders import open_folders
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.search_space import load_search_space
+from hitdet_nni.runs.run_directory import RunDirectory
 
 
 def pretrain_command(options: Namespace) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from hitdet_nni.architecture import load_architecture
 from hitdet_nni.commands.console import settings_of
 from hitdet_nni.commands.work import at_work, load_libraries
+from hitdet_nni.config.architecture import load_architecture
+from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.run_directory import RunDirectory, find_run
-from hitdet_nni.settings import Settings, load_settings, parse_overrides
+from hitdet_nni.runs.run_directory import RunDirectory, find_run
 
 
 def study_command(options: Namespace) -> None:

@@ -11,16 +11,16 @@ from typing import Any
 
 from rich.table import Table
 
-from hitdet_nni.architecture import Architecture, load_architecture
-from hitdet_nni.checks import whole_space
 from hitdet_nni.commands.console import console, say, settings_of
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.search_space import save_search_space
+from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import DetectionData, open_data
-from hitdet_nni.files import write_csv, write_json
-from hitdet_nni.procedure import search
-from hitdet_nni.run_directory import RunDirectory, find_run
-from hitdet_nni.search_space import save_search_space
-from hitdet_nni.settings import Settings, load_settings, parse_overrides
-from hitdet_nni.skeleton import COMPONENTS
+from hitdet_nni.io import write_csv, write_json
+from hitdet_nni.pipeline import search
+from hitdet_nni.runs.run_directory import RunDirectory, find_run
+from hitdet_nni.search.checks import whole_space
 from hitdet_nni.studies.operator_ablation import FIGURE_3, effects, insertion_architectures, insertions
 from hitdet_nni.studies.part_ablation import part_architectures
 from hitdet_nni.studies.plots import plot_effects, plot_random_study, plot_scores, plot_trained

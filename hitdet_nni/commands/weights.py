@@ -6,19 +6,19 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from hitdet_nni.architecture import Architecture, load_architecture
-from hitdet_nni.checks import check_classes, check_initial_weights
 from hitdet_nni.commands.console import refuse_existing, say, settings_of
 from hitdet_nni.commands.work import at_work, load_libraries
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import open_data
-from hitdet_nni.description import keep_architecture, transferred
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import write_text
-from hitdet_nni.run_directory import RunDirectory, find_run
-from hitdet_nni.search_space import load_search_space
-from hitdet_nni.skeleton import COMPONENTS
+from hitdet_nni.io import write_text
+from hitdet_nni.runs.run_directory import RunDirectory, find_run
+from hitdet_nni.search.checks import check_classes, check_initial_weights
+from hitdet_nni.search.description import keep_architecture, transferred
 
 
 def retrain_command(options: Namespace) -> None:
@@ -33,7 +33,7 @@ def retrain_command(options: Namespace) -> None:
             architecture = transferred(architecture, settings, pictures.classes)
         check_classes(architecture, pictures)
         load_libraries(view, settings)
-        from hitdet_nni.procedure import train_found
+        from hitdet_nni.pipeline import train_found
         from hitdet_nni.training.retrain import check_start
 
         check_start(settings, supernet)

@@ -8,12 +8,12 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+from hitdet_nni.config.settings import Settings
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process, told_in_a_line
-from hitdet_nni.progress import listening
-from hitdet_nni.progress_view import LineView, View, ViewHandler, view_on
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.settings import Settings
+from hitdet_nni.engine.progress import listening
+from hitdet_nni.engine.progress_view import LineView, View, ViewHandler, view_on
+from hitdet_nni.runs.run_directory import RunDirectory
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from hitdet_nni.config.settings import PretrainSettings
 from hitdet_nni.errors import InputError
-from hitdet_nni.settings import PretrainSettings
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings of the files that are pictures, whatever their case; other files are passed over."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked, write_text
+from hitdet_nni.io import locked, write_text
 
 Entry = dict[str, Any]
 

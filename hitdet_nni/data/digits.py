@@ -28,7 +28,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import writing
+from hitdet_nni.io import writing
 
 logger = logging.getLogger(__name__)
 

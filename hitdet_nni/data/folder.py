@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import v2
 
+from hitdet_nni.config.settings import PretrainSettings
 from hitdet_nni.data.class_folders import LabelledPictures
 from hitdet_nni.data.pictures import PictureDefect, PictureError, read_picture
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.settings import PretrainSettings
 
 CROP_SHARE = 224 / 256
 """Side of the validation crop relative to the shorter side of the resized picture."""

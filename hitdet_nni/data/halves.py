@@ -12,7 +12,7 @@ import numpy as np
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_json, write_json
+from hitdet_nni.io import read_json, write_json
 
 HALF_NAMES = ("weights", "alphas")
 """What each half trains, in the order of :func:`split_halves`: the keys of the file that keeps them."""

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hitdet_nni.config.settings import DataSettings, PretrainSettings
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.box_uses import BoxUses, box_uses
 from hitdet_nni.data.class_folders import LabelledPictures, list_pictures
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
@@ -21,8 +23,6 @@ from hitdet_nni.data.pictures import check_pictures, decoded_size
 from hitdet_nni.data.sources import Half, half_parts, half_source
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
-from hitdet_nni.settings import DataSettings, PretrainSettings
-from hitdet_nni.skeleton import Skeleton
 
 _AT_ONCE = 4096  # pictures that the decoding threads are given at a time
 

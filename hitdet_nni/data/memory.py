@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hitdet_nni.config.settings import DataSettings
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.coco import CocoDataset
 from hitdet_nni.data.pictures import readable
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.machine import available_cores
-from hitdet_nni.settings import DataSettings
-from hitdet_nni.skeleton import Skeleton
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hitdet_nni.config.skeleton import ANCHOR_RATIOS, Skeleton
 from hitdet_nni.data.box_uses import BoxUses
-from hitdet_nni.skeleton import ANCHOR_RATIOS, Skeleton
 
 _MOST_ENLARGED = 4  # times the network's input, beyond which a larger one is no advice
 

@@ -13,14 +13,14 @@ from mmengine.registry import DATASETS
 from nni.nas.evaluator.pytorch import DataLoader
 from torch.utils.data import Dataset, Subset
 
+from hitdet_nni.config.data_settings import DataSettings
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.coco import CocoDataset
 from hitdet_nni.data.halves import kept_halves
 from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.data_settings import DataSettings
 from hitdet_nni.engine import distributed
-from hitdet_nni.skeleton import Skeleton
 
 
 def dataset_config(dataset: CocoDataset, skeleton: Skeleton, *, training: bool, flip: bool = False) -> dict[str, Any]:

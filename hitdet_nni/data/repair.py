@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hitdet_nni.config.data_settings import DataSettings
 from hitdet_nni.data.coco import check_document
 from hitdet_nni.data.coco_document import LISTS, CocoDocument, DocumentSource, Entry, is_number, read_document, show
 from hitdet_nni.data.layouts.split import split_off
@@ -22,9 +23,8 @@ from hitdet_nni.data.normalization import LARGEST_ID, Changes, normalize
 from hitdet_nni.data.picture_folder import PictureFolder, stays_inside
 from hitdet_nni.data.pictures import decoded_size, thin_problem
 from hitdet_nni.data.sources import HALVES, half_parts
-from hitdet_nni.data_settings import DataSettings
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import write_text
+from hitdet_nni.io import write_text
 
 _PLACE: Final = re.compile(r"(images|annotations|categories)\[(\d+)\]")
 _INTEGER: Final = re.compile(r"\s*[-+]?[0-9]{1,15}(\.0*)?\s*")

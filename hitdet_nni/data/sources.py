@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from hitdet_nni import __version__
+from hitdet_nni.config.data_settings import ID_KEYS, LAYOUTS, DataSettings
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.coco_document import cache_folder as cache_folder
 from hitdet_nni.data.layouts.recognise import open_root, say
 from hitdet_nni.data.layouts.split import split_lists
 from hitdet_nni.data.pictures import require_sound_pictures
 from hitdet_nni.data.subsets import one_annotation_file
-from hitdet_nni.data_settings import ID_KEYS, LAYOUTS, DataSettings
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked
+from hitdet_nni.io import locked
 
 SMALL_SET = 2000
 """Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
 from hitdet_nni.data.coco_document import CocoDocument, Entry, canonical_text, decode
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked, write_text
+from hitdet_nni.io import locked, write_text
 
 _FORMAT = 2  # of the files; to be raised when the same parts are to become another file
 _IDS = "picture ids, a line each, a JSON list, or a COCO annotation file"

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from xml.etree import ElementTree
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_text, write_text
+from hitdet_nni.io import read_text, write_text
 
 CLASSES: Final = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.model.blocks import InvertedResidual
 from hitdet_nni.model.operators import build_operator
-from hitdet_nni.skeleton import Component, Skeleton
 
 
 def operator_layers(architecture: Architecture, component: Component) -> list[nn.Module]:

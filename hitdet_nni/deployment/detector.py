@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.deployment.components import Backbone, Neck, operator_layers
 from hitdet_nni.model.preprocessing import PREPROCESSING
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
 from hitdet_nni import __version__
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.deployment import Format
 from hitdet_nni.deployment.detector import Detector, RawHeads
 from hitdet_nni.deployment.loading import load_detector
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import whole_file
+from hitdet_nni.io import whole_file
 from hitdet_nni.model.preprocessing import PREPROCESSING
 
 INPUT = "pictures"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.skeleton import DetectorKind
 from hitdet_nni.deployment.detector import Detector
 from hitdet_nni.deployment.one_stage import OneStageDetector, state_by_level
 from hitdet_nni.deployment.two_stage import TwoStageDetector
 from hitdet_nni.engine.weights_file import read_state
 from hitdet_nni.errors import InputError
-from hitdet_nni.skeleton import DetectorKind
 
 DETECTORS: Mapping[DetectorKind, type[Detector]] = {"faster_rcnn": TwoStageDetector, "retinanet": OneStageDetector}
 

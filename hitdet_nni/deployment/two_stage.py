@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.deployment.boxes import base_anchors, by_anchor, decode, grid_anchors, suppress, with_area
 from hitdet_nni.deployment.components import operator_layers
 from hitdet_nni.deployment.detector import Detector

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hitdet_nni.files import writing
+from hitdet_nni.io import writing
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import WEIGHTS_FILE, whole_file
+from hitdet_nni.io import WEIGHTS_FILE, whole_file
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

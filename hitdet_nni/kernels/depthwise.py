@@ -1,233 +1,225 @@
-"""Depthwise convolution of channels-last maps and its two gradients, each one pass over memory.
+"""Depthwise convolution and its two gradients, each by the algorithm that is fast for its shape.
 
-What surrounds the convolution in an inverted residual rides along: the ReLU of what comes in is applied while it is
-read, the sums for the next batch normalisation are taken while the result is written. Kernel sizes are odd, padding is
-``(k - 1) dilation / 2``.
+All algorithms are exact; they differ in the order of their sums. Which one runs is a function of shapes and of the kind
+of device alone, never of a measurement, so that a run resumed in another process rounds as an uninterrupted one.
+
+On a CPU, ATen hands depthwise convolutions in channels-last order to oneDNN, whose forward pass is fast but for
+dilated kernels that reach more than four columns over the edge, and whose weight gradient is fast for undilated 3 x 3
+kernels only; ATen's own loops, which take the rest, are 10 to 100 times slower. Of its two forward passes the one for
+dilated kernels is the faster, and where the maps' rows alternate every convolution is dilated. On a GPU, cuDNN takes
+what is in channels-last order; dilated kernels and the weight gradient of 7 x 7 ones are 3 to 200 times slower there.
+Figures: docs/fused.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
-import triton
+import torch.nn.functional as F
 from torch import Tensor
 
-from hitdet_nni.kernels.launch import (
-    FLAT_PIXELS,
-    Block,
-    Family,
-    accumulation_type,
-    alignment,
-    choose_block,
-    triton_type,
+from hitdet_nni.kernels.layout import (
+    channels_last,
+    deinterleave,
+    goes_by_rows,
+    interleave,
+    one_map,
+    several_maps,
 )
-from hitdet_nni.kernels.moments import Moments
-from hitdet_nni.kernels.programs import depthwise as programs
 
-PROGRAMS = 2112
-"""Programs of a launch, at most: enough for every GPU, few enough for little to be summed at the end."""
+ONEDNN_REACH = 4
+"""Columns that oneDNN's dilated depthwise kernel may reach over the edge before a slow kernel replaces it."""
+
+TOEPLITZ_PIXELS = 64
+"""Largest map (rows x columns) whose weight gradient is taken as one product of matrices a channel on a GPU."""
+
+TOEPLITZ_MAPS = 48
+"""Fewest maps in a batch for that, since it computes all products of two pixels whatever their number."""
+
+INTERLEAVE_PIXELS = 256
+"""Smallest map whose weight gradient by a dilated 3 x 3 kernel is taken from its subsampled maps on a CPU."""
+
+MANY_PIXELS = 4096
+"""Pixels of a batch from which the weight gradient is computed in pieces on a CPU: each line of a kernel reads all."""
+
+PIECE_CHANNELS = 16
+"""Channels of such a piece; it is to stay in the cache."""
+
+CUDNN_KERNEL = 5
+"""Largest kernel whose weight gradient cuDNN computes fast in single precision and channels-last order."""
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """A depthwise convolution of a batch of maps.
+def padding(kernel_size: int, dilation: int) -> int:
+    """Padding with which a stride-1 convolution keeps the size of its input."""
+    return (kernel_size - 1) * dilation // 2
 
-    Attributes:
-        count: Maps in the batch, N.
-        height: Rows of the input.
-        width: Columns of the input.
-        kernel_size: Side of the kernels, odd.
+
+def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """Depthwise convolution.
+
+    Args:
+        x: Input, ``[N, C, H, W]``, channels-last, its pixels ordered map by map or row by row.
+        weight: Kernels, ``[C, 1, k, k]``, k odd.
         stride: Stride of both directions.
         dilation: Dilation of both directions.
+
+    Returns:
+        ``[N, C, ceil(H / stride), ceil(W / stride)]``, channels-last, in the order of the input where the stride is 1.
     """
-
-    count: int
-    height: int
-    width: int
-    kernel_size: int
-    stride: int
-    dilation: int
-
-    @property
-    def height_out(self) -> int:
-        """Rows of the output."""
-        return -(-self.height // self.stride)
-
-    @property
-    def width_out(self) -> int:
-        """Columns of the output."""
-        return -(-self.width // self.stride)
-
-    @property
-    def positions(self) -> int:
-        """Pixels of the input batch, ``N H W``."""
-        return self.count * self.height * self.width
-
-    @property
-    def positions_out(self) -> int:
-        """Pixels of the output batch."""
-        return self.count * self.height_out * self.width_out
-
-    @property
-    def reach(self) -> int:
-        """Padding."""
-        return (self.kernel_size - 1) * self.dilation // 2
+    if x.device.type == "cpu":
+        if stride == 1 and goes_by_rows(x):
+            return several_maps(_convolve(one_map(x), weight, 1, (len(x) * dilation, dilation)), len(x))
+        return _convolve(channels_last(x), weight, stride, (dilation, dilation))
+    reach = padding(weight.shape[-1], dilation)
+    if dilation > 1:
+        if stride == 1:
+            return deinterleave(convolve(interleave(x, dilation), weight, 1, 1), dilation, *x.shape[2:])
+        x = x.contiguous()  # keeps cuDNN away
+    return channels_last(F.conv2d(x, weight, None, stride, reach, dilation, weight.shape[0]))
 
 
-def _is_flat(height: int, width: int) -> bool:
-    return height * width <= FLAT_PIXELS
+def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: tuple[int, int]) -> Tensor:
+    """On a CPU, with a dilation of rows and one of columns."""
+    rows, columns = (padding(weight.shape[-1], one) for one in dilation)
+    inside = columns if dilation == (1, 1) else min(columns, ONEDNN_REACH)
+    x = _widen(x, columns - inside)
+    return channels_last(F.conv2d(x, weight, None, stride, (rows, inside), dilation, weight.shape[0]))
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """How the pixels of a convolution's output are divided among programs."""
+def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """Gradient of :func:`convolve` by its input.
 
-    block: Block
-    columns: int
-    flat: bool
-    tiles: int
-    parts: int
+    At stride 1 it is the convolution of ``grad`` with the kernels turned by 180 degrees. At a larger stride zeros
+    between the gradient's pixels make it that.
 
-    @classmethod
-    def of(
-        cls, family: Family, size: tuple[int, int, int], channels: int, geometry: Geometry, item_bytes: int
-    ) -> _Grid:
-        """For an output of N, H, W and a number of channels."""
-        count, height, width = size
-        flat = _is_flat(height, width)
-        block = choose_block(family, geometry.kernel_size, geometry.dilation, item_bytes, flat)
-        columns = block.columns if geometry.stride == 1 else 1
-        anchors = -(-width // (columns * geometry.dilation)) * geometry.dilation
-        if flat:
-            tiles = -(-count * height * anchors // block.pixels)
-        else:
-            tiles = count * -(-height // block.rows) * -(-anchors // (block.pixels // block.rows))
-        lines = geometry.kernel_size if family == "grad_weights" else 1
-        parts = min(tiles, max(1, PROGRAMS // (triton.cdiv(channels, block.channels) * lines)))
-        return cls(block, columns, flat, tiles, parts)
+    Args:
+        grad: Gradient by the output, channels-last, in the order of the input where the stride is 1.
+        x: The input; only its shape and order are used.
+        weight: Kernels, ``[C, 1, k, k]``.
+        stride: Stride of the forward pass.
+        dilation: Dilation of the forward pass.
+    """
+    if stride > 1 and dilation == 1:
+        return channels_last(_aten_gradient(grad, x, weight, stride, dilation, of_input=True))
+    if stride > 1 and x.device.type != "cpu":
+        of_input = _aten_gradient(grad.contiguous(), x.contiguous(), weight, stride, dilation, of_input=True)
+        return channels_last(of_input)
+    if stride > 1:
+        spread = torch.zeros_like(x)
+        spread[:, :, ::stride, ::stride] = grad
+        grad = spread
+    return convolve(grad, weight.flip(2, 3), 1, dilation)
 
 
-def taps_outermost(weight: Tensor) -> Tensor:
-    """Kernels ``[C, 1, k, k]`` as ``[k k, C]``, in which a program reads those of its channels at once."""
-    return weight.flatten(1).t().contiguous()
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """Gradient of :func:`convolve` by its kernels, ``[C, 1, k, k]``.
+
+    Args:
+        grad: Gradient by the output, channels-last, its pixels ordered map by map or row by row.
+        x: The input, in the same order.
+        weight: The kernels; only their shape is used.
+        stride: Stride of the forward pass.
+        dilation: Dilation of the forward pass.
+    """
+    kernel_size, pixels = weight.shape[-1], x.shape[2] * x.shape[3]
+    if x.device.type == "cpu":
+        if kernel_size > 3 or (dilation > 1 and (stride > 1 or pixels < INTERLEAVE_PIXELS)):
+            if stride == 1:
+                return _correlate_rows(grad, x, kernel_size, dilation)
+            return _correlate_maps(grad, x, kernel_size, stride, dilation)
+        if dilation == 1:
+            return _aten_gradient(channels_last(grad), channels_last(x), weight, stride, 1, of_input=False)
+    else:
+        exact = x.dtype in (torch.float32, torch.float64)
+        if dilation == 1 and (kernel_size <= CUDNN_KERNEL or not exact):
+            return _aten_gradient(grad, x, weight, stride, 1, of_input=False)
+        if pixels <= TOEPLITZ_PIXELS and len(x) >= TOEPLITZ_MAPS:
+            return _toeplitz_weight_gradient(grad, x, kernel_size, stride, dilation)
+        if stride > 1 or dilation == 1:
+            return _aten_gradient(grad.contiguous(), x.contiguous(), weight, stride, dilation, of_input=False)
+    return _aten_gradient(interleave(grad, dilation), interleave(x, dilation), weight, 1, 1, of_input=False)
 
 
-def _stride_one(
-    family: Family,
-    x: Tensor,
-    weight: Tensor,
-    source: Tensor | None,
-    geometry: Geometry,
-    *,
-    relu: bool,
-    sums: bool,
-    moments: bool,
-) -> tuple[Tensor, Tensor | None, Moments | None]:
-    """Launch :func:`_convolve`, whose input and output are a convolution's, or its gradients' at stride 1."""
-    channels = x.shape[1]
-    grid = _Grid.of(
-        family, (geometry.count, geometry.height_out, geometry.width_out), channels, geometry, x.element_size()
+def _aten_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool) -> Tensor:
+    reach = [padding(weight.shape[-1], dilation)] * 2
+    wanted = [of_input, not of_input, False]
+    gradients = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, reach, [dilation] * 2, False, [0, 0], weight.shape[0], wanted
     )
-    kind = accumulation_type(x.dtype)
-    y = x.new_empty(geometry.positions_out, channels)
-    found = Moments.room(grid.parts, channels, geometry.positions_out, kind, x.device) if moments else None
-    columns = torch.empty(grid.parts, channels, dtype=kind, device=x.device) if sums else None
-    means = y if columns is None else columns
-    room = (means, y, y) if found is None else (found.means, found.deviations, found.counts)
-    unit = alignment(channels)
-    programs.convolve[(triton.cdiv(channels, grid.block.channels) * grid.parts,)](
-        x, weight, x if source is None else source, y, *room,
-        geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
-        geometry.dilation, grid.tiles, grid.parts,
-        UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride, RELU=relu, MASK=source is not None,
-        SUMS=sums, MOMENTS=moments, COLUMNS=grid.columns, PIXELS=grid.block.pixels, ROWS=grid.block.rows,
-        FLAT=grid.flat, CHANNELS=grid.block.channels, SUM=triton_type(kind), num_warps=grid.block.warps,
-    )  # fmt: skip
-    return y, columns, found
+    gradient: Tensor = gradients[0 if of_input else 1]
+    return gradient
 
 
-def forward(
-    x: Tensor, weight: Tensor, geometry: Geometry, *, relu: bool, moments: bool
-) -> tuple[Tensor, Moments | None]:
-    """Depthwise convolution of ``x``, or of its ReLU.
+def _widen(x: Tensor, margin: int) -> Tensor:
+    """A channels-last map with columns of zeros to its left and right; itself where there are none."""
+    if margin == 0:
+        return x
+    return F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin)).permute(0, 3, 1, 2)
 
-    Args:
-        x: Input, ``[P, C]``, contiguous.
-        weight: Kernels, ``[k k, C]`` (:func:`taps_outermost`).
-        geometry: Sizes.
-        relu: Whether the ReLU of ``x`` is convolved.
-        moments: Whether mean and variance of the output's columns are wanted.
 
-    Returns:
-        ``[P_out, C]`` of the type of ``x``, and the moments of its parts.
+def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) -> Tensor:
+    """Weight gradient at stride 1 as a forward pass: the maps are convolved with the gradient for a kernel.
+
+    The dilation is the stride of that. The rows of all maps are those of one, so that it sums over the batch.
     """
-    y, _, found = _stride_one("forward", x, weight, None, geometry, relu=relu, sums=False, moments=moments)
-    return y, found
+    count, channels, height, width = x.shape
+    reach = padding(kernel_size, dilation)
+    steps, edge = (count * dilation, dilation), (count * reach, reach)
+    piece = channels if count * height * width < MANY_PIXELS else PIECE_CHANNELS
+    matrix = one_map(grad).permute(0, 2, 3, 1).reshape(-1, channels)
+    kernels = matrix.t().contiguous().view(channels, 1, -1, width)  # ATen copies matrices faster than maps
+    pieces = zip(torch.split(one_map(x), piece, 1), torch.split(kernels, piece), strict=True)
+    gradients = [F.conv2d(maps, given, None, steps, edge, 1, len(given))[0] for maps, given in pieces]
+    return torch.cat(gradients).unsqueeze(1)
 
 
-def grad_x(
-    grad: Tensor, weight: Tensor, source: Tensor | None, geometry: Geometry, *, sums: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Gradient of :func:`forward` by its input: at stride 1 the convolution with the kernels turned by 180 degrees.
+def _correlate_maps(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
+    """The same at any stride: each map is convolved with its own gradient, all maps being channels of one.
 
-    Args:
-        grad: Gradient by the output, ``[P_out, C]``, contiguous.
-        weight: Kernels, ``[k k, C]``.
-        source: The input, ``[P, C]``, where its ReLU was convolved; else ``None``.
-        geometry: Sizes.
-        sums: Whether the sums of the result's columns are wanted.
-
-    Returns:
-        ``[P, C]`` of the type of ``grad``, and the sums, ``[C]``.
+    The dilation is the stride of that, the stride its dilation.
     """
-    if geometry.stride == 1:
-        by_x, columns, _ = _stride_one(
-            "grad_x", grad, weight.flip(0), source, geometry, relu=False, sums=sums, moments=False
-        )
-        return by_x, None if columns is None else columns.sum(0)
-    channels = grad.shape[1]
-    size = (geometry.count, geometry.height, geometry.width)
-    grid = _Grid.of("grad_x", size, channels, replace(geometry, dilation=1), grad.element_size())
-    kind = accumulation_type(grad.dtype)
-    by_x = grad.new_empty(geometry.positions, channels)
-    columns = torch.empty(grid.parts, channels, dtype=kind, device=grad.device) if sums else None
-    unit = alignment(channels)
-    programs.strided_grad_x[(triton.cdiv(channels, grid.block.channels) * grid.parts,)](
-        grad, weight, grad if source is None else source, by_x, by_x if columns is None else columns,
-        geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
-        geometry.dilation, grid.tiles, grid.parts,
-        UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride, MASK=source is not None, SUMS=sums,
-        PIXELS=grid.block.pixels, ROWS=grid.block.rows, FLAT=grid.flat, CHANNELS=grid.block.channels,
-        SUM=triton_type(kind), num_warps=grid.block.warps,
-    )  # fmt: skip
-    return by_x, None if columns is None else columns.sum(0)
+    count, channels, height, width = x.shape
+    reach = padding(kernel_size, dilation)
+    inside = min(reach, ONEDNN_REACH)
+    side_by_side = x.permute(2, 3, 0, 1).reshape(1, height, width, count * channels).permute(0, 3, 1, 2)
+    kernels = grad.reshape(count * channels, 1, *grad.shape[2:])
+    side_by_side = _widen(side_by_side, reach - inside)
+    products = F.conv2d(side_by_side, kernels, None, dilation, (reach, inside), stride, count * channels)
+    gradient = products[0, :, :kernel_size, :kernel_size].reshape(count, channels, kernel_size, kernel_size).sum(0)
+    return gradient.unsqueeze(1)
 
 
-def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> Tensor:
-    """Gradient of :func:`forward` by its kernels.
+def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
+    """Weight gradient of small maps: all products of output and input pixels, then the sum of those a tap joins.
 
-    Args:
-        grad: Gradient by the output, ``[P_out, C]``, contiguous.
-        x: The input, ``[P, C]``, contiguous.
-        geometry: Sizes.
-        relu: Whether the ReLU of ``x`` was convolved.
-
-    Returns:
-        ``[C, 1, k, k]``, in single precision at least.
+    A channel's convolution is a (Toeplitz) matrix ``[H_out W_out, H W]``. The matrix's gradient is one product over the
+    batch; an entry of the kernel occurs at the places where ``_taps`` is one.
     """
-    channels, kernel_size = grad.shape[1], geometry.kernel_size
-    size = (geometry.count, geometry.height_out, geometry.width_out)
-    grid = _Grid.of("grad_weights", size, channels, geometry, grad.element_size())
-    kind = accumulation_type(grad.dtype)
-    partial = torch.empty(grid.parts, kernel_size**2, channels, dtype=kind, device=grad.device)
-    unit = alignment(channels)
-    programs.grad_weights[(triton.cdiv(channels, grid.block.channels) * kernel_size * grid.parts,)](
-        grad, x, partial,
-        geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
-        geometry.dilation, grid.tiles, grid.parts,
-        UNIT=unit, K=kernel_size, STRIDE=geometry.stride, RELU=relu, COLUMNS=grid.columns,
-        PIXELS=grid.block.pixels, ROWS=grid.block.rows, FLAT=grid.flat, CHANNELS=grid.block.channels,
-        SUM=triton_type(kind), num_warps=grid.block.warps,
-    )  # fmt: skip
-    return partial.sum(0).t().reshape(channels, 1, kernel_size, kernel_size)
+    _, channels, height, width = x.shape
+    taps = _taps(height, width, kernel_size, stride, dilation, x.dtype, x.device)
+    matrix_gradient = torch.bmm(_pixels_outermost(grad), _pixels_outermost(x).transpose(1, 2))
+    gradient = matrix_gradient.view(channels, -1) @ taps
+    return gradient.view(channels, 1, kernel_size, kernel_size)
+
+
+def _pixels_outermost(x: Tensor) -> Tensor:
+    """A channels-last map as ``[C, H W, N]`` whose memory is ``[H W, C, N]``, which takes one plain transposition."""
+    count, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(count, height * width * channels)
+    return rows.t().contiguous().view(height * width, channels, count).transpose(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _taps(
+    height: int, width: int, kernel_size: int, stride: int, dilation: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Which tap joins an output and an input pixel: zeros and ones, ``[H_out W_out H W, k k]``."""
+
+    def along(size: int) -> Tensor:  # [size_out, size, k]
+        outputs = torch.arange(-(-size // stride)).view(-1, 1, 1) * stride
+        offsets = torch.arange(kernel_size) * dilation - padding(kernel_size, dilation)
+        return torch.eq(torch.arange(size).view(1, -1, 1) - outputs, offsets).to(dtype)
+
+    joined = torch.einsum("aik,bjl->abijkl", along(height), along(width))
+    return joined.reshape(-1, kernel_size**2).to(device)

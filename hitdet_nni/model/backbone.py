@@ -9,9 +9,9 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from hitdet_nni.config.skeleton import Component, output_stages, stage_blocks
 from hitdet_nni.model.blocks import InvertedResidual
 from hitdet_nni.model.searchable import Candidates, check_layer_count, searched_layer
-from hitdet_nni.skeleton import Component, output_stages, stage_blocks
 
 
 @MODELS.register_module()

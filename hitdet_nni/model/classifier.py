@@ -11,9 +11,9 @@ from mmengine.model import initialize
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.model.detector import detector_config
 from hitdet_nni.model.searchable import Candidates
-from hitdet_nni.skeleton import Skeleton
 
 
 class HitClassifier(nn.Module):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import hitdet_nni.model.backbone
 import hitdet_nni.model.head
 import hitdet_nni.model.neck  # noqa: F401  (the three imports register our modules with mmdet)
+from hitdet_nni.config.skeleton import COMPONENTS, Component, DetectorKind, Skeleton
 from hitdet_nni.model.one_stage import retinanet
 from hitdet_nni.model.preprocessing import PREPROCESSING
 from hitdet_nni.model.searchable import Candidates
 from hitdet_nni.model.two_stage import faster_rcnn
-from hitdet_nni.skeleton import COMPONENTS, Component, DetectorKind, Skeleton
 
 Operators = Mapping[Component, Sequence[Candidates]]
 """For each component one entry a layer: an operator name, or the candidates' names."""

@@ -11,10 +11,10 @@ from mmdet.models.utils import multi_apply
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import select_level, separate_statistics
 from hitdet_nni.model.searchable import Candidates, searched_layer
-from hitdet_nni.skeleton import Component
 
 
 @MODELS.register_module()

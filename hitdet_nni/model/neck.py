@@ -10,8 +10,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.model.searchable import Candidates, check_layer_count, searched_layer
-from hitdet_nni.skeleton import Component
 
 
 @MODELS.register_module()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hitdet_nni.skeleton import ANCHOR_RATIOS, Skeleton
+from hitdet_nni.config.skeleton import ANCHOR_RATIOS, Skeleton
 
 
 def retinanet(skeleton: Skeleton, operators: list[str | list[str]], num_classes: int) -> dict[str, Any]:

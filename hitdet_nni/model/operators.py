@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from hitdet_nni.config.operators import parse_operator
 from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
-from hitdet_nni.operators import parse_operator
 
 
 def build_operator(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Module:

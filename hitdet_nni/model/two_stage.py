@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hitdet_nni.skeleton import ANCHOR_RATIOS, ROI_SIZE, Skeleton
+from hitdet_nni.config.skeleton import ANCHOR_RATIOS, ROI_SIZE, Skeleton
 
 
 def faster_rcnn(skeleton: Skeleton, operators: list[str | list[str]], num_classes: int) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from hitdet_nni.architecture import Architecture
-from hitdet_nni.operators import parse_operator
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.operators import parse_operator
+from hitdet_nni.config.skeleton import SearchedLayer, Skeleton
+from hitdet_nni.cost.cost_model import Cost, CostModel
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.operator_text import block_text
-from hitdet_nni.search.cost import Cost, CostModel
-from hitdet_nni.skeleton import SearchedLayer, Skeleton
 
 BLOCK, HEIGHT = 108, 24
 """Width and height of a block, in units that are about a pixel each."""

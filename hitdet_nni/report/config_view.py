@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from hitdet_nni.config.settings import Settings, find_config, load_settings
+from hitdet_nni.config.shipped import shipped
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_yaml
-from hitdet_nni.run_directory import plain
-from hitdet_nni.settings import Settings, find_config, load_settings
-from hitdet_nni.shipped import shipped
+from hitdet_nni.io import read_yaml
+from hitdet_nni.runs.run_directory import plain
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.settings import BudgetSettings
+from hitdet_nni.cost.cost_model import PARTS, Convention, Cost, CostModel
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Scale, number
-from hitdet_nni.search.cost import PARTS, Convention, Cost, CostModel
-from hitdet_nni.settings import BudgetSettings
 
 CONVENTIONS: Mapping[Convention, str] = {
     "macs": "multiply-adds of convolutions and linear layers",

@@ -17,7 +17,8 @@ from markupsafe import Markup
 from mmengine.dataset import pseudo_collate
 from PIL import Image
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.pictures import read_picture, readable
 from hitdet_nni.data.pipeline import build_dataset
 from hitdet_nni.data.sources import open_validation
@@ -26,7 +27,6 @@ from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.report import svg
-from hitdet_nni.settings import Settings
 
 SCORE = 0.3
 """Detections are drawn from this score on."""

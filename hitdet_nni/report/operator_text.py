@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from hitdet_nni.config.operators import Family, Operator, parse_operator
 from hitdet_nni.errors import InputError
-from hitdet_nni.operators import Family, Operator, parse_operator
 
 FAMILIES: Mapping[Family, str] = {
     "ir": "inverted residual (IR)",

@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hitdet_nni import __version__
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.errors import InputError, WriteError
-from hitdet_nni.files import write_text
+from hitdet_nni.io import write_text
 from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.comparison import compare_runs
@@ -24,7 +25,6 @@ from hitdet_nni.report.reading import Run, read_run
 from hitdet_nni.report.screening_chart import show_screening
 from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
 from hitdet_nni.report.summary import duration, figures, searched, state_of
-from hitdet_nni.skeleton import COMPONENTS
 
 PAGE = "report.html"
 """Name of a run's page in its directory."""

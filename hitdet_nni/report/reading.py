@@ -9,16 +9,16 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
 
-from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.search_space import SearchSpace, load_search_space
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.config.validation import one_line
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import WEIGHTS_FILE, read_json, read_yaml
+from hitdet_nni.io import WEIGHTS_FILE, read_json, read_yaml
 from hitdet_nni.report.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
 from hitdet_nni.report.training_log import TrainingLog, read_training_log
-from hitdet_nni.run_directory import find_run
-from hitdet_nni.search_space import SearchSpace, load_search_space
-from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS, Component
-from hitdet_nni.validation import one_line
+from hitdet_nni.runs.run_directory import find_run
 
 
 class Metadata(BaseModel):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hitdet_nni.errors import InputError, WriteError
-from hitdet_nni.files import whole_file
+from hitdet_nni.io import whole_file
 from hitdet_nni.report.event_file import Scalar, event_file
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS
 from hitdet_nni.report.reading import Run, read_run

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
 from hitdet_nni.report.line_chart import Chart
 from hitdet_nni.report.operator_text import family_of
 from hitdet_nni.report.tables import Score
-from hitdet_nni.skeleton import Component
 
 WIDTH, HEIGHT = 380, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 92, 30, 42

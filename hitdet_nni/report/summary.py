@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
 from hitdet_nni.report.reading import Result, Run
-from hitdet_nni.search.cost import CostModel
-from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS
 
 KINDS = {"faster_rcnn": "Faster R-CNN (two stages)", "retinanet": "RetinaNet (one stage)"}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_text, whole_lines
+from hitdet_nni.io import read_text, whole_lines
 
 EpochMetrics = dict[str, float]
 """What was measured in an epoch, by the names of the file's columns."""

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hitdet_nni.files import read_text
+from hitdet_nni.io import read_text
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS
 
 _TRAIN = re.compile(r"Epoch\(train\)\s+\[(\d{1,9})\]\[\s*(\d{1,9})/\s*(\d{1,9})\].*?\sloss: ([-+.\w]+)")

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hitdet_nni.config.settings import BudgetSettings
+from hitdet_nni.config.skeleton import Component
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.knapsack import Scores, decode_within, least_cost
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.cost import CostModel
-from hitdet_nni.search.knapsack import Scores, decode_within, least_cost
-from hitdet_nni.settings import BudgetSettings
-from hitdet_nni.skeleton import Component
 
 BudgetKey = Literal["gflops", "params_m"]
 
@@ -27,7 +27,7 @@ class _Unit:
 
     Attributes:
         name: For people.
-        measure: The field of :class:`~hitdet_nni.search.layer_cost.Cost`.
+        measure: The field of :class:`~hitdet_nni.cost.layer_cost.Cost`.
         scale: Counts in one unit.
     """
 

@@ -17,13 +17,13 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.randomness import own_random_numbers
 from hitdet_nni.errors import NonFiniteLossError
-from hitdet_nni.search.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts
 from hitdet_nni.search.expected_cost import ExpectedCost
-from hitdet_nni.search.health import Health, examine
+from hitdet_nni.search.health.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts
+from hitdet_nni.search.health.stats import Health, examine
 from hitdet_nni.search.one_shot import refuse_unsupported
-from hitdet_nni.search.resume import ExactResume
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.cost import CostModel
-from hitdet_nni.skeleton import COMPONENTS, Component
 
 
 class ExpectedCost:

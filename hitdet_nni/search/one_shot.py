@@ -37,7 +37,8 @@ def refuse_unsupported(module: Any) -> None:
         raise InputError(
             "a multi-trial strategy would train every model and learn nothing of it",
             source="detection_evaluator",
-            allowed="a one-shot strategy; for the others FunctionalEvaluator(hitdet_nni.multi_trial.retrain_sample)",
+            allowed="a one-shot strategy; for the others "
+            "FunctionalEvaluator(hitdet_nni.integration.multi_trial.retrain_sample)",
         )
     name = type(module).__name__
     if not any(True for _ in module.supernet_modules()):

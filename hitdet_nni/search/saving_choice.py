@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hitdet_nni.config.settings import SavingByComponent, Settings
+from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_json, write_json
+from hitdet_nni.io import read_json, write_json
 from hitdet_nni.search.mixed import AUTO, SAVING, set_saving
 from hitdet_nni.search.step_timing import StepCost, StepTimer
-from hitdet_nni.settings import SavingByComponent, Settings
-from hitdet_nni.skeleton import COMPONENTS, Component, Skeleton
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.search.evaluator import EpochRecord
 from hitdet_nni.search.strategy import Removal
 from hitdet_nni.search.supernet import Phase, train_supernet
-from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS, Component
 
 
 @dataclass(frozen=True)

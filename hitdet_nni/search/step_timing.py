@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.randomness import own_random_numbers
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.memory import estimate_step_memory, free_memory
+from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
+from hitdet_nni.search.memory.step_simulation import picture_size
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
-from hitdet_nni.search.step_simulation import picture_size
-from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import Component, Skeleton
 
 logger = logging.getLogger(__name__)
 

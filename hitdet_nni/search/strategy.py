@@ -18,7 +18,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
 from hitdet_nni.search.expected_cost import ExpectedCost
-from hitdet_nni.search.health import GradientNorms
+from hitdet_nni.search.health.stats import GradientNorms
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, group_by_component
 
@@ -308,7 +308,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
     Args:
         sparsity_weight: mu of Eq. 4 (0.1 in the paper's screening, 0 in its search).
         flops_weight: lambda of Eq. 6 per GFLOP (0 in the paper's screening, 0.01 in its search).
-        expected_cost: The expected GFLOPs of the space, :meth:`hitdet_nni.search.cost.CostModel.expectation`.
+        expected_cost: The expected GFLOPs of the space, :meth:`hitdet_nni.cost.cost_model.CostModel.expectation`.
         alpha_optimizer: Adam's settings for the architecture parameters.
         removal: Operators to remove while screening; ``None`` keeps all.
         warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).

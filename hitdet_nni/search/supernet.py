@@ -10,28 +10,28 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from hitdet_nni.config.settings import BudgetSettings, Settings, describe_lr, scaled_lr
+from hitdet_nni.config.skeleton import Component, Skeleton
+from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.lightning_resume import ExactResume, Stateful
 from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.progress import Stage
+from hitdet_nni.engine.step_progress import StepProgress
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.progress import Stage
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
-from hitdet_nni.search.cost import CostModel
-from hitdet_nni.search.diagnosis import diagnose
 from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
 from hitdet_nni.search.expected_cost import ExpectedCost
-from hitdet_nni.search.memory import estimate_step_memory, free_memory
-from hitdet_nni.search.resume import ExactResume, Stateful
+from hitdet_nni.search.health.diagnosis import diagnose
+from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.search.saving_choice import settle_saving
-from hitdet_nni.search.step_progress import StepProgress
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
-from hitdet_nni.settings import BudgetSettings, Settings, describe_lr, scaled_lr
-from hitdet_nni.skeleton import Component, Skeleton
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS, Component
 from hitdet_nni.studies.part_ablation import baseline_sample, decided
 from hitdet_nni.studies.retrainings import Repeated, Trained
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.description import describe_architecture
-from hitdet_nni.search_space import SearchSpace
-from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS
+from hitdet_nni.search.description import describe_architecture
 
 
 def baseline_sample(settings: Settings) -> dict[str, str]:

@@ -6,9 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from hitdet_nni.config.skeleton import Component
+from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.cost import CostModel
-from hitdet_nni.skeleton import Component
 
 CostKey = Literal["flops", "params"]
 

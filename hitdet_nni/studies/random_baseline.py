@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from scipy.stats import kendalltau, spearmanr
 
-from hitdet_nni.architecture import Architecture, load_architecture
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.description import describe_architecture
 from hitdet_nni.engine.weights_file import read_state
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.search.cost import CostModel
-from hitdet_nni.search_space import load_search_space
-from hitdet_nni.settings import Settings
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.description import describe_architecture
 from hitdet_nni.studies.random_architectures import CostKey, random_samples
 from hitdet_nni.studies.retrainings import Trained, deviation
 from hitdet_nni.studies.supernet_score import supernet_loss

@@ -11,15 +11,15 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.sources import open_data
-from hitdet_nni.description import keep_architecture
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.procedure import train_found
-from hitdet_nni.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.settings import Settings
+from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
+from hitdet_nni.pipeline import train_found
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.description import keep_architecture
 from hitdet_nni.training.resume import STAGE
 
 POLL_INTERVAL = 1.0

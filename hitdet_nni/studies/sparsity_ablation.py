@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.settings import PerComponent, Settings
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.files import read_text
-from hitdet_nni.procedure import screen_group
-from hitdet_nni.progress import named
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.search_space import SearchSpace
-from hitdet_nni.settings import PerComponent, Settings
-from hitdet_nni.skeleton import Component
+from hitdet_nni.engine.progress import named
+from hitdet_nni.io import read_text
+from hitdet_nni.pipeline import screen_group
+from hitdet_nni.runs.run_directory import RunDirectory
 
 FIGURE_4 = (0.0, 0.01, 0.1)
 """The weights mu of Fig. 4."""

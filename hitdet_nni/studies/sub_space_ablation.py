@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 
-from hitdet_nni.files import read_text
-from hitdet_nni.run_directory import RunDirectory
-from hitdet_nni.search_space import SearchSpace
-from hitdet_nni.skeleton import COMPONENTS, Component
+from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.io import read_text
+from hitdet_nni.runs.run_directory import RunDirectory
 
 
 def final_order(run: RunDirectory, component: Component) -> list[str]:

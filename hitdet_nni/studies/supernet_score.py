@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.randomness import own_random_numbers
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.skeleton import Skeleton
 from hitdet_nni.training.inherit import inherit_weights
 
 

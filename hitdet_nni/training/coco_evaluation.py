@@ -7,11 +7,11 @@ from typing import Any
 
 from mmengine.dataset import DefaultSampler
 
+from hitdet_nni.config.settings import DataSettings, Settings
 from hitdet_nni.data.memory import kept
 from hitdet_nni.data.pipeline import build_dataset, dataset_config, loader
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
-from hitdet_nni.settings import DataSettings, Settings
 from hitdet_nni.training.coco_metric import STATS, ExactCocoMetric
 
 METRICS = STATS

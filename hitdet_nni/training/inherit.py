@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.errors import InputError
-from hitdet_nni.skeleton import COMPONENTS
 
 _ALPHA = "._arch_alpha"
 

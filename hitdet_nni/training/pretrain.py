@@ -12,26 +12,26 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from hitdet_nni.architecture import Architecture
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.settings import PretrainSettings, SavingByComponent, Settings, describe_lr, scaled_lr
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.class_folders import ClassificationData
 from hitdet_nni.data.folder import training_loader, validation_loader
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.lightning_resume import ExactResume, Stateful
 from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.progress import Stage
+from hitdet_nni.engine.step_progress import StepProgress
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import WEIGHTS_FILE, read_json, write_csv, write_json
+from hitdet_nni.io import WEIGHTS_FILE, read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
-from hitdet_nni.progress import Stage
-from hitdet_nni.run_directory import RunDirectory
+from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.evaluator import EpochLosses
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
-from hitdet_nni.search.resume import ExactResume, Stateful
-from hitdet_nni.search.step_progress import StepProgress
 from hitdet_nni.search.strategy import ColumnSparseDARTS
-from hitdet_nni.settings import PretrainSettings, SavingByComponent, Settings, describe_lr, scaled_lr
-from hitdet_nni.skeleton import Skeleton
 from hitdet_nni.training.classification import (
     STAGE,
     AccuracyWatcher,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.progress import Stage
 from hitdet_nni.engine.randomness import random_state, set_random_state
 from hitdet_nni.errors import InputError, NonFiniteLossError
-from hitdet_nni.progress import Stage
 from hitdet_nni.training.coco_evaluation import coco_metrics
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ import torch
 from mmengine.runner import Runner
 from torch import nn
 
-from hitdet_nni.architecture import Architecture
-from hitdet_nni.checks import check_classes, check_initial_weights
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.memory import settle_loading
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.depthwise_convolution import use_fast_depthwise
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -32,10 +32,10 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
 from hitdet_nni.errors import InputError, WriteError
-from hitdet_nni.files import WEIGHTS_FILE, writing
+from hitdet_nni.io import WEIGHTS_FILE, writing
+from hitdet_nni.kernels.depthwise_convolution import use_fast_depthwise
 from hitdet_nni.model.detector import build_detector, detector_config
-from hitdet_nni.settings import Settings
-from hitdet_nni.skeleton import COMPONENTS
+from hitdet_nni.search.checks import check_classes, check_initial_weights
 from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, evaluation_loader, exact
 from hitdet_nni.training.inherit import inherit_weights
 from hitdet_nni.training.resume import STAGE, OnEvaluation

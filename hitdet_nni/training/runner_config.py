@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hitdet_nni.config.settings import RetrainSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.data.memory import kept, settle_loading
 from hitdet_nni.data.pipeline import build_dataset, dataset_config, loader
 from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
@@ -11,7 +12,6 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
-from hitdet_nni.settings import RetrainSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.training.coco_evaluation import evaluation_config, evaluation_loader, exact, loader_config
 from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.step import RetrainStep

@@ -15,7 +15,7 @@ from hitdet_nni.data.layouts.parts import Box, Labelled, LabelPart, LabelReader,
 from hitdet_nni.data.pictures import decoded_size
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked, write_text
+from hitdet_nni.io import locked, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hitdet_nni.data.coco import read_annotations
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import locked, write_text
+from hitdet_nni.io import locked, write_text
 
 Ids = tuple[int, ...]
 

@@ -27,7 +27,7 @@ from hitdet_nni.data.layouts.parts import (
 )
 from hitdet_nni.data.voc import read_objects
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_text
+from hitdet_nni.io import read_text
 
 _XML, _PICTURES = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img")
 _NAME_FILES = ("labelmap.txt", "classes.txt", "labels.txt")

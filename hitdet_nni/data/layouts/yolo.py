@@ -25,7 +25,7 @@ from hitdet_nni.data.layouts.parts import (
 )
 from hitdet_nni.data.layouts.yolo_labels import YoloReader
 from hitdet_nni.errors import InputError
-from hitdet_nni.files import read_text, read_yaml
+from hitdet_nni.io import read_text, read_yaml
 
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "_darknet.labels")
 _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt", "requirements.txt", "predefined_classes.txt")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hitdet_nni.kernels.launch import triton_is_there
+from hitdet_nni.kernels.gpu.launch import triton_is_there
 from hitdet_nni.search.fused.dense_candidate import DensePass
 from hitdet_nni.search.fused.depthwise_group import GroupPass
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
+from hitdet_nni.kernels.layout import in_type
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.search.fused.joint import Joint, are_joint
-from hitdet_nni.search.fused.layout import in_type
 
 SUPPORTED = (nn.BatchNorm2d, LevelBatchNorm2d, FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d)
 """Kinds of batch normalisation whose arithmetic this module knows; no others are taken for one of them."""

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hitdet_nni.kernels.layout import MapShape, in_type
 from hitdet_nni.search.fused.batch_norm import (
     RunningUpdates,
     Statistics,
@@ -17,7 +18,6 @@ from hitdet_nni.search.fused.batch_norm import (
 )
 from hitdet_nni.search.fused.expansion import ExpansionGradient, FoldedExpansion
 from hitdet_nni.search.fused.joint import Joint
-from hitdet_nni.search.fused.layout import MapShape, in_type
 from hitdet_nni.search.fused.plan import ConvNorm, Plan
 from hitdet_nni.search.fused.saving import Kept, Tape
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hitdet_nni.search.fused import dense
+from hitdet_nni.kernels import dense
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, normalize, normalize_gradient
 from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.depthwise_group import mask_

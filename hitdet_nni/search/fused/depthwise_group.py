@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hitdet_nni.search.fused import depthwise
+from hitdet_nni.kernels import depthwise
+from hitdet_nni.kernels.products import add_product, by_columns, correlate, multiply
 from hitdet_nni.search.fused.batch_norm import (
     RunningUpdates,
     Statistics,
@@ -25,7 +26,6 @@ from hitdet_nni.search.fused.batch_norm import (
 from hitdet_nni.search.fused.call import Call, Gradients, Output, kept_statistics, put_statistics
 from hitdet_nni.search.fused.joint import sums
 from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
-from hitdet_nni.search.fused.products import add_product, by_columns, correlate, multiply
 
 
 @dataclass(frozen=True)

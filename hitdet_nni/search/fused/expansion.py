@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hitdet_nni.kernels.products import by_columns, correlate, multiply
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, running_statistics, statistics_type
 from hitdet_nni.search.fused.joint import Joint, sums
 from hitdet_nni.search.fused.plan import Expansion
-from hitdet_nni.search.fused.products import by_columns, correlate, multiply
 
 
 def column_sums(matrix: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.kernels.layout import MapShape, channels_last
+from hitdet_nni.kernels.products import add_product
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.search.fused.backend import passes, precision_of_convolutions, uses_triton
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
@@ -18,7 +20,6 @@ from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.depthwise_group import make_room
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
 from hitdet_nni.search.fused.joint import Joint, are_joint, count_pixels
-from hitdet_nni.search.fused.layout import MapShape, channels_last
 from hitdet_nni.search.fused.plan import (
     DenseCandidate,
     Plan,
@@ -27,7 +28,6 @@ from hitdet_nni.search.fused.plan import (
     read_candidates,
     units,
 )
-from hitdet_nni.search.fused.products import add_product
 from hitdet_nni.search.fused.recording import Outputs, Recording, Recordings
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
 

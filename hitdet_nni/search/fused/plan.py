@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.kernels.layout import MapShape, chunk_channels, even_pieces
 from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
 from hitdet_nni.search.fused.batch_norm import check_supported, uses_batch
-from hitdet_nni.search.fused.layout import MapShape, chunk_channels, even_pieces
 
 Part = Literal["expand", "depthwise"]
 

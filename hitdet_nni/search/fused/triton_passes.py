@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hitdet_nni.kernels import depthwise
-from hitdet_nni.kernels.mixture import add_weighted_, last_gradient
-from hitdet_nni.kernels.moments import Moments
-from hitdet_nni.kernels.normalization import normalize_relu, normalize_relu_gradient_
+from hitdet_nni.kernels.gpu import depthwise
+from hitdet_nni.kernels.gpu.mixture import add_weighted_, last_gradient
+from hitdet_nni.kernels.gpu.moments import Moments
+from hitdet_nni.kernels.gpu.normalization import normalize_relu, normalize_relu_gradient_
+from hitdet_nni.kernels.products import add_product, correlate, multiply
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, running_statistics
 from hitdet_nni.search.fused.call import Gradients, Output, kept_statistics, put_statistics
 from hitdet_nni.search.fused.dense_candidate import DensePass
 from hitdet_nni.search.fused.depthwise_group import GroupPass, inner_products
 from hitdet_nni.search.fused.plan import width
-from hitdet_nni.search.fused.products import add_product, correlate, multiply
 
 
 @dataclass

@@ -1,0 +1,398 @@
+"""The settings of all stages: one pydantic model a section, unknown keys refused.
+
+The defaults are the paper's values, each with its section; a shipped config is a short diff of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
+from hitdet_nni.config.data_settings import DataSettings as DataSettings
+from hitdet_nni.config.data_settings import Section
+from hitdet_nni.config.operators import parse_operator
+from hitdet_nni.config.shipped import shipped
+from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
+from hitdet_nni.config.validation import BY_COMPONENT, ONE_VALUE, one_line, refuse_booleans
+from hitdet_nni.errors import InputError
+from hitdet_nni.io import expanded, parse_as_written, read_yaml
+
+logger = logging.getLogger(__name__)
+
+PATHS = {
+    "data": DATA_PATHS,
+    "screening": ("pretrained",),
+    "search": ("pretrained",),
+    "retrain": ("pretrained",),
+    "pretrain": ("train_images", "val_images"),
+}
+"""Keys that name files or folders; relative ones in a config file are relative to the file's folder."""
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PerComponent(Section):
+    """Operators that screening leaves a component (section 3.3)."""
+
+    backbone: PositiveInt = Field(8, description="N_b")
+    neck: PositiveInt = Field(8, description="N_n")
+    head: PositiveInt = Field(8, description="N_h")
+
+
+class FixedOperators(Section):
+    """The operator at which a component stands while another one is screened."""
+
+    backbone: str = Field("ir_k3_d1_e3", description="operator of every searched block of the backbone")
+    neck: str = Field("sep_k3_d1", description="operator of every layer of the neck")
+    head: str = Field("ir_k3_d1_e3", description="operator of every block of the head")
+
+    @model_validator(mode="after")
+    def _known(self) -> FixedOperators:
+        for component in COMPONENTS:
+            parse_operator(getattr(self, component))
+        return self
+
+
+class ScreeningSettings(Section):
+    """Screening of the sub search spaces (section 3.2, Eq. 4)."""
+
+    epochs: PositiveInt = Field(12, description="epochs a component (section 4.2)")
+    warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
+    sparsity_weight: NonNegativeFloat = Field(0.1, description="mu of Eq. 4 (section 4.2)")
+    keep: PerComponent = Field(PerComponent(), description="operators left: N_b, N_n, N_h (section 3.3)")
+    rank_by: Literal["probability", "norm"] = Field(
+        "probability", description="rank operators by softmax probability summed over layers, or by column norm"
+    )
+    fixed: FixedOperators = Field(FixedOperators(), description="operators of the components not being screened")
+    joint: bool = Field(False, description="screen all components in one supernet, not one after the other")
+    depths: tuple[PositiveInt, ...] | None = Field(
+        None, description="blocks a stage in the screening supernet (section 4.2 halves them), the skeleton's if null"
+    )
+    pretrained: Path | None = Field(None, description="weights of `pretrain` for the screening supernet's backbone")
+
+    @model_validator(mode="after")
+    def _time_to_remove(self) -> ScreeningSettings:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class BudgetSettings(Section):
+    """What the found detector may cost at most; one of the two."""
+
+    gflops: PositiveFloat | None = Field(None, description="GFLOPs (multiply-adds) at the skeleton's input size")
+    params_m: PositiveFloat | None = Field(None, description="parameters, in millions")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> BudgetSettings:
+        if (self.gflops is None) == (self.params_m is None):
+            raise ValueError("give gflops or params_m, one of the two")
+        return self
+
+
+SavingMode = Literal["stock", "checkpoint", "mid", "slim", "lean"]
+Saving = Literal["auto", "stock", "checkpoint", "mid", "slim", "lean"]
+
+
+class SavingByComponent(Section):
+    """How each component's layers are computed, those fixed at one operator among them."""
+
+    backbone: SavingMode = Field(description="of the backbone")
+    neck: SavingMode = Field(description="of the neck")
+    head: SavingMode = Field(description="of the head")
+
+
+def _saving_kind(value: object) -> str:
+    return BY_COMPONENT if isinstance(value, (Mapping, SavingByComponent)) else ONE_VALUE
+
+
+class SearchSettings(Section):
+    """The trinity search (sections 3.3 and 3.4, Eq. 6)."""
+
+    epochs: PositiveInt = Field(12, description="epochs (section 4.2)")
+    warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
+    flops_weight: NonNegativeFloat = Field(0.01, description="lambda of Eq. 6, per GFLOP (section 4.2)")
+    budget: BudgetSettings | None = Field(
+        None, description="adapt the cost weight, starting from flops_weight, and decode the best within this cost"
+    )
+    pretrained: Path | None = Field(None, description="weights of `pretrain` for the supernet's backbone")
+
+    @model_validator(mode="after")
+    def _time_to_search(self) -> SearchSettings:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class WeightSettings(Section):
+    """Optimiser of the supernet's weights: SGD with a cosine schedule (section 4.2)."""
+
+    lr: PositiveFloat = Field(0.04, description="initial learning rate for a batch of lr_batch_size (section 4.2)")
+    momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
+    grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
+    warmup_iterations: NonNegativeInt = Field(0, description="iterations of linear warm-up of the learning rate")
+
+
+class AlphaSettings(Section):
+    """Optimiser of the architecture parameters: Adam (section 4.2)."""
+
+    lr: PositiveFloat = Field(4e-4, description="learning rate (section 4.2)")
+    betas: tuple[Momentum, Momentum] = Field((0.5, 0.999), description="Adam's betas (DARTS; the paper is silent)")
+    weight_decay: NonNegativeFloat = Field(0.0, description="weight decay; Eq. 4 and Eq. 6 have no such term")
+
+
+class RetrainSettings(Section):
+    """Training of the found detector from scratch (section 4.2)."""
+
+    epochs: PositiveInt = Field(12, description="epochs (section 4.2: the 1x schedule)")
+    lr: PositiveFloat = Field(0.04, description="learning rate for a batch of lr_batch_size (section 4.2: 8 GPUs x 4)")
+    momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
+    milestones: tuple[PositiveInt, ...] = Field((8, 11), description="epochs after which lr / 10 (section 4.2)")
+    warmup_iterations: NonNegativeInt = Field(800, description="linear warm-up from 0.1 lr (released configuration)")
+    grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
+    val_interval: PositiveInt = Field(1, description="epochs between evaluations")
+    pretrained: Path | None = Field(None, description="weights of `pretrain --architecture` for the found backbone")
+    transfer: bool = Field(
+        False, description="train for the data's classes at skeleton.input_size, whatever was searched for"
+    )
+
+
+class PretrainSettings(Section):
+    """Classification training of a backbone (section 4.2: ImageNet)."""
+
+    train_images: Path | None = Field(None, description="folder of training pictures, one folder a class inside")
+    val_images: Path | None = Field(None, description="folder of validation pictures, one folder a class inside")
+    size: Annotated[int, Field(ge=32)] = Field(224, description="side of the crops, pixels")
+    batch_size: PositiveInt = Field(128, description="pictures a process and step")
+    epochs: PositiveInt = Field(10, description="epochs (section 4.2: 10 for the supernet, 300 for the found backbone)")
+    workers: NonNegativeInt = Field(0, description="data-loader processes")
+    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.08, description="smallest share of a picture in a crop")
+    flip: bool = Field(True, description="mirror half of the training pictures")
+    lr: PositiveFloat = Field(0.05, description="initial learning rate for a batch of lr_batch_size, cosine schedule")
+    lr_batch_size: PositiveInt | None = Field(128, description="global batch that lr is for; null: no scaling")
+    warmup_iterations: NonNegativeInt = Field(0, description="iterations of linear warm-up of the learning rate")
+    momentum: Momentum = Field(0.9, description="SGD momentum")
+    weight_decay: NonNegativeFloat = Field(4e-5, description="weight decay")
+    grad_clip: PositiveFloat | None = Field(None, description="largest gradient norm, null: no limit")
+    label_smoothing: Momentum = Field(0.1, description="label smoothing of the cross entropy")
+
+
+class CheckpointSettings(Section):
+    """How often a stage saves what it needs to go on exactly where it was."""
+
+    every_steps: NonNegativeInt = Field(200, description="steps between checkpoints besides those of epochs; 0: none")
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="checkpoints kept, so that a damaged one has another")
+
+
+class SupernetSettings(Section):
+    """How the supernet is computed; the numbers are the same whatever is chosen."""
+
+    saving: Annotated[
+        Annotated[Saving, Tag(ONE_VALUE)] | Annotated[SavingByComponent, Tag(BY_COMPONENT)], Discriminator(_saving_kind)
+    ] = Field(
+        "auto",
+        description="how a mixed layer is computed and what it keeps for its gradients: fused, from more to less (mid, "
+        "slim, lean), candidate by candidate (stock: everything; checkpoint: its input); auto: on a GPU the fastest of "
+        "each component that fits in memory, timed before the first step; elsewhere slim where it can",
+    )
+
+
+class Settings(Section):
+    """Everything that a run depends on."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of every random number generator")
+    threads: PositiveInt = Field(1, description="torch threads of a process; more are slower on small machines")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="autocast type of all training; fp16: GPU only"
+    )
+    batch_norm: Literal["local", "synced", "frozen"] = Field(
+        "local", description="statistics of a process's batch, of all processes' batches, or the running ones"
+    )
+    lr_batch_size: PositiveInt | None = Field(
+        32, description="global batch that detection learning rates are for (section 4.2: 8 x 4); null: no scaling"
+    )
+    data: DataSettings
+    skeleton: Skeleton = Skeleton()
+    space: str = Field("full", description="search space file, or a shipped space's name")
+    screening: ScreeningSettings = ScreeningSettings()
+    search: SearchSettings = SearchSettings()
+    weights: WeightSettings = WeightSettings()
+    alphas: AlphaSettings = AlphaSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    supernet: SupernetSettings = SupernetSettings()
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Settings:
+        depths = self.screening.depths
+        if depths is not None and len(depths) != len(self.skeleton.depths):
+            raise ValueError(
+                f"screening.depths has {len(depths)} entries, the skeleton has {len(self.skeleton.depths)} stages"
+            )
+        return self
+
+
+def load_settings(config: str | Path, overrides: Mapping[str, object] | None = None) -> Settings:
+    """Read a config file and apply overrides.
+
+    Args:
+        config: A file, or the bare name of a shipped config, e.g. ``"tiny"``. Its ``extends`` key may name another
+            one that it is a diff of. Relative paths in a file are relative to the file's folder.
+        overrides: Dotted keys and their values, e.g. ``{"search.flops_weight": 0.1}``; relative paths are relative to
+            the working folder.
+
+    Returns:
+        The settings, all paths absolute, so that they mean the same wherever they are written.
+
+    Raises:
+        InputError: Naming file, key, value and what is allowed.
+    """
+    path = find_config(config)
+    tree = _read_tree(path, ())
+    data = {key.removeprefix("data."): value for key, value in (overrides or {}).items() if key.startswith("data.")}
+    _give_way(tree, {"data": data})
+    for key, value in (overrides or {}).items():
+        _set(tree, key, value, path)
+    _resolve_paths(tree, Path.cwd())
+    refuse_booleans(tree, Settings, path)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise one_line(error, Settings, path) from None
+
+
+def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> float:
+    """A learning rate for the global batch, by the linear scaling rule.
+
+    Args:
+        lr: Learning rate for a batch of ``lr_batch_size``.
+        batch_size: Pictures a process and step.
+        processes: Processes of the training.
+        lr_batch_size: Batch that ``lr`` is for; ``None`` leaves it as it is.
+    """
+    return lr if lr_batch_size is None else lr * batch_size * processes / lr_batch_size
+
+
+def describe_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> str:
+    """The same, as a line for people; the last two numbers are processes and pictures of each."""
+    scaled, batch = scaled_lr(lr, batch_size, processes, lr_batch_size), batch_size * processes
+    rule = "not scaled" if lr_batch_size is None else f"{lr:g} x {batch} / {lr_batch_size}"
+    return f"learning rate {rule} = {scaled:g} for a global batch of {batch} = {processes} x {batch_size}"
+
+
+def find_config(config: str | Path) -> Path:
+    """The file behind a path or a shipped config's bare name."""
+    given = expanded(str(config))
+    if given.is_file() or given.suffix in (".yml", ".yaml"):
+        return given
+    return shipped("experiments", f"configs/{config}.yml")
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, object]:
+    """Read ``dotted.key=value`` arguments; a value is YAML (``null``, ``0.1``, ``[1, 2]``, text).
+
+    Raises:
+        InputError: If an argument has no ``=`` or its value is not YAML.
+    """
+    overrides: dict[str, object] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise InputError(f"got {assignment!r}", source="--set", allowed="dotted.key=value")
+        try:
+            overrides[key] = parse_as_written(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise InputError(f"value {text!r} is not valid YAML", source="--set", key=key) from None
+    return overrides
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping of a config file, with those that it extends underneath."""
+    if path.resolve() in seen:
+        raise InputError("extends itself", source=path, key="extends")
+    tree = read_yaml(path, parse_as_written)
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise InputError(f"expected a mapping of settings, got {type(tree).__name__}", source=path)
+    _resolve_paths(tree, path.parent)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise InputError(
+            f"got {base!r}", source=path, key="extends", allowed="a config file or a shipped config's name"
+        )
+    beside = path.parent / expanded(base)
+    below = _read_tree(beside if beside.is_file() else find_config(base), (*seen, path.resolve()))
+    _give_way(below, tree)
+    return _merge(below, tree)
+
+
+def _give_way(tree: dict[str, Any], diff: Mapping[str, Any]) -> None:
+    """Have the embedded set that a config names give way to a folder that a diff of it names, with a line."""
+    below, given = tree.get("data"), diff.get("data")
+    if not isinstance(below, dict) or not isinstance(given, Mapping):
+        return
+    if given.get("root") is not None and "builtin" not in given and below.get("builtin") is not None:
+        logger.warning("data.root is given: it takes the place of data.builtin %s", below["builtin"])
+        below["builtin"] = None
+
+
+def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
+    folder = folder.absolute()
+    for section, keys in PATHS.items():
+        values = tree.get(section)
+        if not isinstance(values, dict):
+            continue
+        for key in keys:
+            value = values.get(key)
+            value = [_name(part) for part in value] if isinstance(value, list) else _name(value)
+            if isinstance(value, str):
+                values[key] = str(folder / expanded(value))
+            elif isinstance(value, list):
+                values[key] = [str(folder / expanded(part)) if isinstance(part, str) else part for part in value]
+    space = tree.get("space")
+    if isinstance(space, str) and Path(space).suffix:
+        tree["space"] = str(folder / expanded(space))
+
+
+def _name(value: object) -> object:
+    """A path as text where it is a plain whole number, such as a folder that is called 2017."""
+    return str(value) if type(value) is int and value >= 0 else value
+
+
+def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in diff.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(tree: dict[str, Any], key: str, value: object, source: Path) -> None:
+    *sections, last = key.split(".")
+    node = tree
+    for section in sections:
+        below = node.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise InputError(f"unknown key: {section!r} is a value, not a section", source=source, key=key)
+        node = below
+    node[last] = value

@@ -1,0 +1,1 @@
+"""What a detector costs: parameters and FLOPs, by layer and as a whole."""

@@ -1,0 +1,91 @@
+"""Parameters and FLOPs of a whole detector: the cost of every layer with every operator, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+from hitdet_nni.config.operators import parse_operator
+from hitdet_nni.config.skeleton import SearchedLayer, Skeleton
+from hitdet_nni.cost.fixed_cost import Part, fixed_layers
+from hitdet_nni.cost.layer_cost import Convention, Cost, Measure, Size, operator_cost
+
+__all__ = ["PARTS", "Convention", "Cost", "CostModel", "Part", "Size"]
+
+PARTS: tuple[Part, ...] = get_args(Part)
+"""The parts that costs are summed by; a one-stage detector's ``rpn`` is zero."""
+
+
+class CostModel:
+    """Costs of all layers of a skeleton, for every operator where a layer is searched.
+
+    Args:
+        skeleton: The parts that are not searched.
+        num_classes: Object classes, without background.
+        shape: Rows and columns of the network's input; the skeleton's input size by default.
+        proposals: RoIs that the head sees per picture; the skeleton's number in testing by default. A one-stage
+            detector sees none, whatever is given: its ``proposals`` is 0.
+        convention: How FLOPs are counted.
+
+    Source:
+        Eq. 7, FLOPs(o, l).
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        num_classes: int,
+        *,
+        shape: Size | None = None,
+        proposals: int | None = None,
+        convention: Convention = "macs",
+    ) -> None:
+        rois = skeleton.proposals_test if proposals is None else proposals
+        self.skeleton = skeleton
+        self.num_classes = num_classes
+        self.shape = shape or skeleton.input_size
+        self.proposals = rois if skeleton.layout.pooled else 0
+        self.convention = convention
+        self.layers = skeleton.searched_layers()
+        self._measure = Measure(self.shape, self.proposals, convention)
+        self.fixed = tuple(fixed_layers(skeleton, num_classes, self._measure))
+
+    def layer_cost(self, layer: SearchedLayer, name: str) -> Cost:
+        """Cost of one searched layer with the operator called ``name``.
+
+        Raises:
+            InputError: If ``name`` is not an operator's.
+        """
+        operator = parse_operator(name)
+        channels = (layer.in_channels, layer.out_channels, layer.stride)
+        return self._measure.shared(
+            layer.reductions, lambda size: operator_cost(operator, *channels, size, self.convention)
+        )
+
+    def rows(self, sample: Mapping[str, str]) -> list[tuple[Part, str, str, Cost]]:
+        """Every layer of one architecture: part, layer name, operator name (empty if fixed), cost.
+
+        Raises:
+            KeyError: If ``sample`` lacks a searched layer.
+        """
+        rows: list[tuple[Part, str, str, Cost]] = [
+            (layer.component, layer.label, sample[layer.label], self.layer_cost(layer, sample[layer.label]))
+            for layer in self.layers
+        ]
+        rows += [(layer.part, f"{layer.part}/{layer.name}", "", layer.cost) for layer in self.fixed]
+        return sorted(rows, key=lambda row: PARTS.index(row[0]))
+
+    def architecture(self, sample: Mapping[str, str]) -> dict[str, Cost]:
+        """Cost of one architecture by part, and their ``total``.
+
+        Args:
+            sample: Operator name of each searched layer by its label.
+
+        Raises:
+            KeyError: If ``sample`` lacks a searched layer.
+        """
+        costs: dict[str, Cost] = {part: Cost() for part in PARTS}
+        for part, _, _, cost in self.rows(sample):
+            costs[part] += cost
+        costs["total"] = sum(costs.values(), Cost())
+        return costs

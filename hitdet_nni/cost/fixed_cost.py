@@ -1,0 +1,91 @@
+"""Cost of the layers that are not searched, by kind of detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hitdet_nni.config.operators import Operator
+from hitdet_nni.config.skeleton import ANCHOR_RATIOS, ROI_SIZE, SCALES_PER_OCTAVE, DetectorKind, Skeleton
+from hitdet_nni.cost.layer_cost import Cost, Measure, conv_cost, linear_cost, norm_relu_cost, operator_cost
+
+Part = Literal["backbone", "neck", "rpn", "head"]
+
+
+@dataclass(frozen=True)
+class FixedLayer:
+    """A layer that is not searched, with its cost."""
+
+    part: Part
+    name: str
+    cost: Cost
+
+
+def fixed_layers(skeleton: Skeleton, num_classes: int, measure: Measure) -> Iterator[FixedLayer]:
+    """All layers of a detector that are not searched.
+
+    Args:
+        skeleton: The detector's skeleton.
+        num_classes: Object classes, without background.
+        measure: What FLOPs are counted for.
+    """
+    yield from _backbone(skeleton, measure)
+    yield from _neck(skeleton, measure)
+    yield from _BEHIND_THE_NECK[skeleton.detector](skeleton, num_classes, measure)
+
+
+def _backbone(skeleton: Skeleton, measure: Measure) -> Iterator[FixedLayer]:
+    convention, size = measure.convention, measure.size(2)
+    stem = conv_cost(3, skeleton.stem_channels, 3, size, convention, bias=True)
+    stem += norm_relu_cost(skeleton.stem_channels, size, convention, relu=True)
+    yield FixedLayer("backbone", "stem", stem)
+    if skeleton.tail is not None:
+        size, tail = measure.size(skeleton.feature_reductions[-1]), skeleton.tail
+        cost = operator_cost(Operator("ir", 3, 1, 3), skeleton.widths[-1], tail.width, 1, size, convention)
+        cost += conv_cost(tail.width, tail.out_channels, 1, size, convention)
+        cost += norm_relu_cost(tail.out_channels, size, convention, relu=True)
+        yield FixedLayer("backbone", "tail", cost)
+
+
+def _neck(skeleton: Skeleton, measure: Measure) -> Iterator[FixedLayer]:
+    extra = skeleton.extra_reductions if skeleton.layout.extra_convs else ()
+    for name, reductions in (("fuse", skeleton.neck_reductions[1:]), ("extra", extra)):
+        for index, reduction in enumerate(reductions, start=1):
+            size = measure.size(reduction)
+            cost = conv_cost(skeleton.neck_width, skeleton.neck_width, 3, size, measure.convention, bias=True)
+            yield FixedLayer("neck", f"{name}{index}", cost)
+
+
+def _two_stage(skeleton: Skeleton, num_classes: int, measure: Measure) -> Iterator[FixedLayer]:
+    width, anchors, features = skeleton.neck_width, len(ANCHOR_RATIOS), skeleton.head_fc
+    rpn = _shared_conv(skeleton, measure, width, width, 3)
+    rpn += _shared_conv(skeleton, measure, width, anchors, 1)
+    rpn += _shared_conv(skeleton, measure, width, 4 * anchors, 1)
+    yield FixedLayer("rpn", "rpn", rpn)
+    fc = linear_cost(skeleton.head_width * ROI_SIZE**2, features)
+    if measure.convention == "paper":
+        fc += Cost(flops=features)  # the ReLU module behind the fully connected layer
+    fc += linear_cost(features, num_classes + 1)
+    fc += linear_cost(features, 4 * num_classes)
+    yield FixedLayer("head", "fc", fc.times(measure.proposals))
+
+
+def _one_stage(skeleton: Skeleton, num_classes: int, measure: Measure) -> Iterator[FixedLayer]:
+    anchors = len(ANCHOR_RATIOS) * SCALES_PER_OCTAVE
+    for name, outputs in (("classes", num_classes), ("boxes", 4)):
+        yield FixedLayer("head", name, _shared_conv(skeleton, measure, skeleton.head_width, anchors * outputs, 3))
+
+
+_BEHIND_THE_NECK: Mapping[DetectorKind, Callable[[Skeleton, int, Measure], Iterator[FixedLayer]]] = {
+    "faster_rcnn": _two_stage,
+    "retinanet": _one_stage,
+}
+
+
+def _shared_conv(skeleton: Skeleton, measure: Measure, in_channels: int, out_channels: int, kernel_size: int) -> Cost:
+    """Cost of one convolution with bias on every level of the pyramid."""
+    return measure.shared(
+        skeleton.pyramid_reductions,
+        lambda size: conv_cost(in_channels, out_channels, kernel_size, size, measure.convention, bias=True),
+    )

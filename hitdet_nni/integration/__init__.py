@@ -1,0 +1,1 @@
+"""Where NNI runs the project: trials, its other strategies, experiments."""

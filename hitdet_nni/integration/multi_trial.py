@@ -1,0 +1,185 @@
+"""What NNI's multi-trial strategies evaluate: each architecture retrained, or with a trained supernet's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nni
+import torch
+from nni.nas.evaluator import Evaluator
+from nni.nas.space import SimplifiedModelSpace
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hitdet_nni.config.architecture import Architecture, save_architecture
+from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.sources import DetectionData, open_data
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.weights_file import save_weights
+from hitdet_nni.errors import InputError
+from hitdet_nni.integration.nni_results import complete_sample, describe_sample
+from hitdet_nni.io import WEIGHTS_FILE
+from hitdet_nni.model.detector import HitDetectorSpace, build_detector
+from hitdet_nni.pipeline import train_found
+from hitdet_nni.runs.run_directory import RunDirectory, plain
+from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.training.retrain import evaluate
+
+SOURCE = "multi-trial search"
+
+
+def retrain_sample(
+    model: HitDetectorSpace, *, config: str, folder: str, overrides: Mapping[str, object] | None = None
+) -> float:
+    """Retrain the architecture of a model that NNI gives, and report its mAP to NNI.
+
+    The function of an NNI evaluator:
+    ``FunctionalEvaluator(retrain_sample, config="digits", folder="/data/runs/random")``. The arguments are plain, so
+    that NNI can send them to trials of their own.
+
+    Args:
+        model: The model space, frozen by NNI to one architecture.
+        config: Config file, or a shipped config's name; its skeleton is replaced by the model's.
+        folder: Each architecture has a run directory in it, named after what the result depends on. One that is
+            finished is not trained again, one that stopped half-way goes on.
+        overrides: Dotted keys and their values, laid over the config.
+
+    Returns:
+        The mAP on the validation pictures, which NNI is given as ``default``, besides parameters and GFLOPs.
+
+    Raises:
+        InputError: If a setting or the data is bad, the space is for another number of classes, or NNI did not make
+            the model in its simplified format.
+    """
+    settings = load_settings(config, overrides).model_copy(update={"skeleton": model.skeleton})
+    torch.set_num_threads(settings.threads)
+    sample = current_sample(model)
+    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    name = _name(settings, sample)
+    architecture = describe_sample(name, model, sample, settings, data, SOURCE)
+    run = RunDirectory(Path(folder) / name)
+
+    def report(epoch: int, metrics: dict[str, float]) -> None:
+        nni.report_intermediate_result(metrics["mAP"])
+
+    with run.held(wait=True):
+        run.open(settings, resume=True)
+        save_architecture(architecture, run.architecture)
+        result = train_found(run, architecture, settings, data, report, resume=True)
+    nni.report_final_result({"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}})
+    return float(result["mAP"])
+
+
+def current_sample(model: HitDetectorSpace) -> dict[str, str]:
+    """The sample of the model that NNI is evaluating, one operator for every searched layer.
+
+    Args:
+        model: The model that NNI's evaluator was given.
+
+    Raises:
+        InputError: If NNI is not evaluating a model, or not in its simplified format. In the raw one all models of a
+            grid search share one sample, the last, whatever they are.
+        RuntimeError: If the model is not the sample's.
+    """
+    parameter = nni.get_current_parameter()
+    if not isinstance(parameter, SimplifiedModelSpace) or parameter.sample is None:
+        raise InputError(
+            f"got {type(parameter).__name__}",
+            source="multi-trial evaluator",
+            key="model_format",
+            allowed='a NasExperiment with NasExperimentConfig(model_format="simplified")',
+        )
+    labels = {layer.label for layer in model.skeleton.searched_layers()}
+    # What else is in it are arguments of the evaluator that NNI was to choose.
+    sample = complete_sample(model, {label: name for label, name in parameter.sample.items() if label in labels})
+    if repr(model.detector) != repr(build_detector(model.skeleton, sample, model.num_classes)):
+        raise RuntimeError(f"the model is not that of the sample {sample}")
+    return sample
+
+
+def _name(settings: Settings, sample: Mapping[str, str]) -> str:
+    """A name for everything that the result of a retraining depends on."""
+    dependencies = {"settings": plain(settings), "sample": sample}
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class InheritedWeights(Evaluator):  # type: ignore[misc]
+    """NNI evaluator that trains nothing: the mAP of each architecture with the weights of a trained supernet.
+
+    The second stage of single-path one-shot search, for the sequential engine: the supernet stays in this process.
+
+    Args:
+        supernet: A space that a one-shot strategy has trained.
+        settings: Data and seed.
+        data: The pictures.
+        batches: Training batches on which the statistics of batch normalisation are taken anew; the supernet's are
+            those of all paths mixed.
+
+    Source:
+        Guo et al., Single Path One-Shot, ECCV 2020.
+    """
+
+    def __init__(
+        self, supernet: HitDetectorSpace, settings: Settings, data: DetectionData, *, batches: int = 20
+    ) -> None:
+        self.supernet = supernet
+        self.settings = settings.model_copy(update={"skeleton": supernet.skeleton})
+        self.data = data
+        self.batches = batches
+
+    def evaluate(self, model: HitDetectorSpace) -> float:
+        """Give a model the supernet's weights, and report its mAP to NNI.
+
+        Args:
+            model: The model space, frozen by NNI to one architecture.
+
+        Raises:
+            InputError: If the architecture is not of the supernet's space, or NNI did not make the model in its
+                simplified format.
+        """
+        sample = current_sample(model)
+        name = _name(self.settings, sample)
+        architecture = describe_sample(name, self.supernet, sample, self.settings, self.data, SOURCE)
+        detector = model.detector.to(distributed.device())
+        detector.load_state_dict(self.supernet.freeze(sample).detector.state_dict())
+        recalibrate(detector, self._batches())
+        mean_precision = self._evaluate(detector, architecture)
+        nni.report_final_result(mean_precision)
+        return mean_precision
+
+    def _batches(self) -> list[Any]:
+        torch.manual_seed(self.settings.seed)  # every architecture sees the same pictures
+        loader = search_loaders(self.data, self.settings.data, self.settings.skeleton, self.settings.seed)[0]
+        return list(itertools.islice(loader, self.batches))
+
+    def _evaluate(self, detector: nn.Module, architecture: Architecture) -> float:
+        with TemporaryDirectory() as folder:
+            weights = Path(folder) / WEIGHTS_FILE
+            save_weights(detector, weights)
+            return evaluate(architecture, weights, self.settings, self.data)["mAP"]
+
+
+@torch.no_grad()
+def recalibrate(detector: nn.Module, batches: list[Any]) -> None:
+    """Make the running statistics of every batch normalisation the mean of those of some batches, in place.
+
+    Args:
+        detector: An mmdet detector.
+        batches: Training batches; each counts the same.
+    """
+    layers = [module for module in detector.modules() if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    detector.train()
+    for number, batch in enumerate(batches, start=1):
+        for layer in layers:
+            layer.momentum = 1 / number
+        detection_loss(detector, batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum

@@ -1,0 +1,167 @@
+"""What ``nnictl`` runs: one whole procedure with the tuner's parameters.
+
+With :mod:`hitdet_nni.integration.multi_trial` the only caller of ``nni.report_*``.
+
+The trials of an experiment share one screening, because it does not depend on what they vary: each takes a component
+that no other one is at. Run by hand, without an experiment, a trial does the same with the config as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import nni
+
+from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.data.sources import DetectionData, open_data
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process, told_in_a_line
+from hitdet_nni.engine.progress import listening, written
+from hitdet_nni.engine.progress_view import LineView
+from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
+from hitdet_nni.io import read_json, read_yaml
+from hitdet_nni.pipeline import screen, screening_key, search, train_found
+from hitdet_nni.report.page import write_report
+from hitdet_nni.report.scalars import write_scalars
+from hitdet_nni.runs.run_directory import RunDirectory, plain
+from hitdet_nni.search.checks import check_budget, whole_space
+from hitdet_nni.search.evaluator import EpochRecord
+
+logger = logging.getLogger(__name__)
+
+SCREENING, SEARCH = 1, 2
+"""The ``stage`` of an intermediate result."""
+
+COMPONENT_SIGNS = ("entropy", "changed", "alpha_gradient")
+"""What an intermediate result holds for each component."""
+
+
+def report_epoch(stage: str, record: EpochRecord) -> None:
+    """Report what was measured in an epoch to NNI; ``default`` is the validation loss."""
+    # NNI's web UI wants the same keys throughout, and a component that a stage does not search has no signs of health.
+    absent = {f"{sign}_{component}": 0.0 for sign in COMPONENT_SIGNS for component in COMPONENTS}
+    nni.report_intermediate_result(
+        {
+            "default": record.val_loss,
+            **absent,
+            **record.metrics(),
+            "stage": SEARCH if stage == "search" else SCREENING,
+            "epoch": record.epoch + 1,
+        }
+    )
+
+
+def adopt(run: RunDirectory, settings: Settings) -> None:
+    """Take over what an earlier trial of the experiment left unfinished, if it had the same settings.
+
+    NNI runs a trial that was going on when the experiment stopped again under its own id, but one that failed under a
+    new one.
+    """
+    if run.path.exists() or not run.path.parent.is_dir():
+        return
+    for folder in sorted(run.path.parent.iterdir()):
+        other = RunDirectory(folder)
+        if not other.config.is_file() or other.metrics.exists() or read_yaml(other.config) != plain(settings):
+            continue
+        with suppress(InputError), other.held():  # another trial may be at work in it
+            folder.rename(run.path)
+            logger.info("going on with what trial %s left unfinished", folder.name)
+            return
+
+
+def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
+    """Screen, search, retrain and report; go on exactly where a trial with the same id and settings stopped.
+
+    Args:
+        config: Config file or shipped config's name; the tuner's parameters are laid over it.
+        runs: Folder of run directories; this trial's is ``runs/<experiment id>/<trial id>``.
+        force: Remove what a trial with the same id left.
+
+    Raises:
+        InputError: If the config, a parameter or the data is bad, or the run directory holds a run with other settings.
+    """
+    distributed.join()
+    parameters = distributed.from_main((nni.get_next_parameter() or {}) if distributed.is_main() else None)
+    settings = load_settings(config, parameters)
+    prepare_process(settings.threads)
+    run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
+    whole = whole_space(settings)
+    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    check_budget(whole, settings, len(data.classes))
+    if distributed.is_main() and not force:
+        adopt(run, settings)
+    # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
+    with run.held(wait=True) if distributed.is_main() else nullcontext():
+        run.open(settings, force=force, resume=not force)
+        with _shown(run):
+            result = _procedure(run, whole, settings, data)
+    if distributed.is_main():
+        final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
+        nni.report_final_result(final)
+        logger.info("report: %s", write_report(run.path))
+        if "NNI_OUTPUT_DIR" in os.environ:  # where NNI's web UI looks for TensorBoard's files
+            write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
+    logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
+    distributed.leave()
+
+
+@contextmanager
+def _shown(run: RunDirectory) -> Iterator[None]:
+    """Have the log, and whoever looks into the run directory, hear how far the trial is."""
+    if not distributed.is_main():
+        yield
+        return
+    with written(run.path), listening(LineView(lambda line: logger.info("%s", line))):
+        yield
+
+
+def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: DetectionData) -> dict[str, Any]:
+    """All stages that have not ended yet."""
+    if distributed.from_main(run.metrics.exists()):
+        result: dict[str, Any] = read_json(run.metrics)
+        return result
+    shared = RunDirectory(run.path.parent / f"screening-{screening_key(settings, whole)}")
+    with run.timed("screening"):
+        space = screen(shared, whole, settings, data, report_epoch)
+        if distributed.is_main():
+            ignored = shutil.ignore_patterns(".*")
+            shutil.copytree(shared.screening, run.screening, ignore=ignored, dirs_exist_ok=True)
+    with run.timed("search"):
+        architecture = search(run, space, settings, data, report_epoch)
+    with run.timed("retrain"):
+        return train_found(run, architecture, settings, data, resume=True)
+
+
+def main() -> int:
+    """Run a trial; the exit status is 0, 2 for bad input, or 1."""
+    parser = argparse.ArgumentParser(prog="python -m hitdet_nni.integration.trial", description=__doc__)
+    parser.add_argument("--config", required=True, help="config file, or a shipped config's name")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run directories")
+    parser.add_argument("--force", action="store_true", help="remove what a trial with the same id left")
+    escape_unprintable()
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
+    try:
+        with told_in_a_line(arguments.runs):
+            run_trial(arguments.config, arguments.runs, force=arguments.force)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except StoppedError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

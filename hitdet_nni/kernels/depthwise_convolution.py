@@ -1,0 +1,56 @@
+"""Depthwise convolutions of a decided detector with the gradients that are fast for their shapes on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hitdet_nni.kernels import depthwise
+
+
+class _Convolution(torch.autograd.Function):
+    """:func:`hitdet_nni.kernels.depthwise.convolve` with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.dilation = stride, dilation
+        return depthwise.convolve(x, weight, stride, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        arguments = (grad.contiguous(memory_format=torch.channels_last), x, weight, ctx.stride, ctx.dilation)
+        by_x = depthwise.input_gradient(*arguments) if ctx.needs_input_grad[0] else None
+        by_weight = depthwise.weight_gradient(*arguments) if ctx.needs_input_grad[1] else None
+        return by_x, by_weight, None, None
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution of a block: no bias, odd kernel, padded so that stride 1 keeps the size.
+
+    The values are those of ``nn.Conv2d`` but for the order of sums. On other devices than a CPU, and in 16 bits, it is
+    ``nn.Conv2d``.
+
+    Shape:
+        ``[N, C, H, W]`` to ``[N, C, ceil(H / stride), ceil(W / stride)]`` in channels-last order.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve each channel with its kernel."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        result: Tensor = _Convolution.apply(x, self.weight, self.stride[0], self.dilation[0])
+        return result
+
+
+def use_fast_depthwise(module: nn.Module) -> None:
+    """Let every depthwise convolution inside ``module`` be a :class:`DepthwiseConv2d`; parameters and keys stay."""
+    for part in module.modules():
+        if type(part) is nn.Conv2d and part.groups == part.in_channels == part.out_channels > 1 and part.bias is None:
+            part.__class__ = DepthwiseConv2d

@@ -1,0 +1,90 @@
+"""The weighted sum of candidates behind their last normalisations, and its gradient, for several candidates at once.
+
+A candidate's projection ``m_i``, ``[P, C]``, enters the sum as ``slope_i m_i`` and a constant a channel; all that its
+gradient needs of a pixel is the gradient by the sum and ``m_i``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+
+from hitdet_nni.kernels.gpu.launch import accumulation_type, alignment, choose_block, triton_type
+from hitdet_nni.kernels.gpu.programs import mixture as programs
+
+
+def add_weighted_(total: Tensor, matrices: Tensor, slopes: Tensor) -> None:
+    """Add ``sum_i slopes_i matrices_i`` to ``total``.
+
+    Args:
+        total: ``[P, C]`` in the type of sums; changed.
+        matrices: ``[n, P, C]``, contiguous.
+        slopes: ``[n, C]`` in the type of sums.
+    """
+    number, positions, channels = matrices.shape
+    block = choose_block("mixture", 1, 1, matrices.element_size(), False)
+    unit = alignment(channels)
+    programs.add_weighted[(triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),)](
+        total, matrices, slopes, positions, channels // unit, number,
+        UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(total.dtype),
+        num_warps=block.warps,
+    )  # fmt: skip
+
+
+def last_gradient(
+    grad: Tensor,
+    matrices: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    slopes: Tensor,
+    by_batch: Tensor,
+    *,
+    of_matrices: bool,
+    joint_means: Callable[..., list[Tensor]] | None = None,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradient through the candidates' last normalisations.
+
+    Args:
+        grad: Gradient by the weighted sum, ``[P, C]``, contiguous.
+        matrices: What was normalised, ``[n, P, C]``, contiguous.
+        mean: Means that it was normalised by, ``[n, C]``, in the type of sums.
+        inverse: ``1 / sqrt(variance + eps)``, ``[n, C]``.
+        slopes: Weight of the candidate times scale times ``inverse``, ``[n, C]``.
+        by_batch: Whether mean and variance are those of the matrix, ``[n, 1]``: ones and zeros.
+        of_matrices: Whether the gradient by the matrices is wanted.
+        joint_means: Where other processes share mean and variance, means over all pixels from sums over those of this
+            one.
+
+    Returns:
+        Gradient by the matrices, ``[n, P, C]``, in their type; those by scales and shifts as if all weights were one,
+        ``[n, C]`` and ``[C]``, the latter the same for all candidates.
+    """
+    number, positions, channels = matrices.shape
+    kind = accumulation_type(matrices.dtype)
+    block = choose_block("mixture", 1, 1, matrices.element_size(), False)
+    unit = alignment(channels)
+    tiles = triton.cdiv(positions, block.pixels)
+    grid = (triton.cdiv(channels, block.channels) * tiles,)
+    constants = {"UNIT": unit, "PIXELS": block.pixels, "CHANNELS": block.channels}
+    parts = torch.empty(tiles, number + 1, channels, dtype=kind, device=matrices.device)
+    programs.sums[grid](
+        grad, matrices, mean, inverse, parts, positions, channels // unit, number,
+        **constants, SUM=triton_type(kind), num_warps=block.warps,
+    )  # fmt: skip
+    sums = parts.sum(0)
+    by_scale, by_shift = sums[:number], sums[number]
+    if not of_matrices:
+        return None, by_scale, by_shift
+    # by_x = slope (grad - by_shift / P - (x - mean) inverse by_scale / P), the last two for statistics of the batch
+    means = sums / positions if joint_means is None else joint_means(sums)[0]
+    through = -slopes * by_batch
+    coefficients = torch.stack([slopes, through * inverse * means[:number], through * means[number], mean])
+    out = torch.empty_like(matrices)
+    programs.gradient[grid](
+        grad, matrices, coefficients, out, positions, channels // unit, number,
+        **constants, SUM=triton_type(kind), num_warps=block.warps,
+    )  # fmt: skip
+    return out, by_scale, by_shift

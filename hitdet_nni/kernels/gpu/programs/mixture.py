@@ -1,0 +1,79 @@
+"""Weighted sum of candidates and its gradient."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hitdet_nni.kernels.gpu.programs.tiles import place
+
+
+@triton.jit(do_not_specialize=["positions", "channel_units", "number"])
+def add_weighted(
+    total, matrices, slopes, positions, channel_units, number,
+    UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """Add slope times map of all candidates to the sum, pixel by pixel."""
+    channels = channel_units * UNIT
+    tile, channel = place(channels, CHANNELS)
+    known = channel < channels
+    pixel = tile * PIXELS + tl.arange(0, PIXELS)
+    there = (pixel < positions)[:, None] & known[None, :]
+    entry = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+    result = tl.load(total + entry, mask=there, other=0.0)
+    size = positions.to(tl.int64) * channels
+    for index in range(number):
+        slope = tl.load(slopes + index * channels + channel, mask=known, other=0.0)
+        value = tl.load(matrices + index * size + entry, mask=there, other=0.0).to(SUM)
+        result += value * slope[None, :]
+    tl.store(total + entry, result, mask=there)
+
+
+@triton.jit(do_not_specialize=["positions", "channel_units", "number"])
+def sums(
+    grad, matrices, mean, inverse, parts, positions, channel_units, number,
+    UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """For each candidate, sums over a tile's pixels of the gradient times the normalised map; then of the gradient."""
+    channels = channel_units * UNIT
+    tile, channel = place(channels, CHANNELS)
+    known = channel < channels
+    pixel = tile * PIXELS + tl.arange(0, PIXELS)
+    there = (pixel < positions)[:, None] & known[None, :]
+    entry = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+    given = tl.load(grad + entry, mask=there, other=0.0).to(SUM)
+    size = positions.to(tl.int64) * channels
+    row = tile.to(tl.int64) * (number + 1)
+    for index in range(number):
+        middle = tl.load(mean + index * channels + channel, mask=known, other=0.0)
+        narrow = tl.load(inverse + index * channels + channel, mask=known, other=0.0)
+        value = tl.load(matrices + index * size + entry, mask=there, other=0.0).to(SUM)
+        normal = (value - middle[None, :]) * narrow[None, :]
+        products = tl.where(there, given * normal, 0.0)
+        tl.store(parts + (row + index) * channels + channel, tl.sum(products, 0), mask=known)
+    tl.store(parts + (row + number) * channels + channel, tl.sum(given, 0), mask=known)
+
+
+@triton.jit(do_not_specialize=["positions", "channel_units", "number"])
+def gradient(
+    grad, matrices, coefficients, out, positions, channel_units, number,
+    UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """Gradient by each candidate's map: a multiple of that by the sum, one of the map less its mean, and a constant."""
+    channels = channel_units * UNIT
+    tile, channel = place(channels, CHANNELS)
+    known = channel < channels
+    pixel = tile * PIXELS + tl.arange(0, PIXELS)
+    there = (pixel < positions)[:, None] & known[None, :]
+    entry = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+    given = tl.load(grad + entry, mask=there, other=0.0).to(SUM)
+    size = positions.to(tl.int64) * channels
+    for index in range(number):
+        row = coefficients + index * channels + channel
+        by_grad = tl.load(row, mask=known, other=0.0)
+        by_value = tl.load(row + number * channels, mask=known, other=0.0)
+        constant = tl.load(row + 2 * number * channels, mask=known, other=0.0)
+        middle = tl.load(row + 3 * number * channels, mask=known, other=0.0)
+        value = tl.load(matrices + index * size + entry, mask=there, other=0.0).to(SUM) - middle[None, :]
+        result = given * by_grad[None, :] + value * by_value[None, :] + constant[None, :]
+        tl.store(out + index * size + entry, result.to(out.dtype.element_ty), mask=there)

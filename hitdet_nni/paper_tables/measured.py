@@ -1,0 +1,82 @@
+"""Accuracies that a run directory supplies for a row of the paper's tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.errors import InputError
+from hitdet_nni.io import read_json
+from hitdet_nni.paper_tables.tables import Accuracy, Comparison, Row
+from hitdet_nni.runs.run_directory import find_run
+
+_NAMES: dict[str, Accuracy] = {
+    "mAP": "mAP",
+    "mAP_50": "AP50",
+    "mAP_75": "AP75",
+    "mAP_s": "APS",
+    "mAP_m": "APM",
+    "mAP_l": "APL",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a retraining measured.
+
+    Attributes:
+        run: The run directory.
+        architecture: What was trained; ``None`` where it was a baseline.
+        baseline: Name of the baseline that was trained, if it was one.
+        accuracy: COCO's average precisions, percent; those without boxes are left out.
+        pictures: What they were measured on.
+    """
+
+    run: Path
+    architecture: Architecture | None
+    baseline: str | None
+    accuracy: dict[Accuracy, float]
+    pictures: str
+
+
+def load_measured(path: Path) -> Measured:
+    """Read the accuracies of a finished run.
+
+    Raises:
+        InputError: If it is not a run directory, or its detector has not been retrained.
+    """
+    run = find_run(path)
+    content = read_json(run.metrics)
+    try:
+        found = {name: float(content["metrics"][ours]) for ours, name in _NAMES.items()}
+    except (KeyError, TypeError, ValueError):
+        raise InputError("has no metrics of a retraining", source=run.metrics) from None
+    data = load_settings(run.config).data
+    pictures = f"the embedded {data.builtin}" if data.builtin is not None else str(data.val_ann or data.root)
+    accuracy = {name: 100 * value for name, value in found.items() if value >= 0}
+    baseline = content.get("baseline")
+    architecture = load_architecture(run.architecture) if baseline is None else None
+    return Measured(path, architecture, baseline, accuracy, pictures)
+
+
+def add_measured(comparisons: Sequence[Comparison], runs: Sequence[Measured]) -> list[Comparison]:
+    """Put a line behind each row whose very architecture, or baseline, a run has trained; others change nothing."""
+    lines = []
+    for comparison in comparisons:
+        lines.append(comparison)
+        for run in runs:
+            if not comparison.beside and _is_of(run, comparison.row):
+                remark = f"measured by the run {run.run} on {run.pictures}"
+                lines.append(dataclasses.replace(comparison, remark=remark, measured=run.accuracy, beside=str(run.run)))
+    return lines
+
+
+def _is_of(run: Measured, row: Row) -> bool:
+    if row.architecture is None or run.architecture is None:
+        return row.baseline is not None and row.baseline == run.baseline
+    shipped = load_architecture(row.architecture)
+    return (run.architecture.sample, run.architecture.skeleton) == (shipped.sample, shipped.skeleton)

@@ -1,0 +1,353 @@
+"""A run directory: where a run's settings, measurements and results lie, and what may be overwritten."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hitdet_nni import __version__
+from hitdet_nni.engine import distributed
+from hitdet_nni.errors import InputError, WriteError
+from hitdet_nni.io import locked, read_json, read_text, read_yaml, write_csv, write_json, write_text
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import Component
+
+PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
+
+LENGTHS = (
+    "screening.epochs",
+    "screening.warmup_epochs",
+    "search.epochs",
+    "search.warmup_epochs",
+    "retrain.epochs",
+    "retrain.milestones",
+    "pretrain.epochs",
+)
+"""Settings that make a run longer or shorter."""
+
+_BY_STAGE = ("seconds", "warnings")
+"""What the metadata hold of each stage."""
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """Settings as plain numbers, strings, lists and dicts."""
+    return settings.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run; every one is written whole or not at all."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yml"
+
+    @property
+    def metadata(self) -> Path:
+        """Commit, seed, versions, machine, seconds by stage."""
+        return self.path / "metadata.json"
+
+    @property
+    def screening(self) -> Path:
+        """Folder of the screening's scores."""
+        return self.path / "screening"
+
+    @property
+    def sub_spaces(self) -> Path:
+        """The screened search space."""
+        return self.screening / "sub_spaces.yml"
+
+    @property
+    def alphas(self) -> Path:
+        """Architecture parameters after each epoch of the search."""
+        return self.path / "search" / "alphas.csv"
+
+    @property
+    def search_metrics(self) -> Path:
+        """What was measured after each epoch of the search."""
+        return self.path / "search" / "metrics.csv"
+
+    @property
+    def architecture(self) -> Path:
+        """The result of the search."""
+        return self.path / "architecture.json"
+
+    @property
+    def retrain(self) -> Path:
+        """Folder of the retraining's weights and logs."""
+        return self.path / "retrain"
+
+    @property
+    def metrics(self) -> Path:
+        """COCO metrics and cost of the retrained detector."""
+        return self.path / "metrics.json"
+
+    @property
+    def baseline(self) -> Path:
+        """Name and config of the baseline that was trained, where it was one."""
+        return self.path / "baseline.json"
+
+    @property
+    def supernet(self) -> Path:
+        """Weights of the supernet at the end of the search."""
+        return self.path / "search" / "supernet.pth"
+
+    @property
+    def halves(self) -> Path:
+        """How the search has split the training pictures between weights and architecture parameters."""
+        return self.path / "search" / "halves.json"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Folder of a stage's checkpoints; it is gone when the stage has ended."""
+        return self.path / "checkpoints" / stage.replace(" ", "-")
+
+    def scores(self, component: Component) -> Path:
+        """Screening scores of one component."""
+        return self.screening / f"{component}.csv"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @contextmanager
+    def held(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep other processes from working in the directory; the system frees it if this one dies.
+
+        Args:
+            wait: Wait for another one to end instead of refusing.
+
+        Raises:
+            InputError: If another process works in it, it cannot be written, or a link in it leads out of it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError("is a file", source=self.path, key="--out", allowed="a folder")
+        self.refuse_links_outside()
+        with ExitStack() as stack:
+            stack.callback(self._remove_if_unused)
+            try:
+                mine = stack.enter_context(locked(self._lock, wait=wait))
+            except WriteError as error:
+                raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
+            if not mine:
+                raise InputError("another process works in it", source=self.path, allowed="another folder")
+            yield
+
+    def refuse_links_outside(self) -> None:
+        """Refuse symbolic links below the directory that lead out of it: what is written to it would land there.
+
+        The directory itself may be a link.
+
+        Raises:
+            InputError: Naming the first such link.
+        """
+        root = Path(os.path.realpath(self.path))
+        for folder, folders, files in os.walk(root):
+            for name in sorted(folders + files):
+                entry = Path(folder, name)
+                if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
+                    raise InputError("is a link out of the run directory", source=entry, allowed="files and folders")
+
+    def _remove_if_unused(self) -> None:
+        with suppress(OSError):
+            if list(self.path.iterdir()) == [self._lock]:
+                self._lock.unlink()
+                self.path.rmdir()
+
+    def open(self, settings: Settings, *, force: bool = False, resume: bool = False) -> None:
+        """Prepare the directory for a run; the main process does so, the others wait for it.
+
+        Args:
+            settings: The run's settings, written to ``config.yml``.
+            force: Remove the results of an earlier run.
+            resume: Go on with an earlier run of the same settings where it stopped.
+
+        Raises:
+            InputError: If the directory holds something that may not be overwritten or resumed.
+        """
+        if distributed.is_main():
+            self._prepare(settings, force, resume)
+        distributed.barrier()
+
+    def _prepare(self, settings: Settings, force: bool, resume: bool) -> None:
+        holds_run = self.metadata.is_file() and self.config.is_file()
+        if resume and holds_run:
+            earlier = read_yaml(self.config)
+            if earlier != plain(settings):
+                raise self._other_settings(earlier, plain(settings))
+            self._read_metadata()
+            return
+        there = [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
+        # A process that was killed in the last lines below has left at most these.
+        begun = (self.metadata.name, f".{self.metadata.name}.", f".{self.config.name}.")
+        if there and not (resume and all(file.name.startswith(begun) for file in there)):
+            if not holds_run:
+                raise InputError("is not empty and holds no run", source=self.path, allowed="a new or empty folder")
+            if not force:
+                raise InputError("holds a run", source=self.path, allowed="another folder, --resume or --force")
+            for file in there:
+                shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+        try:
+            write_json(self.metadata, describe_environment(settings))
+            write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
+        except WriteError as error:
+            raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
+
+    def _other_settings(self, earlier: object, now: Mapping[str, Any]) -> InputError:
+        """Says which settings differ, and what to do about it."""
+        if not isinstance(earlier, dict):
+            return InputError(
+                "the run there has other settings", source=self.config, allowed="another --out, or --force"
+            )
+        differences = list(_differences(earlier, now))
+        key, before, after = differences[0]
+        problem = (
+            f"the run there has other settings: {key} is {_as_argument(before)} there and {_as_argument(after)} here"
+        )
+        problem += f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        if all(name in LENGTHS for name, *_ in differences):
+            problem += "; a run cannot be made longer or shorter, since its schedules are laid out for all its epochs"
+        back = " ".join(f"--set {shlex.quote(f'{name}={_as_argument(value)}')}" for name, value, _ in differences[:4])
+        back += " ..." if len(differences) > 4 else ""
+        allowed = f"{back} to resume it as it is, another --out for a new run, or --force to begin again there"
+        sub_spaces = self.sub_spaces
+        if all(name.startswith("search.") for name, *_ in differences) and sub_spaces.is_file():
+            allowed += f"; a new search with --sub-spaces {sub_spaces} need not screen again"
+        return InputError(problem, source=self.config, allowed=allowed)
+
+    def _read_metadata(self) -> dict[str, Any]:
+        """The content of ``metadata.json``, which a stage adds its time and its warnings to."""
+        metadata = read_json(self.metadata)
+        if not isinstance(metadata, dict) or not all(isinstance(metadata.get(key), dict) for key in _BY_STAGE):
+            allowed = f"{' and '.join(_BY_STAGE)} by stage, or --force"
+            raise InputError("is not the metadata of a run", source=self.metadata, allowed=allowed)
+        return metadata
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add a stage's wall time, in seconds, to the metadata."""
+        started = time.monotonic()
+        yield
+        if not distributed.is_main():
+            return
+        metadata = self._read_metadata()
+        seconds = metadata["seconds"]
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+        write_json(self.metadata, metadata)
+
+    def note_warnings(self, stage: str, warnings: Sequence[str]) -> None:
+        """Put what a stage's signs of health give reason to doubt into the metadata, if the directory has any."""
+        if self.metadata.is_file():  # a screening that trials share has none; its warnings are in their logs
+            metadata = self._read_metadata()
+            metadata["warnings"][stage] = list(warnings)
+            write_json(self.metadata, metadata)
+
+    def note_saving(self, stage: str, saving: Mapping[Component, str]) -> None:
+        """Put how each component of a stage's supernet was computed into the metadata, if the directory has any."""
+        if self.metadata.is_file():
+            metadata = self._read_metadata()
+            metadata.setdefault("saving", {})[stage] = dict(saving)
+            write_json(self.metadata, metadata)
+
+    def write_scores(self, component: Component, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write a component's screening scores."""
+        write_csv(self.scores(component), list(rows[0]), rows)
+
+    def kept_operators(self, component: Component) -> list[str]:
+        """Operators that the screening of a component left, read off its scores.
+
+        Raises:
+            InputError: If the file is missing or not what :meth:`write_scores` writes.
+        """
+        path = self.scores(component)
+        try:
+            rows = list(csv.DictReader(read_text(path).splitlines()))
+            last = max(int(row["epoch"]) for row in rows)
+            return [row["operator"] for row in rows if int(row["epoch"]) == last and row["removed"] == "0"]
+        except (KeyError, ValueError, TypeError):
+            raise InputError("is not a table of screening scores", source=path) from None
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both; lengths of stages last, as the others are the graver."""
+    found = list(_changed(earlier, now, ""))
+    yield from sorted(found, key=lambda difference: difference[0] in LENGTHS)
+
+
+def _changed(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    for key in {**earlier, **now}:
+        before, after = earlier.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changed(before, after, f"{prefix}{key}.")
+        elif before != after or (key in earlier) != (key in now):
+            yield f"{prefix}{key}", before, after
+
+
+def _as_argument(value: object) -> str:
+    """A setting as ``--set`` takes it."""
+    if isinstance(value, str) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value)
+
+
+def describe_environment(settings: Settings) -> dict[str, Any]:
+    """Everything that a run's result may depend on besides its settings."""
+    return {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seed": settings.seed,
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "seconds": {},
+        "warnings": {},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, installed or not, and of the packages that results depend on."""
+    return {"hitdet-nni": __version__, **{name: version(name) for name in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that the package runs from, marked where it has changes; ``None`` elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def find_run(path: str | Path) -> RunDirectory:
+    """The run directory at a path.
+
+    Raises:
+        InputError: If there is none, or a link in it leads out of it.
+    """
+    run = RunDirectory(Path(path))
+    if not run.config.is_file():
+        raise InputError("is not a run directory (no config.yml)", source=path)
+    run.refuse_links_outside()
+    return run

@@ -1,0 +1,103 @@
+"""What is written of an architecture that was found: where it comes from, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hitdet_nni.config.architecture import (
+    SCHEMA_VERSION,
+    Architecture,
+    CostRecord,
+    Provenance,
+    load_architecture,
+    save_architecture,
+)
+from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import Component, Skeleton
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.errors import InputError
+from hitdet_nni.runs.run_directory import RunDirectory, git_commit, plain, versions
+
+
+def describe_architecture(
+    name: str,
+    sample: dict[str, str],
+    space: SearchSpace,
+    settings: Settings,
+    classes: tuple[str, ...],
+    *,
+    saving: Mapping[Component, str] | None = None,
+) -> Architecture:
+    """An architecture with its provenance and its cost by both conventions.
+
+    Args:
+        name: A name for people.
+        sample: Operator of each searched layer.
+        space: The space that it was found in.
+        settings: The run's settings.
+        classes: Class names, in label order.
+        saving: How each component of the supernet was computed, where there was one.
+    """
+    return Architecture(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        skeleton=settings.skeleton,
+        sample={layer.label: sample[layer.label] for layer in settings.skeleton.searched_layers()},
+        provenance=Provenance(
+            classes=classes,
+            space={component: list(names) for component, names in space.items()},
+            sparsity_weight=settings.screening.sparsity_weight,
+            flops_weight=settings.search.flops_weight,
+            seed=settings.seed,
+            data=plain(settings)["data"],
+            versions=versions(),
+            git_commit=git_commit(),
+            saving=None if saving is None else dict(saving),
+            cost=cost_records(settings.skeleton, sample, len(classes)),
+        ),
+    )
+
+
+def cost_records(skeleton: Skeleton, sample: dict[str, str], num_classes: int) -> tuple[CostRecord, ...]:
+    """The cost of an architecture at its skeleton's input size, by both conventions."""
+    records = []
+    for convention in ("macs", "paper"):
+        model = CostModel(skeleton, num_classes, convention=convention)
+        costs = model.architecture(sample)
+        records.append(
+            CostRecord(
+                convention=convention,
+                shape=model.shape,
+                proposals=model.proposals,
+                params={part: cost.params for part, cost in costs.items()},
+                flops={part: cost.flops for part, cost in costs.items()},
+            )
+        )
+    return tuple(records)
+
+
+def transferred(architecture: Architecture, settings: Settings, classes: tuple[str, ...]) -> Architecture:
+    """An architecture for other classes and another input size than it was found for; its cost is counted anew."""
+    skeleton = architecture.skeleton.model_copy(update={"input_size": settings.skeleton.input_size})
+    cost = cost_records(skeleton, architecture.sample, len(classes))
+    provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost})
+    return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
+
+
+def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:
+    """Write ``architecture.json`` of a retraining; in a run that is resumed it must be the same.
+
+    Raises:
+        InputError: If the run is of another architecture.
+    """
+    if not run.architecture.exists():
+        save_architecture(architecture, run.architecture)
+        return
+    there = load_architecture(run.architecture)
+    if (there.skeleton, there.sample) != (architecture.skeleton, architecture.sample):
+        raise InputError(
+            "the run there is of another architecture",
+            source=run.architecture,
+            allowed="the same architecture, or --force",
+        )

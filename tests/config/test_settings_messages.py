@@ -1,0 +1,109 @@
+"""Messages about bad settings: one line in the project's words, whatever key has whatever value; names of digits."""
+
+import datetime
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from hitdet_nni.config.settings import PATHS, Settings, load_settings, parse_overrides
+from hitdet_nni.config.validation import _model_of, one_line
+from hitdet_nni.errors import InputError
+
+VALUES = [
+    *(None, True, False, 0, 2017, -3, 2.5, float("inf"), float("nan"), "", "text", b"ab", {1}, 10**30),
+    *([], [None], [1, "a"], ["a", 3], [[1]], {}, {"a": 1}, {3: 4}, {None: None}),
+    *(datetime.date(2017, 1, 1), datetime.datetime(2017, 1, 1, 2, 3)),
+]
+"""A value of every type that YAML has."""
+
+INNER = re.compile(
+    r"function-|union|[Ii]nput should|type=|\[type|literal|tuple|lax-or|strict|pydantic|Extra|datetime|validator|"
+    r"Path\b|Value error|bool|float|another value|class '"
+)
+"""What only a library would say."""
+
+
+def keys(model, prefix=()):
+    for name, info in model.model_fields.items():
+        yield (*prefix, name)
+        below = _model_of(info.annotation)
+        if below is not None:
+            yield from keys(below, (*prefix, name))
+
+
+def tree(place, value):
+    for key in reversed(place):
+        value = {key: value}
+    return value if place[0] == "data" else {"data": {}, **value}
+
+
+@pytest.mark.parametrize("place", list(keys(Settings)), ids=".".join)
+def test_no_message_has_a_library_s_words(place):
+    refused = 0
+    for value in VALUES:
+        try:
+            Settings.model_validate(tree(place, value))
+        except ValidationError as error:
+            refused += 1
+            message = str(one_line(error, Settings, "c.yml"))
+            assert message.startswith(f"c.yml: {place[0]}"), message
+            assert "\n" not in message
+            assert not INNER.search(message), message
+            if f"{'.'.join(place)}: got" in message:
+                assert "; allowed: " in message
+                assert "and 1 more" not in message or isinstance(value, list | set | dict), message
+    assert refused >= 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.epochs=0", "search.epochs: got 0; allowed: an integer above 0"),
+        ("search.epochs=true", "search.epochs: got true; allowed: an integer above 0"),
+        ("alphas.betas=[0.5, yes]", "alphas.betas.1: got true; allowed: a finite number of at least 0 and below 1"),
+        (
+            "skeleton.input_size=[64]",
+            "skeleton.input_size: got [64]; allowed: a list of 2, each of them an integer of at ",
+        ),
+        ("retrain.grad_clip=.inf", "retrain.grad_clip: got inf; allowed: a finite number above 0, or null"),
+        ("data.builtin=[]", "data.builtin: got []; allowed: digits, or null"),
+        (
+            "supernet.saving=1",
+            "supernet.saving: got 1; allowed: auto, stock, checkpoint, mid, slim, lean, or a mapping of",
+        ),
+        ("supernet.saving={neck: all}", "supernet.saving.backbone: missing (and 2 more)"),
+        ("search.budget={gflop: 3}", "search.budget.gflop: unknown key; allowed: gflops, params_m"),
+        ("weights={3: 4}", "weights.3: unknown key; allowed: lr, momentum"),
+    ],
+)
+def test_messages(override, message):
+    with pytest.raises(InputError) as caught:
+        load_settings("tiny", parse_overrides([override]))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [f"{section}.{key}" for section, names in PATHS.items() for key in names])
+@pytest.mark.parametrize("written", ["0x7e1", "03741", "2_017", "33:37", "2017.0", "2017-01-01", "-5", "yes"])
+def test_a_name_that_yaml_reads_otherwise_is_to_be_quoted(tmp_path, key, written):
+    section, name = key.split(".")
+    config = tmp_path / "c.yml"
+    config.write_text(f"extends: tiny\n{section}:\n  {name}: {written}\n")
+    shown = "true" if written == "yes" else written
+    with pytest.raises(InputError, match="put a name like this in quotes") as caught:
+        load_settings(config)
+    assert f"{key}: got {shown}; allowed: a path" in str(caught.value)
+
+
+def test_a_folder_of_digits_is_a_name(tmp_path):
+    config = tmp_path / "c.yml"
+    config.write_text(
+        "extends: tiny\ndata: {builtin: null, train_ann: [a.json, 7], train_images: [2017, '0x7'], val_ann: 1, "
+        "val_images: 0}\nretrain: {pretrained: 12}\nseed: 0x10\n"
+    )
+    settings = load_settings(config)
+    assert settings.data.train_ann == (tmp_path / "a.json", tmp_path / "7")
+    assert settings.data.train_images == (tmp_path / "2017", tmp_path / "0x7")
+    assert (settings.data.val_ann, settings.data.val_images) == (tmp_path / "1", tmp_path / "0")
+    assert (settings.retrain.pretrained, settings.seed) == (tmp_path / "12", 16)
+    assert type(settings.seed) is int

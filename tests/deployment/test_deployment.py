@@ -1,0 +1,518 @@
+"""The found detector outside the framework: what its files say is what mmdet's detector says."""
+
+import ast
+import itertools
+import json
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from mmdet.registry import TRANSFORMS
+from mmdet.structures import DetDataSample
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+from hitdet_nni import cli
+from hitdet_nni.config.architecture import Architecture, Provenance, load_architecture, save_architecture
+from hitdet_nni.config.skeleton import Skeleton
+from hitdet_nni.deployment import FORMATS, formats
+from hitdet_nni.deployment.boxes import base_anchors
+from hitdet_nni.deployment.components import Backbone, Neck
+from hitdet_nni.deployment.detector import RawHeads
+from hitdet_nni.deployment.formats import export_model
+from hitdet_nni.deployment.loading import load_detector
+from hitdet_nni.engine.weights_file import load_weights, save_weights
+from hitdet_nni.model.detector import build_detector, detector_config
+from hitdet_nni.model.preprocessing import PREPROCESSING
+
+KINDS = ("faster_rcnn", "retinanet")
+SIZES = ((96, 96), (90, 83), (33, 64), (32, 32), (61, 130))
+DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
+BLOCKED = "import sys\nsys.modules.update(dict.fromkeys({names}))  # importing one of them fails\n"
+
+
+def pictures(count=5):
+    """Pictures of 8 bits with structure, red, green, blue, of several sizes."""
+    generator = torch.Generator().manual_seed(3)
+    for index in range(count):
+        rows, columns = SIZES[index % len(SIZES)]
+        coarse = torch.randint(0, 256, (1, 3, rows // 8 + 1, columns // 8 + 1), generator=generator).float()
+        yield torch.nn.functional.interpolate(coarse, (rows, columns), mode="bilinear").byte()
+
+
+def enliven(detector):
+    """Give a new detector weights with which it is sure of some things, and statistics that are not 0 and 1."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for part in detector.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.momentum = None  # the mean over all batches
+                part.weight.uniform_(0.8, 1.2, generator=generator)
+                part.bias.uniform_(-0.2, 0.2, generator=generator)
+        for name, parameter in detector.named_parameters():
+            if name.endswith(("fc_cls.weight", "rpn_cls.weight", "fc_reg.weight")):
+                parameter.mul_(40)
+            if name.endswith("retina_cls.weight"):
+                parameter.mul_(10)
+            if name.endswith("retina_cls.bias"):
+                parameter.fill_(-3)
+        detector.train()
+        for _ in range(2):
+            coarse = torch.randn(4, 3, 32, 32, generator=generator)
+            pyramid = detector.extract_feat(torch.nn.functional.interpolate(coarse, (256, 256), mode="bilinear"))
+            if hasattr(detector, "roi_head"):
+                corner = torch.rand(64, 2, generator=generator) * 128
+                rois = torch.cat([torch.zeros(64, 1), corner, corner + 16 + corner.flip(0)], dim=1)
+                detector.roi_head._bbox_forward(pyramid, rois)
+            else:
+                detector.bbox_head(pyramid)
+    return detector.eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny):
+    """For each kind the architecture, its trained weights, mmdet's detector and ours."""
+    found = {}
+    for kind in KINDS:
+        folder = tmp_path_factory.mktemp(kind)
+        skeleton = Skeleton(**{**tiny.model_dump(), "detector": kind, "head_blocks": 1 if kind == "retinanet" else 2})
+        labels = [layer.label for layer in skeleton.searched_layers()]
+        sample = dict(zip(labels, itertools.cycle(("conv_k3_d1", "ir_k3_d2_e3", "conv_k5_d1", "sep_k5_d2"))))
+        provenance = Provenance(classes=tuple("abcdefghij"))
+        architecture = Architecture(
+            schema_version=1, name=f"tiny {kind}", skeleton=skeleton, sample=sample, provenance=provenance
+        )
+        torch.manual_seed(0)
+        detector = enliven(build_detector(skeleton, sample, 10))
+        save_weights(detector, folder / "weights.pth")
+        save_architecture(architecture, folder / "found.json")
+        plain = load_detector(architecture, folder / "weights.pth")
+        found[kind] = SimpleNamespace(folder=folder, architecture=architecture, mmdet=detector, plain=plain)
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(made):
+    """Write a model file once, and load it as its users do: a function from a picture to its outputs."""
+    loaded = {}
+
+    def load(kind, form, raw=False):
+        if (kind, form, raw) not in loaded:
+            case = made[kind]
+            path = case.folder / f"{form}-{raw}.pt2"
+            export_model(case.architecture, case.folder / "weights.pth", path, form, raw_heads=raw)
+            loaded[kind, form, raw] = opened(path, form)
+        return loaded[kind, form, raw]
+
+    return load
+
+
+def opened(path, form):
+    """A model file as a function, without any code of ours."""
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(str(path))
+        return lambda picture: [torch.from_numpy(value) for value in session.run(None, {"pictures": picture.numpy()})]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.load(str(path)) if form == "torchscript" else torch.export.load(str(path)).module()
+
+
+@torch.no_grad()
+def predicted(detector, picture):
+    """mmdet's detections on a picture, red, green, blue."""
+    sample = DetDataSample(metainfo={"img_shape": picture.shape[2:], "scale_factor": (1.0, 1.0)})
+    found = detector.test_step({"inputs": [picture[0].flip(0)], "data_samples": [sample]})[0].pred_instances
+    return found.bboxes, found.scores, found.labels
+
+
+def farthest_pair(distance):
+    """Pair the rows with the columns of a matrix of distances, and give the largest distance of a pair."""
+    assert distance.shape[0] == distance.shape[1]
+    rows, columns = linear_sum_assignment(distance.clamp(max=1e6).numpy())
+    return distance[rows, columns].max()
+
+
+def check_same(ours, theirs):
+    """The same boxes to 1e-3 pixels, labels, and scores to 1e-4; the order of equal scores is nobody's."""
+    boxes, scores, labels = (torch.as_tensor(part) for part in ours)
+    apart = (boxes[:, None] - theirs[0]).abs().amax(dim=2) / 1e-3
+    scored = (scores[:, None] - theirs[1]).abs() / (1e-4 * theirs[1])
+    distance = torch.maximum(apart, scored).masked_fill(labels[:, None] != theirs[2], torch.inf)
+    assert farthest_pair(distance) <= 1
+
+
+@torch.no_grad()
+def mmdet_heads(case, picture, rois):
+    """What mmdet's heads say; of a second stage, on the given RoIs."""
+    x = case.mmdet.data_preprocessor({"inputs": [picture[0].flip(0)], "data_samples": None})["inputs"]
+    pyramid = case.mmdet.extract_feat(x)
+    if not hasattr(case.mmdet, "roi_head"):
+        logits, offsets = case.mmdet.bbox_head(pyramid)
+        return [*logits, *offsets]
+    logits, offsets = case.mmdet.rpn_head(pyramid)
+    sample = DetDataSample(metainfo={"img_shape": picture.shape[2:], "scale_factor": (1.0, 1.0)})
+    proposals = case.mmdet.rpn_head.predict(pyramid, [sample])[0].bboxes
+    moved = case.mmdet.roi_head._bbox_forward(pyramid, torch.cat([rois.new_zeros(len(rois), 1), rois], dim=1))
+    return [*logits, *offsets, proposals, moved["cls_score"], moved["bbox_pred"]]
+
+
+def check_heads(case, run):
+    """The outputs of a function of a picture are mmdet's to 1e-4; it has more than one RoI a picture."""
+    for picture in pictures():
+        with torch.no_grad():
+            ours = list(run(picture))
+        names = case.plain.head_names()
+        rois = ours[names.index("rois")] if "rois" in names else None
+        theirs = mmdet_heads(case, picture, rois)
+        for name, mine, reference in zip(names, ours, theirs, strict=True):
+            if name == "rois":
+                assert len(mine) > 1
+                assert farthest_pair((mine[:, None] - reference).abs().amax(dim=2)) < 1e-3
+            else:
+                torch.testing.assert_close(
+                    mine, reference, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+                )
+
+
+def check_detections(case, run):
+    """The detections of a function of a picture are those of mmdet's ``predict``, and there are some."""
+    labels = set()
+    for picture in pictures():
+        with torch.no_grad():
+            ours = run(picture)
+        check_same(ours, predicted(case.mmdet, picture))
+        assert (ours[1].diff() <= 0).all()
+        labels |= set(ours[2].tolist())
+    assert len(labels) > 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plain_detector_is_mmdet_s(made, kind):
+    check_heads(made[kind], RawHeads(made[kind].plain))
+    check_detections(made[kind], made[kind].plain)
+
+
+FILES = [
+    pytest.param(kind, form, raw, id=f"{kind}-{form}-{'heads' if raw else 'detections'}", marks=marks)
+    for kind in KINDS
+    for form in FORMATS
+    for raw in (False, True)
+    # A file of torch.export takes ten seconds.
+    for marks in [[pytest.mark.slow] if form == "torch-export" and not (raw and kind == "retinanet") else []]
+]
+
+
+@pytest.mark.parametrize(("kind", "form", "raw"), FILES)
+def test_a_file_says_what_mmdet_says(made, exported, kind, form, raw):
+    check = check_heads if raw else check_detections
+    check(made[kind], exported(kind, form, raw))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_a_picture_may_show_nothing(made, tmp_path, kind, form):
+    state = made[kind].mmdet.state_dict()
+    bias = "roi_head.bbox_head.fc_cls.bias" if kind == "faster_rcnn" else "bbox_head.retina_cls.bias"
+    state[bias] = state[bias] - 200
+    if kind == "faster_rcnn":
+        state[bias][-1] += 400  # the background's
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    export_model(made[kind].architecture, tmp_path / "w.pth", tmp_path / "file", form)
+    run = opened(tmp_path / "file", form)
+    for picture in pictures(2):
+        assert [tuple(part.shape) for part in run(picture)] == [(0, 4), (0,), (0,)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_foreign_class(made, kind):
+    classes = {each for part in made[kind].plain.modules() for each in type(part).__mro__}
+    homes = {each.__module__ for each in classes if each is not object}
+    assert not {home.partition(".")[0] for home in homes} - {"torch", "hitdet_nni"}
+    ours = {home for home in homes if home.startswith("hitdet_nni")}
+    assert all(home.startswith(("hitdet_nni.deployment.", "hitdet_nni.model.blocks")) for home in ours), ours
+    assert not made[kind].plain.training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_mmdet_s_and_shared_by_levels(made, kind):
+    theirs = dict(made[kind].mmdet.named_parameters())
+    ours = list(made[kind].plain.parameters())
+    assert sum(each.numel() for each in ours) == sum(each.numel() for each in theirs.values())
+    files = {form: made[kind].folder / f"{form}-False.pt2" for form in ("onnx", "torchscript")}
+    weights = (made[kind].folder / "weights.pth").stat().st_size
+    for form, path in files.items():
+        if not path.exists():
+            export_model(made[kind].architecture, made[kind].folder / "weights.pth", path, form)
+        assert path.stat().st_size < 1.5 * weights + 100_000
+
+
+def test_backbone_and_neck_alone(made):
+    case = made["faster_rcnn"]
+    assert isinstance(case.plain.backbone, Backbone)
+    assert isinstance(case.plain.neck, Neck)
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for ours, theirs in zip(
+            case.plain.neck(case.plain.backbone(x)), case.mmdet.neck(case.mmdet.backbone(x)), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_skeleton_s_tail(tiny, published, draw, tmp_path):
+    skeleton = Skeleton(**{**tiny.model_dump(), "tail": {"width": 24, "out_channels": 40}, "depths": (1, 2, 1, 1)})
+    architecture = Architecture(
+        schema_version=1,
+        name="tail",
+        skeleton=skeleton,
+        sample=draw(skeleton, published, 0),
+        provenance=Provenance(classes=("a", "b")),
+    )
+    detector = build_detector(skeleton, architecture.sample, 2).eval()
+    save_weights(detector, tmp_path / "w.pth")
+    plain = load_detector(architecture, tmp_path / "w.pth")
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for ours, theirs in zip(plain.backbone(x), detector.backbone(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_of_nni_or_mmdet_is_needed(made, tmp_path):
+    """With these packages out of reach, a process exports and runs the detector."""
+    case = made["faster_rcnn"]
+    program = BLOCKED.format(names={"nni", "mmdet", "mmengine"}) + (
+        "import torch; from hitdet_nni import cli; from hitdet_nni.config.architecture import load_architecture\n"
+        "from hitdet_nni.deployment.loading import load_detector\n"
+        "_, found, weights, picture, out, file = sys.argv\n"
+        "detector = load_detector(load_architecture(found), weights)\n"
+        "with torch.no_grad(): torch.save(detector(torch.load(picture)), out)\n"
+        "status = cli.main(['export', found, '--weights', weights, '--format', 'torchscript', '--out', file])\n"
+        "sys.exit(status or 'mmcv' in sys.modules)\n"
+    )
+    picture = next(iter(pictures()))
+    torch.save(picture, tmp_path / "picture.pt")
+    names = (case.folder / "found.json", case.folder / "weights.pth", tmp_path / "picture.pt", tmp_path / "out.pt")
+    command = [sys.executable, "-c", program, *map(str, names), str(tmp_path / "file.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    theirs = predicted(case.mmdet, picture)
+    check_same(torch.load(tmp_path / "out.pt"), theirs)
+    check_same(opened(tmp_path / "file.pt", "torchscript")(picture), theirs)
+
+
+def test_metadata_is_enough_to_use_a_file_alone(made, exported):
+    case = made["retinanet"]
+    exported("retinanet", "onnx")
+    exported("retinanet", "torchscript")
+    session = onnxruntime.InferenceSession(str(case.folder / "onnx-False.pt2"))
+    of_onnx = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    files = {"metadata.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.load(str(case.folder / "torchscript-False.pt2"), _extra_files=files)
+    assert of_onnx == json.loads(files["metadata.json"])
+    assert of_onnx["classes"] == list("abcdefghij")
+    assert of_onnx["input_size"] == [96, 96]
+    assert of_onnx["outputs"] == [output.name for output in session.get_outputs()] == ["boxes", "scores", "labels"]
+    assert (of_onnx["color_order"], of_onnx["mean"]) == ("RGB", PREPROCESSING["mean"])
+    assert {(each.name, each.type) for each in session.get_inputs()} == {(of_onnx["input"], "tensor(uint8)")}
+
+
+def test_pictures_are_prepared_as_in_training(tiny):
+    config = detector_config(tiny, {"backbone": [], "neck": [], "head": []}, 1)
+    assert config["data_preprocessor"] == {"type": "DetDataPreprocessor", **PREPROCESSING}
+
+
+def test_anchors_have_the_ratios_and_areas_asked_for():
+    anchors = base_anchors(8, [4, 6], [0.5, 1.0, 2.0])
+    width, height = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
+    torch.testing.assert_close(height / width, torch.tensor([0.5, 0.5, 1, 1, 2, 2]))
+    torch.testing.assert_close((width * height).sqrt(), torch.tensor([32.0, 48.0] * 3))
+    assert (anchors[:, :2] == -anchors[:, 2:]).all()
+
+
+def command(capsys, *arguments):
+    status = cli.main(["export", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out + err
+
+
+def test_a_run_directory_brings_its_weights(made, capsys, tmp_path):
+    case = made["retinanet"]
+    run = tmp_path / "run"
+    (run / "retrain").mkdir(parents=True)
+    (run / "config.yml").write_text("")
+    (run / "architecture.json").write_bytes((case.folder / "found.json").read_bytes())
+    out = tmp_path / "out.onnx"
+    status, text = command(capsys, run, "--format", "onnx", "--out", out)
+    assert (status, text.count("\n")) == (2, 1)
+    assert "weights.pth: no such file" in text
+    (run / "retrain" / "weights.pth").write_bytes((case.folder / "weights.pth").read_bytes())
+    assert command(capsys, run, "--format", "onnx", "--out", out) == (0, f"{out}\n")
+    picture = next(iter(pictures()))
+    check_same(opened(out, "onnx")(picture), predicted(case.mmdet, picture))
+    status, text = command(capsys, run, "--format", "onnx", "--out", out)
+    assert (status, text.count("\n")) == (2, 1)
+    assert "--force" in text
+    before = out.read_bytes()
+    assert command(capsys, run, "--format", "onnx", "--out", out, "--force", "--raw-heads")[0] == 0
+    assert out.read_bytes() != before
+    assert command(capsys, run, "--out", tmp_path / "copy.json")[0] == 0
+    assert load_architecture(tmp_path / "copy.json") == case.architecture
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.json", "out.onnx", "run"]
+
+
+WRONG = [
+    (["--format", "onnx"], ["--weights: is missing"]),
+    (["--weights", "w.pth"], ["--weights", "--format architecture", "onnx, torchscript, torch-export"]),
+    (["--raw-heads"], ["--raw-heads", "--format architecture"]),
+    (["--format", "onnx", "--weights", "w.pth", "--epoch", 0], ["--epoch", "--format onnx"]),
+    (["--format", "onnx", "--weights", "nothing.pth"], ["nothing.pth", "no such file"]),
+    (["--format", "torch-export", "--weights", "w.pth"], ["--out", ".pt2"]),
+    (["--format", "torchscript", "--weights", "bad.pth"], ["bad.pth", "cannot be read as weights"]),
+    (["--format", "torchscript", "--weights", "other.pth"], ["other.pth", "does not fit the architecture"]),
+    ([], ["found.json", "not a run directory"]),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("options", "names"), WRONG)
+def test_what_cannot_be_exported(made, capsys, tmp_path, monkeypatch, kind, options, names):
+    monkeypatch.chdir(tmp_path)
+    other = made[KINDS[1 - KINDS.index(kind)]]
+    Path("other.pth").write_bytes((other.folder / "weights.pth").read_bytes())
+    Path("bad.pth").write_bytes(b"nothing")
+    Path("found.json").write_bytes((made[kind].folder / "found.json").read_bytes())
+    before = sorted(path.name for path in tmp_path.iterdir())
+    status, text = command(capsys, "found.json", "--out", "out.onnx", *options)
+    assert (status, text.count("\n")) == (2, 1)
+    for name in names:
+        assert name in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_statistics_of_too_few_levels_are_refused(made, tmp_path, refused):
+    state = made["retinanet"].mmdet.state_dict()
+    cut = {
+        key: value[:2] if key.endswith(("mean", "var")) and value.dim() == 2 else value for key, value in state.items()
+    }
+    torch.save({"state_dict": cut}, tmp_path / "w.pth")
+    with refused(tmp_path / "w.pth", "does not fit"):
+        load_detector(made["retinanet"].architecture, tmp_path / "w.pth")
+
+
+def test_missing_packages_are_named(made, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    case = made["faster_rcnn"]
+    with refused("onnx", "pip install hitdet-nni[onnx]"):
+        export_model(case.architecture, case.folder / "weights.pth", tmp_path / "m.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def snippets():
+    return re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("form", ["as it is", "turned", "16 bits", "resized"])
+def test_the_page_s_program_needs_onnxruntime_and_opencv(made, exported, tmp_path, form):
+    """It runs without torch, reads and resizes as mmdet's pipeline does, and finds what that finds."""
+    case = made["faster_rcnn"]
+    exported("faster_rcnn", "onnx")
+    (tmp_path / "mine.onnx").write_bytes((case.folder / "onnx-False.pt2").read_bytes())
+    picture = next(iter(pictures()))[0, :, :66].permute(1, 2, 0).numpy()  # fits 96 x 96 as it is
+    file = tmp_path / "street.png"
+    if form == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(picture).save(file, exif=exif)
+    elif form == "16 bits":
+        cv2.imwrite(str(file), picture[..., 0].astype(np.uint16) * 257)
+    else:
+        cv2.imwrite(str(file), cv2.resize(picture, (150, 101)) if form == "resized" else picture[..., ::-1])
+    (program, *_) = [text for text in snippets() if "onnxruntime" in text]
+    imported = {
+        name.name.partition(".")[0]
+        for node in ast.walk(ast.parse(program))
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    assert imported <= {"json", "numpy", "onnxruntime", "cv2"}
+    after = "\nnp.savez('out.npz', boxes=boxes, scores=scores, labels=labels, fitting=fitting)\n"
+    blocked = BLOCKED.format(names={"torch", "torchvision", "hitdet_nni", "nni", "mmdet", "mmcv", "mmengine", "PIL"})
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + program + after], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.load(tmp_path / "out.npz")
+    rows, columns = case.architecture.skeleton.input_size
+    steps = [{"type": "LoadImageFromFile"}, {"type": "Resize", "scale": (columns, rows), "keep_ratio": True}]
+    theirs = {"img_path": str(file)}
+    for step in steps:
+        theirs = TRANSFORMS.build({**step, "_scope_": "mmdet"})(theirs)
+    assert np.array_equal(found["fitting"], theirs["img"][..., ::-1])
+    if form == "turned":
+        assert found["fitting"].shape[:2] == picture.shape[1::-1]
+    fitting = torch.from_numpy(found["fitting"].transpose(2, 0, 1).copy())
+    boxes, scores, labels = predicted(case.mmdet, fitting[None])
+    height, width = theirs["ori_shape"]
+    boxes = boxes * boxes.new_tensor([width / fitting.shape[2], height / fitting.shape[1]] * 2)
+    check_same([found[name] for name in ("boxes", "scores", "labels")], (boxes, scores, labels))
+    assert len(done.stdout.splitlines()) == (scores > 0.3).sum()
+    if form == "as it is":
+        assert done.stdout
+
+
+@pytest.mark.slow
+def test_a_detector_trained_on_digits(tmp_path, capsys, figure):
+    """Fifty pictures that it was not trained on, from the file as from mmdet."""
+    from hitdet_nni.config.settings import load_settings
+    from hitdet_nni.data.pipeline import build_dataset
+    from hitdet_nni.data.sources import open_data
+
+    base = load_settings("digits")
+    labels = [layer.label for layer in base.skeleton.searched_layers()]
+    found = Architecture(
+        schema_version=1,
+        name="digits",
+        skeleton=base.skeleton,
+        sample={label: "conv_k3_d1" if label.startswith("neck") else "ir_k3_d1_e3" for label in labels},
+        provenance=Provenance(classes=open_data(base.data, base.seed).classes),
+    )
+    save_architecture(found, tmp_path / "found.json")
+    changes = {"data.val": 50, "retrain.epochs": 12, "retrain.milestones": "[9, 11]", "retrain.val_interval": 12}
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    run = tmp_path / "run"
+    arguments = ["retrain", "--architecture", tmp_path / "found.json", "--config", "digits", *sets, "--out", run]
+    assert cli.main([*map(str, arguments), "--json"]) == 0
+    for name, options in (("whole.onnx", []), ("heads.onnx", ["--raw-heads"])):
+        assert command(capsys, run, "--format", "onnx", "--out", tmp_path / name, *options)[0] == 0
+    detector = build_detector(found.skeleton, found.sample, found.num_classes).eval()
+    load_weights(detector, run / "retrain" / "weights.pth")
+    case = SimpleNamespace(mmdet=detector, plain=load_detector(found, run / "retrain" / "weights.pth"))
+    whole, heads = (opened(tmp_path / name, "onnx") for name in ("whole.onnx", "heads.onnx"))
+    settings = load_settings(run / "config.yml")
+    validation = build_dataset(open_data(settings.data, settings.seed).val, settings.skeleton, training=False)
+    assert len(validation) == 50
+    detections, largest = 0, 0.0
+    for index in range(len(validation)):
+        picture = validation[index]["inputs"].flip(0)[None].contiguous()
+        theirs = predicted(detector, picture)
+        check_same(whole(picture), theirs)
+        detections += len(theirs[1])
+        ours = heads(picture)
+        names = case.plain.head_names()
+        for name, mine, reference in zip(names, ours, mmdet_heads(case, picture, ours[-3]), strict=True):
+            if name != "rois":
+                largest = max(largest, (mine - reference).abs().max().item())
+    metrics = json.loads((run / "metrics.json").read_text())
+    figure(f"{detections} detections on 50 pictures, heads differ by {largest:.2g} at most, {metrics}")
+    assert detections > 100
+    assert largest < 1e-4

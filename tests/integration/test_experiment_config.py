@@ -1,0 +1,159 @@
+"""What the launcher reads of an experiment: machines, the way to NNI's manager, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+import yaml
+from nni.experiment.config import ExperimentConfig as NniConfig
+
+from hitdet_nni.integration import experiment
+from hitdet_nni.integration.launcher.experiment_config import Machine, load_config, load_stopped, parse
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments"
+
+
+def remote(**changes):
+    """A remote experiment with one machine; keys are those of the experiment, or of the machine."""
+    machine = {"host": "box", "user": "me"}
+    machine |= {key: changes.pop(key) for key in list(changes) if key in {"host", "user", "port", "sshKeyFile"}}
+    return {"trainingService": {"platform": "remote", "machineList": [machine]}, **changes}
+
+
+def read(content):
+    return parse(content, "a.yml", ("create",), Path("/folder"))
+
+
+def test_local_experiments_have_no_machines():
+    for name in ("search.yml", "search_retinanet.yml"):
+        config = load_config(EXPERIMENTS / name)
+        assert (config.machines, config.tunnelled) == ((), ())
+        assert config.arguments == ("create", "--config", str(EXPERIMENTS / name))
+
+
+def test_the_remote_experiment_is_refused_until_it_is_filled_in(capsys):
+    path = EXPERIMENTS / "search_remote.yml"
+    text = path.read_text()
+    for placeholder, key in (("<host>", "host"), ("<user>", "user"), ("<folder of python>", "pythonPath")):
+        assert experiment.main([str(path)]) == 2
+        line = f"{path}: trainingService.machineList[0].{key}: {placeholder} is still to be filled in"
+        assert capsys.readouterr().err.startswith(line)
+        text = text.replace(placeholder, "x")
+        path = Path(os.environ["XDG_CACHE_HOME"], "search_remote.yml")
+        path.write_text(text)
+    assert load_config(path).machines[0].host == "x"
+
+
+def test_nni_accepts_the_remote_experiment_once_it_is_filled_in(tmp_path):
+    key = tmp_path / "id"
+    key.touch()
+    text = (EXPERIMENTS / "search_remote.yml").read_text()
+    for placeholder, value in (("<host>", "box"), ("<user>", "me"), ("<folder of python>", "/venv/bin")):
+        text = text.replace(placeholder, value)
+    (tmp_path / "filled.yml").write_text(text.replace("~/.ssh/id_ed25519", "id"))
+    (tmp_path / "search_space.json").write_bytes((EXPERIMENTS / "search_space.json").read_bytes())
+    config = NniConfig.load(tmp_path / "filled.yml")
+    config.validate()
+    machine = config.json()["trainingService"]["machineList"][0]
+    ours = load_config(tmp_path / "filled.yml")
+    assert ours.machines == ours.tunnelled == (Machine(machine["host"], machine["port"], machine["user"], key),)
+    assert machine["sshKeyFile"] == str(key)
+    local = yaml.safe_load((EXPERIMENTS / "search.yml").read_text())["trialCommand"]
+    assert config.trial_command == local.replace("../runs", "~/hitdet-runs") != local
+
+
+def test_machines_with_nnis_spellings_and_defaults():
+    config = read(remote(host="box", port=2222, sshKeyFile="keys/id"))
+    assert config.machines == (Machine("box", 2222, "me", Path("/folder/keys/id")),)
+    assert str(config.machines[0]) == "me@box:2222"
+    machine = {"HOST": "box", "user": "me", "ssh_key_file": "~/id"}
+    service = {"Platform": "remote", "machine_list": [machine], "nni_manager_ip": "127.0.0.1"}
+    config = read({"training_service": service})
+    assert config.machines == (Machine("box", 22, "me", Path("~/id").expanduser()),)
+    assert read(remote()).machines[0].key is None
+
+
+@pytest.mark.parametrize(
+    ("host", "manager", "tunnelled"),
+    [
+        ("box", "127.0.0.1", True),
+        ("10.0.0.7", None, True),
+        ("127.0.0.1", "127.0.0.1", False),
+        ("localhost", None, False),
+        ("::1", "localhost", False),
+        ("127.0.0.1", "127.0.0.2", True),  # nothing listens there until a tunnel does
+    ],
+)
+def test_a_tunnel_is_dug_to_machines_that_do_not_find_the_manager(host, manager, tunnelled):
+    assert bool(read(remote(host=host, nniManagerIp=manager)).tunnelled) is tunnelled
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        (None, ("holds a NoneType",)),
+        (["a"], ("holds a list", "a mapping")),
+        (remote(nniManagerIp="10.0.0.1"), ("nniManagerIp", "'10.0.0.1'", "127.0.0.1", "tunnel")),
+        ({"trainingService": {"platform": "kubeflow"}}, ("trainingService.platform", "'kubeflow'", "local, remote")),
+        ({"trainingService": [{"platform": "local"}]}, ("trainingService", "several services")),
+        ({"tuner": {"classArgs": ["<seed>"]}}, ("tuner.classArgs[0]", "<seed>")),
+    ],
+)
+def test_what_cannot_run_with_a_manager_on_loopback_is_refused(content, fragments, refused):
+    with refused("a.yml", *fragments):
+        read(content)
+
+
+@pytest.mark.parametrize("content", [None, "- a\n- list\n", "a: [1\nb: 2\n", "", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, refused):
+    path = tmp_path / "search.yml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with refused(path):
+        load_config(path)
+
+
+def test_what_nni_refuses_itself_is_left_to_it():
+    for machines in (None, "box", ["box"], [{"host": 5, "user": "me"}], [{"host": "box", "user": "me", "port": "22"}]):
+        assert read({"trainingService": {"platform": "remote", "machineList": machines}}).machines == ()
+    assert read({"trainingService": "local"}).machines == read({}).machines == ()
+
+
+def test_a_stopped_experiment_is_read_from_nnis_database(tmp_path, monkeypatch, refused):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    index = tmp_path / "nni-experiments" / ".experiment"
+    with refused(index, "'abc'", "none yet"):
+        load_stopped("abc")
+    index.parent.mkdir()
+    folder = tmp_path / "my experiments"
+    entry = {"status": "STOPPED", "pid": None, "logDir": str(folder)}
+    running = {**entry, "status": "RUNNING", "pid": os.getpid()}
+    killed = {**entry, "status": "RUNNING", "pid": 2**22 + 1}  # above any Linux process
+    index.write_text(json.dumps({"abc": entry, "run": running, "dead": killed}))
+    with refused("unknown experiment 'abd'", "abc, dead, run"):
+        load_stopped("abd")
+    with refused(index, "experiment run runs"):
+        load_stopped("run")
+    with refused(folder / "abc" / "db" / "nni.sqlite", "holds no experiment abc"):
+        load_stopped("abc")
+    for name in ("abc", "dead"):
+        (folder / name / "db").mkdir(parents=True)
+        with sqlite3.connect(folder / name / "db" / "nni.sqlite") as connection:
+            connection.execute("create table ExperimentProfile (params text, id text, revision integer)")
+            for revision, host in ((1, "older"), (3, "newest"), (2, "old")):
+                row = (json.dumps(remote(host=host)), name, revision)
+                connection.execute("insert into ExperimentProfile values (?, ?, ?)", row)
+        connection.close()
+        config = load_stopped(name)
+        assert config.machines[0].host == "newest"
+        assert (config.source, config.arguments) == (name, ("resume", name))
+    with sqlite3.connect(folder / "abc" / "db" / "nni.sqlite") as connection:
+        connection.execute("delete from ExperimentProfile")
+    connection.close()
+    with refused("holds no experiment abc"):
+        load_stopped("abc")

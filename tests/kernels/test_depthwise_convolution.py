@@ -1,0 +1,67 @@
+"""Depthwise convolutions of a decided detector against torch's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hitdet_nni.config.operators import OPERATORS
+from hitdet_nni.kernels.depthwise_convolution import DepthwiseConv2d, use_fast_depthwise
+from hitdet_nni.model.operators import build_operator
+
+
+def depthwise(kernel_size, dilation, stride):
+    padding = (kernel_size - 1) * dilation // 2
+    return nn.Conv2d(6, 6, kernel_size, stride, padding, dilation, groups=6, bias=False)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (24, 17)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (3, 2), (3, 3), (5, 1), (5, 2), (5, 3)])
+def test_values_and_gradients_are_those_of_torch(kernel_size, dilation, stride, size):
+    plain = depthwise(kernel_size, dilation, stride)
+    fast = copy.deepcopy(plain)
+    use_fast_depthwise(fast)
+    assert type(fast) is DepthwiseConv2d
+    found = []
+    for module in (plain, fast):
+        x = torch.randn(3, 6, *size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = module(x)
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+        (output * weights).sum().backward()
+        found.append((output, x.grad, module.weight.grad))
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert theirs.abs().max() > 0.1
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_every_operator_keeps_its_keys_and_only_depthwise_convolutions_change():
+    for name in OPERATORS:
+        operator = build_operator(name, 8, 8, 1)
+        keys, kinds = list(operator.state_dict()), [type(part) for part in operator.modules()]
+        use_fast_depthwise(operator)
+        assert list(operator.state_dict()) == keys
+        changed = [part for part, kind in zip(operator.modules(), kinds, strict=True) if type(part) is not kind]
+        grouped = [part for part in operator.modules() if isinstance(part, nn.Conv2d) and part.groups > 1]
+        assert changed == grouped
+        assert all(type(part) is DepthwiseConv2d for part in changed)
+
+
+def test_sixteen_bits_are_left_to_torch():
+    module = depthwise(3, 2, 1)
+    use_fast_depthwise(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = module(torch.randn(1, 6, 8, 8))
+    assert output.dtype == torch.bfloat16
+    assert output.grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_frozen_weights_and_inputs_get_no_gradient():
+    module = depthwise(3, 1, 1)
+    use_fast_depthwise(module)
+    module.weight.requires_grad_(False)
+    x = torch.randn(1, 6, 8, 8, requires_grad=True)
+    module(x).sum().backward()
+    assert module.weight.grad is None
+    assert x.grad.abs().sum() > 0

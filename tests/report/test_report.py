@@ -1,0 +1,495 @@
+"""Pages of runs: every state, every part, numbers as in the files, hostile names, damaged files."""
+
+import base64
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from report_runs import STATES, WARNING, write_run
+
+from hitdet_nni import cli
+from hitdet_nni.config.architecture import load_architecture
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.io import read_json, write_json
+from hitdet_nni.report.architecture_drawing import draw_architecture
+from hitdet_nni.report.axes import number
+from hitdet_nni.report.page import write_comparison, write_report
+from hitdet_nni.report.pareto import pareto_front
+from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
+from hitdet_nni.report.reading import read_run
+from hitdet_nni.runs.run_directory import RunDirectory
+
+VOID = {"meta", "link", "input", "br"}
+SECTIONS = "architecture accuracy detections cost search alphas screening health settings origin".split()  # noqa: SIM905
+
+
+class Page(HTMLParser):
+    """What a page holds; refuses tags that are not closed in order.
+
+    Attributes:
+        elements: Tag, attributes and the text inside, of every element.
+    """
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.elements, self._open = [], []
+        self.feed(html)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), (tag, names)
+        self.elements.append([tag, dict(attrs), ""])
+        if tag not in VOID:
+            self._open.append(self.elements[-1])
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append([tag, dict(attrs), ""])
+
+    def handle_endtag(self, tag):
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for element in self._open:
+            element[2] += data
+
+    def all(self, tag, **attributes):
+        wanted = {name.rstrip("_"): value for name, value in attributes.items()}
+        return [each for each in self.elements if each[0] == tag and wanted.items() <= each[1].items()]
+
+    def text(self, id_):
+        (found,) = (each for each in self.elements if each[1].get("id") == id_)
+        return " ".join(found[2].split())
+
+    def rows(self, caption):
+        """Cells of the table whose caption begins so."""
+        index = next(
+            i for i, each in enumerate(self.elements) if each[0] == "caption" and each[2].strip().startswith(caption)
+        )
+        rows = []
+        for tag, _, text in self.elements[index + 1 :]:
+            if tag in ("table", "section"):
+                break
+            if tag == "tr":
+                rows.append([])
+            elif tag in ("th", "td"):
+                rows[-1].append(" ".join(text.split()))
+        return rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that has everything but weights."""
+    return write_run(tmp_path_factory.mktemp("runs") / "mine")
+
+
+@pytest.fixture(scope="module")
+def html(run):
+    return write_report(run, pictures=0).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+# --------------------------------------------------------------------------------------------------------------- states
+
+
+UNSEARCHED = {"architecture", "accuracy", "detections", "cost", "health", "settings", "origin"}
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence", "absent"),
+    [
+        ("begun", "Begun; no stage has ended.", set(SECTIONS)),
+        ("half screened", "Screening unfinished, done are backbone", set(SECTIONS)),
+        ("screened", "Screened; not searched.", UNSEARCHED | {"search", "alphas"}),
+        ("searching", "Search unfinished after 3 of 4 epochs", UNSEARCHED),
+        ("searched", "Searched; not retrained.", {"accuracy", "detections", "settings"}),
+        ("retraining", "Retraining unfinished after 1 of 2 epochs", {"accuracy", "detections", "settings"}),
+        ("retrained", "Retrained and evaluated.", {"detections", "settings"}),
+    ],
+)
+def test_every_state_has_a_page_with_every_part(tmp_path, state, sentence, absent):
+    page = Page(write_report(write_run(tmp_path / "run", state=state)).read_text())
+    assert [attributes["id"] for _, attributes, _ in page.all("section")] == SECTIONS
+    for target in SECTIONS:
+        assert page.all("a", href=f"#{target}")
+        assert page.text(f"{target}-title")
+    assert page.all("p", class_="state")[0][2].strip().startswith(sentence)
+    parts = (each[1] for each in page.elements if each[0] == "section" or each[1].get("class") == "absent")
+    section, saying = "", set()
+    for attributes in parts:
+        section = attributes.get("id", section)
+        saying |= {section} if "id" not in attributes else set()
+    assert saying == absent
+    assert bool(page.all("svg", class_="architecture")) == (STATES.index(state) >= 4)
+
+
+def test_an_architecture_from_elsewhere_and_given_sub_spaces(tmp_path):
+    run = RunDirectory(write_run(tmp_path / "run"))
+    for component in ("backbone", "neck", "head"):
+        run.scores(component).unlink()
+    page = Page(write_report(run.path, pictures=0).read_text())
+    assert "This run was not screened; its sub search spaces were given" in page.text("screening")
+    for file in (run.alphas, run.search_metrics, run.sub_spaces, run.metadata, run.metrics):
+        file.unlink()
+    page = Page(write_report(run.path, pictures=0).read_text())
+    assert "Retraining unfinished after 1 of 2 epochs" in page.all("p", class_="state")[0][2]
+    assert "not noted" in page.text("origin")
+
+
+# ------------------------------------------------------------------------------------------------------- self-contained
+
+
+def test_nothing_is_fetched_and_nothing_runs_but_the_slider(html, page):
+    for _, attributes, _ in page.elements:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "data", "srcset"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert re.findall(r"url\((?!#)", html) == []
+    assert "@import" not in html
+    assert "http:" not in html
+    assert "https:" not in html
+    assert [each[1].get("type") for each in page.all("script")] == ["application/json", None]
+
+
+def test_it_says_what_charts_show(page):
+    drawings = [each[1] for each in page.all("svg") if each[1].get("aria-hidden") != "true"]
+    assert len(drawings) > 15
+    assert all(each["role"] == "img" and len(each["aria-label"]) > 20 for each in drawings)
+    assert len(page.all("table")) == len(page.all("caption"))
+    regions = page.all("div", role="region")
+    assert all(each[1]["tabindex"] == "0" and each[1]["aria-label"] for each in regions)
+    ids = [each[1]["id"] for each in page.elements if "id" in each[1]]
+    assert len(ids) == len(set(ids))
+    levels = [int(each[0][1]) for each in page.elements if re.fullmatch("h[1-6]", each[0])]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_a_large_run_is_a_small_page(tmp_path):
+    paths = {f"data.{split}_{kind}": "x" for split in ("train", "val") for kind in ("ann", "images")}
+    run = write_run(tmp_path / "run", config="coco_release", overrides=paths, epochs=24)
+    assert write_report(run, pictures=0).stat().st_size < 2e6
+
+
+# -------------------------------------------------------------------------------------------------- numbers as in files
+
+
+def test_average_precisions(run, page):
+    content = read_json(run / "metrics.json")
+    _, before, after = page.rows("Percent")
+    assert before[1:] == [percent(content["metrics_before_training"][name]) for name in AVERAGE_PRECISIONS]
+    assert after[1:] == ["12.3", "23.4", "10.0", "5.0", "20.0", "–"]
+
+
+def test_headline_figures(run, page):
+    content = read_json(run / "metrics.json")
+    text = " ".join(page.all("dl", class_="tiles")[0][2].split())
+    tiles = dict(re.findall(r"(mAP|Parameters|Cost|λ|Time) ([\d.]+)", text))
+    assert tiles == {
+        "mAP": "12.3",
+        "Parameters": number(content["params_m"]),
+        "Cost": number(content["gflops"]),
+        "λ": "0.01",
+        "Time": "42.8",
+    }
+
+
+def test_numbers_of_the_search(run, page):
+    expected = rows_of(run / "search" / "metrics.csv")
+    head, *rows = page.rows("search/metrics.csv")
+    assert head == list(expected[0])
+    assert len(rows) == len(expected) == 4
+    for shown, row in zip(rows, expected, strict=True):
+        assert shown[0] == str(int(row["epoch"]) + 1)
+        assert [float(cell) for cell in shown[1:]] == pytest.approx([float(row[name]) for name in head[1:]], rel=6e-4)
+
+
+def test_probabilities(run, page):
+    expected = rows_of(run / "search" / "alphas.csv")
+    titles = {each[1]["title"] for each in page.all("td") if "title" in each[1]}
+    last = [row for row in expected if row["epoch"] == "3"]
+    assert titles == {
+        "{label}, {operator}: probability {probability:.4f}, alpha {alpha:.4f}".format(
+            **row | {name: float(row[name]) for name in ("probability", "alpha")}
+        )
+        for row in last
+    }
+    data = json.loads(page.all("script", type="application/json")[0][2])
+    assert data["epochs"] == [1, 2, 3, 4]
+    for epoch, found in enumerate(data["values"]):
+        values = Counter(tuple(value) for row in found.values() for value in row)
+        assert values == Counter(
+            (round(float(row["probability"]), 4), round(float(row["alpha"]), 4))
+            for row in expected
+            if row["epoch"] == str(epoch)
+        )
+    layers = len({row["label"] for row in expected})
+    assert sum("best" in each[1].get("class", "").split() for each in page.all("td")) == layers
+
+
+def test_removals(run, page):
+    for component in ("backbone", "neck", "head"):
+        expected = rows_of(run / "screening" / f"{component}.csv")
+        _, *rows = page.rows(f"{component}: which operators left")
+        for epoch, removed, left in rows[:-1]:
+            race = [row for row in expected if int(row["epoch"]) + 1 == int(epoch)]
+            assert removed.split(", ") == [row["operator"] for row in race if row["removed"] == "1"]
+            assert int(left) == sum(row["removed"] == "0" for row in race)
+        kept = [row["operator"] for row in expected if row["epoch"] == "2" and row["removed"] == "0"]
+        assert rows[-1] == ["kept", ", ".join(kept), "8"]
+
+
+def test_cost_by_both_conventions(run, page):
+    architecture = load_architecture(run / "architecture.json")
+    for convention in ("macs", "paper"):
+        model = CostModel(architecture.skeleton, architecture.num_classes, convention=convention)
+        total = model.architecture(architecture.sample)["total"]
+        start = next(i for i, each in enumerate(page.elements) if f"count-{convention}" in each[1].get("class", ""))
+        view = Page.__new__(Page)
+        view.elements = page.elements[start:]
+        assert view.rows("By component")[-1] == ["total", number(total.flops / 1e9), number(total.params / 1e6)]
+        layers = {row[0]: row[1:] for row in view.rows("By layer;")[1:]}
+        assert len(layers) == len(model.rows(architecture.sample))
+        for _, layer, name, cost in model.rows(architecture.sample):
+            assert layers[layer] == [name or "not searched", number(cost.flops / 1e9), number(cost.params / 1e6)]
+
+
+def test_warnings_in_full(page):
+    assert [each[2] for each in page.all("ul", class_="warnings")] == [WARNING]
+    assert "1 warning about" in page.all("p", class_="state")[0][2]
+
+
+def test_budget_is_drawn(tmp_path):
+    for key, unit in (("gflops", "GFLOPs"), ("params_m", "M parameters")):
+        run = write_run(tmp_path / key, overrides={f"search.budget.{key}": 0.5})
+        page = Page(write_report(run, pictures=0).read_text())
+        assert f"Budget 0.5 {unit}" in " ".join(page.all("dl", class_="tiles")[0][2].split())
+        marked = [each[1]["aria-label"] for each in page.all("svg") if "budget 0.5" in each[1].get("aria-label", "")]
+        # FLOPs keep to a budget by one convention only, parameters are the same in both.
+        assert len(marked) == {"gflops": 1, "params_m": 2}[key]
+        assert all(label.startswith(unit) for label in marked)
+
+
+# ---------------------------------------------------------------------------------------------------------- the drawing
+
+
+@pytest.mark.parametrize("config", ["tiny", "coco_release", "coco_paper", "digits_retinanet"])
+def test_every_operator_is_drawn_with_its_numbers(tmp_path, draw, published, config):
+    paths = {f"data.{split}_{kind}": "x" for split in ("train", "val") for kind in ("ann", "images")}
+    run = write_run(tmp_path / "run", config=config, overrides=paths if config.startswith("coco") else None, epochs=12)
+    architecture = load_architecture(run / "architecture.json")
+    page = Page(f"<div>{draw_architecture(architecture)}</div>")
+    blocks = [each for each in page.all("g") if each[1]["class"].startswith("block fam-")]
+    expected = []
+    for label, name in architecture.sample.items():
+        family, kernel, *rest = name.split("_")
+        size = kernel[1:]
+        expected.append((f"{label}: {name}", f"fam-{family}", " ".join([family.upper(), f"{size}×{size}", *rest])))
+    found = [(each[2].split(",")[0], each[1]["class"].split()[1], each[2].rsplit("GFLOPs", 1)[1]) for each in blocks]
+    assert sorted(found) == sorted(expected)
+    width, height = map(float, page.all("svg")[0][1]["viewbox"].split()[2:])
+    for _, attributes, _ in page.all("rect"):
+        assert 0 <= float(attributes["x"]) <= float(attributes["x"]) + float(attributes["width"]) <= width
+        assert 0 <= float(attributes["y"]) <= float(attributes["y"]) + float(attributes["height"]) <= height
+
+
+# -------------------------------------------------------------------------------------------------------- hostile names
+
+EVIL = "<script>alert(1)<!--\"'&{{7*7}}"
+
+
+def test_names_in_files_are_text(tmp_path):
+    name = EVIL
+    run = RunDirectory(write_run(tmp_path / name, classes=(f"{EVIL}</script>", "\ud800", "b")))
+    for file, old in ((run.scores("neck"), "sep_k3_d1"), (run.alphas, "backbone/l01"), (run.alphas, "ir_k3_d1_e6")):
+        quoted = '"{}"'.format(f"{old}</script>{EVIL}".replace('"', '""'))
+        file.write_text(file.read_text().replace(f",{old},", f",{quoted},"))
+    metadata = read_json(run.metadata)
+    metadata.update(warnings={EVIL: [EVIL]}, git_commit=EVIL, machine=EVIL, command=[EVIL], versions={EVIL: EVIL})
+    metadata["seconds"] = {EVIL: 1.0}
+    write_json(run.metadata, metadata)
+    html = write_report(run.path, pictures=0).read_text()
+    page = Page(html)
+    assert len(page.all("script")) == 2
+    assert page.all("h1")[0][2].strip() == name
+    for part in ("screening", "alphas", "health", "origin"):
+        assert EVIL in page.text(part)
+    assert "49" not in page.text("origin").replace(metadata["started"], "")
+    data = json.loads(page.all("script", type="application/json")[0][2])
+    assert len(data["values"]) == 4
+    comparison = Page(write_comparison([run.path], tmp_path / "all.html").read_text())
+    assert not comparison.all("script")
+    assert EVIL in comparison.text("table-title") or any(EVIL in each[2] for each in comparison.all("th"))
+
+
+# --------------------------------------------------------------------------------------------------------------- damage
+
+
+def spoil_rows(path, column, value):
+    rows = rows_of(path)
+    rows[1][column] = value
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines))
+
+
+DAMAGE = {
+    "config": (lambda run: run.config.write_text("[1, 2]"), "config.yml"),
+    "yaml": (lambda run: run.config.write_text("a: [1"), "config.yml"),
+    "settings": (lambda run: run.config.write_text("seed: x"), "config.yml"),
+    "metadata": (lambda run: run.metadata.write_text("{"), "metadata.json"),
+    "seconds": (lambda run: write_json(run.metadata, {"seconds": {"search": "long"}}), "seconds.search"),
+    "infinite": (lambda run: run.metadata.write_text('{"seconds": {"search": -1}}'), "seconds.search"),
+    "columns": (lambda run: run.scores("neck").write_text("a,b\n1,2\n"), "neck.csv"),
+    "score": (lambda run: spoil_rows(run.scores("neck"), "score", "nan"), "line 3"),
+    "epoch": (lambda run: spoil_rows(run.search_metrics, "epoch", "-1"), "line 3"),
+    "metric": (lambda run: spoil_rows(run.search_metrics, "val_loss", "good"), "val_loss"),
+    "cells": (lambda run: run.search_metrics.write_text("epoch,loss\n1\n"), "metrics.csv"),
+    "probability": (lambda run: spoil_rows(run.alphas, "probability", "1.5"), "probability"),
+    "bytes": (lambda run: run.alphas.write_bytes(b"\xff\xfe"), "alphas.csv"),
+    "quotes": (lambda run: run.alphas.write_text('epoch,"label\n'), "alphas.csv"),
+    "space": (lambda run: run.sub_spaces.write_text("backbone: []"), "sub_spaces.yml"),
+    "architecture": (lambda run: run.architecture.write_text("{}"), "architecture.json"),
+    "result": (lambda run: run.metrics.write_text("[]"), "metrics.json"),
+    "mAP": (
+        lambda run: write_json(run.metrics, {"params_m": 1, "gflops": 1, "shape": [1, 1], "metrics": {}}),
+        "metrics.mAP",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_files_are_refused_in_a_line(tmp_path, capsys, kind):
+    spoil, name = DAMAGE[kind]
+    run = RunDirectory(write_run(tmp_path / "run"))
+    spoil(run)
+    for command in (["report", str(run.path)], ["compare", str(run.path), "--out", str(tmp_path / "all.html")]):
+        assert cli.main(command) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert name in err
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_commands(run, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    tensorboard = tmp_path / "events"
+    command = ["report", str(run), "--out", str(out), "--pictures", "0", "--tensorboard", str(tensorboard)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == str(out)
+    assert [str(file) for file in tensorboard.iterdir()] == said[1:]
+    assert cli.main(command) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main([*command, "--force"]) == 0
+    for wrong in ("-1", "41"):
+        assert cli.main(["report", str(run), "--pictures", wrong]) == 2
+        assert "0 to 40" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+    assert cli.main(["compare", str(run), str(run), "--out", str(tmp_path / "all.html")]) == 2
+    assert "is named twice" in capsys.readouterr().err
+    assert cli.main(["report", str(run), "--out", str(out / "below.html"), "--pictures", "0"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------- comparison
+
+
+def test_comparison(tmp_path):
+    states = {"first": "retrained", "second": "retrained", "third": "searching"}
+    runs = [write_run(tmp_path / name, seed=seed, state=state) for seed, (name, state) in enumerate(states.items())]
+    page = Page(write_comparison(runs, tmp_path / "all.html").read_text())
+    contents = {path.name: read_json(path / "metrics.json") for path in runs[:2]}
+    points = [(content["gflops"], content["mAP"]) for content in contents.values()]
+    front = [list(contents)[index] for index in pareto_front(points)]
+    _, *rows = page.rows("Average precisions")
+    for row, name in zip(rows, states, strict=True):
+        assert row[0] == (f"{name} front" if name in front else name)
+        content = contents.get(name)
+        assert row[1] == (percent(content["mAP"]) if content else "–")
+        assert row[6:8] == ([number(content["params_m"]), number(content["gflops"])] if content else ["–", "–"])
+        assert row[9] == ("42.8" if content else "–")
+        assert row[10] == str(list(states).index(name))
+    (scatter,) = page.all("svg")
+    assert scatter[1]["aria-label"].endswith(f"by ascending cost: {', '.join(front)}")
+    assert sorted(each[2] for each in page.all("text", class_="point-name")) == ["first", "second"]
+    assert len(page.all("circle", class_="point best")) == len(front)
+
+
+def test_comparison_of_runs_without_results(tmp_path):
+    run = write_run(tmp_path / "run", state="screened")
+    page = Page(write_comparison([run], tmp_path / "all.html").read_text())
+    assert "no accuracy to draw" in page.all("p", class_="absent")[0][2]
+
+
+# --------------------------------------------------------------------------------------------- detections, real weights
+
+
+def test_why_there_are_no_pictures(tmp_path):
+    run = write_run(tmp_path / "run", overrides={"data.train": 16, "data.val": 4})
+    (run / "retrain" / "weights.pth").write_bytes(b"no weights")
+    assert "weights.pth: cannot be read as weights" in Page(write_report(run).read_text()).text("detections")
+    paths = {f"data.{split}_{kind}": str(tmp_path / "gone") for split in ("train", "val") for kind in ("ann", "images")}
+    other = write_run(tmp_path / "other", overrides={"data.builtin": None, **paths})
+    (other / "retrain" / "weights.pth").write_bytes(b"no weights")
+    text = Page(write_report(other).read_text()).text("detections")
+    assert f"could not be run on validation pictures: {tmp_path / 'gone'}: cannot be read" in text
+
+
+@pytest.mark.slow
+def test_a_real_retraining(tmp_path, capsys):
+    run = write_run(tmp_path / "run", state="searched", overrides={"data.train": 16, "data.val": 4})
+    command = ["retrain", "--config", "tiny", "--out", str(run), "--architecture", str(run / "architecture.json")]
+    overrides = ["data.train=16", "data.val=4", "search.epochs=4"]
+    assert cli.main([*command, "--resume", *(part for each in overrides for part in ("--set", each))]) == 0
+    capsys.readouterr()
+    found, content = read_run(run), read_json(run / "metrics.json")
+    assert [epoch for epoch, _ in found.training.evaluations] == [0, 1, 2]
+    assert found.training.evaluations[0][1] == pytest.approx(content["metrics_before_training"], abs=5e-4)
+    assert found.training.evaluations[-1][1] == pytest.approx(content["metrics"], abs=5e-4)
+    assert len(found.training.losses) >= 2
+    page = Page(write_report(run, pictures=3).read_text())
+    pictures = page.all("svg", class_="picture")
+    assert len(pictures) == 6
+    for image in page.all("image"):
+        assert base64.b64decode(image[1]["href"].partition(",")[2]).startswith(b"\xff\xd8\xff")
+    annotations = json.loads(open_annotations())
+    boxes = Counter(each["image_id"] for each in annotations["annotations"])
+    truth = Counter(each[1]["class"] for each in page.all("g") if each[1].get("class", "").startswith("box"))
+    shown = [each["id"] for each in annotations["images"]]
+    assert truth["box truth"] == sum(boxes[shown[k * 4 // 3]] for k in range(3))
+
+
+def open_annotations():
+    from hitdet_nni.data.sources import open_data
+
+    return open_data(load_settings("tiny", {"data.train": 16, "data.val": 4}).data, 0).val.ann.read_text()
+
+
+@pytest.mark.slow
+def test_a_page_without_weights_loads_no_mmdet(run, tmp_path):
+    code = (
+        "import sys; from hitdet_nni import cli; "
+        f"assert cli.main(['report', {str(run)!r}, '--out', {str(tmp_path / 'page.html')!r}]) == 0; "
+        "print([m for m in ('mmdet', 'mmengine', 'nni', 'pytorch_lightning') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,176 @@
+"""Rules of the house that no other test would notice being broken."""
+
+import ast
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hitdet_nni
+from hitdet_nni.config.architecture import load_architecture, save_architecture
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.runs.run_directory import RunDirectory
+
+PACKAGE = Path(hitdet_nni.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(module):
+    """Dotted names that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+# Each package imports only those before it.
+LAYERS = ["model", "engine", "search", "training", "studies"]
+
+
+@pytest.mark.parametrize(("lower", "higher"), itertools.combinations(LAYERS, 2))
+def test_packages_import_downwards(lower, higher):
+    for module in (PACKAGE / lower).rglob("*.py"):
+        assert not any(name.startswith(f"hitdet_nni.{higher}.") for name in imports(module)), module
+
+
+def test_deployment_needs_torch_and_torchvision_alone():
+    for module in (PACKAGE / "deployment").glob("*.py"):
+        assert not {name.partition(".")[0] for name in imports(module)} & {"mmcv", "mmdet", "mmengine", "nni"}, module
+
+
+@pytest.mark.parametrize("folder", ["model", "data", "engine", "search", "training"])
+def test_library_does_not_import_entry_modules(folder):
+    names = ("trial", "multi_trial", "nni_results", "cli", "commands", "procedure", "experiment")
+    entries = {f"hitdet_nni.{name}" for name in names}
+    for module in (PACKAGE / folder).glob("*.py"):
+        assert not entries & imports(module), module
+
+
+def test_only_what_nni_runs_reports_to_it():
+    """A trial of an experiment of `nnictl`, and what NNI's multi-trial strategies evaluate."""
+    reporting = [module.stem for module in MODULES if "report_intermediate_result(" in module.read_text()]
+    assert reporting == ["multi_trial", "trial"]
+
+
+def test_modules_stay_small():
+    sizes = {module.name: len(module.read_text().splitlines()) for module in MODULES}
+    assert max(sizes.values()) <= 400, sizes
+
+
+HEAVY = ("torch", "torchvision", "nni", "pytorch_lightning", "mmdet", "mmcv", "mmengine", "scipy", "sklearn", "cv2")
+
+
+def outcome(statement, folder):
+    """The ``status`` that a statement leaves, the heavy packages loaded after it, and its standard output."""
+    code = f"import json, sys\nstatus = 0\n{statement}\n"
+    code += f"sys.stderr.write(json.dumps([status, [name for name in {HEAVY} if name in sys.modules]]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    status, names = json.loads(done.stderr.splitlines()[-1])
+    return status, set(names), done.stdout
+
+
+def loaded_by(statement, folder):
+    """The same without the output."""
+    return outcome(statement, folder)[:2]
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    """A folder with an architecture, a run that has found it, and nothing else; the embedded set has been made."""
+    folder = tmp_path_factory.mktemp("folder")
+    found = load_architecture("hit_detector")
+    save_architecture(found, folder / "mine.json")
+    run = RunDirectory(folder / "run")
+    run.open(load_settings("tiny"))
+    save_architecture(found, run.architecture)
+    settings = load_settings("tiny")
+    open_data(settings.data, settings.seed)
+    return folder
+
+
+READER = {"cv2"}
+"""What reads pictures, as training does: checking those of a small set needs it and nothing else."""
+
+READING = (
+    "retrain --config tiny --architecture mine.json --out new",
+    "evaluate --config tiny --architecture mine.json --weights no.pth",
+    "check-data --config tiny",
+)
+
+BEGUN = """
+from hitdet_nni.cli import main
+from hitdet_nni.commands import find
+from hitdet_nni.errors import InputError
+
+def stop(*_):
+    raise InputError("stopped")
+
+find.load_libraries = stop
+status = main("search --config tiny --out new".split())
+"""
+
+
+def test_a_search_says_that_it_begins_before_it_loads_anything(a_run):
+    status, names, said = outcome(BEGUN, a_run)
+    assert (status, names) == (2, READER)
+    assert said.splitlines()[0] == "search: tiny, files in new"
+    assert not (a_run / "new").exists()
+
+
+@pytest.mark.parametrize("statement", ["import hitdet_nni", "from hitdet_nni import cli; cli.build_parser()"])
+def test_the_package_and_help_load_nothing_heavy(statement, tmp_path):
+    assert loaded_by(statement, tmp_path) == (0, set())
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("search --config nosuch.yml --out new", 2),
+        ("search --config tiny --set search.epoch=1 --out new", 2),
+        ("search --config tiny --sub-spaces nosuch.yml --out new", 2),
+        ("search --config tiny --set data.builtin=null --out new", 2),
+        ("search --config tiny --out mine.json", 2),
+        ("screen --config tiny --set screening.keep.head=33 --out new", 2),
+        ("retrain --config tiny --architecture nosuch.json --out new", 2),
+        ("retrain --config tiny --architecture mine.json --out new", 2),
+        ("retrain --config tiny --architecture mine.json --set retrain.pretrained=no.pth --out new", 2),
+        ("train-baseline nosuch.py --config tiny --out new", 2),
+        ("pretrain --config tiny --out new", 2),
+        ("evaluate --config tiny --architecture mine.json --weights no.pth", 2),
+        ("export-config nosuch.json --config tiny -o hit.py", 2),
+        ("study random --run nosuch --out new", 2),
+        ("study parts --run run --seeds 0 --out new", 2),
+        ("profile mine.json", 0),
+        ("profile run --layers", 0),
+        ("profile nosuch.py", 2),
+        ("export run --out exported.json --force", 0),
+        ("export run --format onnx --out mine.onnx", 2),
+        ("tables", 0),
+        ("tables 1 --markdown results.md", 2),
+        ("check-data --config tiny", 0),
+    ],
+)
+def test_what_needs_no_network_loads_none(line, status, a_run):
+    statement = f"from hitdet_nni.cli import main; status = main({line.split()!r})"
+    assert loaded_by(statement, a_run) == (status, READER if line in READING else set())
+    assert not (a_run / "new").exists()
+
+
+def test_a_model_file_needs_no_library_of_detectors(a_run):
+    """And the commands that do need something heavy are seen to load it."""
+    assert "torch" in loaded_by("import hitdet_nni.deployment.formats", a_run)[1]
+    assert not loaded_by("import hitdet_nni.deployment.formats", a_run)[1] & {"nni", "mmdet", "pytorch_lightning"}
+
+
+def test_public_names_are_importable():
+    for name in hitdet_nni.__all__:
+        assert getattr(hitdet_nni, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        hitdet_nni.nothing  # noqa: B018

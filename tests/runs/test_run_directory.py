@@ -1,0 +1,215 @@
+"""Run directories: what may be opened, resumed and overwritten."""
+
+import json
+import logging
+import shlex
+
+import pytest
+import yaml
+
+from hitdet_nni.config.settings import load_settings, parse_overrides
+from hitdet_nni.errors import InputError
+from hitdet_nni.io import append_epoch, write_csv
+from hitdet_nni.report.tables import read_alphas, read_metrics
+from hitdet_nni.runs.run_directory import RunDirectory, find_run, plain
+
+
+def test_a_new_run_holds_settings_and_environment(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path / "a" / "run")
+    run.open(tiny_settings)
+    assert yaml.safe_load(run.config.read_text()) == plain(tiny_settings)
+    assert load_settings(run.config) == tiny_settings
+    metadata = json.loads(run.metadata.read_text())
+    assert metadata["seed"] == tiny_settings.seed
+    assert {"torch", "nni", "mmdet"} <= set(metadata["versions"])
+    assert find_run(run.path) == run
+
+
+def test_time_adds_up_by_stage(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings)
+    for _ in range(2):
+        with run.timed("search"):
+            pass
+    assert set(json.loads(run.metadata.read_text())["seconds"]) == {"search"}
+
+
+def test_results_are_kept_unless_forced(tmp_path, tiny_settings, refused):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings)
+    result = run.path / "architecture.json"
+    result.write_text("{}")
+    with refused(run.path, "--force"):
+        run.open(tiny_settings)
+    run.open(tiny_settings, resume=True)
+    assert result.exists()
+    other = tiny_settings.model_copy(update={"seed": 1})
+    with refused(run.path, "settings"):
+        run.open(other, resume=True)
+    run.open(other, force=True)
+    assert not result.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (
+            {"retrain.epochs": 24},
+            ["retrain.epochs is 2 there and 24 here; ", "longer or shorter", "--set retrain.epochs=2 to"],
+        ),
+        (
+            {"retrain.epochs": 9, "retrain.milestones": [7, 8]},
+            [
+                "here (and 1 more); ",
+                "longer or shorter",
+                "--set retrain.epochs=2 --set 'retrain.milestones=[1]' to resume",
+            ],
+        ),
+        (
+            {"search.epochs": 9},
+            ["search.epochs is 2 there and 9", "longer or shorter", "--sub-spaces", "sub_spaces.yml"],
+        ),
+        (
+            {"seed": 4, "retrain.epochs": 9},
+            ["seed is 0 there and 4 here (and 1 more); allowed: --set seed=0 --set ret"],
+        ),
+        ({"search.budget": {"gflops": 5}}, ["search.budget is null there and", "--set search.budget=null to resume"]),
+        ({"data.val": 7}, ["data.val is ", "--set data.val="]),
+    ],
+)
+def test_a_run_with_other_settings_says_how_to_go_on(tmp_path, changes, names):
+    run = RunDirectory(tmp_path / "run")
+    settings = load_settings("tiny")
+    run.open(settings)
+    run.screening.mkdir()
+    run.sub_spaces.touch()
+    with pytest.raises(InputError, match="the run there has other settings: ") as caught:
+        run.open(load_settings("tiny", changes), resume=True)
+    message = str(caught.value)
+    for name in names:
+        assert name in message, message
+    assert ("longer or shorter" in message) == ("longer or shorter" in names)
+    # What it says puts every setting back.
+    words = shlex.split(message.partition("allowed: ")[2].partition(" to resume")[0])
+    back = load_settings("tiny", {**changes, **parse_overrides(words[1::2])})
+    assert (set(words[::2]), back) == ({"--set"}, settings)
+    run.open(back, resume=True)
+
+
+def test_force_never_removes_what_is_not_a_run(tmp_path, tiny_settings, refused):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with refused(tmp_path, "no run"):
+        RunDirectory(tmp_path).open(tiny_settings, force=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("content", ["", "epoch,operator\n0,a\n", "epoch,operator,score,rank,removed\nx,a,1,1,0\n"])
+def test_broken_scores_are_refused(tmp_path, content, refused):
+    run = RunDirectory(tmp_path)
+    run.screening.mkdir()
+    run.scores("neck").write_text(content)
+    with refused(run.scores("neck")):
+        run.kept_operators("neck")
+
+
+COLUMNS = ("epoch", "label", "alpha")
+
+
+def table(*epochs, rows=3):
+    return [{"epoch": epoch, "label": f"l{n}", "alpha": (epoch + n) / 7} for epoch in epochs for n in range(rows)]
+
+
+@pytest.fixture
+def grown(tmp_path):
+    """A table of four epochs, added one by one."""
+    path = tmp_path / "search" / "alphas.csv"
+    for epoch in range(4):
+        append_epoch(path, epoch, table(epoch))
+    return path
+
+
+def expected(tmp_path, *epochs):
+    write_csv(tmp_path / "expected.csv", COLUMNS, table(*epochs))
+    return (tmp_path / "expected.csv").read_bytes()
+
+
+def test_a_table_grows_by_epochs(tmp_path, grown):
+    assert grown.read_bytes() == expected(tmp_path, 0, 1, 2, 3)
+    there, written = grown.stat().st_ino, []
+    for epoch in range(4, 50):
+        before = grown.stat().st_size
+        append_epoch(grown, epoch, table(epoch))
+        written.append(grown.stat().st_size - before)
+    assert grown.stat().st_ino == there  # the same file, not a new one in its place
+    assert grown.read_bytes() == expected(tmp_path, *range(50))
+    assert max(written) < 100
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_an_epoch_that_is_made_again_replaces_it_and_those_after(tmp_path, grown, epoch, caplog):
+    append_epoch(grown, epoch, table(epoch))
+    assert grown.read_bytes() == expected(tmp_path, *range(epoch + 1))
+    assert not caplog.records
+
+
+def test_wherever_a_crash_cut_the_table_it_ends_equal(tmp_path, grown, caplog):
+    """Cut anywhere in its last epoch: in a line, between lines, or in the number of the epoch."""
+    whole = grown.read_bytes()
+    begin = len(expected(tmp_path, 0, 1, 2))
+    for end in range(begin, len(whole)):
+        grown.write_bytes(whole[:end])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            append_epoch(grown, 3, table(3))
+        assert grown.read_bytes() == whole
+        assert len(caplog.records) == (whole[end - 1 : end] != b"\n")
+        assert all("cut off" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 100, b"3,l0,0.1\0\0\n3", b"x,y,z\n", b"99999999999999999999,l0,1\n"])
+def test_rubbish_behind_the_last_whole_epoch_goes(tmp_path, grown, rest):
+    grown.write_bytes(expected(tmp_path, 0, 1, 2) + rest)
+    append_epoch(grown, 3, table(3))
+    assert grown.read_bytes() == expected(tmp_path, 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("start", [b"", b"epo", b"epoch,label,alpha"])
+def test_a_table_without_a_whole_first_line_begins_anew(tmp_path, grown, start):
+    grown.write_bytes(start)
+    append_epoch(grown, 0, table(0))
+    assert grown.read_bytes() == expected(tmp_path, 0)
+
+
+def test_long_epochs_are_found_again(tmp_path):
+    """Epochs longer than what is looked at first."""
+    path = tmp_path / "long.csv"
+    for epoch in (0, 1, 2, 1, 2, 3):
+        append_epoch(path, epoch, table(epoch, rows=1000))
+    write_csv(tmp_path / "expected.csv", COLUMNS, table(0, 1, 2, 3, rows=1000))
+    assert path.read_bytes() == (tmp_path / "expected.csv").read_bytes()
+
+
+def test_a_table_with_other_columns_is_refused(grown, refused):
+    before = grown.read_bytes()
+    with refused(grown, "has other columns", "epoch,loss"):
+        append_epoch(grown, 4, [{"epoch": 4, "loss": 1.0}])
+    assert grown.read_bytes() == before
+
+
+def test_what_is_being_written_is_left_out_of_pages(grown):
+    whole = grown.read_text().replace("label,alpha", "label,operator,alpha,probability")
+    lines = [line if line.startswith("epoch") else f"{line},0.5" for line in whole.splitlines()]
+    lines = [line.replace(",l", ",backbone/l,op", 1) if not line.startswith("epoch") else line for line in lines]
+    for kept, left_out in ((len(lines), ""), (len(lines) - 1, ""), (len(lines) - 2, lines[-2][:-3])):
+        grown.write_text("\n".join(lines[:kept]) + "\n" + left_out)
+        assert list(read_alphas(grown)) == ([0, 1, 2, 3] if kept == len(lines) else [0, 1, 2])
+        assert [row["epoch"] for row in read_metrics_epochs(grown)][:1] == [0.0]
+
+
+def read_metrics_epochs(path):
+    """The first column alone, as a table of metrics."""
+    text = path.read_text()
+    end = text.endswith("\n")
+    cells = [line.partition(",")[0] for line in text.splitlines()]
+    path.write_text("\n".join(cells) + "\n" * end)
+    return read_metrics(path)

@@ -1,0 +1,144 @@
+"""Whole training steps of a detector supernet: both phases and both optimisers, each fused mode as the plain sum.
+
+In double precision: in single precision two proposals of nearly equal scores change places after a few steps whatever
+computes the layers, and the runs part.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import cycle, islice
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.model.blocks import InvertedResidual
+from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.search.fused import SAVINGS
+from hitdet_nni.search.fused.fixed import FixedBlock
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.strategy import ColumnSparseDARTS
+
+STEPS = 10
+
+
+def trained(reference, batches, saving):
+    """Losses of both phases of every step, and the architecture parameters at the end."""
+    model = copy.deepcopy(reference).train()
+    set_saving(model, saving)
+    layers = [module for module in model.modules() if isinstance(module, ColumnSparseMixedLayer)]
+    alphas = [layer._arch_alpha for layer in layers]
+    architecture = {id(alpha) for alpha in alphas}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in architecture]
+    phases = [
+        (torch.optim.Adam(alphas, 0.02), alphas, weights),
+        (torch.optim.SGD(weights, 0.005, momentum=0.9), weights, alphas),
+    ]
+    losses = []
+    for step, pair in enumerate(batches):
+        for (optimizer, moved, frozen), batch in zip(phases, pair, strict=True):
+            for parameters, wanted in ((moved, True), (frozen, False)):
+                for parameter in parameters:
+                    parameter.requires_grad_(wanted)
+            torch.manual_seed(step)  # the sampler draws the same proposals and RoIs
+            loss = detection_loss(model.detector, copy.deepcopy(batch))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    return torch.stack(losses), torch.cat([alpha.detach() for alpha in alphas])
+
+
+def in_double_precision(batch):
+    """The batch with pictures and boxes of the type that everything is computed in."""
+    pictures = [picture.double() for picture in batch["inputs"]]
+    for sample in batch["data_samples"]:
+        sample.gt_instances.bboxes.tensor = sample.gt_instances.bboxes.tensor.double()
+    return {**batch, "inputs": pictures}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _double_precision():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def supernet(_double_precision, tiny, tiny_settings, tiny_data, published):
+    """A mutated supernet, and ten pairs of batches for its phases."""
+    skeleton = Skeleton(**{**tiny.model_dump(), "roi_samples": 8})
+    loaders = search_loaders(tiny_data, tiny_settings.data.model_copy(update={"batch_size": 2}), skeleton, 0)
+    weights_batches, alphas_batches = (
+        [in_double_precision(copy.deepcopy(batch)) for batch in islice(cycle(loader), STEPS)] for loader in loaders[:2]
+    )
+    torch.manual_seed(0)
+    space = HitDetectorSpace(skeleton, {part: published[part][::4] for part in COMPONENTS}, len(tiny_data.classes))
+    ColumnSparseDARTS().mutate_model(space)
+    return space, list(zip(alphas_batches, weights_batches, strict=True))
+
+
+@pytest.fixture(scope="module")
+def screening(_double_precision, supernet, tiny_data):
+    """The same for a supernet whose backbone and head are fixed at one operator."""
+    space, batches = supernet
+    candidates = {"backbone": ("ir_k3_d1_e3",), "neck": ("conv_k5_d2", "ir_k5_d3_e1"), "head": ("ir_k3_d1_e3",)}
+    torch.manual_seed(0)
+    screened = HitDetectorSpace(space.skeleton, candidates, len(tiny_data.classes))
+    ColumnSparseDARTS().mutate_model(screened)
+    return screened, batches[:2]
+
+
+def test_fixed_layers_are_fused_too(screening):
+    expected, results = (trained(*screening, saving) for saving in ("stock", "slim"))
+    for ours, theirs in zip(results, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_fixed_layers_go_back_to_their_own_forward_pass(screening):
+    space, _ = copy.deepcopy(screening)
+    names = list(space.state_dict())
+    blocks = [module for module in space.modules() if type(module) is InvertedResidual]
+    fixed = [block for block in blocks if block.expand.conv.weight.shape[0] == 3 * block.expand.conv.weight.shape[1]]
+    set_saving(space, "slim")
+    assert [isinstance(block.__dict__.get("forward"), FixedBlock) for block in blocks] == [b in fixed for b in blocks]
+    assert list(space.state_dict()) == names
+    copied = copy.deepcopy(space)
+    of_copy = [module for module in copied.modules() if "forward" in module.__dict__]
+    assert [module.forward.block for module in of_copy] == of_copy  # not the blocks that were copied
+    set_saving(space, "checkpoint")
+    assert not any("forward" in module.__dict__ for module in space.modules())
+
+
+def test_fixed_layers_of_tensors_without_data(screening):
+    """Their own forward pass runs, whose operators state shapes."""
+    space, _ = copy.deepcopy(screening)
+    set_saving(space, "slim")
+    block = next(module for module in space.modules() if "forward" in module.__dict__)
+    channels = block.expand.conv.in_channels
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        y = block(torch.empty(2, channels, 8, 8))
+    assert type(y) is FakeTensor
+    assert y.shape[1] == block.project.conv.out_channels
+
+
+@pytest.fixture(scope="module")
+def stock(supernet):
+    return trained(*supernet, "stock")
+
+
+@pytest.mark.parametrize(
+    "saving", [mode if mode == "slim" else pytest.param(mode, marks=pytest.mark.slow) for mode in SAVINGS]
+)
+def test_ten_steps(saving, supernet, stock):
+    losses, alphas = trained(*supernet, saving)
+    torch.testing.assert_close(losses, stock[0], rtol=1e-9, atol=0)
+    moved = stock[1].abs().max()
+    assert moved > 0.05  # ten steps of Adam have changed the architecture
+    torch.testing.assert_close(alphas, stock[1], rtol=0, atol=1e-9)
+    assert losses[-2:].mean() < losses[:2].mean()

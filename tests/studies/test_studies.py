@@ -1,0 +1,375 @@
+"""The random baseline: what is drawn, how it is rated, what the comparison says, and the whole command."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import pickle
+import re
+import shlex
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from hitdet_nni.cli import STUDIES, build_parser, main
+from hitdet_nni.config.architecture import Architecture, Provenance, save_architecture
+from hitdet_nni.config.search_space import load_search_space, save_search_space
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.engine.weights_file import save_weights
+from hitdet_nni.errors import InputError, NonFiniteLossError
+from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer
+from hitdet_nni.search.strategy import ColumnSparseDARTS
+from hitdet_nni.studies.operator_ablation import (
+    FIGURE_3,
+    OperatorEffect,
+    effects,
+    insertion_architectures,
+    insertions,
+)
+from hitdet_nni.studies.random_architectures import random_samples
+from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.retrainings import Trained
+from hitdet_nni.studies.sub_space_ablation import common_sub_space, final_order
+from hitdet_nni.studies.supernet_score import supernet_loss
+
+SPACE = {
+    "backbone": ["ir_k3_d1_e3", "conv_k3_d1"],
+    "neck": ["sep_k3_d1"],
+    "head": ["ir_k3_d1_e1", "sep_k5_d1"],
+}
+SMALL = {"data.train": 16, "data.val": 4, "retrain.epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_settings):
+    return CostModel(tiny_settings.skeleton, 10)
+
+
+def all_samples(model):
+    names = [SPACE[layer.component] for layer in model.layers]
+    return [dict(zip((layer.label for layer in model.layers), row, strict=True)) for row in itertools.product(*names)]
+
+
+@pytest.mark.parametrize("measure", ["flops", "params"])
+def test_all_architectures_within_the_limits_are_drawn(model, measure, refused):
+    costs = {
+        tuple(sample.values()): getattr(model.architecture(sample)["total"], measure) for sample in all_samples(model)
+    }
+    ordered = sorted(costs.values())
+    least, most = ordered[len(ordered) // 4], ordered[len(ordered) // 2]
+    within = {key for key, cost in costs.items() if least <= cost <= most}
+    assert 4 < len(within) < len(costs) - 4
+    limits = {"least": least, "most": most, "measure": measure}
+    drawn = random_samples(model, SPACE, len(within), **limits)
+    assert {tuple(sample.values()) for sample in drawn} == within
+    assert [list(sample) for sample in drawn] == [[layer.label for layer in model.layers]] * len(within)
+    others = random_samples(model, SPACE, len(within) - 1, exclude=[drawn[0]], **limits)
+    assert drawn[0] not in others
+    assert random_samples(model, SPACE, 3, seed=1, **limits) != drawn[:3]
+    with refused(f"{len(within)} of {len(within) + 1}", "--architectures", "--slack"):
+        random_samples(model, SPACE, len(within) + 1, **limits)
+
+
+def test_draws_are_uniform(model):
+    """Each of the architectures comes first about as often as any other."""
+    samples = all_samples(model)
+    firsts = [
+        random_samples(model, SPACE, 1, least=0, most=math.inf, seed=seed)[0] for seed in range(40 * len(samples))
+    ]
+    counts = [firsts.count(sample) for sample in samples]
+    chi_squared = sum((count - 40) ** 2 / 40 for count in counts)
+    freedom = len(samples) - 1
+    assert abs(chi_squared - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+def test_the_supernet_s_loss_is_that_of_the_supernet_with_one_candidate_left(tiny_settings, tiny_data, draw):
+    """Removing every other candidate from the mixed layers computes the same detector without inheriting anything."""
+    skeleton: Skeleton = tiny_settings.skeleton
+    torch.manual_seed(0)
+    space = HitDetectorSpace(skeleton, SPACE, len(tiny_data.classes))
+    ColumnSparseDARTS().mutate_model(space)
+    state = {key: value.clone() for key, value in space.detector.state_dict().items() if torch.is_tensor(value)}
+    batches = list(search_loaders(tiny_data, tiny_settings.data, skeleton, 0)[2])
+    found = {}
+    for seed in (0, 1):
+        sample = draw(skeleton, SPACE, seed)
+        found[seed] = supernet_loss(sample, skeleton, len(tiny_data.classes), state, batches, seed=3)
+        space.detector.load_state_dict({**space.detector.state_dict(), **state})
+        for layer in space.modules():
+            if isinstance(layer, ColumnSparseMixedLayer):
+                layer.set_extra_state(list(layer.names))
+                layer.keep_only([sample[layer.label]])
+        with torch.no_grad():
+            torch.manual_seed(3)
+            expected = statistics.fmean(float(detection_loss(space.detector.train(), batch)) for batch in batches)
+        assert found[seed] == pytest.approx(expected, rel=1e-5)
+    assert found[0] != found[1]
+
+
+def trained(name, *accuracies):
+    return Trained(name, {}, 1.0, 1.0, accuracies)
+
+
+def test_the_summary_in_closed_form():
+    found = [trained("searched", 0.5, 0.7), trained("a", 0.2, 0.4), trained("b", 0.6, 0.6), trained("c", 0.1, 0.1)]
+    summary = Summary.of(found, {"searched": 1.0, "a": 2.0, "b": 0.5, "c": 3.0})
+    assert (summary.searched_mean, summary.searched_deviation) == pytest.approx((0.6, math.sqrt(0.02)))
+    assert (summary.random_mean, summary.random_deviation) == pytest.approx((1 / 3, statistics.stdev([0.3, 0.6, 0.1])))
+    assert (summary.rank, summary.architectures, summary.share_as_good) == (2, 4, pytest.approx(1 / 3))
+    # Of the six pairs five are concordant, one is tied in accuracy: tau-b = 5 / sqrt(5 * 6).
+    assert summary.kendall == pytest.approx(5 / math.sqrt(30))
+    ranks = [2.0, 3.0, 1.0, 4.0], [1.5, 3.0, 1.5, 4.0]
+    assert summary.spearman == pytest.approx(statistics.correlation(*ranks))
+
+
+def test_what_does_not_vary_has_no_rank_correlation():
+    summary = Summary.of([trained("searched", 0.0), trained("a", 0.0)], {"searched": 1.0, "a": 2.0})
+    assert (summary.spearman, summary.kendall, summary.searched_deviation) == (None, None, None)
+    assert (summary.rank, summary.share_as_good) == (2, 1.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InputError("is bad", source="a", key="b", allowed=["c"]), NonFiniteLossError("retrain", 3, [1], None)],
+)
+def test_errors_come_through_from_another_process(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+@pytest.fixture
+def searched(tmp_path, tiny_data, draw):
+    """What a search leaves."""
+    settings = load_settings("tiny", SMALL)
+    run = RunDirectory(tmp_path / "searched")
+    run.open(settings)
+    save_search_space(SPACE, run.sub_spaces)
+    torch.manual_seed(0)
+    space = HitDetectorSpace(settings.skeleton, SPACE, len(tiny_data.classes))
+    ColumnSparseDARTS().mutate_model(space)
+    sample = draw(settings.skeleton, SPACE, 0)
+    provenance = Provenance(classes=tiny_data.classes)
+    found = Architecture(
+        schema_version=1, name="found", skeleton=settings.skeleton, sample=sample, provenance=provenance
+    )
+    save_architecture(found, run.architecture)
+    run.supernet.parent.mkdir(exist_ok=True)
+    save_weights(space.detector, run.supernet)
+    return run
+
+
+def test_every_command_of_the_page_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    kinds = {build_parser().parse_args(shlex.split(command)[1:]).kind for command in commands}
+    assert kinds == set(STUDIES)
+
+
+def study(kind, searched, out, *more):
+    arguments = ["study", kind, "--run", str(searched.path), "--seeds", "2", "--out", str(out), *more]
+    return main([*arguments, *(("--architectures", "2", "--slack", "1") if kind == "random" else ())])
+
+
+def read(out, kind):
+    """The figures of a study, once from the JSON and once from the CSV."""
+    report = json.loads((out / f"{kind}.json").read_text())
+    assert report["study"] == kind
+    rows = list(csv.DictReader((out / f"{kind}.csv").open()))
+    assert [list(row.values()) for row in rows] == [
+        ["" if value is None else str(value) for value in row.values()] for row in report["rows"]
+    ]
+    assert (out / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    return report
+
+
+@pytest.mark.slow
+def test_random_from_the_command_line(searched, tmp_path, capsys):
+    out = tmp_path / "study"
+    assert study("random", searched, out, "--jobs", "2", "--json") == 0
+    printed, written = json.loads(capsys.readouterr().out), read(out, "random")
+    assert printed == written
+    rows, samples = written["rows"], written["samples"]
+    assert [row["architecture"] for row in rows] == list(samples) == ["searched", "random-01", "random-02"]
+    assert len({json.dumps(sample) for sample in samples.values()}) == 3
+    found = []
+    for row in rows:
+        name = row["architecture"]
+        for seed in (0, 1):
+            run = out / "runs" / f"{name}-seed-{seed}"
+            metrics = json.loads((run / "metrics.json").read_text())
+            assert row[f"mAP_{seed + 1}"] == metrics["mAP"]
+            assert json.loads((run / "architecture.json").read_text())["sample"] == samples[name]
+            assert load_settings(run / "config.yml").seed == seed
+        found.append(trained(name, row["mAP_1"], row["mAP_2"]))
+    assert written["summary"] == vars(Summary.of(found, {row["architecture"]: row["supernet_loss"] for row in rows}))
+    assert json.loads((out / "metadata.json").read_text())["seconds"]["study"] > 0
+    # Done already: the same figures, and nothing is trained.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.pth")}
+    assert study("random", searched, out, "--resume") == 0
+    assert "the searched one is number" in capsys.readouterr().out
+    assert read(out, "random") == written
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pth")} == before
+
+
+@pytest.mark.slow
+def test_parts_from_the_command_line(searched, tmp_path, capsys):
+    out = tmp_path / "study"
+    assert study("parts", searched, out, "--seeds", "1") == 0
+    assert "all searched" in capsys.readouterr().out
+    report = read(out, "parts")
+    assert [row["architecture"] for row in report["rows"]] == [
+        "baseline",
+        "searched backbone",
+        "searched neck",
+        "searched head",
+        "all searched",
+    ]
+    samples = report["samples"]
+    baseline, found = samples["baseline"], samples["all searched"]
+    for component in COMPONENTS:
+        for label, operator in samples[f"searched {component}"].items():
+            assert operator == (found if label.startswith(component) else baseline)[label]
+
+
+def write_scores(run):
+    """Screenings that end with the orders abc, bca and cab of their operators, the last one removed."""
+    names = {"a": "sep_k3_d1", "b": "sep_k5_d1", "c": "conv_k3_d1"}
+    for component, (first, second, third) in zip(COMPONENTS, ("abc", "bca", "cab"), strict=True):
+        epochs = (
+            [(first, 0.4, 1, 0), (second, 0.3, 2, 0), (third, 0.2, 3, 1)],
+            [(first, 0.5, 1, 0), (second, 0.4, 2, 0)],
+        )
+        run.write_scores(
+            component,
+            [
+                {"epoch": epoch, "operator": names[letter], "score": score, "rank": rank, "removed": removed}
+                for epoch, rows in enumerate(epochs)
+                for letter, score, rank, removed in rows
+            ],
+        )
+
+
+def test_a_common_sub_space_has_the_best_places_over_all_components(tmp_path, refused):
+    run = RunDirectory(tmp_path)
+    run.screening.mkdir()
+    write_scores(run)
+    assert final_order(run, "backbone") == ["sep_k3_d1", "sep_k5_d1", "conv_k3_d1"]
+    # Places 0 + 2 + 1, 1 + 0 + 2 and 2 + 1 + 0: all equal; the head's scores again for the neck settle it.
+    run.scores("neck").write_text(run.scores("head").read_text())
+    assert common_sub_space(run, 2) == {component: ["sep_k3_d1", "conv_k3_d1"] for component in COMPONENTS}
+    run.scores("neck").write_text("nonsense")
+    with refused("neck.csv"):
+        common_sub_space(run, 2)
+
+
+@pytest.mark.slow
+def test_sub_spaces_from_the_command_line(searched, tmp_path, capsys):
+    write_scores(searched)
+    out = tmp_path / "study"
+    more = ("--seeds", "1", "--set", "search.epochs=2", "--set", "search.warmup_epochs=1")
+    assert study("sub-spaces", searched, out, *more) == 0
+    report = read(out, "sub-spaces")
+    assert [row["architecture"] for row in report["rows"]] == ["1 sub search space", "3 sub search spaces"]
+    (common,) = {tuple(names) for names in load_search_space(out / "one-sub-space/screening/sub_spaces.yml").values()}
+    assert set(report["samples"]["1 sub search space"].values()) <= set(common)
+    assert re.search(r"^search  epoch 2/2  loss .*  val loss ", capsys.readouterr().out, re.M)
+
+
+def test_insertions_take_every_layer_before_one_again(tiny_settings):
+    operators = ["conv_k3_d1", "conv_k5_d3"]
+    chosen = insertions(tiny_settings, operators, ["backbone", "head"], 6)
+    assert len(chosen) == len({one.name for one in chosen}) == 2 * 2 * 6
+    for component in ("backbone", "head"):
+        labels = tiny_settings.skeleton.labels(component)
+        rows = [
+            [one.label for one in chosen if (one.component, one.operator) == (component, name)] for name in operators
+        ]
+        assert rows[0] == rows[1]
+        counts = [rows[0].count(label) for label in labels]
+        assert sum(counts) == 6
+        assert max(counts) - min(counts) <= 1
+
+
+def test_an_insertion_changes_one_layer_of_the_baseline(tiny_settings, tiny_data):
+    chosen = insertions(tiny_settings, FIGURE_3, repeats=1)
+    found = insertion_architectures(chosen, tiny_settings, tiny_data)
+    baseline = found["baseline"].sample
+    assert set(baseline.values()) == set(tiny_settings.screening.fixed.model_dump().values())
+    for one in chosen:
+        sample = found[one.name].sample
+        assert {label: sample[label] for label in sample if sample[label] != baseline[label]} in (
+            {one.label: one.operator},
+            {},  # where the baseline has that operator
+        )
+        assert sample[one.label] == one.operator
+
+
+def test_effects_gather_the_repetitions(tiny_settings):
+    chosen = insertions(tiny_settings, ["conv_k3_d1"], ["neck"], 3)
+    found = {one.name: trained(one.name, value) for one, value in zip(chosen, (0.1, 0.2, 0.6), strict=True)}
+    (effect,) = effects(chosen, found)
+    assert effect == OperatorEffect("neck", "conv_k3_d1", (0.1, 0.2, 0.6))
+    assert (effect.mean, effect.deviation) == pytest.approx((0.3, math.sqrt(0.07)))
+
+
+def overrides():
+    return [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.slow
+def test_operators_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "study"
+    arguments = ["study", "operators", "--config", "tiny", *overrides(), "--repeats", "2", "--parts", "neck"]
+    assert main([*arguments, "--operators", "conv_k3_d1", "sep_k5_d1", "--out", str(out)]) == 0
+    assert "5/5" in capsys.readouterr().out
+    rows = read(out, "operators")["rows"]
+    assert [(row["part"], row["operator"], row["repeats"]) for row in rows] == [
+        ("-", "baseline", 1),
+        ("neck", "conv_k3_d1", 2),
+        ("neck", "sep_k5_d1", 2),
+    ]
+
+
+@pytest.mark.slow
+def test_sparsity_from_the_command_line(tmp_path, capsys):
+    space = tmp_path / "space.yml"
+    save_search_space(SPACE, space)
+    out = tmp_path / "study"
+    few = [part for component in COMPONENTS for part in ("--set", f"screening.keep.{component}=1")]
+    arguments = ["study", "sparsity", "--config", "tiny", *overrides(), *few, "--set", f"space={space}"]
+    assert main([*arguments, "--weights", "0", "0.1", "--out", str(out)]) == 0
+    report = read(out, "sparsity")
+    assert [row["mu"] for row in report["rows"]] == [0.0, 0.1]
+    curves = list(csv.DictReader((out / "scores.csv").open()))
+    assert len(curves) == 2 * 2 * len(SPACE["backbone"])
+    for row in report["rows"]:
+        last = [float(one["score"]) for one in curves if float(one["mu"]) == row["mu"] and one["epoch"] == "1"]
+        assert row["deviation"] == pytest.approx(statistics.pstdev(last))
+        assert row["range"] == pytest.approx(max(last) - min(last))
+        assert sum(last) == pytest.approx(len(load_settings("tiny").skeleton.labels("backbone")), rel=1e-5)
+    capsys.readouterr()
+    assert main([*arguments, "--weights", "-1", "--out", str(tmp_path / "refused")]) == 2
+    assert "--weights: got -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--slack", "0"], "--slack: got 0.0"),
+        (["--seeds", "0"], "--seeds: got 0"),
+        (["--architectures", "1000", "--slack", "1e-9"], "0 of 1000 random architectures"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(searched, tmp_path, capsys, more, message):
+    assert main(["study", "random", "--run", str(searched.path), "--out", str(tmp_path / "study"), *more]) == 2
+    assert message in capsys.readouterr().err
