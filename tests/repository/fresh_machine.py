@@ -1,9 +1,10 @@
 """The two commands on a machine with nothing: a Debian root, made by debootstrap, and what it can do after `make`.
 
-``make test-fresh`` (or ``python3 tests/repository/fresh_machine.py --suite sid --tests``) makes the root in a folder of
-its own, installs there by the Makefile, runs an experiment and the stages by hand on the `tiny` config, breaks OpenCV and mends
-it by the line that is said of it. It needs root, debootstrap, Debian's and Python's packages, 20 GB of disk and about
-twenty minutes; where one of the first two is missing it says so and ends with 0. pip is set up there as it is here.
+``make test-fresh`` (or ``python3 tests/repository/fresh_machine.py --suite sid --tests``) makes the root in a folder
+of its own, installs there by the Makefile, runs an experiment and the stages by hand on the `tiny` config, breaks
+OpenCV and mends it by the line that is said of it. It needs root, debootstrap, Debian's and Python's packages, 20 GB
+of disk and about twenty minutes; where one of the first two is missing it says so and ends with 0. pip is set up there
+as it is here.
 """
 
 from __future__ import annotations
