@@ -395,6 +395,13 @@ def test_generated_pages_are_up_to_date(monkeypatch):
         assert (DOCS / name).read_text(encoding="utf-8") == page(), "run: python docs/generate.py"
 
 
+def test_the_drawing_of_the_wings_is_up_to_date(monkeypatch):
+    wings = script("wings", monkeypatch)
+    assert wings.DRAWING.read_text(encoding="utf-8") == wings.svg(), "run: python docs/wings.py"
+    text = wings.PAGE.read_text(encoding="utf-8")
+    assert wings.page(text) == text, "run: python docs/wings.py"
+
+
 def test_stages_of_the_page_on_coco_are_up_to_date(monkeypatch):
     stages = script("coco_stages", monkeypatch)
     page = (DOCS / "coco.md").read_text(encoding="utf-8")
