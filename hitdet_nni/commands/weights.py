@@ -10,7 +10,6 @@ from hitdet_nni.commands.console import refuse_existing, say, settings_of
 from hitdet_nni.commands.work import at_work, load_libraries
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.search_space import load_search_space
-from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
@@ -56,10 +55,10 @@ def _start(options: Namespace) -> tuple[Architecture, Path | None]:
     source = find_run(options.inherit)
     architecture = load_architecture(options.architecture or source.architecture)
     space = load_search_space(source.sub_spaces)
-    for label, operator in architecture.sample.items():
-        (searched,) = (space[component] for component in COMPONENTS if label.startswith(f"{component}/"))
+    for layer in architecture.skeleton.searched_layers():
+        operator, searched = architecture.sample[layer.label], space[layer.component]
         if operator not in searched:
-            raise InputError(f"{label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
+            raise InputError(f"{layer.label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
     return architecture, source.supernet
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from hitdet_nni.config.operators import parse_operator
 from hitdet_nni.config.shipped import shipped
-from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_yaml, write_text
 
@@ -65,6 +65,16 @@ def find_space_file(path: str | Path) -> Path:
     if given.is_file() or given.suffix:
         return given
     return shipped("search_spaces", f"{path}.yml")
+
+
+def layer_candidates(skeleton: Skeleton, space: Mapping[Component, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Return the candidate names of every searched layer by its label, in the skeleton's order of layers.
+
+    Args:
+        skeleton: Gives the layers.
+        space: Candidate names of each component; one name fixes a component.
+    """
+    return {layer.label: tuple(space[layer.component]) for layer in skeleton.searched_layers()}
 
 
 def save_search_space(space: Mapping[Component, Sequence[str]], path: Path) -> None:

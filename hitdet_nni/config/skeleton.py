@@ -111,6 +111,17 @@ def layer_label(component: Component, index: int) -> str:
     return f"{component}/l{index + 1:02d}"
 
 
+def label_parts(label: str) -> tuple[str, str]:
+    """Return a label's component and the layer's name in it, e.g. ``"backbone/l07"`` to ``("backbone", "l07")``."""
+    component, _, name = label.partition("/")
+    return component, name
+
+
+def component_of(label: str) -> str:
+    """Return the component of a layer by its label, e.g. ``"backbone/l07"`` to ``"backbone"``."""
+    return label_parts(label)[0]
+
+
 def stage_blocks(
     stem_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[int]
 ) -> Iterator[tuple[int, int, int]]:

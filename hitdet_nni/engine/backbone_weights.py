@@ -15,8 +15,8 @@ from hitdet_nni.engine.weights_file import read_content
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import whole_file
 from hitdet_nni.model.backbone import HitBackbone
+from hitdet_nni.model.searchable import ALPHA
 
-_ALPHA = "_arch_alpha"
 _IN_THE_RACE = "_extra_state"
 _ORIGIN = "a file of `hitdet-nni pretrain` for this skeleton"
 
@@ -68,7 +68,7 @@ def load_backbone(backbone: nn.Module, path: Path, sample: Mapping[str, str] | N
     loaded: dict[str, Any] = {}
     used: set[str] = set()
     for key, own in target.items():
-        if key.endswith((_ALPHA, _IN_THE_RACE)):
+        if key.endswith((ALPHA, _IN_THE_RACE)):
             loaded[key] = own
             continue
         prefix = _layer_of(key, layers)

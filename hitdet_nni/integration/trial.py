@@ -35,7 +35,7 @@ from hitdet_nni.report.page import write_report
 from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 from hitdet_nni.search.checks import check_budget, whole_space
-from hitdet_nni.search.evaluator import EpochRecord
+from hitdet_nni.search.epoch_record import EpochRecord
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hitdet_nni.config.skeleton import Component, layer_label
+from hitdet_nni.config.skeleton import Component, label_parts, layer_label
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.operators import build_operator
 
 Candidates = str | Sequence[str]
 """An operator name where the layer is decided, the candidates' names where it is searched."""
+
+ALPHA = "_arch_alpha"
+"""NNI's name of the architecture parameters of a mixed layer: its attribute, and the last part of their key in a state
+dict. The layer's public name of them is ``alpha``."""
 
 
 def searched_layer(
@@ -45,7 +49,7 @@ def searched_layer(
     from nni.mutable import label_scope  # noqa: PLC0415
     from nni.nas.nn.pytorch import LayerChoice  # noqa: PLC0415
 
-    scope, _, name = label.partition("/")
+    scope, name = label_parts(label)
     with label_scope(scope):
         choice: nn.Module = LayerChoice(modules, label=name)
     return choice

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.config.skeleton import COMPONENTS, component_of, label_parts
 from hitdet_nni.report.operator_text import family_of
 from hitdet_nni.report.tables import Alpha, AlphaHistory
 
@@ -86,7 +86,7 @@ def heat_maps(history: AlphaHistory) -> HeatMaps:
     operators: dict[str, list[str]] = {}
     for epoch in history.values():
         for label, row in epoch.items():
-            component = label.split("/")[0]
+            component = component_of(label)
             _note(layers, component, [label])
             _note(operators, component, row)
     layers = {name: layers[name] for name in (*COMPONENTS, *layers) if name in layers}
@@ -108,7 +108,7 @@ def heat_maps(history: AlphaHistory) -> HeatMaps:
     maps = tuple(
         HeatMap(
             component,
-            tuple(label.partition("/")[2] or label for label in labels),
+            tuple(label_parts(label)[1] or label for label in labels),
             tuple(
                 (
                     name,

@@ -1,45 +1,19 @@
-"""A search within a budget: the cost weight that leads there, and the best architecture that keeps it."""
+"""A search within a budget: the best architecture that keeps it, and the cost weight that leads there."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
-from typing import Literal
-
-import torch
-from torch import Tensor
 
 from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.cost_table import CostTable, UnitKey
 from hitdet_nni.cost.knapsack import Scores, decode_within, least_cost
 from hitdet_nni.errors import InputError
 
-BudgetKey = Literal["gflops", "params_m"]
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """What a key of ``search.budget`` counts.
-
-    Attributes:
-        name: For people.
-        measure: The field of :class:`~hitdet_nni.cost.layer_cost.Cost`.
-        scale: Counts in one unit.
-    """
-
-    name: str
-    measure: Literal["flops", "params"]
-    scale: int
-
-
-_UNITS: Mapping[BudgetKey, _Unit] = {
-    "gflops": _Unit("GFLOPs", "flops", 10**9),
-    "params_m": _Unit("M parameters", "params", 10**6),
-}
 _NAMED_DIGITS = 6
 """Significant digits of a cost that a message names, rounded up so that it is reachable as written."""
 
@@ -54,59 +28,16 @@ class Budget:
 
     Attributes:
         key: The key of ``search.budget`` that is given.
-        unit: ``"GFLOPs"`` or ``"M parameters"``.
+        costs: The costs of the space in the budget's unit.
         limit: The budget in that unit.
     """
 
     def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], settings: BudgetSettings) -> None:
-        self.key: BudgetKey = "params_m" if settings.gflops is None else "gflops"
-        self._unit = _UNITS[self.key]
-        self.unit = self._unit.name
+        self.key: UnitKey = "params_m" if settings.gflops is None else "gflops"
+        self.costs = CostTable(model, space, self.key)
         self.limit = float(getattr(settings, self.key))
-        self.model = model
         # The shortest decimal of a float is the number as it was typed: 0.3 means 300 000 000 FLOPs, not one less.
-        self._count = int(Decimal(repr(self.limit)) * self._unit.scale)
-        measure = self._unit.measure
-        self._fixed: int = sum(getattr(layer.cost, measure) for layer in model.fixed)
-        self._costs: dict[str, dict[str, int]] = {
-            layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in space[layer.component]}
-            for layer in model.layers
-        }
-        self._tables = {
-            label: torch.tensor([cost / self._unit.scale for cost in row.values()], dtype=torch.float64)
-            for label, row in self._costs.items()
-        }
-
-    def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Expected cost in the budget's unit: Eq. 7 with FLOPs or parameters.
-
-        Args:
-            probabilities: For each searched layer's label the probability of each of its candidates, shape ``[N]``.
-                A layer with one candidate may be left out.
-
-        Returns:
-            A scalar, float64; its gradient reaches the probabilities of every layer with several candidates.
-
-        Raises:
-            KeyError: If a layer with several candidates is left out.
-        """
-        total = torch.tensor(self._fixed / self._unit.scale, dtype=torch.float64)
-        for label, table in self._tables.items():
-            if len(table) == 1:
-                total = total + table[0].to(total.device)
-                continue
-            probability = probabilities[label]
-            total = total.to(probability.device) + probability.double() @ table.to(probability.device)
-        return total
-
-    def cost_of(self, sample: Mapping[str, str]) -> float:
-        """Cost of one architecture in the budget's unit.
-
-        Raises:
-            KeyError: If ``sample`` lacks a searched layer.
-        """
-        total = self.model.architecture(sample)["total"]
-        return float(getattr(total, self._unit.measure) / self._unit.scale)
+        self._count = int(Decimal(repr(self.limit)) * self.costs.unit.scale)
 
     def check_reachable(self, source: str | Path | None = None) -> None:
         """Refuse a budget that no architecture of the space keeps.
@@ -117,44 +48,39 @@ class Budget:
         Raises:
             InputError: Naming the least budget that is reachable.
         """
-        self._check_least(self._fixed + least_cost(self._costs), source)
+        self._check_least(self.costs.fixed + least_cost(self.costs.counts), source)
 
-    def decode(self, scores: Scores) -> dict[str, str]:
-        """The most probable architecture within the budget.
-
-        The softmax of each layer is a distribution of its own, so the probability of an architecture is the product of
-        its operators' and its logarithm the sum of theirs. Without a limit the largest sum is the argmax of every
-        layer, which is therefore the result where it keeps the budget.
+    def strongest(self, scores: Scores) -> dict[str, str]:
+        """Return the architecture with the largest total score among those within the budget.
 
         Args:
-            scores: For each searched layer's label the log-probability of each candidate in the race. A layer with
-                one candidate may be left out.
+            scores: For each searched layer's label the score of each candidate that may be chosen. A layer with one
+                candidate may be left out; it counts all the same.
 
         Returns:
             One operator for every searched layer, fixed ones included; its exact cost is within the budget.
 
         Raises:
-            InputError: If the candidates in the race cannot keep the budget.
-            KeyError: If a layer with several candidates is left out, or a label or operator is not in the space.
+            InputError: If the candidates given cannot keep the budget.
+            KeyError: If a layer with several candidates is left out, or an operator is not in the space.
             ValueError: If a score is not finite.
         """
-        unknown = sorted(scores.keys() - self._costs.keys())
-        if unknown:
-            raise KeyError(f"no searched layer is called {unknown[0]!r}")
+        counts = self.costs.counts
         complete = {
             label: scores[label] if label in scores or len(row) > 1 else dict.fromkeys(row, 0.0)
-            for label, row in self._costs.items()
+            for label, row in counts.items()
         }
-        in_race = {label: {name: self._costs[label][name] for name in row} for label, row in complete.items()}
-        self._check_least(self._fixed + least_cost(in_race), None)
-        return decode_within(complete, in_race, self._count - self._fixed)
+        active = {label: {name: counts[label][name] for name in row} for label, row in complete.items()}
+        self._check_least(self.costs.fixed + least_cost(active), None)
+        return decode_within(complete, active, self._count - self.costs.fixed)
 
     def _check_least(self, least: int, source: str | Path | None) -> None:
         if least > self._count:
+            unit = self.costs.unit
             upwards = Context(prec=_NAMED_DIGITS, rounding=ROUND_CEILING)
-            named = upwards.divide(Decimal(least), Decimal(self._unit.scale))
+            named = upwards.divide(Decimal(least), Decimal(unit.scale))
             raise InputError(
-                f"{self.limit} {self.unit} is less than any architecture of the space has",
+                f"{self.limit} {unit.name} is less than any architecture of the space has",
                 source=source,
                 key=f"search.budget.{self.key}",
                 allowed=f"{named:f} or more",

@@ -1,14 +1,11 @@
-"""What NNI's one-shot strategies train: the detection loss of a detector space, and its watcher."""
+"""What NNI's one-shot strategies train: the detection loss of a detector space."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,29 +14,11 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.lightning_resume import ExactResume
-from hitdet_nni.engine.randomness import own_random_numbers
+from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.errors import NonFiniteLossError
-from hitdet_nni.search.expected_cost import ExpectedCost
-from hitdet_nni.search.health.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts
-from hitdet_nni.search.health.stats import Health, examine
 from hitdet_nni.search.one_shot import refuse_unsupported
-from hitdet_nni.search.strategy import ColumnSparseLightningModule
-
-
-@dataclass(frozen=True)
-class WeightOptimizer:
-    """SGD with linear warm-up and a cosine schedule over the whole training (section 4.2)."""
-
-    lr: float = 0.04
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_iterations: int = 0
-
-    def factor(self, iteration: int, iterations: int) -> float:
-        """Learning rate of an iteration relative to ``lr``."""
-        warmup = min(1.0, (iteration + 1) / (self.warmup_iterations + 1))
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / iterations)))
 
 
 def detection_loss(detector: Any, batch: dict[str, Any]) -> Tensor:
@@ -59,30 +38,6 @@ def detection_loss(detector: Any, batch: dict[str, Any]) -> Tensor:
     losses = detector(data["inputs"], data["data_samples"], mode="loss")
     total: Tensor = detector.parse_losses(losses)[0]
     return total
-
-
-class EpochLosses:
-    """The losses of the running epoch's batches."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def last(self) -> float:
-        """The loss of the last batch."""
-        return self.values[-1]
-
-    def take_mean(self) -> float:
-        """Their mean over all processes; the next epoch starts with none."""
-        values, self.values = self.values, []
-        return distributed.mean(sum(values) / len(values))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint within the epoch needs."""
-        return {"values": list(self.values)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a checkpoint."""
-        self.values = list(state["values"])
 
 
 class DetectionModule(LightningModule):  # type: ignore[misc]
@@ -162,143 +117,6 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """What is watched at the end of an epoch of screening or search.
-
-    Attributes:
-        epoch: The epoch, from 0.
-        train_loss: Mean loss of the epoch's batches (both phases).
-        val_loss: Mean loss of the validation pictures.
-        cost_weight: lambda of Eq. 6: as it was set, or where a budget has brought it.
-        health: Entropies, costs, changes and gradients of the architecture parameters.
-        probabilities: Weight of every candidate in the race, by label.
-        alphas: Architecture parameter of every candidate in the race, by label.
-        scores: Score of every operator in the race, by component, before this epoch's removals.
-        seconds: Wall time of the epoch.
-    """
-
-    epoch: int
-    train_loss: float
-    val_loss: float
-    cost_weight: float
-    health: Health
-    probabilities: dict[str, dict[str, float]] = field(repr=False)
-    alphas: dict[str, dict[str, float]] = field(repr=False)
-    scores: dict[str, dict[str, float]] = field(repr=False)
-    seconds: float = 0.0
-
-    @property
-    def expected_gflops(self) -> float:
-        """Expected cost under the architecture parameters (Eq. 7)."""
-        return self.health.expected_gflops
-
-    @property
-    def entropy(self) -> dict[str, float]:
-        """Mean entropy of each searched component's probabilities, 1 for uniform, 0 for decided."""
-        return self.health.entropy
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers for a table or a plot, flat."""
-        return {
-            "train_loss": self.train_loss,
-            "val_loss": self.val_loss,
-            "gflops": self.expected_gflops,
-            "cost_weight": self.cost_weight,
-            **self.health.metrics(),
-            "seconds": self.seconds,
-        }
-
-
-class EpochWatcher(pl.Callback):  # type: ignore[misc]
-    """Evaluates the supernet at the end of every epoch and hands the record on.
-
-    Args:
-        val_loader: Validation batches of this process.
-        cost: Expected cost of the space.
-        losses: The losses of the running epoch.
-        on_epoch: Called with each record, by the main process.
-        seed: Seed of the sampling of RoIs in the validation loss, so that epochs can be compared.
-    """
-
-    def __init__(
-        self,
-        val_loader: Any,
-        cost: ExpectedCost,
-        losses: EpochLosses,
-        on_epoch: Callable[[EpochRecord], None],
-        seed: int,
-    ) -> None:
-        self.val_loader = val_loader
-        self.cost = cost
-        self.losses = losses
-        self.on_epoch = on_epoch
-        self.seed = seed
-        self.records: list[EpochRecord] = []
-        self._started = 0.0
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: ColumnSparseLightningModule) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: ColumnSparseLightningModule) -> None:
-        """Record the epoch, before the strategy removes operators."""
-        distributed.average(pl_module.buffers())  # batch normalisation's, before they are used
-        layers = pl_module.mixed_layers()
-        val_loss, evidence = self._held_out(pl_module)
-        norms = pl_module.gradient_norms.take_means()
-        previous = self.records[-1].health if self.records else None
-        multiplier = pl_module.multiplier
-        record = EpochRecord(
-            epoch=trainer.current_epoch,
-            train_loss=self.losses.take_mean(),
-            val_loss=val_loss,
-            cost_weight=pl_module.flops_weight if multiplier is None else multiplier.weight,
-            health=examine(trainer.current_epoch, layers, pl_module.export(), self.cost, norms, evidence, previous),
-            probabilities={
-                label: dict(zip(layer.active_names, layer.probabilities().tolist(), strict=True))
-                for label, layer in layers.items()
-            },
-            alphas={
-                label: dict(zip(layer.active_names, layer.active_alpha().tolist(), strict=True))
-                for label, layer in layers.items()
-            },
-            scores=pl_module.scores(),
-            seconds=time.monotonic() - self._started,
-        )
-        self.records.append(record)
-        if distributed.is_main():
-            self.on_epoch(record)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The records so far, as plain values."""
-        return {"records": [asdict(record) for record in self.records]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to the records of a checkpoint."""
-        self.records = [
-            EpochRecord(**{**record, "health": Health.restore(record["health"])}) for record in state_dict["records"]
-        ]
-
-    @torch.no_grad()
-    def _held_out(self, pl_module: ColumnSparseLightningModule) -> tuple[float, dict[Exchange, Evidence]]:
-        """Mean loss of the validation pictures of all processes, and what it owes to their annotations."""
-        detector = pl_module.model.detector
-        detector.eval()
-        # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.
-        with own_random_numbers(self.seed), pl_module.precision.autocast(), remembered_parts(detector):
-            losses = partial(detector_losses, detector)
-            found = held_out_losses(losses, self.val_loader, get_args(Exchange), self.seed)
-        detector.train()
-        parts = distributed.gather(found)
-        own = [loss for losses, _ in parts for loss in losses]
-        evidence = {
-            kind: Evidence.of(kind, [row for _, differences in parts for row in differences[kind]], self.seed)
-            for kind in get_args(Exchange)
-        }
-        return sum(own) / len(own), evidence
-
-
 def detection_evaluator(
     weights_loader: Any,
     alphas_loader: Any,
@@ -317,8 +135,8 @@ def detection_evaluator(
         alphas_loader: Batches that train the architecture parameters.
         optimizer: SGD's settings.
         epochs: Epochs of the training.
-        callbacks: Lightning callbacks, e.g. an :class:`EpochWatcher`.
-        losses: Takes the losses of each epoch; an :class:`EpochWatcher` of the training needs the same.
+        callbacks: Lightning callbacks, e.g. an :class:`~hitdet_nni.search.epoch_watcher.EpochWatcher`.
+        losses: Takes the losses of each epoch; an epoch watcher of the training needs the same.
         stage: What is trained, for messages.
         resume: Saves checkpoints, and has the training start at one.
     """

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.errors import InputError
+from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.search.fused import SAVINGS, forget_mixture, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
+
+
+def alpha_of(layer: DifferentiableMixedLayer) -> nn.Parameter:
+    """Return the architecture parameters of any of NNI's differentiable mixed layers, shape ``[len(layer.names)]``."""
+    alpha: nn.Parameter = getattr(layer, ALPHA)
+    return alpha
 
 
 class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
@@ -38,16 +45,20 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
 
     active_names: list[str]
     saving: str = "stock"
-    _arch_alpha: nn.Parameter
     _active_index: Tensor
 
     def __init__(self, paths: dict[str, nn.Module], alpha: nn.Parameter, softmax: nn.Module, label: str) -> None:
         super().__init__(paths, alpha, softmax, label)
         self._set_active(list(paths))
 
+    @property
+    def alpha(self) -> nn.Parameter:
+        """The architecture parameters of all candidates, removed ones included, shape ``[len(names)]``."""
+        return alpha_of(self)
+
     def _set_active(self, names: list[str]) -> None:
         self.active_names = names
-        index = torch.tensor([self.names.index(name) for name in names], device=self._arch_alpha.device)
+        index = torch.tensor([self.names.index(name) for name in names], device=self.alpha.device)
         self.register_buffer("_active_index", index, persistent=False)
 
     def get_extra_state(self) -> list[str]:
@@ -65,8 +76,8 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     def active_alpha(self) -> Tensor:
         """Architecture parameters of the candidates still in the race, shape ``[len(active_names)]``."""
         if len(self.active_names) == len(self.names):
-            return self._arch_alpha
-        return self._arch_alpha.index_select(0, self._active_index)
+            return self.alpha
+        return self.alpha.index_select(0, self._active_index)
 
     def probabilities(self) -> Tensor:
         """Weights of the candidates still in the race, shape ``[len(active_names)]``; they sum to 1."""

@@ -52,7 +52,7 @@ def refuse_unsupported(module: Any) -> None:
             "NNI's penalty gives the architecture parameters no gradient",
             source=name,
             key="penalty",
-            allowed="none; ColumnSparseDARTS has flops_weight",
+            allowed="none; ColumnSparseDARTS has cost",
         )
     if isinstance(module, GumbelDartsLightningModule) and module.temperature_scheduler.init <= 0:
         raise InputError(

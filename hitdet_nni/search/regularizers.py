@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hitdet_nni.config.skeleton import component_of
+
 
 def column_sparsity(alphas: Sequence[Tensor]) -> Tensor:
     """The column-sparse term of one component, ``sum_i sqrt(sum_l alpha_{l,i}^2)``.
@@ -28,7 +30,7 @@ def group_by_component(values: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     """Group per-layer values, of any shapes, by the first part of their labels, in label order."""
     groups: dict[str, list[Tensor]] = {}
     for label in sorted(values):
-        groups.setdefault(label.split("/")[0], []).append(values[label])
+        groups.setdefault(component_of(label), []).append(values[label])
     return groups
 
 

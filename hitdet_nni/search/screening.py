@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.config.skeleton import COMPONENTS, Component, component_of
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
-from hitdet_nni.search.evaluator import EpochRecord
+from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.strategy import Removal
 from hitdet_nni.search.supernet import Phase, train_supernet
 
@@ -117,6 +117,6 @@ def screen_components(
     )
     seed = screening_seed(settings.seed, components)
     trained = train_supernet(phase, settings, data, seed, on_epoch, checkpoints)
-    left = {label.split("/")[0]: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
+    left = {component_of(label): tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
     kept: dict[Component, tuple[str, ...]] = {component: left[component] for component in components}
     return Screened(kept, trained.records, trained.warnings, trained.saving)

@@ -101,7 +101,7 @@ class StepTimer:
         self.precision = Precision(settings.precision, device)
         weights, alphas = (first_batch(loader) for loader in loaders)
         layers = [layer for layer in space.modules() if isinstance(layer, ColumnSparseMixedLayer)]
-        architecture = {id(layer._arch_alpha) for layer in layers}
+        architecture = {id(layer.alpha) for layer in layers}
         self._flags = [(parameter, parameter.requires_grad) for parameter in space.parameters()]
         self._alphas, self._weights = (
             [one for one, trains in self._flags if trains and (id(one) in architecture) is of_alphas]

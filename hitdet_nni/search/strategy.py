@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,10 +14,11 @@ from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.strategy import DARTS
 from torch import Tensor, nn
 
+from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
-from hitdet_nni.search.budget import Budget, BudgetMultiplier
-from hitdet_nni.search.expected_cost import ExpectedCost
+from hitdet_nni.search.cost_term import NO_COST, CostTerm
+from hitdet_nni.search.decode import log_probabilities
 from hitdet_nni.search.health.stats import GradientNorms
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, group_by_component
@@ -73,21 +74,15 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
     Args:
         training_module: The evaluator's Lightning module: gives the detection loss and the weights' optimiser.
         sparsity_weight: mu of Eq. 4.
-        flops_weight: lambda of Eq. 6, per GFLOP.
-        expected_cost: C(alpha) + C(beta) + C(gamma) of Eq. 7; needed where ``flops_weight`` is positive.
+        cost: The cost term of Eq. 6, which also decides the operators.
         alpha_optimizer: Adam's settings.
         removal: Operators to remove while screening; ``None`` keeps all.
         warmup_epochs: Epochs before the architecture parameters move.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in.
-        budget: What the architecture may cost, or ``None``; needs ``multiplier``, and replaces ``flops_weight``.
-        multiplier: Adapts the weight of the cost to the budget.
 
     Attributes:
         gradient_norms: Takes the gradients of the architecture parameters.
-
-    Raises:
-        ValueError: If ``flops_weight`` is positive without ``expected_cost``.
     """
 
     def __init__(
@@ -95,15 +90,12 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         training_module: Any,
         *,
         sparsity_weight: float,
-        flops_weight: float,
-        expected_cost: ExpectedCost | None,
+        cost: CostTerm,
         alpha_optimizer: AlphaOptimizer,
         removal: Removal | None,
         warmup_epochs: int,
         gradient_clip_val: float | None,
         precision: Precision,
-        budget: Budget | None = None,
-        multiplier: BudgetMultiplier | None = None,
     ) -> None:
         super().__init__(
             training_module,
@@ -111,16 +103,11 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             warmup_epochs=warmup_epochs,
             gradient_clip_val=gradient_clip_val,
         )
-        if flops_weight and expected_cost is None:
-            raise ValueError(f"flops_weight is {flops_weight}, which needs expected_cost")
         self.sparsity_weight = sparsity_weight
-        self.flops_weight = flops_weight
-        self.expected_cost = expected_cost
+        self.cost = cost
         self.alpha_optimizer = alpha_optimizer
         self.removal = removal
         self.precision = precision
-        self.budget = budget
-        self.multiplier = multiplier
         self.gradient_norms = GradientNorms()
         self._mixed_layers: OrderedDict[str, ColumnSparseMixedLayer] | None = None
         self._parameter_list: list[nn.Parameter] | None = None
@@ -136,47 +123,46 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """Weights ``[N]`` of all candidates of each mixed layer by label, 0 if removed; gradients reach the alphas."""
         return {label: layer.all_probabilities() for label, layer in self.mixed_layers().items()}
 
-    def log_probabilities(self) -> dict[str, dict[str, float]]:
-        """Log-probability of every candidate in the race, by label; float64 keeps the order of the alphas."""
+    def alphas(self) -> dict[str, dict[str, float]]:
+        """Return the architecture parameter of every candidate in the race, by label."""
         return {
-            label: dict(
-                zip(layer.active_names, layer.active_alpha().detach().double().log_softmax(0).tolist(), strict=True)
-            )
+            label: dict(zip(layer.active_names, layer.active_alpha().tolist(), strict=True))
             for label, layer in self.mixed_layers().items()
         }
 
-    def export(self) -> dict[str, str]:
-        """The strongest candidate of each layer; with a budget the most probable architecture within it.
+    def decode(self, candidates: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """Decide one operator for each layer, as the cost term does.
+
+        Args:
+            candidates: Names of all candidates of each layer to decide, by label; those of all mixed layers at least.
 
         Raises:
             InputError: If no architecture that is left is within the budget.
         """
-        if self.budget is None:
-            chosen: dict[str, str] = super().export()
-            return chosen
-        return self.budget.decode(self.log_probabilities())
+        return self.cost.decode(log_probabilities(self.alphas()), candidates)
+
+    def export(self) -> dict[str, str]:
+        """Return the operator of each mixed layer for NNI, which knows no others."""
+        return self.decode({label: layer.names for label, layer in self.mixed_layers().items()})
 
     def regularization(self) -> Tensor:
         """What the architecture loss adds to the validation loss.
 
         Returns:
-            ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus ``lambda * C`` (Eq. 6), a scalar.
-            With a budget, lambda is the multiplier's weight and C in the budget's unit.
+            ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus the cost term (Eq. 6), a scalar.
         """
         total = torch.zeros((), device=self.arch_parameters()[0].device)
         if self.sparsity_weight:
             alphas = {label: layer.active_alpha() for label, layer in self.mixed_layers().items()}
             for rows in group_by_component(alphas).values():
                 total = total + self.sparsity_weight * column_sparsity(rows)
-        if self.budget is not None and self.multiplier is not None:
-            total = total + self.multiplier.weight * self.budget.expected(self.probabilities()).to(total.dtype)
-        elif self.flops_weight and self.expected_cost is not None:
-            total = total + self.flops_weight * self.expected_cost(self.probabilities()).to(total.dtype)
+        if self.cost.weight:
+            total = total + self.cost.loss(self.probabilities())
         return total
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The architecture parameters in label order (NNI's own order changes from process to process)."""
-        return [layer._arch_alpha for layer in self.mixed_layers().values()]
+        return [layer.alpha for layer in self.mixed_layers().values()]
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         """Adam over all architecture parameters.
@@ -235,8 +221,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """
         weights, alphas = self.optimizers()
         if self.searching:
-            if self.budget is not None and self.multiplier is not None:
-                self.multiplier.update(float(self.budget.expected(self.probabilities()).detach()))
+            self.cost.step(self.probabilities())
             self._phase(alphas, batch["val"], 2 * batch_idx, searching=True)
         output = self._phase(weights, batch["train"], 2 * batch_idx + 1, searching=False)
         self.advance_lr_schedulers(batch_idx)
@@ -252,7 +237,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             self.precision.backward(loss + self.regularization() if searching else loss, self.manual_backward)
             distributed.average_gradients(parameters)
             if searching:
-                gradients = ((label, layer._arch_alpha.grad) for label, layer in self.mixed_layers().items())
+                gradients = ((label, layer.alpha.grad) for label, layer in self.mixed_layers().items())
                 found = {label: gradient for label, gradient in gradients if gradient is not None}
                 self.gradient_norms.add(found, self.precision.scaler.get_scale())
             self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
@@ -271,7 +256,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         columns: dict[str, dict[str, list[Tensor]]] = {}
         for label, layer in self.mixed_layers().items():
             values = layer.probabilities() if rank_by == "probability" else layer.active_alpha()
-            component = columns.setdefault(label.split("/")[0], {})
+            component = columns.setdefault(component_of(label), {})
             for name, value in zip(layer.active_names, values.detach(), strict=True):
                 component.setdefault(name, []).append(value)
 
@@ -290,7 +275,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             Section 3.2: "the last several candidates will be removed from search space gradually".
         """
         for component, scores in self.scores(removal.rank_by).items():
-            layers = [layer for label, layer in self.mixed_layers().items() if label.split("/")[0] == component]
+            layers = [layer for label, layer in self.mixed_layers().items() if component_of(label) == component]
             start = len(layers[0].names)
             remaining = removal.remaining(component, start, epoch, self.warmup_epochs, epochs)
             ranked = sorted(scores, key=lambda name: scores[name], reverse=True)
@@ -301,26 +286,24 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
 
 
 class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
-    """First-order DARTS whose architecture loss has the column-sparse and the FLOPs term.
+    """First-order DARTS whose architecture loss has the column-sparse and a cost term.
 
     Works where NNI's DARTS works: ``NasExperiment(space, evaluator, ColumnSparseDARTS(...)).run()``.
 
     Args:
         sparsity_weight: mu of Eq. 4 (0.1 in the paper's screening, 0 in its search).
-        flops_weight: lambda of Eq. 6 per GFLOP (0 in the paper's screening, 0.01 in its search).
-        expected_cost: The expected GFLOPs of the space, :meth:`hitdet_nni.cost.cost_model.CostModel.expectation`.
+        cost: What the search does about the detector's cost, in its loss and when it decides the operators:
+            :class:`~hitdet_nni.search.cost_term.WeightedCost` (Eq. 6 with a fixed lambda),
+            :class:`~hitdet_nni.search.cost_term.BudgetedCost`, or by default nothing.
         alpha_optimizer: Adam's settings for the architecture parameters.
         removal: Operators to remove while screening; ``None`` keeps all.
         warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in; float32 by default.
-        budget: What the architecture may cost, in place of ``flops_weight``, or ``None``.
-        multiplier: Adapts the weight of the cost to the budget; given with it.
         kwargs: Arguments of NNI's ``OneShotStrategy``.
 
     Raises:
-        ValueError: If a weight is negative, ``flops_weight`` is positive without ``expected_cost``, or only one of
-            budget and multiplier is given.
+        ValueError: If ``sparsity_weight`` is negative.
 
     Source:
         Sections 3.2 to 3.4.
@@ -330,15 +313,12 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         self,
         *,
         sparsity_weight: float = 0.0,
-        flops_weight: float = 0.0,
-        expected_cost: ExpectedCost | None = None,
+        cost: CostTerm = NO_COST,
         alpha_optimizer: AlphaOptimizer = AlphaOptimizer(),
         removal: Removal | None = None,
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = None,
         precision: Precision | None = None,
-        budget: Budget | None = None,
-        multiplier: BudgetMultiplier | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -347,36 +327,25 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             gradient_clip_val=gradient_clip_val,
             **kwargs,
         )
-        for name, weight in (("sparsity_weight", sparsity_weight), ("flops_weight", flops_weight)):
-            if weight < 0:
-                raise ValueError(f"{name} must not be negative, got {weight}")
-        if flops_weight and expected_cost is None:
-            raise ValueError(f"flops_weight is {flops_weight}, which needs expected_cost")
+        if sparsity_weight < 0:
+            raise ValueError(f"sparsity_weight must not be negative, got {sparsity_weight}")
         self.sparsity_weight = sparsity_weight
-        self.flops_weight = flops_weight
-        self.expected_cost = expected_cost
+        self.cost = cost
         self.alpha_optimizer = alpha_optimizer
         self.removal = removal
         self.precision = precision or Precision("fp32", distributed.device())
-        if (budget is None) != (multiplier is None):
-            raise ValueError("budget and multiplier need each other")
-        self.budget = budget
-        self.multiplier = multiplier
 
     def configure_oneshot_module(self, training_module: Any) -> ColumnSparseLightningModule:
         """Wrap the evaluator's Lightning module."""
         return ColumnSparseLightningModule(
             training_module,
             sparsity_weight=self.sparsity_weight,
-            flops_weight=self.flops_weight,
-            expected_cost=self.expected_cost,
+            cost=self.cost,
             alpha_optimizer=self.alpha_optimizer,
             removal=self.removal,
             warmup_epochs=self.warmup_epochs,
             gradient_clip_val=self.gradient_clip_val,
             precision=self.precision,
-            budget=self.budget,
-            multiplier=self.multiplier,
         )
 
     def default_mutation_hooks(self) -> list[Any]:

@@ -10,24 +10,29 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.settings import BudgetSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.lightning_resume import ExactResume, Stateful
+from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.progress import Stage
 from hitdet_nni.engine.step_progress import StepProgress
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.budget import Budget, BudgetMultiplier
-from hitdet_nni.search.evaluator import EpochLosses, EpochRecord, EpochWatcher, WeightOptimizer, detection_evaluator
-from hitdet_nni.search.expected_cost import ExpectedCost
+from hitdet_nni.search.cost_term import make_cost_term
+from hitdet_nni.search.epoch_record import EpochRecord
+from hitdet_nni.search.epoch_watcher import EpochWatcher
+from hitdet_nni.search.evaluator import detection_evaluator
 from hitdet_nni.search.health.diagnosis import diagnose
 from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.search.saving_choice import settle_saving
@@ -83,13 +88,9 @@ class TrainedSupernet:
 
     @property
     def sample(self) -> dict[str, str]:
-        """The strongest operator of each layer, the argmax of Eq. 5's weights; one entry a searched layer.
-
-        Layers of a component that is fixed at one operator are part of it too.
-        """
+        """The operator that is decided for each searched layer, those of a component with one candidate included."""
         space = self.module.model
-        fixed = {layer.label: space.space[layer.component][0] for layer in space.skeleton.searched_layers()}
-        return {**fixed, **self.module.export()}
+        return self.module.decode(layer_candidates(space.skeleton, space.space))
 
 
 def train_supernet(
@@ -122,9 +123,7 @@ def train_supernet(
     space.to(memory_format=torch.channels_last)  # a fifth to a quarter faster on CPU, most in the depthwise layers
     weights_loader, alphas_loader, val_loader = search_loaders(data, settings.data, phase.skeleton, seed)
     model = CostModel(phase.skeleton, len(data.classes))
-    cost = ExpectedCost(model, phase.space)
-    budget = None if phase.budget is None else Budget(model, phase.space, phase.budget)
-    multiplier = None if budget is None else BudgetMultiplier(budget.limit, phase.flops_weight, settings.alphas.lr)
+    cost = make_cost_term(model, phase.space, phase.flops_weight, phase.budget, settings.alphas.lr)
     losses = EpochLosses()
 
     def told(record: EpochRecord) -> None:
@@ -132,26 +131,21 @@ def train_supernet(
         results = {"loss": record.train_loss, "val_loss": record.val_loss, "gflops": record.expected_gflops}
         progress.end_epoch({**results, "seconds": record.seconds})
 
-    watcher = EpochWatcher(val_loader, cost, losses, told, seed)
+    watcher = EpochWatcher(val_loader, CostTable(model, phase.space), losses, told, seed)
     precision = Precision(settings.precision, distributed.device())
     resume = None
     if checkpoints is not None:
         samplers = (weights_loader.sampler, alphas_loader.sampler)
-        parts: dict[str, Stateful] = {"losses": losses, "watcher": watcher, "precision": precision}
-        if multiplier is not None:
-            parts["multiplier"] = multiplier
+        parts: dict[str, Stateful] = {"losses": losses, "watcher": watcher, "precision": precision, "cost": cost}
         resume = ExactResume(checkpoints, settings.checkpoint.every_steps, samplers, parts)
     strategy = ColumnSparseDARTS(
         sparsity_weight=phase.sparsity_weight,
-        flops_weight=phase.flops_weight,
-        expected_cost=cost,
+        cost=cost,
         alpha_optimizer=AlphaOptimizer(**settings.alphas.model_dump()),
         removal=phase.removal,
         warmup_epochs=phase.warmup_epochs,
         gradient_clip_val=settings.weights.grad_clip,
         precision=precision,
-        budget=budget,
-        multiplier=multiplier,
     )
     _mutate(space, strategy, phase, settings)
     loaders, steps = (weights_loader, alphas_loader), phase.epochs * len(weights_loader)

@@ -16,11 +16,12 @@ from hitdet_nni.config.settings import PretrainSettings
 from hitdet_nni.data.folder import Batch, sound
 from hitdet_nni.data.pictures import PictureDefect
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.lightning_resume import ExactResume
+from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.classifier import HitClassifier
-from hitdet_nni.search.evaluator import EpochLosses, WeightOptimizer
 
 STAGE = "pretrain"
 """What the stage is called in messages and among the checkpoints."""

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.config.skeleton import COMPONENTS, component_of
 from hitdet_nni.errors import InputError
+from hitdet_nni.model.searchable import ALPHA
 
-_ALPHA = "._arch_alpha"
+_ALPHA = f".{ALPHA}"
+"""End of the key of a mixed layer's architecture parameters in a state dict."""
 
 
 def inherit_weights(detector: nn.Module, sample: Mapping[str, str], supernet_state: Mapping[str, Any]) -> None:
@@ -45,7 +47,7 @@ def _chosen_candidates(sample: Mapping[str, str], supernet_state: Mapping[str, A
     mixed = [key.removesuffix(_ALPHA) for key in supernet_state if key.endswith(_ALPHA)]
     chosen: dict[str, str] = {}
     for component in COMPONENTS:
-        labels = sorted(label for label in sample if label.partition("/")[0] == component)
+        labels = sorted(label for label in sample if component_of(label) == component)
         layers = [layer for layer in mixed if _component(layer) == component]
         if layers and len(layers) != len(labels):  # without mixed layers the component is fixed at one operator
             raise InputError(

@@ -20,6 +20,7 @@ from hitdet_nni.data.folder import training_loader, validation_loader
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.lightning_resume import ExactResume, Stateful
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.progress import Stage
@@ -29,7 +30,6 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.evaluator import EpochLosses
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training.classification import (
@@ -82,8 +82,8 @@ class Backbone:
         classifier: HitClassifier = space.classifier
         for layer in classifier.modules():
             if isinstance(layer, ColumnSparseMixedLayer):
-                nn.init.zeros_(layer._arch_alpha)
-                layer._arch_alpha.requires_grad_(False)
+                nn.init.zeros_(layer.alpha)
+                layer.alpha.requires_grad_(False)
         return classifier
 
 

@@ -17,10 +17,10 @@ from hitdet_nni.config.operators import OPERATORS, parse_operator
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton, Tail
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.cost.layer_cost import operator_cost
 from hitdet_nni.model.detector import detector_config
 from hitdet_nni.model.operators import build_operator
-from hitdet_nni.search.expected_cost import ExpectedCost
 
 SIZES = ((8, 12), (7, 9), (1, 5))
 CHANNELS = ((6, 6), (5, 8), (8, 3))
@@ -273,7 +273,7 @@ def softmax_alphas(model, space, seed):
 
 def test_one_hot_expectation_is_the_architecture(model, draw):
     space = load_search_space("full")
-    expected = ExpectedCost(model, space)
+    expected = CostTable(model, space).expected
     for seed in range(20):
         sample = draw(model.skeleton, space, seed)
         one_hot = {
@@ -294,7 +294,7 @@ def test_expectation_is_the_mean_over_all_architectures(model):
             chance *= probabilities[layer.label][SMALL[layer.component].index(name)].item()
         sample = {layer.label: name for layer, name in zip(model.layers, names, strict=True)}
         mean += chance * model.architecture(sample)["total"].flops / 1e9
-    expected = ExpectedCost(model, SMALL)
+    expected = CostTable(model, SMALL).expected
     assert expected(probabilities).item() == pytest.approx(mean, rel=1e-12)
     searched = {label: p for label, p in probabilities.items() if len(p) > 1}
     assert expected(searched).item() == pytest.approx(mean, rel=1e-12)
@@ -303,7 +303,7 @@ def test_expectation_is_the_mean_over_all_architectures(model):
 def test_gradient_is_the_finite_difference(model):
     alphas = softmax_alphas(model, SMALL, 1)
     labels = [label for label, alpha in alphas.items() if len(alpha) > 1]
-    expected = ExpectedCost(model, SMALL)
+    expected = CostTable(model, SMALL).expected
 
     def cost(*values):
         return expected({label: value.softmax(0) for label, value in zip(labels, values, strict=True)})
@@ -317,10 +317,10 @@ def test_expectation_refuses(model, refused):
     alphas = softmax_alphas(model, SMALL, 2)
     alphas.pop("head/l01")
     with pytest.raises(KeyError, match="head/l01"):
-        ExpectedCost(model, SMALL)({label: alpha.softmax(0) for label, alpha in alphas.items()})
+        CostTable(model, SMALL).expected({label: alpha.softmax(0) for label, alpha in alphas.items()})
     with refused("neck", "no candidate"):
-        ExpectedCost(model, {**SMALL, "neck": []})
+        CostTable(model, {**SMALL, "neck": []})
     with refused("skip"):
-        ExpectedCost(model, {**SMALL, "neck": ["skip"]})
+        CostTable(model, {**SMALL, "neck": ["skip"]})
     with pytest.raises(KeyError, match="backbone/l01"):
         model.architecture({})

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.cost import knapsack
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.cost.knapsack import cost_of_choice, decode_within, least_cost
 from hitdet_nni.search.budget import Budget, BudgetMultiplier
-from hitdet_nni.search.expected_cost import ExpectedCost
+from hitdet_nni.search.cost_term import BudgetedCost, WeightedCost
+from hitdet_nni.search.decode import decode
 
 UNITS = {"gflops": ("flops", 10**9), "params_m": ("params", 10**6)}
 SMALL_SPACE = {
@@ -29,6 +32,11 @@ FIXED_NECK = {**SMALL_SPACE, "neck": ["sep_k3_d1"]}
 
 def budget(model, space, key, limit):
     return Budget(model, space, BudgetSettings(**{key: limit}))
+
+
+def decoded(within, scores):
+    """The most probable architecture within a budget, every layer of its space decided."""
+    return decode(scores, {label: tuple(row) for label, row in within.costs.counts.items()}, within)
 
 
 def count(model, key, sample):
@@ -119,7 +127,7 @@ def test_decoded_is_the_best_of_all_within_the_budget(tiny_model, key, seed):
     limits = [least + 1, *(least + int((largest - least) * part) for part in (0.05, 0.2, 0.4, 0.7)), largest - 1]
     found = set()
     for limit in limits:
-        sample = budget(tiny_model, SMALL_SPACE, key, limit / scale).decode(scores)
+        sample = decoded(budget(tiny_model, SMALL_SPACE, key, limit / scale), scores)
         assert count(tiny_model, key, sample) <= limit
         assert total(scores, sample) == pytest.approx(every_score[every_cost + fixed <= limit].max(), abs=1e-9)
         found.add(tuple(sample.items()))
@@ -134,15 +142,15 @@ def test_unreachable_budget_names_a_reachable_one(tiny_model, key, refused):
     with refused("run.yml", f"search.budget.{key}", (least - 1) / scale, "or more") as _:
         low.check_reachable("run.yml")
     with pytest.raises(ValueError, match="or more") as caught:
-        low.decode(random_scores(tiny_model, FIXED_NECK, 0))
+        decoded(low, random_scores(tiny_model, FIXED_NECK, 0))
     named = float(caught.value.allowed.split()[0])
     assert named == pytest.approx(least / scale, rel=1e-5)
     accepted = budget(tiny_model, FIXED_NECK, key, named)
     accepted.check_reachable()
-    assert count(tiny_model, key, accepted.decode(random_scores(tiny_model, FIXED_NECK, 0))) <= round(named * scale)
+    assert count(tiny_model, key, decoded(accepted, random_scores(tiny_model, FIXED_NECK, 0))) <= round(named * scale)
     exact = budget(tiny_model, FIXED_NECK, key, least / scale)
     exact.check_reachable()
-    assert count(tiny_model, key, exact.decode(random_scores(tiny_model, FIXED_NECK, 0))) == least
+    assert count(tiny_model, key, decoded(exact, random_scores(tiny_model, FIXED_NECK, 0))) == least
 
 
 @pytest.mark.parametrize("key", UNITS)
@@ -159,7 +167,7 @@ def test_full_size_agrees_with_dynamic_programming(published, key, kind):
     for seed, part in enumerate((0.001, 0.02, 0.1, 0.4)):
         scores = random_scores(model, published, seed, pull=0.7)
         limit = least + int((largest - least) * part)
-        sample = budget(model, published, key, limit / scale).decode(scores)
+        sample = decoded(budget(model, published, key, limit / scale), scores)
         assert count(model, key, sample) <= limit
         assert total(scores, sample) == pytest.approx(pareto(scores, table, limit - fixed), abs=1e-9)
 
@@ -242,28 +250,29 @@ def test_fixed_layers_and_components_are_part_of_the_cost(tiny_model):
     searched = {label: row for label, row in scores.items() if not label.startswith("neck")}
     least, largest = extremes(tiny_model, FIXED_NECK, "gflops")
     within = budget(tiny_model, FIXED_NECK, "gflops", (least + largest) // 2 / 10**9)
-    sample = within.decode(searched)
-    assert sample == within.decode(scores)
+    sample = decoded(within, searched)
+    assert sample == decoded(within, scores)
     assert set(sample) == {layer.label for layer in tiny_model.layers}
-    assert within.cost_of(sample) == tiny_model.architecture(sample)["total"].flops / 1e9
+    counts = within.costs.counts
+    assert within.costs.fixed + cost_of_choice(sample, counts) == count(tiny_model, "gflops", sample)
     with pytest.raises(KeyError, match="backbone/l01"):
-        within.decode({label: row for label, row in scores.items() if label != "backbone/l01"})
+        decoded(within, {label: row for label, row in scores.items() if label != "backbone/l01"})
     with pytest.raises(KeyError, match="tail"):
-        within.decode({**scores, "tail/l01": {"sep_k3_d1": 0.0}})
+        decoded(within, {**scores, "tail/l01": {"sep_k3_d1": 0.0}})
     with pytest.raises(ValueError, match="backbone/l01 is nan"):
-        within.decode({**scores, "backbone/l01": dict.fromkeys(FIXED_NECK["backbone"], math.nan)})
+        decoded(within, {**scores, "backbone/l01": dict.fromkeys(FIXED_NECK["backbone"], math.nan)})
 
 
 def test_a_removed_candidate_is_not_chosen(tiny_model, refused):
     scores = random_scores(tiny_model, FIXED_NECK, 0)
     least, _ = extremes(tiny_model, FIXED_NECK, "gflops")
     tight = budget(tiny_model, FIXED_NECK, "gflops", least / 10**9)
-    cheap = tight.decode(scores)["backbone/l02"]
+    cheap = decoded(tight, scores)["backbone/l02"]
     scores["backbone/l02"] = {name: score for name, score in scores["backbone/l02"].items() if name != cheap}
     with refused("search.budget.gflops", "or more"):
-        tight.decode(scores)
+        decoded(tight, scores)
     wide = budget(tiny_model, FIXED_NECK, "gflops", 1.05 * least / 10**9)
-    assert wide.decode(scores)["backbone/l02"] != cheap
+    assert decoded(wide, scores)["backbone/l02"] != cheap
 
 
 def test_a_budget_means_the_number_as_it_was_typed(tiny_model, draw):
@@ -272,20 +281,20 @@ def test_a_budget_means_the_number_as_it_was_typed(tiny_model, draw):
         scores = {label: {name: 0.0} for label, name in sample.items()}
         for key, (_, scale) in UNITS.items():
             exact = count(tiny_model, key, sample)
-            assert budget(tiny_model, SMALL_SPACE, key, exact / scale).decode(scores) == sample
+            assert decoded(budget(tiny_model, SMALL_SPACE, key, exact / scale), scores) == sample
             with pytest.raises(ValueError, match="or more"):
-                budget(tiny_model, SMALL_SPACE, key, (exact - 1) / scale).decode(scores)
+                decoded(budget(tiny_model, SMALL_SPACE, key, (exact - 1) / scale), scores)
 
 
 def test_expected_cost(tiny_model, draw):
     flops, params = (budget(tiny_model, FIXED_NECK, key, 1.0) for key in UNITS)
-    assert (flops.unit, params.unit, flops.limit) == ("GFLOPs", "M parameters", 1.0)
+    assert (flops.costs.unit.name, params.costs.unit.name, flops.limit) == ("GFLOPs", "M parameters", 1.0)
     searched = [layer for layer in tiny_model.layers if layer.component != "neck"]
     alphas = {layer.label: torch.randn(len(FIXED_NECK[layer.component]), requires_grad=True) for layer in searched}
     probabilities = {label: alpha.softmax(0) for label, alpha in alphas.items()}
-    reference = ExpectedCost(tiny_model, FIXED_NECK)(probabilities)
-    assert flops.expected(probabilities).item() == pytest.approx(reference.item(), rel=1e-12)
-    expected = params.expected(probabilities)
+    reference = CostTable(tiny_model, FIXED_NECK).expected(probabilities)
+    assert flops.costs.expected(probabilities).item() == pytest.approx(reference.item(), rel=1e-12)
+    expected = params.costs.expected(probabilities)
     expected.backward()
     by_hand = sum(layer.cost.params for layer in tiny_model.fixed) / 1e6
     for layer in tiny_model.layers:
@@ -306,9 +315,10 @@ def test_expected_cost(tiny_model, draw):
         for layer in tiny_model.layers
     }
     for each in (flops, params):
-        assert float(each.expected(decided)) == pytest.approx(each.cost_of(sample), rel=1e-12)
+        exact = count(tiny_model, each.key, sample) / UNITS[each.key][1]
+        assert float(each.costs.expected(decided)) == pytest.approx(exact, rel=1e-12)
     with pytest.raises(KeyError, match="backbone/l01"):
-        flops.expected({})
+        flops.costs.expected({})
 
 
 def test_multiplier_rests_only_at_the_limit():
@@ -383,6 +393,59 @@ def test_multiplier_resumes_exactly():
     assert resumed == expected[3:]
 
 
+def test_terms_are_the_weighted_expected_cost(tiny_model):
+    """A fixed weight rests; a budget's follows the multiplier, which a step adapts and a checkpoint holds."""
+    probabilities = {
+        layer.label: torch.full((len(FIXED_NECK[layer.component]),), 1 / len(FIXED_NECK[layer.component]))
+        for layer in tiny_model.layers
+    }
+    costs = CostTable(tiny_model, FIXED_NECK)
+    expected = costs.expected(probabilities).to(torch.float32)
+    fixed = WeightedCost(costs, 0.3)
+    fixed.step(probabilities)
+    assert (fixed.weight, fixed.state_dict()) == (0.3, {})
+    assert torch.equal(fixed.loss(probabilities), 0.3 * expected)
+
+    within = budget(tiny_model, FIXED_NECK, "gflops", 0.9 * expected.item())
+    term, multiplier = BudgetedCost(within, 0.3, 0.05), BudgetMultiplier(within.limit, 0.3, 0.05)
+    assert term.weight == multiplier.weight
+    term.step(probabilities)
+    multiplier.update(costs.expected(probabilities).item())
+    assert term.weight == multiplier.weight > 0.3
+    assert torch.equal(term.loss(probabilities), multiplier.weight * expected)
+    resumed = BudgetedCost(within, 0.3, 0.05)
+    resumed.load_state_dict(term.state_dict())
+    assert resumed.weight == term.weight
+
+    scores = random_scores(tiny_model, FIXED_NECK, 0, pull=1.0)
+    candidates = layer_candidates(tiny_model.skeleton, FIXED_NECK)
+    assert term.decode(scores, candidates) == decode(scores, candidates, within)
+    assert fixed.decode(scores, candidates) == decode(scores, candidates) != decode(scores, candidates, within)
+
+
+def test_decoding_is_the_first_of_the_largest_of_every_layer_without_a_budget():
+    candidates = {"backbone/l01": ("x", "y", "z"), "neck/l01": ("x",), "head/l01": ("x", "y")}
+    scores = {"head/l01": {"y": -1.0, "x": -1.0}, "backbone/l01": {"z": -0.5, "y": -0.5}}
+    assert list(decode(scores, candidates).items()) == [("backbone/l01", "y"), ("neck/l01", "x"), ("head/l01", "x")]
+    for wrong, named in (
+        ({"head/l01": {"x": 0.0}}, "backbone/l01"),
+        ({**scores, "tail/l01": {"x": 0.0}}, "tail/l01"),
+        ({**scores, "head/l01": {"w": 0.0}}, "head/l01"),
+    ):
+        with pytest.raises(KeyError, match=named):
+            decode(wrong, candidates)
+
+
+def test_layers_that_are_not_decided_count_within_a_budget(tiny_model):
+    scores = random_scores(tiny_model, FIXED_NECK, 0, pull=1.0)
+    least, largest = extremes(tiny_model, FIXED_NECK, "gflops")
+    within = budget(tiny_model, FIXED_NECK, "gflops", (least + largest) // 2 / 10**9)
+    whole = decoded(within, scores)
+    searched = {label: row for label, row in scores.items() if not label.startswith("neck")}
+    chosen = decode(searched, {label: tuple(row) for label, row in searched.items()}, within)
+    assert chosen == {label: name for label, name in whole.items() if not label.startswith("neck")}
+
+
 def search_alphas(model, space, within, weigh, steps=160, lr=0.05):
     """Alphas under a noisy loss that favours costly operators plus the weighed cost; expected cost at each step."""
     generator = torch.Generator().manual_seed(0)
@@ -397,7 +460,7 @@ def search_alphas(model, space, within, weigh, steps=160, lr=0.05):
     course = []
     for _ in range(steps):
         probabilities = {label: alpha.softmax(0) for label, alpha in alphas.items()}
-        expected = within.expected(probabilities)
+        expected = within.costs.expected(probabilities)
         loss = weigh(expected.item()) * expected
         for label, alpha in alphas.items():
             noise = 0.3 * torch.randn(len(alpha), generator=generator) / len(alphas)
@@ -427,4 +490,4 @@ def test_expected_cost_approaches_the_budget_from_both_sides(tiny_model, publish
         assert course[0] == pytest.approx(papers[0])
         assert all(abs(cost / within.limit - 1) < 0.04 for cost in course[-20:])
         assert papers[-1] > 1.1 * within.limit
-        assert within.cost_of(within.decode(scores)) <= within.limit
+        assert count(tiny_model, key, decoded(within, scores)) / UNITS[key][1] <= within.limit

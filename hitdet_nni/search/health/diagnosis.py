@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.search.health.evidence import Exchange
 from hitdet_nni.search.health.stats import Health
 
@@ -116,7 +117,7 @@ def _uniform(history: Sequence[Health]) -> Iterator[str]:
 def _one_operator(history: Sequence[Health]) -> Iterator[str]:
     last = history[-1]
     for component, candidates in last.candidates.items():
-        chosen = [name for label, name in last.decoded.items() if label.split("/")[0] == component]
+        chosen = [name for label, name in last.decoded.items() if component_of(label) == component]
         (operator, count), *_ = Counter(chosen).most_common(1)
         chance = chance_of_agreement(len(chosen), count, candidates)
         if count / len(chosen) >= ONE_OPERATOR_SHARE and chance <= ONE_OPERATOR_CHANCE:

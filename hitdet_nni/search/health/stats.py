@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hitdet_nni.config.skeleton import component_of
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.errors import NonFiniteLossError
-from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.health.evidence import Evidence, Exchange
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import group_by_component, mean_entropy
@@ -153,7 +154,7 @@ def examine(
     epoch: int,
     layers: Mapping[str, ColumnSparseMixedLayer],
     chosen: Mapping[str, str],
-    cost: ExpectedCost,
+    cost: CostTable,
     gradient_norm: Mapping[str, float],
     evidence: Mapping[Exchange, Evidence],
     previous: Health | None,
@@ -164,7 +165,7 @@ def examine(
         epoch: The epoch, from 0.
         layers: The mixed layers by label.
         chosen: The operator that decoding chooses, by label.
-        cost: Expected cost of the space.
+        cost: Costs of the space, in GFLOPs.
         gradient_norm: :meth:`GradientNorms.take_means` of the epoch; empty in warm-up.
         evidence: What exchanging annotations did to the loss on held-out pictures.
         previous: The epoch before; ``None`` in the first.
@@ -172,14 +173,14 @@ def examine(
     probabilities = {label: layer.all_probabilities() for label, layer in layers.items()}
     # NNI's labels are a subclass of str, which a checkpoint that executes nothing cannot hold.
     decoded = {str(label): str(chosen[label]) for label in layers}
-    expected = float(cost(probabilities))
+    expected = float(cost.expected(probabilities))
     groups: dict[str, list[str]] = {}
     for label in decoded:
-        groups.setdefault(label.split("/")[0], []).append(label)
+        groups.setdefault(component_of(label), []).append(label)
     gap = {}
     for component, labels in groups.items():
         decided = {label: _one_hot(layers[label], decoded[label]) for label in labels}
-        gap[component] = float(cost({**probabilities, **decided})) - expected
+        gap[component] = float(cost.expected({**probabilities, **decided})) - expected
 
     def moved(label: str) -> bool:
         before = decoded[label] if previous is None else previous.decoded[label]

@@ -84,7 +84,7 @@ def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, dev
         device: Where the search computes.
     """
     simulation = StepSimulation(space.detector, skeleton, settings.data.batch_size, DTYPES[settings.precision])
-    alphas = [layer._arch_alpha for layer in simulation.layers]
+    alphas = [layer.alpha for layer in simulation.layers]
     phases = [simulation.run(alphas=True), simulation.run(alphas=False)]
     step = max(phases, key=lambda phase: phase.peak)
     weights = sum(tensor.nbytes for tensor in chain(space.parameters(), space.buffers()))

@@ -115,10 +115,10 @@ def measure(layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor, dtyp
 
 
 def _measure(layer: ColumnSparseMixedLayer, like: Tensor, side: int, dtype: torch.dtype) -> tuple[Footprint, Tensor]:
-    device = layer._arch_alpha.device
+    device = layer.alpha.device
     x = torch.ones(1, like.shape[1], side, side, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
     active = nn.ModuleList(layer.active_candidates())
-    parameters = [layer._arch_alpha, *active.parameters()]
+    parameters = [layer.alpha, *active.parameters()]
     trained = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
     with WithoutTrace(active), torch.enable_grad(), LiveBytes([x, *parameters, *active.buffers()]) as live:
         torch.clear_autocast_cache()  # 16-bit copies of weights are to be made here, and to be

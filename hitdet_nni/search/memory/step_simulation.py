@@ -138,7 +138,7 @@ class StepSimulation:
         footprint = compose(footprints, x.nbytes if x.requires_grad else 0, sum_size)
         if layer.saving in ONE_BY_ONE:  # the others work through memory of a few MB again and again
             self._turnover = max(self._turnover, *(max(part.forward, part.backward) for part in footprints))
-        trained = (layer._arch_alpha, *(p for module in layer.active_candidates() for p in module.parameters()))
+        trained = (layer.alpha, *(p for module in layer.active_candidates() for p in module.parameters()))
         gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
         trigger = torch.empty(0, requires_grad=True)  # the layer has gradients even where its input has none
         empty = partial(x.new_empty, output, dtype=measured[0].dtype)
@@ -148,7 +148,7 @@ class StepSimulation:
     def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> Measured:
         """A layer with some candidates, measured once for all candidates of the same kinds."""
         kinds = tuple(candidate_kind(layer[name]) for name in names)
-        key = (kinds, layer.saving, x.shape[1], x.dtype, x.requires_grad, layer._arch_alpha.requires_grad)
+        key = (kinds, layer.saving, x.shape[1], x.dtype, x.requires_grad, layer.alpha.requires_grad)
         if key not in self._measured:
             self._measured[key] = measure(layer, names, x, self.dtype)
         return self._measured[key]
@@ -203,7 +203,7 @@ class _Replay(torch.autograd.Function):
 @contextmanager
 def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], alphas: bool) -> Iterator[None]:
     """Within the context either the alphas or the weights require gradients."""
-    architecture = {id(layer._arch_alpha) for layer in layers}
+    architecture = {id(layer.alpha) for layer in layers}
     frozen = [p for p in detector.parameters() if p.requires_grad and (id(p) in architecture) is not alphas]
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -16,13 +16,13 @@ from mmengine.structures import InstanceData
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.data.coco import read_annotations
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.expected_cost import ExpectedCost
 from hitdet_nni.search.health.diagnosis import (
     MAX_P_VALUE,
     MIN_BATCHES,
@@ -137,12 +137,12 @@ def set_winner(layer, name):
 
 def test_the_cost_gap_is_that_between_the_decoded_detector_and_the_expectation(tiny, layers):
     model = CostModel(tiny, num_classes=3)
-    cost = ExpectedCost(model, SPACE)
+    cost = CostTable(model, SPACE)
     health = examine(0, layers, argmax(layers), cost, {}, {}, None)
     decoded = {label: SPACE["neck"][int(layer._arch_alpha.argmax())] for label, layer in layers.items()}
     assert health.decoded == decoded
     probabilities = {label: layer.all_probabilities().detach() for label, layer in layers.items()}
-    assert health.expected_gflops == pytest.approx(float(cost(probabilities)))
+    assert health.expected_gflops == pytest.approx(float(cost.expected(probabilities)))
     assert health.decoded_gflops == pytest.approx(model.architecture(decoded)["total"].flops / 1e9, rel=1e-9)
     neck = {
         label: torch.tensor([float(name == decoded[label]) for name in layer.names])
@@ -150,12 +150,12 @@ def test_the_cost_gap_is_that_between_the_decoded_detector_and_the_expectation(t
         else probabilities[label]
         for label, layer in layers.items()
     }
-    assert health.cost_gap["neck"] == pytest.approx(float(cost(neck)) - health.expected_gflops)
+    assert health.cost_gap["neck"] == pytest.approx(float(cost.expected(neck)) - health.expected_gflops)
     assert all(gap != 0 for gap in health.cost_gap.values())
 
 
 def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tiny, layers):
-    cost = ExpectedCost(CostModel(tiny, num_classes=3), SPACE)
+    cost = CostTable(CostModel(tiny, num_classes=3), SPACE)
     sep, conv = SPACE["neck"]
     for layer in layers.values():
         set_winner(layer, sep)
@@ -178,7 +178,7 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
 
 
 def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
-    cost = ExpectedCost(CostModel(tiny, num_classes=3), SPACE)
+    cost = CostTable(CostModel(tiny, num_classes=3), SPACE)
     evidence = {"annotations": Evidence(0.5, 0.01, 9), "categories": Evidence(0.25, 0.5, 9)}
     warm_up = examine(0, layers, argmax(layers), cost, {}, evidence, None)
     searching = examine(1, layers, argmax(layers), cost, {"backbone": 0.1, "neck": 0.2, "head": 0.3}, evidence, warm_up)
@@ -191,7 +191,7 @@ def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
 
 
 def test_health_survives_a_weights_only_checkpoint(tiny, layers, tmp_path):
-    cost = ExpectedCost(CostModel(tiny, num_classes=3), SPACE)
+    cost = CostTable(CostModel(tiny, num_classes=3), SPACE)
     health = examine(2, layers, argmax(layers), cost, {"neck": 0.1}, {"annotations": Evidence(0.5, 0.01, 9)}, None)
     torch.save(health.state(), tmp_path / "health.pt")
     assert Health.restore(torch.load(tmp_path / "health.pt", weights_only=True)) == health
@@ -204,7 +204,7 @@ def test_the_decoded_architecture_is_the_one_given(tiny, layers):
         layer.label: min(SPACE[layer.component], key=lambda name, layer=layer: model.layer_cost(layer, name).flops)
         for layer in model.layers
     }
-    health = examine(0, layers, cheapest, ExpectedCost(model, SPACE), {}, {}, None)
+    health = examine(0, layers, cheapest, CostTable(model, SPACE), {}, {}, None)
     assert health.decoded == cheapest != argmax(layers)
     assert health.decoded_gflops == pytest.approx(model.architecture(cheapest)["total"].flops / 1e9, rel=1e-9)
 
