@@ -24,8 +24,8 @@ from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.io import append_epoch, locked, read_json, write_json
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 from hitdet_nni.search.checks import check_budget
-from hitdet_nni.search.description import describe_architecture
 from hitdet_nni.search.epoch_record import EpochRecord
+from hitdet_nni.search.provenance import describe_architecture
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.training.retrain import Retrained, retrain

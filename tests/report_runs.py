@@ -12,10 +12,10 @@ from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.io import read_json, write_json, write_text
 from hitdet_nni.pipeline import write_epoch
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.description import cost_records, describe_architecture
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.health.evidence import Evidence
 from hitdet_nni.search.health.stats import Health
+from hitdet_nni.search.provenance import cost_records, describe_architecture
 from hitdet_nni.search.screening import Screened
 from hitdet_nni.training.coco_evaluation import METRICS
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import math
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hitdet_nni.commands.console import refuse_existing, say
 from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
-from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.search_space import layer_candidates, load_search_space
 from hitdet_nni.config.settings import load_settings
+from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.deployment import FORMATS
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_text, whole_lines
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
-from hitdet_nni.search.description import describe_architecture
+from hitdet_nni.search.provenance import describe_architecture
 
 
 def export_command(options: Namespace) -> None:
@@ -77,25 +80,48 @@ def _export_architecture(options: Namespace) -> None:
 
 
 def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
+    """Decide the operators by the alphas after an epoch, as the search decided them after its last.
+
+    Raises:
+        InputError: If the run has no such epoch, or a file of it is damaged.
+    """
+    from hitdet_nni.search.budget import search_budget
+    from hitdet_nni.search.decode import decode, log_probabilities
+
     rows = [row for row in csv.DictReader(whole_lines(read_text(found.alphas))) if row.get("epoch") == str(epoch)]
     if not rows:
         raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")
     settings = load_settings(found.config)
     space = load_search_space(found.sub_spaces)
-    best: dict[str, tuple[float, str]] = {
-        layer.label: (float("-inf"), space[layer.component][0]) for layer in settings.skeleton.searched_layers()
-    }
+    candidates = layer_candidates(settings.skeleton, space)
+    alphas = _alphas(rows, candidates, epoch, found.alphas)
+    classes = open_data(settings.data, settings.seed).classes
+    budget = search_budget(CostModel(settings.skeleton, len(classes)), space, settings.search.budget)
+    sample = decode(log_probabilities(alphas), candidates, budget)
+    return describe_architecture(f"{found.path.name}-epoch{epoch}", sample, space, settings, classes)
+
+
+def _alphas(
+    rows: list[dict[str, str]], candidates: Mapping[str, Sequence[str]], epoch: int, file: Path
+) -> dict[str, dict[str, float]]:
+    """Read the alpha of each candidate of each layer that has several.
+
+    Raises:
+        InputError: If the rows are not those of the candidates, or an alpha is not finite.
+    """
+    alphas: dict[str, dict[str, float]] = {label: {} for label, names in candidates.items() if len(names) > 1}
     try:
         for row in rows:
-            best[row["label"]] = max(best[row["label"]], (float(row["alpha"]), row["operator"]))
+            alphas[row["label"]][row["operator"]] = float(row["alpha"])
     except (KeyError, TypeError, ValueError):
-        raise InputError("is not a table of alphas", source=found.alphas) from None
-    there = {(row["label"], row["operator"]) for row in rows}
-    for layer in settings.skeleton.searched_layers():
-        candidates = space[layer.component]
-        missing = [name for name in candidates if len(candidates) > 1 and (layer.label, name) not in there]
+        raise InputError("is not a table of alphas", source=file) from None
+    for label, found in alphas.items():
+        missing = [name for name in candidates[label] if name not in found]
         if missing:
-            raise InputError(f"epoch {epoch} has no alpha of {missing[0]} in {layer.label}", source=found.alphas)
-    sample = {label: name for label, (_, name) in best.items()}
-    classes = open_data(settings.data, settings.seed).classes
-    return describe_architecture(f"{found.path.name}-epoch{epoch}", sample, space, settings, classes)
+            raise InputError(f"epoch {epoch} has no alpha of {missing[0]} in {label}", source=file)
+        for name, alpha in found.items():
+            if name not in candidates[label]:
+                raise InputError(f"{name} was not searched in {label}", source=file, allowed=candidates[label])
+            if not math.isfinite(alpha):
+                raise InputError(f"the alpha of {name} in {label} is {alpha}", source=file, allowed="a finite number")
+    return alphas

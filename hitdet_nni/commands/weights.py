@@ -17,7 +17,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import write_text
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
 from hitdet_nni.search.checks import check_classes, check_initial_weights
-from hitdet_nni.search.description import keep_architecture, transferred
+from hitdet_nni.search.provenance import keep_architecture, transferred
 
 
 def retrain_command(options: Namespace) -> None:

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
-from nni.nas.oneshot.pytorch.supermodule.proxyless import ProxylessMixedLayer
 
-from hitdet_nni.config.architecture import SCHEMA_VERSION, Architecture, Provenance
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.runs.run_directory import git_commit, plain, versions
-from hitdet_nni.search.description import cost_records
+from hitdet_nni.search.budget import Budget
+from hitdet_nni.search.decode import decode, log_probabilities
+from hitdet_nni.search.mixed import active_alphas
+from hitdet_nni.search.provenance import describe_architecture
 
 
 def complete_sample(space: HitDetectorSpace, exported: Mapping[str, str]) -> dict[str, str]:
-    """One operator for every searched layer out of what NNI exports.
+    """Return one operator for every searched layer out of what NNI exports.
 
     NNI knows nothing of the layers of a component that has one candidate only, and never minds labels too many.
 
@@ -29,39 +31,37 @@ def complete_sample(space: HitDetectorSpace, exported: Mapping[str, str]) -> dic
     Raises:
         InputError: If a label is missing or unknown, or a name is none of the candidates.
     """
-    sample: dict[str, str] = {}
-    for layer in space.skeleton.searched_layers():
-        candidates = space.space[layer.component]
-        name = exported.get(layer.label, candidates[0] if len(candidates) == 1 else None)
-        if name not in candidates:
-            raise InputError(f"got {name!r}", source="sample", key=layer.label, allowed=candidates)
-        sample[layer.label] = name
-    unknown = sorted(set(exported) - set(sample))
+    candidates = layer_candidates(space.skeleton, space.space)
+    for label, names in candidates.items():
+        name = exported.get(label, names[0] if len(names) == 1 else None)
+        if name not in names:
+            raise InputError(f"got {name!r}", source="sample", key=label, allowed=names)
+    unknown = sorted(set(exported) - set(candidates))
     if unknown:
-        raise InputError(f"unknown layer {unknown[0]!r}", source="sample", allowed=sample)
-    return sample
+        raise InputError(f"unknown layer {unknown[0]!r}", source="sample", allowed=candidates)
+    return decode({label: {name: 0.0} for label, name in exported.items()}, candidates)
 
 
-def strongest_sample(strategy: OneShotStrategy) -> dict[str, str]:
-    """The operator with the largest architecture parameter in every layer.
+def strongest_sample(strategy: OneShotStrategy, budget: Budget | None = None) -> dict[str, str]:
+    """Return the operator with the largest architecture parameter in every layer, or the best ones within a budget.
 
-    That is what DARTS and GumbelDARTS export; Proxyless draws from the probabilities each time that it exports.
+    Without a budget that is what DARTS and GumbelDARTS export; Proxyless draws from the probabilities each time that
+    it exports.
 
     Args:
         strategy: A differentiable strategy that has run on a :class:`HitDetectorSpace`.
+        budget: What the whole detector may cost.
 
     Raises:
-        InputError: If the strategy has no architecture parameters.
+        InputError: If the strategy has no architecture parameters, or nothing in the space is within the budget.
     """
-    exported: dict[str, str] = {}
-    for layer in strategy.supernet.modules():
-        if isinstance(layer, ProxylessMixedLayer):
-            exported |= DifferentiableMixedLayer.export(layer, {})
-        elif isinstance(layer, DifferentiableMixedLayer):
-            exported |= layer.export({})
-    if not exported:
+    space = strategy.supernet
+    alphas = {
+        layer.label: active_alphas(layer) for layer in space.modules() if isinstance(layer, DifferentiableMixedLayer)
+    }
+    if not alphas:
         raise InputError("has no architecture parameters", source=type(strategy).__name__, allowed="DARTS and its kin")
-    return complete_sample(strategy.supernet, exported)
+    return decode(log_probabilities(alphas), layer_candidates(space.skeleton, space.space), budget)
 
 
 def describe_sample(
@@ -72,7 +72,7 @@ def describe_sample(
     data: DetectionData,
     source: str,
 ) -> Architecture:
-    """An architecture with its provenance and cost, for :func:`hitdet_nni.config.architecture.save_architecture`.
+    """Build an architecture with its provenance and cost, for :func:`hitdet_nni.config.architecture.save_architecture`.
 
     Args:
         name: A name for people.
@@ -92,20 +92,6 @@ def describe_sample(
             key="categories",
             allowed=[space.num_classes],
         )
+    found_with = settings.model_copy(update={"skeleton": space.skeleton})
     sample = complete_sample(space, exported)
-    return Architecture(
-        schema_version=SCHEMA_VERSION,
-        name=name,
-        skeleton=space.skeleton,
-        sample=sample,
-        provenance=Provenance(
-            source=source,
-            classes=data.classes,
-            space={component: list(names) for component, names in space.space.items()},
-            seed=settings.seed,
-            data=plain(settings)["data"],
-            versions=versions(),
-            git_commit=git_commit(),
-            cost=cost_records(space.skeleton, sample, space.num_classes),
-        ),
-    )
+    return describe_architecture(name, sample, space.space, found_with, data.classes, source=source)

@@ -87,6 +87,13 @@ class Budget:
             )
 
 
+def search_budget(
+    model: CostModel, space: Mapping[Component, Sequence[str]], settings: BudgetSettings | None
+) -> Budget | None:
+    """Return the budget that ``search.budget`` gives, ``None`` where it gives none."""
+    return None if settings is None else Budget(model, space, settings)
+
+
 class BudgetMultiplier:
     """The weight of the cost in the architecture loss, adapted so that the expected cost approaches a budget.
 

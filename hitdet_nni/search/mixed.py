@@ -23,6 +23,13 @@ def alpha_of(layer: DifferentiableMixedLayer) -> nn.Parameter:
     return alpha
 
 
+def active_alphas(layer: DifferentiableMixedLayer) -> dict[str, float]:
+    """Return the architecture parameter of each candidate that can still be chosen, by operator name."""
+    if isinstance(layer, ColumnSparseMixedLayer):
+        return dict(zip(layer.active_names, layer.active_alpha().tolist(), strict=True))
+    return dict(zip(layer.names, alpha_of(layer).tolist(), strict=True))
+
+
 class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     """NNI's differentiable mixed layer, from which candidates can be removed while it is searched.
 

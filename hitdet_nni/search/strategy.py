@@ -20,7 +20,7 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.search.cost_term import NO_COST, CostTerm
 from hitdet_nni.search.decode import log_probabilities
 from hitdet_nni.search.health.stats import GradientNorms
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, active_alphas
 from hitdet_nni.search.regularizers import column_sparsity, group_by_component
 
 RankBy = Literal["probability", "norm"]
@@ -125,10 +125,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
 
     def alphas(self) -> dict[str, dict[str, float]]:
         """Return the architecture parameter of every candidate in the race, by label."""
-        return {
-            label: dict(zip(layer.active_names, layer.active_alpha().tolist(), strict=True))
-            for label, layer in self.mixed_layers().items()
-        }
+        return {label: active_alphas(layer) for label, layer in self.mixed_layers().items()}
 
     def decode(self, candidates: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """Decide one operator for each layer, as the cost term does.

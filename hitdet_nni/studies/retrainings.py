@@ -19,7 +19,7 @@ from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
 from hitdet_nni.pipeline import train_found
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.description import keep_architecture
+from hitdet_nni.search.provenance import keep_architecture
 from hitdet_nni.training.resume import STAGE
 
 POLL_INTERVAL = 1.0

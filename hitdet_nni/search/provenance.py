@@ -1,8 +1,8 @@
-"""What is written of an architecture that was found: where it comes from, and what it costs."""
+"""An architecture with its provenance: where it comes from, and what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hitdet_nni.config.architecture import (
     SCHEMA_VERSION,
@@ -12,43 +12,52 @@ from hitdet_nni.config.architecture import (
     load_architecture,
     save_architecture,
 )
-from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.errors import InputError
 from hitdet_nni.runs.run_directory import RunDirectory, git_commit, plain, versions
 
+SEARCH = "search"
+"""The source of what this package's own search found."""
+
 
 def describe_architecture(
     name: str,
-    sample: dict[str, str],
-    space: SearchSpace,
+    sample: Mapping[str, str],
+    space: Mapping[Component, Sequence[str]],
     settings: Settings,
     classes: tuple[str, ...],
     *,
+    source: str = SEARCH,
     saving: Mapping[Component, str] | None = None,
 ) -> Architecture:
-    """An architecture with its provenance and its cost by both conventions.
+    """Build an architecture with its provenance and its cost by both conventions.
 
     Args:
         name: A name for people.
         sample: Operator of each searched layer.
         space: The space that it was found in.
-        settings: The run's settings.
+        settings: The settings that it was found with; their skeleton is the architecture's. The weights of the
+            architecture loss are noted where ``source`` is :data:`SEARCH`: other strategies have none.
         classes: Class names, in label order.
+        source: What found it, e.g. ``"DARTS of NNI"``.
         saving: How each component of the supernet was computed, where there was one.
     """
+    weights: dict[str, float] = {}
+    if source == SEARCH:
+        weights["sparsity_weight"] = settings.screening.sparsity_weight
+        weights["flops_weight"] = settings.search.flops_weight
     return Architecture(
         schema_version=SCHEMA_VERSION,
         name=name,
         skeleton=settings.skeleton,
         sample={layer.label: sample[layer.label] for layer in settings.skeleton.searched_layers()},
         provenance=Provenance(
+            source=source,
             classes=classes,
             space={component: list(names) for component, names in space.items()},
-            sparsity_weight=settings.screening.sparsity_weight,
-            flops_weight=settings.search.flops_weight,
+            **weights,
             seed=settings.seed,
             data=plain(settings)["data"],
             versions=versions(),
@@ -59,7 +68,7 @@ def describe_architecture(
     )
 
 
-def cost_records(skeleton: Skeleton, sample: dict[str, str], num_classes: int) -> tuple[CostRecord, ...]:
+def cost_records(skeleton: Skeleton, sample: Mapping[str, str], num_classes: int) -> tuple[CostRecord, ...]:
     """The cost of an architecture at its skeleton's input size, by both conventions."""
     records = []
     for convention in ("macs", "paper"):
