@@ -35,6 +35,7 @@ from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.search import evaluator, supernet
+from hitdet_nni.search.epoch_watcher import EpochWatcher
 from hitdet_nni.search.mixed import SAVING
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 from hitdet_nni.search.supernet import Phase, train_supernet
@@ -45,7 +46,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "forward": (evaluator, "detection_loss"),
     "backward": (Precision, "backward"),
     "optimiser": (Precision, "step"),
-    "epoch's end": (evaluator.EpochWatcher, "on_train_epoch_end"),
+    "epoch's end": (EpochWatcher, "on_train_epoch_end"),
     "checkpoint": (ExactResume, "_save"),
     "memory estimate": (supernet, "estimate_step_memory"),
 }

@@ -64,7 +64,7 @@ class NoCost(CostTerm):
         return 0.0
 
     def loss(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Return zero."""
+        """Return a scalar zero."""
         return torch.zeros(())
 
 
@@ -98,7 +98,7 @@ class WeightedCost(CostTerm):
         return self._weight
 
     def loss(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted expected cost."""
+        """Return the weighted expected cost, a scalar."""
         return _weighted(self._weight, self.costs, probabilities)
 
 
@@ -121,11 +121,11 @@ class BudgetedCost(CostTerm):
         return self.multiplier.weight
 
     def loss(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted expected cost, in the budget's unit."""
+        """Return the weighted expected cost in the budget's unit, a scalar."""
         return _weighted(self.weight, self.budget.costs, probabilities)
 
     def step(self, probabilities: Mapping[str, Tensor]) -> None:
-        """Adapt the weight to the expected cost."""
+        """Adapt the weight to the expected cost under probabilities of shape ``[N]``."""
         self.multiplier.update(float(self.budget.costs.expected(probabilities).detach()))
 
     def decode(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.searchable import ALPHA
+from hitdet_nni.search.decode import decode, log_probabilities
 from hitdet_nni.search.fused import SAVINGS, forget_mixture, fuse_fixed_blocks, fused_weighted_sum
 from hitdet_nni.search.recompute import recomputed
 
@@ -117,7 +118,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         """The candidate with the largest architecture parameter, among those still in the race."""
         if self.label in memo:
             return {}
-        return {self.label: self.active_names[int(self.active_alpha().argmax())]}
+        return decode(log_probabilities({self.label: active_alphas(self)}), {self.label: self.names})
 
     def export_probs(self, memo: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         """Weight of every candidate still in the race."""

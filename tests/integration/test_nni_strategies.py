@@ -34,6 +34,7 @@ from torch import nn
 from hitdet_nni import HitDetectorSpace
 from hitdet_nni.config.architecture import check_sample, load_architecture
 from hitdet_nni.config.operators import OPERATORS
+from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.engine import distributed
@@ -46,6 +47,7 @@ from hitdet_nni.integration.nni_results import complete_sample, describe_sample,
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.model.operators import build_operator
 from hitdet_nni.search import evaluator, one_shot
+from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.evaluator import detection_evaluator
 from hitdet_nni.search.one_shot import ControllerENAS, SeededPathLayer, refuse_unsupported
 from hitdet_nni.search.strategy import ColumnSparseDARTS
@@ -380,6 +382,13 @@ def test_the_strongest_sample_is_the_argmax(space, refused):
         layer._arch_alpha.data = torch.tensor([0.01, 0.0] if number % 2 else [0.0, 0.01])
     expected = {label: SPACE[label.split("/")[0]][i % 2 == 0] for i, label in enumerate(sorted(model_space.simplify()))}
     assert strongest_sample(strategy) == {**expected, **FIXED}
+    model = CostModel(model_space.skeleton, model_space.num_classes)
+    cheapest = {}
+    for layer in model.layers:
+        flops = {name: model.layer_cost(layer, name).flops for name in model_space.space[layer.component]}
+        cheapest[layer.label] = min(flops, key=flops.get)
+    least = Budget(model, model_space.space, BudgetSettings(gflops=model.architecture(cheapest)["total"].flops / 1e9))
+    assert strongest_sample(strategy, least) == cheapest != strongest_sample(strategy)
     without = SEEDED()
     without._mutated_model_space = SimpleNamespace(model_space=without.mutate_model(space()))
     with refused("RandomOneShot", "no architecture parameters"):

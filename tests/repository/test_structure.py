@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -74,6 +75,31 @@ def test_only_what_nni_runs_reports_to_it():
     """A trial of an experiment of `nnictl`, and what NNI's multi-trial strategies evaluate."""
     reporting = [module.stem for module in MODULES if "report_intermediate_result(" in module.read_text()]
     assert reporting == ["multi_trial", "trial"]
+
+
+def modules_with(pattern):
+    """Modules of the package, by their path in it, whose text holds a regular expression."""
+    return [module.relative_to(PACKAGE).as_posix() for module in MODULES if re.search(pattern, module.read_text())]
+
+
+def test_nni_s_name_of_the_architecture_parameters_stands_once():
+    """All others say ``alpha``."""
+    assert modules_with("_arch_alpha") == ["model/searchable.py"]
+
+
+def test_labels_are_taken_apart_in_one_place():
+    assert modules_with(r"""(split|partition)\(["']/["']""") == ["config/skeleton.py"]
+
+
+def test_operators_are_decided_in_one_place():
+    """A search, ``export --epoch`` and NNI's strategies decode alike; argmax and knapsack are asked by nobody else."""
+    assert modules_with(r"\bdecode_within\(") == ["cost/knapsack.py", "search/budget.py"]
+    assert modules_with(r"\.strongest\(") == ["search/decode.py"]
+    assert modules_with(r"alpha\w*(\(\))?\.argmax|argmax\([^)]*alpha") == []
+
+
+def test_architectures_with_provenance_are_built_in_one_place():
+    assert modules_with(r"(?<!class )\bProvenance\(") == ["search/provenance.py"]
 
 
 def test_modules_stay_small():
