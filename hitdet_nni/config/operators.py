@@ -44,7 +44,7 @@ class Operator:
 
 
 def _paper_operators() -> tuple[str, ...]:
-    """The 32 names in the order of the paper's appendix 6.1."""
+    """Return the 32 names in the order of the paper's appendix 6.1."""
     operators = [Operator("ir", k, d, e) for k in (3, 5) for d in (1, 2, 3) for e in (1, 3, 6)]
     operators += [Operator("ir", 7, 1, e) for e in (1, 6)]
     operators += [Operator("sep", k, d) for k in (3, 5) for d in (1, 2, 3)]

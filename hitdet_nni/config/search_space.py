@@ -60,7 +60,7 @@ def load_search_space(path: str | Path) -> SearchSpace:
 
 
 def find_space_file(path: str | Path) -> Path:
-    """The file behind a path or a shipped space's bare name."""
+    """Return the file behind a path or a shipped space's bare name."""
     given = Path(path)
     if given.is_file() or given.suffix:
         return given

@@ -281,7 +281,7 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
 
 
 def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> float:
-    """A learning rate for the global batch, by the linear scaling rule.
+    """Return a learning rate for the global batch, by the linear scaling rule.
 
     Args:
         lr: Learning rate for a batch of ``lr_batch_size``.
@@ -293,14 +293,14 @@ def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | N
 
 
 def describe_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> str:
-    """The same, as a line for people; the last two numbers are processes and pictures of each."""
+    """Return the same as a line for people; the last two numbers are processes and pictures of each."""
     scaled, batch = scaled_lr(lr, batch_size, processes, lr_batch_size), batch_size * processes
     rule = "not scaled" if lr_batch_size is None else f"{lr:g} x {batch} / {lr_batch_size}"
     return f"learning rate {rule} = {scaled:g} for a global batch of {batch} = {processes} x {batch_size}"
 
 
 def find_config(config: str | Path) -> Path:
-    """The file behind a path or a shipped config's bare name."""
+    """Return the file behind a path or a shipped config's bare name."""
     given = expanded(str(config))
     if given.is_file() or given.suffix in (".yml", ".yaml"):
         return given
@@ -326,7 +326,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, object]:
 
 
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The mapping of a config file, with those that it extends underneath."""
+    """Read the mapping of a config file, with those that it extends underneath."""
     if path.resolve() in seen:
         raise InputError("extends itself", source=path, key="extends")
     tree = read_yaml(path, parse_as_written)
@@ -375,7 +375,7 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
 
 
 def _name(value: object) -> object:
-    """A path as text where it is a plain whole number, such as a folder that is called 2017."""
+    """Return a path as text where it is a plain whole number, such as a folder that is called 2017."""
     return str(value) if type(value) is int and value >= 0 else value
 
 

@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(folder: Literal["search_spaces", "experiments", "baselines"], name: str) -> Path:
-    """Path of a shipped data file.
+    """Return the path of a shipped data file.
 
     Args:
         folder: The folder that it is in: inside an installed package, at the top of a checkout.

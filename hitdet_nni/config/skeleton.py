@@ -107,7 +107,7 @@ LAYOUTS: Mapping[DetectorKind, DetectorLayout] = {
 
 
 def layer_label(component: Component, index: int) -> str:
-    """Label of the layer with the given 0-based index, e.g. ``("backbone", 6)`` to ``"backbone/l07"``."""
+    """Return the label of the layer with a 0-based index, e.g. ``("backbone", 6)`` to ``"backbone/l07"``."""
     return f"{component}/l{index + 1:02d}"
 
 
@@ -134,7 +134,7 @@ def stage_blocks(
 
 
 def output_stages(strides: Sequence[int]) -> tuple[int, ...]:
-    """Indices of the stages whose output is a pyramid level: the last of each resolution, from stride 4 on."""
+    """Return the indices of stages that give a pyramid level: the last of each resolution, from stride 4 on."""
     last = len(strides) - 1
     return tuple(i for i in range(len(strides)) if 2 in strides[: i + 1] and (i == last or strides[i + 1] == 2))
 
@@ -249,7 +249,7 @@ class Skeleton(BaseModel):
         return tuple(stride * scale for stride in self.pyramid_reductions for scale in scales)
 
     def searched_layers(self) -> tuple[SearchedLayer, ...]:
-        """All searched layers: the backbone's blocks, the neck's two rows (fine to coarse), the head's blocks.
+        """Return all searched layers: the backbone's blocks, the neck's two rows (fine to coarse), the head's blocks.
 
         A head with two towers has those of the classification tower first, then those of the box tower.
         """
@@ -272,5 +272,5 @@ class Skeleton(BaseModel):
         return tuple(layers)
 
     def labels(self, component: Component) -> tuple[str, ...]:
-        """Labels of one component's layers, in order."""
+        """Return the labels of one component's layers, in order."""
         return tuple(layer.label for layer in self.searched_layers() if layer.component == component)

@@ -90,7 +90,7 @@ def refuse_booleans(values: object, annotation: Any, source: str | Path, key: st
 
 
 def _shown(value: object) -> str:
-    """A value as YAML has it, as far as it is a single one."""
+    """Return a value as YAML has it, as far as it is a single one."""
     if isinstance(value, datetime.date):
         return str(value)
     return {True: "true", False: "false", None: "null"}[value] if _is_word(value) else _brief.repr(value)
@@ -101,7 +101,7 @@ def _is_word(value: object) -> TypeGuard[bool | None]:
 
 
 def describe(annotation: Any) -> str:
-    """What a value of a type may be, in words, e.g. ``"an integer above 0, or null"``.
+    """Say in words what a value of a type may be, e.g. ``"an integer above 0, or null"``.
 
     Args:
         annotation: A type as fields of the settings have it: with bounds, a union, a tuple, a model, ...
@@ -124,7 +124,7 @@ def describe(annotation: Any) -> str:
 
 
 def _describe_list(members: Sequence[Any], bounds: Sequence[str]) -> str:
-    """A tuple or list by its members; of any length where the second is an ellipsis, within bounds."""
+    """Describe a tuple or list by its members; of any length where the second is an ellipsis, within bounds."""
     if len(members) == 2 and members[1] is Ellipsis:
         return f"{' '.join(['a list', *bounds])}, each of them {describe(members[0])}"
     each = [describe(member) for member in members]
@@ -134,7 +134,7 @@ def _describe_list(members: Sequence[Any], bounds: Sequence[str]) -> str:
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, list[str]]:
-    """A type without what it is annotated with, and the bounds among that in words."""
+    """Return a type without what it is annotated with, and the bounds among that in words."""
     bounds: list[str] = []
     while get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)
@@ -153,7 +153,7 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
 
 
 def _inside(annotation: Any, part: int | str) -> Any:
-    """The type of what stands under a key or an index; ``None`` where a type has no such key."""
+    """Return the type of what stands under a key or an index; ``None`` where a type has no such key."""
     inner, _ = _unwrapped(annotation)
     origin, arguments = get_origin(inner), get_args(inner)
     if origin in (Union, types.UnionType):
@@ -172,7 +172,7 @@ def _inside(annotation: Any, part: int | str) -> Any:
 
 
 def _walk(model: type[BaseModel], location: Sequence[int | str]) -> Iterator[tuple[int | str, Any]]:
-    """The keys of a location with the types below them, without the parts that are pydantic's own and no keys."""
+    """Yield the keys of a location and the types below them, without the parts that are pydantic's own and no keys."""
     annotation: Any = model
     for part in location:
         inside = _inside(annotation, part)
@@ -191,7 +191,7 @@ def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[int | s
 
 
 def _is_internal(part: int | str) -> bool:
-    """Whether a part of a location is pydantic's own and no key."""
+    """Check whether a part of a location is pydantic's own and no key."""
     return isinstance(part, str) and (part.startswith("function-") or part in (ONE_VALUE, BY_COMPONENT))
 
 
@@ -203,7 +203,7 @@ def _annotation_at(model: type[BaseModel], location: Sequence[int | str]) -> Any
 
 
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
-    """The model that describes the mapping at a location, if one does."""
+    """Return the model that describes the mapping at a location, if one does."""
     return _model_of(_annotation_at(model, location))
 
 

@@ -51,7 +51,7 @@ class CostModel:
         self.fixed = tuple(fixed_layers(skeleton, num_classes, self._measure))
 
     def layer_cost(self, layer: SearchedLayer, name: str) -> Cost:
-        """Cost of one searched layer with the operator called ``name``.
+        """Return the cost of one searched layer with the operator called ``name``.
 
         Raises:
             InputError: If ``name`` is not an operator's.
@@ -63,7 +63,7 @@ class CostModel:
         )
 
     def rows(self, sample: Mapping[str, str]) -> list[tuple[Part, str, str, Cost]]:
-        """Every layer of one architecture: part, layer name, operator name (empty if fixed), cost.
+        """Return every layer of one architecture: part, layer name, operator name (empty if fixed), cost.
 
         Raises:
             KeyError: If ``sample`` lacks a searched layer.
@@ -76,7 +76,7 @@ class CostModel:
         return sorted(rows, key=lambda row: PARTS.index(row[0]))
 
     def architecture(self, sample: Mapping[str, str]) -> dict[str, Cost]:
-        """Cost of one architecture by part, and their ``total``.
+        """Return the cost of one architecture by part, and their ``total``.
 
         Args:
             sample: Operator name of each searched layer by its label.

@@ -23,7 +23,7 @@ class FixedLayer:
 
 
 def fixed_layers(skeleton: Skeleton, num_classes: int, measure: Measure) -> Iterator[FixedLayer]:
-    """All layers of a detector that are not searched.
+    """Return all layers of a detector that are not searched.
 
     Args:
         skeleton: The detector's skeleton.
@@ -84,7 +84,7 @@ _BEHIND_THE_NECK: Mapping[DetectorKind, Callable[[Skeleton, int, Measure], Itera
 
 
 def _shared_conv(skeleton: Skeleton, measure: Measure, in_channels: int, out_channels: int, kernel_size: int) -> Cost:
-    """Cost of one convolution with bias on every level of the pyramid."""
+    """Return the cost of one convolution with bias on every level of the pyramid."""
     return measure.shared(
         skeleton.pyramid_reductions,
         lambda size: conv_cost(in_channels, out_channels, kernel_size, size, measure.convention, bias=True),

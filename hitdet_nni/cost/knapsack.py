@@ -31,12 +31,12 @@ class _Option:
 
 
 def least_cost(costs: Costs) -> int:
-    """Cost of the cheapest choice of one operator a layer."""
+    """Return the cost of the cheapest choice of one operator a layer."""
     return sum(min(row.values()) for row in costs.values())
 
 
 def cost_of_choice(choice: Mapping[str, str], costs: Costs) -> int:
-    """Exact cost of one operator a layer.
+    """Return the exact cost of one operator a layer.
 
     Raises:
         KeyError: If ``choice`` lacks a layer.
@@ -45,7 +45,7 @@ def cost_of_choice(choice: Mapping[str, str], costs: Costs) -> int:
 
 
 def decode_within(scores: Scores, costs: Costs, limit: int) -> dict[str, str]:
-    """The choice of one operator a layer that has the largest total score among those within a limit.
+    """Return the choice of one operator a layer that has the largest total score among those within a limit.
 
     Where the best operator of every layer fits (the first of equals), that is the answer. Otherwise an integer program
     is solved to optimality. The solver computes in floating point and takes a limit exceeded by its tolerance for
@@ -84,7 +84,7 @@ def decode_within(scores: Scores, costs: Costs, limit: int) -> dict[str, str]:
 
 
 def _undominated(scores: Mapping[str, float], costs: Mapping[str, int]) -> list[_Option]:
-    """Options by rising cost, without those that another one matches for less, or beats for no more."""
+    """Return the options by rising cost, without those that another one matches for less, or beats for no more."""
     options = [_Option(name, score, costs[name]) for name, score in scores.items()]
     kept: list[_Option] = []
     for option in sorted(options, key=lambda option: (option.cost, -option.score)):
@@ -117,7 +117,7 @@ def _solve(rows: Sequence[Sequence[_Option]], slack: int, base: int) -> list[_Op
 
 
 def _digit_rows(costs: Sequence[int], limit: int, base: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows and upper bounds that say ``costs @ x <= limit`` digit by digit, each row divided by ``base``.
+    """Return rows and upper bounds that say ``costs @ x <= limit`` digit by digit, each row divided by ``base``.
 
     Each digit's row but the last has a column of its own behind those of ``x``: a whole number that is carried to the
     next digit. With a base above ``limit`` there is one row and no carry.

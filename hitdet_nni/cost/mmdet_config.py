@@ -44,13 +44,13 @@ def load_config(name: str) -> Config:
 
 @lru_cache
 def _model(name: str) -> tuple[Any, int]:
-    """A config's detector on the meta device, and how many RoIs its head sees in testing."""
+    """Build a config's detector on the meta device; return it and how many RoIs its head sees in testing."""
     model = load_config(name).model
     return build_on_meta(model, name), tested_proposals(model)
 
 
 def tested_proposals(model: Mapping[str, Any]) -> int:
-    """How many RoIs the head of an mmdet model sees in testing; 0 of a one-stage detector."""
+    """Return how many RoIs the head of an mmdet model sees in testing; 0 of a one-stage detector."""
     rpn = model.get("test_cfg", {}).get("rpn") or {}
     proposals: int = rpn.get("max_per_img", 0) if "roi_head" in model else 0
     return proposals
@@ -59,7 +59,7 @@ def tested_proposals(model: Mapping[str, Any]) -> int:
 def profile_config(
     name: str, shape: Size | None = None, proposals: int | None = None, convention: Convention = "macs"
 ) -> Profile:
-    """Cost of an mmdet config.
+    """Return the cost of an mmdet config.
 
     Args:
         name: A ``.py`` file, or the bare name of a shipped baseline.
@@ -78,7 +78,7 @@ def profile_config(
 
 
 def counted_costs(baseline: str, shape: Size) -> dict[str, Cost]:
-    """Cost of a baseline by part, and ``total``, counted on its modules by the paper's convention.
+    """Count the cost of a baseline by part, and ``total``, on its modules by the paper's convention.
 
     Args:
         baseline: A ``.py`` file, or the bare name of a shipped baseline.
@@ -91,7 +91,7 @@ def counted_costs(baseline: str, shape: Size) -> dict[str, Cost]:
 
 
 def searched_part(architecture: str, component: Component) -> dict[str, Any]:
-    """The mmdet config of one component of an architecture, to put into another detector.
+    """Return the mmdet config of one component of an architecture, to put into another detector.
 
     Args:
         architecture: A file, or the bare name of a shipped architecture.

@@ -34,7 +34,7 @@ Formula = Callable[[Any, Tensors, Tensors, Convention], int]
 
 
 def _places(tensors: Tensors) -> int:
-    """Positions of channels-first maps: pictures times rows times columns."""
+    """Return the positions of channels-first maps: pictures times rows times columns."""
     return sum(tensor.numel() // tensor.shape[1] for tensor in tensors)
 
 
@@ -48,32 +48,32 @@ def _bias(module: Any, outputs: Tensors, convention: Convention) -> int:
 
 
 def conv_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
-    """Every weight once per output position; ``paper`` adds the bias. Sampling at offsets is not counted."""
+    """Count every weight once per output position; ``paper`` adds the bias. Sampling at offsets is not counted."""
     return int(module.weight.numel()) * _places(outputs) + _bias(module, outputs, convention)
 
 
 def transposed_conv_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
-    """Every weight once per input position; ``paper`` adds the bias of every output."""
+    """Count every weight once per input position; ``paper`` adds the bias of every output."""
     return int(module.weight.numel()) * _places(inputs) + _bias(module, outputs, convention)
 
 
 def linear_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
-    """Every weight once per row; the bias is in neither convention."""
+    """Count every weight once per row; the bias is in neither convention."""
     return int(module.weight.numel()) * (_elements(inputs) // int(module.in_features))
 
 
 def norm_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
-    """``paper``: 2 per output element."""
+    """Count 2 per output element by ``paper``."""
     return 2 * _elements(outputs) if convention == "paper" else 0
 
 
 def elementwise_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
-    """``paper``: 1 per input element."""
+    """Count 1 per input element by ``paper``."""
     return _elements(inputs) if convention == "paper" else 0
 
 
 def no_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
-    """Nothing, in both conventions."""
+    """Count nothing, in both conventions."""
     return 0
 
 
@@ -102,7 +102,7 @@ FORMULAS: Mapping[type[nn.Module], Formula] = {
 
 
 def formula_of(module: nn.Module) -> Formula | None:
-    """The formula of a module; ``None`` where it has none and needs none, having no parameters of its own.
+    """Return the formula of a module; ``None`` where it has none and needs none, having no parameters of its own.
 
     Raises:
         InputError: If the module has parameters of its own and no formula, naming its type.
@@ -117,7 +117,7 @@ def formula_of(module: nn.Module) -> Formula | None:
 
 
 def _tensors(value: object) -> list[Tensor]:
-    """The tensors in the arguments or the result of a module, however nested."""
+    """Return the tensors in the arguments or the result of a module, however nested."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -170,7 +170,7 @@ class FlopCount:
 
 
 def parameter_count(*modules: nn.Module) -> int:
-    """Parameters of modules; those that they share count once."""
+    """Count the parameters of modules; those that they share count once."""
     return sum(each.numel() for each in {parameter for module in modules for parameter in module.parameters()})
 
 
@@ -197,7 +197,7 @@ def build_on_meta(model: Mapping[str, Any], source: str) -> nn.Module:
 def detector_cost(
     detector: nn.Module, shape: Size, proposals: int, convention: Convention, source: str
 ) -> dict[str, Cost]:
-    """Cost of a detector in testing by part, and their ``total``.
+    """Return the cost of a detector in testing by part, and their ``total``.
 
     The backbone, the neck and the dense head (``rpn`` where it proposes RoIs, ``head`` in a one-stage detector) see one
     picture. Box heads, all of a cascade's, see ``proposals`` RoIs; a mask head, as many as detections are kept.
@@ -255,7 +255,7 @@ def _count(detector: Any, picture: Tensor, proposals: int, convention: Conventio
 
 
 def _roi_heads(roi_head: Any, proposals: int) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Every head behind the RoI extraction, with the RoIs that it sees."""
+    """Yield every head behind the RoI extraction, with the RoIs that it sees."""
     detections = min(proposals, roi_head.test_cfg.get("max_per_img", proposals))
     kinds = [("bbox", proposals)] + ([("mask", detections)] if roi_head.with_mask else [])
     for kind, count in kinds:
@@ -268,7 +268,7 @@ def _roi_heads(roi_head: Any, proposals: int) -> Iterator[tuple[nn.Module, Tenso
 
 
 def _pairs(heads: nn.Module, extractors: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Heads with their extractors; a cascade has lists of both."""
+    """Return the heads with their extractors; a cascade has lists of both."""
     if isinstance(heads, nn.ModuleList) and isinstance(extractors, nn.ModuleList):
         yield from zip(heads, extractors, strict=True)
     else:

@@ -14,7 +14,7 @@ PAPER_SHAPE: Size = (800, 1216)
 
 
 def is_config(name: str) -> bool:
-    """Whether ``name`` means an mmdet config: a ``.py`` file, or the bare name of a shipped baseline."""
+    """Check whether ``name`` means an mmdet config: a ``.py`` file, or the bare name of a shipped baseline."""
     path = Path(name)
     if path.suffix:
         return path.suffix == ".py"
@@ -22,12 +22,12 @@ def is_config(name: str) -> bool:
 
 
 def baseline_names() -> list[str]:
-    """Bare names of the shipped baselines."""
+    """Return the bare names of the shipped baselines."""
     return sorted(path.stem for path in shipped("baselines", "fpn_r50_2fc.py").parent.glob("*.py"))
 
 
 def find_config(name: str) -> Path:
-    """The file of an mmdet config.
+    """Return the file of an mmdet config.
 
     Args:
         name: A ``.py`` file, or the bare name of a shipped baseline, e.g. ``"fpn_r50_2fc"``.

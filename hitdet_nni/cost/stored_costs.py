@@ -27,12 +27,12 @@ def _content() -> Any:
 
 
 def size_name(shape: Size) -> str:
-    """What the file calls an input size: rows x columns."""
+    """Return what the file calls an input size: rows x columns."""
     return "x".join(map(str, shape))
 
 
 def stored_costs(baseline: str, shape: Size) -> dict[str, Cost]:
-    """Cost of a shipped baseline by part, and ``total``, with as many proposals as its config has in testing.
+    """Return a shipped baseline's cost by part, and ``total``, with as many proposals as its config has in testing.
 
     Args:
         baseline: Its bare name.

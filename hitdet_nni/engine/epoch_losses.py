@@ -14,16 +14,16 @@ class EpochLosses:
         self.values: list[float] = []
 
     def last(self) -> float:
-        """The loss of the last batch."""
+        """Return the loss of the last batch."""
         return self.values[-1]
 
     def take_mean(self) -> float:
-        """Their mean over all processes; the next epoch starts with none."""
+        """Return their mean over all processes; the next epoch starts with none."""
         values, self.values = self.values, []
         return distributed.mean(sum(values) / len(values))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint within the epoch needs."""
+        """Return what a checkpoint within the epoch needs."""
         return {"values": list(self.values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

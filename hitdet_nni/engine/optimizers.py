@@ -16,6 +16,6 @@ class WeightOptimizer:
     warmup_iterations: int = 0
 
     def factor(self, iteration: int, iterations: int) -> float:
-        """Learning rate of an iteration relative to ``lr``."""
+        """Return the learning rate of an iteration relative to ``lr``."""
         warmup = min(1.0, (iteration + 1) / (self.warmup_iterations + 1))
         return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / iterations)))

@@ -78,7 +78,7 @@ def retrain_sample(
 
 
 def current_sample(model: HitDetectorSpace) -> dict[str, str]:
-    """The sample of the model that NNI is evaluating, one operator for every searched layer.
+    """Return the sample of the model that NNI is evaluating, one operator for every searched layer.
 
     Args:
         model: The model that NNI's evaluator was given.
@@ -105,7 +105,7 @@ def current_sample(model: HitDetectorSpace) -> dict[str, str]:
 
 
 def _name(settings: Settings, sample: Mapping[str, str]) -> str:
-    """A name for everything that the result of a retraining depends on."""
+    """Return a name for everything that the result of a retraining depends on."""
     dependencies = {"settings": plain(settings), "sample": sample}
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -164,7 +164,7 @@ class BudgetMultiplier:
         self._log_multiplier = min(max(moved, self._start - self.RANGE), self._start + self.RANGE)
 
     def state_dict(self) -> dict[str, float]:
-        """What an exact resume needs, as plain numbers."""
+        """Return what an exact resume needs, as plain numbers."""
         return {"log_multiplier": self._log_multiplier, "excess": self._excess}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:

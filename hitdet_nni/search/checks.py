@@ -13,7 +13,7 @@ from hitdet_nni.errors import InputError
 
 
 def whole_space(settings: Settings) -> SearchSpace:
-    """The search space that the settings name.
+    """Return the search space that the settings name.
 
     Raises:
         InputError: If it is missing or broken, or a component has fewer operators than screening is to keep.

@@ -165,6 +165,6 @@ def make_cost_term(
 
 
 def _weighted(weight: float, costs: CostTable, probabilities: Mapping[str, Tensor]) -> Tensor:
-    """The expected cost in the probabilities' type, times the weight."""
+    """Return the expected cost in the probabilities' type, times the weight."""
     dtype = next(iter(probabilities.values())).dtype
     return weight * costs.expected(probabilities).to(dtype)

@@ -64,7 +64,7 @@ def decode(
 
 
 def _row(label: str, names: Sequence[str], log_probabilities: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The log-probabilities of a layer in the order of its candidates."""
+    """Return the log-probabilities of a layer in the order of its candidates."""
     if label not in log_probabilities and len(names) == 1:
         return {names[0]: 0.0}
     row = log_probabilities[label]

@@ -44,7 +44,7 @@ class EpochRecord:
         return self.health.entropy
 
     def metrics(self) -> dict[str, float]:
-        """The numbers for a table or a plot, flat."""
+        """Return the numbers for a table or a plot, flat."""
         return {
             "train_loss": self.train_loss,
             "val_loss": self.val_loss,

@@ -78,7 +78,7 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
             self.on_epoch(record)
 
     def state_dict(self) -> dict[str, Any]:
-        """The records so far, as plain values."""
+        """Return the records so far, as plain values."""
         return {"records": [asdict(record) for record in self.records]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
 
     @torch.no_grad()
     def _held_out(self, pl_module: ColumnSparseLightningModule) -> tuple[float, dict[Exchange, Evidence]]:
-        """Mean loss of the validation pictures of all processes, and what it owes to their annotations."""
+        """Return the mean loss of all processes' validation pictures, and what it owes to their annotations."""
         detector = pl_module.model.detector
         detector.eval()
         # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.

@@ -22,7 +22,7 @@ from hitdet_nni.search.one_shot import refuse_unsupported
 
 
 def detection_loss(detector: Any, batch: dict[str, Any]) -> Tensor:
-    """The sum of a detector's losses on a batch.
+    """Return the sum of a detector's losses on a batch.
 
     Args:
         detector: An mmdet detector.
@@ -73,7 +73,7 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         self.model.detector.data_preprocessor.to(self.trainer.strategy.root_device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The detection loss of a batch, a scalar.
+        """Return the detection loss of a batch, a scalar.
 
         Raises:
             NonFiniteLossError: If it is NaN or infinite.
@@ -84,7 +84,7 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
 
     @torch.no_grad()
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The detection loss of a batch without gradients, a scalar, logged as ``val_loss``.
+        """Return the detection loss of a batch without gradients, a scalar, and log it as ``val_loss``.
 
         Strategies that sample paths judge them by it.
 
@@ -104,7 +104,7 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         return value
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """SGD over all parameters; the strategy takes the architecture parameters out of it."""
+        """Build SGD over all parameters; the strategy takes the architecture parameters out of it."""
         settings = self.optimizer
         sgd = torch.optim.SGD(
             self.parameters(),
@@ -128,7 +128,7 @@ def detection_evaluator(
     stage: str = "search",
     resume: ExactResume | None = None,
 ) -> Any:
-    """An NNI evaluator that trains a :class:`~hitdet_nni.model.detector.HitDetectorSpace` one-shot.
+    """Build an NNI evaluator that trains a :class:`~hitdet_nni.model.detector.HitDetectorSpace` one-shot.
 
     Args:
         weights_loader: Batches that train the weights.

@@ -70,7 +70,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         self.register_buffer("_active_index", index, persistent=False)
 
     def get_extra_state(self) -> list[str]:
-        """Names of the candidates still in the race, so that a checkpoint knows what has been removed."""
+        """Return the names of the candidates still in the race, so that a checkpoint knows what has been removed."""
         return self.active_names
 
     def set_extra_state(self, state: list[str]) -> None:
@@ -78,22 +78,22 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         self._set_active(list(state))
 
     def active_candidates(self) -> list[nn.Module]:
-        """Modules of the candidates still in the race, in the order of ``active_names``."""
+        """Return the modules of the candidates still in the race, in the order of ``active_names``."""
         return [self[name] for name in self.active_names]
 
     def active_alpha(self) -> Tensor:
-        """Architecture parameters of the candidates still in the race, shape ``[len(active_names)]``."""
+        """Return the architecture parameters of the candidates still in the race, shape ``[len(active_names)]``."""
         if len(self.active_names) == len(self.names):
             return self.alpha
         return self.alpha.index_select(0, self._active_index)
 
     def probabilities(self) -> Tensor:
-        """Weights of the candidates still in the race, shape ``[len(active_names)]``; they sum to 1."""
+        """Return the weights of the candidates still in the race, shape ``[len(active_names)]``; they sum to 1."""
         weights: Tensor = self._softmax(self.active_alpha())
         return weights
 
     def all_probabilities(self) -> Tensor:
-        """Weights of all candidates, shape ``[len(names)]``; a removed one's is zero."""
+        """Return the weights of all candidates, shape ``[len(names)]``; a removed one's is zero."""
         weights = self.probabilities()
         if len(self.active_names) == len(self.names):
             return weights
@@ -111,17 +111,17 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         self._set_active([name for name in self.names if name in names])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Weighted sum of the outputs of the candidates still in the race."""
+        """Compute the weighted sum of the outputs of the candidates still in the race."""
         return SAVING[self.saving](self, *args, **kwargs)
 
     def export(self, memo: Mapping[str, Any]) -> dict[str, str]:
-        """The candidate with the largest architecture parameter, among those still in the race."""
+        """Return the candidate with the largest architecture parameter, among those still in the race."""
         if self.label in memo:
             return {}
         return decode(log_probabilities({self.label: active_alphas(self)}), {self.label: self.names})
 
     def export_probs(self, memo: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        """Weight of every candidate still in the race."""
+        """Return the weight of every candidate still in the race."""
         if self.label in memo:
             return {}
         return {self.label: dict(zip(self.active_names, self.probabilities().tolist(), strict=True))}
@@ -170,7 +170,7 @@ def _set_mode(module: nn.Module, mode: str) -> None:
 
 
 def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:
-    """A candidate's term of Eq. 5 and the type of its output.
+    """Compute a candidate's term of Eq. 5; return it and the type of the candidate's output.
 
     Terms of 16-bit outputs have 32 bits: else the gradients of the weights, whose differences are what the alphas
     learn from, would be rounded to 16 bits.
@@ -184,7 +184,7 @@ def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> t
 def _sum_of_shares(
     share: Callable[..., tuple[Tensor, torch.dtype]], layer: ColumnSparseMixedLayer, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Eq. 5, term by term, so that no more than one term and the sum are held."""
+    """Compute Eq. 5 term by term, so that no more than one term and the sum are held."""
     weights = layer.probabilities().unbind()
     (first, *others) = zip(layer.active_candidates(), weights, strict=True)
     total, dtype = share(*first, *args, **kwargs)

@@ -88,7 +88,7 @@ class SeededPathLayer(PathSamplingLayer):  # type: ignore[misc]
 
 
 def negative_loss(loss: float, sample: Mapping[str, str]) -> float:
-    """The default :data:`Reward`: a lower loss is better, whatever the path is."""
+    """Return the negative loss, the default :data:`Reward`: a lower loss is better, whatever the path is."""
     return -loss
 
 
@@ -105,11 +105,11 @@ class PhasedLoader:
         self.rewards = rewards
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches of an epoch."""
         return len(self.weights) + len(self.rewards)
 
     def __iter__(self) -> Iterator[tuple[Any, bool]]:
-        """One epoch."""
+        """Yield the batches of one epoch."""
         yield from ((batch, True) for batch in self.weights)
         yield from ((batch, False) for batch in self.rewards)
 
@@ -182,7 +182,7 @@ class ControllerModule(EnasLightningModule):  # type: ignore[misc]
         return loss
 
     def export(self) -> dict[str, str]:
-        """The controller's most probable decision of each layer, given those before it; NNI's draws."""
+        """Return the controller's most probable decision of each layer, given those before it; NNI's draws."""
         self.policy.eval()
         draws, self.policy._deterministic_eval = self.policy._deterministic_eval, True
         sample = self.resample()
@@ -247,5 +247,5 @@ class ControllerENAS(ENAS):  # type: ignore[misc]
         )
 
     def train_dataloader(self, train_dataloader_fn: Callable[[], Any], val_dataloader_fn: Callable[[], Any]) -> Any:
-        """Both loaders, one after the other."""
+        """Return both loaders, one after the other."""
         return PhasedLoader(train_dataloader_fn(), val_dataloader_fn())

@@ -69,7 +69,7 @@ def describe_architecture(
 
 
 def cost_records(skeleton: Skeleton, sample: Mapping[str, str], num_classes: int) -> tuple[CostRecord, ...]:
-    """The cost of an architecture at its skeleton's input size, by both conventions."""
+    """Return the cost of an architecture at its skeleton's input size, by both conventions."""
     records = []
     for convention in ("macs", "paper"):
         model = CostModel(skeleton, num_classes, convention=convention)
@@ -87,7 +87,7 @@ def cost_records(skeleton: Skeleton, sample: Mapping[str, str], num_classes: int
 
 
 def transferred(architecture: Architecture, settings: Settings, classes: tuple[str, ...]) -> Architecture:
-    """An architecture for other classes and another input size than it was found for; its cost is counted anew."""
+    """Fit an architecture to other classes and another input size than it was found for; its cost is counted anew."""
     skeleton = architecture.skeleton.model_copy(update={"input_size": settings.skeleton.input_size})
     cost = cost_records(skeleton, architecture.sample, len(classes))
     provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost})

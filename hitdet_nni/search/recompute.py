@@ -34,7 +34,7 @@ def recomputed(function: Callable[..., Any], module: nn.Module, *args: Any, **kw
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of the first and of the second call; made when the first one starts."""
+    """Return the contexts of the first and of the second call; made when the first one starts."""
     return nullcontext(), WithoutTrace(module)
 
 

@@ -11,7 +11,7 @@ from hitdet_nni.config.skeleton import component_of
 
 
 def column_sparsity(alphas: Sequence[Tensor]) -> Tensor:
-    """The column-sparse term of one component, ``sum_i sqrt(sum_l alpha_{l,i}^2)``.
+    """Return the column-sparse term of one component, ``sum_i sqrt(sum_l alpha_{l,i}^2)``.
 
     Args:
         alphas: One vector of architecture parameters a layer, all of shape ``[N]``: the rows of alpha.
@@ -27,7 +27,7 @@ def column_sparsity(alphas: Sequence[Tensor]) -> Tensor:
 
 
 def group_by_component(values: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Group per-layer values, of any shapes, by the first part of their labels, in label order."""
+    """Group per-layer values, of any shapes, by component, in label order."""
     groups: dict[str, list[Tensor]] = {}
     for label in sorted(values):
         groups.setdefault(component_of(label), []).append(values[label])
@@ -35,7 +35,7 @@ def group_by_component(values: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
 
 
 def mean_entropy(probabilities: Sequence[Tensor]) -> float:
-    """Mean entropy of several distributions, each divided by the logarithm of its length.
+    """Return the mean entropy of several distributions, each divided by the logarithm of its length.
 
     Args:
         probabilities: One distribution a layer, ``[N]`` of N candidates.

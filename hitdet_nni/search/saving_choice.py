@@ -55,7 +55,7 @@ class SavingChoice:
     tried: dict[Component, dict[str, float]] = field(default_factory=dict)
 
     def sentence(self) -> str:
-        """One part of a line for the log."""
+        """Return one part of a line for the log."""
         text = describe_modes(self.modes)
         if self.seconds is None:
             return text
@@ -67,13 +67,13 @@ class SavingChoice:
 
 
 def describe_modes(modes: Mapping[Component, str]) -> str:
-    """The mode if all components have one, else each with its own."""
+    """Return the mode if all components have one, else each with its own."""
     values = set(modes.values())
     return values.pop() if len(values) == 1 else ", ".join(f"{component} {mode}" for component, mode in modes.items())
 
 
 def choose_modes(options: Mapping[Component, tuple[str, ...]], measure: Measure, available: int) -> SavingChoice:
-    """The fastest modes whose sum fits in memory.
+    """Choose the fastest modes whose sum fits in memory.
 
     Each component is varied by itself while the others are in the mode that needs least memory; times and bytes add up.
     If those of the fastest modes do not fit together, that change is made which loses the least time for a byte saved,
@@ -101,7 +101,7 @@ def choose_modes(options: Mapping[Component, tuple[str, ...]], measure: Measure,
     }
 
     def together(modes: Modes) -> StepCost | None:
-        """What a step takes, where it fits by the sum of the components' shares and in fact."""
+        """Return what a step takes, where it fits by the sum of the components' shares and in fact."""
         changed = [component for component in modes if modes[component] != base[component]]
         if not changed:
             return cost
@@ -133,7 +133,7 @@ def choose_modes(options: Mapping[Component, tuple[str, ...]], measure: Measure,
 def _smallest(
     options: Mapping[Component, tuple[str, ...]], measure: Measure
 ) -> tuple[dict[Component, str], StepCost | None]:
-    """The modes that need least memory, and their step; of two that may, the first that fits, else the first."""
+    """Return the modes of least memory, and their step; of two that may be, the first that fits, else the first."""
     bases = [
         {component: min(names, key=order.index) for component, names in options.items()}
         for order in (FROM_SMALL, (FROM_SMALL[1], FROM_SMALL[0], *FROM_SMALL[2:]))
@@ -146,13 +146,13 @@ def _smallest(
 
 
 def _fastest(row: Mapping[str, StepCost], slack: float) -> str:
-    """The mode of least memory among those that lose no more than ``slack`` seconds to the fastest."""
+    """Return the mode of least memory among those that lose no more than ``slack`` seconds to the fastest."""
     limit = min(cost.seconds for cost in row.values()) + slack
     return min((mode for mode in row if row[mode].seconds <= limit), key=lambda mode: row[mode].peak)
 
 
 def _best_change(tried: Mapping[Component, Mapping[str, StepCost]], chosen: Modes) -> tuple[Component, str] | None:
-    """The component and its new mode that lose the least time for a byte saved; ``None`` where none saves any."""
+    """Return the component and its new mode that lose the least time for a byte saved; ``None`` if none saves any."""
 
     def changes() -> Iterator[tuple[float, Component, str]]:
         for component, row in tried.items():
@@ -166,7 +166,7 @@ def _best_change(tried: Mapping[Component, Mapping[str, StepCost]], chosen: Mode
 
 
 def component_options(space: Any) -> dict[Component, tuple[str, ...]]:
-    """Modes of each component to choose from; a layer that is fixed at one operator has none to compute one by one."""
+    """Return each component's modes to choose from; a layer fixed at one operator has none to compute one by one."""
     return {
         component: tuple(mode for mode in SAVING if mode != "checkpoint" or len(space.space[component]) > 1)
         for component in COMPONENTS

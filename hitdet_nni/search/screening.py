@@ -32,7 +32,7 @@ class Screened:
     saving: Mapping[Component, str] = field(default_factory=dict)
 
     def rows(self, component: Component) -> list[dict[str, object]]:
-        """One row an epoch and operator in the race: its score, its rank, and whether the epoch's end removed it."""
+        """Return a row an epoch and operator in the race: score, rank, and whether the epoch's end removed it."""
         rows: list[dict[str, object]] = []
         for record, following in zip(self.records, [*self.records[1:], None], strict=True):
             scores = record.scores[component]
@@ -54,22 +54,22 @@ ROW_COLUMNS = ("epoch", "operator", "score", "rank", "removed")
 
 
 def screening_groups(joint: bool) -> list[tuple[Component, ...]]:
-    """The components that are screened at once: one after the other as in section 4.2, or all in one supernet."""
+    """Return the components screened at once: one after the other as in section 4.2, or all in one supernet."""
     return [COMPONENTS] if joint else [(component,) for component in COMPONENTS]
 
 
 def screening_name(components: Sequence[Component]) -> str:
-    """A name for the components that are screened at once."""
+    """Return a name for the components that are screened at once."""
     return "+".join(components)
 
 
 def screening_seed(seed: int, components: Sequence[Component]) -> int:
-    """Seed of a screening, so that it does not depend on what was screened before it."""
+    """Return the seed of a screening, so that it does not depend on what was screened before it."""
     return (seed + zlib.crc32(screening_name(components).encode())) % 2**32
 
 
 def screening_stage(components: Sequence[Component]) -> str:
-    """What the screening of some components is called in messages."""
+    """Return what the screening of some components is called in messages."""
     return f"screening {screening_name(components)}"
 
 

@@ -58,7 +58,7 @@ class StepCost:
 
 
 def wall_clock(step: Callable[[], None], device: torch.device) -> float:
-    """The time of a step, of what it has started on a GPU too."""
+    """Return the time of a step, of what it has started on a GPU too."""
     _synchronize(device)
     start = time.perf_counter()
     step()
@@ -144,7 +144,7 @@ class StepTimer:
         self.space.train(training)
 
     def _go_home(self) -> None:
-        """The parameters as they came, but for batch normalisation's statistics."""
+        """Put the parameters back as they came, but for batch normalisation's statistics."""
         self._move(self._home)
         for parameter, trains in self._flags:
             parameter.requires_grad_(trains)
@@ -160,7 +160,7 @@ class StepTimer:
             torch.cuda.empty_cache()
 
     def __call__(self, modes: Mapping[Component, str]) -> StepCost | None:
-        """What a step takes with the components in some modes; ``None`` where it does not fit in memory."""
+        """Measure what a step takes with the components in some modes; ``None`` where it does not fit in memory."""
         set_saving(self.space, modes)
         large = [component for component, mode in modes.items() if mode in LARGE]
         if len(large) == 1 and large[0] not in self._small_enough:
@@ -193,7 +193,7 @@ class StepTimer:
         return torch.cuda.memory_reserved(self.device), torch.cuda.memory_allocated(self.device)
 
     def _taken(self, reserved: int, allocated: int) -> int:
-        """Bytes that steps have taken at most, and what recorded passes of upright images will hold beside these."""
+        """Return the most bytes that steps have taken, and what recorded passes of upright images will hold beside."""
         if self.device.type != "cuda":
             return 0
         height, width = self.skeleton.input_size
@@ -201,7 +201,7 @@ class StepTimer:
         return torch.cuda.max_memory_reserved(self.device) - reserved + recorded
 
     def _step(self) -> None:
-        """Both phases, the same RoIs each time."""
+        """Run both phases, with the same RoIs each time."""
         torch.manual_seed(0)
         both = (self._alphas, self._weights)
         for batch, (trained, frozen) in zip(self._batches, (both, both[::-1]), strict=True):
@@ -216,7 +216,7 @@ class StepTimer:
 
 
 def first_batch(loader: Any) -> Any:
-    """The batch that a loader will begin with, which it is not asked for: its own iteration is left alone."""
+    """Return the batch that a loader will begin with, without asking it: its own iteration is left alone."""
     draws = islice(iter(loader.sampler), loader.batch_size)
     return loader.collate_fn([loader.dataset[draw] for draw in draws])
 
@@ -226,7 +226,7 @@ def _pixels(size: tuple[int, int]) -> int:
 
 
 def _batch_pixels(*batches: Mapping[str, Any]) -> int:
-    """Pixels of the largest padded picture among batches."""
+    """Return the pixels of the largest padded picture among batches."""
 
     def side(batch: Mapping[str, Any], axis: int) -> int:
         longest: int = max(picture.shape[axis] for picture in batch["inputs"])

@@ -52,7 +52,7 @@ class Removal:
     rank_by: RankBy = "probability"
 
     def remaining(self, component: str, start: int, epoch: int, warmup_epochs: int, epochs: int) -> int:
-        """Operators left at the end of an epoch: constant in warm-up, then an even descent to ``keep``.
+        """Return the operators left at the end of an epoch: constant in warm-up, then an even descent to ``keep``.
 
         Args:
             component: The component screened.
@@ -113,14 +113,14 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self._parameter_list: list[nn.Parameter] | None = None
 
     def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
-        """The mixed layers by label, in label order; looked for once among the thousands of modules."""
+        """Return the mixed layers by label, in label order; looked for once among the thousands of modules."""
         if self._mixed_layers is None:
             layers = (module for module in self.supernet_modules() if isinstance(module, ColumnSparseMixedLayer))
             self._mixed_layers = OrderedDict(sorted((layer.label, layer) for layer in layers))
         return self._mixed_layers
 
     def probabilities(self) -> dict[str, Tensor]:
-        """Weights ``[N]`` of all candidates of each mixed layer by label, 0 if removed; gradients reach the alphas."""
+        """Return the weights ``[N]`` of each layer's candidates by label, 0 if removed; gradients reach the alphas."""
         return {label: layer.all_probabilities() for label, layer in self.mixed_layers().items()}
 
     def alphas(self) -> dict[str, dict[str, float]]:
@@ -143,7 +143,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         return self.decode({label: layer.names for label, layer in self.mixed_layers().items()})
 
     def regularization(self) -> Tensor:
-        """What the architecture loss adds to the validation loss.
+        """Return what the architecture loss adds to the validation loss.
 
         Returns:
             ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus the cost term (Eq. 6), a scalar.
@@ -158,11 +158,11 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         return total
 
     def arch_parameters(self) -> list[nn.Parameter]:
-        """The architecture parameters in label order (NNI's own order changes from process to process)."""
+        """Return the architecture parameters in label order (NNI's own order changes from process to process)."""
         return [layer.alpha for layer in self.mixed_layers().values()]
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over all architecture parameters.
+        """Build Adam over all architecture parameters.
 
         Raises:
             ValueError: If the space has none.
@@ -180,7 +180,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
 
     @contextmanager
     def _training_only(self, alphas: bool) -> Iterator[None]:
-        """Within the context either the alphas or the weights require gradients, never both."""
+        """Let either the alphas or the weights require gradients within the context, never both."""
         architecture = {id(parameter) for parameter in self.arch_parameters()}
         if self._parameter_list is None:
             self._parameter_list = list(self.parameters())
@@ -207,7 +207,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.training_module.on_train_epoch_start()
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Any:
-        """One step of first-order DARTS (section 3.4).
+        """Take one step of first-order DARTS (section 3.4).
 
         Args:
             batch: ``"train"`` feeds the weights, ``"val"`` the architecture parameters.
@@ -225,7 +225,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         return output
 
     def _phase(self, optimizer: Any, batch: Any, batch_idx: int, *, searching: bool) -> Any:
-        """A step of one optimiser; processes average its gradients, and nothing else is exchanged."""
+        """Take a step of one optimiser; processes average its gradients, and nothing else is exchanged."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         with self._training_only(alphas=searching):
             with self.precision.autocast():
@@ -249,7 +249,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             self.remove_lowest(self.removal, self.trainer.current_epoch, self.trainer.max_epochs)
 
     def scores(self, rank_by: RankBy = "probability") -> dict[str, dict[str, float]]:
-        """Score of each operator in the race, by component; the larger, the better."""
+        """Return the score of each operator in the race, by component; the larger, the better."""
         columns: dict[str, dict[str, list[Tensor]]] = {}
         for label, layer in self.mixed_layers().items():
             values = layer.probabilities() if rank_by == "probability" else layer.active_alpha()
