@@ -105,7 +105,7 @@ class Trainer:
         self.model.to(device).train()
         self.model.detector.data_preprocessor.to(device)
         layers = [m for m in self.model.modules() if isinstance(m, DifferentiableMixedLayer | ColumnSparseMixedLayer)]
-        self.alphas = [layer._arch_alpha for layer in layers]
+        self.alphas = [layer.alpha for layer in layers]
         architecture = {id(alpha) for alpha in self.alphas}
         self.weights = [parameter for parameter in self.model.parameters() if id(parameter) not in architecture]
         self.optimizers = (torch.optim.Adam(self.alphas, 1e-4), torch.optim.SGD(self.weights, 1e-4, momentum=0.9))

@@ -175,7 +175,7 @@ def supernet_step(case: SupernetCase, implementation: str, device: torch.device)
 
 def _two_phases(model: HitDetectorSpace, batches: Sequence[Any], phases: bool) -> Step:
     layers = [m for m in model.modules() if isinstance(m, DifferentiableMixedLayer | ColumnSparseMixedLayer)]
-    alphas = [layer._arch_alpha for layer in layers]
+    alphas = [layer.alpha for layer in layers]
     architecture = {id(alpha) for alpha in alphas}
     weights = [parameter for parameter in model.parameters() if id(parameter) not in architecture]
 

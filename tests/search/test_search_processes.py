@@ -47,7 +47,7 @@ def search(batch_size, batch_norm):
     return {
         "told": told,
         "steps": len(trained.records) * 2,
-        "alphas": {label: layer._arch_alpha.detach() for label, layer in module.mixed_layers().items()},
+        "alphas": {label: layer.alpha.detach() for label, layer in module.mixed_layers().items()},
         "kept": {label: list(map(str, layer.active_names)) for label, layer in module.mixed_layers().items()},
         "weights": {name: value.detach() for name, value in module.model.named_parameters() if "alpha" not in name},
         "losses": [record.train_loss for record in trained.records],

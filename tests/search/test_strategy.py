@@ -124,7 +124,7 @@ def search_module(**kwargs):
     module = strategy.configure_oneshot_module(recorder)
     torch.manual_seed(2)
     for layer in module.mixed_layers().values():
-        nn.init.normal_(layer._arch_alpha)
+        nn.init.normal_(layer.alpha)
     return module
 
 
@@ -202,7 +202,7 @@ def test_ranking(rank_by, left):
     removal = Removal({"backbone": 2, "neck": 2}, rank_by)
     module = search_module(removal=removal)
     for layer in module.mixed_layers().values():
-        layer._arch_alpha.data = torch.tensor([2.0, -3.0, 1.0, 0.5])
+        layer.alpha.data = torch.tensor([2.0, -3.0, 1.0, 0.5])
     scores = module.scores(rank_by)
     assert scores.keys() == {"backbone", "neck"}
     if rank_by == "norm":

@@ -85,7 +85,7 @@ def test_the_found_detector_computes_what_the_decided_supernet_does(skeleton, su
     picture = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
     for layer in supernet.modules():
         if isinstance(layer, ColumnSparseMixedLayer):
-            layer._arch_alpha.data = torch.tensor([1e4 * (name == sample[layer.label]) for name in layer.names])
+            layer.alpha.data = torch.tensor([1e4 * (name == sample[layer.label]) for name in layer.names])
     with torch.no_grad():
         one, two = (detector.eval().extract_feat(picture) for detector in (found, supernet))
     for level, other in zip(one, two, strict=True):

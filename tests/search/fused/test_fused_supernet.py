@@ -31,7 +31,7 @@ def trained(reference, batches, saving):
     model = copy.deepcopy(reference).train()
     set_saving(model, saving)
     layers = [module for module in model.modules() if isinstance(module, ColumnSparseMixedLayer)]
-    alphas = [layer._arch_alpha for layer in layers]
+    alphas = [layer.alpha for layer in layers]
     architecture = {id(alpha) for alpha in alphas}
     weights = [parameter for parameter in model.parameters() if id(parameter) not in architecture]
     phases = [

@@ -127,19 +127,19 @@ def layers(tiny):
     space = ColumnSparseDARTS().mutate_model(HitDetectorSpace(tiny, SPACE, num_classes=3))
     found = {module.label: module for module in space.modules() if isinstance(module, ColumnSparseMixedLayer)}
     for layer in found.values():
-        torch.nn.init.normal_(layer._arch_alpha)
+        torch.nn.init.normal_(layer.alpha)
     return dict(sorted(found.items()))
 
 
 def set_winner(layer, name):
-    layer._arch_alpha.data = torch.tensor([float(name == other) for other in layer.names])
+    layer.alpha.data = torch.tensor([float(name == other) for other in layer.names])
 
 
 def test_the_cost_gap_is_that_between_the_decoded_detector_and_the_expectation(tiny, layers):
     model = CostModel(tiny, num_classes=3)
     cost = CostTable(model, SPACE)
     health = examine(0, layers, argmax(layers), cost, {}, {}, None)
-    decoded = {label: SPACE["neck"][int(layer._arch_alpha.argmax())] for label, layer in layers.items()}
+    decoded = {label: SPACE["neck"][int(layer.alpha.argmax())] for label, layer in layers.items()}
     assert health.decoded == decoded
     probabilities = {label: layer.all_probabilities().detach() for label, layer in layers.items()}
     assert health.expected_gflops == pytest.approx(float(cost.expected(probabilities)))

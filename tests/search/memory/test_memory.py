@@ -89,7 +89,7 @@ def test_live_bytes_pause():
 def test_footprint_of_a_convolution_block(tiny, alphas):
     """In closed form: batch normalisation keeps its input and two numbers a channel, ReLU its output."""
     layer = first_layer(supernet(tiny), "backbone")
-    layer._arch_alpha.requires_grad_(alphas)
+    layer.alpha.requires_grad_(alphas)
     x = torch.empty(4, tiny.stem_channels, 48, 48, requires_grad=True)
     measured = measure(layer, ["conv_k3_d1"], x, torch.float32)
     width = tiny.widths[0]
