@@ -27,7 +27,7 @@ class _Unit:
 
     Attributes:
         name: For people.
-        measure: The field of :class:`~hitdet_nni.cost.layer_cost.Cost`.
+        measure: The field of :class:`~hitdet_nni.operators.costs.Cost`.
         scale: Counts in one unit.
     """
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.kernels.depthwise_convolution import DepthwiseConv2d, use_fast_depthwise
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import OPERATORS, build_operator
 
 
 def depthwise(kernel_size, dilation, stride):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
+from hitdet_nni.operators.blocks import ConvBlock, InvertedResidual, SeparableBlock
 from hitdet_nni.search.fused.batch_norm import statistics_type
 from hitdet_nni.search.fused.function import FusedMixture
 from hitdet_nni.search.fused.saving import Saving

@@ -25,9 +25,9 @@ from hitdet_nni.search.fused.plan import (
     Plan,
     make_plan,
     normalization_modes,
-    read_candidates,
     units,
 )
+from hitdet_nni.search.fused.reading import read_candidates
 from hitdet_nni.search.fused.recording import Outputs, Recording, Recordings
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
 
@@ -42,7 +42,7 @@ class FusedMixture:
     modules are read, never called: their hooks do not run. The gradient cannot be differentiated again.
 
     Args:
-        modules: The candidates by name: :mod:`hitdet_nni.model.blocks`, all for one input and output shape.
+        modules: The candidates by name, blocks of families that have a reader, all for one input and output shape.
         saving: What is kept for the gradient, one of :data:`~hitdet_nni.search.fused.saving.SAVINGS`.
 
     Raises:

@@ -12,10 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from hitdet_nni.errors import InputError
 from hitdet_nni.kernels.layout import MapShape, chunk_channels, even_pieces
-from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
-from hitdet_nni.search.fused.batch_norm import check_supported, uses_batch
+from hitdet_nni.search.fused.batch_norm import uses_batch
 
 Part = Literal["expand", "depthwise"]
 
@@ -215,40 +213,6 @@ class Plan:
     last: tuple[ConvNorm, ...]
     residual: Tensor
     last_by_batch: Tensor
-
-
-def read_candidates(modules: Mapping[str, nn.Module]) -> tuple[Candidate, ...]:
-    """Take the operators' modules apart.
-
-    Args:
-        modules: Candidate modules by name, all for one input and output shape.
-
-    Raises:
-        InputError: If a candidate is not one of the operators' blocks, or has an unsupported batch normalisation.
-    """
-    slot = 0
-
-    def unit(block: nn.Module) -> ConvNorm:
-        nonlocal slot
-        conv, norm = block.conv, block.bn
-        if not isinstance(conv, nn.Conv2d) or conv.bias is not None or not isinstance(norm, nn.Module):
-            raise InputError(f"the fused mixed layer cannot compute {conv}", allowed="Conv2d without bias")
-        made = ConvNorm(block, conv, check_supported(norm), slot)
-        slot += PARAMETERS
-        return made
-
-    candidates: list[Candidate] = []
-    for index, (name, module) in enumerate(modules.items()):
-        if type(module) is ConvBlock:
-            candidates.append(DenseCandidate(index, unit(module.block)))
-        elif type(module) is InvertedResidual or type(module) is SeparableBlock:
-            expand = unit(module.expand) if isinstance(module, InvertedResidual) else None
-            depthwise, project = unit(module.depthwise), unit(module.project)
-            candidates.append(DepthwiseCandidate(index, expand, depthwise, project, module.residual))
-        else:
-            problem = f"the fused mixed layer cannot compute a {type(module).__name__}"
-            raise InputError(problem, key=name, allowed="InvertedResidual, SeparableBlock, ConvBlock")
-    return tuple(candidates)
 
 
 def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.data.pipeline import search_loaders
-from hitdet_nni.model.blocks import InvertedResidual
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.operators.blocks import InvertedResidual
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import SAVINGS
 from hitdet_nni.search.fused.fixed import FixedBlock
