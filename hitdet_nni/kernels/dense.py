@@ -66,14 +66,18 @@ def _weight_gradient_by_lines(grad: Tensor, x: Tensor, kernel_size: int, stride:
     alternating, those that lie inside the map for a line are consecutive.
     """
     height, reach = x.shape[2], padding(kernel_size, dilation)
-    rows = F.pad(x.permute(2, 0, 3, 1), (0, 0, reach, reach))  # [H, N, W, C_in]
-    windows = rows.unfold(2, 2 * reach + 1, stride)[..., ::dilation].transpose(3, 4).flatten(3)  # [H, N, W_out, k C_in]
-    grad = grad.permute(2, 0, 3, 1).contiguous()  # [H_out, N, W_out, C_out]
+    rows = F.pad(x.permute(2, 0, 3, 1), (0, 0, reach, reach))  # [N, C_in, H, W] -> [H, N, W + 2 reach, C_in]
+    windows = rows.unfold(2, 2 * reach + 1, stride)[..., ::dilation]
+    windows = windows.transpose(3, 4).flatten(3)  # [H, N, W_out, C_in, k] -> [H, N, W_out, k C_in]
+    grad = grad.permute(2, 0, 3, 1).contiguous()  # [N, C_out, H_out, W_out] -> [H_out, N, W_out, C_out]
     width, channels = windows.shape[-1], grad.shape[-1]
     gradient = x.new_zeros(kernel_size, channels, width)
     for line, offset in enumerate(range(-reach, reach + 1, dilation)):
         first, end = max(0, -(offset // stride)), min(len(grad), -((offset - height) // stride))
         if first < end:
             inputs = windows[first * stride + offset :: stride][: end - first]
-            correlate(gradient[line], grad[first:end].view(-1, channels), inputs.reshape(-1, width))
-    return gradient.view(kernel_size, channels, kernel_size, -1).permute(1, 3, 0, 2)
+            outputs = grad[first:end].view(-1, channels)  # [rows, N, W_out, C_out] -> [rows N W_out, C_out]
+            inputs = inputs.reshape(-1, width)  # [rows, N, W_out, k C_in] -> [rows N W_out, k C_in]
+            correlate(gradient[line], outputs, inputs)
+    lines = gradient.view(kernel_size, channels, kernel_size, -1)  # [k, C_out, k C_in] -> [k, C_out, k, C_in]
+    return lines.permute(1, 3, 0, 2)  # [k, C_out, k, C_in] -> [C_out, C_in, k, k]

@@ -155,7 +155,8 @@ def _widen(x: Tensor, margin: int) -> Tensor:
     """A channels-last map with columns of zeros to its left and right; itself where there are none."""
     if margin == 0:
         return x
-    return F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin)).permute(0, 3, 1, 2)
+    rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin))  # [N, C, H, W] -> [N, H, W + 2 margin, C]
+    return rows.permute(0, 3, 1, 2)  # [N, H, W + 2 margin, C] -> [N, C, H, W + 2 margin]
 
 
 def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) -> Tensor:
@@ -167,8 +168,9 @@ def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) ->
     reach = padding(kernel_size, dilation)
     steps, edge = (count * dilation, dilation), (count * reach, reach)
     piece = channels if count * height * width < MANY_PIXELS else PIECE_CHANNELS
-    matrix = one_map(grad).permute(0, 2, 3, 1).reshape(-1, channels)
-    kernels = matrix.t().contiguous().view(channels, 1, -1, width)  # ATen copies matrices faster than maps
+    matrix = one_map(grad).permute(0, 2, 3, 1).reshape(-1, channels)  # [1, C, H N, W] -> [H N W, C]
+    # ATen copies matrices faster than maps.
+    kernels = matrix.t().contiguous().view(channels, 1, -1, width)  # [H N W, C] -> [C, 1, H N, W]
     pieces = zip(torch.split(one_map(x), piece, 1), torch.split(kernels, piece), strict=True)
     gradients = [F.conv2d(maps, given, None, steps, edge, 1, len(given))[0] for maps, given in pieces]
     return torch.cat(gradients).unsqueeze(1)
@@ -182,12 +184,15 @@ def _correlate_maps(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dila
     count, channels, height, width = x.shape
     reach = padding(kernel_size, dilation)
     inside = min(reach, ONEDNN_REACH)
-    side_by_side = x.permute(2, 3, 0, 1).reshape(1, height, width, count * channels).permute(0, 3, 1, 2)
-    kernels = grad.reshape(count * channels, 1, *grad.shape[2:])
+    pixels = x.permute(2, 3, 0, 1)  # [N, C, H, W] -> [H, W, N, C]
+    side_by_side = pixels.reshape(1, height, width, count * channels)  # [H, W, N, C] -> [1, H, W, N C]
+    side_by_side = side_by_side.permute(0, 3, 1, 2)  # [1, H, W, N C] -> [1, N C, H, W]
+    kernels = grad.reshape(count * channels, 1, *grad.shape[2:])  # [N, C, H_out, W_out] -> [N C, 1, H_out, W_out]
     side_by_side = _widen(side_by_side, reach - inside)
     products = F.conv2d(side_by_side, kernels, None, dilation, (reach, inside), stride, count * channels)
-    gradient = products[0, :, :kernel_size, :kernel_size].reshape(count, channels, kernel_size, kernel_size).sum(0)
-    return gradient.unsqueeze(1)
+    gradients = products[0, :, :kernel_size, :kernel_size]
+    gradients = gradients.reshape(count, channels, kernel_size, kernel_size)  # [N C, k, k] -> [N, C, k, k]
+    return gradients.sum(0).unsqueeze(1)
 
 
 def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
@@ -198,16 +203,18 @@ def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride:
     """
     _, channels, height, width = x.shape
     taps = _taps(height, width, kernel_size, stride, dilation, x.dtype, x.device)
-    matrix_gradient = torch.bmm(_pixels_outermost(grad), _pixels_outermost(x).transpose(1, 2))
-    gradient = matrix_gradient.view(channels, -1) @ taps
-    return gradient.view(channels, 1, kernel_size, kernel_size)
+    inputs = _pixels_outermost(x).transpose(1, 2)  # [C, H W, N] -> [C, N, H W]
+    matrix_gradient = torch.bmm(_pixels_outermost(grad), inputs)
+    gradient = matrix_gradient.view(channels, -1) @ taps  # [C, H_out W_out, H W] -> [C, H_out W_out H W]
+    return gradient.view(channels, 1, kernel_size, kernel_size)  # [C, k k] -> [C, 1, k, k]
 
 
 def _pixels_outermost(x: Tensor) -> Tensor:
     """A channels-last map as ``[C, H W, N]`` whose memory is ``[H W, C, N]``, which takes one plain transposition."""
     count, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(count, height * width * channels)
-    return rows.t().contiguous().view(height * width, channels, count).transpose(0, 1)
+    rows = x.permute(0, 2, 3, 1).reshape(count, height * width * channels)  # [N, C, H, W] -> [N, H W C]
+    pixels = rows.t().contiguous().view(height * width, channels, count)  # [N, H W C] -> [H W, C, N]
+    return pixels.transpose(0, 1)  # [H W, C, N] -> [C, H W, N]
 
 
 @lru_cache(maxsize=64)
@@ -217,9 +224,11 @@ def _taps(
     """Which tap joins an output and an input pixel: zeros and ones, ``[H_out W_out H W, k k]``."""
 
     def along(size: int) -> Tensor:  # [size_out, size, k]
-        outputs = torch.arange(-(-size // stride)).view(-1, 1, 1) * stride
+        outputs = torch.arange(-(-size // stride)).view(-1, 1, 1) * stride  # [size_out] -> [size_out, 1, 1]
         offsets = torch.arange(kernel_size) * dilation - padding(kernel_size, dilation)
-        return torch.eq(torch.arange(size).view(1, -1, 1) - outputs, offsets).to(dtype)
+        inputs = torch.arange(size).view(1, -1, 1)  # [size] -> [1, size, 1]
+        return torch.eq(inputs - outputs, offsets).to(dtype)
 
     joined = torch.einsum("aik,bjl->abijkl", along(height), along(width))
-    return joined.reshape(-1, kernel_size**2).to(device)
+    taps = joined.reshape(-1, kernel_size**2)  # [H_out, W_out, H, W, k, k] -> [H_out W_out H W, k k]
+    return taps.to(device)

@@ -19,8 +19,8 @@ def onednn_multiplies() -> bool:
 
     It is no public function: versions of torch differ in whether it sees that a weight is a transposed matrix.
     """
-    left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
-    shift, total = torch.arange(4.0), torch.arange(8.0).view(2, 4)
+    left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)  # [6] -> [2, 3], [12] -> [3, 4]
+    shift, total = torch.arange(4.0), torch.arange(8.0).view(2, 4)  # [8] -> [2, 4]
     try:
         shifted = torch.ops.mkldnn._linear_pointwise(left, right.t(), shift, "none", [], "")
         summed = torch.ops.mkldnn._linear_pointwise.binary(left, total, right.t(), None, "add")

@@ -110,7 +110,7 @@ class _Grid:
 
 def taps_outermost(weight: Tensor) -> Tensor:
     """Kernels ``[C, 1, k, k]`` as ``[k k, C]``, in which a program reads those of its channels at once."""
-    return weight.flatten(1).t().contiguous()
+    return weight.flatten(1).t().contiguous()  # [C, 1, k, k] -> [k k, C]
 
 
 def _stride_one(
@@ -230,4 +230,5 @@ def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> 
         PIXELS=grid.block.pixels, ROWS=grid.block.rows, FLAT=grid.flat, CHANNELS=grid.block.channels,
         SUM=triton_type(kind), num_warps=grid.block.warps,
     )  # fmt: skip
-    return partial.sum(0).t().reshape(channels, 1, kernel_size, kernel_size)
+    taps = partial.sum(0)
+    return taps.t().reshape(channels, 1, kernel_size, kernel_size)  # [k k, C] -> [C, 1, k, k]

@@ -99,7 +99,7 @@ def statistics_type(compute: torch.dtype) -> torch.dtype:
 
 def _map_of(matrix: Tensor) -> Tensor:
     """A matrix ``[P, C]`` as one channels-last map, which ATen's batch normalisation wants."""
-    return matrix.view(1, matrix.shape[0], 1, matrix.shape[1]).permute(0, 3, 1, 2)
+    return matrix.view(1, matrix.shape[0], 1, matrix.shape[1]).permute(0, 3, 1, 2)  # [P, C] -> [1, C, P, 1]
 
 
 def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def normalize(matrix: Tensor, statistics: Statistics, scale: Tensor, shift: Tens
     images = F.batch_norm(
         _map_of(matrix), statistics.mean, statistics.variance, scale, shift, False, 0.0, statistics.eps
     )
-    return images.permute(0, 2, 3, 1).reshape(matrix.shape)
+    return images.permute(0, 2, 3, 1).reshape(matrix.shape)  # [1, C, P, 1] -> [P, C]
 
 
 def normalize_gradient(
@@ -151,8 +151,10 @@ def normalize_gradient(
         statistics.eps,
         [of_input, True, True],
     )
-    by_matrix = by_map.permute(0, 2, 3, 1).reshape(grad.shape) if of_input else grad.new_empty(0)
-    if of_input and statistics.by_batch and statistics.joint is not None:
+    if not of_input:
+        return grad.new_empty(0), by_scale, by_shift
+    by_matrix = by_map.permute(0, 2, 3, 1).reshape(grad.shape)  # [1, C, P, 1] -> [P, C]
+    if statistics.by_batch and statistics.joint is not None:
         mean_scale, mean_shift = statistics.joint.means(by_scale, by_shift)
         slope = scale * statistics.inverse_deviation
         through_scale = slope * statistics.inverse_deviation * mean_scale

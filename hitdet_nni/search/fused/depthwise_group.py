@@ -80,7 +80,7 @@ def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: 
         sizes = [parameters[slot].numel() for slot in slots]
         room = parameters[slots[0]].new_empty(sum(sizes))
         for slot, part in zip(slots, torch.split(room, sizes), strict=True):
-            gradients.parameters[slot] = part.view(parameters[slot].shape)
+            gradients.parameters[slot] = part.view(parameters[slot].shape)  # [numel] -> [*shape]
 
 
 class GroupPass:
@@ -156,7 +156,8 @@ class GroupPass:
 
     def _projection(self, segment: Segment) -> Tensor:
         """Columns of a projection that belong to a segment, ``[C_out, channels]``."""
-        return self.call.kernels(segment.candidate.project).flatten(1)[:, segment.channels]
+        kernels = self.call.kernels(segment.candidate.project).flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+        return kernels[:, segment.channels]
 
     def _hidden(self, chunk: int, updates: RunningUpdates | None) -> _Hidden:
         """Compute a chunk's hidden maps: in the forward pass with ``updates``, else from what is on the tape."""
@@ -189,7 +190,9 @@ class GroupPass:
 
     def _expansion(self, segments: Sequence[Segment]) -> Tensor:
         """Kernels of a chunk's expansion, ``[channels, C]``."""
-        return joined([rows_of(self.call.kernels(s.candidate.unit("expand")).flatten(1), s.channels) for s in segments])
+        kernels = [self.call.kernels(segment.candidate.unit("expand")) for segment in segments]
+        matrices = [one.flatten(1) for one in kernels]  # [hidden, C, 1, 1] -> [hidden, C]
+        return joined([rows_of(one, segment.channels) for one, segment in zip(matrices, segments, strict=True)])
 
     def _affine(self, part: Part, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """Scale and shift of a chunk's normalisation, ``[channels]`` each."""
@@ -240,7 +243,8 @@ class GroupPass:
             parts.append(multiply(by_matrix, self._projection(segment)))
             room = gradients.parameters[segment.candidate.project.slot]
             if columns is not None and room is not None:
-                correlate(room.flatten(1)[:, segment.channels], columns, hidden.activated[:, segment.columns])
+                matrix = room.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+                correlate(matrix[:, segment.channels], columns, hidden.activated[:, segment.columns])
         grad = joined(parts, 1)
         mask_(grad, hidden.activated)
         by_convolved, by_scale, by_shift = normalize_gradient(
@@ -291,7 +295,8 @@ class GroupPass:
                 slot = s.candidate.unit("expand").slot
                 by_kernels, room_scale, room_shift = (gradients.parameters[slot + offset] for offset in range(3))
                 if by_kernels is not None and room_scale is not None and room_shift is not None:
-                    correlate(by_kernels.flatten(1)[s.channels], by_raw[:, s.columns], self.call.inputs)
+                    matrix = by_kernels.flatten(1)  # [hidden, C, 1, 1] -> [hidden, C]
+                    correlate(matrix[s.channels], by_raw[:, s.columns], self.call.inputs)
                     room_scale[s.channels] = by_scale[s.columns]
                     room_shift[s.channels] = by_shift[s.columns]
         if gradients.of_input:

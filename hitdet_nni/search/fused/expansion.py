@@ -163,7 +163,8 @@ def fold(
 
 
 def _stacked_weight(expansion: Expansion, parameters: Sequence[Tensor], kind: torch.dtype) -> Tensor:
-    return torch.cat([unit.kernels(parameters).flatten(1) for unit in expansion.units]).to(kind)
+    kernels = [unit.kernels(parameters).flatten(1) for unit in expansion.units]  # [hidden, C, 1, 1] -> [hidden, C]
+    return torch.cat(kernels).to(kind)
 
 
 class ExpansionGradient:
@@ -216,7 +217,7 @@ class ExpansionGradient:
         start = 0
         for unit in self.expansion.units:
             rows = slice(start, start + unit.channels)
-            gradients[unit.slot] = by_weight[rows].view(unit.conv.weight.shape)
+            gradients[unit.slot] = by_weight[rows].view(unit.conv.weight.shape)  # [hidden, C] -> [hidden, C, 1, 1]
             gradients[unit.slot + 1] = by_scale[rows]
             gradients[unit.slot + 2] = self.by_shift[rows]
             start = rows.stop

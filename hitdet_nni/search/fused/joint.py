@@ -21,10 +21,10 @@ from hitdet_nni.errors import InputError
 
 def sums(*tensors: Tensor) -> list[Tensor]:
     """Sums of tensors of one type and any shapes over the processes, by one exchange; the tensors stay as they are."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])  # [*shape] -> [numel]
     dist.all_reduce(flat)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]  # [numel] -> [*shape]
 
 
 @dataclass(frozen=True)

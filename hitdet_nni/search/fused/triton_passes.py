@@ -199,7 +199,8 @@ class TritonGroupPass(GroupPass):
             torch.mm(by_matrix, self._projection(segment), out=grad[:, segment.columns])
             room = gradients.parameters[segment.candidate.project.slot]
             if activated is not None and room is not None:
-                correlate(room.flatten(1)[:, segment.channels], by_matrix, activated[:, segment.columns])
+                matrix = room.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+                correlate(matrix[:, segment.channels], by_matrix, activated[:, segment.columns])
         del activated
         by_scale, by_shift = normalize_relu_gradient_(
             grad,
