@@ -24,11 +24,11 @@ class Measure:
     convention: Convention
 
     def size(self, reduction: int) -> Size:
-        """Rows and columns of a map whose side is the picture's divided by ``reduction``."""
+        """Return the rows and columns of a map whose side is the picture's divided by ``reduction``."""
         return halved(self.shape, reduction)
 
     def shared(self, reductions: Iterable[int], cost_at: Callable[[Size], Cost]) -> Cost:
-        """Cost of a layer that is applied to several maps: the parameters once, the FLOPs of all.
+        """Return the cost of a layer that is applied to several maps: the parameters once, the FLOPs of all.
 
         Args:
             reductions: Ratio of the picture's side to that of each map; none stands for all pooled RoIs.

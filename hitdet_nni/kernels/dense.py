@@ -24,7 +24,7 @@ than products by lines on a CPU: it brings as many kernels as there are pairs of
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Convolution of ``[N, C_in, H, W]`` with ``[C_out, C_in, k, k]``, padded to ``ceil(H / stride)`` rows."""
+    """Convolve ``[N, C_in, H, W]`` with ``[C_out, C_in, k, k]``, padded to ``ceil(H / stride)`` rows."""
     tiling = _tiling(x, weight, stride, dilation)
     if tiling is not None:
         return SpectralConvolution(tiling, weight, dilation).convolve(x)
@@ -34,7 +34,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of :func:`convolve` by its input and its kernels; ``None`` where not asked for."""
+    """Return the gradients of :func:`convolve` by its input and its kernels; ``None`` where not asked for."""
     tiling = _tiling(x, weight, stride, dilation)
     if tiling is not None:
         return SpectralConvolution(tiling, weight, dilation).gradients(grad, x, of_input=of_input, of_weight=of_weight)
@@ -52,7 +52,7 @@ def gradients(
 
 
 def _tiling(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tiling | None:
-    """How the maps, or their subsampled maps, are cut where the convolution theorem needs the fewest products."""
+    """Return how the maps, or their subsampled maps, are cut for the fewest products; ``None`` for no gain."""
     out_channels, in_channels, kernel_size, _ = weight.shape
     if x.device.type != "cpu" or x.dtype not in EXACT_TYPES or stride > 1 or kernel_size == 1:
         return None
@@ -60,7 +60,7 @@ def _tiling(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tiling | N
 
 
 def _weight_gradient_by_lines(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """Weight gradient as one product of matrices a line of the kernel, over the rows of pixels that it joins.
+    """Compute the weight gradient as one product of matrices a line of the kernel, over the pixels that it joins.
 
     A window holds the ``k`` input pixels of a row that a line of the kernel reads for an output. With the maps' rows
     alternating, those that lie inside the map for a line are consecutive.

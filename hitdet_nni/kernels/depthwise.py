@@ -51,12 +51,12 @@ CUDNN_KERNEL = 5
 
 
 def padding(kernel_size: int, dilation: int) -> int:
-    """Padding with which a stride-1 convolution keeps the size of its input."""
+    """Return the padding with which a stride-1 convolution keeps the size of its input."""
     return (kernel_size - 1) * dilation // 2
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Depthwise convolution.
+    """Convolve each channel with its kernel.
 
     Args:
         x: Input, ``[N, C, H, W]``, channels-last, its pixels ordered map by map or row by row.
@@ -80,7 +80,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: tuple[int, int]) -> Tensor:
-    """On a CPU, with a dilation of rows and one of columns."""
+    """Convolve on a CPU, with a dilation of rows and one of columns."""
     rows, columns = (padding(weight.shape[-1], one) for one in dilation)
     inside = columns if dilation == (1, 1) else min(columns, ONEDNN_REACH)
     x = _widen(x, columns - inside)
@@ -88,7 +88,7 @@ def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: tuple[int, int])
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Gradient of :func:`convolve` by its input.
+    """Return the gradient of :func:`convolve` by its input.
 
     At stride 1 it is the convolution of ``grad`` with the kernels turned by 180 degrees. At a larger stride zeros
     between the gradient's pixels make it that.
@@ -113,7 +113,7 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Gradient of :func:`convolve` by its kernels, ``[C, 1, k, k]``.
+    """Return the gradient of :func:`convolve` by its kernels, ``[C, 1, k, k]``.
 
     Args:
         grad: Gradient by the output, channels-last, its pixels ordered map by map or row by row.
@@ -152,7 +152,7 @@ def _aten_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
 
 
 def _widen(x: Tensor, margin: int) -> Tensor:
-    """A channels-last map with columns of zeros to its left and right; itself where there are none."""
+    """Return a channels-last map with columns of zeros to its left and right; itself where there are none."""
     if margin == 0:
         return x
     rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin))  # [N, C, H, W] -> [N, H, W + 2 margin, C]
@@ -160,7 +160,7 @@ def _widen(x: Tensor, margin: int) -> Tensor:
 
 
 def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """Weight gradient at stride 1 as a forward pass: the maps are convolved with the gradient for a kernel.
+    """Compute the weight gradient at stride 1 as a forward pass: the gradient for a kernel convolves the maps.
 
     The dilation is the stride of that. The rows of all maps are those of one, so that it sums over the batch.
     """
@@ -177,7 +177,7 @@ def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) ->
 
 
 def _correlate_maps(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """The same at any stride: each map is convolved with its own gradient, all maps being channels of one.
+    """Compute the same at any stride: each map is convolved with its own gradient, all maps being channels of one.
 
     The dilation is the stride of that, the stride its dilation.
     """
@@ -196,7 +196,7 @@ def _correlate_maps(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dila
 
 
 def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """Weight gradient of small maps: all products of output and input pixels, then the sum of those a tap joins.
+    """Compute the weight gradient of small maps: all products of pixels, then the sum of those that a tap joins.
 
     A channel's convolution is a (Toeplitz) matrix ``[H_out W_out, H W]``. The matrix's gradient is one product over the
     batch; an entry of the kernel occurs at the places where ``_taps`` is one.
@@ -210,7 +210,7 @@ def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride:
 
 
 def _pixels_outermost(x: Tensor) -> Tensor:
-    """A channels-last map as ``[C, H W, N]`` whose memory is ``[H W, C, N]``, which takes one plain transposition."""
+    """Return a channels-last map as ``[C, H W, N]`` with memory ``[H W, C, N]``: one plain transposition."""
     count, channels, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(count, height * width * channels)  # [N, C, H, W] -> [N, H W C]
     pixels = rows.t().contiguous().view(height * width, channels, count)  # [N, H W C] -> [H W, C, N]
@@ -221,7 +221,7 @@ def _pixels_outermost(x: Tensor) -> Tensor:
 def _taps(
     height: int, width: int, kernel_size: int, stride: int, dilation: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Which tap joins an output and an input pixel: zeros and ones, ``[H_out W_out H W, k k]``."""
+    """Return which tap joins an output and an input pixel: zeros and ones, ``[H_out W_out H W, k k]``."""
 
     def along(size: int) -> Tensor:  # [size_out, size, k]
         outputs = torch.arange(-(-size // stride)).view(-1, 1, 1) * stride  # [size_out] -> [size_out, 1, 1]

@@ -25,7 +25,7 @@ CHUNK_CHANNELS = 32
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same maps ``[N, C, H, W]`` in channels-last order; not a copy where they have that order already."""
+    """Return the same maps ``[N, C, H, W]`` in channels-last order; not a copy where they have that order already."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -51,7 +51,7 @@ class MapShape:
         return self.count * self.height * self.width
 
     def strided(self, stride: int) -> MapShape:
-        """Size behind a padded convolution of the given stride."""
+        """Return the size behind a padded convolution of the given stride."""
         return replace(self, height=-(-self.height // stride), width=-(-self.width // stride))
 
     def images(self, matrix: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def goes_by_rows(x: Tensor) -> bool:
 
 
 def one_map(x: Tensor) -> Tensor:
-    """Maps ``[N, C, H, W]`` as one, ``[1, C, H N, W]``, channels-last, in which the rows of all alternate.
+    """Return maps ``[N, C, H, W]`` as one, ``[1, C, H N, W]``, channels-last, in which the rows of all alternate.
 
     A copy only where their pixels are ordered map by map.
     """
@@ -84,19 +84,19 @@ def one_map(x: Tensor) -> Tensor:
 
 
 def several_maps(x: Tensor, count: int) -> Tensor:
-    """The maps ``[N, C, H, W]`` that :func:`one_map` has made one, ``[1, C, H N, W]``; a view."""
+    """Return the maps ``[N, C, H, W]`` that :func:`one_map` has made one, ``[1, C, H N, W]``; a view."""
     _, channels, rows, width = x.shape
     pixels = x.permute(0, 2, 3, 1).view(rows // count, count, width, channels)  # [1, C, H N, W] -> [H, N, W, C]
     return pixels.permute(1, 3, 0, 2)  # [H, N, W, C] -> [N, C, H, W]
 
 
 def in_type(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    """A tensor of any shape in a type; itself, without the cost of a call, where it has it."""
+    """Return a tensor of any shape in a type; itself, without the cost of a call, where it has it."""
     return tensor if tensor.dtype == kind else tensor.to(kind)
 
 
 def interleave(x: Tensor, dilation: int) -> Tensor:
-    """The ``dilation ** 2`` interleaved subsampled maps of each map, as a batch; what dilation sees as neighbours.
+    """Return the ``dilation ** 2`` interleaved subsampled maps of each map as a batch: neighbours under dilation.
 
     Sizes that are no multiple of the dilation are filled up with zeros, which add nothing to a gradient. In comments on
     shapes ``d`` is the dilation, ``h`` and ``w`` are the sides of a subsampled map.
@@ -120,7 +120,7 @@ def interleave(x: Tensor, dilation: int) -> Tensor:
 
 
 def deinterleave(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
-    """The maps ``[N, C, height, width]`` whose subsampled maps :func:`interleave` has given, without the filling."""
+    """Return the maps ``[N, C, height, width]`` whose subsampled maps :func:`interleave` gave, without the filling."""
     rows, columns = x.shape[2:]
     pixels = x.permute(0, 2, 3, 1)  # [N d d, C, h, w] -> [N d d, h, w, C]
     parts = pixels.reshape(-1, dilation, dilation, rows, columns, x.shape[1])  # [N d d, h, w, C] -> [N, d, d, h, w, C]
@@ -136,7 +136,7 @@ def deinterleave(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
 
 
 def chunk_channels(pixels: int, item_bytes: int, device: torch.device) -> int:
-    """Hidden channels of one piece: as many as fit the device's chunk, a multiple of ``CHUNK_CHANNELS``.
+    """Return the hidden channels of one piece: as many as fit the device's chunk, a multiple of ``CHUNK_CHANNELS``.
 
     Args:
         pixels: Rows of the matrix.

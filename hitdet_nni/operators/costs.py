@@ -29,12 +29,12 @@ class Cost:
         return Cost(self.params + other.params, self.flops + other.flops)
 
     def times(self, count: int) -> Cost:
-        """The cost of applying the same layer ``count`` times: the FLOPs grow, the parameters do not."""
+        """Return the cost of applying the same layer ``count`` times: the FLOPs grow, the parameters do not."""
         return Cost(self.params, self.flops * count)
 
 
 def halved(size: Size, stride: int) -> Size:
-    """Output size of a padded layer: ``ceil(side / stride)``."""
+    """Return the output size of a padded layer: ``ceil(side / stride)``."""
     rows, columns = size
     return -(-rows // stride), -(-columns // stride)
 
@@ -49,7 +49,7 @@ def conv_cost(
     groups: int = 1,
     bias: bool = False,
 ) -> Cost:
-    """Cost of a convolution with the given output size (square kernel)."""
+    """Return the cost of a convolution with the given output size (square kernel)."""
     places = output[0] * output[1]
     weights = kernel_size**2 * (in_channels // groups) * out_channels
     bias_terms = out_channels if bias else 0
@@ -58,12 +58,12 @@ def conv_cost(
 
 
 def norm_relu_cost(channels: int, size: Size, convention: Convention, *, relu: bool) -> Cost:
-    """Cost of a batch normalisation and, where present, the ReLU module behind it."""
+    """Return the cost of a batch normalisation and, where present, the ReLU module behind it."""
     elements = channels * size[0] * size[1]
     counted = (3 if relu else 2) * elements if convention == "paper" else 0
     return Cost(2 * channels, counted)
 
 
 def linear_cost(in_features: int, out_features: int) -> Cost:
-    """Cost of a fully connected layer; neither convention counts its bias as FLOPs."""
+    """Return the cost of a fully connected layer; neither convention counts its bias as FLOPs."""
     return Cost((in_features + 1) * out_features, in_features * out_features)

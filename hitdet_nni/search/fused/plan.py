@@ -52,15 +52,15 @@ class ConvNorm:
         return self.conv.out_channels
 
     def kernels(self, parameters: Sequence[Tensor]) -> Tensor:
-        """``[C_out, C_in / groups, k, k]``."""
+        """Return the kernels, ``[C_out, C_in / groups, k, k]``."""
         return parameters[self.slot]
 
     def scale(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Scale of the normalisation, ``[C_out]``."""
+        """Return the scale of the normalisation, ``[C_out]``."""
         return parameters[self.slot + 1]
 
     def shift(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Shift of the normalisation, ``[C_out]``."""
+        """Return the shift of the normalisation, ``[C_out]``."""
         return parameters[self.slot + 2]
 
 
@@ -88,7 +88,7 @@ class DepthwiseCandidate:
         return self.project
 
     def unit(self, part: Part) -> ConvNorm:
-        """The expansion, which must be there, or the depthwise convolution.
+        """Return the expansion, which must be there, or the depthwise convolution.
 
         Raises:
             ValueError: If there is no expansion.
@@ -181,13 +181,13 @@ class Group:
         return self.candidates[0].depthwise.conv
 
     def rows(self, chunk: int) -> slice:
-        """Rows of a chunk in the stacked expansion."""
+        """Return the rows of a chunk in the stacked expansion."""
         start = self.first_row + sum(width(segments) for segments in self.chunks[:chunk])
         return slice(start, start + width(self.chunks[chunk]))
 
 
 def width(segments: Sequence[Segment]) -> int:
-    """Channels of a chunk."""
+    """Return the channels of a chunk."""
     stop: int = segments[-1].columns.stop
     return stop
 
@@ -216,7 +216,7 @@ class Plan:
 
 
 def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
-    """All convolutions in the order of their slots."""
+    """Return all convolutions in the order of their slots."""
     found: list[ConvNorm | None] = []
     for candidate in candidates:
         if isinstance(candidate, DenseCandidate):
@@ -227,7 +227,7 @@ def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
 
 
 def normalization_modes(candidates: Sequence[Candidate], shape: MapShape, stride: int) -> tuple[bool, ...]:
-    """For each of :func:`units`, whether it is normalised by the batch's statistics now."""
+    """Return for each of :func:`units` whether it is normalised by the batch's statistics now."""
     modes = []
     for candidate in candidates:
         if isinstance(candidate, DepthwiseCandidate) and candidate.expand is not None:
@@ -292,7 +292,7 @@ def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:
 def _together(
     members: Sequence[DepthwiseCandidate], by_batch: Mapping[ConvNorm, bool], largest: int
 ) -> list[list[DepthwiseCandidate]]:
-    """Candidates that share a depthwise convolution, as far as they fit one chunk."""
+    """Return candidates that share a depthwise convolution, as far as they fit one chunk."""
     alike: dict[tuple[object, ...], list[list[DepthwiseCandidate]]] = {}
     for member in members:
         conv, norm = member.depthwise.conv, member.depthwise.norm
