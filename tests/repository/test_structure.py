@@ -31,7 +31,7 @@ def imports(module):
 
 
 # Each package imports only those before it.
-LAYERS = ["model", "engine", "search", "training", "studies"]
+LAYERS = ["operators", "model", "engine", "search", "training", "studies"]
 
 
 @pytest.mark.parametrize(("lower", "higher"), itertools.combinations(LAYERS, 2))
