@@ -29,27 +29,27 @@ class FusedBlock(nn.Module):
     def __init__(self, block: nn.Module, saving: Saving) -> None:
         super().__init__()
         assert not [*block.parameters(recurse=False), *block.buffers(recurse=False)]
-        for name, child in block.named_children():
-            self.add_module(name, child)
-        self.training = block.training
         self.saving = saving
-        self._block = (block,)  # a tuple, lest the block be a child and its keys occur twice
+        self._replaced = (block,)  # a tuple, lest the block be a child and its keys occur twice
         self._mixture: FusedMixture | None = None
+        self.training = block.training
+        for name, child in block.named_children():
+            self.add_module(name, child)  # refuses the name of an attribute of this class
 
     @property
-    def block(self) -> nn.Module:
-        """The block, in this module's mode."""
-        (block,) = self._block
+    def replaced(self) -> nn.Module:
+        """The block that this module stands for, in the same mode."""
+        (block,) = self._replaced
         block.training = self.training
         return block
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block; for tensors without data, which only have shapes, by its own forward pass."""
         if type(x) is not Tensor:
-            plain: Tensor = self.block(x)
+            plain: Tensor = self.replaced(x)
             return plain
         if self._mixture is None:
-            self._mixture = FusedMixture({"fixed": self.block}, self.saving)
+            self._mixture = FusedMixture({"fixed": self.replaced}, self.saving)
         return self._mixture(x, x.new_ones(1, dtype=statistics_type(x.dtype)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _exchange(
     if isinstance(parent, mixed):
         return
     for name, child in list(parent.named_children()):
-        block = child.block if isinstance(child, FusedBlock) else child
+        block = child.replaced if isinstance(child, FusedBlock) else child
         if type(block) in known:
             setattr(parent, name, block if saving is None else FusedBlock(block, saving))
         else:

@@ -110,7 +110,7 @@ def test_fixed_layers_go_back_to_their_own_forward_pass(screening):
     set_saving(space, "slim")
     now = [space.get_submodule(name) for name in places]
     assert [isinstance(module, FusedBlock) for module in now] == [block in fixed for block in blocks]
-    assert [module.block if isinstance(module, FusedBlock) else module for module in now] == blocks
+    assert [module.replaced if isinstance(module, FusedBlock) else module for module in now] == blocks
     assert list(space.state_dict()) == names
     of_space, of_copy = (
         [module for module in each.modules() if isinstance(module, FusedBlock)]
@@ -118,8 +118,8 @@ def test_fixed_layers_go_back_to_their_own_forward_pass(screening):
     )
     assert len(of_copy) == len(of_space) == len(fixed)
     for module, original in zip(of_copy, of_space, strict=True):
-        assert module.block is not original.block  # not the block that was copied
-        pairs = zip(module.block.parameters(), module.parameters(), strict=True)
+        assert module.replaced is not original.replaced  # not the block that was copied
+        pairs = zip(module.replaced.parameters(), module.parameters(), strict=True)
         assert all(one is two for one, two in pairs)
     space.eval()
     set_saving(space, "checkpoint")
