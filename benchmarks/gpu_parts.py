@@ -42,13 +42,13 @@ from measure import (
 from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
 from supernet_step import HEADER, line
 
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.engine.precision import DTYPES, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.operators.registry import OPERATORS
 from hitdet_nni.search.fused import SAVINGS
 from hitdet_nni.search.saving_choice import choose_modes, component_options
 from hitdet_nni.search.step_timing import StepTimer

@@ -24,9 +24,9 @@ from single_layer import GPU_LAYERS, LAYERS, STOCK, LayerCase, layer_modules, la
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.operators.registry import OPERATORS
 from hitdet_nni.search.fused import FusedMixture
 
 PARTIAL_CHANNELS = 4

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine.precision import Precision, PrecisionKind
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import build_operator
 from hitdet_nni.search.fused import FusedMixture
 
 STOCK = "stock"

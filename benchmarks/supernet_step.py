@@ -37,7 +37,6 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from nni.nas.strategy import DARTS
 from single_layer import GPU_LAYERS, LAYERS, STOCK, Figures, measure_layer, shares
 
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import DataSettings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
@@ -45,6 +44,7 @@ from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.operators.registry import OPERATORS
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import SAVINGS
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving

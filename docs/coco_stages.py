@@ -19,9 +19,9 @@ from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.cost.layer_cost import Cost
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.operators.costs import Cost
 from hitdet_nni.search.memory.estimate import estimate_step_memory
 from hitdet_nni.search.mixed import set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS, Removal

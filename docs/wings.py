@@ -33,6 +33,7 @@ WINGS = (
     "cost",
     "model",
     "config",
+    "operators",
     "kernels",
     "compat",
     "io",

@@ -13,10 +13,10 @@ from hitdet_nni.compat import import_guard, mmcv_ops
 
 if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture, load_architecture
-    from hitdet_nni.config.operators import OPERATORS
     from hitdet_nni.config.skeleton import Skeleton
     from hitdet_nni.errors import InputError
     from hitdet_nni.model.detector import HitDetectorSpace, build_detector
+    from hitdet_nni.operators.registry import OPERATORS
     from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _HOMES = {
     "InputError": "errors",
     "HitDetectorSpace": "model.detector",
     "build_detector": "model.detector",
-    "OPERATORS": "config.operators",
+    "OPERATORS": "operators.registry",
     "ColumnSparseDARTS": "search.strategy",
     "Skeleton": "config.skeleton",
 }

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from hitdet_nni.config.operators import OPERATORS, parse_operator
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.config.validation import one_line
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
+from hitdet_nni.operators.registry import OPERATORS, parse_operator
 
 SCHEMA_VERSION = 1
 

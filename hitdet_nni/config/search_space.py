@@ -7,11 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from hitdet_nni.config.operators import parse_operator
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_yaml, write_text
+from hitdet_nni.operators.registry import parse_operator
 
 SearchSpace = dict[Component, list[str]]
 """Candidate operator names of each component, in the order of the architecture parameters."""

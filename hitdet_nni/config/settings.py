@@ -26,12 +26,12 @@ from pydantic import (
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
 from hitdet_nni.config.data_settings import Section
-from hitdet_nni.config.operators import parse_operator
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.config.validation import BY_COMPONENT, ONE_VALUE, one_line, refuse_booleans
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import expanded, parse_as_written, read_yaml
+from hitdet_nni.operators.registry import parse_operator
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
-from hitdet_nni.config.operators import parse_operator
 from hitdet_nni.config.skeleton import SearchedLayer, Skeleton
 from hitdet_nni.cost.fixed_cost import Part, fixed_layers
-from hitdet_nni.cost.layer_cost import Convention, Cost, Measure, Size, operator_cost
+from hitdet_nni.cost.measure import Measure
+from hitdet_nni.operators.costs import Convention, Cost, Size
+from hitdet_nni.operators.registry import operator_cost, parse_operator
 
 __all__ = ["PARTS", "Convention", "Cost", "CostModel", "Part", "Size"]
 

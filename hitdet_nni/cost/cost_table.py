@@ -23,7 +23,7 @@ class Unit:
 
     Attributes:
         name: For people.
-        measure: The field of :class:`~hitdet_nni.cost.layer_cost.Cost` that is counted.
+        measure: The field of :class:`~hitdet_nni.operators.costs.Cost` that is counted.
         scale: Counts in one unit.
     """
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from hitdet_nni.config.operators import Operator
 from hitdet_nni.config.skeleton import ANCHOR_RATIOS, ROI_SIZE, SCALES_PER_OCTAVE, DetectorKind, Skeleton
-from hitdet_nni.cost.layer_cost import Cost, Measure, conv_cost, linear_cost, norm_relu_cost, operator_cost
+from hitdet_nni.cost.measure import Measure
+from hitdet_nni.operators.costs import Cost, conv_cost, linear_cost, norm_relu_cost
+from hitdet_nni.operators.family import Operator
+from hitdet_nni.operators.registry import operator_cost
 
 Part = Literal["backbone", "neck", "rpn", "head"]
 

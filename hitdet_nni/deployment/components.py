@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.skeleton import Component, Skeleton
-from hitdet_nni.model.blocks import InvertedResidual
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.blocks import InvertedResidual
+from hitdet_nni.operators.registry import build_operator
 
 
 def operator_layers(architecture: Architecture, component: Component) -> list[nn.Module]:

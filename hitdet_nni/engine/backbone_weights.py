@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hitdet_nni.config.operators import parse_operator
 from hitdet_nni.config.skeleton import layer_label
 from hitdet_nni.engine.weights_file import read_content
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import whole_file
 from hitdet_nni.model.backbone import HitBackbone
 from hitdet_nni.model.searchable import ALPHA
+from hitdet_nni.operators.registry import parse_operator
 
 _IN_THE_RACE = "_extra_state"
 _ORIGIN = "a file of `hitdet-nni pretrain` for this skeleton"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
+from hitdet_nni.model.replacement import replace_modules, share_tensors
 
 BatchNormMode = Literal["local", "synced", "frozen"]
 
@@ -82,7 +85,7 @@ class FrozenLevelBatchNorm2d(_Frozen, LevelBatchNorm2d):
     """Batch normalisation by the running statistics of each level."""
 
 
-_CLASSES: dict[BatchNormMode, dict[type[nn.Module], type[nn.Module]]] = {
+_CLASSES: dict[BatchNormMode, dict[type[nn.Module], type[nn.BatchNorm2d]]] = {
     "local": {},
     "synced": {nn.BatchNorm2d: SyncedBatchNorm2d},
     "frozen": {nn.BatchNorm2d: FrozenBatchNorm2d, LevelBatchNorm2d: FrozenLevelBatchNorm2d},
@@ -90,9 +93,9 @@ _CLASSES: dict[BatchNormMode, dict[type[nn.Module], type[nn.Module]]] = {
 
 
 def apply_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:
-    """Make every batch normalisation inside ``module`` take its statistics as ``mode`` says, in place.
+    """Make every batch normalisation inside ``module`` take its statistics as ``mode`` says.
 
-    The layers only change their class: parameters, buffers, state-dict keys and references to them stay.
+    Another layer takes the place of each; parameters, buffers and the keys of the state dict stay.
 
     Args:
         module: A detector, a supernet or a classifier.
@@ -101,14 +104,26 @@ def apply_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:
     Raises:
         InputError: If the statistics are to be synced of layers that keep some for each level of a pyramid.
     """
-    classes = _CLASSES[mode]
-    for part in module.modules():
-        if mode == "synced" and isinstance(part, LevelBatchNorm2d):
-            raise InputError(
-                "got 'synced': a RetinaNet's towers keep statistics for each level",
-                key="batch_norm",
-                allowed=("local", "frozen"),
-            )
-        if type(part) in classes:
-            part.__class__ = classes[type(part)]
-            part.train(part.training)
+    if mode == "synced" and any(isinstance(part, LevelBatchNorm2d) for part in module.modules()):
+        raise InputError(
+            "got 'synced': a RetinaNet's towers keep statistics for each level",
+            key="batch_norm",
+            allowed=("local", "frozen"),
+        )
+    replace_modules(module, partial(_converted, _CLASSES[mode]))
+
+
+def _converted(classes: Mapping[type[nn.Module], type[nn.BatchNorm2d]], module: nn.Module) -> nn.Module:
+    """Return a batch normalisation of the class that stands in for the module's, if there is one."""
+    kind = classes.get(type(module))
+    if kind is None or not isinstance(module, nn.BatchNorm2d):
+        return module
+    if isinstance(module, LevelBatchNorm2d):
+        levels = FrozenLevelBatchNorm2d(module.num_features, len(module.running_mean))
+        levels.level = module.level
+        made: nn.BatchNorm2d = levels
+    else:
+        made = kind(module.num_features, affine=module.affine, track_running_stats=module.track_running_stats)
+    made.eps, made.momentum = module.eps, module.momentum
+    share_tensors(module, made)
+    return made

@@ -24,7 +24,7 @@ than products by lines on a CPU: it brings as many kernels as there are pairs of
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Convolution of ``[N, C_in, H, W]`` with ``[C_out, C_in, k, k]``, padded to ``ceil(H / stride)`` rows."""
+    """Convolve ``[N, C_in, H, W]`` with ``[C_out, C_in, k, k]``, padded to ``ceil(H / stride)`` rows."""
     tiling = _tiling(x, weight, stride, dilation)
     if tiling is not None:
         return SpectralConvolution(tiling, weight, dilation).convolve(x)
@@ -34,7 +34,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of :func:`convolve` by its input and its kernels; ``None`` where not asked for."""
+    """Return the gradients of :func:`convolve` by its input and its kernels; ``None`` where not asked for."""
     tiling = _tiling(x, weight, stride, dilation)
     if tiling is not None:
         return SpectralConvolution(tiling, weight, dilation).gradients(grad, x, of_input=of_input, of_weight=of_weight)
@@ -52,7 +52,7 @@ def gradients(
 
 
 def _tiling(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tiling | None:
-    """How the maps, or their subsampled maps, are cut where the convolution theorem needs the fewest products."""
+    """Return how the maps, or their subsampled maps, are cut for the fewest products; ``None`` for no gain."""
     out_channels, in_channels, kernel_size, _ = weight.shape
     if x.device.type != "cpu" or x.dtype not in EXACT_TYPES or stride > 1 or kernel_size == 1:
         return None
@@ -60,20 +60,24 @@ def _tiling(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tiling | N
 
 
 def _weight_gradient_by_lines(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """Weight gradient as one product of matrices a line of the kernel, over the rows of pixels that it joins.
+    """Compute the weight gradient as one product of matrices a line of the kernel, over the pixels that it joins.
 
     A window holds the ``k`` input pixels of a row that a line of the kernel reads for an output. With the maps' rows
     alternating, those that lie inside the map for a line are consecutive.
     """
     height, reach = x.shape[2], padding(kernel_size, dilation)
-    rows = F.pad(x.permute(2, 0, 3, 1), (0, 0, reach, reach))  # [H, N, W, C_in]
-    windows = rows.unfold(2, 2 * reach + 1, stride)[..., ::dilation].transpose(3, 4).flatten(3)  # [H, N, W_out, k C_in]
-    grad = grad.permute(2, 0, 3, 1).contiguous()  # [H_out, N, W_out, C_out]
+    rows = F.pad(x.permute(2, 0, 3, 1), (0, 0, reach, reach))  # [N, C_in, H, W] -> [H, N, W + 2 reach, C_in]
+    windows = rows.unfold(2, 2 * reach + 1, stride)[..., ::dilation]
+    windows = windows.transpose(3, 4).flatten(3)  # [H, N, W_out, C_in, k] -> [H, N, W_out, k C_in]
+    grad = grad.permute(2, 0, 3, 1).contiguous()  # [N, C_out, H_out, W_out] -> [H_out, N, W_out, C_out]
     width, channels = windows.shape[-1], grad.shape[-1]
     gradient = x.new_zeros(kernel_size, channels, width)
     for line, offset in enumerate(range(-reach, reach + 1, dilation)):
         first, end = max(0, -(offset // stride)), min(len(grad), -((offset - height) // stride))
         if first < end:
             inputs = windows[first * stride + offset :: stride][: end - first]
-            correlate(gradient[line], grad[first:end].view(-1, channels), inputs.reshape(-1, width))
-    return gradient.view(kernel_size, channels, kernel_size, -1).permute(1, 3, 0, 2)
+            outputs = grad[first:end].view(-1, channels)  # [rows, N, W_out, C_out] -> [rows N W_out, C_out]
+            inputs = inputs.reshape(-1, width)  # [rows, N, W_out, k C_in] -> [rows N W_out, k C_in]
+            correlate(gradient[line], outputs, inputs)
+    lines = gradient.view(kernel_size, channels, kernel_size, -1)  # [k, C_out, k C_in] -> [k, C_out, k, C_in]
+    return lines.permute(1, 3, 0, 2)  # [k, C_out, k, C_in] -> [C_out, C_in, k, k]

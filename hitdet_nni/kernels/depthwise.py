@@ -51,12 +51,12 @@ CUDNN_KERNEL = 5
 
 
 def padding(kernel_size: int, dilation: int) -> int:
-    """Padding with which a stride-1 convolution keeps the size of its input."""
+    """Return the padding with which a stride-1 convolution keeps the size of its input."""
     return (kernel_size - 1) * dilation // 2
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Depthwise convolution.
+    """Convolve each channel with its kernel.
 
     Args:
         x: Input, ``[N, C, H, W]``, channels-last, its pixels ordered map by map or row by row.
@@ -80,7 +80,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: tuple[int, int]) -> Tensor:
-    """On a CPU, with a dilation of rows and one of columns."""
+    """Convolve on a CPU, with a dilation of rows and one of columns."""
     rows, columns = (padding(weight.shape[-1], one) for one in dilation)
     inside = columns if dilation == (1, 1) else min(columns, ONEDNN_REACH)
     x = _widen(x, columns - inside)
@@ -88,7 +88,7 @@ def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: tuple[int, int])
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Gradient of :func:`convolve` by its input.
+    """Return the gradient of :func:`convolve` by its input.
 
     At stride 1 it is the convolution of ``grad`` with the kernels turned by 180 degrees. At a larger stride zeros
     between the gradient's pixels make it that.
@@ -113,7 +113,7 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Gradient of :func:`convolve` by its kernels, ``[C, 1, k, k]``.
+    """Return the gradient of :func:`convolve` by its kernels, ``[C, 1, k, k]``.
 
     Args:
         grad: Gradient by the output, channels-last, its pixels ordered map by map or row by row.
@@ -152,14 +152,15 @@ def _aten_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
 
 
 def _widen(x: Tensor, margin: int) -> Tensor:
-    """A channels-last map with columns of zeros to its left and right; itself where there are none."""
+    """Return a channels-last map with columns of zeros to its left and right; itself where there are none."""
     if margin == 0:
         return x
-    return F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin)).permute(0, 3, 1, 2)
+    rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, margin, margin))  # [N, C, H, W] -> [N, H, W + 2 margin, C]
+    return rows.permute(0, 3, 1, 2)  # [N, H, W + 2 margin, C] -> [N, C, H, W + 2 margin]
 
 
 def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) -> Tensor:
-    """Weight gradient at stride 1 as a forward pass: the maps are convolved with the gradient for a kernel.
+    """Compute the weight gradient at stride 1 as a forward pass: the gradient for a kernel convolves the maps.
 
     The dilation is the stride of that. The rows of all maps are those of one, so that it sums over the batch.
     """
@@ -167,59 +168,67 @@ def _correlate_rows(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) ->
     reach = padding(kernel_size, dilation)
     steps, edge = (count * dilation, dilation), (count * reach, reach)
     piece = channels if count * height * width < MANY_PIXELS else PIECE_CHANNELS
-    matrix = one_map(grad).permute(0, 2, 3, 1).reshape(-1, channels)
-    kernels = matrix.t().contiguous().view(channels, 1, -1, width)  # ATen copies matrices faster than maps
+    matrix = one_map(grad).permute(0, 2, 3, 1).reshape(-1, channels)  # [1, C, H N, W] -> [H N W, C]
+    # ATen copies matrices faster than maps.
+    kernels = matrix.t().contiguous().view(channels, 1, -1, width)  # [H N W, C] -> [C, 1, H N, W]
     pieces = zip(torch.split(one_map(x), piece, 1), torch.split(kernels, piece), strict=True)
     gradients = [F.conv2d(maps, given, None, steps, edge, 1, len(given))[0] for maps, given in pieces]
     return torch.cat(gradients).unsqueeze(1)
 
 
 def _correlate_maps(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """The same at any stride: each map is convolved with its own gradient, all maps being channels of one.
+    """Compute the same at any stride: each map is convolved with its own gradient, all maps being channels of one.
 
     The dilation is the stride of that, the stride its dilation.
     """
     count, channels, height, width = x.shape
     reach = padding(kernel_size, dilation)
     inside = min(reach, ONEDNN_REACH)
-    side_by_side = x.permute(2, 3, 0, 1).reshape(1, height, width, count * channels).permute(0, 3, 1, 2)
-    kernels = grad.reshape(count * channels, 1, *grad.shape[2:])
+    pixels = x.permute(2, 3, 0, 1)  # [N, C, H, W] -> [H, W, N, C]
+    side_by_side = pixels.reshape(1, height, width, count * channels)  # [H, W, N, C] -> [1, H, W, N C]
+    side_by_side = side_by_side.permute(0, 3, 1, 2)  # [1, H, W, N C] -> [1, N C, H, W]
+    kernels = grad.reshape(count * channels, 1, *grad.shape[2:])  # [N, C, H_out, W_out] -> [N C, 1, H_out, W_out]
     side_by_side = _widen(side_by_side, reach - inside)
     products = F.conv2d(side_by_side, kernels, None, dilation, (reach, inside), stride, count * channels)
-    gradient = products[0, :, :kernel_size, :kernel_size].reshape(count, channels, kernel_size, kernel_size).sum(0)
-    return gradient.unsqueeze(1)
+    gradients = products[0, :, :kernel_size, :kernel_size]
+    gradients = gradients.reshape(count, channels, kernel_size, kernel_size)  # [N C, k, k] -> [N, C, k, k]
+    return gradients.sum(0).unsqueeze(1)
 
 
 def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride: int, dilation: int) -> Tensor:
-    """Weight gradient of small maps: all products of output and input pixels, then the sum of those a tap joins.
+    """Compute the weight gradient of small maps: all products of pixels, then the sum of those that a tap joins.
 
     A channel's convolution is a (Toeplitz) matrix ``[H_out W_out, H W]``. The matrix's gradient is one product over the
     batch; an entry of the kernel occurs at the places where ``_taps`` is one.
     """
     _, channels, height, width = x.shape
     taps = _taps(height, width, kernel_size, stride, dilation, x.dtype, x.device)
-    matrix_gradient = torch.bmm(_pixels_outermost(grad), _pixels_outermost(x).transpose(1, 2))
-    gradient = matrix_gradient.view(channels, -1) @ taps
-    return gradient.view(channels, 1, kernel_size, kernel_size)
+    inputs = _pixels_outermost(x).transpose(1, 2)  # [C, H W, N] -> [C, N, H W]
+    matrix_gradient = torch.bmm(_pixels_outermost(grad), inputs)
+    gradient = matrix_gradient.view(channels, -1) @ taps  # [C, H_out W_out, H W] -> [C, H_out W_out H W]
+    return gradient.view(channels, 1, kernel_size, kernel_size)  # [C, k k] -> [C, 1, k, k]
 
 
 def _pixels_outermost(x: Tensor) -> Tensor:
-    """A channels-last map as ``[C, H W, N]`` whose memory is ``[H W, C, N]``, which takes one plain transposition."""
+    """Return a channels-last map as ``[C, H W, N]`` with memory ``[H W, C, N]``: one plain transposition."""
     count, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(count, height * width * channels)
-    return rows.t().contiguous().view(height * width, channels, count).transpose(0, 1)
+    rows = x.permute(0, 2, 3, 1).reshape(count, height * width * channels)  # [N, C, H, W] -> [N, H W C]
+    pixels = rows.t().contiguous().view(height * width, channels, count)  # [N, H W C] -> [H W, C, N]
+    return pixels.transpose(0, 1)  # [H W, C, N] -> [C, H W, N]
 
 
 @lru_cache(maxsize=64)
 def _taps(
     height: int, width: int, kernel_size: int, stride: int, dilation: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Which tap joins an output and an input pixel: zeros and ones, ``[H_out W_out H W, k k]``."""
+    """Return which tap joins an output and an input pixel: zeros and ones, ``[H_out W_out H W, k k]``."""
 
     def along(size: int) -> Tensor:  # [size_out, size, k]
-        outputs = torch.arange(-(-size // stride)).view(-1, 1, 1) * stride
+        outputs = torch.arange(-(-size // stride)).view(-1, 1, 1) * stride  # [size_out] -> [size_out, 1, 1]
         offsets = torch.arange(kernel_size) * dilation - padding(kernel_size, dilation)
-        return torch.eq(torch.arange(size).view(1, -1, 1) - outputs, offsets).to(dtype)
+        inputs = torch.arange(size).view(1, -1, 1)  # [size] -> [1, size, 1]
+        return torch.eq(inputs - outputs, offsets).to(dtype)
 
     joined = torch.einsum("aik,bjl->abijkl", along(height), along(width))
-    return joined.reshape(-1, kernel_size**2).to(device)
+    taps = joined.reshape(-1, kernel_size**2)  # [H_out, W_out, H, W, k, k] -> [H_out W_out H W, k k]
+    return taps.to(device)

@@ -49,8 +49,17 @@ class DepthwiseConv2d(nn.Conv2d):
         return result
 
 
-def use_fast_depthwise(module: nn.Module) -> None:
-    """Let every depthwise convolution inside ``module`` be a :class:`DepthwiseConv2d`; parameters and keys stay."""
-    for part in module.modules():
-        if type(part) is nn.Conv2d and part.groups == part.in_channels == part.out_channels > 1 and part.bias is None:
-            part.__class__ = DepthwiseConv2d
+def fast_depthwise(module: nn.Module) -> nn.Module:
+    """Return a :class:`DepthwiseConv2d` with the kernels of a depthwise convolution; another module as it is.
+
+    For :func:`~hitdet_nni.model.replacement.replace_modules`.
+    """
+    if type(module) is not nn.Conv2d or module.bias is not None:
+        return module
+    channels = module.in_channels
+    if not module.groups == channels == module.out_channels > 1:
+        return module
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
+    made = DepthwiseConv2d(channels, channels, *geometry, groups=channels, bias=False, device="meta")  # type: ignore[arg-type]
+    made.weight = module.weight
+    return made.train(module.training)

@@ -25,7 +25,7 @@ CHUNK_CHANNELS = 32
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same maps ``[N, C, H, W]`` in channels-last order; not a copy where they have that order already."""
+    """Return the same maps ``[N, C, H, W]`` in channels-last order; not a copy where they have that order already."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -51,19 +51,21 @@ class MapShape:
         return self.count * self.height * self.width
 
     def strided(self, stride: int) -> MapShape:
-        """Size behind a padded convolution of the given stride."""
+        """Return the size behind a padded convolution of the given stride."""
         return replace(self, height=-(-self.height // stride), width=-(-self.width // stride))
 
     def images(self, matrix: Tensor) -> Tensor:
         """View a matrix ``[N H W, C]`` as maps ``[N, C, H, W]``."""
         if self.by_rows:
-            return matrix.view(self.height, self.count, self.width, -1).permute(1, 3, 0, 2)
-        return matrix.view(self.count, self.height, self.width, -1).permute(0, 3, 1, 2)
+            rows = matrix.view(self.height, self.count, self.width, -1)  # [H N W, C] -> [H, N, W, C]
+            return rows.permute(1, 3, 0, 2)  # [H, N, W, C] -> [N, C, H, W]
+        return matrix.view(self.count, self.height, self.width, -1).permute(0, 3, 1, 2)  # [N H W, C] -> [N, C, H, W]
 
     def matrix(self, x: Tensor) -> Tensor:
         """View maps ``[N, C, H, W]`` as a matrix ``[N H W, C]``; a copy only where they are in another order."""
-        pixels = x.permute(2, 0, 3, 1) if self.by_rows else x.permute(0, 2, 3, 1)
-        return pixels.reshape(-1, x.shape[1])
+        if self.by_rows:
+            return x.permute(2, 0, 3, 1).reshape(-1, x.shape[1])  # [N, C, H, W] -> [H N W, C]
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # [N, C, H, W] -> [N H W, C]
 
 
 def goes_by_rows(x: Tensor) -> bool:
@@ -72,62 +74,69 @@ def goes_by_rows(x: Tensor) -> bool:
 
 
 def one_map(x: Tensor) -> Tensor:
-    """Maps ``[N, C, H, W]`` as one, ``[1, C, H N, W]``, channels-last, in which the rows of all alternate.
+    """Return maps ``[N, C, H, W]`` as one, ``[1, C, H N, W]``, channels-last, in which the rows of all alternate.
 
     A copy only where their pixels are ordered map by map.
     """
     count, channels, height, width = x.shape
-    return x.permute(2, 0, 3, 1).reshape(1, height * count, width, channels).permute(0, 3, 1, 2)
+    rows = x.permute(2, 0, 3, 1).reshape(1, height * count, width, channels)  # [N, C, H, W] -> [1, H N, W, C]
+    return rows.permute(0, 3, 1, 2)  # [1, H N, W, C] -> [1, C, H N, W]
 
 
 def several_maps(x: Tensor, count: int) -> Tensor:
-    """The maps ``[N, C, H, W]`` that :func:`one_map` has made one, ``[1, C, H N, W]``; a view."""
+    """Return the maps ``[N, C, H, W]`` that :func:`one_map` has made one, ``[1, C, H N, W]``; a view."""
     _, channels, rows, width = x.shape
-    return x.permute(0, 2, 3, 1).view(rows // count, count, width, channels).permute(1, 3, 0, 2)
+    pixels = x.permute(0, 2, 3, 1).view(rows // count, count, width, channels)  # [1, C, H N, W] -> [H, N, W, C]
+    return pixels.permute(1, 3, 0, 2)  # [H, N, W, C] -> [N, C, H, W]
 
 
 def in_type(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    """A tensor of any shape in a type; itself, without the cost of a call, where it has it."""
+    """Return a tensor of any shape in a type; itself, without the cost of a call, where it has it."""
     return tensor if tensor.dtype == kind else tensor.to(kind)
 
 
 def interleave(x: Tensor, dilation: int) -> Tensor:
-    """The ``dilation ** 2`` interleaved subsampled maps of each map, as a batch; what dilation sees as neighbours.
+    """Return the ``dilation ** 2`` interleaved subsampled maps of each map as a batch: neighbours under dilation.
 
-    Sizes that are no multiple of the dilation are filled up with zeros, which add nothing to a gradient.
+    Sizes that are no multiple of the dilation are filled up with zeros, which add nothing to a gradient. In comments on
+    shapes ``d`` is the dilation, ``h`` and ``w`` are the sides of a subsampled map.
 
     Shape:
         ``[N, C, H, W]`` to ``[N * dilation ** 2, C, ceil(H / dilation), ceil(W / dilation)]``.
     """
     count, channels, height, width = x.shape
     rows, columns = -(-height // dilation), -(-width // dilation)
-    x = x.permute(0, 2, 3, 1)
+    x = x.permute(0, 2, 3, 1)  # [N, C, H, W] -> [N, H, W, C]
     if (rows * dilation, columns * dilation) == (height, width):
-        parts = x.reshape(count, rows, dilation, columns, dilation, channels).permute(0, 2, 4, 1, 3, 5)
+        parts = x.reshape(count, rows, dilation, columns, dilation, channels)  # [N, H, W, C] -> [N, h, d, w, d, C]
+        parts = parts.permute(0, 2, 4, 1, 3, 5)  # [N, h, d, w, d, C] -> [N, d, d, h, w, C]
     else:
         parts = x.new_zeros(count, dilation, dilation, rows, columns, channels)
         for row, column in product(range(dilation), repeat=2):
             part = x[:, row::dilation, column::dilation]
             parts[:, row, column, : part.shape[1], : part.shape[2]] = part
-    return parts.reshape(count * dilation**2, rows, columns, channels).permute(0, 3, 1, 2)
+    parts = parts.reshape(count * dilation**2, rows, columns, channels)  # [N, d, d, h, w, C] -> [N d d, h, w, C]
+    return parts.permute(0, 3, 1, 2)  # [N d d, h, w, C] -> [N d d, C, h, w]
 
 
 def deinterleave(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
-    """The maps ``[N, C, height, width]`` whose subsampled maps :func:`interleave` has given, without the filling."""
+    """Return the maps ``[N, C, height, width]`` whose subsampled maps :func:`interleave` gave, without the filling."""
     rows, columns = x.shape[2:]
-    parts = x.permute(0, 2, 3, 1).reshape(-1, dilation, dilation, rows, columns, x.shape[1])
+    pixels = x.permute(0, 2, 3, 1)  # [N d d, C, h, w] -> [N d d, h, w, C]
+    parts = pixels.reshape(-1, dilation, dilation, rows, columns, x.shape[1])  # [N d d, h, w, C] -> [N, d, d, h, w, C]
     if (rows * dilation, columns * dilation) == (height, width):
-        whole = parts.permute(0, 3, 1, 4, 2, 5).reshape(len(parts), height, width, -1)
+        whole = parts.permute(0, 3, 1, 4, 2, 5)  # [N, d, d, h, w, C] -> [N, h, d, w, d, C]
+        whole = whole.reshape(len(parts), height, width, -1)  # [N, h, d, w, d, C] -> [N, H, W, C]
     else:
         whole = x.new_empty(len(parts), height, width, x.shape[1])
         for row, column in product(range(dilation), repeat=2):
             part = whole[:, row::dilation, column::dilation]
             part.copy_(parts[:, row, column, : part.shape[1], : part.shape[2]])
-    return whole.permute(0, 3, 1, 2)
+    return whole.permute(0, 3, 1, 2)  # [N, H, W, C] -> [N, C, H, W]
 
 
 def chunk_channels(pixels: int, item_bytes: int, device: torch.device) -> int:
-    """Hidden channels of one piece: as many as fit the device's chunk, a multiple of ``CHUNK_CHANNELS``.
+    """Return the hidden channels of one piece: as many as fit the device's chunk, a multiple of ``CHUNK_CHANNELS``.
 
     Args:
         pixels: Rows of the matrix.

@@ -19,8 +19,8 @@ def onednn_multiplies() -> bool:
 
     It is no public function: versions of torch differ in whether it sees that a weight is a transposed matrix.
     """
-    left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
-    shift, total = torch.arange(4.0), torch.arange(8.0).view(2, 4)
+    left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)  # [6] -> [2, 3], [12] -> [3, 4]
+    shift, total = torch.arange(4.0), torch.arange(8.0).view(2, 4)  # [8] -> [2, 4]
     try:
         shifted = torch.ops.mkldnn._linear_pointwise(left, right.t(), shift, "none", [], "")
         summed = torch.ops.mkldnn._linear_pointwise.binary(left, total, right.t(), None, "add")
@@ -41,7 +41,7 @@ def _by_onednn(matrix: Tensor) -> bool:
 
 
 def _as_weight(right: Tensor) -> Tensor:
-    """A right factor ``[K, J]`` as the weight of a linear layer; a copy where neither order of it is consecutive.
+    """Return a right factor ``[K, J]`` as a linear layer's weight; a copy where neither order is consecutive.
 
     oneDNN has no fast code for matrices with gaps.
     """
@@ -54,7 +54,7 @@ def _correlates_by_onednn(left: Tensor) -> bool:
 
 
 def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Product of ``[I, K]`` and ``[K, J]``, with ``shift``, ``[J]``, added to each row.
+    """Return the product of ``[I, K]`` and ``[K, J]``, with ``shift``, ``[J]``, added to each row.
 
     It is fastest where ``left`` is contiguous and ``right`` is so or the transpose of such a matrix. oneDNN would apply
     a ReLU, too, but its ReLU of NaN is zero: a search that diverges would hide it.
@@ -66,7 +66,7 @@ def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None) -> Tensor
 
 
 def multiply_each(left: Tensor, right: Tensor) -> Tensor:
-    """Products of ``[R, I, K]`` and ``[R, K, J]``, ``[R, I, J]``; of large ones each by :func:`multiply`."""
+    """Return the products of ``[R, I, K]`` and ``[R, K, J]``, ``[R, I, J]``; of large ones each by :func:`multiply`."""
     rows, height, depth = left.shape
     if not _by_onednn(left) or height * depth * right.shape[2] < LOOPED_PRODUCT:
         return torch.bmm(left, right)
@@ -88,7 +88,7 @@ def correlate(out: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``total + left @ right``, of ``[I, K]`` and ``[K, J]``; in place of ``total``, which may be of a finer type."""
+    """Compute ``total + left @ right``, of ``[I, K]`` and ``[K, J]``; in place of ``total``, maybe of a finer type."""
     if total.dtype != left.dtype:
         return total.add_(left @ right)
     if _by_onednn(left):
@@ -98,5 +98,5 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def by_columns(matrix: Tensor) -> Tensor:
-    """The same ``[P, I]`` as the left factor of several correlations: in the order that they would copy it to."""
+    """Return the same ``[P, I]`` as left factor of several correlations: in the order that they would copy it to."""
     return matrix.t().contiguous().t() if _correlates_by_onednn(matrix) else matrix

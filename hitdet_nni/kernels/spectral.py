@@ -71,7 +71,7 @@ class Tiling:
 def choose_tiling(
     count: int, height: int, width: int, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
 ) -> Tiling | None:
-    """The tiling with the fewest multiply-adds, or ``None`` where that is not ``GAIN`` times fewer than by taps.
+    """Return the tiling with the fewest multiply-adds; ``None`` where that is not ``GAIN`` times fewer than by taps.
 
     Args:
         count: Maps.
@@ -105,14 +105,14 @@ def choose_tiling(
 
 
 def _taps(kernel_size: int) -> range:
-    """Places of a kernel's taps in one direction, in pixels from its centre."""
+    """Return the places of a kernel's taps in one direction, in pixels from its centre."""
     reach = (kernel_size - 1) // 2
     return range(-reach, reach + 1)
 
 
 @lru_cache(maxsize=64)
 def _matrices(tiling: Tiling, kernel_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """``analyse``, ``taps_to_frequencies`` and ``recombine^T``: ``[rows, pixels or taps]`` each."""
+    """Return ``analyse``, ``taps_to_frequencies`` and ``recombine^T``: ``[rows, pixels or taps]`` each."""
     reach = (kernel_size - 1) // 2
     lost = tiling.reach if tiling.reach else reach  # of a whole map one side's overhang may wrap into the other's
     sizes = [tiling.height + lost + tiling.reach, tiling.width + lost + tiling.reach]
@@ -152,7 +152,9 @@ class SpectralConvolution:
     """Convolution of one size of maps with kernels, and its gradients, a few frequencies at a time.
 
     Dilation is undone by taking the interleaved subsampled maps for maps of their own; pixels beyond the edge are zero.
-    Maps ``[N, C, H, W]`` are taken with their pixels in any order and given row by row (:mod:`.layout`).
+    Maps ``[N, C, H, W]`` are taken with their pixels in any order and given row by row (:mod:`.layout`). In comments
+    on shapes ``d`` is the dilation, ``h`` and ``w`` are the sides of a tile, with its overhang where there is one, and
+    ``r`` and ``c`` say how many rows and columns of tiles a subsampled map has.
 
     Args:
         tiling: How the subsampled maps are cut.
@@ -164,7 +166,8 @@ class SpectralConvolution:
         self.tiling = tiling
         self.dilation = dilation
         self.out_channels, self.in_channels, self.kernel_size, _ = weight.shape
-        self.kernels = weight.permute(2, 3, 0, 1).reshape(self.kernel_size**2, self.out_channels * self.in_channels)
+        taps = weight.permute(2, 3, 0, 1)  # [C_out, C_in, k, k] -> [k, k, C_out, C_in]
+        self.kernels = taps.reshape(self.kernel_size**2, -1)  # [k, k, C_out, C_in] -> [k k, C_out C_in]
         self.analyse, self.transform, self.recombine = _matrices(tiling, self.kernel_size, weight.dtype)
 
     def convolve(self, x: Tensor) -> Tensor:
@@ -180,7 +183,7 @@ class SpectralConvolution:
     def gradients(
         self, grad: Tensor, x: Tensor, *, of_input: bool, of_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients by the maps and by the kernels; ``None`` where not asked for.
+        """Return the gradients by the maps and by the kernels; ``None`` where not asked for.
 
         Args:
             grad: Gradient by the result, ``[N, C_out, H, W]``.
@@ -203,7 +206,7 @@ class SpectralConvolution:
         return by_x, self._kernels_of(by_kernels.total) if of_weight else None
 
     def _pieces(self, tiles: int) -> Iterator[slice]:
-        """Frequencies that are computed together, so that what is computed of them stays in the cache."""
+        """Return the frequencies that are computed together, so that what is computed of them stays in the cache."""
         pairs = self.in_channels * self.out_channels
         largest = max(pairs, tiles * max(self.in_channels, self.out_channels)) * self.kernels.element_size()
         size, total = max(PIECE_ROWS, PIECE_BYTES // largest), len(self.analyse)
@@ -212,34 +215,38 @@ class SpectralConvolution:
 
     @staticmethod
     def _transformed(matrix: Tensor, rows: slice, vectors: Tensor, channels: int) -> Tensor:
-        """Some frequencies of tiles or kernels, ``[rows, tiles or C_out, channels]``."""
+        """Return some frequencies of tiles or kernels, ``[rows, tiles or C_out, channels]``."""
         part = matrix[rows]
-        return multiply(part, vectors).view(len(part), -1, channels)
+        products = multiply(part, vectors)
+        return products.view(len(part), -1, channels)  # [rows, tiles C] -> [rows, tiles, C]
 
     def _kernels_of(self, rows: Tensor) -> Tensor:
         """View a row a tap, ``[k k, C_out C_in]``, as kernels ``[C_out, C_in, k, k]``."""
-        return rows.view(self.kernel_size, self.kernel_size, self.out_channels, self.in_channels).permute(2, 3, 0, 1)
+        size = (self.kernel_size, self.kernel_size, self.out_channels, self.in_channels)
+        return rows.view(size).permute(2, 3, 0, 1)  # [k k, C_out C_in] -> [C_out, C_in, k, k]
 
     def _cut(self, x: Tensor, reach: int) -> Tensor:
-        """Maps as ``[pixels of a tile, tiles * channels]``, each tile larger by ``reach`` on all sides."""
+        """Return maps as ``[pixels of a tile, tiles * channels]``, each tile larger by ``reach`` on all sides."""
         tiling, dilation = self.tiling, self.dilation
         height, width = tiling.rows * tiling.height, tiling.columns * tiling.width
         edge, down, right = reach * dilation, height * dilation - x.shape[2], width * dilation - x.shape[3]
-        x = x.permute(0, 2, 3, 1)
+        x = x.permute(0, 2, 3, 1)  # [N, C, H, W] -> [N, H, W, C]
         if edge or down or right:
             x = F.pad(x, (0, 0, edge, edge + right, edge, edge + down))
-        parts = x.reshape(len(x), -1, dilation, x.shape[2] // dilation, dilation, x.shape[3])
+        size = (len(x), -1, dilation, x.shape[2] // dilation, dilation, x.shape[3])
+        parts = x.reshape(size)  # [N, H, W, C] -> [N, H / d, d, W / d, d, C]
         tiles = parts.unfold(1, tiling.height + 2 * reach, tiling.height).unfold(
             3, tiling.width + 2 * reach, tiling.width
         )
-        tiles = tiles.permute(6, 7, 0, 2, 4, 1, 3, 5)
-        return tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)
+        tiles = tiles.permute(6, 7, 0, 2, 4, 1, 3, 5)  # [N, r, d, c, d, C, h, w] -> [h, w, N, d, d, r, c, C]
+        return tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)  # [h, w, N, ..., C] -> [h w, tiles C]
 
     def _join(self, tiles: Tensor, shape: torch.Size, channels: int) -> Tensor:
-        """Maps of a shape, but for their channels, from tiles that do not overlap."""
+        """Return maps of a shape, but for their channels, from tiles that do not overlap."""
         tiling = self.tiling
         parts = self._by_tile(tiles, tiling.height, tiling.width, shape[0], channels)
-        return self._crop(parts.permute(5, 0, 3, 2, 6, 1, 4, 7), shape, 0)
+        parts = parts.permute(5, 0, 3, 2, 6, 1, 4, 7)  # [h, w, N, d, d, r, c, C] -> [r, h, d, N, c, w, d, C]
+        return self._crop(parts, shape, 0)
 
     def _overlap(self, tiles: Tensor, shape: torch.Size) -> Tensor:
         """Sum of tiles that overlap, as maps of a shape."""
@@ -256,19 +263,21 @@ class SpectralConvolution:
         for row, column in product(range(down), range(right)):
             part = parts[row * tiling.height :, column * tiling.width :][: tiling.height, : tiling.width]
             place = total[row : row + tiling.rows, : len(part), :, :, column : column + tiling.columns, : part.shape[1]]
-            place += part.permute(5, 0, 3, 2, 6, 1, 4, 7)
+            place += part.permute(5, 0, 3, 2, 6, 1, 4, 7)  # [h, w, N, d, d, r, c, C] -> [r, h, d, N, c, w, d, C]
         return self._crop(total, shape, reach * self.dilation)
 
     def _by_tile(self, tiles: Tensor, height: int, width: int, count: int, channels: int) -> Tensor:
-        """Columns of tiles taken apart: ``[row, column, map, phase, phase, tile's row, tile's column, channel]``."""
+        """Return tiles as ``[row, column, map, phase, phase, tile's row, tile's column, channel]``."""
         phases = (self.dilation, self.dilation)
-        return tiles.view(height, width, count, *phases, self.tiling.rows, self.tiling.columns, channels)
+        size = (height, width, count, *phases, self.tiling.rows, self.tiling.columns, channels)
+        return tiles.view(size)  # [h w, tiles C] -> [h, w, N, d, d, r, c, C]
 
     @staticmethod
     def _crop(parts: Tensor, shape: torch.Size, edge: int) -> Tensor:
-        """Maps without their edge, from ``[tile's row, row, phase, map, tile's column, column, phase, channel]``."""
-        rows = parts.flatten(4, 6).flatten(0, 2)  # [H, N, W, C]
-        return rows[edge : edge + shape[2], :, edge : edge + shape[3]].permute(1, 3, 0, 2)
+        """Return maps without edge, from ``[tile's row, row, phase, map, tile's column, column, phase, channel]``."""
+        rows = parts.flatten(4, 6).flatten(0, 2)  # [r, h, d, N, c, w, d, C] -> [H, N, W, C]
+        inside = rows[edge : edge + shape[2], :, edge : edge + shape[3]]
+        return inside.permute(1, 3, 0, 2)  # [H, N, W, C] -> [N, C, H, W]
 
 
 class _Sum:
@@ -285,5 +294,5 @@ class _Sum:
 
     def add(self, rows: slice, products: Tensor) -> None:
         """Add some frequencies, ``[rows, ...]`` of ``J`` numbers a row, to ``total``, ``[K, J]``; the first make it."""
-        left, right = self.matrix[rows].t(), products.flatten(1)
+        left, right = self.matrix[rows].t(), products.flatten(1)  # [rows, ...] -> [rows, J]
         self.total = multiply(left, right) if rows.start == 0 else add_product(self.total, left, right)

@@ -10,8 +10,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from hitdet_nni.config.skeleton import Component, output_stages, stage_blocks
-from hitdet_nni.model.blocks import InvertedResidual
 from hitdet_nni.model.searchable import Candidates, check_layer_count, searched_layer
+from hitdet_nni.operators.blocks import InvertedResidual
 
 
 @MODELS.register_module()

@@ -49,7 +49,7 @@ class HitClassifier(nn.Module):
         self.linear = nn.Linear(skeleton.feature_channels[-1], num_classes)
 
     def normalized(self, pictures: Tensor) -> Tensor:
-        """Pictures of 8 bits as the backbone takes them, ``[N, 3, H, W]``."""
+        """Return the pictures of 8 bits as the backbone takes them, ``[N, 3, H, W]``."""
         ordered = pictures.flip(1) if self.bgr_to_rgb else pictures
         return (ordered.float() - self.mean) / self.std
 

@@ -33,7 +33,7 @@ DETECTORS: Mapping[DetectorKind, Callable[[Skeleton, HeadOperators, int], dict[s
 
 
 def detector_config(skeleton: Skeleton, operators: Operators, num_classes: int) -> dict[str, Any]:
-    """The mmdet model config of a detector.
+    """Return the mmdet model config of a detector.
 
     Args:
         skeleton: The parts that are not searched.

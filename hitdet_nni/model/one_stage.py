@@ -8,7 +8,7 @@ from hitdet_nni.config.skeleton import ANCHOR_RATIOS, Skeleton
 
 
 def retinanet(skeleton: Skeleton, operators: list[str | list[str]], num_classes: int) -> dict[str, Any]:
-    """The mmdet config of a RetinaNet but for preprocessing, backbone and neck.
+    """Return the mmdet config of a RetinaNet but for preprocessing, backbone and neck.
 
     Args:
         skeleton: The parts that are not searched; its anchor scale is mmdet's ``octave_base_scale``.

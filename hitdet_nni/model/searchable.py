@@ -9,7 +9,7 @@ from torch import nn
 
 from hitdet_nni.config.skeleton import Component, label_parts, layer_label
 from hitdet_nni.errors import InputError
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import build_operator
 
 Candidates = str | Sequence[str]
 """An operator name where the layer is decided, the candidates' names where it is searched."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.backbone import HitBackbone
-from hitdet_nni.model.blocks import conv_bn
+from hitdet_nni.operators.blocks import conv_bn
 
 
 @MODELS.register_module()

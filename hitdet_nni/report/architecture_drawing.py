@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.config.operators import parse_operator
 from hitdet_nni.config.skeleton import SearchedLayer, Skeleton
 from hitdet_nni.cost.cost_model import Cost, CostModel
+from hitdet_nni.operators.registry import parse_operator
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.operator_text import block_text

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
-
-from hitdet_nni.config.operators import Family, Operator, parse_operator
 from hitdet_nni.errors import InputError
-
-FAMILIES: Mapping[Family, str] = {
-    "ir": "inverted residual (IR)",
-    "sep": "separable convolution (SEP)",
-    "conv": "dense convolution (CONV)",
-}
+from hitdet_nni.operators.family import Operator
+from hitdet_nni.operators.registry import FAMILIES, parse_operator
 
 
-def family_of(name: str) -> Family | Literal["other"]:
-    """The family of an operator; ``"other"`` for a name that is none."""
+def family_titles() -> dict[str, str]:
+    """Return what each family is called, by its name."""
+    return {name: family.title for name, family in FAMILIES.items()}
+
+
+def family_of(name: str) -> str:
+    """Return the family of an operator; ``"other"`` for a name that is none."""
     try:
         return parse_operator(name).family
     except InputError:
@@ -24,7 +21,11 @@ def family_of(name: str) -> Family | Literal["other"]:
 
 
 def block_text(operator: Operator) -> str:
-    """Family, kernel, dilation and, of an inverted residual, expansion: ``"IR 5×5 d1 e6"``."""
-    expansion = f" e{operator.expansion}" if operator.family == "ir" else ""
-    kernel = operator.kernel_size
-    return f"{operator.family.upper()} {kernel}×{kernel} d{operator.dilation}{expansion}"
+    """Return an operator's family and the numbers of its name, e.g. ``"IR 5×5 d1 e6"``."""
+    numbers = {
+        "kernel_size": f"{operator.kernel_size}×{operator.kernel_size}",
+        "dilation": f"d{operator.dilation}",
+        "expansion": f"e{operator.expansion}",
+    }
+    family = FAMILIES[operator.family]
+    return " ".join([family.name.upper(), *(text for number, text in numbers.items() if family.has(number))])

@@ -19,7 +19,7 @@ from hitdet_nni.report.comparison import compare_runs
 from hitdet_nni.report.config_view import config_view
 from hitdet_nni.report.costs import cost_views
 from hitdet_nni.report.heat_map import heat_maps
-from hitdet_nni.report.operator_text import FAMILIES
+from hitdet_nni.report.operator_text import family_titles
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
 from hitdet_nni.report.reading import Run, read_run
 from hitdet_nni.report.screening_chart import show_screening
@@ -78,7 +78,7 @@ def render_report(run: Run, pictures: int) -> str:
         screening=[show_screening(name, scores) for name, scores in run.scores.items() if scores],
         heat=heat_maps(run.alphas) if run.alphas else None,
         architecture=None if run.architecture is None else draw_architecture(run.architecture),
-        families=FAMILIES,
+        families=family_titles(),
         costs=() if run.architecture is None else cost_views(run.architecture, budget),
         search_charts=search_charts(run.metrics, budget),
         training_charts=training_charts(run.training),

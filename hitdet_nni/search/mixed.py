@@ -14,7 +14,13 @@ from hitdet_nni.config.skeleton import Component
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.search.decode import decode, log_probabilities
-from hitdet_nni.search.fused import SAVINGS, forget_mixture, fuse_fixed_blocks, fused_weighted_sum
+from hitdet_nni.search.fused import (
+    SAVINGS,
+    forget_mixture,
+    fuse_fixed_blocks,
+    fused_weighted_sum,
+    unknown_candidates,
+)
 from hitdet_nni.search.recompute import recomputed
 
 
@@ -40,6 +46,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     Attributes:
         active_names: Names of the candidates still in the race, in the order of the parameters.
         saving: What is kept for the gradients, a key of :data:`SAVING`; see :func:`set_saving`.
+        fell_back: Candidates for whose sake the layer is computed as ``stock`` instead of fused.
 
     Args:
         paths: Candidate modules by name; all map ``[N, C, H, W]`` to one common shape.
@@ -53,6 +60,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
 
     active_names: list[str]
     saving: str = "stock"
+    fell_back: tuple[str, ...] = ()
     _active_index: Tensor
 
     def __init__(self, paths: dict[str, nn.Module], alpha: nn.Parameter, softmax: nn.Module, label: str) -> None:
@@ -99,6 +107,10 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
             return weights
         return weights.new_zeros(len(self.names)).index_copy(0, self._active_index, weights)
 
+    def unknown_to_the_fused_layer(self) -> tuple[str, ...]:
+        """Return the names of the candidates, removed ones too, that the fused layer cannot compute."""
+        return unknown_candidates({name: self[name] for name in self.names})
+
     def keep_only(self, names: Collection[str]) -> None:
         """Remove every candidate that is not named.
 
@@ -131,42 +143,64 @@ AUTO = "auto"
 """Lets :func:`set_saving` choose."""
 
 
-def set_saving(module: nn.Module, mode: str | Mapping[Component, str]) -> str | Mapping[Component, str]:
+def set_saving(
+    module: nn.Module, mode: str | Mapping[Component, str], *, fallback: bool = False
+) -> str | Mapping[Component, str]:
     """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
 
-    With a mode of the fused layer the blocks of layers that are fixed at one operator are computed by it too.
+    With a mode of the fused layer the blocks of layers that are fixed at one operator are computed by it too, those
+    excepted that it does not know.
 
     Args:
         module: A mutated model space, its batch normalisation chosen.
-        mode: A key of :data:`SAVING`, one for each component, or ``"auto"``: ``slim``. Nothing is timed here: see
-            :func:`~hitdet_nni.search.saving_choice.settle_saving`.
+        mode: A key of :data:`SAVING`, one for each component, or ``"auto"``: ``slim`` with ``fallback``. Nothing is
+            timed here: see :func:`~hitdet_nni.search.saving_choice.settle_saving`.
+        fallback: Whether a mixed layer is computed as ``stock`` where the mode is fused and one of its candidates is of
+            a family that the fused layer does not know.
 
     Returns:
         The mode chosen, or those of the components.
 
     Raises:
-        InputError: For an unknown mode.
+        InputError: For an unknown mode, or a fused one of a layer with a candidate that the fused layer does not know.
     """
     if not isinstance(mode, str):
         for part in list(module.modules()):
             component = getattr(part, "component", None)  # of the backbone, the neck and the heads
             if component is not None:
-                _set_mode(part, mode[component])
+                _set_mode(part, mode[component], fallback)
         return mode
     if mode == AUTO:
-        mode = "slim"
-    _set_mode(module, mode)
+        mode, fallback = "slim", True
+    _set_mode(module, mode, fallback)
     return mode
 
 
-def _set_mode(module: nn.Module, mode: str) -> None:
+def _set_mode(module: nn.Module, mode: str, fallback: bool) -> None:
     if mode not in SAVING:
         raise InputError(f"got {mode!r}", key="supernet.saving", allowed=(AUTO, *SAVING))
-    for part in module.modules():
-        if isinstance(part, ColumnSparseMixedLayer):
-            part.saving = mode
-            forget_mixture(part)
-    fuse_fixed_blocks(module, next((saving for saving in SAVINGS if saving == mode), None), ColumnSparseMixedLayer)
+    fused = next((saving for saving in SAVINGS if saving == mode), None)
+    layers = [part for part in module.modules() if isinstance(part, ColumnSparseMixedLayer)]
+    unknown = [() if fused is None else layer.unknown_to_the_fused_layer() for layer in layers]
+    for layer, names in zip(layers, unknown, strict=True):
+        if names and not fallback:
+            problem = f"got {mode!r}: the fused mixed layer cannot compute {', '.join(names)} of {layer.label}"
+            plain = (each for each in SAVING if each not in SAVINGS)
+            raise InputError(problem, key="supernet.saving", allowed=(AUTO, *plain))
+    for layer, names in zip(layers, unknown, strict=True):
+        layer.saving, layer.fell_back = "stock" if names else mode, names
+        forget_mixture(layer)
+    fuse_fixed_blocks(module, fused, ColumnSparseMixedLayer)
+
+
+def describe_fallback(module: nn.Module) -> str | None:
+    """Return which mixed layers are ``stock`` instead of fused, and for which operators; ``None`` where none is."""
+    layers = [part for part in module.modules() if isinstance(part, ColumnSparseMixedLayer) and part.fell_back]
+    if not layers:
+        return None
+    names = dict.fromkeys(name for layer in layers for name in layer.fell_back)
+    labels = ", ".join(layer.label for layer in layers)
+    return f"stock in {labels}: the fused mixed layer cannot compute {', '.join(names)}"
 
 
 def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:

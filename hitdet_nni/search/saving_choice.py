@@ -13,7 +13,7 @@ from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
-from hitdet_nni.search.mixed import AUTO, SAVING, set_saving
+from hitdet_nni.search.mixed import AUTO, SAVING, describe_fallback, set_saving
 from hitdet_nni.search.step_timing import StepCost, StepTimer
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,10 @@ def settle_saving(
 ) -> dict[Component, str]:
     """Set how a supernet's layers are computed, as the settings say or, where they leave it open, by timing.
 
+    Where they leave it open, a mixed layer with a candidate that the fused layer does not know is computed as ``stock``
+    whatever fused mode its component has. That follows from the candidates alone, removed ones too, so it is the same
+    in a training that goes on.
+
     A choice is kept beside the checkpoints and taken from there: another one would round differently, and a training
     that goes on would not equal one that was not stopped. The main process chooses for all.
 
@@ -200,7 +204,8 @@ def settle_saving(
         The mode of each component.
 
     Raises:
-        InputError: If the kept choice cannot be read.
+        InputError: If the kept choice cannot be read, or the settings ask for a fused mode in a layer with a candidate
+            that the fused layer does not know.
     """
     wanted = settings.supernet.saving
     if wanted != AUTO:
@@ -214,7 +219,10 @@ def settle_saving(
     if distributed.is_main():
         choice = _kept_or_new(space, settings, skeleton, loaders, steps, stage, folder)
     choice = distributed.from_main(choice)
-    set_saving(space, choice)
+    set_saving(space, choice, fallback=True)
+    fallback = describe_fallback(space)
+    if fallback is not None and distributed.is_main():
+        logger.info("%s: supernet.saving: %s", stage, fallback)
     return choice
 
 

@@ -161,7 +161,7 @@ class StepTimer:
 
     def __call__(self, modes: Mapping[Component, str]) -> StepCost | None:
         """Measure what a step takes with the components in some modes; ``None`` where it does not fit in memory."""
-        set_saving(self.space, modes)
+        set_saving(self.space, modes, fallback=True)
         large = [component for component, mode in modes.items() if mode in LARGE]
         if len(large) == 1 and large[0] not in self._small_enough:
             if self._hopeless():

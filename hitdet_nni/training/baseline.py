@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.cost.layer_cost import Cost, Size
 from hitdet_nni.cost.mmdet_config import load_config, tested_proposals
 from hitdet_nni.cost.module_cost import build_on_meta, detector_cost
 from hitdet_nni.data.sources import DetectionData
@@ -24,6 +23,7 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
+from hitdet_nni.operators.costs import Cost, Size
 from hitdet_nni.training.resume import OnEvaluation
 from hitdet_nni.training.retrain import Retrained, check_start, train_detector
 

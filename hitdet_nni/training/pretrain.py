@@ -30,7 +30,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training.classification import (
     STAGE,
@@ -165,6 +165,9 @@ def pretrain(
     apply_batch_norm(classifier, settings.batch_norm)
     saving = settings.supernet.saving
     set_saving(classifier, saving.backbone if isinstance(saving, SavingByComponent) else saving)
+    fallback = describe_fallback(classifier)
+    if fallback is not None and distributed.is_main():
+        logger.info("%s: supernet.saving: %s", STAGE, fallback)
     loader = training_loader(data.train, settings.pretrain, settings.seed)
     losses = EpochLosses()
     watcher = AccuracyWatcher(validation_loader(data.val, settings.pretrain), losses, keep)

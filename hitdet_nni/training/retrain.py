@@ -33,8 +33,9 @@ from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import WEIGHTS_FILE, writing
-from hitdet_nni.kernels.depthwise_convolution import use_fast_depthwise
+from hitdet_nni.kernels.depthwise_convolution import fast_depthwise
 from hitdet_nni.model.detector import build_detector, detector_config
+from hitdet_nni.model.replacement import replace_modules
 from hitdet_nni.search.checks import check_classes, check_initial_weights
 from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, evaluation_loader, exact
 from hitdet_nni.training.inherit import inherit_weights
@@ -241,7 +242,7 @@ def _detector(architecture: Architecture, settings: Settings, data: DetectionDat
     detector = build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
     if distributed.device().type == "cpu":
         detector.to(memory_format=torch.channels_last)
-        use_fast_depthwise(detector)
+        replace_modules(detector, fast_depthwise)
     return detector
 
 

@@ -13,14 +13,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hitdet_nni.config.architecture import load_architecture
-from hitdet_nni.config.operators import OPERATORS, parse_operator
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton, Tail
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.cost.layer_cost import operator_cost
 from hitdet_nni.model.detector import detector_config
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import OPERATORS, build_operator, operator_cost, parse_operator
 
 SIZES = ((8, 12), (7, 9), (1, 5))
 CHANNELS = ((6, 6), (5, 8), (8, 3))

@@ -237,7 +237,7 @@ def test_no_foreign_class(made, kind):
     homes = {each.__module__ for each in classes if each is not object}
     assert not {home.partition(".")[0] for home in homes} - {"torch", "hitdet_nni"}
     ours = {home for home in homes if home.startswith("hitdet_nni")}
-    assert all(home.startswith(("hitdet_nni.deployment.", "hitdet_nni.model.blocks")) for home in ours), ours
+    assert all(home.startswith(("hitdet_nni.deployment.", "hitdet_nni.operators.blocks")) for home in ours), ours
     assert not made[kind].plain.training
 
 

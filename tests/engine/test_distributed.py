@@ -79,17 +79,21 @@ def normalise(norm, pictures):
 
 
 def synced_share():
-    norm = nn.BatchNorm2d(3, dtype=torch.float64)
-    nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
-    apply_batch_norm(nn.Sequential(norm), "synced")
+    plain = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
+    nn.init.uniform_(plain.weight, generator=torch.Generator().manual_seed(1))
+    net = nn.Sequential(plain)
+    apply_batch_norm(net, "synced")
+    norm = net[0]
     assert type(norm) is SyncedBatchNorm2d
+    assert norm.weight is plain.weight
+    assert norm.running_mean is plain.running_mean
     # Unequal shares: 2 and 4 pictures.
     return normalise(norm, PICTURES[:2] if distributed.rank() == 0 else PICTURES[2:])
 
 
 def test_synced_batch_norm_is_that_of_the_whole_batch(results):
     shares = [result["synced"] for result in results]
-    whole = nn.BatchNorm2d(3, dtype=torch.float64)
+    whole = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
     nn.init.uniform_(whole.weight, generator=torch.Generator().manual_seed(1))
     expected = normalise(whole, PICTURES)
     for name in ("y", "x"):

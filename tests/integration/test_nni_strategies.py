@@ -33,7 +33,6 @@ from torch import nn
 
 from hitdet_nni import HitDetectorSpace
 from hitdet_nni.config.architecture import check_sample, load_architecture
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.pipeline import search_loaders
@@ -45,7 +44,7 @@ from hitdet_nni.integration.experiment import node_options
 from hitdet_nni.integration.multi_trial import InheritedWeights, recalibrate, retrain_sample
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample, strongest_sample
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import OPERATORS, build_operator
 from hitdet_nni.search import evaluator, one_shot
 from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.evaluator import detection_evaluator

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hitdet_nni.config.operators import OPERATORS
-from hitdet_nni.kernels.depthwise_convolution import DepthwiseConv2d, use_fast_depthwise
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.kernels.depthwise_convolution import DepthwiseConv2d, fast_depthwise
+from hitdet_nni.model.replacement import replace_modules
+from hitdet_nni.operators.registry import OPERATORS, build_operator
 
 
 def depthwise(kernel_size, dilation, stride):
@@ -21,8 +21,7 @@ def depthwise(kernel_size, dilation, stride):
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (3, 2), (3, 3), (5, 1), (5, 2), (5, 3)])
 def test_values_and_gradients_are_those_of_torch(kernel_size, dilation, stride, size):
     plain = depthwise(kernel_size, dilation, stride)
-    fast = copy.deepcopy(plain)
-    use_fast_depthwise(fast)
+    fast = fast_depthwise(copy.deepcopy(plain))
     assert type(fast) is DepthwiseConv2d
     found = []
     for module in (plain, fast):
@@ -40,8 +39,11 @@ def test_every_operator_keeps_its_keys_and_only_depthwise_convolutions_change():
     for name in OPERATORS:
         operator = build_operator(name, 8, 8, 1)
         keys, kinds = list(operator.state_dict()), [type(part) for part in operator.modules()]
-        use_fast_depthwise(operator)
+        parameters = list(operator.parameters())
+        assert replace_modules(operator.eval(), fast_depthwise) is operator
         assert list(operator.state_dict()) == keys
+        assert all(one is two for one, two in zip(operator.parameters(), parameters, strict=True))
+        assert not any(part.training for part in operator.modules())
         changed = [part for part, kind in zip(operator.modules(), kinds, strict=True) if type(part) is not kind]
         grouped = [part for part in operator.modules() if isinstance(part, nn.Conv2d) and part.groups > 1]
         assert changed == grouped
@@ -49,8 +51,7 @@ def test_every_operator_keeps_its_keys_and_only_depthwise_convolutions_change():
 
 
 def test_sixteen_bits_are_left_to_torch():
-    module = depthwise(3, 2, 1)
-    use_fast_depthwise(module)
+    module = fast_depthwise(depthwise(3, 2, 1))
     with torch.autocast("cpu", torch.bfloat16):
         output = module(torch.randn(1, 6, 8, 8))
     assert output.dtype == torch.bfloat16
@@ -58,8 +59,7 @@ def test_sixteen_bits_are_left_to_torch():
 
 
 def test_frozen_weights_and_inputs_get_no_gradient():
-    module = depthwise(3, 1, 1)
-    use_fast_depthwise(module)
+    module = fast_depthwise(depthwise(3, 1, 1))
     module.weight.requires_grad_(False)
     x = torch.randn(1, 6, 8, 8, requires_grad=True)
     module(x).sum().backward()

@@ -19,7 +19,6 @@ from nni.nas.space import model_context
 from nni.nas.strategy import DARTS
 from torch import nn
 
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.model.backbone import HitBackbone
@@ -27,7 +26,7 @@ from hitdet_nni.model.detector import HitDetectorSpace, build_detector, detector
 from hitdet_nni.model.head import HitBoxHead, HitRetinaHead
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.model.neck import HitNeck
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import OPERATORS, build_operator
 
 CLASSES = 3
 LOSSES = {

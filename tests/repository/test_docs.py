@@ -56,7 +56,9 @@ EXECUTED = {
     ),
     "repository/test_docs.py::test_searches_of_the_page_on_extending": (
         "hitdet-nni search --config tiny --sub-spaces large_kernels.yml --out runs/large-kernels",
-        "hitdet-nni search --config tiny --sub-spaces grouped.yml --set supernet.saving=stock --out runs/grouped",
+        "hitdet-nni search --config tiny --sub-spaces grouped.yml --out runs/grouped",
+        "hitdet-nni profile runs/grouped",
+        "hitdet-nni report runs/grouped",
         "hitdet-nni search --config tiny --sub-spaces large_kernels.yml --set skeleton.neck=SumNeck --out runs/sum",
     ),
     "integration/test_experiment.py": ("make search", "nnictl create --config experiments/search.yml"),
@@ -249,7 +251,7 @@ def patched(page, folder):
     for block in blocks(page, "diff"):
         header, *hunks = re.split(r"^@@.*\n", block.text, flags=re.MULTILINE)
         file = folder / header.removeprefix("--- ").strip()
-        text = file.read_text()
+        text = file.read_text() if file.exists() else ""
         for hunk in hunks:
             lines = hunk.splitlines(keepends=True)
             old = "".join(line[1:] for line in lines if line[0] != "+")
@@ -259,6 +261,15 @@ def patched(page, folder):
         file.write_text(text)
     for block in blocks(page, "yaml"):
         (folder / block.name).write_text(block.text)
+
+
+def test_a_new_family_of_operators_is_one_row_and_one_module():
+    _, _, section = (DOCS / "extending.md").read_text().partition("\n## A new family of operators\n")
+    section, _, _ = section.partition("\n## ")
+    files = re.findall(r"^--- (.+)$", section, re.MULTILINE)
+    assert files == ["hitdet_nni/operators/grouped.py", "hitdet_nni/operators/registry.py"]
+    assert not (ROOT / files[0]).exists()
+    assert len(re.findall(r"^\+ +Family\(", section, re.MULTILINE)) == 1
 
 
 def run_python(program, folder):

@@ -15,7 +15,7 @@ from torchvision.ops import roi_align
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.model import searchable
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import build_operator
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS
 

@@ -20,7 +20,7 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.pipeline import search
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search import saving_choice, step_timing
-from hitdet_nni.search.fused.fixed import FixedBlock
+from hitdet_nni.search.fused.fixed import FusedBlock
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.saving_choice import FILE, choose_modes, settle_saving
 from hitdet_nni.search.step_timing import StepCost, StepTimer
@@ -160,10 +160,8 @@ def layer_modes(space):
     for part in space.modules():
         component = getattr(part, "component", None)
         for module in part.modules() if component else ():
-            if isinstance(module, ColumnSparseMixedLayer):
+            if isinstance(module, ColumnSparseMixedLayer | FusedBlock):
                 found.setdefault(component, set()).add(module.saving)
-            elif isinstance(module.__dict__.get("forward"), FixedBlock):
-                found.setdefault(component, set()).add(module.forward.saving)
     return found
 
 

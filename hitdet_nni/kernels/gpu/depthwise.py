@@ -93,7 +93,7 @@ class _Grid:
     def of(
         cls, family: Family, size: tuple[int, int, int], channels: int, geometry: Geometry, item_bytes: int
     ) -> _Grid:
-        """For an output of N, H, W and a number of channels."""
+        """Return the grid for an output of N, H, W and a number of channels."""
         count, height, width = size
         flat = _is_flat(height, width)
         block = choose_block(family, geometry.kernel_size, geometry.dilation, item_bytes, flat)
@@ -109,8 +109,8 @@ class _Grid:
 
 
 def taps_outermost(weight: Tensor) -> Tensor:
-    """Kernels ``[C, 1, k, k]`` as ``[k k, C]``, in which a program reads those of its channels at once."""
-    return weight.flatten(1).t().contiguous()
+    """Return kernels ``[C, 1, k, k]`` as ``[k k, C]``, in which a program reads those of its channels at once."""
+    return weight.flatten(1).t().contiguous()  # [C, 1, k, k] -> [k k, C]
 
 
 def _stride_one(
@@ -150,7 +150,7 @@ def _stride_one(
 def forward(
     x: Tensor, weight: Tensor, geometry: Geometry, *, relu: bool, moments: bool
 ) -> tuple[Tensor, Moments | None]:
-    """Depthwise convolution of ``x``, or of its ReLU.
+    """Convolve each channel of ``x``, or of its ReLU, with its kernel.
 
     Args:
         x: Input, ``[P, C]``, contiguous.
@@ -169,7 +169,7 @@ def forward(
 def grad_x(
     grad: Tensor, weight: Tensor, source: Tensor | None, geometry: Geometry, *, sums: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradient of :func:`forward` by its input: at stride 1 the convolution with the kernels turned by 180 degrees.
+    """Return the gradient of :func:`forward` by its input: at stride 1 that with kernels turned by 180 degrees.
 
     Args:
         grad: Gradient by the output, ``[P_out, C]``, contiguous.
@@ -205,7 +205,7 @@ def grad_x(
 
 
 def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> Tensor:
-    """Gradient of :func:`forward` by its kernels.
+    """Return the gradient of :func:`forward` by its kernels.
 
     Args:
         grad: Gradient by the output, ``[P_out, C]``, contiguous.
@@ -230,4 +230,5 @@ def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> 
         PIXELS=grid.block.pixels, ROWS=grid.block.rows, FLAT=grid.flat, CHANNELS=grid.block.channels,
         SUM=triton_type(kind), num_warps=grid.block.warps,
     )  # fmt: skip
-    return partial.sum(0).t().reshape(channels, 1, kernel_size, kernel_size)
+    taps = partial.sum(0)
+    return taps.t().reshape(channels, 1, kernel_size, kernel_size)  # [k k, C] -> [C, 1, k, k]

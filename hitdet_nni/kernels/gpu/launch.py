@@ -53,7 +53,7 @@ DEFAULTS: dict[Family, Block] = {
 
 @lru_cache(maxsize=1)
 def tuned() -> dict[str, Block]:
-    """Measured block sizes by :func:`block_key`."""
+    """Return the measured block sizes by :func:`block_key`."""
     if not BLOCKS_FILE.is_file():
         return {}
     blocks = json.loads(BLOCKS_FILE.read_text(encoding="utf-8"))["blocks"]
@@ -61,13 +61,13 @@ def tuned() -> dict[str, Block]:
 
 
 def block_key(family: Family, kernel_size: int, dilation: int, item_bytes: int, flat: bool) -> str:
-    """Name of a case whose block sizes are tuned."""
+    """Return the name of a case whose block sizes are tuned."""
     return f"{family} k{kernel_size} d{dilation} {8 * item_bytes} bits {'small' if flat else 'large'} maps"
 
 
 @lru_cache(maxsize=256)
 def choose_block(family: Family, kernel_size: int, dilation: int, item_bytes: int, flat: bool) -> Block:
-    """Block sizes of a launch; a function of its case alone.
+    """Return the block sizes of a launch; a function of its case alone.
 
     Args:
         family: Which kernel.
@@ -87,17 +87,17 @@ def triton_is_there() -> bool:
 
 
 def alignment(channels: int) -> int:
-    """Largest of 8, 4, 2, 1 that divides a number of channels: lets a program read several numbers at once."""
+    """Return the largest of 8, 4, 2, 1 that divides a number of channels: so many are read at once."""
     return next(unit for unit in (8, 4, 2, 1) if channels % unit == 0)
 
 
 def accumulation_type(kind: torch.dtype) -> torch.dtype:
-    """Type of sums over maps of a type."""
+    """Return the type of sums over maps of a type."""
     return torch.promote_types(kind, torch.float32)
 
 
 def triton_type(kind: torch.dtype) -> Any:
-    """Triton's name of a type of sums."""
+    """Return Triton's name of a type of sums."""
     import triton.language as tl  # noqa: PLC0415 - only where there is a GPU, or its interpreter
 
     return tl.float64 if kind == torch.float64 else tl.float32

@@ -45,7 +45,7 @@ def last_gradient(
     of_matrices: bool,
     joint_means: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradient through the candidates' last normalisations.
+    """Return the gradient through the candidates' last normalisations.
 
     Args:
         grad: Gradient by the weighted sum, ``[P, C]``, contiguous.

@@ -40,13 +40,13 @@ class Moments:
 
     @classmethod
     def room(cls, parts: int, channels: int, positions: int, kind: torch.dtype, device: torch.device) -> Moments:
-        """Room for the moments of one matrix."""
+        """Return room for the moments of one matrix."""
         both = torch.empty(2, parts, channels, dtype=kind, device=device)
         return cls(both[0], both[1], torch.empty(parts, dtype=kind, device=device), positions)
 
     @classmethod
     def of(cls, x: Tensor) -> Moments:
-        """Moments of the columns of ``[n, P, C]``, contiguous."""
+        """Return the moments of the columns of ``[n, P, C]``, contiguous."""
         number, positions, channels = x.shape
         block = choose_block("columns", 1, 1, x.element_size(), False)
         tiles = -(-positions // block.pixels)
@@ -62,7 +62,7 @@ class Moments:
         return found
 
     def join(self, eps: float) -> Tensor:
-        """Mean, biased variance and ``1 / sqrt(variance + eps)`` of the columns.
+        """Return the mean, biased variance and ``1 / sqrt(variance + eps)`` of the columns.
 
         Returns:
             ``[3, n, C]``, without ``n`` for one matrix.

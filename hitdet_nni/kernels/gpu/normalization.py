@@ -13,7 +13,7 @@ from hitdet_nni.kernels.gpu.programs import normalization as programs
 
 
 def normalize_relu(y: Tensor, mean: Tensor, inverse: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``relu(scale (y - mean) inverse + shift)``.
+    """Compute ``relu(scale (y - mean) inverse + shift)``.
 
     Args:
         y: ``[P, C]``, contiguous.
@@ -46,7 +46,7 @@ def normalize_relu_gradient_(
     by_batch: bool,
     joint_means: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of :func:`normalize_relu`; the one by ``y`` takes the place of ``grad``.
+    """Return the gradient of :func:`normalize_relu`; the one by ``y`` takes the place of ``grad``.
 
     Args:
         grad: Gradient by the result, ``[P, C]``, contiguous; changed.

@@ -66,7 +66,7 @@ Case = tuple[Family, int, int, torch.dtype, bool]
 
 
 def cases() -> Iterator[Case]:
-    """All cases."""
+    """Return all cases."""
     for kind in (torch.float32, torch.bfloat16):
         for family in CANDIDATES:
             if family in ("columns", "mixture"):
@@ -78,13 +78,13 @@ def cases() -> Iterator[Case]:
 
 
 def case_key(case: Case) -> str:
-    """Name of a case."""
+    """Return the name of a case."""
     family, kernel_size, dilation, kind, flat = case
     return block_key(family, kernel_size, dilation, kind.itemsize, flat)
 
 
 def prepare(case: Case, *, toy: bool, device: str) -> Callable[[], Any]:
-    """A launch of a case on random maps that do not fit a GPU's cache, or on ``toy`` ones."""
+    """Return a launch of a case on random maps that do not fit a GPU's cache, or on ``toy`` ones."""
     family, kernel_size, dilation, kind, flat = case
     count, height, width, channels = (1024, 7, 7, 512) if flat else (2, 100, 152, 512)
     if toy:
@@ -108,7 +108,7 @@ def prepare(case: Case, *, toy: bool, device: str) -> Callable[[], Any]:
             moments.Moments.of(x[None])
 
         return columns
-    matrices, flags = x.view(4, -1, channels), torch.ones(1, 1, device=device)
+    matrices, flags = x.view(4, -1, channels), torch.ones(1, 1, device=device)  # [P, C] -> [4, P / 4, C]
     total = torch.zeros(matrices.shape[1:], device=device)
 
     def last() -> None:
@@ -133,7 +133,7 @@ def compile_case(task: tuple[Case, Block]) -> None:
 
 
 def milliseconds(launcher: Callable[[], Any], rounds: int) -> float:
-    """Mean time that a launch's kernels take on the GPU, without what starting them costs."""
+    """Return the mean time that a launch's kernels take on the GPU, without what starting them costs."""
     launcher()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:

@@ -3,6 +3,15 @@
 from hitdet_nni.search.fused.fixed import fuse_fixed_blocks
 from hitdet_nni.search.fused.function import FusedMixture
 from hitdet_nni.search.fused.mixed_layer import forget_mixture, fused_weighted_sum
+from hitdet_nni.search.fused.reading import unknown_candidates
 from hitdet_nni.search.fused.saving import SAVINGS, Saving
 
-__all__ = ["SAVINGS", "FusedMixture", "Saving", "forget_mixture", "fuse_fixed_blocks", "fused_weighted_sum"]
+__all__ = [
+    "SAVINGS",
+    "FusedMixture",
+    "Saving",
+    "forget_mixture",
+    "fuse_fixed_blocks",
+    "fused_weighted_sum",
+    "unknown_candidates",
+]

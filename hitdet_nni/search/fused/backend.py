@@ -19,7 +19,7 @@ def uses_triton(x: Tensor) -> bool:
 
 
 def passes(x: Tensor) -> tuple[type[GroupPass], type[DensePass]]:
-    """Classes that compute groups of depthwise candidates and dense candidates, for inputs like ``x`` of any shape."""
+    """Return the classes for groups of depthwise and for dense candidates, for inputs like ``x`` of any shape."""
     if not uses_triton(x):
         return GroupPass, DensePass
     from hitdet_nni.search.fused.triton_passes import TritonDensePass, TritonGroupPass  # noqa: PLC0415 - not everywhere

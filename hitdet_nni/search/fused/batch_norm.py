@@ -23,7 +23,7 @@ SUPPORTED = (nn.BatchNorm2d, LevelBatchNorm2d, FrozenBatchNorm2d, FrozenLevelBat
 
 
 def check_supported(norm: nn.Module) -> nn.BatchNorm2d:
-    """The module, typed.
+    """Return the module, typed.
 
     Raises:
         InputError: If it is of another kind, or has no scale and shift.
@@ -52,7 +52,7 @@ def uses_batch(norm: nn.BatchNorm2d, pixels: int) -> bool:
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The running mean and variance, ``[C]`` each; those of its current level where a module has levels.
+    """Return the running mean and variance, ``[C]`` each; those of its current level where a module has levels.
 
     Raises:
         ValueError: If it keeps none.
@@ -87,23 +87,23 @@ class Statistics:
 
     @classmethod
     def of(cls, mean: Tensor, variance: Tensor, by_batch: bool, eps: float, joint: Joint | None = None) -> Statistics:
-        """Statistics of a mean and a biased variance, ``[C]`` each."""
+        """Return the statistics of a mean and a biased variance, ``[C]`` each."""
         return cls(mean, variance, (variance + eps).rsqrt(), by_batch, eps, joint)
 
 
 @lru_cache
 def statistics_type(compute: torch.dtype) -> torch.dtype:
-    """Type of statistics, scales and sums for maps of a type."""
+    """Return the type of statistics, scales and sums for maps of a type."""
     return torch.promote_types(compute, torch.float32)
 
 
 def _map_of(matrix: Tensor) -> Tensor:
-    """A matrix ``[P, C]`` as one channels-last map, which ATen's batch normalisation wants."""
-    return matrix.view(1, matrix.shape[0], 1, matrix.shape[1]).permute(0, 3, 1, 2)
+    """Return a matrix ``[P, C]`` as one channels-last map, which ATen's batch normalisation wants."""
+    return matrix.view(1, matrix.shape[0], 1, matrix.shape[1]).permute(0, 3, 1, 2)  # [P, C] -> [1, C, P, 1]
 
 
 def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each column of ``[P, C]``."""
+    """Return the mean and biased variance of each column of ``[P, C]``."""
     kind = statistics_type(matrix.dtype)
     zeros = ones = None
     if kind != matrix.dtype:  # the results are of the running averages' type where these are given
@@ -114,20 +114,20 @@ def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize(matrix: Tensor, statistics: Statistics, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale * (matrix - mean) / sqrt(variance + eps) + shift``, column by column of ``[P, C]``, in its type."""
+    """Compute ``scale * (matrix - mean) / sqrt(variance + eps) + shift``, by column of ``[P, C]``, in its type."""
     if matrix.device.type == "cpu" and matrix.dtype == scale.dtype:
         slope = scale * statistics.inverse_deviation
         return torch.addcmul(shift - slope * statistics.mean, matrix, slope)
     images = F.batch_norm(
         _map_of(matrix), statistics.mean, statistics.variance, scale, shift, False, 0.0, statistics.eps
     )
-    return images.permute(0, 2, 3, 1).reshape(matrix.shape)
+    return images.permute(0, 2, 3, 1).reshape(matrix.shape)  # [1, C, P, 1] -> [P, C]
 
 
 def normalize_gradient(
     grad: Tensor, matrix: Tensor, statistics: Statistics, scale: Tensor, *, of_input: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of :func:`normalize`.
+    """Return the gradient of :func:`normalize`.
 
     Args:
         grad: Gradient by the result, ``[P, C]``.
@@ -151,8 +151,10 @@ def normalize_gradient(
         statistics.eps,
         [of_input, True, True],
     )
-    by_matrix = by_map.permute(0, 2, 3, 1).reshape(grad.shape) if of_input else grad.new_empty(0)
-    if of_input and statistics.by_batch and statistics.joint is not None:
+    if not of_input:
+        return grad.new_empty(0), by_scale, by_shift
+    by_matrix = by_map.permute(0, 2, 3, 1).reshape(grad.shape)  # [1, C, P, 1] -> [P, C]
+    if statistics.by_batch and statistics.joint is not None:
         mean_scale, mean_shift = statistics.joint.means(by_scale, by_shift)
         slope = scale * statistics.inverse_deviation
         through_scale = slope * statistics.inverse_deviation * mean_scale

@@ -31,7 +31,7 @@ def put_statistics(tape: Tape, statistics: Statistics, *key: Hashable) -> None:
 
 
 def kept_statistics(tape: Tape, by_batch: bool, eps: float, *key: Hashable, joint: Joint | None = None) -> Statistics:
-    """The statistics that :func:`put_statistics` kept under a key, ``[C]`` each."""
+    """Return the statistics that :func:`put_statistics` kept under a key, ``[C]`` each."""
     mean, variance, inverse_deviation = (tape[(name, *key)] for name in KEPT_STATISTICS)
     return Statistics(mean, variance, inverse_deviation, by_batch, eps, joint)
 
@@ -102,15 +102,15 @@ class Call:
         return torch.stack([self.shift(unit) for unit in self.plan.last])
 
     def kernels(self, unit: ConvNorm) -> Tensor:
-        """Kernels of a convolution, shaped as :meth:`ConvNorm.kernels` gives them, in the type of the maps."""
+        """Return a convolution's kernels, shaped as by :meth:`ConvNorm.kernels`, in the type of the maps."""
         return in_type(unit.kernels(self.parameters), self.inputs.dtype)
 
     def scale(self, unit: ConvNorm) -> Tensor:
-        """Scale of a normalisation, ``[C]``, in the type of statistics."""
+        """Return the scale of a normalisation, ``[C]``, in the type of statistics."""
         return in_type(unit.scale(self.parameters), self.weights.dtype)
 
     def shift(self, unit: ConvNorm) -> Tensor:
-        """Shift of a normalisation, ``[C]``, in the type of statistics."""
+        """Return the shift of a normalisation, ``[C]``, in the type of statistics."""
         return in_type(unit.shift(self.parameters), self.weights.dtype)
 
     def keep_projection(self, index: int, matrix: Tensor) -> None:
@@ -123,7 +123,7 @@ class Call:
     def new_statistics(
         self, unit: ConvNorm, matrix: Tensor, updates: RunningUpdates, moments: tuple[Tensor, Tensor] | None = None
     ) -> Statistics:
-        """Statistics that normalise the output of a convolution, ``[P, C]``; kept for the backward pass.
+        """Return the statistics that normalise the output of a convolution, ``[P, C]``; kept for the backward pass.
 
         ``moments`` are mean and variance of the output's columns where they are known.
         """
@@ -140,7 +140,7 @@ class Call:
         return statistics
 
     def kept_statistics(self, unit: ConvNorm) -> Statistics:
-        """What :meth:`new_statistics` returned in the forward pass."""
+        """Return what :meth:`new_statistics` returned in the forward pass."""
         return kept_statistics(self.tape, self.plan.by_batch[unit], unit.norm.eps, unit.slot, joint=self.joint_out)
 
     @property
@@ -203,7 +203,7 @@ class Gradients:
     expansions: list[ExpansionGradient] = field(default_factory=list)
 
     def finish_last(self, call: Call) -> Tensor:
-        """Gradient by the candidates' weights, ``[n]``; those of the last normalisations go to their slots."""
+        """Return the gradient by the candidates' weights, ``[n]``; the last normalisations' go to their slots."""
         pairs = [self.last[index] for index in range(len(call.plan.last))]
         by_scales, by_shifts = (torch.stack(part) for part in zip(*pairs, strict=True))
         by_weights = (call.last_scales * by_scales + call.last_shifts * by_shifts).sum(1)

@@ -50,7 +50,7 @@ class DensePass:
         self._through_convolution(by_convolved, gradients)
 
     def _through_convolution(self, by_convolved: Tensor, gradients: Gradients) -> None:
-        """From the gradient by the convolution's output, ``[P_out, C_out]``, to those by its input and kernels."""
+        """Take the gradient by the convolution's output, ``[P_out, C_out]``, to those by its input and kernels."""
         call, unit = self.call, self.candidate.unit
         by_input, by_kernels = dense.gradients(
             call.shape_out.images(by_convolved),

@@ -51,12 +51,12 @@ _ByProjection = dict[int, tuple[Tensor, Tensor | None]]
 
 
 def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Concatenation along a dimension, other shapes being equal; the tensor itself where it is the only one."""
+    """Return the concatenation along a dimension, other shapes being equal; a tensor itself if it is alone."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def rows_of(tensor: Tensor, rows: slice) -> Tensor:
-    """Some rows of a tensor ``[N, ...]``; the tensor itself where they are all, which saves a call."""
+    """Return some rows of a tensor ``[N, ...]``; the tensor itself where they are all, which saves a call."""
     return tensor if tensor.shape[0] == rows.stop - rows.start else tensor[rows]
 
 
@@ -80,7 +80,7 @@ def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: 
         sizes = [parameters[slot].numel() for slot in slots]
         room = parameters[slots[0]].new_empty(sum(sizes))
         for slot, part in zip(slots, torch.split(room, sizes), strict=True):
-            gradients.parameters[slot] = part.view(parameters[slot].shape)
+            gradients.parameters[slot] = part.view(parameters[slot].shape)  # [numel] -> [*shape]
 
 
 class GroupPass:
@@ -137,7 +137,7 @@ class GroupPass:
             self._chunk_backward(chunk, one or self._hidden(chunk, None), by_projection, gradients)
 
     def _project(self, updates: RunningUpdates | None) -> tuple[dict[int, Tensor], list[_Hidden | None]]:
-        """Projections of the candidates by index; where there are no ``updates``, all hidden maps too."""
+        """Return the projections of the candidates by index; where there are no ``updates``, all hidden maps too."""
         call = self.call
         projections: dict[int, Tensor] = {}
         computed: list[_Hidden | None] = []
@@ -155,8 +155,9 @@ class GroupPass:
         return projections, computed
 
     def _projection(self, segment: Segment) -> Tensor:
-        """Columns of a projection that belong to a segment, ``[C_out, channels]``."""
-        return self.call.kernels(segment.candidate.project).flatten(1)[:, segment.channels]
+        """Return the columns of a projection that belong to a segment, ``[C_out, channels]``."""
+        kernels = self.call.kernels(segment.candidate.project).flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+        return kernels[:, segment.channels]
 
     def _hidden(self, chunk: int, updates: RunningUpdates | None) -> _Hidden:
         """Compute a chunk's hidden maps: in the forward pass with ``updates``, else from what is on the tape."""
@@ -184,15 +185,17 @@ class GroupPass:
         return _Hidden(raw, raw_statistics, expanded, convolved, activated, statistics, kernels, scale)
 
     def _kernels(self, segments: Sequence[Segment]) -> Tensor:
-        """Depthwise kernels of a chunk, ``[channels, 1, k, k]``."""
+        """Return the depthwise kernels of a chunk, ``[channels, 1, k, k]``."""
         return joined([rows_of(self.call.kernels(s.candidate.depthwise), s.channels) for s in segments])
 
     def _expansion(self, segments: Sequence[Segment]) -> Tensor:
-        """Kernels of a chunk's expansion, ``[channels, C]``."""
-        return joined([rows_of(self.call.kernels(s.candidate.unit("expand")).flatten(1), s.channels) for s in segments])
+        """Return the kernels of a chunk's expansion, ``[channels, C]``."""
+        kernels = [self.call.kernels(segment.candidate.unit("expand")) for segment in segments]
+        matrices = [one.flatten(1) for one in kernels]  # [hidden, C, 1, 1] -> [hidden, C]
+        return joined([rows_of(one, segment.channels) for one, segment in zip(matrices, segments, strict=True)])
 
     def _affine(self, part: Part, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
-        """Scale and shift of a chunk's normalisation, ``[channels]`` each."""
+        """Return the scale and shift of a chunk's normalisation, ``[channels]`` each."""
         scale = joined([rows_of(self.call.scale(s.candidate.unit(part)), s.channels) for s in segments])
         shift = joined([rows_of(self.call.shift(s.candidate.unit(part)), s.channels) for s in segments])
         return scale, shift
@@ -205,7 +208,7 @@ class GroupPass:
         updates: RunningUpdates | None,
         moments: tuple[Tensor, Tensor] | None = None,
     ) -> Statistics:
-        """What a chunk is normalised by behind its expansion or depthwise convolution.
+        """Return what a chunk is normalised by behind its expansion or depthwise convolution.
 
         ``moments`` are mean and variance of the columns of ``matrix`` where they are known.
         """
@@ -240,7 +243,8 @@ class GroupPass:
             parts.append(multiply(by_matrix, self._projection(segment)))
             room = gradients.parameters[segment.candidate.project.slot]
             if columns is not None and room is not None:
-                correlate(room.flatten(1)[:, segment.channels], columns, hidden.activated[:, segment.columns])
+                matrix = room.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+                correlate(matrix[:, segment.channels], columns, hidden.activated[:, segment.columns])
         grad = joined(parts, 1)
         mask_(grad, hidden.activated)
         by_convolved, by_scale, by_shift = normalize_gradient(
@@ -281,7 +285,7 @@ class GroupPass:
         grad: Tensor,
         gradients: Gradients,
     ) -> None:
-        """From the gradient by the normalised expansion to those by its parameters and the input."""
+        """Take the gradient by the normalised expansion to those by its parameters and the input."""
         if statistics is None:
             raise ValueError("the expansion before its normalisation has not been computed")
         scale, _ = self._affine("expand", segments)
@@ -291,7 +295,8 @@ class GroupPass:
                 slot = s.candidate.unit("expand").slot
                 by_kernels, room_scale, room_shift = (gradients.parameters[slot + offset] for offset in range(3))
                 if by_kernels is not None and room_scale is not None and room_shift is not None:
-                    correlate(by_kernels.flatten(1)[s.channels], by_raw[:, s.columns], self.call.inputs)
+                    matrix = by_kernels.flatten(1)  # [hidden, C, 1, 1] -> [hidden, C]
+                    correlate(matrix[s.channels], by_raw[:, s.columns], self.call.inputs)
                     room_scale[s.channels] = by_scale[s.columns]
                     room_shift[s.channels] = by_shift[s.columns]
         if gradients.of_input:

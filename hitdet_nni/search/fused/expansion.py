@@ -45,7 +45,7 @@ class Moments:
 
     @classmethod
     def of(cls, inputs: Tensor, joint: Joint | None = None) -> Moments:
-        """Moments of ``[P, C]``; the mean is taken off first, or a large one would swallow the variance.
+        """Return the moments of ``[P, C]``; the mean is taken off first, or a large one would swallow the variance.
 
         It is taken off twice: the first difference is small enough for its own mean to be exact. With ``joint`` they
         are those of all processes' inputs.
@@ -66,7 +66,7 @@ class Moments:
 
     @classmethod
     def restored(cls, inputs: Tensor, mean: Tensor, correction: Tensor, covariance: Tensor) -> Moments:
-        """The moments of the same input ``[P, C]`` again, bit by bit."""
+        """Return the moments of the same input ``[P, C]`` again, bit by bit."""
         centred = (inputs.to(mean.dtype) - mean).sub_(correction)
         return cls(mean, correction, covariance, centred.to(inputs.dtype))
 
@@ -98,11 +98,11 @@ class FoldedExpansion:
     shift: Tensor
 
     def before_relu(self, rows: slice) -> Tensor:
-        """What the ReLU of some rows is applied to, ``[P, rows]``."""
+        """Return what the ReLU of some rows is applied to, ``[P, rows]``."""
         return multiply(self.inputs, self.folded[rows].t(), self.shift[rows])
 
     def activations(self, rows: slice) -> Tensor:
-        """Hidden maps of some rows, ``[P, rows]``."""
+        """Return the hidden maps of some rows, ``[P, rows]``."""
         return self.before_relu(rows).relu_()
 
 
@@ -113,7 +113,7 @@ def expansion_statistics(
     updates: RunningUpdates,
     pixels: int | Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """Inverse deviations and, where they are the running ones, means of a stacked expansion, ``[H]`` each.
+    """Return the inverse deviations and, where they are the running ones, means of a stacked expansion, ``[H]`` each.
 
     Raises:
         ValueError: If the batch's statistics are asked for without the input's moments.
@@ -163,7 +163,8 @@ def fold(
 
 
 def _stacked_weight(expansion: Expansion, parameters: Sequence[Tensor], kind: torch.dtype) -> Tensor:
-    return torch.cat([unit.kernels(parameters).flatten(1) for unit in expansion.units]).to(kind)
+    kernels = [unit.kernels(parameters).flatten(1) for unit in expansion.units]  # [hidden, C, 1, 1] -> [hidden, C]
+    return torch.cat(kernels).to(kind)
 
 
 class ExpansionGradient:
@@ -216,13 +217,13 @@ class ExpansionGradient:
         start = 0
         for unit in self.expansion.units:
             rows = slice(start, start + unit.channels)
-            gradients[unit.slot] = by_weight[rows].view(unit.conv.weight.shape)
+            gradients[unit.slot] = by_weight[rows].view(unit.conv.weight.shape)  # [hidden, C] -> [hidden, C, 1, 1]
             gradients[unit.slot + 1] = by_scale[rows]
             gradients[unit.slot + 2] = self.by_shift[rows]
             start = rows.stop
 
     def through_statistics(self, joint: Joint | None = None) -> tuple[Tensor, Tensor] | None:
-        """What the batch's statistics, or with ``joint`` those of all processes, add to the gradient by the input.
+        """Return what statistics of the batch, or with ``joint`` of all processes, add to the gradient by the input.
 
         Returns:
             A vector ``[C]`` and a matrix ``[C, C]``: the gradient of a pixel gets ``vector + centred @ matrix``.

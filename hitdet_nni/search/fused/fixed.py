@@ -2,63 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
 from hitdet_nni.search.fused.batch_norm import statistics_type
 from hitdet_nni.search.fused.function import FusedMixture
+from hitdet_nni.search.fused.reading import Reader, readers
 from hitdet_nni.search.fused.saving import Saving
 
-BLOCKS = (InvertedResidual, SeparableBlock, ConvBlock)
 
+class FusedBlock(nn.Module):
+    """What stands in the place of a block to compute it fused.
 
-class FixedBlock:
-    """The forward pass of a block.
+    Its children are the block's own, by the same names, so that parameters and the keys of the state dict are the same.
 
     Args:
-        block: One of :data:`BLOCKS`.
+        block: A block that a reader knows; all parameters are in its children.
         saving: What is kept for the gradients.
+
+    Shape:
+        As the block's.
     """
 
     def __init__(self, block: nn.Module, saving: Saving) -> None:
-        self.block = block
+        super().__init__()
+        assert not [*block.parameters(recurse=False), *block.buffers(recurse=False)]
         self.saving = saving
+        self._replaced = (block,)  # a tuple, lest the block be a child and its keys occur twice
         self._mixture: FusedMixture | None = None
+        self.training = block.training
+        for name, child in block.named_children():
+            self.add_module(name, child)  # refuses the name of an attribute of this class
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """As the block's own forward pass, which still runs for tensors without data."""
+    @property
+    def replaced(self) -> nn.Module:
+        """The block that this module stands for, in the same mode."""
+        (block,) = self._replaced
+        block.training = self.training
+        return block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the block; for tensors without data, which only have shapes, by its own forward pass."""
         if type(x) is not Tensor:
-            plain: Tensor = type(self.block).forward(self.block, x)
+            plain: Tensor = self.replaced(x)
             return plain
         if self._mixture is None:
-            self._mixture = FusedMixture({"fixed": self.block}, self.saving)
+            self._mixture = FusedMixture({"fixed": self.replaced}, self.saving)
         return self._mixture(x, x.new_ones(1, dtype=statistics_type(x.dtype)))
 
-    def __reduce__(self) -> tuple[type[FixedBlock], tuple[nn.Module, Saving]]:
-        """A copy begins without a mixture."""
-        return FixedBlock, (self.block, self.saving)
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy begins with: no mixture."""
+        return {**self.__dict__, "_mixture": None}
 
 
 def fuse_fixed_blocks(module: nn.Module, saving: Saving | None, mixed: type[nn.Module]) -> None:
-    """Let every block inside ``module`` that is no candidate be computed fused, or by its own forward pass again.
+    """Exchange every block inside ``module`` that is no candidate for a :class:`FusedBlock`, or put the blocks back.
+
+    Blocks of families that the fused layer does not know stay as they are.
 
     Args:
         module: A mutated model space.
-        saving: What is kept for the gradients; ``None`` for the blocks' own forward pass.
+        saving: What is kept for the gradients; ``None`` for the blocks themselves.
         mixed: Class of the mixed layers, which hold candidates.
     """
-    for block in _blocks(module, mixed):
-        if saving is None:
-            block.__dict__.pop("forward", None)
+    _exchange(module, saving, mixed, readers())
+
+
+def _exchange(
+    parent: nn.Module, saving: Saving | None, mixed: type[nn.Module], known: Mapping[type[nn.Module], Reader]
+) -> None:
+    if isinstance(parent, mixed):
+        return
+    for name, child in list(parent.named_children()):
+        block = child.replaced if isinstance(child, FusedBlock) else child
+        if type(block) in known:
+            setattr(parent, name, block if saving is None else FusedBlock(block, saving))
         else:
-            block.forward = FixedBlock(block, saving)
-
-
-def _blocks(module: nn.Module, mixed: type[nn.Module]) -> Iterator[nn.Module]:
-    for child in module.children():
-        if type(child) in BLOCKS:
-            yield child
-        elif not isinstance(child, mixed):
-            yield from _blocks(child, mixed)
+            _exchange(child, saving, mixed, known)

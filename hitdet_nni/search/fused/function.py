@@ -25,9 +25,9 @@ from hitdet_nni.search.fused.plan import (
     Plan,
     make_plan,
     normalization_modes,
-    read_candidates,
     units,
 )
+from hitdet_nni.search.fused.reading import read_candidates
 from hitdet_nni.search.fused.recording import Outputs, Recording, Recordings
 from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
 
@@ -42,7 +42,7 @@ class FusedMixture:
     modules are read, never called: their hooks do not run. The gradient cannot be differentiated again.
 
     Args:
-        modules: The candidates by name: :mod:`hitdet_nni.model.blocks`, all for one input and output shape.
+        modules: The candidates by name, blocks of families that have a reader, all for one input and output shape.
         saving: What is kept for the gradient, one of :data:`~hitdet_nni.search.fused.saving.SAVINGS`.
 
     Raises:
@@ -69,7 +69,7 @@ class FusedMixture:
         self._recordable = all(norm.momentum is not None and not isinstance(norm, LevelBatchNorm2d) for norm in norms)
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the candidates' outputs.
+        """Return the weighted sum of the candidates' outputs.
 
         Args:
             x: ``[N, C, H, W]`` in any memory order.
@@ -85,12 +85,12 @@ class FusedMixture:
         return result
 
     def shape_of(self, x: Tensor) -> MapShape:
-        """Size and order of the maps of an input ``[N, C, H, W]``; what strides over rows keeps maps apart."""
+        """Return size and order of the maps of an input ``[N, C, H, W]``; what strides over rows keeps maps apart."""
         by_rows = self.stride == 1 and x.device.type == "cpu" and not uses_triton(x)
         return MapShape(x.shape[0], x.shape[2], x.shape[3], by_rows)
 
     def plan(self, shape: MapShape, compute: torch.dtype, device: torch.device) -> Plan:
-        """The plan for a size of input and the present modes of the normalisations."""
+        """Return the plan for a size of input and the present modes of the normalisations."""
         modes = normalization_modes(self.candidates, shape, self.stride)
         key = (modes, shape, compute.itemsize, device)
         if key not in self._plans:
@@ -100,13 +100,13 @@ class FusedMixture:
         return self._plans[key]
 
     def changed(self) -> list[Tensor]:
-        """What a forward pass in training changes: running averages, ``[C]``, and how many batches they have seen."""
+        """Return what a forward pass in training changes: running averages, ``[C]``, and their counts of batches."""
         norms = [unit.norm for unit in self._units]
         buffers = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
         return [buffer for several in buffers for buffer in several if buffer is not None]
 
     def recording(self, layer: _Layer, x: Tensor, parameters: Sequence[Tensor]) -> Recording | None:
-        """The recorded passes for an input like ``x``, ``[N, C, H, W]``; ``None`` where passes run as they are.
+        """Return the recorded passes for an input like ``x``, ``[N, C, H, W]``; ``None`` where passes run as they are.
 
         Args:
             layer: The mixture for the size of ``x``.
@@ -121,7 +121,7 @@ class FusedMixture:
 
 
 def _compute_type(x: Tensor) -> torch.dtype:
-    """Type of maps and products: autocast's where it is on, the input's otherwise."""
+    """Return the type of maps and products: autocast's where it is on, the input's otherwise."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -157,7 +157,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by input, weights and parameters."""
+        """Return the gradients by input, weights and parameters."""
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.replayed is not None:
                 return None, None, *_replay_backward(ctx, grad)
@@ -188,7 +188,7 @@ def _record(
 
 
 def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
-    """The backward pass of a forward pass that was replayed."""
+    """Run the backward pass of a forward pass that was replayed."""
     recording: Recording = ctx.replayed
     layer: _Layer = ctx.layer
     needs = ctx.needs_input_grad[2:]
@@ -223,7 +223,7 @@ class _Layer:
     compute: torch.dtype
 
     def forward(self, x: Tensor, weights: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tape]:
-        """The weighted sum, ``[N, C_out, H_out, W_out]``, and what its gradients need."""
+        """Return the weighted sum, ``[N, C_out, H_out, W_out]``, and what its gradients need."""
         mixture, plan = self.mixture, self.plan
         call, moments, updates = _start(mixture, plan, self.kept, self.shape, self.compute, x, weights, parameters)
         exact = statistics_type(self.compute)
@@ -255,7 +255,7 @@ class _Layer:
         needs: Sequence[bool],
         grad: Tensor,
     ) -> list[Tensor | None]:
-        """Gradients by input, weights and parameters, as far as they are needed."""
+        """Return the gradients by input, weights and parameters, as far as they are needed."""
         call, moments = _restart(self, tape, x, weights, parameters)
         return _backward(self.mixture, call, moments, needs, grad)
 
@@ -270,7 +270,7 @@ def _start(
     weights: Tensor,
     parameters: Sequence[Tensor],
 ) -> tuple[Call, Moments | None, RunningUpdates]:
-    """Statistics and folding of the expansions, which come before all else."""
+    """Compute statistics and folding of the expansions, which come before all else."""
     matrix = shape.matrix(x)
     inputs = matrix.to(compute)
     updates = RunningUpdates()
@@ -300,7 +300,7 @@ def _start(
 def _restart(
     layer: _Layer, tape: Tape, x: Tensor, weights: Tensor, parameters: Sequence[Tensor]
 ) -> tuple[Call, Moments | None]:
-    """The call as the forward pass left it."""
+    """Return the call as the forward pass left it."""
     matrix = layer.shape.matrix(x)
     inputs = matrix.to(layer.compute)
     moments = None

@@ -20,11 +20,11 @@ from hitdet_nni.errors import InputError
 
 
 def sums(*tensors: Tensor) -> list[Tensor]:
-    """Sums of tensors of one type and any shapes over the processes, by one exchange; the tensors stay as they are."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    """Return sums over the processes of tensors of one type and any shapes, by one exchange; the tensors stay."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])  # [*shape] -> [numel]
     dist.all_reduce(flat)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]  # [numel] -> [*shape]
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Joint:
     count: Tensor
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over all processes from those of each, ``[..., C]``; no cancellation."""
+        """Return the mean and biased variance over all processes from those of each, ``[..., C]``; no cancellation."""
         (total,) = sums(mean * self.own)
         joint = total / self.count
         (squares,) = sums((variance + (mean - joint).square()) * self.own)
         return joint, squares / self.count
 
     def means(self, *totals: Tensor) -> list[Tensor]:
-        """From sums over this process's pixels, of any shapes, to means over all pixels."""
+        """Turn sums over this process's pixels, of any shapes, into means over all pixels."""
         return [total / self.count for total in sums(*totals)]
 
 
@@ -70,6 +70,6 @@ def are_joint(norms: Sequence[nn.BatchNorm2d]) -> bool:
 
 
 def count_pixels(own: Sequence[int], like: Tensor) -> list[Joint]:
-    """The pixels of several sizes of maps, given this process's; ``like``, of any shape, has the type of statistics."""
+    """Return the pixels of several sizes of maps, given this process's; ``like``, of any shape, gives the type."""
     (counts,) = sums(like.new_tensor([float(number) for number in own]))
     return [Joint(number, count) for number, count in zip(own, counts.unbind(), strict=True)]

@@ -18,11 +18,11 @@ class MixedLayer(Protocol):
     active_names: list[str]
 
     def active_candidates(self) -> list[nn.Module]:
-        """Modules of the candidates that are still in the race."""
+        """Return the modules of the candidates that are still in the race."""
         ...
 
     def probabilities(self) -> Tensor:
-        """Their weights, one a candidate: ``[len(active_names)]``."""
+        """Return their weights, one a candidate: ``[len(active_names)]``."""
         ...
 
 
@@ -35,7 +35,7 @@ def forget_mixture(layer: MixedLayer) -> None:
 
 
 def fused_weighted_sum(saving: Saving, layer: MixedLayer, x: Tensor) -> Tensor:
-    """Eq. 5 for the candidates that are still in the race, as one operation.
+    """Compute Eq. 5 for the candidates that are still in the race, as one operation.
 
     Args:
         saving: What is kept for the gradients.

@@ -12,10 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from hitdet_nni.errors import InputError
 from hitdet_nni.kernels.layout import MapShape, chunk_channels, even_pieces
-from hitdet_nni.model.blocks import ConvBlock, InvertedResidual, SeparableBlock
-from hitdet_nni.search.fused.batch_norm import check_supported, uses_batch
+from hitdet_nni.search.fused.batch_norm import uses_batch
 
 Part = Literal["expand", "depthwise"]
 
@@ -54,15 +52,15 @@ class ConvNorm:
         return self.conv.out_channels
 
     def kernels(self, parameters: Sequence[Tensor]) -> Tensor:
-        """``[C_out, C_in / groups, k, k]``."""
+        """Return the kernels, ``[C_out, C_in / groups, k, k]``."""
         return parameters[self.slot]
 
     def scale(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Scale of the normalisation, ``[C_out]``."""
+        """Return the scale of the normalisation, ``[C_out]``."""
         return parameters[self.slot + 1]
 
     def shift(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Shift of the normalisation, ``[C_out]``."""
+        """Return the shift of the normalisation, ``[C_out]``."""
         return parameters[self.slot + 2]
 
 
@@ -90,7 +88,7 @@ class DepthwiseCandidate:
         return self.project
 
     def unit(self, part: Part) -> ConvNorm:
-        """The expansion, which must be there, or the depthwise convolution.
+        """Return the expansion, which must be there, or the depthwise convolution.
 
         Raises:
             ValueError: If there is no expansion.
@@ -183,13 +181,13 @@ class Group:
         return self.candidates[0].depthwise.conv
 
     def rows(self, chunk: int) -> slice:
-        """Rows of a chunk in the stacked expansion."""
+        """Return the rows of a chunk in the stacked expansion."""
         start = self.first_row + sum(width(segments) for segments in self.chunks[:chunk])
         return slice(start, start + width(self.chunks[chunk]))
 
 
 def width(segments: Sequence[Segment]) -> int:
-    """Channels of a chunk."""
+    """Return the channels of a chunk."""
     stop: int = segments[-1].columns.stop
     return stop
 
@@ -217,42 +215,8 @@ class Plan:
     last_by_batch: Tensor
 
 
-def read_candidates(modules: Mapping[str, nn.Module]) -> tuple[Candidate, ...]:
-    """Take the operators' modules apart.
-
-    Args:
-        modules: Candidate modules by name, all for one input and output shape.
-
-    Raises:
-        InputError: If a candidate is not one of the operators' blocks, or has an unsupported batch normalisation.
-    """
-    slot = 0
-
-    def unit(block: nn.Module) -> ConvNorm:
-        nonlocal slot
-        conv, norm = block.conv, block.bn
-        if not isinstance(conv, nn.Conv2d) or conv.bias is not None or not isinstance(norm, nn.Module):
-            raise InputError(f"the fused mixed layer cannot compute {conv}", allowed="Conv2d without bias")
-        made = ConvNorm(block, conv, check_supported(norm), slot)
-        slot += PARAMETERS
-        return made
-
-    candidates: list[Candidate] = []
-    for index, (name, module) in enumerate(modules.items()):
-        if type(module) is ConvBlock:
-            candidates.append(DenseCandidate(index, unit(module.block)))
-        elif type(module) is InvertedResidual or type(module) is SeparableBlock:
-            expand = unit(module.expand) if isinstance(module, InvertedResidual) else None
-            depthwise, project = unit(module.depthwise), unit(module.project)
-            candidates.append(DepthwiseCandidate(index, expand, depthwise, project, module.residual))
-        else:
-            problem = f"the fused mixed layer cannot compute a {type(module).__name__}"
-            raise InputError(problem, key=name, allowed="InvertedResidual, SeparableBlock, ConvBlock")
-    return tuple(candidates)
-
-
 def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
-    """All convolutions in the order of their slots."""
+    """Return all convolutions in the order of their slots."""
     found: list[ConvNorm | None] = []
     for candidate in candidates:
         if isinstance(candidate, DenseCandidate):
@@ -263,7 +227,7 @@ def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
 
 
 def normalization_modes(candidates: Sequence[Candidate], shape: MapShape, stride: int) -> tuple[bool, ...]:
-    """For each of :func:`units`, whether it is normalised by the batch's statistics now."""
+    """Return for each of :func:`units` whether it is normalised by the batch's statistics now."""
     modes = []
     for candidate in candidates:
         if isinstance(candidate, DepthwiseCandidate) and candidate.expand is not None:
@@ -328,7 +292,7 @@ def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:
 def _together(
     members: Sequence[DepthwiseCandidate], by_batch: Mapping[ConvNorm, bool], largest: int
 ) -> list[list[DepthwiseCandidate]]:
-    """Candidates that share a depthwise convolution, as far as they fit one chunk."""
+    """Return candidates that share a depthwise convolution, as far as they fit one chunk."""
     alike: dict[tuple[object, ...], list[list[DepthwiseCandidate]]] = {}
     for member in members:
         conv, norm = member.depthwise.conv, member.depthwise.norm

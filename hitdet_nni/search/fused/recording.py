@@ -42,7 +42,7 @@ class Memory:
 
     @classmethod
     def pool(cls, device: torch.device) -> tuple[Any, weakref.WeakSet[torch.cuda.CUDAGraph]]:
-        """The pool of a device, and the graphs that use it."""
+        """Return the pool of a device, and the graphs that use it."""
         known = cls._pools.get(device)
         if known is None or not known[1]:
             known = cls._pools[device] = torch.cuda.graph_pool_handle(), weakref.WeakSet()
@@ -76,7 +76,7 @@ def capture(function: Callable[[], None], device: torch.device) -> Replay:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """The garbage collector might end other graphs meanwhile, which a recording does not survive."""
+    """Keep the garbage collector from ending other graphs meanwhile, which a recording does not survive."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -284,7 +284,7 @@ def _copy_all(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
 
 
 def _copies(tensors: Outputs) -> Outputs:
-    """Copies of tensors, those of one type in one piece of memory."""
+    """Return copies of tensors, those of one type in one piece of memory."""
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         if tensor is not None:
@@ -327,7 +327,7 @@ class Recordings:
     calls: int = 0
 
     def find(self, size: Hashable, places: tuple[int, ...]) -> Recording | None:
-        """The recording for a size of input.
+        """Return the recording for a size of input.
 
         Args:
             size: What distinguishes it.

@@ -46,9 +46,9 @@ class Tape:
         self.tensors[name] = tensor
 
     def get(self, *name: Hashable) -> Tensor | None:
-        """A kept tensor, in the shape that it was kept in, or ``None``."""
+        """Return a kept tensor, in the shape that it was kept in, or ``None``."""
         return self.tensors.get(name)
 
     def __getitem__(self, name: tuple[Hashable, ...]) -> Tensor:
-        """A tensor that must have been kept."""
+        """Return a tensor that must have been kept."""
         return self.tensors[name]

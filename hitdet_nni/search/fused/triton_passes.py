@@ -49,7 +49,7 @@ class _Maps:
     shift: Tensor
 
     def activated(self) -> Tensor:
-        """What the projection reads, ``[P_out, channels]``."""
+        """Return what the projection reads, ``[P_out, channels]``."""
         statistics = self.statistics
         return normalize_relu(self.convolved, statistics.mean, statistics.inverse_deviation, self.scale, self.shift)
 
@@ -98,11 +98,11 @@ class TritonGroupPass(GroupPass):
             self._maps_backward(chunk, one or self._maps(chunk, None), by_matrices, gradients)
 
     def _weighted_scales(self) -> Tensor:
-        """Scales of the candidates' last normalisations times their weights, ``[n, C_out]``."""
+        """Return the scales of the candidates' last normalisations times their weights, ``[n, C_out]``."""
         return torch.stack([self.call.weighted_scales[candidate.index] for candidate in self.group.candidates])
 
     def _last_statistics(self, matrices: Tensor, updates: RunningUpdates) -> Statistics:
-        """What the candidates' projections, ``[n, P_out, C_out]``, are normalised by; kept for the backward pass."""
+        """Return what the projections, ``[n, P_out, C_out]``, are normalised by; kept for the backward pass."""
         call, group = self.call, self.group
         eps = [candidate.project.norm.eps for candidate in group.candidates]
         mean, variance, inverse = Moments.of(matrices).join(eps[0]).unbind()
@@ -123,7 +123,7 @@ class TritonGroupPass(GroupPass):
         return statistics
 
     def _matrices(self, updates: RunningUpdates | None) -> tuple[Tensor, list[_Maps | None]]:
-        """Projections of the candidates, ``[n, P_out, C_out]``; where there are no ``updates``, all hidden maps too."""
+        """Return the candidates' projections, ``[n, P_out, C_out]``; without ``updates``, all hidden maps too."""
         call, group = self.call, self.group
         places = {candidate.index: place for place, candidate in enumerate(group.candidates)}
         size = (len(places), call.shape_out.pixels, group.candidates[0].project.channels)
@@ -199,7 +199,8 @@ class TritonGroupPass(GroupPass):
             torch.mm(by_matrix, self._projection(segment), out=grad[:, segment.columns])
             room = gradients.parameters[segment.candidate.project.slot]
             if activated is not None and room is not None:
-                correlate(room.flatten(1)[:, segment.channels], by_matrix, activated[:, segment.columns])
+                matrix = room.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+                correlate(matrix[:, segment.channels], by_matrix, activated[:, segment.columns])
         del activated
         by_scale, by_shift = normalize_relu_gradient_(
             grad,
@@ -239,7 +240,7 @@ class TritonGroupPass(GroupPass):
 
 
 def _moments(matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the columns of ``[P, C]``."""
+    """Return the mean and biased variance of the columns of ``[P, C]``."""
     mean, variance, _ = Moments.of(matrix[None]).join(eps)[:, 0].unbind()
     return mean, variance
 

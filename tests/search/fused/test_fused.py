@@ -14,7 +14,6 @@ from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import nn
 
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.data.pipeline import search_loaders
 from hitdet_nni.engine import distributed
@@ -22,7 +21,7 @@ from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.kernels import layout
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
-from hitdet_nni.model.operators import build_operator
+from hitdet_nni.operators.registry import OPERATORS, build_operator
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import SAVINGS, FusedMixture, fused_weighted_sum, plan
 from hitdet_nni.search.mixed import SAVING, set_saving

@@ -7,9 +7,9 @@ import torch
 from group import run_group
 from test_fused import build, draw, fused, plain, results
 
-from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.operators.registry import OPERATORS
 from hitdet_nni.search.fused import backend, function, plan
 
 FEW = ("ir_k3_d1_e1", "ir_k3_d1_e3", "sep_k3_d2", "conv_k3_d1")

@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.data.pipeline import search_loaders
-from hitdet_nni.model.blocks import InvertedResidual
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.operators.blocks import InvertedResidual
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import SAVINGS
-from hitdet_nni.search.fused.fixed import FixedBlock
+from hitdet_nni.search.fused.fixed import FusedBlock
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
@@ -103,23 +103,37 @@ def test_fixed_layers_are_fused_too(screening):
 def test_fixed_layers_go_back_to_their_own_forward_pass(screening):
     space, _ = copy.deepcopy(screening)
     names = list(space.state_dict())
-    blocks = [module for module in space.modules() if type(module) is InvertedResidual]
+    places = {name: module for name, module in space.named_modules() if type(module) is InvertedResidual}
+    blocks = list(places.values())
+    parameters = dict(space.named_parameters())
     fixed = [block for block in blocks if block.expand.conv.weight.shape[0] == 3 * block.expand.conv.weight.shape[1]]
     set_saving(space, "slim")
-    assert [isinstance(block.__dict__.get("forward"), FixedBlock) for block in blocks] == [b in fixed for b in blocks]
+    now = [space.get_submodule(name) for name in places]
+    assert [isinstance(module, FusedBlock) for module in now] == [block in fixed for block in blocks]
+    assert [module.replaced if isinstance(module, FusedBlock) else module for module in now] == blocks
     assert list(space.state_dict()) == names
-    copied = copy.deepcopy(space)
-    of_copy = [module for module in copied.modules() if "forward" in module.__dict__]
-    assert [module.forward.block for module in of_copy] == of_copy  # not the blocks that were copied
+    of_space, of_copy = (
+        [module for module in each.modules() if isinstance(module, FusedBlock)]
+        for each in (space, copy.deepcopy(space))
+    )
+    assert len(of_copy) == len(of_space) == len(fixed)
+    for module, original in zip(of_copy, of_space, strict=True):
+        assert module.replaced is not original.replaced  # not the block that was copied
+        pairs = zip(module.replaced.parameters(), module.parameters(), strict=True)
+        assert all(one is two for one, two in pairs)
+    space.eval()
     set_saving(space, "checkpoint")
-    assert not any("forward" in module.__dict__ for module in space.modules())
+    assert [space.get_submodule(name) for name in places] == blocks
+    assert not any(block.training for block in blocks)
+    assert list(space.state_dict()) == names
+    assert all(parameter is parameters[name] for name, parameter in space.named_parameters())
 
 
 def test_fixed_layers_of_tensors_without_data(screening):
     """Their own forward pass runs, whose operators state shapes."""
     space, _ = copy.deepcopy(screening)
     set_saving(space, "slim")
-    block = next(module for module in space.modules() if "forward" in module.__dict__)
+    block = next(module for module in space.modules() if isinstance(module, FusedBlock))
     channels = block.expand.conv.in_channels
     with FakeTensorMode(allow_non_fake_inputs=True):
         y = block(torch.empty(2, channels, 8, 8))

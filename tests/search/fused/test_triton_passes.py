@@ -7,7 +7,7 @@ import torch
 from test_fused import LAYERS, NORMS, build, compare, fused
 from torch import nn
 
-from hitdet_nni.config.operators import OPERATORS
+from hitdet_nni.operators.registry import OPERATORS
 from hitdet_nni.search.fused import SAVINGS, backend, function, plan
 from hitdet_nni.search.fused.depthwise_group import GroupPass
 

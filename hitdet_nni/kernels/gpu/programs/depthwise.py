@@ -19,7 +19,7 @@ def convolve(
     SUMS: tl.constexpr, MOMENTS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr, ROWS: tl.constexpr,
     FLAT: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """A program computes COLUMNS outputs at distances of the dilation for each of its pixels: they share inputs."""
+    """Compute COLUMNS outputs at distances of the dilation for each of a program's pixels: they share inputs."""
     channels = channel_units * UNIT
     part, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -106,7 +106,7 @@ def strided_grad_x(
     UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, MASK: tl.constexpr, SUMS: tl.constexpr,
     PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient by the input of a strided convolution: a pixel gathers the outputs whose strides meet a tap of it."""
+    """Compute the gradient by a strided convolution's input: a pixel gathers the outputs whose strides meet a tap."""
     channels = channel_units * UNIT
     part, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -151,7 +151,7 @@ def grad_weights(
     COLUMNS: tl.constexpr, PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr,
     CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """A program sums one line of the kernel over its part of the pixels, COLUMNS neighbours at a time."""
+    """Sum one line of the kernel over a program's part of the pixels, COLUMNS neighbours at a time."""
     channels = channel_units * UNIT
     number, channel = place(channels, CHANNELS)
     known = channel < channels

@@ -34,7 +34,7 @@ def sums(
     grad, matrices, mean, inverse, parts, positions, channel_units, number,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """For each candidate, sums over a tile's pixels of the gradient times the normalised map; then of the gradient."""
+    """Sum over a tile's pixels, for each candidate, the gradient times the normalised map; then the gradient."""
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -59,7 +59,7 @@ def gradient(
     grad, matrices, coefficients, out, positions, channel_units, number,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient by each candidate's map: a multiple of that by the sum, one of the map less its mean, and a constant."""
+    """Compute the gradient by each candidate's map: multiples of that by the sum and of the centred map, a constant."""
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels

@@ -11,7 +11,7 @@ def join(
     means, deviations, counts, joined, parts, channels, positions, inverse_positions, eps,
     PARTS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of all parts from those of each, in two passes over the parts."""
+    """Compute mean and variance of all parts from those of each, in two passes over the parts."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
     start = tl.program_id(1).to(tl.int64) * parts * channels
@@ -45,7 +45,7 @@ def columns(
     x, means, deviations, counts, positions, channel_units, tiles,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Moments of a part of the rows: sums of differences from its first row and of their squares."""
+    """Compute moments of a part of the rows: sums of differences from its first row and of their squares."""
     channels = channel_units * UNIT
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels

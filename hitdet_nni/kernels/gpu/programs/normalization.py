@@ -34,7 +34,7 @@ def sums(
     grad, y, mean, inverse, scale, shift, parts, positions, channel_units, tiles,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a part's pixels: gradients by scale and shift of a normalisation with a ReLU behind it."""
+    """Sum over a part's pixels: gradients by scale and shift of a normalisation with a ReLU behind it."""
     channels = channel_units * UNIT
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
@@ -65,7 +65,7 @@ def gradient(
     grad, y, mean, inverse, scale, shift, slope, sums, positions, inverse_positions, channel_units,
     UNIT: tl.constexpr, BY_BATCH: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient by what was normalised, in place of that by the result."""
+    """Compute the gradient by what was normalised, in place of that by the result."""
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def place(channels, CHANNELS: tl.constexpr):
-    """Number of a program's tile, and its channels, ``[CHANNELS]``; neighbours have the same pixels."""
+    """Return the number of a program's tile, and its channels, ``[CHANNELS]``; neighbours have the same pixels."""
     across = tl.cdiv(channels, CHANNELS)
     number = tl.program_id(0)
     return number // across, (number % across) * CHANNELS + tl.arange(0, CHANNELS)
@@ -16,7 +16,7 @@ def place(channels, CHANNELS: tl.constexpr):
 
 @triton.jit
 def tile_pixels(tile, count, height, width, PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr):
-    """Pixels of a tile: map, row and column, whether they exist; [PIXELS] each."""
+    """Return the pixels of a tile: map, row and column, whether they exist; [PIXELS] each."""
     within = tl.arange(0, PIXELS)
     if FLAT:
         pixel = tile * PIXELS + within

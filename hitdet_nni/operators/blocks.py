@@ -19,7 +19,7 @@ def conv_bn(
     groups: int = 1,
     relu: bool,
 ) -> nn.Sequential:
-    """Convolution without bias, batch normalisation and, where asked for, ReLU.
+    """Build a convolution without bias, batch normalisation and, where asked for, ReLU.
 
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, out_channels, ceil(H / stride), ceil(W / stride)]``.

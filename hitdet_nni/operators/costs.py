@@ -1,0 +1,69 @@
+"""Parameters and FLOPs of single layers in closed form, from channels, strides and sizes alone.
+
+FLOPs are multiply-adds at a stated input size and RoI count, counted by one of two declared conventions:
+
+- ``macs``: the multiply-adds of convolutions and linear layers, nothing else;
+- ``paper``: the counter behind the published figures (old mmdetection): convolutions with their bias, linear layers
+  without, 2 per batch-norm output, 1 per input of a ReLU module. Functional operations (the RPN's ReLU,
+  interpolation, pooling, additions), RoIAlign and NMS are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Convention = Literal["macs", "paper"]
+Size = tuple[int, int]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters and FLOPs (multiply-adds) of a layer or a sum of layers."""
+
+    params: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.flops + other.flops)
+
+    def times(self, count: int) -> Cost:
+        """Return the cost of applying the same layer ``count`` times: the FLOPs grow, the parameters do not."""
+        return Cost(self.params, self.flops * count)
+
+
+def halved(size: Size, stride: int) -> Size:
+    """Return the output size of a padded layer: ``ceil(side / stride)``."""
+    rows, columns = size
+    return -(-rows // stride), -(-columns // stride)
+
+
+def conv_cost(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    output: Size,
+    convention: Convention,
+    *,
+    groups: int = 1,
+    bias: bool = False,
+) -> Cost:
+    """Return the cost of a convolution with the given output size (square kernel)."""
+    places = output[0] * output[1]
+    weights = kernel_size**2 * (in_channels // groups) * out_channels
+    bias_terms = out_channels if bias else 0
+    counted_bias = bias_terms if convention == "paper" else 0
+    return Cost(weights + bias_terms, (weights + counted_bias) * places)
+
+
+def norm_relu_cost(channels: int, size: Size, convention: Convention, *, relu: bool) -> Cost:
+    """Return the cost of a batch normalisation and, where present, the ReLU module behind it."""
+    elements = channels * size[0] * size[1]
+    counted = (3 if relu else 2) * elements if convention == "paper" else 0
+    return Cost(2 * channels, counted)
+
+
+def linear_cost(in_features: int, out_features: int) -> Cost:
+    """Return the cost of a fully connected layer; neither convention counts its bias as FLOPs."""
+    return Cost((in_features + 1) * out_features, in_features * out_features)
