@@ -41,7 +41,7 @@ from hitdet_nni.config.operators import OPERATORS
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import DataSettings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace

@@ -1,6 +1,6 @@
 """Pictures for classification, one folder a class: which there are. None is decoded here.
 
-What loads them is in :mod:`hitdet_nni.data.folder`.
+What loads them is in :mod:`hitdet_nni.data.datasets.classification`.
 """
 
 from __future__ import annotations

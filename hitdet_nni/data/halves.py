@@ -30,7 +30,7 @@ def split_halves(
     Args:
         image_ids: Ids of the pictures; their order does not matter.
         seed: Seed of the shuffling, not negative.
-        image_classes: Category ids of each picture's boxes, such as `CocoDataset.image_classes`. Without it, or for
+        image_classes: Category ids of each picture's boxes, such as `CocoAnnotations.image_classes`. Without it, or for
             pictures without boxes, no class is balanced.
 
     Returns:

@@ -1,31 +1,29 @@
 """From data settings to checked annotations: which files each half of the data is made of, and what is in them.
 
-No network is needed for that, and nothing heavy is imported; mmdet's data sets and loaders are in
-:mod:`hitdet_nni.data.pipeline`.
+No network is needed for that, and nothing heavy is imported; mmdet's data sets are in
+:mod:`hitdet_nni.data.datasets.detection`, loaders in :mod:`hitdet_nni.data.loaders`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from hitdet_nni import __version__
 from hitdet_nni.config.data_settings import ID_KEYS, LAYOUTS, DataSettings
-from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
-from hitdet_nni.data.coco_document import cache_folder as cache_folder
+from hitdet_nni.data.annotations.coco import check_same_classes, read_annotations
+from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
+from hitdet_nni.data.annotations.coco_document import cache_folder as cache_folder
+from hitdet_nni.data.annotations.merging import one_annotation_file
+from hitdet_nni.data.annotations.pixels import require_sound_pictures
+from hitdet_nni.data.layouts.parts import HALVES, Half
 from hitdet_nni.data.layouts.recognise import open_root, say
 from hitdet_nni.data.layouts.split import split_lists
-from hitdet_nni.data.pictures import require_sound_pictures
-from hitdet_nni.data.subsets import one_annotation_file
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked
 
 SMALL_SET = 2000
 """Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""
-
-Half = Literal["train", "val"]
-HALVES: tuple[Half, ...] = get_args(Half)
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class DetectionData:
         halves: File in which a search keeps how it has split the training pictures; ``None``: nowhere.
     """
 
-    train: CocoDataset
-    val: CocoDataset
+    train: CocoAnnotations
+    val: CocoAnnotations
     halves: Path | None = None
 
     @property
@@ -65,12 +63,12 @@ def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | N
         for half in HALVES
     )
     check_same_classes(train, val)
-    for dataset in (train, val):
-        require_sound_pictures(dataset, input_size, decode=len(dataset.image_ids) <= SMALL_SET)
+    for each in (train, val):
+        require_sound_pictures(each, input_size, decode=len(each.image_ids) <= SMALL_SET)
     return DetectionData(train, val)
 
 
-def open_validation(settings: DataSettings, seed: int) -> CocoDataset:
+def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
     """The validation half of :func:`open_data` alone; its pictures are not decoded.
 
     Raises:
@@ -155,7 +153,8 @@ def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Pat
     lists = split_lists(*source, settings.val_share, settings.val_seed, cache_folder() / "subsets")
     counts = [count for _, count in lists]
     about = f"{settings.val_share:g} of every class, by data.val_share and val_seed {settings.val_seed}"
-    say(f"data.root: {counts[1]} of {sum(counts)} pictures are split off for validation ({about})")
+    many = f"{counts[1]} of {sum(counts)} pictures {'is' if counts[1] == 1 else 'are'}"
+    say(f"data.root: {many} split off for validation ({about})")
     return lists[HALVES.index(half)][0]
 
 

@@ -7,14 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 
 SUFFIXES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings of pictures, in any case."""
 
-Role = Literal["train", "val", "test"]
+Half = Literal["train", "val"]
+"""What a set consists of: training pictures and validation pictures."""
+
+HALVES: tuple[Half, ...] = get_args(Half)
+
+Role = Literal[Half, "test"]
+"""What a part of a folder is for."""
 
 NAMES: Mapping[Role, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -59,7 +66,7 @@ class Notes:
     """What was read otherwise than it stands in the files: how often, and where first.
 
     Attributes:
-        seen: Count and first place by what it is, a text that follows the count.
+        seen: Count and first place by what it is, as :func:`~hitdet_nni.data.wording.counted` takes it.
     """
 
     seen: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -68,7 +75,7 @@ class Notes:
         """Note something.
 
         Args:
-            what: What it is, a text that follows the count.
+            what: What it is, as :func:`~hitdet_nni.data.wording.counted` takes it.
             place: Where.
             count: How often.
         """
@@ -77,7 +84,7 @@ class Notes:
 
     def lines(self) -> list[str]:
         """A line each."""
-        return [f"{count} {what}; the first: {first}" for what, (count, first) in self.seen.items()]
+        return [f"{counted(count, what)}; the first: {first}" for what, (count, first) in self.seen.items()]
 
 
 Size = Callable[[], tuple[int, int]]
@@ -246,4 +253,5 @@ def note_sharing(root: Path, items: Iterable[Labelled], notes: list[str]) -> Non
     shared = [labels for labels, count in counts.items() if count > 1]
     if shared:
         first = shown(shared[0], root)
-        notes.append(f"{len(shared)} label files are those of several pictures of one name; the first: {first}")
+        what = "{label file is that|label files are those} of several pictures of one name"
+        notes.append(f"{counted(len(shared), what)}; the first: {first}")

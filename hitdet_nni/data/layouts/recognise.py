@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
 
 from hitdet_nni.data.layouts import coco, voc, yolo
 from hitdet_nni.data.layouts.documents import coco_file
-from hitdet_nni.data.layouts.parts import CocoPart, Found, LabelPart, entries, refusal
+from hitdet_nni.data.layouts.parts import CocoPart, Found, Half, LabelPart, entries, refusal
 
 logger = logging.getLogger(__name__)
-
-Half = Literal["train", "val"]
 
 KNOWN = (
     "COCO (annotations/instances_train.json and train/, or one COCO file and images/), "

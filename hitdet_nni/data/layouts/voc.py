@@ -25,14 +25,17 @@ from hitdet_nni.data.layouts.parts import (
     role_of,
     shown,
 )
-from hitdet_nni.data.voc import read_objects
+from hitdet_nni.data.layouts.voc_devkit import read_objects
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text
 
 _XML, _PICTURES = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img")
 _NAME_FILES = ("labelmap.txt", "classes.txt", "labels.txt")
-DIFFICULT = "objects are marked difficult: neither learned nor counted as missed"
-FROM_ZERO = "boxes begin at pixel 0, where VOC counts from 1: they are moved by a pixel as all others"
+DIFFICULT = "{object is|objects are} marked difficult: neither learned nor counted as missed"
+FROM_ZERO = (
+    "{box begins|boxes begin} at pixel 0, where VOC counts from 1: {it is|they are} moved by a pixel as all others"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def find(root: Path) -> Found | None:
         notes.append(f"{parts['test'].place} is a test part: not used in training or validation")
     classes = _classes(root, [part for role, part in parts.items() if role != "test"])
     val = parts.get("val")
-    about = f"XML files, {len(classes)} classes" + lists
+    about = f"XML files, {counted(len(classes), '{class|classes}')}{lists}"
     train = parts["train"]
     return Found(
         "PASCAL VOC", about, train, val if val and val.items else None, classes, VocReader(classes), tuple(notes)
@@ -134,7 +137,8 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...
     stems = {picture.stem for picture in pictures}
     lost = [file for stem, file in labels.items() if stem not in stems]
     if lost:
-        notes.append(f"{len(lost)} XML files have no picture and are left out; the first: {shown(lost[0], root)}")
+        what = "{XML file has no picture and is|XML files have no picture and are} left out"
+        notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     items = tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(pictures))
     note_sharing(root, items, notes)
     return items

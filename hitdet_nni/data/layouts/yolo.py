@@ -24,6 +24,7 @@ from hitdet_nni.data.layouts.parts import (
     shown,
 )
 from hitdet_nni.data.layouts.yolo_labels import YoloReader
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text, read_yaml
 
@@ -78,7 +79,7 @@ def _found(
     if val is not None and not val.items:
         notes.append(f"{val.place} has no picture")
         val = None
-    about = f"{shown(file, root)}, {len(classes)} classes"
+    about = f"{shown(file, root)}, {counted(len(classes), '{class|classes}')}"
     reader = YoloReader(len(classes), key_points)
     return Found("YOLO", about, parts["train"], val, classes, reader, tuple(notes))
 
@@ -237,7 +238,8 @@ def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
     folders = {_labels_folder(root, folder) for folder in places if folder.is_dir()}
     lost = [file for folder in sorted(folders) for file in files_below(folder) if _is_label(file) and file not in used]
     if lost:
-        notes.append(f"{len(lost)} label files have no picture and are left out; the first: {shown(lost[0], root)}")
+        what = "{label file has no picture and is|label files have no picture and are} left out"
+        notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     note_sharing(root, items, notes)
     return LabelPart(named_places, tuple(items))
 

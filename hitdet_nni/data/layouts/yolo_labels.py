@@ -11,8 +11,8 @@ from hitdet_nni.errors import InputError
 
 _BEYOND = 0.01  # by which numbers may lie outside 0 to 1, as Ultralytics allows
 _ROW = "class, centre and size of a box, or class and corners of a polygon, as shares of the picture's width and height"
-POLYGONS = "polygons are taken as the boxes around them"
-KEY_POINTS = "rows have key points: their boxes are taken"
+POLYGONS = "{polygon is taken as the box around it|polygons are taken as the boxes around them}"
+KEY_POINTS = "{row has key points: its box is taken|rows have key points: their boxes are taken}"
 
 
 @dataclass(frozen=True)
