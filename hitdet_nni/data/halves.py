@@ -82,7 +82,7 @@ def kept_halves(
     *,
     image_classes: Mapping[int, Collection[int]] | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The halves that a file keeps; where there is none, split and write it.
+    """Return the halves that a file keeps; where there is none, split and write it.
 
     Args:
         file: The file, ``{"seed": S, "weights": [ids], "alphas": [ids]}``; ``None`` to split without keeping.

@@ -203,12 +203,12 @@ def settle_loading(settings: DataSettings, skeleton: Skeleton, *splits: CocoAnno
 
 
 def _in_memory(dataset: Any, settings: DataSettings) -> KeptPictures:
-    """An mmdet data set with the memory that settled settings give to it; loader processes share the room."""
+    """Build an mmdet data set with the memory that settled settings give to it; loader processes share the room."""
     return KeptPictures(dataset, settings.cache_mb * 10**6 // max(1, settings.workers or 0))
 
 
 def _training_loader(pictures: Any, settings: DataSettings, seed: int, *, longest: int | None = None) -> Any:
-    """A loader of as many full batches an epoch as so many pictures give, by default those that there are."""
+    """Build a loader of as many full batches an epoch as so many pictures give, by default those there are."""
     sampler = _resumable_sampler(len(pictures), settings.batch_size, seed, longest=longest)
     return detection_loader(SeededPictures(pictures), settings, sampler)
 
@@ -230,7 +230,7 @@ def _resumable_sampler(pictures: int, batch_size: int, seed: int, *, longest: in
 
 
 def _own_share(pictures: int) -> range:
-    """The pictures of this process among so many that all processes share."""
+    """Return the numbers of this process's pictures among so many that all processes share."""
     return range(distributed.rank(), pictures, distributed.processes())
 
 
@@ -243,7 +243,7 @@ def _loader(
     *,
     pin_memory: bool = False,
 ) -> Any:
-    """NNI's ``DataLoader``, which is torch's with its arguments noted, as NNI's evaluators ask for."""
+    """Build NNI's ``DataLoader``, which is torch's with its arguments noted, as NNI's evaluators ask for."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -19,6 +19,7 @@ from hitdet_nni.data.annotations.pixels import require_sound_pictures
 from hitdet_nni.data.layouts.parts import HALVES, Half
 from hitdet_nni.data.layouts.recognise import open_root, say
 from hitdet_nni.data.layouts.split import split_lists
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked
 
@@ -69,7 +70,7 @@ def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | N
 
 
 def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
-    """The validation half of :func:`open_data` alone; its pictures are not decoded.
+    """Read and check the validation half of :func:`open_data` alone; its pictures are not decoded.
 
     Raises:
         InputError: If a file is missing or has a defect.
@@ -78,7 +79,7 @@ def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
 
 
 def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path, Path], ...]]:
-    """The annotation files, each with its folder of pictures, that each half is made of.
+    """Return the annotation files, each with its folder of pictures, that each half is made of.
 
     Args:
         settings: The ``data`` section.
@@ -104,7 +105,7 @@ def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path
 
 
 def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Path]:
-    """Annotation file and folder of pictures of a half; they are made where it has several parts or lists of ids.
+    """Return a half's annotation file and folder of pictures; make them where it has several parts or lists of ids.
 
     Args:
         settings: The ``data`` section.
@@ -126,7 +127,7 @@ def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Pa
 
 
 def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], ...]]:
-    """The parts of a folder that is recognised, less a half that is named by its paths.
+    """Return the parts of a folder that is recognised, less a half that is named by its paths.
 
     Where the folder has no validation part, both halves are all its pictures; :func:`half_source` splits them.
     """
@@ -145,7 +146,7 @@ def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], .
 
 
 def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
-    """File of the ids of a half of the pictures of a folder that has no validation part."""
+    """Return the file of the ids of a half of the pictures of a folder that has no validation part."""
     for key in ID_KEYS:
         if getattr(settings, key) is not None:
             problem = "is given, and data.root has no validation part: what is split off is chosen by its own list"
@@ -153,8 +154,8 @@ def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Pat
     lists = split_lists(*source, settings.val_share, settings.val_seed, cache_folder() / "subsets")
     counts = [count for _, count in lists]
     about = f"{settings.val_share:g} of every class, by data.val_share and val_seed {settings.val_seed}"
-    many = f"{counts[1]} of {sum(counts)} pictures {'is' if counts[1] == 1 else 'are'}"
-    say(f"data.root: {many} split off for validation ({about})")
+    told = counted(counts[1], f"of {sum(counts)} {{pictures is|pictures are}} split off for validation")
+    say(f"data.root: {told} ({about})")
     return lists[HALVES.index(half)][0]
 
 

@@ -16,7 +16,7 @@ METRICS = STATS
 
 
 def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
+    """Return the average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
 
     mmdet gives none where nothing at all was detected, as by an untrained one-stage detector: they are zero then.
     """
@@ -25,12 +25,12 @@ def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def exact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A runner config whose metrics are not rounded, as mmdet's are."""
+    """Return a runner config whose metrics are not rounded, as mmdet's are."""
     return {**config, "val_evaluator": {**config["val_evaluator"], "type": ExactCocoMetric}}
 
 
 def evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """The config of an evaluation on the validation pictures with plain mmdet, all but the model."""
+    """Build the config of an evaluation on the validation pictures with plain mmdet, all but the model."""
     evaluator = {"type": "CocoMetric", "ann_file": str(data.val.ann), "metric": "bbox", "_scope_": "mmdet"}
     if distributed.processes() > 1:
         # Through the group, on CPU too; mmengine's "cpu" means pickled files in the working directory.

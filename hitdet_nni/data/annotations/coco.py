@@ -67,7 +67,7 @@ def read_annotations(
 def check_document(
     source: DocumentSource, document: CocoDocument, images: Path, *, allow_empty_boxes: bool = False
 ) -> CocoAnnotations:
-    """:func:`read_annotations` of a document that has been parsed.
+    """Check a document that has been parsed, as :func:`read_annotations` does.
 
     Args:
         source: Where it comes from.
@@ -113,7 +113,7 @@ def check_document(
 
 
 def _read_categories(source: DocumentSource, entries: list[dict[str, Any]]) -> dict[int, str]:
-    """Class names by category id, in the order of the file."""
+    """Return the class names by category id, in the order of the file."""
     names: dict[int, str] = {}
     for index, entry in enumerate(entries):
         place = f"categories[{index}]"
@@ -139,7 +139,7 @@ def _read_categories(source: DocumentSource, entries: list[dict[str, Any]]) -> d
 def _read_images(
     source: DocumentSource, entries: list[dict[str, Any]]
 ) -> tuple[dict[int, tuple[int, int]], tuple[str, ...]]:
-    """Width and height by image id, and the file names, both in the order of the file."""
+    """Return the width and height by image id, and the file names, both in the order of the file."""
     sizes: dict[int, tuple[int, int]] = {}
     file_names: list[str] = []
     for index, entry in enumerate(entries):
@@ -158,7 +158,7 @@ def _read_images(
 def _read_image(
     source: DocumentSource, place: str, entry: dict[str, Any], sizes: Mapping[int, tuple[int, int]]
 ) -> tuple[int, str, tuple[int, int]]:
-    """Id, file name, width and height of a picture whose id is none of those in ``sizes``."""
+    """Return the id, file name, width and height of a picture whose id is none of those in ``sizes``."""
     image_id: int = source.of_type(place, entry, "id", int, "an integer")
     _fits(source, place, image_id)
     if image_id in sizes:

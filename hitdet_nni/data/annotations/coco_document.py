@@ -69,11 +69,11 @@ class DocumentSource:
         self.defects.append(defect)
 
     def error(self, place: str | None, problem: str, allowed: str) -> InputError:
-        """The error of a value at a place of the file, such as ``"images[3].width"``."""
+        """Return the error of a value at a place of the file, such as ``"images[3].width"``."""
         return InputError(f"{problem} (named by {self.key})", source=self.ann, key=place, allowed=allowed)
 
     def of_type(self, place: str, holder: Mapping[str, Any], name: str, kind: type, allowed: str) -> Any:
-        """The value of a key, which must be of exactly one type (so that true is no number).
+        """Return the value of a key, which must be of exactly one type (so that true is no number).
 
         Raises:
             InputError: If it is missing or of another type.
@@ -141,7 +141,7 @@ def is_number(value: object) -> bool:
 
 
 def canonical_text(document: CocoDocument) -> str:
-    """The document with the keys that are read, as JSON in ASCII, which is the same in every encoding."""
+    """Return the document with the keys that are read, as JSON in ASCII, which is the same in every encoding."""
     data: Entry = {
         name: [{key: entry[key] for key in READ_KEYS[name] if key in entry} for entry in getattr(document, name)]
         for name in LISTS
@@ -174,7 +174,7 @@ def write_canonical(document: CocoDocument, folder: Path, changed: Sequence[obje
 
 
 def cache_folder() -> Path:
-    """Folder in which embedded sets and annotation files are kept: ``hitdet-nni`` in ``$XDG_CACHE_HOME``.
+    """Return the folder in which embedded sets and annotation files are kept: ``hitdet-nni`` in ``$XDG_CACHE_HOME``.
 
     By default that is ``~/.cache``.
     """
@@ -182,7 +182,7 @@ def cache_folder() -> Path:
 
 
 def decode(content: bytes) -> tuple[str, str]:
-    """Text in any Unicode encoding that JSON may have, without a byte order mark, and the encoding.
+    """Return the text in any Unicode encoding that JSON may have, without a byte order mark, and the encoding.
 
     Raises:
         UnicodeDecodeError: If it is in another one.
@@ -192,7 +192,7 @@ def decode(content: bytes) -> tuple[str, str]:
 
 
 def _parse(source: DocumentSource, content: bytes) -> tuple[Any, str | None]:
-    """What the file says, and its encoding where pycocotools would stumble over it."""
+    """Return what the file says, and its encoding where pycocotools would stumble over it."""
     try:
         text, encoding = decode(content)
         data = json.loads(text)

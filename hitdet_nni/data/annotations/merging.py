@@ -70,7 +70,7 @@ def one_annotation_file(
 
 
 def read_ids(path: Path, *, key: str) -> frozenset[int]:
-    """The picture ids in a file: one a line, a JSON list, or those of a COCO annotation file.
+    """Return the picture ids in a file: one a line, a JSON list, or those of a COCO annotation file.
 
     Args:
         path: The file.
@@ -139,7 +139,7 @@ class _Whole:
     notes: tuple[str, ...]
 
     def document(self, chosen: set[int], parts: Sequence[str]) -> CocoDocument:
-        """The chosen images and their boxes."""
+        """Return the chosen images and their boxes."""
         return CocoDocument(
             images=[entry for entry in self.images if entry["id"] in chosen],
             annotations=[entry for entry in self.annotations if entry["image_id"] in chosen],
@@ -150,7 +150,7 @@ class _Whole:
 
 
 def _together(checked: Sequence[CocoAnnotations], prefixes: Sequence[str]) -> _Whole:
-    """The contents of checked files, file names relative to their common folder; ids that they share become others."""
+    """Put checked files together, file names relative to their common folder; ids that they share become others."""
     parts = [json.loads(annotations.ann.read_bytes()) for annotations in checked]  # as they have been checked
     notes = [note for annotations in checked for note in annotations.notes]
     new: dict[str, list[dict[int, int]]] = {}
@@ -182,7 +182,7 @@ def _chosen(
     without: tuple[Path, frozenset[int]] | None,
     half: str,
 ) -> set[int]:
-    """Ids, in the whole, of the pictures that are left; ``known`` gives them by the ids of the files."""
+    """Return the ids, in the whole, of the pictures that are left; ``known`` gives them by the ids of the files."""
     chosen = {number for numbers in known.values() for number in numbers}
     if only is not None:
         path, ids = only

@@ -92,7 +92,7 @@ class Changes:
             self.lines.append(_note(kind, 1, what))
 
     def notes(self) -> tuple[str, ...]:
-        """One line for each kind of change."""
+        """Return one line for each kind of change."""
         return tuple(
             _note(kind, self._counts[kind], self._first[kind]) for kind in get_args(Kind) if kind in self._first
         )

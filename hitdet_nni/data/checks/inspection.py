@@ -147,7 +147,7 @@ def _counts(annotations: CocoAnnotations) -> dict[str, int | str]:
 
 
 def _judge_boxes(inspection: Inspection, annotations: CocoAnnotations, skeleton: Skeleton, digests: Digests) -> None:
-    """What will happen to the boxes of a half without defects, and how their sizes suit the network."""
+    """Add what will happen to the boxes of a half without defects, and how their sizes suit the network."""
     uses = box_uses(annotations, skeleton.input_size)
     names = dict(zip(annotations.category_ids, annotations.classes, strict=True))
     inspection.objects = object_sizes(uses, names, skeleton)
@@ -208,7 +208,7 @@ def _warnings(annotations: CocoAnnotations, uses: BoxUses, digests: Digests, *, 
 
 
 def _imbalance(classes: Mapping[str, int]) -> Iterator[str]:
-    """Classes with few boxes, and the rarest against the most frequent; of those that have any."""
+    """Yield classes with few boxes, and the rarest against the most frequent; of those that have any."""
     few = [name for name, count in classes.items() if count < FEW_BOXES]
     if few:
         yield _of(len(few), f"{{class|classes}} with fewer than {FEW_BOXES} boxes to learn from", few)
@@ -222,7 +222,7 @@ def _second(pair: tuple[str, int]) -> int:
 
 
 def _between(train: CocoAnnotations, val: CocoAnnotations, digests: Digests) -> Iterator[str]:
-    """What the two halves should not have in common, and what they should."""
+    """Yield what the two halves should not have in common, and what they should."""
     learned, asked = (dict(zip(half.classes, half.summary.boxes_per_class, strict=True)) for half in (train, val))
     unknown = [name for name, count in asked.items() if count and not learned.get(name)]
     if unknown:
@@ -308,12 +308,12 @@ def _read_folder(pictures: LabelledPictures, inspection: Inspection) -> None:
 
 
 def _range(values: Sequence[int]) -> str:
-    """Smallest, middle and largest value."""
+    """Return the smallest, middle and largest value."""
     ordered = sorted(values)
     return f"{ordered[0]} / {ordered[len(ordered) // 2]} / {ordered[-1]}" if ordered else "-"
 
 
 def _of(count: int, what: str, examples: Sequence[object]) -> str:
-    """A number of something, as :func:`counted` takes it, and the first of them."""
+    """Tell a number of something, as :func:`counted` takes it, and the first of them."""
     first = "" if not examples else f": {examples[0]}" if count == 1 else f"; the first of them: {examples[0]}"
     return counted(count, what) + first

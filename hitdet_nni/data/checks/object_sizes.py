@@ -43,7 +43,7 @@ class ObjectSizes:
 
 
 def best_overlaps(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.float64]:
-    """The largest overlap of each object with an anchor of the detector that is centred on it.
+    """Return the largest overlap of each object with an anchor of the detector that is centred on it.
 
     Args:
         sides: Width and height of objects in pixels of the network's input, ``[N, 2]``.
@@ -57,7 +57,7 @@ def best_overlaps(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.
 
 
 def _overlaps(sides: NDArray[np.float64], anchor_side: float) -> NDArray[np.float64]:
-    """The same of the anchors of one size."""
+    """Return the same of the anchors of one size."""
     width, height = sides.T
     best = np.zeros(len(sides))
     for ratio in ANCHOR_RATIOS:
@@ -68,7 +68,7 @@ def _overlaps(sides: NDArray[np.float64], anchor_side: float) -> NDArray[np.floa
 
 
 def object_sizes(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> tuple[ObjectSizes, ...]:
-    """The sizes of the objects of every class that has any.
+    """Return the sizes of the objects of every class that has any.
 
     Args:
         uses: The boxes of one half.
@@ -93,7 +93,7 @@ def _out_of_reach(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.
 
 
 def size_hints(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> Iterator[str]:
-    """What to change for the classes at least half of whose objects are out of reach, a line for each remedy.
+    """Yield what to change for the classes at least half of whose objects are out of reach, a line a remedy.
 
     Args:
         uses: The boxes of one half.
@@ -136,7 +136,7 @@ def _reason(width: float, height: float, skeleton: Skeleton) -> str:
 
 
 def _best_size(width: float, height: float) -> tuple[float, float]:
-    """The largest overlap of an object with a centred anchor of any size, and that anchor's side."""
+    """Return the largest overlap of an object with a centred anchor of any size, and that anchor's side."""
     sides = np.geomspace(min(width, height), max(width, height), 64)
     return max((float(_overlaps(np.array([[width, height]]), side)[0]), float(side)) for side in sides)
 

@@ -105,7 +105,7 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
 
 
 def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[str]:
-    """The options that have a command with these settings use the corrected files."""
+    """Return the options by which a command with these settings uses the corrected files."""
     options = [f"--set data.{key}=null" for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
     named = bool(options)  # the folders of images have to be
     for half in HALVES:
@@ -158,7 +158,7 @@ class _Repair:
         self._number_annotations()
 
     def text(self, ids: Collection[int] | None = None) -> str:
-        """The document, or the images of some ids with their boxes, as JSON."""
+        """Return the document, or the images of some ids with their boxes, as JSON."""
         document = self._document
         images, boxes = document.images, document.annotations
         if ids is not None:
@@ -169,7 +169,7 @@ class _Repair:
         return json.dumps({**document.extra, **lists})
 
     def split(self, share: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of the training and of the validation images; arguments as :func:`split_off`."""
+        """Return the ids of the training and of the validation images; arguments as :func:`split_off`."""
         classes: dict[int, set[int]] = {entry["id"]: set() for entry in self._document.images}
         for entry in self._document.annotations:
             classes[entry["image_id"]].add(entry["category_id"])
@@ -275,7 +275,7 @@ class _Repair:
         self.lines.append(f"{self._place(entry)}: left out: {problem}")
 
     def _defects(self) -> list[InputError]:
-        """What the checks would refuse; ids of boxes are no matter, since they can be had anew."""
+        """Return what the checks would refuse; ids of boxes are no matter, since they can be had anew."""
         defects: list[InputError] = []
         source = DocumentSource(self._ann, self._key, defects)
         numbered = [{**entry, "id": number} for number, entry in enumerate(self._document.annotations, start=1)]
@@ -307,7 +307,7 @@ def _fits(number: object) -> bool:
 
 
 def _number(value: object) -> object:
-    """A number that is written as text, or the value as it is."""
+    """Return a number that is written as text, or the value as it is."""
     if type(value) is not str or not _NUMBER.fullmatch(value):
         return value
     kind: Callable[[str], float] = int if value.strip().lstrip("+-").isdecimal() else float

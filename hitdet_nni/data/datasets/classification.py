@@ -27,7 +27,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def training_transform(settings: PretrainSettings) -> v2.Transform:
-    """A random crop of random size and shape, resized, and mirrored at random where that is allowed.
+    """Build a random crop of random size and shape, resized, and mirrored at random where that is allowed.
 
     Source:
         Szegedy et al., Going Deeper with Convolutions, section 6; the paper does not describe its own.
@@ -37,7 +37,7 @@ def training_transform(settings: PretrainSettings) -> v2.Transform:
 
 
 def validation_transform(settings: PretrainSettings) -> v2.Transform:
-    """The centre of the picture, resized."""
+    """Build the crop of the picture's centre, resized."""
     return v2.Compose([v2.Resize(round(settings.size / CROP_SHARE), antialias=True), v2.CenterCrop(settings.size)])
 
 
@@ -58,7 +58,7 @@ class FolderPictures(Dataset[Any]):
         return len(self.pictures.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int] | PictureDefect:
-        """Picture, class and number; a defect where the file cannot be read.
+        """Return the picture, class and number; a defect where the file cannot be read.
 
         A defect is returned, not raised, since a worker process cannot raise an error of one line.
         """
@@ -72,7 +72,7 @@ class FolderPictures(Dataset[Any]):
 
 
 def collate(items: Sequence[tuple[Tensor, int, int] | PictureDefect]) -> Batch | PictureDefect:
-    """A batch of pictures ``[B, 3, side, side]``, labels ``[B]`` and ids ``[B]``, or its first defect."""
+    """Put together a batch of pictures ``[B, 3, side, side]``, labels ``[B]`` and ids ``[B]``, or its first defect."""
     for item in items:
         if isinstance(item, PictureDefect):
             return item
@@ -81,7 +81,7 @@ def collate(items: Sequence[tuple[Tensor, int, int] | PictureDefect]) -> Batch |
 
 
 def sound(batch: Batch | PictureDefect) -> Batch:
-    """The batch itself.
+    """Return the batch itself.
 
     Raises:
         InputError: Naming the file, if the batch is a defect.

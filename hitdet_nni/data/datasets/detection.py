@@ -26,7 +26,7 @@ RANDOM_TRANSFORMS = ("RandomFlip",)
 def dataset_config(
     annotations: CocoAnnotations, skeleton: Skeleton, *, training: bool, flip: bool = False
 ) -> dict[str, Any]:
-    """The mmdet config of one split.
+    """Build the mmdet config of one split.
 
     Pictures are resized, keeping their ratio, to fit the skeleton's input size; the detector pads the batch.
 
@@ -95,7 +95,7 @@ class KeptPictures(Dataset[Any]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Any:
-        """The packed picture: ``{"inputs": tensor, "data_samples": DetDataSample}``.
+        """Return the packed picture: ``{"inputs": tensor, "data_samples": DetDataSample}``.
 
         Raises:
             PictureError: If its file has gone or was damaged since it was checked.
@@ -116,7 +116,7 @@ class KeptPictures(Dataset[Any]):
 
 
 def _copy(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values in arrays and boxes of their own."""
+    """Return the same values in arrays and boxes of their own."""
     return {
         key: value.copy() if isinstance(value, np.ndarray) else value.clone() if hasattr(value, "clone") else value
         for key, value in results.items()

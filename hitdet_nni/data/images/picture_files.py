@@ -58,18 +58,18 @@ _ALONE: Final = (0x01, 0xD8)  # markers without a length
 
 
 def format_of(content: bytes) -> str | None:
-    """The format of a file by its first bytes, one of :data:`PICTURE_FORMATS` or another; ``None`` if unknown."""
+    """Return the format of a file by its first bytes, of :data:`PICTURE_FORMATS` or another; ``None`` if unknown."""
     return next((name for pattern, name in _PATTERNS if pattern.match(content)), None)
 
 
 def wrong_name(file: PurePath, content: bytes) -> str | None:
-    """The format of a file whose ending says another one; ``None`` if they agree, or one of them is unknown."""
+    """Return the format of a file whose ending says another one; ``None`` if they agree, or one of them is unknown."""
     form, named = format_of(content), _SUFFIXES.get(file.suffix.lower())
     return form if form is not None and named is not None and form != named else None
 
 
 def structure_problem(content: bytes) -> str | None:
-    """What is wrong with the structure of a file: empty, cut short, or an animation; ``None`` if nothing is.
+    """Say what is wrong with the structure of a file: empty, cut short, or an animation; ``None`` if nothing is.
 
     Only JPEG, PNG and GIF are followed to their end, and WebP to its flags: of the others OpenCV decodes none in part.
     """
@@ -129,11 +129,11 @@ def _gif_frames(content: bytes) -> int | None:
 
 
 def _table(content: bytes, flags: int) -> int:
-    """Bytes of a GIF's colour table by the flags at a place."""
+    """Return the bytes of a GIF's colour table by the flags at a place."""
     value = content[flags] if flags < len(content) else 0
     return 3 << (value & 7) + 1 if value & 0x80 else 0
 
 
 def _webp_frames(content: bytes) -> int:
-    """2 if a WebP says that it is animated."""
+    """Return 2 if a WebP says that it is animated."""
     return 2 if content[12:16] == b"VP8X" and len(content) > 20 and content[20] & 2 else 1

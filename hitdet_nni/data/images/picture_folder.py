@@ -45,7 +45,7 @@ class PictureFolder:
         return path.name in self._files[folder]
 
     def other_form(self, name: str) -> str | None:
-        """The name on disk that differs from one in its Unicode normal form alone, if there is exactly one."""
+        """Return the name on disk that differs from one in its Unicode normal form alone, if there is exactly one."""
         if name.isascii() or not stays_inside(name):
             return None
         found = PurePosixPath()
@@ -57,7 +57,7 @@ class PictureFolder:
         return str(found) if self.holds(str(found)) else None
 
     def meant_by(self, name: str) -> str | None:
-        """What a path of another system or another folder means: the same path here, or the only file of its name."""
+        """Return what a path of another system or folder means: the same path here, or the only file of its name."""
         path = PurePosixPath(name.replace("\\", "/"))
         if stays_inside(str(path)) and self.holds(str(path)):
             return str(path)
@@ -71,7 +71,7 @@ class PictureFolder:
         return found[0] if len(found) == 1 else None
 
     def _spellings(self, folder: str) -> dict[str, str]:
-        """Names in a folder by their composed form; empty where several share it."""
+        """Return the names in a folder by their composed form; empty where several share it."""
         if folder not in self._forms:
             names: dict[str, str] = {}
             try:
@@ -85,7 +85,7 @@ class PictureFolder:
 
 
 def _names_inside(folder: Path, root: Path) -> set[str]:
-    """Names of a folder's files, without those that only a link out of ``root`` leads to."""
+    """Return the names of a folder's files, without those that only a link out of ``root`` leads to."""
     if not Path(os.path.realpath(folder)).is_relative_to(root):
         return set()
     with os.scandir(folder) as found:

@@ -72,13 +72,13 @@ def read_picture(file: Path) -> NDArray[np.uint8]:
 
 
 def decoded_size(file: Path) -> tuple[int, int] | str:
-    """Width and height of a picture as training decodes it, or what is wrong with it."""
+    """Return the width and height of a picture as training decodes it, or what is wrong with it."""
     picture = _read(file)
     return picture if isinstance(picture, str) else (picture.shape[1], picture.shape[0])
 
 
 def resized(size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height to which training resizes a picture, as ``mmcv.rescale_size`` computes them.
+    """Return the width and height to which training resizes a picture, as ``mmcv.rescale_size`` computes them.
 
     Args:
         size: Width and height of the picture.
@@ -89,7 +89,7 @@ def resized(size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, in
 
 
 def thin_problem(size: tuple[int, int], input_size: tuple[int, int] | None) -> str | None:
-    """What is wrong with a picture so thin that no pixel of its shorter side is left; ``None`` if nothing is.
+    """Say what is wrong with a picture so thin that no pixel of its shorter side is left; ``None`` if nothing is.
 
     Args:
         size: Its width and height.
@@ -130,7 +130,7 @@ def readable(file: Path, input_size: tuple[int, int] | None = None) -> Iterator[
 
 
 def cut_short(file: Path) -> str | None:
-    """What is wrong with a JPEG or PNG file whose end is missing, or with one that cannot be read; ``None`` if nothing.
+    """Say what is wrong with a JPEG or PNG file that cannot be read or whose end is missing; ``None`` if nothing is.
 
     Only the last bytes are looked at, unless they are not those that end a picture: some cameras write on behind it, so
     that the whole structure is followed.
@@ -187,7 +187,7 @@ def decode_picture(content: bytes) -> NDArray[np.uint8] | str:
 
 
 def _over(what: str) -> str:
-    """That a picture has more pixels than OpenCV is set to read."""
+    """Say that a picture has more pixels than OpenCV is set to read."""
     name = f"OPENCV_IO_MAX_IMAGE_{what}"
     limit = os.environ.get(name) or f"{_LIMITS[what]:,}".replace(",", " ")
     noun = "pixels" if what == "PIXELS" else f"pixels of {what.lower()}"

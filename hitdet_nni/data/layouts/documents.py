@@ -72,7 +72,7 @@ def coco_file(
 
 
 def read_size(file: Path) -> tuple[int, int]:
-    """Width and height of a picture as training reads it, turned as its orientation says.
+    """Return the width and height of a picture as training reads it, turned as its orientation says.
 
     Raises:
         InputError: If it cannot be decoded.
@@ -84,7 +84,7 @@ def read_size(file: Path) -> tuple[int, int]:
 
 
 def _real(picture: Path) -> Path:
-    """The picture itself where the name is a link, which may lead anywhere."""
+    """Return the picture itself where the name is a link, which may lead anywhere."""
     try:
         return picture.resolve(strict=True)
     except (OSError, RuntimeError) as error:
@@ -135,7 +135,7 @@ def _annotation(number: int, image_id: int, box: Box) -> dict[str, Any]:
 
 
 def _read(items: Sequence[Labelled], pictures: Sequence[Path], reader: LabelReader) -> list[Read]:
-    """Sizes and boxes of all pictures.
+    """Return the sizes and boxes of all pictures.
 
     Raises:
         InputError: The first defect, with the number of others.

@@ -83,7 +83,7 @@ class Notes:
         self.seen[what] = (before + count, first)
 
     def lines(self) -> list[str]:
-        """A line each."""
+        """Return a line for each."""
         return [f"{counted(count, what)}; the first: {first}" for what, (count, first) in self.seen.items()]
 
 
@@ -99,7 +99,7 @@ class LabelReader(Protocol):
         """All that the boxes depend on besides the label files, for the name of the file that is written of them."""
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """Width and height that the labels are for, and the boxes.
+        """Return the width and height that the labels are for, and the boxes.
 
         Args:
             item: The picture and its label file.
@@ -124,7 +124,7 @@ class CocoPart:
     images: Path
 
     def about(self, root: Path) -> str:
-        """The part in words."""
+        """Return the part in words."""
         return f"{shown(self.ann, root)} (pictures in {shown(self.images, root)})"
 
 
@@ -141,7 +141,7 @@ class LabelPart:
     items: tuple[Labelled, ...]
 
     def about(self, root: Path) -> str:
-        """The part in words."""
+        """Return the part in words."""
         return f"{self.place} ({len(self.items)})"
 
 
@@ -169,23 +169,23 @@ class Found:
 
 
 def refusal(root: Path, problem: str, allowed: str) -> InputError:
-    """The error about a folder that ``data.root`` names."""
+    """Return the error about a folder that ``data.root`` names."""
     return InputError(problem, source=root, key="data.root", allowed=allowed)
 
 
 def shown(path: Path, root: Path) -> str:
-    """A path as messages show it: relative to the folder where it lies in it."""
+    """Return a path as messages show it: relative to the folder where it lies in it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def role_of(name: str) -> Role | None:
-    """Which part a name of a folder or file speaks of: ``train2017``, ``Valid``, ``test``; ``None`` of none."""
+    """Return which part a name of a folder or file speaks of: ``train2017``, ``Valid``, ``test``; ``None`` of none."""
     plain = name.lower().rstrip("0123456789")
     return next((role for role, names in NAMES.items() if plain in names), None)
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, by name, without what is hidden; nothing where it is no folder.
+    """Return what a folder holds, by name, without what is hidden; nothing where it is no folder.
 
     Raises:
         InputError: If it may not be read.
@@ -199,7 +199,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def role_folders(folder: Path) -> dict[Role, Path]:
-    """The folders of the parts inside a folder; of several for one part the one that the shortest name has."""
+    """Return the folders of the parts inside a folder; of several for one part the one that the shortest name has."""
     found: dict[Role, Path] = {}
     for each in sorted(entries(folder), key=lambda path: (len(path.name), path.name)):
         role = role_of(each.name)
@@ -209,7 +209,7 @@ def role_folders(folder: Path) -> dict[Role, Path]:
 
 
 def named(folder: Path, *names: str) -> Path | None:
-    """The first of some names that a folder holds, in any case of letters."""
+    """Return the first of some names that a folder holds, in any case of letters."""
     there = {each.name.lower(): each for each in entries(folder)}
     return next((there[name.lower()] for name in names if name.lower() in there), None)
 
@@ -220,7 +220,7 @@ def is_picture(name: str) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and the folders in it, links followed, by name; hidden ones are left out.
+    """Return all files in a folder and the folders in it, links followed, by name; hidden ones are left out.
 
     Raises:
         InputError: If a folder may not be read.
@@ -243,7 +243,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All pictures in a folder and the folders in it, by name."""
+    """Return all pictures in a folder and the folders in it, by name."""
     return [file for file in files_below(folder) if is_picture(file.name)]
 
 

@@ -64,7 +64,7 @@ def say(line: str) -> None:
 
 
 def recognise(root: Path) -> Found:
-    """What a folder is.
+    """Tell what a folder is.
 
     Args:
         root: The folder that ``data.root`` names.
@@ -92,7 +92,7 @@ def _seen(root: Path) -> str:
 
 
 def _hint(root: Path, there: list[Path]) -> str:
-    """What a person might do about a folder of no known layout."""
+    """Return what a person might do about a folder of no known layout."""
     files = [each for each in there if each.suffix.lower() == ".json" and each.is_file()]
     for file in files[:_SHOWN]:
         content = _beginning(file)

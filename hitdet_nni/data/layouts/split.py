@@ -63,7 +63,7 @@ def split_off(
 
 
 def split_lists(ann: Path, images: Path, share: float, seed: int, cache: Path) -> tuple[tuple[Path, int], ...]:
-    """Files of the ids of the training and of the validation pictures; they are written where they are not there.
+    """Return the files of the ids of the training and of the validation pictures; write them where they are not there.
 
     Args:
         ann: COCO annotation file of all pictures.

@@ -54,7 +54,7 @@ class VocReader:
         return None
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """The size in the XML file, or the picture's where it has none, and the boxes.
+        """Return the size in the XML file, or the picture's where it has none, and the boxes.
 
         Args:
             item: The picture and its XML file.
@@ -81,7 +81,7 @@ class VocReader:
 
 
 def find(root: Path) -> Found | None:
-    """The PASCAL VOC set that lies in a folder; ``None``: there is none.
+    """Return the PASCAL VOC set that lies in a folder; ``None``: there is none.
 
     Classes are in the order of ``labelmap.txt`` or ``classes.txt`` where there is such a file, or else of their names.
 
@@ -115,7 +115,7 @@ def find(root: Path) -> Found | None:
 
 
 def _xml_files(folder: Path | None) -> dict[str, Path]:
-    """The XML files of a folder by their names without the ending."""
+    """Return the XML files of a folder by their names without the ending."""
     return {} if folder is None else {file.stem: file for file in entries(folder) if file.suffix.lower() == ".xml"}
 
 
@@ -124,7 +124,7 @@ def _has_xml(folder: Path) -> bool:
 
 
 def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
-    """The pictures of a folder with their XML files: in a folder for each kind, or side by side."""
+    """Return the pictures of a folder with their XML files: in a folder for each kind, or side by side."""
     labels, images = _xml_files(named(folder, *_XML)), named(folder, *_PICTURES)
     pictures = (
         pictures_below(images) if images is not None else [each for each in entries(folder) if is_picture(each.name)]
@@ -145,7 +145,7 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...
 
 
 def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
-    """The parts that ``ImageSets/Main`` lists, and a remark that they come from there; all for training without."""
+    """Return the parts that ``ImageSets/Main`` lists, and a remark that says so; without it all is for training."""
     items = {item.picture.stem: item for item in whole}
     lists: dict[Role, Path] = {}
     for file in entries(root / "ImageSets" / "Main"):
@@ -187,7 +187,7 @@ def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
 
 
 def _names(file: Path | None) -> frozenset[str]:
-    """The classes of an XML file's objects."""
+    """Return the classes of an XML file's objects."""
     if file is None:
         return frozenset()
     try:

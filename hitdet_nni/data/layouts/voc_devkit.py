@@ -87,7 +87,7 @@ class VocObject:
 
 
 def read_objects(file: Path) -> tuple[tuple[int, int] | None, list[VocObject]]:
-    """What an XML file says, whatever the classes; boxes are counted from 1 in it, as VOC's are.
+    """Return what an XML file says, whatever the classes; boxes are counted from 1 in it, as VOC's are.
 
     Returns:
         Width and height of the picture in pixels, ``None`` where the file lacks them or has zeros; and the objects.
@@ -146,7 +146,7 @@ def _half(voc: Path, lists: tuple[tuple[str, str], ...], difficult: Difficult) -
 
 
 def _stems(file: Path) -> list[str]:
-    """Names of the pictures in a list; those of a class's own list have a mark behind them."""
+    """Return the names of the pictures in a list; those of a class's own list have a mark behind them."""
     stems = [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
     if not stems:
         raise InputError("is empty", source=file, allowed="names of pictures, one a line")
@@ -184,7 +184,7 @@ def _number(file: Path, holder: ElementTree.Element, name: str, place: str = "")
 
 
 def _box(file: Path, place: str, entry: ElementTree.Element) -> list[float]:
-    """Left, top, width and height, from 0."""
+    """Return the left, top, width and height, from 0."""
     left, top, right, bottom = (
         _number(file, entry, f"bndbox/{side}", place) for side in ("xmin", "ymin", "xmax", "ymax")
     )

@@ -34,7 +34,7 @@ class YoloReader:
         return [self.classes, self.key_points]
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """The picture's size and its boxes.
+        """Return the picture's size and its boxes.
 
         Args:
             item: The picture and its label file.
@@ -58,7 +58,7 @@ class YoloReader:
     def _row(
         self, file: Path | None, line: int, words: list[str], notes: Notes
     ) -> tuple[int, float, float, float, float]:
-        """Class, left, top, right and bottom of a row, relative to the picture."""
+        """Return the class, left, top, right and bottom of a row, relative to the picture."""
         try:
             numbers = [float(word) for word in words]
         except ValueError:
@@ -95,7 +95,7 @@ class YoloReader:
 
 
 def _lines(file: Path | None) -> list[str]:
-    """The rows of a label file; none where there is no file."""
+    """Return the rows of a label file; none where there is no file."""
     if file is None:
         return []
     try:
