@@ -40,7 +40,7 @@ from single_layer import GPU_LAYERS, LAYERS, STOCK, Figures, measure_layer, shar
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import DataSettings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace

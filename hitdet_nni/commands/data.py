@@ -12,11 +12,12 @@ from rich.table import Column, Table
 
 from hitdet_nni.commands.console import console, say
 from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
+from hitdet_nni.data.checks.inspection import Inspection, inspect_detection, inspect_folders
+from hitdet_nni.data.checks.object_sizes import ObjectSizes
+from hitdet_nni.data.checks.repair import repair, settings_of
 from hitdet_nni.data.digits import make_digits
-from hitdet_nni.data.inspection import Inspection, inspect_detection, inspect_folders
-from hitdet_nni.data.object_sizes import ObjectSizes
-from hitdet_nni.data.repair import repair, settings_of
-from hitdet_nni.data.voc import convert_voc
+from hitdet_nni.data.layouts.voc_devkit import convert_voc
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 
 MOST_CLASSES = 20
@@ -86,7 +87,8 @@ def _fix(settings: Settings, out: Path, as_json: bool) -> None:
     for each in repaired:
         for change in each.changes:
             say(f"{each.source}: {change}")
-        say(f"{each.file}: {len(each.changes)} changes" if each.changes else f"{each.file}: a copy, nothing to mend")
+        told = counted(len(each.changes), "{change|changes}") if each.changes else "a copy, nothing to mend"
+        say(f"{each.file}: {told}")
     say(f"use them with {' '.join(settings_of(repaired, settings.data))}")
 
 

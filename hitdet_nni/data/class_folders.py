@@ -1,6 +1,6 @@
 """Pictures for classification, one folder a class: which there are. None is decoded here.
 
-What loads them is in :mod:`hitdet_nni.data.folder`.
+What loads them is in :mod:`hitdet_nni.data.datasets.classification`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def list_pictures(root: Path | None, key: str) -> LabelledPictures:
 
 
 def _pictures_below(root: Path, name: str) -> list[str]:
-    """Paths inside ``root`` of the pictures in a class folder and the folders in it, sorted."""
+    """Return the paths inside ``root`` of the pictures in a class folder and the folders in it, sorted."""
     return sorted(
         os.path.relpath(os.path.join(folder, file), root)  # noqa: PTH118  (a Path a picture costs ImageNet gigabytes)
         for folder, _, files in os.walk(root / name)

@@ -108,7 +108,7 @@ class Scene:
 
 @lru_cache(maxsize=1)
 def _sources() -> tuple[Pixels, tuple[int, ...], tuple[Pixels, ...]]:
-    """Digits (1797, 8, 8) in 0..255, their labels, and the photographs (427, 640, 3) in RGB."""
+    """Return the digits (1797, 8, 8) in 0..255, their labels, and the photographs (427, 640, 3) in RGB."""
     # It takes a second to import, and a set that is in the cache is not made again.
     from sklearn.datasets import load_digits, load_sample_images  # noqa: PLC0415
 
@@ -118,7 +118,7 @@ def _sources() -> tuple[Pixels, tuple[int, ...], tuple[Pixels, ...]]:
 
 
 def digit_samples(split: Split, seed: int) -> tuple[int, ...]:
-    """Which of scikit-learn's 1797 digit samples a split may use.
+    """Return which of scikit-learn's 1797 digit samples a split may use.
 
     Args:
         split: ``"train"`` (1438 samples) or ``"val"`` (the other 359).
@@ -197,7 +197,7 @@ def _place_digit(
 
 
 def _ink(sample: int, side: int) -> npt.NDArray[np.float64]:
-    """Opacity of a digit whose handwriting has a longer side of `side` pixels, cut to the inked pixels."""
+    """Return the opacity of a digit whose handwriting has a longer side of `side` pixels, cut to the inked pixels."""
     ink = _sources()[0][sample]
     # A blank frame lets strokes that touch the edge of the 8x8 grid fade out like all others.
     glyph = np.pad(ink[_extent(ink > 0)], 1)
@@ -219,7 +219,7 @@ def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
 
 
 def _ink_colour(under: Pixels, rng: np.random.Generator) -> tuple[int, int, int]:
-    """The first of 64 random colours that contrasts with what it covers, or the one that contrasts most."""
+    """Return the first of 64 random colours that contrasts with what it covers, or the one that contrasts most."""
     colours = rng.integers(256, size=(64, 3))
     contrast = np.abs(colours @ _LUMA - under.mean(axis=(0, 1)) @ _LUMA)
     enough = np.flatnonzero(contrast >= _MIN_CONTRAST)

@@ -30,7 +30,7 @@ def split_halves(
     Args:
         image_ids: Ids of the pictures; their order does not matter.
         seed: Seed of the shuffling, not negative.
-        image_classes: Category ids of each picture's boxes, such as `CocoDataset.image_classes`. Without it, or for
+        image_classes: Category ids of each picture's boxes, such as `CocoAnnotations.image_classes`. Without it, or for
             pictures without boxes, no class is balanced.
 
     Returns:
@@ -82,7 +82,7 @@ def kept_halves(
     *,
     image_classes: Mapping[int, Collection[int]] | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The halves that a file keeps; where there is none, split and write it.
+    """Return the halves that a file keeps; where there is none, split and write it.
 
     Args:
         file: The file, ``{"seed": S, "weights": [ids], "alphas": [ids]}``; ``None`` to split without keeping.

@@ -54,7 +54,7 @@ class ResumableSampler(Sampler[Draw]):
         self._start = (0, 0)
 
     def __len__(self) -> int:
-        """Draws of a whole epoch of this process."""
+        """Return the draws of a whole epoch of this process."""
         return self.steps * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -67,7 +67,7 @@ class ResumableSampler(Sampler[Draw]):
         self._start = (epoch, step)
 
     def __iter__(self) -> Iterator[Draw]:
-        """The draws of this process from the epoch's first step that is to be made."""
+        """Yield the draws of this process from the epoch's first step that is to be made."""
         epoch, first = self.epoch, self._start[1] if self.epoch == self._start[0] else 0
         order = self._order(epoch)
         for step in range(first, self.steps):
@@ -100,14 +100,14 @@ class SeededPictures(Dataset[Any]):
         return len(self.pictures)
 
     def __getitem__(self, draw: Draw) -> Any:
-        """The picture of a draw; the process's own random numbers are left as they were."""
+        """Return the picture of a draw; the process's own random numbers are left as they were."""
         with seeded(draw.seed):
             return self.pictures[draw.picture]
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of python, numpy and torch (CPU) from a seed within the context, as before it afterwards."""
+    """Seed the random numbers of python, numpy and torch (CPU) within the context; restore them afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -121,5 +121,5 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def steps_an_epoch(pictures: int, batch_size: int, processes: int = 1) -> int:
-    """Full batches of all processes in an epoch; one where the set is smaller than that."""
+    """Count the full batches of all processes in an epoch; one where the set is smaller than that."""
     return max(1, pictures // (batch_size * processes))

@@ -1,31 +1,30 @@
 """From data settings to checked annotations: which files each half of the data is made of, and what is in them.
 
-No network is needed for that, and nothing heavy is imported; mmdet's data sets and loaders are in
-:mod:`hitdet_nni.data.pipeline`.
+No network is needed for that, and nothing heavy is imported; mmdet's data sets are in
+:mod:`hitdet_nni.data.datasets.detection`, loaders in :mod:`hitdet_nni.data.loaders`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from hitdet_nni import __version__
 from hitdet_nni.config.data_settings import ID_KEYS, LAYOUTS, DataSettings
-from hitdet_nni.data.coco import CocoDataset, check_same_classes, read_annotations
-from hitdet_nni.data.coco_document import cache_folder as cache_folder
+from hitdet_nni.data.annotations.coco import check_same_classes, read_annotations
+from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
+from hitdet_nni.data.annotations.coco_document import cache_folder as cache_folder
+from hitdet_nni.data.annotations.merging import one_annotation_file
+from hitdet_nni.data.annotations.pixels import require_sound_pictures
+from hitdet_nni.data.layouts.parts import HALVES, Half
 from hitdet_nni.data.layouts.recognise import open_root, say
 from hitdet_nni.data.layouts.split import split_lists
-from hitdet_nni.data.pictures import require_sound_pictures
-from hitdet_nni.data.subsets import one_annotation_file
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked
 
 SMALL_SET = 2000
 """Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""
-
-Half = Literal["train", "val"]
-HALVES: tuple[Half, ...] = get_args(Half)
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class DetectionData:
         halves: File in which a search keeps how it has split the training pictures; ``None``: nowhere.
     """
 
-    train: CocoDataset
-    val: CocoDataset
+    train: CocoAnnotations
+    val: CocoAnnotations
     halves: Path | None = None
 
     @property
@@ -65,13 +64,13 @@ def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | N
         for half in HALVES
     )
     check_same_classes(train, val)
-    for dataset in (train, val):
-        require_sound_pictures(dataset, input_size, decode=len(dataset.image_ids) <= SMALL_SET)
+    for each in (train, val):
+        require_sound_pictures(each, input_size, decode=len(each.image_ids) <= SMALL_SET)
     return DetectionData(train, val)
 
 
-def open_validation(settings: DataSettings, seed: int) -> CocoDataset:
-    """The validation half of :func:`open_data` alone; its pictures are not decoded.
+def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
+    """Read and check the validation half of :func:`open_data` alone; its pictures are not decoded.
 
     Raises:
         InputError: If a file is missing or has a defect.
@@ -80,7 +79,7 @@ def open_validation(settings: DataSettings, seed: int) -> CocoDataset:
 
 
 def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path, Path], ...]]:
-    """The annotation files, each with its folder of pictures, that each half is made of.
+    """Return the annotation files, each with its folder of pictures, that each half is made of.
 
     Args:
         settings: The ``data`` section.
@@ -106,7 +105,7 @@ def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path
 
 
 def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Path]:
-    """Annotation file and folder of pictures of a half; they are made where it has several parts or lists of ids.
+    """Return a half's annotation file and folder of pictures; make them where it has several parts or lists of ids.
 
     Args:
         settings: The ``data`` section.
@@ -128,7 +127,7 @@ def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Pa
 
 
 def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], ...]]:
-    """The parts of a folder that is recognised, less a half that is named by its paths.
+    """Return the parts of a folder that is recognised, less a half that is named by its paths.
 
     Where the folder has no validation part, both halves are all its pictures; :func:`half_source` splits them.
     """
@@ -147,7 +146,7 @@ def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], .
 
 
 def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
-    """File of the ids of a half of the pictures of a folder that has no validation part."""
+    """Return the file of the ids of a half of the pictures of a folder that has no validation part."""
     for key in ID_KEYS:
         if getattr(settings, key) is not None:
             problem = "is given, and data.root has no validation part: what is split off is chosen by its own list"
@@ -155,7 +154,8 @@ def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Pat
     lists = split_lists(*source, settings.val_share, settings.val_seed, cache_folder() / "subsets")
     counts = [count for _, count in lists]
     about = f"{settings.val_share:g} of every class, by data.val_share and val_seed {settings.val_seed}"
-    say(f"data.root: {counts[1]} of {sum(counts)} pictures are split off for validation ({about})")
+    told = counted(counts[1], f"of {sum(counts)} {{pictures is|pictures are}} split off for validation")
+    say(f"data.root: {told} ({about})")
     return lists[HALVES.index(half)][0]
 
 

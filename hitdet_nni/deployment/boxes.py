@@ -15,7 +15,7 @@ from torchvision.ops import nms
 
 
 def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """The anchors of one place, round the origin.
+    """Return the anchors of one place, round the origin.
 
     Args:
         stride: Pixels of the picture per pixel of the map.
@@ -32,7 +32,7 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
 
 
 def grid_anchors(base: Tensor, level: Tensor, stride: int) -> Tensor:
-    """The anchors of all places of a map.
+    """Return the anchors of all places of a map.
 
     Args:
         base: Anchors of one place, ``[A, 4]``.
@@ -50,7 +50,7 @@ def grid_anchors(base: Tensor, level: Tensor, stride: int) -> Tensor:
 
 
 def by_anchor(level: Tensor, values: int) -> Tensor:
-    """A map ``[1, A * values, H, W]`` as ``[H * W * A, values]``, in the order of :func:`grid_anchors`."""
+    """Reshape a map ``[1, A * values, H, W]`` to ``[H * W * A, values]``, in the order of :func:`grid_anchors`."""
     # Copied always: the question whether it is needed would exclude maps of one pixel from torch.export.
     ordered = level[0].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
     return ordered.view(-1, values)
@@ -78,7 +78,7 @@ def decode(boxes: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:
 
 
 def with_area(boxes: Tensor) -> Tensor:
-    """Indices of the boxes ``[N, 4]`` that have an area."""
+    """Return the indices of the boxes ``[N, 4]`` that have an area."""
     return torch.nonzero((boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > 0).squeeze(1)
 
 

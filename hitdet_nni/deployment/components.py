@@ -14,7 +14,7 @@ from hitdet_nni.operators.registry import build_operator
 
 
 def operator_layers(architecture: Architecture, component: Component) -> list[nn.Module]:
-    """The modules of a component's layers, in order."""
+    """Build the modules of a component's layers, in order."""
     return [
         build_operator(architecture.sample[layer.label], layer.in_channels, layer.out_channels, layer.stride)
         for layer in architecture.skeleton.searched_layers()

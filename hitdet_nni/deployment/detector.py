@@ -34,15 +34,15 @@ class Detector(nn.Module):
         self.divisor: int = PREPROCESSING["pad_size_divisor"]
 
     def heads(self, pictures: Tensor) -> list[Tensor]:
-        """What the heads say of ``[1, 3, H, W]``, before boxes are decoded and suppressed."""
+        """Return what the heads say of ``[1, 3, H, W]``, before boxes are decoded and suppressed."""
         raise NotImplementedError
 
     def head_names(self) -> tuple[str, ...]:
-        """Names of the outputs of :meth:`heads`."""
+        """Return the names of the outputs of :meth:`heads`."""
         raise NotImplementedError
 
     def pyramid(self, pictures: Tensor) -> list[Tensor]:
-        """The pyramid of ``[1, 3, H, W]``, which is normalised, then padded with zeros at the right and the bottom."""
+        """Return the pyramid of ``[1, 3, H, W]``, normalised and then padded with zeros at the right and the bottom."""
         x = (pictures.float() - self.mean) / self.std
         rows, columns = x.size(2), x.size(3)
         below = (rows + self.divisor - 1) // self.divisor * self.divisor - rows
@@ -51,7 +51,7 @@ class Detector(nn.Module):
         return pyramid
 
     def extent(self, pictures: Tensor) -> Tensor:
-        """Width, height, width, height of the picture in pixels, ``[4]``."""
+        """Return the width, height, width, height of the picture in pixels, ``[4]``."""
         width = torch.full((1,), pictures.size(3), dtype=torch.float32, device=pictures.device)
         height = torch.full((1,), pictures.size(2), dtype=torch.float32, device=pictures.device)
         return torch.cat([width, height, width, height])

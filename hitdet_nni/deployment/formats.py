@@ -73,7 +73,7 @@ def export_model(
 
 
 def describe(architecture: Architecture, detector: Detector, outputs: tuple[str, ...]) -> dict[str, Any]:
-    """What a user of the file must know: classes, what goes in, what comes out."""
+    """Return what a user of the file must know: classes, what goes in, what comes out."""
     return {
         "name": architecture.name,
         "detector": architecture.skeleton.detector,
@@ -99,7 +99,7 @@ def _notices_unheard() -> Iterator[None]:
 
 
 def _onnx(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """ONNX with any picture size, by the exporter that traces.
+    """Export ONNX with any picture size, by the exporter that traces.
 
     The one based on torch.export took 40 times as long on the same detector, for the same outputs.
     """
@@ -131,14 +131,14 @@ def _onnx(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> by
 
 
 def _torchscript(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """TorchScript with any picture size, compiled and not traced."""
+    """Export TorchScript with any picture size, compiled and not traced."""
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(model), buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
 
 
 def _torch_export(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """A program of torch.export for pictures with sides from ``SMALLEST`` to ``LARGEST``."""
+    """Export a program of torch.export for pictures with sides from ``SMALLEST`` to ``LARGEST``."""
     if not hasattr(symbolic_shapes, "backed_size_oblivious"):
         raise InputError(
             f"torch {torch.__version__} is too old for it", key="--format", allowed="a newer torch, onnx or torchscript"

@@ -16,7 +16,7 @@ from hitdet_nni.model.one_stage import retinanet
 
 
 def level_towers(layers: Sequence[nn.Module], levels: int) -> nn.ModuleList:
-    """A tower for each level: all have the same parameters, and each its own batch statistics."""
+    """Build a tower for each level: all have the same parameters, and each its own batch statistics."""
     first = nn.Sequential(*layers)
     towers = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(levels - 1))])
     for tower in towers:
@@ -27,7 +27,7 @@ def level_towers(layers: Sequence[nn.Module], levels: int) -> nn.ModuleList:
 
 
 def state_by_level(state: Mapping[str, Any], levels: int) -> dict[str, Any]:
-    """The state of a trained ``HitRetinaHead``, whose statistics have a row a level, as that of :class:`RetinaHead`."""
+    """Turn the state of a trained ``HitRetinaHead``, with statistics by level, into that of :class:`RetinaHead`."""
     result: dict[str, Any] = {}
     for key, value in state.items():
         tower = re.fullmatch(r"(bbox_head\.(?:cls|reg)_convs)\.(.+)", key)
@@ -73,7 +73,7 @@ class RetinaHead(nn.Module):
         self.most: int = test["max_per_img"]
 
     def heads(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """L logits ``[1, A * num_classes, H_i, W_i]``, then L box offsets ``[1, 4 * A, H_i, W_i]``."""
+        """Return the L logits ``[1, A * num_classes, H_i, W_i]``, then L box offsets ``[1, 4 * A, H_i, W_i]``."""
         logits: list[Tensor] = []
         for index, tower in enumerate(self.cls_convs):
             logits.append(self.retina_cls(tower(pyramid[index])))
@@ -82,7 +82,7 @@ class RetinaHead(nn.Module):
         return logits
 
     def forward(self, heads: list[Tensor], extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes ``[D, 4]``, scores and labels: each level's best above the threshold, suppressed class by class."""
+        """Return boxes ``[D, 4]``, scores, labels: each level's best above the threshold, suppressed class by class."""
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
         labels: list[Tensor] = []
@@ -113,12 +113,12 @@ class OneStageDetector(Detector):
         self.bbox_head = RetinaHead(config["bbox_head"], config["test_cfg"], operator_layers(architecture, "head"))
 
     def head_names(self) -> tuple[str, ...]:
-        """Class logits and box offsets by stride."""
+        """Return the class logits and box offsets by stride."""
         return tuple(f"{kind}_{stride}" for kind in ("logits", "offsets") for stride in self.bbox_head.strides)
 
     @torch.jit.export
     def heads(self, pictures: Tensor) -> list[Tensor]:
-        """L class logits, then L box offsets, fine to coarse, of the shapes that the box head gives."""
+        """Return the L class logits, then L box offsets, fine to coarse, of the shapes that the box head gives."""
         outputs: list[Tensor] = self.bbox_head.heads(self.pyramid(pictures))
         return outputs
 

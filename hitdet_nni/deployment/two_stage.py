@@ -43,7 +43,7 @@ class RegionProposals(nn.Module):
         self.iou_threshold: float = test["nms"]["iou_threshold"]
 
     def heads(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """L logits ``[1, A, H_i, W_i]``, then L box offsets ``[1, 4 * A, H_i, W_i]``."""
+        """Return the L logits ``[1, A, H_i, W_i]``, then L box offsets ``[1, 4 * A, H_i, W_i]``."""
         logits: list[Tensor] = []
         offsets: list[Tensor] = []
         for level in pyramid:
@@ -53,7 +53,7 @@ class RegionProposals(nn.Module):
         return logits + offsets
 
     def forward(self, heads: list[Tensor], extent: Tensor) -> Tensor:
-        """Proposals ``[R, 4]``: the boxes of each level's best anchors, suppressed level by level, best first."""
+        """Return proposals ``[R, 4]``: boxes of each level's best anchors, suppressed level by level, best first."""
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
         levels: list[Tensor] = []
@@ -124,7 +124,7 @@ class RegionHead(nn.Module):
         self.most: int = test["max_per_img"]
 
     def heads(self, pyramid: list[Tensor], rois: Tensor) -> list[Tensor]:
-        """Class logits and box offsets of RoIs ``[R, 4]``; for their shapes see :class:`BoxHead`."""
+        """Return the class logits and box offsets of RoIs ``[R, 4]``; for their shapes see :class:`BoxHead`."""
         scale = (rois[:, 2:] - rois[:, :2]).prod(dim=1).sqrt() / self.finest_scale
         levels = torch.log2(scale + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
         of_picture = torch.cat([rois.new_zeros(rois.size(0), 1), rois], dim=1)
@@ -139,7 +139,7 @@ class RegionHead(nn.Module):
         return [logits, offsets]
 
     def forward(self, heads: list[Tensor], rois: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes ``[D, 4]``, scores and labels: what is above the threshold, suppressed class by class."""
+        """Return the boxes ``[D, 4]``, scores and labels: what is above the threshold, suppressed class by class."""
         scores = heads[0].softmax(dim=1)[:, : self.num_classes].flatten()
         sure = torch.nonzero(scores > self.score_threshold).squeeze(1)
         labels, scores = sure % self.num_classes, scores[sure]
@@ -159,13 +159,13 @@ class TwoStageDetector(Detector):
         self.roi_head = RegionHead(config["roi_head"], test["rcnn"], operator_layers(architecture, "head"))
 
     def head_names(self) -> tuple[str, ...]:
-        """The proposal network's outputs by stride, the RoIs, their class logits and box offsets."""
+        """Return the proposal network's outputs by stride, the RoIs, their class logits and box offsets."""
         by_level = [f"rpn_{kind}_{stride}" for kind in ("logits", "offsets") for stride in self.rpn_head.strides]
         return (*by_level, "rois", "logits", "offsets")
 
     @torch.jit.export
     def heads(self, pictures: Tensor) -> list[Tensor]:
-        """Of the proposal network L logits and L box offsets; the RoIs ``[R, 4]``; their logits and box offsets."""
+        """Return the proposal network's L logits and L box offsets; the RoIs ``[R, 4]``; their logits and offsets."""
         pyramid = self.pyramid(pictures)
         proposals = self.rpn_head.heads(pyramid)
         rois = self.rpn_head(proposals, self.extent(pictures))

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hitdet_nni.config.architecture import Architecture, save_architecture
 from hitdet_nni.config.settings import Settings, load_settings
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import save_weights

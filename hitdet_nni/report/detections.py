@@ -19,8 +19,8 @@ from PIL import Image
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.data.pictures import read_picture, readable
-from hitdet_nni.data.pipeline import build_dataset
+from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset
+from hitdet_nni.data.images.reading import read_picture
 from hitdet_nni.data.sources import open_validation
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import load_weights
@@ -95,16 +95,15 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
         raise InputError("has other classes than the architecture was searched for", source=validation.source)
     detector = build_detector(architecture.skeleton, architecture.sample, len(classes)).to(distributed.device()).eval()
     load_weights(detector, weights)
-    pictures = build_dataset(validation, architecture.skeleton, training=False)
+    dataset = build_dataset(validation, architecture.skeleton, training=False)
+    pictures = KeptPictures(dataset, room=0)
     count = min(count, len(pictures))
     shown = []
     for index in (k * len(pictures) // count for k in range(count)):
-        information = pictures.get_data_info(index)
+        information = dataset.get_data_info(index)
         file = Path(information["img_path"])
         picture = Image.fromarray(read_picture(file)[..., ::-1])  # red, green, blue
-        with readable(file, architecture.skeleton.input_size):
-            packed = pictures[index]
-        found = _detect(detector, packed, classes)
+        found = _detect(detector, pictures[index], classes)
         truth = [
             Box(tuple(map(float, each["bbox"])), classes[each["bbox_label"]])
             for each in information["instances"]

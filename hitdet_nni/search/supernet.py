@@ -15,7 +15,7 @@ from hitdet_nni.config.settings import BudgetSettings, Settings, describe_lr, sc
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone

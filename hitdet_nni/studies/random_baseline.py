@@ -12,7 +12,7 @@ from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.weights_file import read_state
 from hitdet_nni.runs.run_directory import RunDirectory

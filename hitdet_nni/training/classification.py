@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from hitdet_nni.config.settings import PretrainSettings
-from hitdet_nni.data.folder import Batch, sound
-from hitdet_nni.data.pictures import PictureDefect
+from hitdet_nni.data.datasets.classification import Batch, sound
+from hitdet_nni.data.images.reading import PictureDefect
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.lightning_resume import ExactResume

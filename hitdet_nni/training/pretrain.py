@@ -16,7 +16,7 @@ from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import PretrainSettings, SavingByComponent, Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.class_folders import ClassificationData
-from hitdet_nni.data.folder import training_loader, validation_loader
+from hitdet_nni.data.loaders import pretraining_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -168,9 +168,9 @@ def pretrain(
     fallback = describe_fallback(classifier)
     if fallback is not None and distributed.is_main():
         logger.info("%s: supernet.saving: %s", STAGE, fallback)
-    loader = training_loader(data.train, settings.pretrain, settings.seed)
+    loader, val_loader = pretraining_loaders(data, settings.pretrain, settings.seed)
     losses = EpochLosses()
-    watcher = AccuracyWatcher(validation_loader(data.val, settings.pretrain), losses, keep)
+    watcher = AccuracyWatcher(val_loader, losses, keep)
     precision = Precision(settings.precision, distributed.device())
     checkpoints = CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
     parts: dict[str, Stateful] = {"losses": losses, "watcher": watcher, "precision": precision}

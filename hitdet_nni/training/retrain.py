@@ -23,7 +23,7 @@ from torch import nn
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS
-from hitdet_nni.data.memory import settle_loading
+from hitdet_nni.data.loaders import evaluation_loader
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
@@ -37,7 +37,7 @@ from hitdet_nni.kernels.depthwise_convolution import fast_depthwise
 from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.model.replacement import replace_modules
 from hitdet_nni.search.checks import check_classes, check_initial_weights
-from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, evaluation_loader, exact
+from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, exact
 from hitdet_nni.training.inherit import inherit_weights
 from hitdet_nni.training.resume import STAGE, OnEvaluation
 from hitdet_nni.training.runner_config import learning_rate, resumable_config, training_config
@@ -226,9 +226,9 @@ def evaluate(architecture: Architecture, weights: Path, settings: Settings, data
     settings = _with_skeleton(settings, architecture)
     detector = _detector(architecture, settings, data)
     load_weights(detector, weights)
-    settings = settings.model_copy(update={"data": settle_loading(settings.data, settings.skeleton, data.val)})
+    loader = evaluation_loader(data.val, settings.data, settings.skeleton, settings.seed)
     with muted(), TemporaryDirectory() as work_dir:
-        config = {**exact(evaluation_config(settings, data)), "val_dataloader": evaluation_loader(settings, data)}
+        config = {**exact(evaluation_config(settings, data)), "val_dataloader": loader}
         return coco_metrics(_runner(detector, Path(work_dir), config).val())
 
 

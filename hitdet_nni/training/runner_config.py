@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from hitdet_nni.config.settings import RetrainSettings, Settings, describe_lr, scaled_lr
-from hitdet_nni.data.memory import kept, settle_loading
-from hitdet_nni.data.pipeline import build_dataset, dataset_config, loader
-from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.data.loaders import loader_config, retraining_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.precision import Precision
-from hitdet_nni.training.coco_evaluation import evaluation_config, evaluation_loader, exact, loader_config
+from hitdet_nni.training.coco_evaluation import evaluation_config, exact
 from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.step import RetrainStep
 
 
 def learning_rate(settings: Settings) -> tuple[float, str]:
-    """The learning rate of a retraining by this number of processes, and a line that says where it comes from.
+    """Return the learning rate of a retraining by this number of processes, and a line that says where it comes from.
 
     Source:
         Section 4.2, 0.04 for 8 x 4 pictures; Goyal et al., Accurate, Large Minibatch SGD, 2017, for the scaling.
@@ -28,20 +26,15 @@ def learning_rate(settings: Settings) -> tuple[float, str]:
 
 
 def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """The config of a retraining with plain mmdet and mmengine, all but the model.
+    """Build the config of a retraining with plain mmdet and mmengine, all but the model.
 
     Source:
         Section 4.2: SGD, lr divided by 10 at the milestones; linear warm-up and clipping are the released
         configuration's.
     """
-    retrain, skeleton = settings.retrain, settings.skeleton
+    retrain = settings.retrain
     return {
-        "train_dataloader": {
-            **loader_config(settings.data),
-            "sampler": {"type": "DefaultSampler", "shuffle": True},
-            "drop_last": len(data.train.image_ids) >= settings.data.batch_size,
-            "dataset": dataset_config(data.train, skeleton, training=True, flip=settings.data.flip),
-        },
+        "train_dataloader": loader_config(data.train, settings.data, settings.skeleton, training=True),
         "train_cfg": {
             "type": "EpochBasedTrainLoop",
             "max_epochs": retrain.epochs,
@@ -70,7 +63,7 @@ def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
 def resumable_config(
     settings: Settings, data: DetectionData, precision: Precision, checkpoints: CheckpointFolder, start: str
 ) -> dict[str, Any]:
-    """:func:`training_config` with what makes it exact: resumable, by several processes, in a chosen precision.
+    """Build :func:`training_config` with what makes it exact: resumable, by several processes, in a precision.
 
     Args:
         settings: All settings.
@@ -79,20 +72,14 @@ def resumable_config(
         checkpoints: Where the state is kept.
         start: Says what the initial weights are; a checkpoint that started from others is refused.
     """
-    settings = settings.model_copy(
-        update={"data": settle_loading(settings.data, settings.skeleton, data.train, data.val)}
-    )
     plain = exact(training_config(settings, data))
-    rank, processes = distributed.rank(), distributed.processes()
-    train = kept(build_dataset(data.train, settings.skeleton, training=True, flip=settings.data.flip), settings.data)
-    steps = steps_an_epoch(len(train), settings.data.batch_size, processes)
-    order = ResumableSampler(len(train), settings.data.batch_size, steps, settings.seed, rank=rank, processes=processes)
+    train_loader, val_loader = retraining_loaders(data, settings.data, settings.skeleton, settings.seed)
     optimizer = {**plain["optim_wrapper"]["optimizer"], "lr": learning_rate(settings)[0], "foreach": True}
     return {
         **plain,
         # Loaders rather than configs: ours draw no number from the training's random number generator.
-        "train_dataloader": loader(SeededPictures(train), settings.data, order),
-        "val_dataloader": evaluation_loader(settings, data),
+        "train_dataloader": train_loader,
+        "val_dataloader": val_loader,
         "train_cfg": {
             **plain["train_cfg"],
             "type": ResumableTrainLoop,
@@ -107,7 +94,7 @@ def resumable_config(
             "max_norm": settings.retrain.grad_clip,
         },
         # Processes sample RoIs of different pictures, so each has random numbers of its own.
-        "randomness": {"seed": (settings.seed + rank) % 2**32},
+        "randomness": {"seed": (settings.seed + distributed.rank()) % 2**32},
     }
 
 

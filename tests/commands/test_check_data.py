@@ -9,8 +9,9 @@ from rich.console import Console
 
 from hitdet_nni import cli
 from hitdet_nni.config.settings import DataSettings
+from hitdet_nni.data.checks.box_uses import box_uses
+from hitdet_nni.data.layouts.voc_devkit import CLASSES
 from hitdet_nni.data.sources import open_data
-from hitdet_nni.data.voc import CLASSES
 
 
 def run(capsys, *arguments):
@@ -91,13 +92,13 @@ def test_counts_and_warnings(coco, capsys):
         "objects out of reach": 0,
     }
     assert [line.split(": ", 1)[1] for line in warnings] == [
-        "1 pictures without boxes, which training leaves out; the first of them: 8.jpg",
+        "1 picture without boxes, which training leaves out: 8.jpg",
         "2 pictures whose boxes are all crowds or dropped, which are trained on as background; "
         "the first of them: 1.jpg",
-        "1 classes without boxes; the first of them: dog",
-        "1 boxes without area or thinner than a pixel, which training leaves out",
-        "1 boxes that reach over an edge of their picture",
-        "1 classes with fewer than 10 boxes to learn from; the first of them: cat",
+        "1 class without boxes: dog",
+        "1 box without area or thinner than a pixel, which training leaves out",
+        "1 box that reaches over an edge of its picture",
+        "1 class with fewer than 10 boxes to learn from: cat",
     ]
 
 
@@ -143,7 +144,7 @@ def test_every_defect_is_listed(coco, capsys, tmp_path):
 def test_broken_half_and_different_classes(coco, capsys):
     status, out, err = run(capsys, *coco("{"))
     assert (status, out.count("defect: "), err.count("\n")) == (2, 1, 1)
-    assert "data.val_ann: 1 pictures without boxes;" in out
+    assert "data.val_ann: 1 picture without boxes: " in out
     other = {**GOOD, "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "fox"}]}
     status, out, _ = run(capsys, *coco(GOOD, other), "--json")
     assert status == 2
@@ -257,7 +258,7 @@ def test_voc_becomes_coco(voc, capsys):
         "VOC2012/JPEGImages/2008_000002.jpg",
     )
     assert (data.val.file_names, data.val.sizes) == (("VOC2007/JPEGImages/000001.jpg",), ((50, 40),))
-    assert (data.train.summary.boxes, data.train.summary.crowd_boxes) == (6, 3)
+    assert (data.train.summary.boxes, box_uses(data.train, (64, 64)).crowds) == (6, 3)
     boxes = json.loads(data.val.ann.read_text())["annotations"]
     assert [entry["bbox"] for entry in boxes] == [[0, 2, 50, 10], [4, 9.5, 2, 11]]
     assert [(CLASSES[entry["category_id"] - 1], entry["iscrowd"]) for entry in boxes] == [("dog", 0), ("person", 1)]
@@ -325,12 +326,12 @@ def test_copies_and_classes_between_the_halves(coco, capsys, tmp_path):
     found = json.loads(out)
     assert status == 0
     first, second = tmp_path / "train" / "2.jpg", tmp_path / "train" / "5.jpg"
-    pair = f"1 pictures are copies of others; the first pair: {first} and {second}"
+    pair = f"1 picture is a copy of another; the first pair: {first} and {second}"
     assert found["train"]["warnings"][-1] == f"data.train_ann: {pair}"
     assert [line.split(": ", 1)[1] for line in found["val"]["warnings"][-3:]] == [
-        "1 classes that are evaluated have no box in training; the first of them: dog",
-        "1 classes that are trained on have no box in validation; the first of them: cat",
-        "1 pictures have the bytes of a training picture under another name, so that the figures will flatter; "
+        "1 class that is evaluated has no box in training: dog",
+        "1 class that is trained on has no box in validation: cat",
+        "1 picture has the bytes of a training picture under another name, so that the figures will flatter; "
         f"the first pair: {tmp_path / 'val' / '3.jpg'} and {tmp_path / 'train' / '7.jpg'}",
     ]
 

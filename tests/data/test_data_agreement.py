@@ -25,9 +25,8 @@ from mmengine.dataset import pseudo_collate
 from PIL import Image
 
 from hitdet_nni.config.settings import DataSettings
-from hitdet_nni.data.inspection import inspect_detection
-from hitdet_nni.data.memory import KeptPictures
-from hitdet_nni.data.pipeline import build_dataset
+from hitdet_nni.data.checks.inspection import inspect_detection
+from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset
 from hitdet_nni.data.sources import HALVES, open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector

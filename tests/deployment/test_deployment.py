@@ -474,7 +474,7 @@ def test_the_page_s_program_needs_onnxruntime_and_opencv(made, exported, tmp_pat
 def test_a_detector_trained_on_digits(tmp_path, capsys, figure):
     """Fifty pictures that it was not trained on, from the file as from mmdet."""
     from hitdet_nni.config.settings import load_settings
-    from hitdet_nni.data.pipeline import build_dataset
+    from hitdet_nni.data.datasets.detection import build_dataset
     from hitdet_nni.data.sources import open_data
 
     base = load_settings("digits")

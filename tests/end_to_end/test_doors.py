@@ -27,7 +27,7 @@ from hitdet_nni import cli
 from hitdet_nni.config.architecture import Architecture, Provenance, load_architecture, save_architecture
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.data.coco import read_annotations
+from hitdet_nni.data.annotations.coco import read_annotations
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import load_weights, read_state

@@ -32,9 +32,9 @@ from report_runs import write_run
 from hitdet_nni import cli
 from hitdet_nni import pipeline as procedure
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.data.memory import kept
-from hitdet_nni.data.pictures import PictureError, cut_short
-from hitdet_nni.data.pipeline import build_dataset, loader
+from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset
+from hitdet_nni.data.images.reading import PictureError, cut_short
+from hitdet_nni.data.loaders import detection_loader
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import LostWorkerError, StoppedError, WriteError
@@ -469,7 +469,7 @@ def spoiled(tmp_path, tiny_data):
         dataset = build_dataset(
             type(tiny_data.train)(**{**vars(tiny_data.train), "images": images}), settings.skeleton, training=True
         )
-        pictures = kept(dataset, settings.data)
+        pictures = KeptPictures(dataset, room=0)
         file = Path(dataset.get_data_info(1)["img_path"])
         assert pictures[1]["inputs"].any()
         spoil(kind, file)
@@ -493,7 +493,7 @@ def test_a_loader_process_names_it_as_well(spoiled):
     file, pictures, settings = spoiled("cut short", "jpeg")
     data = settings.data.model_copy(update={"workers": 1})
     with pytest.raises(PictureError) as caught:
-        list(loader(pictures, data))
+        list(detection_loader(pictures, data))
     assert str(caught.value).startswith(f"{file}: cannot be decoded: ")
     assert "\n" not in str(caught.value)
 

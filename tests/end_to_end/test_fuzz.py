@@ -30,9 +30,9 @@ from hitdet_nni.config.search_space import load_search_space, save_search_space
 from hitdet_nni.config.settings import PretrainSettings, load_settings
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.data.annotations.coco import read_annotations
 from hitdet_nni.data.class_folders import open_folders
-from hitdet_nni.data.coco import read_annotations
-from hitdet_nni.data.folder import FolderPictures, collate, sound, validation_transform
+from hitdet_nni.data.datasets.classification import FolderPictures, collate, sound, validation_transform
 from hitdet_nni.data.halves import kept_halves
 from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder

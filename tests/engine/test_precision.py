@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hitdet_nni.config.skeleton import Skeleton
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import MIN_SCALE, Precision
 from hitdet_nni.model.detector import HitDetectorSpace

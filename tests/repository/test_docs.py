@@ -367,7 +367,10 @@ def test_reference_has_every_public_name():
 
 
 def templates():
-    """Every text in the code of the package and of `install.py` but docstrings, with `...` for what is filled in."""
+    """Every text in the code of the package and of `install.py` but docstrings, with `...` for what is filled in.
+
+    A text whose words depend on a number is there in both readings.
+    """
     found = []
     for path in (ROOT / "install.py", *(ROOT / "hitdet_nni").rglob("*.py")):
         tree = ast.parse(path.read_text())
@@ -378,7 +381,7 @@ def templates():
                 found.append("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                 found.append(re.sub(r"%(\.\d)?[sdfg]", "...", node.value))
-    return found
+    return [re.sub(r"\{([^{}|]*)\|([^{}|]*)\}", form, text) for text in found for form in (r"\1", r"\2")]
 
 
 def test_messages_are_the_product_s():

@@ -20,7 +20,7 @@ from nni.experiment.config import ExperimentConfig
 from hitdet_nni.cli import build_parser
 from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.data.voc import CLASSES
+from hitdet_nni.data.layouts.voc_devkit import CLASSES
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

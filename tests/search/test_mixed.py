@@ -12,7 +12,7 @@ from nni.nas.strategy import DARTS
 from torch import nn
 
 from hitdet_nni.config.skeleton import Skeleton
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics

@@ -10,7 +10,7 @@ from group import run_group
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder

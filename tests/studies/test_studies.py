@@ -21,7 +21,7 @@ from hitdet_nni.config.search_space import load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace

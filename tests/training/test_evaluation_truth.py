@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.data.checks.box_uses import box_uses
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.model.detector import build_detector
@@ -96,12 +97,13 @@ def pycocotools(found, photographs):
 
 def test_the_truth_scores_one(photographs, tmp_path):
     data = photographs[1]
-    assert data.val.summary.crowd_boxes > 0
+    crowds = box_uses(data.val, (64, 64)).crowds
+    assert crowds > 0
     assert data.val.file_category_ids[-1] > len(data.classes)  # sparse ids
     metrics, found = evaluated(lambda boxes, labels: (boxes, torch.ones(len(boxes)), labels), photographs, tmp_path)
     assert metrics == pytest.approx(dict.fromkeys(METRICS, 1.0), abs=1e-6)
     # The crowd boxes, which are not among the detections, are no misses.
-    assert sum(len(boxes) for boxes, _, _ in found.values()) == data.val.summary.boxes - data.val.summary.crowd_boxes
+    assert sum(len(boxes) for boxes, _, _ in found.values()) == data.val.summary.boxes - crowds
 
 
 def test_labels_of_other_classes_score_nothing(photographs, tmp_path):

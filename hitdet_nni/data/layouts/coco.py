@@ -23,7 +23,7 @@ _WHOLE = "the paths in data.train_ann, train_images, val_ann and val_images inst
 
 
 def find(root: Path) -> Found | None:
-    """The COCO set that lies in a folder; ``None``: there is none.
+    """Return the COCO set that lies in a folder; ``None``: there is none.
 
     Args:
         root: The folder.
@@ -54,7 +54,7 @@ def _found(root: Path, kind: str, parts: dict[Role, CocoPart]) -> Found:
 
 
 def _coco_files(folder: Path) -> list[Path]:
-    """The annotation files of boxes in a folder; those of other tasks only where there is nothing else."""
+    """Return the annotation files of boxes in a folder; those of other tasks only where there is nothing else."""
     files = [each for each in entries(folder) if each.suffix.lower() == ".json" and each.is_file()]
     likely = [file for file in files if not any(task in file.name.lower() for task in _OTHER_TASKS)]
     found = [file for file in likely if _facts(file)[0]]
@@ -83,7 +83,7 @@ def _facts_at(file: Path, modified: int, size: int) -> tuple[bool, str | None]:
 
 
 def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
-    """Annotation files by part; a single file of no part is to be trained on."""
+    """Return the annotation files by part; a single file of no part is to be trained on."""
     found: dict[Role, Path] = {}
     for file in files:
         role = _role(file) or (_role(file.parent) if file.parent not in (root, root / "annotations") else None)
@@ -102,14 +102,14 @@ def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
 
 
 def _role(file: Path) -> Role | None:
-    """The part that a name like ``instances_train2017`` speaks of; ``trainval`` is to be trained on."""
+    """Return the part that a name like ``instances_train2017`` speaks of; ``trainval`` is to be trained on."""
     words = re.split(r"[^a-z0-9]+", file.stem.lower())
     roles = [role_of(word) for word in words] + ["train" for word in words if word.startswith("trainval")]
     return next((role for role in roles if role is not None), None)
 
 
 def _pictures(root: Path, role: Role, file: Path) -> Path:
-    """The folder of a part's pictures: the first that has the first picture of the file."""
+    """Return the folder of a part's pictures: the first that has the first picture of the file."""
     folders = [folder for folder in _folders(root, role, file) if folder.is_dir()]
     name = _facts(file)[1]
     holding = [] if name is None or "\0" in name else [folder for folder in folders if (folder / name).is_file()]
@@ -117,7 +117,7 @@ def _pictures(root: Path, role: Role, file: Path) -> Path:
 
 
 def _folders(root: Path, role: Role, file: Path) -> Iterator[Path]:
-    """Where a part's pictures may lie, the likeliest first."""
+    """Yield where a part's pictures may lie, the likeliest first."""
     year = re.search(r"\d{4}", file.stem)
     parts = [folder for folder in (root, root / "images") if folder.is_dir()]
     if year is not None:

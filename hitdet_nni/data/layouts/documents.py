@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from hitdet_nni.data.images.reading import decoded_size
 from hitdet_nni.data.layouts.parts import Box, Labelled, LabelPart, LabelReader, Notes
-from hitdet_nni.data.pictures import decoded_size
+from hitdet_nni.data.wording import counted
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked, write_text
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 _VERSION = 1  # of what is made of the same files
 _MANY = 2000  # pictures that take so long that a line says so
 _AT_ONCE = 4096  # pictures that the decoding threads are given at a time
+
+_UNLABELLED = (
+    "{picture has no label file: taken as a picture|pictures have no label file: taken as pictures} without objects"
+)
 
 
 def coco_file(
@@ -67,7 +72,7 @@ def coco_file(
 
 
 def read_size(file: Path) -> tuple[int, int]:
-    """Width and height of a picture as training reads it, turned as its orientation says.
+    """Return the width and height of a picture as training reads it, turned as its orientation says.
 
     Raises:
         InputError: If it cannot be decoded.
@@ -79,7 +84,7 @@ def read_size(file: Path) -> tuple[int, int]:
 
 
 def _real(picture: Path) -> Path:
-    """The picture itself where the name is a link, which may lead anywhere."""
+    """Return the picture itself where the name is a link, which may lead anywhere."""
     try:
         return picture.resolve(strict=True)
     except (OSError, RuntimeError) as error:
@@ -112,7 +117,7 @@ def _document(
             notes.add(what, first, count)
     unlabelled = [item.name for item in items if item.labels is None]
     if unlabelled:
-        notes.add("pictures have no label file: taken as pictures without objects", unlabelled[0], len(unlabelled))
+        notes.add(_UNLABELLED, unlabelled[0], len(unlabelled))
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     info = {"description": "made by hitdet-nni of label files", "notes": notes.lines()}
     return {"info": info, "images": images, "annotations": boxes, "categories": categories}
@@ -130,7 +135,7 @@ def _annotation(number: int, image_id: int, box: Box) -> dict[str, Any]:
 
 
 def _read(items: Sequence[Labelled], pictures: Sequence[Path], reader: LabelReader) -> list[Read]:
-    """Sizes and boxes of all pictures.
+    """Return the sizes and boxes of all pictures.
 
     Raises:
         InputError: The first defect, with the number of others.
@@ -154,7 +159,7 @@ def _read(items: Sequence[Labelled], pictures: Sequence[Path], reader: LabelRead
                 else:
                     found.append(outcome)
     if defects:
-        more = f" ({len(defects) - 1} more files have defects)" if len(defects) > 1 else ""
+        more = f" ({counted(len(defects) - 1, 'more {file has|files have} defects')})" if len(defects) > 1 else ""
         first = defects[0]
         raise InputError(first.problem + more, source=first.source, key=first.key, allowed=first.allowed)
     return found

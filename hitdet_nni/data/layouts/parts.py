@@ -7,14 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 
 SUFFIXES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings of pictures, in any case."""
 
-Role = Literal["train", "val", "test"]
+Half = Literal["train", "val"]
+"""What a set consists of: training pictures and validation pictures."""
+
+HALVES: tuple[Half, ...] = get_args(Half)
+
+Role = Literal[Half, "test"]
+"""What a part of a folder is for."""
 
 NAMES: Mapping[Role, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -59,7 +66,7 @@ class Notes:
     """What was read otherwise than it stands in the files: how often, and where first.
 
     Attributes:
-        seen: Count and first place by what it is, a text that follows the count.
+        seen: Count and first place by what it is, as :func:`~hitdet_nni.data.wording.counted` takes it.
     """
 
     seen: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -68,7 +75,7 @@ class Notes:
         """Note something.
 
         Args:
-            what: What it is, a text that follows the count.
+            what: What it is, as :func:`~hitdet_nni.data.wording.counted` takes it.
             place: Where.
             count: How often.
         """
@@ -76,8 +83,8 @@ class Notes:
         self.seen[what] = (before + count, first)
 
     def lines(self) -> list[str]:
-        """A line each."""
-        return [f"{count} {what}; the first: {first}" for what, (count, first) in self.seen.items()]
+        """Return a line for each."""
+        return [f"{counted(count, what)}; the first: {first}" for what, (count, first) in self.seen.items()]
 
 
 Size = Callable[[], tuple[int, int]]
@@ -92,7 +99,7 @@ class LabelReader(Protocol):
         """All that the boxes depend on besides the label files, for the name of the file that is written of them."""
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """Width and height that the labels are for, and the boxes.
+        """Return the width and height that the labels are for, and the boxes.
 
         Args:
             item: The picture and its label file.
@@ -117,7 +124,7 @@ class CocoPart:
     images: Path
 
     def about(self, root: Path) -> str:
-        """The part in words."""
+        """Return the part in words."""
         return f"{shown(self.ann, root)} (pictures in {shown(self.images, root)})"
 
 
@@ -134,7 +141,7 @@ class LabelPart:
     items: tuple[Labelled, ...]
 
     def about(self, root: Path) -> str:
-        """The part in words."""
+        """Return the part in words."""
         return f"{self.place} ({len(self.items)})"
 
 
@@ -162,23 +169,23 @@ class Found:
 
 
 def refusal(root: Path, problem: str, allowed: str) -> InputError:
-    """The error about a folder that ``data.root`` names."""
+    """Return the error about a folder that ``data.root`` names."""
     return InputError(problem, source=root, key="data.root", allowed=allowed)
 
 
 def shown(path: Path, root: Path) -> str:
-    """A path as messages show it: relative to the folder where it lies in it."""
+    """Return a path as messages show it: relative to the folder where it lies in it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def role_of(name: str) -> Role | None:
-    """Which part a name of a folder or file speaks of: ``train2017``, ``Valid``, ``test``; ``None`` of none."""
+    """Return which part a name of a folder or file speaks of: ``train2017``, ``Valid``, ``test``; ``None`` of none."""
     plain = name.lower().rstrip("0123456789")
     return next((role for role, names in NAMES.items() if plain in names), None)
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, by name, without what is hidden; nothing where it is no folder.
+    """Return what a folder holds, by name, without what is hidden; nothing where it is no folder.
 
     Raises:
         InputError: If it may not be read.
@@ -192,7 +199,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def role_folders(folder: Path) -> dict[Role, Path]:
-    """The folders of the parts inside a folder; of several for one part the one that the shortest name has."""
+    """Return the folders of the parts inside a folder; of several for one part the one that the shortest name has."""
     found: dict[Role, Path] = {}
     for each in sorted(entries(folder), key=lambda path: (len(path.name), path.name)):
         role = role_of(each.name)
@@ -202,7 +209,7 @@ def role_folders(folder: Path) -> dict[Role, Path]:
 
 
 def named(folder: Path, *names: str) -> Path | None:
-    """The first of some names that a folder holds, in any case of letters."""
+    """Return the first of some names that a folder holds, in any case of letters."""
     there = {each.name.lower(): each for each in entries(folder)}
     return next((there[name.lower()] for name in names if name.lower() in there), None)
 
@@ -213,7 +220,7 @@ def is_picture(name: str) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files in a folder and the folders in it, links followed, by name; hidden ones are left out.
+    """Return all files in a folder and the folders in it, links followed, by name; hidden ones are left out.
 
     Raises:
         InputError: If a folder may not be read.
@@ -236,7 +243,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All pictures in a folder and the folders in it, by name."""
+    """Return all pictures in a folder and the folders in it, by name."""
     return [file for file in files_below(folder) if is_picture(file.name)]
 
 
@@ -246,4 +253,5 @@ def note_sharing(root: Path, items: Iterable[Labelled], notes: list[str]) -> Non
     shared = [labels for labels, count in counts.items() if count > 1]
     if shared:
         first = shown(shared[0], root)
-        notes.append(f"{len(shared)} label files are those of several pictures of one name; the first: {first}")
+        what = "{label file is that|label files are those} of several pictures of one name"
+        notes.append(f"{counted(len(shared), what)}; the first: {first}")

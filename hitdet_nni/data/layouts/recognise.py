@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
 
 from hitdet_nni.data.layouts import coco, voc, yolo
 from hitdet_nni.data.layouts.documents import coco_file
-from hitdet_nni.data.layouts.parts import CocoPart, Found, LabelPart, entries, refusal
+from hitdet_nni.data.layouts.parts import CocoPart, Found, Half, LabelPart, entries, refusal
 
 logger = logging.getLogger(__name__)
-
-Half = Literal["train", "val"]
 
 KNOWN = (
     "COCO (annotations/instances_train.json and train/, or one COCO file and images/), "
@@ -67,7 +64,7 @@ def say(line: str) -> None:
 
 
 def recognise(root: Path) -> Found:
-    """What a folder is.
+    """Tell what a folder is.
 
     Args:
         root: The folder that ``data.root`` names.
@@ -95,7 +92,7 @@ def _seen(root: Path) -> str:
 
 
 def _hint(root: Path, there: list[Path]) -> str:
-    """What a person might do about a folder of no known layout."""
+    """Return what a person might do about a folder of no known layout."""
     files = [each for each in there if each.suffix.lower() == ".json" and each.is_file()]
     for file in files[:_SHOWN]:
         content = _beginning(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hitdet_nni.data.coco import read_annotations
+from hitdet_nni.data.annotations.coco import read_annotations
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked, write_text
 
@@ -63,7 +63,7 @@ def split_off(
 
 
 def split_lists(ann: Path, images: Path, share: float, seed: int, cache: Path) -> tuple[tuple[Path, int], ...]:
-    """Files of the ids of the training and of the validation pictures; they are written where they are not there.
+    """Return the files of the ids of the training and of the validation pictures; write them where they are not there.
 
     Args:
         ann: COCO annotation file of all pictures.
@@ -86,8 +86,8 @@ def split_lists(ann: Path, images: Path, share: float, seed: int, cache: Path) -
     lists = [cache / f"split-{digest}-{half}.json" for half in ("train", "val")]
     with locked(file.with_suffix(".lock")):
         if not file.exists():
-            dataset = read_annotations(ann, images, key="data.root", allow_empty_boxes=True)
-            parts = split_off(dataset.image_ids, share, seed, image_classes=dataset.image_classes)
+            annotations = read_annotations(ann, images, key="data.root", allow_empty_boxes=True)
+            parts = split_off(annotations.image_ids, share, seed, image_classes=annotations.image_classes)
             for path, ids in zip(lists, parts, strict=True):
                 write_text(path, json.dumps(ids))
             write_text(file, json.dumps([len(ids) for ids in parts]))  # the last: both lists are there

@@ -25,14 +25,17 @@ from hitdet_nni.data.layouts.parts import (
     role_of,
     shown,
 )
-from hitdet_nni.data.voc import read_objects
+from hitdet_nni.data.layouts.voc_devkit import read_objects
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text
 
 _XML, _PICTURES = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img")
 _NAME_FILES = ("labelmap.txt", "classes.txt", "labels.txt")
-DIFFICULT = "objects are marked difficult: neither learned nor counted as missed"
-FROM_ZERO = "boxes begin at pixel 0, where VOC counts from 1: they are moved by a pixel as all others"
+DIFFICULT = "{object is|objects are} marked difficult: neither learned nor counted as missed"
+FROM_ZERO = (
+    "{box begins|boxes begin} at pixel 0, where VOC counts from 1: {it is|they are} moved by a pixel as all others"
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class VocReader:
         return None
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """The size in the XML file, or the picture's where it has none, and the boxes.
+        """Return the size in the XML file, or the picture's where it has none, and the boxes.
 
         Args:
             item: The picture and its XML file.
@@ -78,7 +81,7 @@ class VocReader:
 
 
 def find(root: Path) -> Found | None:
-    """The PASCAL VOC set that lies in a folder; ``None``: there is none.
+    """Return the PASCAL VOC set that lies in a folder; ``None``: there is none.
 
     Classes are in the order of ``labelmap.txt`` or ``classes.txt`` where there is such a file, or else of their names.
 
@@ -104,7 +107,7 @@ def find(root: Path) -> Found | None:
         notes.append(f"{parts['test'].place} is a test part: not used in training or validation")
     classes = _classes(root, [part for role, part in parts.items() if role != "test"])
     val = parts.get("val")
-    about = f"XML files, {len(classes)} classes" + lists
+    about = f"XML files, {counted(len(classes), '{class|classes}')}{lists}"
     train = parts["train"]
     return Found(
         "PASCAL VOC", about, train, val if val and val.items else None, classes, VocReader(classes), tuple(notes)
@@ -112,7 +115,7 @@ def find(root: Path) -> Found | None:
 
 
 def _xml_files(folder: Path | None) -> dict[str, Path]:
-    """The XML files of a folder by their names without the ending."""
+    """Return the XML files of a folder by their names without the ending."""
     return {} if folder is None else {file.stem: file for file in entries(folder) if file.suffix.lower() == ".xml"}
 
 
@@ -121,7 +124,7 @@ def _has_xml(folder: Path) -> bool:
 
 
 def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
-    """The pictures of a folder with their XML files: in a folder for each kind, or side by side."""
+    """Return the pictures of a folder with their XML files: in a folder for each kind, or side by side."""
     labels, images = _xml_files(named(folder, *_XML)), named(folder, *_PICTURES)
     pictures = (
         pictures_below(images) if images is not None else [each for each in entries(folder) if is_picture(each.name)]
@@ -134,14 +137,15 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...
     stems = {picture.stem for picture in pictures}
     lost = [file for stem, file in labels.items() if stem not in stems]
     if lost:
-        notes.append(f"{len(lost)} XML files have no picture and are left out; the first: {shown(lost[0], root)}")
+        what = "{XML file has no picture and is|XML files have no picture and are} left out"
+        notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     items = tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(pictures))
     note_sharing(root, items, notes)
     return items
 
 
 def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
-    """The parts that ``ImageSets/Main`` lists, and a remark that they come from there; all for training without."""
+    """Return the parts that ``ImageSets/Main`` lists, and a remark that says so; without it all is for training."""
     items = {item.picture.stem: item for item in whole}
     lists: dict[Role, Path] = {}
     for file in entries(root / "ImageSets" / "Main"):
@@ -183,7 +187,7 @@ def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
 
 
 def _names(file: Path | None) -> frozenset[str]:
-    """The classes of an XML file's objects."""
+    """Return the classes of an XML file's objects."""
     if file is None:
         return frozenset()
     try:

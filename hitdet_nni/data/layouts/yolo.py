@@ -24,6 +24,7 @@ from hitdet_nni.data.layouts.parts import (
     shown,
 )
 from hitdet_nni.data.layouts.yolo_labels import YoloReader
+from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text, read_yaml
 
@@ -32,7 +33,7 @@ _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt", "requirements.txt", "pre
 
 
 def find(root: Path) -> Found | None:
-    """The YOLO set that lies in a folder; ``None``: there is none.
+    """Return the YOLO set that lies in a folder; ``None``: there is none.
 
     Args:
         root: The folder.
@@ -78,7 +79,7 @@ def _found(
     if val is not None and not val.items:
         notes.append(f"{val.place} has no picture")
         val = None
-    about = f"{shown(file, root)}, {len(classes)} classes"
+    about = f"{shown(file, root)}, {counted(len(classes), '{class|classes}')}"
     reader = YoloReader(len(classes), key_points)
     return Found("YOLO", about, parts["train"], val, classes, reader, tuple(notes))
 
@@ -87,7 +88,7 @@ def _found(
 
 
 def _description(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
-    """The YAML file that names the classes, its content, and others that do as well."""
+    """Return the YAML file that names the classes, its content, and others that do as well."""
     files = [each for each in entries(root) if each.suffix.lower() in (".yaml", ".yml") and each.is_file()]
     files.sort(key=lambda file: (file.stem.lower() not in ("data", "dataset"), file.name))
     found: list[tuple[Path, dict[str, Any]]] = []
@@ -136,7 +137,7 @@ def _check_names(file: Path, key: str | None, classes: list[str]) -> None:
 
 
 def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:
-    """How many numbers of key points a row has behind its box."""
+    """Return how many numbers of key points a row has behind its box."""
     shape = content.get("kpt_shape")
     if shape is None:
         return None
@@ -146,7 +147,7 @@ def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:
 
 
 def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Role, tuple[Path, ...]], list[str]]:
-    """Folders and lists of the parts that the description names, and what was taken otherwise than it says."""
+    """Return folders and lists of the parts that the description names, and what was taken otherwise than it says."""
     places: dict[Role, tuple[Path, ...]] = {}
     notes: list[str] = []
     for role, keys in NAMES.items():
@@ -178,7 +179,7 @@ def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Ro
 
 
 def _place(root: Path, file: Path, content: Mapping[str, Any], key: str, value: str) -> tuple[Path, bool]:
-    """Where a folder or list that the description names lies, and whether that is not where it says.
+    """Return where a folder or list that the description names lies, and whether that is not where it says.
 
     Roboflow writes ``../train/images`` for what lies beside the file, and ``path`` is often that of another machine.
     """
@@ -195,7 +196,7 @@ def _place(root: Path, file: Path, content: Mapping[str, Any], key: str, value: 
 
 
 def _plain(path: Path) -> Path:
-    """The path without ``.`` and, where no link is in between, ``..``."""
+    """Return the path without ``.`` and, where no link is in between, ``..``."""
     return path.resolve() if ".." in path.parts else path
 
 
@@ -203,7 +204,7 @@ def _plain(path: Path) -> Path:
 
 
 def _folders_without_description(root: Path) -> dict[Role, Path]:
-    """The folders of pictures with YOLO labels where nothing names them; a set that is in one part is for training."""
+    """Return the folders of pictures with YOLO labels where nothing names them; a single one is for training."""
     images, labels = named(root, "images"), named(root, "labels")
     if images is not None and labels is not None and images.is_dir():
         parts = {role: folder for role, folder in role_folders(images).items() if pictures_below(folder)}
@@ -225,7 +226,7 @@ def _labelled_beside(picture: Path) -> bool:
 
 
 def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
-    """The pictures of folders and lists with their label files."""
+    """Return the pictures of folders and lists with their label files."""
     pictures: dict[Path, None] = {}
     for place in places:
         pictures.update(dict.fromkeys(_listed(root, place) if place.is_file() else pictures_below(place)))
@@ -237,7 +238,8 @@ def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
     folders = {_labels_folder(root, folder) for folder in places if folder.is_dir()}
     lost = [file for folder in sorted(folders) for file in files_below(folder) if _is_label(file) and file not in used]
     if lost:
-        notes.append(f"{len(lost)} label files have no picture and are left out; the first: {shown(lost[0], root)}")
+        what = "{label file has no picture and is|label files have no picture and are} left out"
+        notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     note_sharing(root, items, notes)
     return LabelPart(named_places, tuple(items))
 
@@ -247,7 +249,7 @@ def _is_label(file: Path) -> bool:
 
 
 def _listed(root: Path, file: Path) -> Iterator[Path]:
-    """The pictures that a text file lists, relative to its folder or to the set's."""
+    """Yield the pictures that a text file lists, relative to its folder or to the set's."""
     if file.suffix.lower() != ".txt":
         raise InputError("is no folder and no list of pictures", source=file, key="data.root", allowed="a .txt file")
     for number, line in enumerate(read_text(file).lstrip("\ufeff").splitlines(), start=1):
@@ -265,7 +267,7 @@ def _listed(root: Path, file: Path) -> Iterator[Path]:
 
 
 def _labels_folder(root: Path, folder: Path) -> Path:
-    """The folder of the labels of the pictures in a folder: ``labels`` in place of the last ``images``."""
+    """Return the folder of the labels of the pictures in a folder: ``labels`` in place of the last ``images``."""
     parts = list(folder.relative_to(root).parts) if folder.is_relative_to(root) else list(folder.parts)
     for index in range(len(parts) - 1, -1, -1):
         if parts[index].lower() == "images":
@@ -278,7 +280,7 @@ def _labels_folder(root: Path, folder: Path) -> Path:
 
 
 def _labels_of(root: Path, picture: Path, listings: dict[Path, dict[str, Path]]) -> Path | None:
-    """The label file of a picture: in the folder of labels, or else beside it; the ending in any case."""
+    """Return the label file of a picture: in the folder of labels, or else beside it; the ending in any case."""
     folders = (_labels_folder(root, picture.parent), picture.parent)
     for folder in folders:
         if folder not in listings:

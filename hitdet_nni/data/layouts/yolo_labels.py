@@ -11,8 +11,8 @@ from hitdet_nni.errors import InputError
 
 _BEYOND = 0.01  # by which numbers may lie outside 0 to 1, as Ultralytics allows
 _ROW = "class, centre and size of a box, or class and corners of a polygon, as shares of the picture's width and height"
-POLYGONS = "polygons are taken as the boxes around them"
-KEY_POINTS = "rows have key points: their boxes are taken"
+POLYGONS = "{polygon is taken as the box around it|polygons are taken as the boxes around them}"
+KEY_POINTS = "{row has key points: its box is taken|rows have key points: their boxes are taken}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class YoloReader:
         return [self.classes, self.key_points]
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """The picture's size and its boxes.
+        """Return the picture's size and its boxes.
 
         Args:
             item: The picture and its label file.
@@ -58,7 +58,7 @@ class YoloReader:
     def _row(
         self, file: Path | None, line: int, words: list[str], notes: Notes
     ) -> tuple[int, float, float, float, float]:
-        """Class, left, top, right and bottom of a row, relative to the picture."""
+        """Return the class, left, top, right and bottom of a row, relative to the picture."""
         try:
             numbers = [float(word) for word in words]
         except ValueError:
@@ -95,7 +95,7 @@ class YoloReader:
 
 
 def _lines(file: Path | None) -> list[str]:
-    """The rows of a label file; none where there is no file."""
+    """Return the rows of a label file; none where there is no file."""
     if file is None:
         return []
     try:

@@ -15,7 +15,7 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from torch import nn
 
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.kernels import layout

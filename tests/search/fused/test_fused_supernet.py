@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.operators.blocks import InvertedResidual
 from hitdet_nni.search.evaluator import detection_loss

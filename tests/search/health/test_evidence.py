@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.search.health.evidence import detector_losses, held_out_losses, remembered_parts
 

@@ -17,8 +17,8 @@ from mmengine.structures import InstanceData
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.data.coco import read_annotations
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.annotations.coco import read_annotations
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector

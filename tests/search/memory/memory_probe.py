@@ -12,7 +12,7 @@ import torch
 
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace

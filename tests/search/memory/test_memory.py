@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hitdet_nni.config.skeleton import Skeleton
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.evaluator import detection_loss

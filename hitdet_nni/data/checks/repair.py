@@ -1,0 +1,314 @@
+"""A corrected copy of annotation files: what can be mended is, what cannot be kept is left out, and each is told.
+
+What decides is what checks: an entry is left out for the very defect that would refuse it, so that what is written
+passes. What only a person can decide, such as two classes of one name, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hitdet_nni.config.data_settings import DataSettings
+from hitdet_nni.data.annotations.coco import check_document
+from hitdet_nni.data.annotations.coco_document import (
+    LISTS,
+    CocoDocument,
+    DocumentSource,
+    Entry,
+    is_number,
+    read_document,
+    show,
+)
+from hitdet_nni.data.annotations.normalization import LARGEST_ID, Changes, normalize
+from hitdet_nni.data.images.picture_folder import PictureFolder, stays_inside
+from hitdet_nni.data.images.reading import decoded_size, thin_problem
+from hitdet_nni.data.layouts.parts import HALVES
+from hitdet_nni.data.layouts.split import split_off
+from hitdet_nni.data.sources import half_parts
+from hitdet_nni.errors import InputError
+from hitdet_nni.io import write_text
+
+_PLACE: Final = re.compile(r"(images|annotations|categories)\[(\d+)\]")
+_INTEGER: Final = re.compile(r"\s*[-+]?[0-9]{1,15}(\.0*)?\s*")
+_NUMBER: Final = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]{1,2})?\s*")
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A corrected file.
+
+    Attributes:
+        half: ``"train"`` or ``"val"``.
+        source: The file that it was made from.
+        images: The folder of its images.
+        file: The file that was written.
+        changes: ``place: old -> new``, a line each; empty if nothing was wrong.
+    """
+
+    half: str
+    source: Path
+    images: Path
+    file: Path
+    changes: tuple[str, ...]
+
+
+def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, int] | None = None) -> list[Repaired]:
+    """Write corrected annotation files; those that they are made from stay as they are.
+
+    Args:
+        settings: The ``data`` section.
+        seed: Seed of the embedded set.
+        out: Folder in which ``instances_train.json`` and ``instances_val.json`` are written; with a number where a
+            half has several files. A folder without a validation part is split as it would be without this.
+        input_size: Rows and columns that training resizes pictures to fit; ``None``: not looked at.
+
+    Returns:
+        What was written, in the order of the settings.
+
+    Raises:
+        InputError: If the settings name no data, a file is there already, or a defect cannot be mended; nothing is
+            written then.
+    """
+    halves = half_parts(settings, seed)
+    plan = [
+        (half, ann, images, out / f"instances_{half}{f'_{number}' if len(parts) > 1 else ''}.json")
+        for half, parts in halves.items()
+        for number, (ann, images) in enumerate(parts, start=1)
+    ]
+    for *_, target in plan:
+        if target.exists() or target.is_symlink():
+            raise InputError("exists already", source=target, key="--fix", allowed="a folder that lacks this file")
+    if settings.is_recognised and halves["train"] == halves["val"]:
+        ((_, ann, images, _), _) = plan
+        one = _Repair(ann, images, "data.root", input_size)
+        one.mend()
+        mended = [one, one]
+        texts = [one.text(ids) for ids in one.split(settings.val_share, settings.val_seed)]
+    else:
+        mended = [_Repair(ann, images, f"data.{half}_ann", input_size) for half, ann, images, _ in plan]
+        for each in mended:
+            each.mend()
+        texts = [each.text() for each in mended]
+    written: list[Repaired] = []
+    for (half, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
+        write_text(target, text)
+        told = () if any(each is other for other in mended[: len(written)]) else tuple(each.lines)
+        written.append(Repaired(half, ann, images, target, told))
+    return written
+
+
+def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[str]:
+    """Return the options by which a command with these settings uses the corrected files."""
+    options = [f"--set data.{key}=null" for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
+    named = bool(options)  # the folders of images have to be
+    for half in HALVES:
+        found = [each for each in repaired if each.half == half]
+        values = {"ann": [str(each.file.absolute()) for each in found]}
+        if named:
+            values["images"] = [str(each.images.absolute()) for each in found]
+        for key, paths in values.items():
+            value = paths[0] if len(paths) == 1 else json.dumps(paths)
+            options.append(f"--set {shlex.quote(f'data.{half}_{key}={value}')}")
+    return options
+
+
+class _Repair:
+    """The mending of one file.
+
+    Attributes:
+        lines: What was changed.
+    """
+
+    def __init__(self, ann: Path, images: Path, key: str, input_size: tuple[int, int] | None) -> None:
+        self.lines: list[str] = []
+        self._broken: dict[int, str] = {}  # what is wrong with the file of an image, by the entry's id()
+        self._ann, self._key, self._input_size = ann, key, input_size
+        self._folder = PictureFolder(images)
+        self._document = read_document(DocumentSource(ann, key))
+        # Places are those of the file that was read, whatever has been left out since.
+        self._places = {
+            id(entry): f"{name}[{index}]" for name in LISTS for index, entry in enumerate(getattr(self._document, name))
+        }
+
+    def mend(self) -> None:
+        """Correct the document.
+
+        Raises:
+            InputError: If a defect cannot be mended.
+        """
+        if not self._folder.path.is_dir():
+            problem = f"their folder {self._folder.path} does not exist"
+            raise DocumentSource(self._ann, self._key).error("images", problem, "a folder of pictures")
+        self._read_texts()
+        self._compute_areas()
+        changes = Changes(listed=True)
+        normalize(self._document, self._folder, changes)
+        self.lines += changes.lines
+        for entry in self._document.images:
+            self._find_file(entry)
+            self._measure(entry)
+        self._leave_out_defects()
+        self._number_annotations()
+
+    def text(self, ids: Collection[int] | None = None) -> str:
+        """Return the document, or the images of some ids with their boxes, as JSON."""
+        document = self._document
+        images, boxes = document.images, document.annotations
+        if ids is not None:
+            kept = set(ids)
+            images = [entry for entry in images if entry["id"] in kept]
+            boxes = [entry for entry in boxes if entry["image_id"] in kept]
+        lists = {"images": images, "categories": document.categories, "annotations": boxes}
+        return json.dumps({**document.extra, **lists})
+
+    def split(self, share: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids of the training and of the validation images; arguments as :func:`split_off`."""
+        classes: dict[int, set[int]] = {entry["id"]: set() for entry in self._document.images}
+        for entry in self._document.annotations:
+            classes[entry["image_id"]].add(entry["category_id"])
+        return split_off(classes, share, seed, image_classes=classes)
+
+    def _set(self, entry: Entry, key: str, new: object) -> None:
+        old = show(entry[key]) if key in entry else "missing"
+        self.lines.append(f"{self._place(entry)}.{key}: {old} -> {show(new)}")
+        entry[key] = new
+
+    def _place(self, entry: Entry) -> str:
+        number = entry.get("id")
+        return self._places[id(entry)] + (f" (id {number})" if type(number) is int else "")
+
+    def _read_texts(self) -> None:
+        """Take numbers that are written as text."""
+        whole = {
+            "images": ("id", "width", "height"),
+            "categories": ("id",),
+            "annotations": ("id", "image_id", "category_id", "iscrowd", "ignore"),
+        }
+        for name, keys in whole.items():
+            for entry in getattr(self._document, name):
+                for key in keys:
+                    value = entry.get(key)
+                    if type(value) is str and _INTEGER.fullmatch(value):
+                        self._set(entry, key, int(float(value)))
+        for entry in self._document.annotations:
+            box: Any = entry.get("bbox")
+            if type(box) is list and any(type(value) is str for value in box):
+                self._set(entry, "bbox", [_number(value) for value in box])
+
+    def _compute_areas(self) -> None:
+        """Take width times height where there is an area that is none, and 0 where ``iscrowd`` says nothing."""
+        for entry in self._document.annotations:
+            box: Any = entry.get("bbox")
+            area: Any = entry.get("area")
+            sound = type(box) is list and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) > 0
+            if "area" in entry and sound and not (is_number(area) and area > 0):
+                self._set(entry, "area", box[2] * box[3])
+            if "iscrowd" in entry and entry["iscrowd"] is None:
+                self._set(entry, "iscrowd", 0)
+
+    def _find_file(self, entry: Entry) -> None:
+        """Take the path that a Windows path, or one out of the folder, means."""
+        name = entry.get("file_name")
+        if type(name) is not str or (stays_inside(name) and (self._folder.holds(name) or "\\" not in name)):
+            return
+        found = self._folder.meant_by(name)
+        if found is not None:
+            self._set(entry, "file_name", found)
+
+    def _measure(self, entry: Entry) -> None:
+        """Take the size that the image has; note what training could not read."""
+        name = entry.get("file_name")
+        if type(name) is not str or not stays_inside(name) or not self._folder.holds(name):
+            return
+        size = decoded_size(self._folder.path / name)
+        problem = size if isinstance(size, str) else thin_problem(size, self._input_size)
+        if problem is not None:
+            self._broken[id(entry)] = f"{name!r} {problem}"
+        if isinstance(size, str):
+            return
+        for key, pixels in zip(("width", "height"), size, strict=True):
+            if entry.get(key) != pixels or type(entry.get(key)) is not int:
+                self._set(entry, key, pixels)
+
+    def _leave_out_defects(self) -> None:
+        """Leave out what would be refused, until nothing would be.
+
+        Raises:
+            InputError: If it is no single image or box, or nothing would be left.
+        """
+        while defects := self._defects():
+            ids = Counter(show(entry.get("id")) for entry in self._document.images)
+            gone: dict[str, set[int]] = {"images": set(), "annotations": set()}
+            lost: set[int] = set()
+            for defect in defects:
+                place = _PLACE.match(defect.key or "")
+                if place is None or place[1] == "categories":
+                    raise InputError(f"{defect.problem}: --fix cannot mend it", source=self._ann, key=defect.key)
+                entry = getattr(self._document, place[1])[int(place[2])]
+                number = entry.get("id")
+                if place[1] == "images" and ids[show(number)] > 1:
+                    raise InputError(f"{defect.problem}: --fix cannot mend it", source=self._ann, key=defect.key)
+                if id(entry) not in gone[place[1]]:
+                    gone[place[1]].add(id(entry))
+                    self._say_left_out(entry, defect.problem.removesuffix(f" (named by {self._key})"))
+                    if place[1] == "images" and type(number) is int:
+                        lost.add(number)
+            for entry in self._document.annotations:
+                if entry.get("image_id") in lost and id(entry) not in gone["annotations"]:
+                    gone["annotations"].add(id(entry))
+                    self._say_left_out(entry, "its image is left out")
+            for name, entries in gone.items():
+                kept = [entry for entry in getattr(self._document, name) if id(entry) not in entries]
+                if not kept:
+                    problem = f"none would be left: {defects[0].problem}: --fix cannot mend it"
+                    raise InputError(problem, source=self._ann, key=name)
+                setattr(self._document, name, kept)
+
+    def _say_left_out(self, entry: Entry, problem: str) -> None:
+        self.lines.append(f"{self._place(entry)}: left out: {problem}")
+
+    def _defects(self) -> list[InputError]:
+        """Return what the checks would refuse; ids of boxes are no matter, since they can be had anew."""
+        defects: list[InputError] = []
+        source = DocumentSource(self._ann, self._key, defects)
+        numbered = [{**entry, "id": number} for number, entry in enumerate(self._document.annotations, start=1)]
+        trial = CocoDocument(
+            images=[dict(entry) for entry in self._document.images],
+            categories=self._document.categories,
+            annotations=numbered,
+        )
+        check_document(source, trial, self._folder.path)
+        for index, entry in enumerate(self._document.images):
+            problem = self._broken.get(id(entry))
+            if problem is not None:
+                defects.append(InputError(problem, source=self._ann, key=f"images[{index}]"))
+        return defects
+
+    def _number_annotations(self) -> None:
+        """Number the boxes from 1 where their ids are no unique positive integers."""
+        ids = [entry.get("id") for entry in self._document.annotations]
+        if all(map(_fits, ids)) and len(set(ids)) == len(ids):
+            return
+        for number, entry in enumerate(self._document.annotations, start=1):
+            if entry.get("id") != number or type(entry.get("id")) is not int:
+                self._set(entry, "id", number)
+
+
+def _fits(number: object) -> bool:
+    """Whether COCO's evaluation takes a value for the id of a box."""
+    return isinstance(number, int) and type(number) is int and 0 < number <= LARGEST_ID
+
+
+def _number(value: object) -> object:
+    """Return a number that is written as text, or the value as it is."""
+    if type(value) is not str or not _NUMBER.fullmatch(value):
+        return value
+    kind: Callable[[str], float] = int if value.strip().lstrip("+-").isdecimal() else float
+    return kind(value)

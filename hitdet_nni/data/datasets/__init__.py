@@ -1,0 +1,1 @@
+"""What an index into a set becomes: :mod:`.detection`, mmdet's data sets; :mod:`.classification`, class folders."""

@@ -1,0 +1,234 @@
+"""`check-data --fix`: what is written passes the checks, each change is told, and the source stays as it is."""
+
+import copy
+import json
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hitdet_nni import cli
+from hitdet_nni.config.settings import DataSettings, load_settings, parse_overrides
+from hitdet_nni.data.checks.repair import repair, settings_of
+from hitdet_nni.data.datasets.detection import build_dataset
+from hitdet_nni.data.sources import open_data
+
+INPUT = (96, 96)
+
+
+def box(box_id, image_id, **more):
+    entry = {"id": box_id, "image_id": image_id, "category_id": 4, "bbox": [1, 2, 10, 8], "area": 80, "iscrowd": 0}
+    return entry | more
+
+
+GOOD = {
+    "info": {"year": 2026},
+    "images": [{"id": i, "file_name": f"{i}.png", "width": 48, "height": 32, "license": 3} for i in range(1, 5)],
+    "annotations": [box(10 * i, i, segmentation=[[1, 2, 11, 2, 11, 10]]) for i in range(1, 5)],
+    "categories": [{"id": 4, "name": "cat"}],
+}
+
+
+def write(folder, half, content=GOOD):
+    (folder / half).mkdir(parents=True, exist_ok=True)
+    for number in range(1, 5):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / half / f"{number}.png")
+    ann = folder / f"{half}.json"
+    ann.write_text(json.dumps(content))
+    return {f"{half}_ann": ann, f"{half}_images": folder / half}
+
+
+@pytest.fixture
+def mended(tmp_path):
+    """Mend a half whose content was changed; its changes, the document, and both halves as they are read then."""
+
+    def mend(half, change):
+        content = copy.deepcopy(GOOD)
+        change(content)
+        paths = write(tmp_path, "train") | write(tmp_path, "val") | write(tmp_path, half, content)
+        for file, size in (("thin.png", (2000, 8)), ("bad.png", None)):
+            if size is None:
+                (tmp_path / half / file).write_bytes(b"no image")
+            else:
+                Image.new("RGB", size, "teal").save(tmp_path / half / file)
+        before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+        repaired = repair(DataSettings(**paths), 0, tmp_path / "out", INPUT)
+        assert {path: path.read_bytes() for path in before} == before
+        files = {f"{each.half}_ann": each.file for each in repaired}
+        data = open_data(DataSettings(**{**paths, **files}), 0, INPUT)
+        found = next(each for each in repaired if each.half == half)
+        assert all(not each.changes for each in repaired if each.half != half)
+        return found.changes, json.loads(found.file.read_text()), getattr(data, half)
+
+    return mend
+
+
+def spoil(content):
+    images, boxes = content["images"], content["annotations"]
+    images[0] |= {"width": 40, "height": "32"}
+    images[1]["file_name"] = "..\\data\\images\\2.png"
+    images += [
+        {"id": 5, "file_name": "thin.png", "width": 2000, "height": 8},
+        {"id": 6, "file_name": "bad.png", "width": 48, "height": 32},
+        {"id": 7, "file_name": "gone.png", "width": 48, "height": 32},
+    ]
+    boxes[0]["bbox"] = [41, 2, 6, 8]  # outside of what the file says, inside of the image
+    boxes[1] |= {"bbox": ["1", "2.5", 10, 8], "area": None, "iscrowd": None}
+    boxes[2]["area"] = 0
+    boxes += [box(50, 5), box(60, 6), box(70, 7), box(80, 99), box(90, 1, bbox=[1, 2, 0, 5])]
+    boxes += [box(100, 1, bbox=[90, 2, 5, 5]), box(110, 1, category_id=5), box(120, 1, bbox=[1, 2, 3])]
+    boxes += [box(130, 4, ignore=1), {key: value for key, value in box(140, 4).items() if key != "area"}]
+
+
+@pytest.mark.parametrize("half", ["train", "val"])
+def test_what_can_be_mended_is_and_the_rest_is_left_out(mended, half):
+    changes, written, dataset = mended(half, spoil)
+    expected = [
+        "images[0] (id 1).height: '32' -> 32",
+        "annotations[1] (id 20).bbox: ['1', '2.5', 10, 8] -> [1, 2.5, 10, 8]",
+        "annotations[1] (id 20).area: None -> 80",
+        "annotations[1] (id 20).iscrowd: None -> 0",
+        "annotations[2] (id 30).area: 0 -> 80",
+        "annotations[12] (id 130).ignore: 1 -> iscrowd 1",
+        "annotations[13] (id 140).area: missing -> 80",
+        "images[0] (id 1).width: 40 -> 48",
+        "images[1] (id 2).file_name: '..\\\\data\\\\images\\\\2.png' -> '2.png'",
+        "images[4] (id 5): left out: 'thin.png' is 2000 x 8 pixels",
+        "images[5] (id 6): left out: 'bad.png' cannot be decoded",
+        "images[6] (id 7): left out: 'gone.png' is not in",
+        *[f"annotations[{index}] (id {10 * index + 10}): left out: its image is left out" for index in (4, 5, 6)],
+        "annotations[7] (id 80): left out: is 99",
+        "annotations[8] (id 90): left out: is [1, 2, 0, 5]",
+        "annotations[9] (id 100): left out: is [90, 2, 5, 5]",
+        "annotations[10] (id 110): left out: is 5",
+        "annotations[11] (id 120): left out: is [1, 2, 3]",
+    ]
+    for start in expected:
+        assert [line.startswith(start) for line in changes].count(True) == 1, (start, changes)
+    assert len(changes) == len(expected)
+    assert all("\n" not in line and "named by" not in line for line in changes)
+    assert dataset.notes == ()
+    assert [each["id"] for each in written["annotations"]] == [10, 20, 30, 40, 130, 140]
+    # What nobody reads is kept.
+    assert written["info"] == GOOD["info"]
+    assert written["images"][0]["license"] == 3
+    assert "segmentation" in written["annotations"][0]
+    pictures = build_dataset(dataset, load_settings("tiny").skeleton, training=True)
+    assert sum(len(pictures[index]["data_samples"].gt_instances) for index in range(len(pictures))) == 5
+
+
+@pytest.mark.parametrize("half", ["train", "val"])
+def test_ids_are_numbered_anew_where_they_are_no_ids(mended, half):
+    def change(content):
+        content["annotations"][0]["id"] = 0
+        content["annotations"][2]["id"] = 20
+        content["annotations"][3]["id"] = "x"
+
+    changes, written, _ = mended(half, change)
+    assert [line.partition(".id: ")[2] for line in changes] == ["0 -> 1", "20 -> 2", "20 -> 3", "'x' -> 4"]
+    assert [each["id"] for each in written["annotations"]] == [1, 2, 3, 4]
+
+
+def rename_category(content):
+    content["categories"].append({"id": 5, "name": "cat"})
+
+
+def repeat_image(content):
+    content["images"][1]["id"] = 1
+
+
+def lose_all(content):
+    for entry in content["images"]:
+        entry["file_name"] = "x" + entry["file_name"]
+
+
+def mark_all(content):
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "fragments"),
+    [
+        (rename_category, ("categories[1].name", "'cat'")),
+        (repeat_image, ("images[1].id", "1 is taken")),
+        (lose_all, ("images", "none would be left")),
+        (mark_all, ("annotations", "4 crowd boxes")),
+    ],
+)
+def test_what_only_a_person_can_mend_is_refused(mended, refused, tmp_path, change, fragments):
+    with refused(tmp_path / "val.json", *fragments, "--fix cannot mend it"):
+        mended("val", change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over(tmp_path, refused):
+    paths = write(tmp_path, "train") | write(tmp_path, "val")
+    for name in ("instances_train.json", "instances_val.json"):
+        source = tmp_path / "annotations" / name
+        source.parent.mkdir(exist_ok=True)
+        source.write_text(json.dumps(GOOD))
+        with refused(source, "--fix", "exists already"):
+            repair(DataSettings(**paths), 0, tmp_path / "annotations")
+        assert json.loads(source.read_text()) == GOOD
+        source.unlink()
+    (tmp_path / "annotations" / "instances_val.json").symlink_to(tmp_path / "nowhere.json")
+    with refused("exists already"):
+        repair(DataSettings(**paths), 0, tmp_path / "annotations")
+    assert not (tmp_path / "nowhere.json").exists()
+
+
+def test_the_command_says_each_change_and_how_the_files_are_used(tmp_path, capsys):
+    content = copy.deepcopy(GOOD)
+    content["images"][0]["file_name"] = "images\\1.png"
+    paths = write(tmp_path, "train", content) | write(tmp_path, "val")
+    arguments = ["check-data", "--config", "coco_release"]
+    for key, path in paths.items():
+        arguments += ["--set", f"data.{key}={path}"]
+    assert cli.main(arguments) == 2
+    assert cli.main([*arguments, "--fix", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()[-4:]
+    out = tmp_path / "out"
+    assert said[0] == f"{tmp_path / 'train.json'}: images[0] (id 1).file_name: 'images\\\\1.png' -> '1.png'"
+    assert said[1:3] == [
+        f"{out / 'instances_train.json'}: 1 change",
+        f"{out / 'instances_val.json'}: a copy, nothing to mend",
+    ]
+    options = said[3].removeprefix("use them with ").split()
+    assert options[1] == f"data.train_ann={out / 'instances_train.json'}"
+    assert cli.main([*arguments, *options]) == 0
+    assert cli.main([*arguments, "--fix", str(tmp_path / "other"), "--json"]) == 0
+
+
+def test_several_files_of_a_half(tmp_path):
+    first, second = write(tmp_path / "a", "train"), write(tmp_path / "b", "train")
+    sources = {key: (first[key], second[key]) for key in first}
+    settings = DataSettings(**sources, **write(tmp_path, "val"))
+    repaired = repair(settings, 0, tmp_path / "an out")
+    names = ["instances_train_1.json", "instances_train_2.json", "instances_val.json"]
+    assert [each.file.name for each in repaired] == names
+    option = shlex.split(settings_of(repaired, settings)[0])[1]
+    files = parse_overrides([option])["data.train_ann"]
+    mended = DataSettings(**{**sources, "train_ann": files}, **write(tmp_path, "val"))
+    assert len(open_data(mended, 0).train.image_ids) == 8
+
+
+def test_a_folder_without_a_validation_part(tmp_path, capsys):
+    content = copy.deepcopy(GOOD)
+    content["annotations"].append(box(99, 1, bbox=[1, 2, 0, 5]))
+    write(tmp_path / "set", "images", GOOD)
+    (tmp_path / "set" / "images.json").write_text(json.dumps(content))
+    arguments = ["check-data", "--config", "coco_release", "--set", f"data.root={tmp_path / 'set'}"]
+    assert cli.main([*arguments, "--fix", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert sum("annotations[4] (id 99): left out" in line for line in said) == 1
+    ids = [
+        {entry["id"] for entry in json.loads((tmp_path / "out" / f"instances_{half}.json").read_text())["images"]}
+        for half in ("train", "val")
+    ]
+    assert [len(each) for each in ids] == [3, 1]
+    assert ids[0] | ids[1] == {1, 2, 3, 4}
+    options = said[-1].removeprefix("use them with ").split()
+    assert cli.main([*arguments, *options]) == 0

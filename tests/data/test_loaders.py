@@ -1,0 +1,53 @@
+"""From settings to batches, and the number of loader processes."""
+
+import logging
+
+import torch
+
+from hitdet_nni.data.loaders import MOST_WORKERS, retraining_loaders, search_loaders, settle_loading
+from hitdet_nni.engine.machine import available_cores
+
+
+def image_ids(loader):
+    return [sample.img_id for batch in loader for sample in batch["data_samples"]]
+
+
+def test_halves_are_disjoint_and_batches_full(tiny_settings, tiny_data):
+    data = tiny_settings.data
+    weights, alphas, val = search_loaders(tiny_data, data, tiny_settings.skeleton, seed=0)
+    first, second = image_ids(weights), image_ids(alphas)
+    assert len(first) == len(second) == data.train // 2
+    assert not set(first) & set(second)
+    assert set(image_ids(val)) == set(tiny_data.val.image_ids)
+    for batch in weights:
+        assert len(batch["inputs"]) == data.batch_size
+        assert batch["inputs"][0].dtype == torch.uint8
+        assert max(batch["inputs"][0].shape[1:]) == max(tiny_settings.skeleton.input_size)
+
+
+def test_loader_processes_share_the_room(tiny_settings, tiny_data):
+    data = tiny_settings.data.model_copy(update={"cache_mb": 4, "workers": 2})
+    train, val = retraining_loaders(tiny_data, data, tiny_settings.skeleton, 0)
+    assert train.dataset.pictures._room == val.dataset._room == 2 * 10**6
+
+
+def test_the_machine_chooses_only_where_no_number_is_given(tiny_settings, tiny_data, caplog, monkeypatch):
+    def workers(cores=8, processes=1, **changes):
+        monkeypatch.setattr("hitdet_nni.data.loaders.available_cores", lambda: cores)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        data = tiny_settings.data.model_copy(update=changes)
+        return settle_loading(data, tiny_settings.skeleton, tiny_data.train, tiny_data.val).workers
+
+    with caplog.at_level(logging.INFO, "hitdet_nni"):
+        assert workers() == 0  # 20 pictures of 96 x 96 fit
+    assert "pictures: 1 MB kept in memory, 0 loader processes" in caplog.text
+    assert workers(cache_mb=0) == MOST_WORKERS
+    assert workers(cache_mb=0, cores=3) == 2
+    assert workers(cache_mb=0, cores=8, processes=4) == 1
+    assert workers(cache_mb=0, cores=1) == 0
+    assert workers(cache_mb=0, workers=7) == 7
+    assert workers(workers=2) == 2
+
+
+def test_there_is_a_core():
+    assert available_cores() >= 1
