@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-import csv
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hitdet_nni.commands.console import refuse_existing, say
-from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
-from hitdet_nni.config.search_space import load_search_space
-from hitdet_nni.config.settings import load_settings
-from hitdet_nni.data.sources import open_data
+from hitdet_nni.commands.shared.options import add_file
 from hitdet_nni.deployment import FORMATS
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import WEIGHTS_FILE, read_text, whole_lines
-from hitdet_nni.runs.run_directory import RunDirectory, find_run
-from hitdet_nni.search.description import describe_architecture
+
+if TYPE_CHECKING:
+    from hitdet_nni.config.architecture import Architecture
+    from hitdet_nni.runs.run_directory import RunDirectory
+
+PLACE = 60
+HELP = "write a run's architecture, or a trained detector as a file that runs without this package"
+EXAMPLE = "hitdet-nni export runs/mine-retrained --format onnx --out mine.onnx"
 
 
-def export_command(options: Namespace) -> None:
-    """``export``: an architecture JSON, or a model file.
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``export``."""
+    parser.add_argument("source", help="run directory; with weights also an architecture JSON, or a shipped one's name")
+    add_file(parser, "file to write")
+    parser.add_argument(
+        "--format",
+        choices=["architecture", *FORMATS],
+        default="architecture",
+        help="architecture JSON of a run, or model file of a trained detector (default: %(default)s)",
+    )
+    parser.add_argument("--epoch", type=int, help="architecture: decode the alphas after this epoch (from 0)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model file: weights of a retraining (default: those of the run)"
+    )
+    parser.add_argument(
+        "--raw-heads", action="store_true", help="model file: what the heads say, before decoding and suppression"
+    )
+
+
+def run(options: Namespace) -> None:
+    """Write an architecture JSON, or a model file.
 
     Raises:
         InputError: If an option is not the format's, the file's name does not suit it, or the file exists already.
     """
+    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.io import WEIGHTS_FILE
+
     if options.format == "architecture":
         _refuse(
             options, {"--weights": options.weights, "--raw-heads": options.raw_heads}, f"--format {', '.join(FORMATS)}"
@@ -55,7 +78,11 @@ def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:
 
 
 def _trained(options: Namespace) -> tuple[Architecture, Path]:
-    """The architecture and the file of its weights: those of the run where none are named."""
+    """Return the architecture and the file of its weights: those of the run where none are named."""
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.io import WEIGHTS_FILE
+    from hitdet_nni.runs.run_directory import find_run
+
     if not Path(options.source).is_dir():
         if options.weights is None:
             raise InputError("is missing", key="--weights", allowed=f"{WEIGHTS_FILE} of a retraining")
@@ -66,6 +93,10 @@ def _trained(options: Namespace) -> tuple[Architecture, Path]:
 
 def _export_architecture(options: Namespace) -> None:
     """Write a run's architecture, or the one that its alphas showed after an epoch."""
+    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.config.architecture import load_architecture, save_architecture
+    from hitdet_nni.runs.run_directory import find_run
+
     found = find_run(options.source)
     refuse_existing(options.out, options.force)
     if options.epoch is None:
@@ -77,6 +108,14 @@ def _export_architecture(options: Namespace) -> None:
 
 
 def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
+    import csv
+
+    from hitdet_nni.config.search_space import load_search_space
+    from hitdet_nni.config.settings import load_settings
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.io import read_text, whole_lines
+    from hitdet_nni.search.description import describe_architecture
+
     rows = [row for row in csv.DictReader(whole_lines(read_text(found.alphas))) if row.get("epoch") == str(epoch)]
     if not rows:
         raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")

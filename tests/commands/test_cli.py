@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hitdet_nni import cli
+from hitdet_nni.commands import find_commands
 
 
 def run(capsys, *arguments):
@@ -25,7 +26,8 @@ def refused(capsys, *arguments, names=()):
 
 def test_every_command_has_help_with_an_example(capsys):
     parser = cli.build_parser()
-    for name, example in cli.EXAMPLES.items():
+    for name, command in find_commands().items():
+        example = command.EXAMPLE
         with pytest.raises(SystemExit) as stopped:
             parser.parse_args([name, "--help"])
         assert stopped.value.code == 0

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import psutil
 
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.integration.launcher.experiment_config import LOOPBACK, ExperimentConfig, known_experiments
 from hitdet_nni.integration.launcher.signals import Signals
 from hitdet_nni.integration.launcher.ssh_tunnel import ReverseTunnel
@@ -44,7 +44,7 @@ _LOGGED_ERROR = re.compile(r"^\[[^]]*\] (?:ERROR|CRITICAL) \(\w[\w.]*\) (.*)", r
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class ExperimentError(RuntimeError):
+class ExperimentError(StoppedError):
     """NNI did not start, its manager went away, or something of it could not be ended."""
 
 
