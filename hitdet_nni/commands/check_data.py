@@ -37,7 +37,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: Naming the first defect and how many others there are.
     """
-    from hitdet_nni.commands.shared.console import as_json, say, settings_of
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
     from hitdet_nni.commands.shared.inspection_tables import print_inspections
     from hitdet_nni.data.inspection import inspect_detection, inspect_folders
     from hitdet_nni.errors import InputError
@@ -55,7 +55,7 @@ def run(options: Namespace) -> None:
     if folders:
         found.update(inspect_folders(pretrain))
     if options.json:
-        say(as_json({name: inspection.facts for name, inspection in found.items()}))
+        say(json_text({name: inspection.facts for name, inspection in found.items()}))
     else:
         print_inspections(detection, found)
     defects = [defect for inspection in found.values() for defect in inspection.defects]

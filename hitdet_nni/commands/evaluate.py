@@ -26,7 +26,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If there are no such weights, or the data have other classes than the architecture.
     """
-    from hitdet_nni.commands.shared.console import as_json, say, settings_of
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine.process import prepare_process
@@ -44,6 +44,6 @@ def run(options: Namespace) -> None:
 
     metrics = evaluate(architecture, options.weights, settings, pictures)
     if options.json:
-        say(as_json(metrics))
+        say(json_text(metrics))
     else:
         say("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))

@@ -108,31 +108,28 @@ def _export_architecture(options: Namespace) -> None:
 
 
 def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
-    import csv
-
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.config.settings import load_settings
     from hitdet_nni.data.sources import open_data
-    from hitdet_nni.io import read_text, whole_lines
+    from hitdet_nni.runs.tables import read_alphas
     from hitdet_nni.search.description import describe_architecture
 
-    rows = [row for row in csv.DictReader(whole_lines(read_text(found.alphas))) if row.get("epoch") == str(epoch)]
-    if not rows:
+    layers = read_alphas(found.alphas).get(epoch)
+    if layers is None:
         raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")
     settings = load_settings(found.config)
     space = load_search_space(found.sub_spaces)
     best: dict[str, tuple[float, str]] = {
         layer.label: (float("-inf"), space[layer.component][0]) for layer in settings.skeleton.searched_layers()
     }
-    try:
-        for row in rows:
-            best[row["label"]] = max(best[row["label"]], (float(row["alpha"]), row["operator"]))
-    except (KeyError, TypeError, ValueError):
-        raise InputError("is not a table of alphas", source=found.alphas) from None
-    there = {(row["label"], row["operator"]) for row in rows}
+    for label, row in layers.items():
+        if label not in best:
+            raise InputError(f"epoch {epoch} has alphas of {label}", source=found.alphas, allowed="layers of the run")
+        best[label] = max((one.alpha, operator) for operator, one in row.items())
     for layer in settings.skeleton.searched_layers():
         candidates = space[layer.component]
-        missing = [name for name in candidates if len(candidates) > 1 and (layer.label, name) not in there]
+        there = layers.get(layer.label, {})
+        missing = [name for name in candidates if len(candidates) > 1 and name not in there]
         if missing:
             raise InputError(f"epoch {epoch} has no alpha of {missing[0]} in {layer.label}", source=found.alphas)
     sample = {label: name for label, (_, name) in best.items()}

@@ -37,7 +37,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If the config, the pictures, what is named or the run directory is bad.
     """
-    from hitdet_nni.commands.shared.console import as_json, say, settings_of
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.search_space import load_search_space
@@ -64,4 +64,4 @@ def run(options: Namespace) -> None:
         open_run(directory, backbone, settings, force=options.force, resume=options.resume)
         with directory.timed("pretrain"):
             result = pretrain(directory, backbone, settings, pictures)
-    say(as_json(result) if options.json else str(weights_file(directory)))
+    say(json_text(result) if options.json else str(weights_file(directory)))

@@ -23,7 +23,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="validation pictures to show detections on, 0 for none (default: %(default)s)",
     )
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the curves for TensorBoard there, too")
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write the curves for TensorBoard there, too (needs the package tensorboard)",
+    )
     add_overwrite(parser)
 
 
@@ -35,8 +40,10 @@ def run(options: Namespace) -> None:
     """
     from hitdet_nni.commands.shared.console import refuse_existing, say
     from hitdet_nni.report.page import write_report
-    from hitdet_nni.report.scalars import write_scalars
+    from hitdet_nni.report.scalars import require_tensorboard, write_scalars
 
+    if options.tensorboard is not None:
+        require_tensorboard()
     if options.out is not None:
         refuse_existing(options.out, options.force)
     say(str(write_report(options.run, options.out, pictures=options.pictures)))

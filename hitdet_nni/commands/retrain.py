@@ -34,7 +34,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If the config, the data, what is named or the run directory is bad.
     """
-    from hitdet_nni.commands.shared.console import as_json, say, settings_of
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine import distributed
@@ -63,7 +63,7 @@ def run(options: Namespace) -> None:
             result = train_found(
                 run_directory, architecture, settings, pictures, resume=options.resume, inherit=supernet
             )
-    say(as_json(result) if options.json else str(run_directory.metrics))
+    say(json_text(result) if options.json else str(run_directory.metrics))
 
 
 def _start(options: Namespace) -> tuple[Architecture, Path | None]:

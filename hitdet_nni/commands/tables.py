@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If ``--markdown`` is given together with a table's number or ``--json``.
     """
-    from hitdet_nni.commands.shared.console import as_json, say
+    from hitdet_nni.commands.shared.console import json_text, say
     from hitdet_nni.cost.stored_costs import stored_costs
     from hitdet_nni.errors import InputError
     from hitdet_nni.integration.launcher.trial_table import print_table
@@ -67,7 +67,7 @@ def run(options: Namespace) -> None:
         update_markdown(options.markdown, compared)
         say(str(options.markdown))
     elif options.json:
-        say(as_json(plain(compared)))
+        say(json_text(plain(compared)))
     else:
         say(conditions())
         for table, comparisons in compared:

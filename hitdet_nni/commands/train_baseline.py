@@ -34,7 +34,7 @@ def run(options: Namespace) -> None:
         InputError: If the config cannot be trained, or the run directory cannot be taken.
         NonFiniteLossError: If the training diverges.
     """
-    from hitdet_nni.commands.shared.console import as_json, say, settings_of
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.cost.profile import find_config
     from hitdet_nni.data.sources import open_data
@@ -59,7 +59,7 @@ def run(options: Namespace) -> None:
         _keep_config(directory, options.baseline)
         if not distributed.from_main(directory.metrics.exists()):
             _train(directory, options, settings, pictures)
-    say(as_json(read_json(directory.metrics)) if options.json else str(directory.metrics))
+    say(json_text(read_json(directory.metrics)) if options.json else str(directory.metrics))
 
 
 def _train(run: RunDirectory, options: Namespace, settings: Settings, pictures: DetectionData) -> None:
@@ -67,6 +67,7 @@ def _train(run: RunDirectory, options: Namespace, settings: Settings, pictures: 
     from hitdet_nni.engine import distributed
     from hitdet_nni.engine.checkpoints import CheckpointFolder
     from hitdet_nni.io import write_json
+    from hitdet_nni.runs.result import result_content
     from hitdet_nni.training.baseline import train_baseline
 
     checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
@@ -75,14 +76,9 @@ def _train(run: RunDirectory, options: Namespace, settings: Settings, pictures: 
             options.baseline, settings, pictures, run.retrain, checkpoints=checkpoints, resume=options.resume
         )
     if distributed.is_main():
-        result = {
-            "baseline": options.baseline,
-            "mAP": trained.metrics["mAP"],
-            **_cost(options.baseline, len(pictures.classes), settings),
-            "metrics": trained.metrics,
-            "metrics_before_training": trained.before,
-            "weights": str(trained.weights.relative_to(run.path)),
-        }
+        cost = _cost(options.baseline, len(pictures.classes), settings)
+        weights = trained.weights.relative_to(run.path)
+        result = result_content("baseline", options.baseline, cost, trained.metrics, trained.before, weights)
         write_json(run.metrics, result)
         checkpoints.clear()
     distributed.barrier()

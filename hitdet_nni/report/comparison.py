@@ -13,8 +13,8 @@ from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
 from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.precisions import percent
-from hitdet_nni.report.reading import Run
 from hitdet_nni.report.summary import duration, goal_of, size_of, state_of
+from hitdet_nni.runs.reading import Run
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 32, 46

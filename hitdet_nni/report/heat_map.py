@@ -8,7 +8,7 @@ from typing import Any
 
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.report.operator_text import family_of
-from hitdet_nni.report.tables import Alpha, AlphaHistory
+from hitdet_nni.runs.tables import Alpha, AlphaHistory
 
 MAX_VALUES = 120_000
 """Probabilities that a page holds at most; of a longer search it shows fewer epochs."""

@@ -21,10 +21,10 @@ from hitdet_nni.report.costs import cost_views
 from hitdet_nni.report.heat_map import heat_maps
 from hitdet_nni.report.operator_text import FAMILIES
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
-from hitdet_nni.report.reading import Run, read_run
 from hitdet_nni.report.screening_chart import show_screening
 from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
 from hitdet_nni.report.summary import duration, figures, searched, state_of
+from hitdet_nni.runs.reading import Run, read_run
 
 PAGE = "report.html"
 """Name of a run's page in its directory."""

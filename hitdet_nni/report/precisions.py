@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-AVERAGE_PRECISIONS: Mapping[str, str] = {
-    "mAP": "AP",
-    "mAP_50": "AP50",
-    "mAP_75": "AP75",
-    "mAP_s": "APs",
-    "mAP_m": "APm",
-    "mAP_l": "APl",
-}
+from hitdet_nni.runs.result import PRECISIONS
+
+AVERAGE_PRECISIONS: Mapping[str, str] = dict(
+    zip(PRECISIONS, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True),
+)
 """What each key of ``metrics.json`` is called."""
 
 

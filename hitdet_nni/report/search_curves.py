@@ -9,8 +9,8 @@ from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.report.line_chart import Chart, Level, Series, line_chart
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS
-from hitdet_nni.report.tables import EpochMetrics
-from hitdet_nni.report.training_log import TrainingLog
+from hitdet_nni.runs.tables import EpochMetrics
+from hitdet_nni.runs.training_log import TrainingLog
 
 LOOKS: Mapping[str, str] = {"backbone": "c1", "neck": "c2", "head": "c3"}
 """Colour of each component in curves."""

@@ -10,7 +10,8 @@ from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
-from hitdet_nni.report.reading import Result, Run
+from hitdet_nni.runs.reading import Run
+from hitdet_nni.runs.result import Result
 
 KINDS = {"faster_rcnn": "Faster R-CNN (two stages)", "retinanet": "RetinaNet (one stage)"}
 

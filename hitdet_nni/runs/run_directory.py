@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
 import os
@@ -24,7 +23,8 @@ import yaml
 from hitdet_nni import __version__
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError, WriteError
-from hitdet_nni.io import locked, read_json, read_text, read_yaml, write_csv, write_json, write_text
+from hitdet_nni.io import locked, read_json, read_yaml, write_json, write_text
+from hitdet_nni.runs.tables import Score, read_scores, write_scores
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 
@@ -267,23 +267,19 @@ class RunDirectory:
             metadata.setdefault("saving", {})[stage] = dict(saving)
             write_json(self.metadata, metadata)
 
-    def write_scores(self, component: Component, rows: Sequence[Mapping[str, object]]) -> None:
+    def write_scores(self, component: Component, scores: Sequence[Score]) -> None:
         """Write a component's screening scores."""
-        write_csv(self.scores(component), list(rows[0]), rows)
+        write_scores(self.scores(component), scores)
 
     def kept_operators(self, component: Component) -> list[str]:
-        """Operators that the screening of a component left, read off its scores.
+        """Return the operators that the screening of a component left, read off its scores.
 
         Raises:
             InputError: If the file is missing or not what :meth:`write_scores` writes.
         """
-        path = self.scores(component)
-        try:
-            rows = list(csv.DictReader(read_text(path).splitlines()))
-            last = max(int(row["epoch"]) for row in rows)
-            return [row["operator"] for row in rows if int(row["epoch"]) == last and row["removed"] == "0"]
-        except (KeyError, ValueError, TypeError):
-            raise InputError("is not a table of screening scores", source=path) from None
+        scores = read_scores(self.scores(component))
+        last = max(score.epoch for score in scores)
+        return [score.operator for score in scores if score.epoch == last and not score.removed]
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

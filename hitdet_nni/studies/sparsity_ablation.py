@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from hitdet_nni.config.settings import PerComponent, Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.progress import named
-from hitdet_nni.io import read_text
 from hitdet_nni.pipeline import screen_group
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_scores
 
 FIGURE_4 = (0.0, 0.01, 0.1)
 """The weights mu of Fig. 4."""
@@ -77,10 +76,9 @@ def screen_with(
     if not run.scores(component).exists():
         with named(f"mu {weight:g}"):
             screen_group(run, [component], space, settings, data)
-    run.kept_operators(component)  # refuses what is no table of scores
     curves: dict[str, list[float]] = {}
-    for row in csv.DictReader(read_text(run.scores(component)).splitlines()):
-        curves.setdefault(row["operator"], []).append(float(row["score"]))
+    for score in read_scores(run.scores(component)):
+        curves.setdefault(score.operator, []).append(score.score)
     return ScoreCurves(weight, {operator: tuple(row) for operator, row in sorted(curves.items())})
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import COMPONENTS, Component
-from hitdet_nni.io import read_text
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_scores
 
 
 def final_order(run: RunDirectory, component: Component) -> list[str]:
@@ -16,10 +14,9 @@ def final_order(run: RunDirectory, component: Component) -> list[str]:
     Raises:
         InputError: If the scores are missing or damaged.
     """
-    run.kept_operators(component)  # refuses what is no table of scores
     last: dict[str, tuple[int, int, int]] = {}
-    for row in csv.DictReader(read_text(run.scores(component)).splitlines()):
-        last[row["operator"]] = (-int(row["epoch"]), int(row["removed"]), int(row["rank"]))
+    for score in read_scores(run.scores(component)):
+        last[score.operator] = (-score.epoch, int(score.removed), score.rank)
     return sorted(last, key=lambda operator: last[operator])
 
 

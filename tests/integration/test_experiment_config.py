@@ -42,7 +42,7 @@ def test_the_remote_experiment_is_refused_until_it_is_filled_in(capsys):
     for placeholder, key in (("<host>", "host"), ("<user>", "user"), ("<folder of python>", "pythonPath")):
         assert cli.main(["experiment", str(path)]) == 2
         line = f"{path}: trainingService.machineList[0].{key}: {placeholder} is still to be filled in"
-        assert capsys.readouterr().err.startswith(line)
+        assert capsys.readouterr().err.startswith(f"hitdet-nni: {line}")
         text = text.replace(placeholder, "x")
         path = Path(os.environ["XDG_CACHE_HOME"], "search_remote.yml")
         path.write_text(text)

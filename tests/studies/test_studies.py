@@ -28,6 +28,7 @@ from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import Score
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
@@ -254,7 +255,7 @@ def write_scores(run):
         run.write_scores(
             component,
             [
-                {"epoch": epoch, "operator": names[letter], "score": score, "rank": rank, "removed": removed}
+                Score(epoch, names[letter], score, rank, bool(removed))
                 for epoch, rows in enumerate(epochs)
                 for letter, score, rank, removed in rows
             ],

@@ -29,7 +29,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def as_json(value: Any) -> str:
+def json_text(value: Any) -> str:
     """Return a result as it is printed with ``--json``."""
     return json.dumps(value, indent=2)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hitdet_nni.commands.shared.console import console, say
+from hitdet_nni.commands.shared.console import console, json_text, say
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.data.sources import DetectionData, open_data
@@ -111,7 +111,7 @@ def write_findings(options: Namespace, rows: Rows, sentences: Sequence[str], det
 def print_findings(findings: Findings, *, as_json: bool) -> None:
     """Print what a study has found: a table and sentences, or JSON."""
     if as_json:
-        say(as_json(findings.report))
+        say(json_text(findings.report))
         return
     rows = findings.report["rows"]
     table = Table()
