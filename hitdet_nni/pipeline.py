@@ -43,7 +43,7 @@ def ignore_epoch(stage: str, record: EpochRecord) -> None:
 
 
 def screening_key(settings: Settings, space: SearchSpace) -> str:
-    """A name for everything that screening depends on; runs with equal keys may share its result."""
+    """Return a name for everything that screening depends on; runs with equal keys may share its result."""
     dependencies = plain(settings)
     for section in ("search", "retrain", "pretrain", "checkpoint"):
         del dependencies[section]

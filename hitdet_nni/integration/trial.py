@@ -129,7 +129,7 @@ def _shown(run: RunDirectory) -> Iterator[None]:
 
 
 def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """All stages that have not ended yet."""
+    """Run all stages that have not ended yet, and return the content of ``metrics.json``."""
     if distributed.from_main(run.metrics.exists()):
         result: dict[str, Any] = read_json(run.metrics)
         return result

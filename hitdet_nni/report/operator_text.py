@@ -16,7 +16,7 @@ FAMILIES: Mapping[Family, str] = {
 
 
 def family_of(name: str) -> Family | Literal["other"]:
-    """The family of an operator; ``"other"`` for a name that is none."""
+    """Return the family of an operator; ``"other"`` for a name that is none."""
     try:
         return parse_operator(name).family
     except InputError:
@@ -24,7 +24,7 @@ def family_of(name: str) -> Family | Literal["other"]:
 
 
 def block_text(operator: Operator) -> str:
-    """Family, kernel, dilation and, of an inverted residual, expansion: ``"IR 5×5 d1 e6"``."""
+    """Write family, kernel, dilation and, of an inverted residual, expansion: ``"IR 5×5 d1 e6"``."""
     expansion = f" e{operator.expansion}" if operator.family == "ir" else ""
     kernel = operator.kernel_size
     return f"{operator.family.upper()} {kernel}×{kernel} d{operator.dilation}{expansion}"

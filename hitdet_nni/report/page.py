@@ -66,7 +66,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 
 
 def render_report(run: Run, pictures: int) -> str:
-    """The page of a run as text."""
+    """Render the page of a run."""
     budget = run.settings.search.budget
     return _render(
         "report.html",
@@ -90,12 +90,12 @@ def render_report(run: Run, pictures: int) -> str:
 
 
 def render_comparison(runs: Sequence[Run]) -> str:
-    """The page of a comparison as text."""
+    """Render the page of a comparison."""
     return _render("compare.html", comparison=compare_runs(runs))
 
 
 def _detections(run: Run, pictures: int) -> dict[str, Any]:
-    """What the detector finds, or why that is not shown."""
+    """Show what the detector finds, or say why that is not shown."""
     if not pictures:
         return {"pictures": (), "why_none": "No pictures were asked for."}
     if run.baseline is not None:

@@ -13,5 +13,5 @@ AVERAGE_PRECISIONS: Mapping[str, str] = dict(
 
 
 def percent(precision: float | None) -> str:
-    """An average precision in [0, 1] as COCO's tables print it; a dash where no box has the size, or none is given."""
+    """Write an average precision in [0, 1] as COCO's tables do; a dash where no box has the size, or none is given."""
     return "–" if precision is None or precision < 0 else f"{100 * precision:.1f}"

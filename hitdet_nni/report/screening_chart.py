@@ -119,7 +119,7 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
 
 
 def spread(wanted: Mapping[str, float], low: float, high: float) -> dict[str, float]:
-    """Heights for labels near those wanted that leave a line's height between any two, within bounds if there is room.
+    """Place labels near the heights wanted, a line's height between any two, within bounds if there is room.
 
     Args:
         wanted: Height of each label.

@@ -90,13 +90,13 @@ HEALTH = (
 
 
 def search_charts(metrics: Sequence[EpochMetrics], budget: BudgetSettings | None) -> list[Chart]:
-    """Losses, entropies and costs of a search; a budget in GFLOPs is drawn into the last."""
+    """Draw losses, entropies and costs of a search; a budget in GFLOPs goes into the last."""
     levels = [Level("budget", budget.gflops)] if budget is not None and budget.gflops is not None else []
     return _charts(SEARCH, metrics, levels)
 
 
 def health_charts(metrics: Sequence[EpochMetrics]) -> list[Chart]:
-    """The series of the signs of health that the file has, those that no chart knows at the end."""
+    """Draw the signs of health that the file has, those that no chart knows at the end."""
     known = {column for plot in (*SEARCH, *HEALTH) for column in plot.columns}
     others = [column for column in (metrics[0] if metrics else ()) if column not in known and column != "epoch"]
     return _charts([*HEALTH, *(_Plot(column, column, {column: column}) for column in others)], metrics, [])
@@ -125,7 +125,7 @@ def _charts(plots: Iterable[_Plot], metrics: Sequence[EpochMetrics], levels: Seq
 
 
 def training_charts(training: TrainingLog) -> list[Chart]:
-    """Loss and average precisions of a retraining over its epochs."""
+    """Draw loss and average precisions of a retraining over its epochs."""
     charts = []
     if training.losses:
         charts.append(

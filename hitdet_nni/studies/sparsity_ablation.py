@@ -33,7 +33,7 @@ class ScoreCurves:
     scores: dict[str, tuple[float, ...]]
 
     def last(self) -> list[float]:
-        """The scores after the last epoch."""
+        """Return the scores after the last epoch."""
         return [row[-1] for row in self.scores.values()]
 
     @property
@@ -83,7 +83,7 @@ def screen_with(
 
 
 def curve_rows(found: Sequence[ScoreCurves]) -> list[dict[str, object]]:
-    """One row a weight, epoch (from 0) and operator."""
+    """Return one row a weight, epoch (from 0) and operator."""
     return [
         {"mu": curves.weight, "epoch": epoch, "operator": operator, "score": score}
         for curves in found

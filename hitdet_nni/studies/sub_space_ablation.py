@@ -9,7 +9,7 @@ from hitdet_nni.runs.tables import read_scores
 
 
 def final_order(run: RunDirectory, component: Component) -> list[str]:
-    """All operators of a component's screening, the best first: who left later, and among those who stood higher.
+    """Return all operators of a component's screening, the best first: who left later, then who stood higher.
 
     Raises:
         InputError: If the scores are missing or damaged.
@@ -21,7 +21,7 @@ def final_order(run: RunDirectory, component: Component) -> list[str]:
 
 
 def common_sub_space(run: RunDirectory, keep: int) -> SearchSpace:
-    """The ``keep`` operators whose places in the three screenings have the least sum, for every component.
+    """Return the ``keep`` operators whose places in the three screenings have the least sum, for every component.
 
     Source:
         Table 4, "1 sub search space"; the paper does not say how it is chosen.

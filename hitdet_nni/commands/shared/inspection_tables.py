@@ -43,7 +43,7 @@ def print_inspections(detection: Mapping[str, Inspection], found: Mapping[str, I
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
-    """All rows of several tables, each before the one that it stands before in its table."""
+    """Return all rows of several tables, each before the one that it stands before in its table."""
     merged: list[str] = []
     for order in orders:
         place = len(merged)
@@ -61,7 +61,7 @@ def _sides(one: ObjectSizes) -> str:
 
 
 def _print_objects(detection: Mapping[str, Inspection]) -> None:
-    """A table of the sizes of each class's objects at the network's input; of many classes, those of the smallest."""
+    """Print the sizes of each class's objects at the network's input; of many classes, those of the smallest."""
     halves = [name for name in sorted(detection) if detection[name].objects]
     if not halves:
         return

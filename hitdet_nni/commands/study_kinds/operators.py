@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Findings:
-    """Fig. 3: one operator at a random layer of one part of the baseline."""
+    """Retrain the baseline with one operator at a random layer of one part (Fig. 3)."""
     from hitdet_nni.commands.shared.console import settings_of
     from hitdet_nni.commands.shared.findings import open_study, picture_file, protocol, trained_rows, write_findings
     from hitdet_nni.config.skeleton import COMPONENTS

@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Findings:
-    """Table 5: each searched part alone in the baseline."""
+    """Retrain the baseline with each searched part alone (Table 5)."""
     from hitdet_nni.commands.shared.findings import open_searched, retrain_all
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.studies.part_ablation import part_architectures

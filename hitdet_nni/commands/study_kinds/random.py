@@ -28,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Findings:
-    """Random architectures of the found one's cost, all retrained under one protocol."""
+    """Retrain the found architecture and random ones of its cost under one protocol."""
     from dataclasses import asdict
 
     from hitdet_nni.commands.shared.findings import open_searched, picture_file, protocol, trained_rows, write_findings

@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Findings:
-    """Fig. 4: the scores of screening with several weights of the column-sparse term."""
+    """Screen with several weights of the column-sparse term, and plot the scores (Fig. 4)."""
     from hitdet_nni.commands.shared.console import settings_of
     from hitdet_nni.commands.shared.findings import open_study, picture_file, write_findings
     from hitdet_nni.data.sources import open_data

@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Findings:
-    """Table 4: the found architecture against one searched in a sub-space that all components share."""
+    """Retrain the found architecture and one searched in a sub-space that all components share (Table 4)."""
     from hitdet_nni.commands.shared.findings import open_searched, retrain_all
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.search_space import save_search_space

@@ -94,7 +94,7 @@ class ReverseTunnel:
             raise TunnelError(f"no tunnel to {self.machine}: {lines[-1].strip() if lines else 'ssh hangs'}")
 
     def processes(self) -> list[psutil.Process]:
-        """Its living ssh: one process, or none."""
+        """Return its living ssh: one process, or none."""
         found = []
         for process in psutil.process_iter():
             # Other users' processes keep their environment to themselves.
