@@ -23,7 +23,7 @@ install:
 	@$(PYTHON) install.py
 
 search: install
-	$(BIN)/python -m hitdet_nni.integration.experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
+	$(BIN)/python -m hitdet_nni experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"

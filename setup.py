@@ -53,6 +53,7 @@ setup(
     ],
     extras_require={
         "enas": ["tianshou==0.4.11", "gym==0.26.2"],  # NNI's reinforcement learning
+        "tensorboard": ["tensorboard>=2.16"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     },
 )

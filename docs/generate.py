@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hitdet_nni.cli import EXAMPLES, HELP, build_parser
+from hitdet_nni.cli import build_parser
+from hitdet_nni.commands import find_commands
 from hitdet_nni.config.settings import Settings
 
 DOCS = Path(__file__).resolve().parent
@@ -36,7 +37,7 @@ A run writes the settings that it had to its `config.yml`, every key filled in a
 CLI = """\
 # Command line
 
-Written by `python docs/generate.py` from the parser in `hitdet_nni/cli.py`.
+Written by `python docs/generate.py` from the parsers in `hitdet_nni/commands/`.
 
 Exit status: 0 done, 2 bad input (one line on standard error that names file, key, value and what is allowed), 130
 interrupted, 1 anything else. `--config` takes a file or the name of a shipped config. `--set` may be given several
@@ -186,10 +187,11 @@ def subparsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argumen
 
 def cli_page() -> str:
     """``cli.md``."""
-    commands = subparsers(build_parser())
-    parts = [CLI, table(("command", "what it does"), ((f"[{name}](#{name})", HELP[name]) for name in commands)) + "\n"]
-    for name, parser in commands.items():
-        parts += command_part(f"## {name}", parser, HELP[name], EXAMPLES[name])
+    commands, parsers = find_commands(), subparsers(build_parser())
+    rows = ((f"[{name}](#{name})", command.HELP) for name, command in commands.items())
+    parts = [CLI, table(("command", "what it does"), rows) + "\n"]
+    for name, parser in parsers.items():
+        parts += command_part(f"## {name}", parser, commands[name].HELP, commands[name].EXAMPLE)
         for kind, below in subparsers(parser).items():
             parts += command_part(f"### {name} {kind}", below, below.description or "", None)
     return "\n".join(parts)

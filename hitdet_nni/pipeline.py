@@ -21,8 +21,10 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.engine.weights_file import save_weights
-from hitdet_nni.io import append_epoch, locked, read_json, write_json
+from hitdet_nni.io import locked, read_json, write_json
+from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory, plain
+from hitdet_nni.runs.tables import append_alphas, append_metrics
 from hitdet_nni.search.checks import check_budget
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.provenance import describe_architecture
@@ -41,7 +43,7 @@ def ignore_epoch(stage: str, record: EpochRecord) -> None:
 
 
 def screening_key(settings: Settings, space: SearchSpace) -> str:
-    """A name for everything that screening depends on; runs with equal keys may share its result."""
+    """Return a name for everything that screening depends on; runs with equal keys may share its result."""
     dependencies = plain(settings)
     for section in ("search", "retrain", "pretrain", "checkpoint"):
         del dependencies[section]
@@ -116,7 +118,7 @@ def screen_group(
         run.note_warnings(stage, screened.warnings)
         run.note_saving(stage, screened.saving)
         for component in components:
-            run.write_scores(component, screened.rows(component))
+            run.write_scores(component, screened.scores(component))
         checkpoints.clear()
     distributed.barrier()
 
@@ -168,20 +170,8 @@ def search(
 
 def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
     """Add an epoch to ``search/metrics.csv`` and ``search/alphas.csv``; one that is there already is replaced."""
-    metrics = {"epoch": record.epoch, **record.metrics()}
-    alphas = [
-        {
-            "epoch": record.epoch,
-            "label": label,
-            "operator": name,
-            "alpha": alpha,
-            "probability": record.probabilities[label][name],
-        }
-        for label, row in record.alphas.items()
-        for name, alpha in row.items()
-    ]
-    append_epoch(run.alphas, record.epoch, alphas)
-    append_epoch(run.search_metrics, record.epoch, [metrics])
+    append_alphas(run.alphas, record.epoch, record.alphas, record.probabilities)
+    append_metrics(run.search_metrics, record.epoch, record.metrics())
 
 
 def train_found(
@@ -235,13 +225,11 @@ def train_found(
 def _describe_retrained(run: RunDirectory, architecture: Architecture, outcome: Retrained) -> dict[str, Any]:
     skeleton = architecture.skeleton
     cost = CostModel(skeleton, architecture.num_classes).architecture(architecture.sample)["total"]
-    return {
-        "architecture": architecture.name,
-        "mAP": outcome.metrics["mAP"],
-        "params_m": cost.params / 1e6,
-        "gflops": cost.flops / 1e9,
-        "shape": list(skeleton.input_size),
-        "metrics": outcome.metrics,
-        "metrics_before_training": outcome.before,
-        "weights": str(outcome.weights.relative_to(run.path)),
-    }
+    return result_content(
+        "architecture",
+        architecture.name,
+        {"params_m": cost.params / 1e6, "gflops": cost.flops / 1e9, "shape": list(skeleton.input_size)},
+        outcome.metrics,
+        outcome.before,
+        outcome.weights.relative_to(run.path),
+    )

@@ -1,4 +1,4 @@
-"""`python -m hitdet_nni.integration.experiment` as a process of the tests, in a folder of its own."""
+"""`hitdet-nni experiment` as a process of the tests, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Launcher:
             "http_proxy": "http://127.0.0.1:9",
             **environment,
         }
-        command = [*prefix, sys.executable, "-m", "hitdet_nni.integration.experiment", *arguments]
+        command = [*prefix, sys.executable, "-m", "hitdet_nni", "experiment", *arguments]
         self.output = self.folder / "output.txt"
         with self.output.open("w") as output, (self.folder / "errors.txt").open("w") as errors:
             self.process = subprocess.Popen(

@@ -76,12 +76,12 @@ def add_seconds(run, seconds):
 
 
 def screened_rows(component, whole, kept, rng, epochs=3):
-    """Rows of a screening that removes all in its last epochs, half of them each."""
+    """Scores of a screening that removes all in its last epochs, half of them each."""
     gone = [name for name in whole if name not in kept]
     races = [whole, whole, [name for name in whole if name not in gone[: len(gone) // 2]]]
     scores = [{name: rng.uniform(0.5, 1.5) for name in race} for race in races]
     taken = tuple(SimpleNamespace(epoch=epoch, scores={component: row}) for epoch, row in enumerate(scores))
-    return Screened({component: tuple(kept)}, taken).rows(component)
+    return Screened({component: tuple(kept)}, taken).scores(component)
 
 
 def records(skeleton, space, model, epochs, rng):

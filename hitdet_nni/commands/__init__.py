@@ -1,46 +1,57 @@
-"""What each ``hitdet-nni`` command does; a command imports no more than it needs.
+"""The ``hitdet-nni`` commands: every module of this folder is one, with its arguments and its action.
 
-Options, configs and paths come first, with what is light; what trains, counts or draws is imported where it is called.
+The command ``check-data`` is the module ``check_data``; being here is all that makes it one. What it defines is said by
+:class:`Command`. What commands share lies in ``shared/``, the kinds of ``study`` in ``study_kinds/``.
+
+All modules are imported for ``--help``. So a module imports at its top no more than its arguments need, and whatever
+else it uses inside its functions: options, configs and paths are looked at before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
-from argparse import Namespace
-
-from hitdet_nni.errors import InputError, WriteError
-
-_HOMES = {
-    "data": ("data", "data"),
-    "check-data": ("data", "check_data"),
-    "pretrain": ("pretrain", "pretrain_command"),
-    "screen": ("find", "screen_command"),
-    "search": ("find", "search_command"),
-    "export": ("export", "export_command"),
-    "export-config": ("weights", "export_config_command"),
-    "profile": ("cost", "profile"),
-    "retrain": ("weights", "retrain_command"),
-    "train-baseline": ("baseline", "train_baseline_command"),
-    "evaluate": ("weights", "evaluate_command"),
-    "study": ("study", "study_command"),
-    "tables": ("cost", "tables_command"),
-    "report": ("report", "report_command"),
-    "compare": ("report", "compare_command"),
-}
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol, cast
 
 
-def run(options: Namespace) -> None:
-    """Run the command that the options name.
+class Command(Protocol):
+    """What a module of a command defines.
 
-    Raises:
-        InputError: For input that the user can mend, of whatever the command does.
-        WriteError: If a command that takes long could not write on the way.
+    Attributes:
+        PLACE: Commands are listed by ascending places.
+        HELP: What it does, in a line.
+        EXAMPLE: A call.
     """
-    module, name = _HOMES[options.command]
-    try:
-        getattr(importlib.import_module(f"{__name__}.{module}"), name)(options)
-    except WriteError as error:
-        if hasattr(options, "resume"):
-            raise
-        # Nothing that takes long has begun.
-        raise InputError(f"cannot be written ({error.reason})", source=error.path) from None
+
+    PLACE: int
+    HELP: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add its arguments to its parser."""
+
+    def run(self, options: argparse.Namespace) -> int | None:
+        """Do what the options say, and return the exit status if it is not 0."""
+
+
+def find_modules(package: str) -> dict[str, ModuleType]:
+    """Import the modules of a folder, which define ``PLACE``.
+
+    Args:
+        package: Its dotted name.
+
+    Returns:
+        The modules by what users call them, in the order of their places.
+    """
+    (folder,) = importlib.import_module(package).__path__
+    # Not `pkgutil`: it loads `inspect`, which takes as long as all these modules.
+    names = (file.stem for file in Path(folder).glob("[!_]*.py"))
+    found = {name.replace("_", "-"): importlib.import_module(f"{package}.{name}") for name in names}
+    return dict(sorted(found.items(), key=lambda item: item[1].PLACE))
+
+
+def find_commands() -> dict[str, Command]:
+    """Return all commands by their names, in the order in which they are listed."""
+    return {name: cast(Command, module) for name, module in find_modules(__name__).items()}

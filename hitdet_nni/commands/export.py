@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hitdet_nni.commands.console import refuse_existing, say
-from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
-from hitdet_nni.config.search_space import layer_candidates, load_search_space
-from hitdet_nni.config.settings import load_settings
-from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.data.sources import open_data
+from hitdet_nni.commands.shared.options import add_file
 from hitdet_nni.deployment import FORMATS
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import WEIGHTS_FILE, read_text, whole_lines
-from hitdet_nni.runs.run_directory import RunDirectory, find_run
-from hitdet_nni.search.provenance import describe_architecture
+
+if TYPE_CHECKING:
+    from hitdet_nni.config.architecture import Architecture
+    from hitdet_nni.runs.run_directory import RunDirectory
+
+PLACE = 60
+HELP = "write a run's architecture, or a trained detector as a file that runs without this package"
+EXAMPLE = "hitdet-nni export runs/mine-retrained --format onnx --out mine.onnx"
 
 
-def export_command(options: Namespace) -> None:
-    """``export``: an architecture JSON, or a model file.
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``export``."""
+    parser.add_argument("source", help="run directory; with weights also an architecture JSON, or a shipped one's name")
+    add_file(parser, "file to write")
+    parser.add_argument(
+        "--format",
+        choices=["architecture", *FORMATS],
+        default="architecture",
+        help="architecture JSON of a run, or model file of a trained detector (default: %(default)s)",
+    )
+    parser.add_argument("--epoch", type=int, help="architecture: decode the alphas after this epoch (from 0)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model file: weights of a retraining (default: those of the run)"
+    )
+    parser.add_argument(
+        "--raw-heads", action="store_true", help="model file: what the heads say, before decoding and suppression"
+    )
+
+
+def run(options: Namespace) -> None:
+    """Write an architecture JSON, or a model file.
 
     Raises:
         InputError: If an option is not the format's, the file's name does not suit it, or the file exists already.
     """
+    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.io import WEIGHTS_FILE
+
     if options.format == "architecture":
         _refuse(
             options, {"--weights": options.weights, "--raw-heads": options.raw_heads}, f"--format {', '.join(FORMATS)}"
@@ -58,7 +80,11 @@ def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:
 
 
 def _trained(options: Namespace) -> tuple[Architecture, Path]:
-    """The architecture and the file of its weights: those of the run where none are named."""
+    """Return the architecture and the file of its weights: those of the run where none are named."""
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.io import WEIGHTS_FILE
+    from hitdet_nni.runs.run_directory import find_run
+
     if not Path(options.source).is_dir():
         if options.weights is None:
             raise InputError("is missing", key="--weights", allowed=f"{WEIGHTS_FILE} of a retraining")
@@ -69,6 +95,10 @@ def _trained(options: Namespace) -> tuple[Architecture, Path]:
 
 def _export_architecture(options: Namespace) -> None:
     """Write a run's architecture, or the one that its alphas showed after an epoch."""
+    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.config.architecture import load_architecture, save_architecture
+    from hitdet_nni.runs.run_directory import find_run
+
     found = find_run(options.source)
     refuse_existing(options.out, options.force)
     if options.epoch is None:
@@ -85,38 +115,44 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     Raises:
         InputError: If the run has no such epoch, or a file of it is damaged.
     """
+    from hitdet_nni.config.search_space import layer_candidates, load_search_space
+    from hitdet_nni.config.settings import load_settings
+    from hitdet_nni.cost.cost_model import CostModel
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.runs.tables import read_alphas
     from hitdet_nni.search.budget import search_budget
     from hitdet_nni.search.decode import decode, log_probabilities
+    from hitdet_nni.search.provenance import describe_architecture
 
-    rows = [row for row in csv.DictReader(whole_lines(read_text(found.alphas))) if row.get("epoch") == str(epoch)]
-    if not rows:
+    layers = read_alphas(found.alphas).get(epoch)
+    if layers is None:
         raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")
     settings = load_settings(found.config)
     space = load_search_space(found.sub_spaces)
     candidates = layer_candidates(settings.skeleton, space)
-    alphas = _alphas(rows, candidates, epoch, found.alphas)
+    alphas = {label: {name: one.alpha for name, one in row.items()} for label, row in layers.items()}
+    _check_alphas(alphas, candidates, epoch, found.alphas)
     classes = open_data(settings.data, settings.seed).classes
     budget = search_budget(CostModel(settings.skeleton, len(classes)), space, settings.search.budget)
     sample = decode(log_probabilities(alphas), candidates, budget)
     return describe_architecture(f"{found.path.name}-epoch{epoch}", sample, space, settings, classes)
 
 
-def _alphas(
-    rows: list[dict[str, str]], candidates: Mapping[str, Sequence[str]], epoch: int, file: Path
-) -> dict[str, dict[str, float]]:
-    """Read the alpha of each candidate of each layer that has several.
+def _check_alphas(
+    alphas: Mapping[str, Mapping[str, float]], candidates: Mapping[str, Sequence[str]], epoch: int, file: Path
+) -> None:
+    """Refuse alphas that are not those of the candidates of the layers that have several.
 
     Raises:
-        InputError: If the rows are not those of the candidates, or an alpha is not finite.
+        InputError: Naming the layer, or the operator and its layer.
     """
-    alphas: dict[str, dict[str, float]] = {label: {} for label, names in candidates.items() if len(names) > 1}
-    try:
-        for row in rows:
-            alphas[row["label"]][row["operator"]] = float(row["alpha"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError("is not a table of alphas", source=file) from None
-    for label, found in alphas.items():
-        missing = [name for name in candidates[label] if name not in found]
+    searched = {label: names for label, names in candidates.items() if len(names) > 1}
+    for label in alphas:
+        if label not in searched:
+            raise InputError(f"epoch {epoch} has alphas of {label}", source=file, allowed="layers of the run")
+    for label, names in searched.items():
+        found = alphas.get(label, {})
+        missing = [name for name in names if name not in found]
         if missing:
             raise InputError(f"epoch {epoch} has no alpha of {missing[0]} in {label}", source=file)
         for name, alpha in found.items():
@@ -124,4 +160,3 @@ def _alphas(
                 raise InputError(f"{name} was not searched in {label}", source=file, allowed=candidates[label])
             if not math.isfinite(alpha):
                 raise InputError(f"the alpha of {name} in {label} is {alpha}", source=file, allowed="a finite number")
-    return alphas

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hitdet_nni.commands.console import say, settings_of
-from hitdet_nni.commands.work import at_work, load_libraries
-from hitdet_nni.config.architecture import Architecture, load_architecture
-from hitdet_nni.config.search_space import load_search_space
-from hitdet_nni.data.class_folders import open_folders
-from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.commands.shared.options import add_json, add_training
+
+if TYPE_CHECKING:
+    from hitdet_nni.config.architecture import Architecture
+
+PLACE = 30
+HELP = "train the backbone of a supernet (the config's space), or of an architecture, as a classifier"
+EXAMPLE = (
+    "hitdet-nni pretrain --config my_data.yml --set pretrain.train_images=imagenet/train "
+    "--set pretrain.val_images=imagenet/val --component-screening --out runs/pretrained"
+)
 
 
-def pretrain_command(options: Namespace) -> None:
-    """``pretrain``: train a backbone as a classifier and write its weights."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``pretrain``."""
+    add_training(parser)
+    add_json(parser)
+    backbone = parser.add_mutually_exclusive_group()
+    backbone.add_argument("--architecture", help="the backbone of an architecture JSON, or of a shipped one's name")
+    backbone.add_argument("--sub-spaces", type=Path, help="the supernet of this search space file, as `search` has it")
+    backbone.add_argument(
+        "--component-screening", action="store_true", help="the supernet as `screen` has it: screening.depths blocks"
+    )
+
+
+def run(options: Namespace) -> None:
+    """Train a backbone as a classifier and write its weights.
+
+    Raises:
+        InputError: If the config, the pictures, what is named or the run directory is bad.
+    """
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.config.search_space import load_search_space
+    from hitdet_nni.data.class_folders import open_folders
+    from hitdet_nni.runs.run_directory import RunDirectory
+
     settings = settings_of(options)
     found: Architecture | None = None
     operators: list[str] = []
@@ -22,7 +51,7 @@ def pretrain_command(options: Namespace) -> None:
         found = load_architecture(options.architecture)
     else:
         operators = load_search_space(options.sub_spaces or settings.space)["backbone"]
-    run = RunDirectory(options.out)
+    directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
         pictures = open_folders(settings.pretrain)
         load_libraries(view, settings)
@@ -32,7 +61,7 @@ def pretrain_command(options: Namespace) -> None:
         if options.component_screening and settings.screening.depths is not None:
             skeleton = skeleton.model_copy(update={"depths": settings.screening.depths})
         backbone = Backbone(skeleton, tuple(operators)) if found is None else found_backbone(found)
-        open_run(run, backbone, settings, force=options.force, resume=options.resume)
-        with run.timed("pretrain"):
-            result = pretrain(run, backbone, settings, pictures)
-    say(json.dumps(result, indent=2) if options.json else str(weights_file(run)))
+        open_run(directory, backbone, settings, force=options.force, resume=options.resume)
+        with directory.timed("pretrain"):
+            result = pretrain(directory, backbone, settings, pictures)
+    say(json_text(result) if options.json else str(weights_file(directory)))

@@ -1,24 +1,51 @@
-"""``report`` and ``compare``: pages of runs."""
+"""``report``: the page of a run."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
-from hitdet_nni.commands.console import refuse_existing, say
-from hitdet_nni.report.page import write_comparison, write_report
-from hitdet_nni.report.scalars import write_scalars
+from hitdet_nni.commands.shared.options import add_overwrite
+
+PLACE = 140
+HELP = "write a page of a run in any state: one HTML file that needs no network"
+EXAMPLE = "hitdet-nni report runs/mine --out mine.html"
 
 
-def report_command(options: Namespace) -> None:
-    """``report``: the page of a run."""
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``report``."""
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--out", "-o", type=Path, metavar="FILE", help="page to write (default: RUN/report.html, anew)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        metavar="N",
+        help="validation pictures to show detections on, 0 for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write the curves for TensorBoard there, too (needs the package tensorboard)",
+    )
+    add_overwrite(parser)
+
+
+def run(options: Namespace) -> None:
+    """Write the page, and the curves where that is asked for.
+
+    Raises:
+        InputError: If the run is damaged, a file exists already, or the package tensorboard is needed and missing.
+    """
+    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.report.page import write_report
+    from hitdet_nni.report.scalars import require_tensorboard, write_scalars
+
+    if options.tensorboard is not None:
+        require_tensorboard()
     if options.out is not None:
         refuse_existing(options.out, options.force)
     say(str(write_report(options.run, options.out, pictures=options.pictures)))
     if options.tensorboard is not None:
         say(str(write_scalars(options.run, options.tensorboard)))
-
-
-def compare_command(options: Namespace) -> None:
-    """``compare``: several runs on one page."""
-    refuse_existing(options.out, options.force)
-    say(str(write_comparison(options.runs, options.out)))

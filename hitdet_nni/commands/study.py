@@ -1,24 +1,42 @@
-"""``study``: is what the search finds better than chance, and what do its parts contribute?"""
+"""``study``: is what the search finds better than chance, and what do its parts contribute?
+
+The kinds of study are the modules of :mod:`hitdet_nni.commands.study_kinds`.
+"""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
 
-from hitdet_nni.commands.console import settings_of
-from hitdet_nni.commands.work import at_work, load_libraries
-from hitdet_nni.config.architecture import load_architecture
-from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
-from hitdet_nni.engine import distributed
-from hitdet_nni.errors import InputError
-from hitdet_nni.runs.run_directory import RunDirectory, find_run
+from hitdet_nni.commands import find_modules
+
+if TYPE_CHECKING:
+    from hitdet_nni.config.settings import Settings
+
+PLACE = 120
+HELP = "compare with random architectures, or take the method apart as section 4.4 does"
+EXAMPLE = "hitdet-nni study random --run runs/mine --architectures 8 --seeds 3 --out runs/study"
+KINDS = "hitdet_nni.commands.study_kinds"
 
 
-def study_command(options: Namespace) -> None:
-    """``study``: check what is given, then the kind that is asked for.
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the kinds of ``study``, each with its arguments."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for name, kind in find_modules(KINDS).items():
+        kind.add_arguments(kinds.add_parser(name, help=kind.HELP, description=kind.HELP))
+
+
+def run(options: Namespace) -> None:
+    """Check what is given, then do the kind that is asked for.
 
     Raises:
         InputError: If a number is out of its range, or the config or the run that is named is bad.
     """
+    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.runs.run_directory import RunDirectory
+
     for name in ("architectures", "seeds", "jobs", "repeats"):
         if getattr(options, name, 1) < 1:
             raise InputError(f"got {getattr(options, name)}", source=f"--{name}", allowed="a positive number")
@@ -29,16 +47,21 @@ def study_command(options: Namespace) -> None:
     settings = _settings(options)
     with at_work(options, f"{options.kind}, {getattr(options, 'run', None) or options.config}") as view:
         load_libraries(view, settings)
-        from hitdet_nni.commands.study_kinds import KINDS, print_findings
+        from hitdet_nni.commands.shared.findings import print_findings
 
         with RunDirectory(options.out).timed("study"):
-            findings = KINDS[options.kind](options)
+            findings = find_modules(KINDS)[options.kind].run(options)
     if distributed.launched_as_main():
         print_findings(findings, as_json=options.json)
 
 
 def _settings(options: Namespace) -> Settings:
-    """The settings of the config, or of the run that is studied."""
+    """Return the settings of the config, or of the run that is studied."""
+    from hitdet_nni.commands.shared.console import settings_of
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.config.settings import load_settings, parse_overrides
+    from hitdet_nni.runs.run_directory import find_run
+
     if not hasattr(options, "run"):
         return settings_of(options)
     run = find_run(options.run)

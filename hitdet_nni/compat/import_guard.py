@@ -43,14 +43,14 @@ class BrokenPackageError(InputError, ImportError):
 
 
 def installed(distributions: Sequence[str]) -> list[str]:
-    """Those of the distributions that are installed."""
+    """Return those of the distributions that are installed."""
     metadata = importlib.import_module("importlib.metadata")  # only now: it takes a while, and is seldom needed
     found = {str(one.metadata["Name"]).replace("_", "-").lower() for one in metadata.distributions()}
     return [name for name in distributions if name in found]
 
 
 def _opencv(reason: str) -> str:
-    """A plain installation follows mmengine to opencv-python, which needs libraries of X that servers lack."""
+    """Tell the way out: mmengine asks for opencv-python, which needs libraries of X that servers lack."""
     there = installed(OPENCV_DISTRIBUTIONS)
     remove = f"{PIP} uninstall --yes {' '.join(there)}; " if there else ""
     return (
@@ -60,7 +60,7 @@ def _opencv(reason: str) -> str:
 
 
 def _typeguard(reason: str) -> str:
-    """The versions that NNI 3.0 admits import names that Python 3.14 does not have; later ones serve it as well."""
+    """Tell the way out: the versions that NNI 3.0 admits cannot be imported on Python 3.14, later ones serve it."""
     return f"NNI's typeguard cannot be imported ({reason}); mend it by: {PIP} install --no-deps typeguard==4.6.1"
 
 
@@ -84,11 +84,11 @@ class _Loader(Loader):
         self.reason = reason
 
     def __getattr__(self, name: str) -> Any:
-        """What else a loader is asked for, such as the source of the module."""
+        """Return what else a loader is asked for, such as the source of the module."""
         return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the package's own loader."""
+        """Create the module as the package's own loader does."""
         return None if self.loader is None else self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:

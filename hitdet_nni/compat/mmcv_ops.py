@@ -140,7 +140,7 @@ def _is_compiled() -> bool:
 
 
 def _find_loader(fullname: str) -> Loader | None:
-    """What ``pkgutil.find_loader`` returned."""
+    """Return what ``pkgutil.find_loader`` returned."""
     spec = find_spec(fullname)
     return None if spec is None else spec.loader
 

@@ -1,29 +1,22 @@
-"""Run one NNI experiment from start to end, with NNI's manager kept on loopback, and leave no process behind.
+"""One NNI experiment from start to end, with NNI's manager kept on loopback, and no process left behind.
 
-``python -m hitdet_nni.integration.experiment experiments/search.yml --runs runs`` starts the real ``nnictl create``,
-follows the trials over NNI's REST API, prints a table of them and stops the experiment. ``--resume ID`` goes on with
-one that was stopped.
+``hitdet-nni experiment`` starts the real ``nnictl create`` here, follows the trials over NNI's REST API, prints a table
+of them and stops the experiment. ``--resume ID`` goes on with one that was stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from hitdet_nni.compat import import_guard
 from hitdet_nni.engine.progress import Progress
 from hitdet_nni.engine.progress_view import clock, view_on
-from hitdet_nni.errors import InputError
-from hitdet_nni.integration.launcher.experiment_config import ExperimentConfig, load_config, load_stopped
-from hitdet_nni.integration.launcher.nni_manager import POLL_INTERVAL, ExperimentError, NniExperiment, node_options
+from hitdet_nni.integration.launcher.experiment_config import ExperimentConfig
+from hitdet_nni.integration.launcher.nni_manager import POLL_INTERVAL, NniExperiment
 from hitdet_nni.integration.launcher.signals import Signals
-from hitdet_nni.integration.launcher.ssh_tunnel import TunnelError
 from hitdet_nni.integration.launcher.trial_progress import trial_progress
 from hitdet_nni.integration.launcher.trial_table import Snapshot, print_table, results_table, status_line
 
@@ -72,6 +65,10 @@ def run(config: ExperimentConfig, runs: Path, port: int | None) -> int:
 
     Returns:
         The exit status: 0, 1 where a trial or the experiment failed, 128 + the signal's number after a signal.
+
+    Raises:
+        InputError: If NNI refuses the experiment.
+        StoppedError: If NNI did not start or went away, or a machine cannot be reached.
     """
     snapshot = Snapshot("INTERRUPTED")
     with Signals() as signals:
@@ -86,53 +83,10 @@ def run(config: ExperimentConfig, runs: Path, port: int | None) -> int:
             name = experiment.id or "(not set up yet)"
             _say(f"{signals.first.name}: experiment {name} is stopped, no process of it is left")
             if experiment.id:
-                _say(f"go on with: python -m hitdet_nni.integration.experiment --resume {experiment.id} --runs {runs}")
+                _say(f"go on with: hitdet-nni experiment --resume {experiment.id} --runs {runs}")
             return 128 + signals.first
     _say(f"the web UI was {experiment.address}; experiment {experiment.id} is stopped")
     complaints = snapshot.complaints()
     for complaint in complaints:
         _say(complaint, sys.stderr)
     return 1 if complaints else 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and run; errors of the user end with one line on standard error.
-
-    Args:
-        arguments: The command line's; ``None`` for the process's own.
-
-    Returns:
-        The exit status: as :func:`run`, 2 for input that the user can mend.
-
-    Raises:
-        SystemExit: Of argparse, for a command line that it cannot read.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m hitdet_nni.integration.experiment",
-        description="Run one NNI experiment on loopback from start to end.",
-        epilog="example: python -m hitdet_nni.integration.experiment experiments/search.yml --runs runs",
-    )
-    parser.add_argument("config", type=Path, nargs="?", help="NNI's experiment file")
-    parser.add_argument("--resume", metavar="ID", help="go on with a stopped experiment instead of starting a new one")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials write results (default: runs)")
-    parser.add_argument("--port", type=int, help="port of the web UI (default: a free one)")
-    parser.add_argument("--node-options", action="store_true", help="print NODE_OPTIONS for a nnictl called by hand")
-    options = parser.parse_args(arguments)
-    if options.node_options:
-        _say(node_options(os.environ.get("NODE_OPTIONS", "")))
-        return 0
-    if (options.config is None) == (options.resume is None):
-        parser.error("name an experiment file, or an experiment to --resume")
-    try:
-        if options.port is not None and not 0 < options.port < 65536:
-            raise InputError(f"{options.port} is not a TCP port", source="--port", allowed="1 to 65535")
-        config = load_stopped(options.resume) if options.resume else load_config(options.config)
-        import_guard.check()  # before NNI starts trials that cannot run
-        return run(config, options.runs, options.port)
-    except (InputError, ExperimentError, TunnelError) as error:
-        _say(str(error), sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

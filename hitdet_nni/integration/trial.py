@@ -32,7 +32,7 @@ from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
 from hitdet_nni.io import read_json, read_yaml
 from hitdet_nni.pipeline import screen, screening_key, search, train_found
 from hitdet_nni.report.page import write_report
-from hitdet_nni.report.scalars import write_scalars
+from hitdet_nni.report.scalars import INSTALL, is_available, write_scalars
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 from hitdet_nni.search.checks import check_budget, whole_space
 from hitdet_nni.search.epoch_record import EpochRecord
@@ -42,19 +42,19 @@ logger = logging.getLogger(__name__)
 SCREENING, SEARCH = 1, 2
 """The ``stage`` of an intermediate result."""
 
-COMPONENT_SIGNS = ("entropy", "changed", "alpha_gradient")
-"""What an intermediate result holds for each component."""
-
 
 def report_epoch(stage: str, record: EpochRecord) -> None:
     """Report what was measured in an epoch to NNI; ``default`` is the validation loss."""
+    metrics = record.metrics()
     # NNI's web UI wants the same keys throughout, and a component that a stage does not search has no signs of health.
-    absent = {f"{sign}_{component}": 0.0 for sign in COMPONENT_SIGNS for component in COMPONENTS}
+    ends = tuple(f"_{component}" for component in COMPONENTS)
+    signs = dict.fromkeys(name.rpartition("_")[0] for name in metrics if name.endswith(ends))
+    absent = {f"{sign}_{component}": 0.0 for sign in signs for component in COMPONENTS}
     nni.report_intermediate_result(
         {
             "default": record.val_loss,
             **absent,
-            **record.metrics(),
+            **metrics,
             "stage": SEARCH if stage == "search" else SCREENING,
             "epoch": record.epoch + 1,
         }
@@ -110,7 +110,10 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
         nni.report_final_result(final)
         logger.info("report: %s", write_report(run.path))
         if "NNI_OUTPUT_DIR" in os.environ:  # where NNI's web UI looks for TensorBoard's files
-            write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
+            if is_available():
+                write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
+            else:
+                logger.info("no curves for TensorBoard, which is not installed: %s", INSTALL)
     logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
     distributed.leave()
 
@@ -126,7 +129,7 @@ def _shown(run: RunDirectory) -> Iterator[None]:
 
 
 def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """All stages that have not ended yet."""
+    """Run all stages that have not ended yet, and return the content of ``metrics.json``."""
     if distributed.from_main(run.metrics.exists()):
         result: dict[str, Any] = read_json(run.metrics)
         return result

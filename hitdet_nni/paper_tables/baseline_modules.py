@@ -35,7 +35,7 @@ class FBNet(HitBackbone):
 
 
 def _separable(in_channels: int, out_channels: int, kernel_size: int, stride: int, relu: bool) -> nn.Sequential:
-    """Depthwise convolution and 1x1 convolution, without an activation between."""
+    """Build a depthwise convolution and a 1x1 convolution, without an activation between."""
     return nn.Sequential(
         conv_bn(in_channels, in_channels, kernel_size, stride=stride, groups=in_channels, relu=False),
         conv_bn(in_channels, out_channels, relu=relu),

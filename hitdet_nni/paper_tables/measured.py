@@ -6,22 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import read_json
 from hitdet_nni.paper_tables.tables import Accuracy, Comparison, Row
+from hitdet_nni.runs.result import PRECISIONS, read_result
 from hitdet_nni.runs.run_directory import find_run
 
-_NAMES: dict[str, Accuracy] = {
-    "mAP": "mAP",
-    "mAP_50": "AP50",
-    "mAP_75": "AP75",
-    "mAP_s": "APS",
-    "mAP_m": "APM",
-    "mAP_l": "APL",
-}
+_NAMES: dict[str, Accuracy] = dict(zip(PRECISIONS, get_args(Accuracy), strict=True))
 
 
 @dataclass(frozen=True)
@@ -50,17 +44,15 @@ def load_measured(path: Path) -> Measured:
         InputError: If it is not a run directory, or its detector has not been retrained.
     """
     run = find_run(path)
-    content = read_json(run.metrics)
-    try:
-        found = {name: float(content["metrics"][ours]) for ours, name in _NAMES.items()}
-    except (KeyError, TypeError, ValueError):
-        raise InputError("has no metrics of a retraining", source=run.metrics) from None
+    result = read_result(run.metrics)
+    missing = [ours for ours in _NAMES if ours not in result.metrics]
+    if missing:
+        raise InputError("missing", source=run.metrics, key=f"metrics.{missing[0]}")
     data = load_settings(run.config).data
     pictures = f"the embedded {data.builtin}" if data.builtin is not None else str(data.val_ann or data.root)
-    accuracy = {name: 100 * value for name, value in found.items() if value >= 0}
-    baseline = content.get("baseline")
-    architecture = load_architecture(run.architecture) if baseline is None else None
-    return Measured(path, architecture, baseline, accuracy, pictures)
+    accuracy = {name: 100 * value for ours, name in _NAMES.items() if (value := result.metrics[ours]) >= 0}
+    architecture = load_architecture(run.architecture) if result.baseline is None else None
+    return Measured(path, architecture, result.baseline, accuracy, pictures)
 
 
 def add_measured(comparisons: Sequence[Comparison], runs: Sequence[Measured]) -> list[Comparison]:

@@ -84,13 +84,13 @@ def _cell(value: float | Decimal | None, form: str) -> str:
 
 
 def conditions() -> str:
-    """What all FLOPs are counted for, in a line."""
+    """Tell what all FLOPs are counted for, in a line."""
     rows, columns = PAPER_SHAPE
     return f"Input {rows} x {columns} unless a row says otherwise, {PROPOSALS} proposals, convention {CONVENTION!r}."
 
 
 def summary(compared: Compared) -> str:
-    """How many rows are rebuilt, which are not, and which miss a printed figure, in a line."""
+    """Tell how many rows are rebuilt, which are not, and which miss a printed figure, in a line."""
     rows = [(table, each) for table, found in compared for each in found if not each.beside]
 
     def names(chosen: Sequence[tuple[PaperTable, Comparison]]) -> str:
@@ -105,7 +105,7 @@ def summary(compared: Compared) -> str:
 
 
 def rich_table(found: Sheet) -> Table:
-    """The columns and lines of a sheet for terminals; title and remarks go around it."""
+    """Return the columns and lines of a sheet for terminals; title and remarks go around it."""
     table = Table(box=box.SIMPLE)
     for index, column in enumerate(found.columns):
         table.add_column(column, justify="right" if index else "left")
@@ -115,7 +115,7 @@ def rich_table(found: Sheet) -> Table:
 
 
 def markdown(compared: Compared) -> str:
-    """All tables as a section's text."""
+    """Write all tables as a section's text."""
     blocks = [conditions(), f"\\{FOOTNOTE}."]
     for table, comparisons in compared:
         found = sheet(table, comparisons)
@@ -157,7 +157,7 @@ def update_markdown(path: Path, compared: Compared) -> None:
 
 
 def plain(compared: Compared) -> dict[str, Any]:
-    """Everything as numbers and strings: params in millions, FLOPs in 10^9, accuracies and differences in percent."""
+    """Return all as numbers and strings: params in millions, FLOPs in 10^9, accuracies and differences in percent."""
     tables = []
     for table, comparisons in compared:
         rows = [

@@ -87,7 +87,7 @@ class PaperTable(BaseModel):
 
 
 def load_tables() -> tuple[PaperTable, ...]:
-    """The paper's tables, from the shipped ``paper_tables.yml``."""
+    """Load the paper's tables from the shipped ``paper_tables.yml``."""
     content = read_yaml(shipped("baselines", "paper_tables.yml"))
     return TypeAdapter(tuple[PaperTable, ...]).validate_python(content)
 

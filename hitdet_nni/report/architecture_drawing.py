@@ -64,7 +64,7 @@ class _Drawing:
         self.parts: list[Markup] = []
 
     def draw(self) -> Markup:
-        """All parts, in the order of the data."""
+        """Return all parts, in the order of the data."""
         skeleton = self.skeleton
         columns = 1 + len(skeleton.depths) + (skeleton.tail is not None)
         levels = self._level_columns()
@@ -94,7 +94,7 @@ class _Drawing:
         return f"Backbone, input {rows} × {columns}", f"Neck, {channels} channels", head
 
     def _level_columns(self) -> list[int]:
-        """Column of each map that the neck takes; the stem is column 0."""
+        """Return the column of each map that the neck takes; the stem is column 0."""
         columns = [1 + stage for stage in self.skeleton.output_stages]
         if self.skeleton.tail is not None:
             columns[-1] = 1 + len(self.skeleton.depths)
@@ -141,7 +141,7 @@ class _Drawing:
         return bottom
 
     def _between(self, x: float, start: float, end: float) -> None:
-        """The arrow from the last block of a column to the first of the next one at ``x``."""
+        """Draw the arrow from the last block of a column to the first of the next one at ``x``."""
         self._arrow((x - GAP, start), (x - GAP / 2, start), (x - GAP / 2, end), (x, end))
 
     def _neck(self, top: float) -> float:

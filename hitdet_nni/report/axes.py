@@ -35,7 +35,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, count: int, *, whole: bool = False) -> list[float]:
-        """At most about ``count`` round numbers within the scale.
+        """Return at most about ``count`` round numbers within the scale.
 
         Args:
             count: How many there is room for.
@@ -52,13 +52,13 @@ class Scale:
 
 
 def round_step(least: float) -> float:
-    """The least of 1, 2 or 5 times a power of ten that is not below a positive number."""
+    """Return the least of 1, 2 or 5 times a power of ten that is not below a positive number."""
     power: float = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def span(values: Iterable[float], *, zero: bool = False, log: bool = False) -> tuple[float, float]:
-    """Least and largest of some numbers with room around them, never equal.
+    """Return the least and the largest of some numbers with room around them, never equal.
 
     Args:
         values: At least one number.
@@ -78,7 +78,7 @@ def span(values: Iterable[float], *, zero: bool = False, log: bool = False) -> t
 
 
 def number(value: float) -> str:
-    """A number for people: four significant digits, no exponent for what is easily read without."""
+    """Write a number for people: four significant digits, no exponent for what is easily read without."""
     return f"{value:.4g}"
 
 
@@ -101,7 +101,7 @@ class Axes:
     whole: bool = True
 
     def frame(self) -> list[Markup]:
-        """Grid, ticks and labels."""
+        """Draw grid, ticks and labels."""
         parts = []
         for value in self.y.ticks(5):
             place = self.y(value)
@@ -118,6 +118,6 @@ class Axes:
         return parts
 
     def path(self, points: Sequence[tuple[float, float]], class_: str) -> Markup:
-        """A line through points."""
+        """Draw a line through points."""
         places = " ".join(f"{svg.plain(self.x(x))},{svg.plain(self.y(y))}" for x, y in points)
         return svg.element("polyline", points=places, class_=class_)

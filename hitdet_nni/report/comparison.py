@@ -13,8 +13,8 @@ from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
 from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.precisions import percent
-from hitdet_nni.report.reading import Run
 from hitdet_nni.report.summary import duration, goal_of, size_of, state_of
+from hitdet_nni.runs.reading import Run
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 32, 46
@@ -126,7 +126,7 @@ def _goal(run: Run) -> str:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """The directories' names, with as many of the folders above as it takes to tell them apart."""
+    """Return the directories' names, with as many of the folders above as it takes to tell them apart."""
     parts = [path.resolve().parts for path in paths]
     depth = 1
     while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
@@ -170,7 +170,7 @@ def _scatter(runs: Sequence[Compared], front: Sequence[int]) -> Markup:
 
 
 def _steps(front: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
-    """The front as stairs: what accuracy can be had up to each cost."""
+    """Return the front as stairs: what accuracy can be had up to each cost."""
     stairs: list[tuple[float, float]] = []
     for cost, accuracy in front:
         if stairs:
@@ -184,7 +184,7 @@ Area = tuple[float, float, float, float]
 
 
 def _place_name(name: str, x: float, y: float, taken: list[Area]) -> tuple[float, float]:
-    """Left end and base line of a point's name where nothing else is, if there is such a place; notes it as taken."""
+    """Return the left end and base line of a name where nothing else is, if there is such a place; take it."""
     width = LETTER * len(name)
     lefts = (x + 9, x - 9 - width, x - width / 2)
     wanted = [(left, y + 4 + dy) for dy in (0, -LINE, LINE, -2 * LINE, 2 * LINE) for left in lefts]

@@ -89,7 +89,7 @@ def _shipped_below(config: str, depth: int = 20) -> str | None:
 
 
 def shipped_path(name: str) -> Path | None:
-    """The shipped config of a name, if there is one."""
+    """Return the shipped config of a name, if there is one."""
     try:
         return shipped("experiments", f"configs/{name}.yml")
     except InputError:

@@ -66,7 +66,7 @@ class CostView:
 
 
 def cost_views(architecture: Architecture, budget: BudgetSettings | None) -> tuple[CostView, ...]:
-    """The cost by both conventions.
+    """Show the cost by both conventions.
 
     Args:
         architecture: What is counted.
@@ -117,7 +117,7 @@ def _view(architecture: Architecture, convention: Convention, budget: BudgetSett
 
 
 def _stacked(unit: str, parts: Mapping[str, float], limit: float | None) -> Markup:
-    """One bar of stacked components, and the budget as a line across it."""
+    """Draw one bar of stacked components, and the budget as a line across it."""
     total = sum(parts.values())
     scale = Scale(0.0, max(total, limit or 0.0) * 1.04 or 1.0, LEFT, WIDTH - RIGHT)
     top = 36.0

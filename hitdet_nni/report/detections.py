@@ -115,7 +115,7 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
 
 @torch.no_grad()
 def _detect(detector: Any, packed: dict[str, Any], classes: Sequence[str]) -> list[Box]:
-    """Everything that a detector finds on a picture, the strongest first."""
+    """Return everything that a detector finds on a picture, the strongest first."""
     predictions = detector.test_step(pseudo_collate([packed]))[0].pred_instances
     boxes = [
         Box(tuple(corners), classes[label], score)

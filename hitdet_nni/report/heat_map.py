@@ -8,7 +8,7 @@ from typing import Any
 
 from hitdet_nni.config.skeleton import COMPONENTS, component_of, label_parts
 from hitdet_nni.report.operator_text import family_of
-from hitdet_nni.report.tables import Alpha, AlphaHistory
+from hitdet_nni.runs.tables import Alpha, AlphaHistory
 
 MAX_VALUES = 120_000
 """Probabilities that a page holds at most; of a longer search it shows fewer epochs."""
@@ -77,7 +77,7 @@ class HeatMaps:
 
 
 def heat_maps(history: AlphaHistory) -> HeatMaps:
-    """Heat maps of a search.
+    """Draw the heat maps of a search.
 
     Args:
         history: The parameters after at least one epoch.
@@ -139,7 +139,7 @@ def _note(found: dict[str, list[str]], component: str, names: Any) -> None:
 
 
 def _shown(epochs: Sequence[int], cells: int) -> list[int]:
-    """Epochs evenly spaced, the last among them, so that there are not too many values."""
+    """Choose epochs evenly spaced, the last among them, so that there are not too many values."""
     count = max(1, min(len(epochs), MAX_VALUES // max(1, cells)))
     return [epochs[-1 - round(k * (len(epochs) - 1) / max(1, count - 1))] for k in reversed(range(count))]
 

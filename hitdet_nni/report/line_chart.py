@@ -121,7 +121,7 @@ def _point(axes: Axes, series: Series, index: int, x: float, y: float) -> Markup
 
 
 def mark(index: int, x: float, y: float, class_: str, *children: Markup) -> Markup:
-    """A point's mark; consecutive indices have different forms, so that colour is not needed to tell them apart."""
+    """Draw a point's mark; consecutive indices differ in form, so that colour is not needed to tell them apart."""
     form = index % 4
     if form == 0:
         return svg.element("circle", *children, cx=x, cy=y, r=3.2, class_=class_)

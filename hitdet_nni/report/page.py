@@ -21,10 +21,10 @@ from hitdet_nni.report.costs import cost_views
 from hitdet_nni.report.heat_map import heat_maps
 from hitdet_nni.report.operator_text import family_titles
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
-from hitdet_nni.report.reading import Run, read_run
 from hitdet_nni.report.screening_chart import show_screening
 from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
 from hitdet_nni.report.summary import duration, figures, searched, state_of
+from hitdet_nni.runs.reading import Run, read_run
 
 PAGE = "report.html"
 """Name of a run's page in its directory."""
@@ -66,7 +66,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 
 
 def render_report(run: Run, pictures: int) -> str:
-    """The page of a run as text."""
+    """Render the page of a run."""
     budget = run.settings.search.budget
     return _render(
         "report.html",
@@ -90,12 +90,12 @@ def render_report(run: Run, pictures: int) -> str:
 
 
 def render_comparison(runs: Sequence[Run]) -> str:
-    """The page of a comparison as text."""
+    """Render the page of a comparison."""
     return _render("compare.html", comparison=compare_runs(runs))
 
 
 def _detections(run: Run, pictures: int) -> dict[str, Any]:
-    """What the detector finds, or why that is not shown."""
+    """Show what the detector finds, or say why that is not shown."""
     if not pictures:
         return {"pictures": (), "why_none": "No pictures were asked for."}
     if run.baseline is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one beats, by ascending cost.
+    """Return the indices of the points that no other one beats, by ascending cost.
 
     One point beats another if it costs no more and is no less accurate, and is better in one of the two. Of equal
     points all are on the front.

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-AVERAGE_PRECISIONS: Mapping[str, str] = {
-    "mAP": "AP",
-    "mAP_50": "AP50",
-    "mAP_75": "AP75",
-    "mAP_s": "APs",
-    "mAP_m": "APm",
-    "mAP_l": "APl",
-}
+from hitdet_nni.runs.result import PRECISIONS
+
+AVERAGE_PRECISIONS: Mapping[str, str] = dict(
+    zip(PRECISIONS, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True),
+)
 """What each key of ``metrics.json`` is called."""
 
 
 def percent(precision: float | None) -> str:
-    """An average precision in [0, 1] as COCO's tables print it; a dash where no box has the size, or none is given."""
+    """Write an average precision in [0, 1] as COCO's tables do; a dash where no box has the size, or none is given."""
     return "–" if precision is None or precision < 0 else f"{100 * precision:.1f}"

@@ -14,7 +14,7 @@ from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
 from hitdet_nni.report.line_chart import Chart
 from hitdet_nni.report.operator_text import family_of
-from hitdet_nni.report.tables import Score
+from hitdet_nni.runs.tables import Score
 
 WIDTH, HEIGHT = 380, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 92, 30, 42
@@ -119,7 +119,7 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
 
 
 def spread(wanted: Mapping[str, float], low: float, high: float) -> dict[str, float]:
-    """Heights for labels near those wanted that leave a line's height between any two, within bounds if there is room.
+    """Place labels near the heights wanted, a line's height between any two, within bounds if there is room.
 
     Args:
         wanted: Height of each label.

@@ -9,8 +9,8 @@ from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.report.line_chart import Chart, Level, Series, line_chart
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS
-from hitdet_nni.report.tables import EpochMetrics
-from hitdet_nni.report.training_log import TrainingLog
+from hitdet_nni.runs.tables import EpochMetrics
+from hitdet_nni.runs.training_log import TrainingLog
 
 LOOKS: Mapping[str, str] = {"backbone": "c1", "neck": "c2", "head": "c3"}
 """Colour of each component in curves."""
@@ -90,13 +90,13 @@ HEALTH = (
 
 
 def search_charts(metrics: Sequence[EpochMetrics], budget: BudgetSettings | None) -> list[Chart]:
-    """Losses, entropies and costs of a search; a budget in GFLOPs is drawn into the last."""
+    """Draw losses, entropies and costs of a search; a budget in GFLOPs goes into the last."""
     levels = [Level("budget", budget.gflops)] if budget is not None and budget.gflops is not None else []
     return _charts(SEARCH, metrics, levels)
 
 
 def health_charts(metrics: Sequence[EpochMetrics]) -> list[Chart]:
-    """The series of the signs of health that the file has, those that no chart knows at the end."""
+    """Draw the signs of health that the file has, those that no chart knows at the end."""
     known = {column for plot in (*SEARCH, *HEALTH) for column in plot.columns}
     others = [column for column in (metrics[0] if metrics else ()) if column not in known and column != "epoch"]
     return _charts([*HEALTH, *(_Plot(column, column, {column: column}) for column in others)], metrics, [])
@@ -125,7 +125,7 @@ def _charts(plots: Iterable[_Plot], metrics: Sequence[EpochMetrics], levels: Seq
 
 
 def training_charts(training: TrainingLog) -> list[Chart]:
-    """Loss and average precisions of a retraining over its epochs."""
+    """Draw loss and average precisions of a retraining over its epochs."""
     charts = []
     if training.losses:
         charts.append(

@@ -10,7 +10,8 @@ from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
-from hitdet_nni.report.reading import Result, Run
+from hitdet_nni.runs.reading import Run
+from hitdet_nni.runs.result import Result
 
 KINDS = {"faster_rcnn": "Faster R-CNN (two stages)", "retinanet": "RetinaNet (one stage)"}
 
@@ -48,7 +49,7 @@ class Size:
 
 
 def size_of(run: Run) -> Size | None:
-    """The cost of a run's architecture or of its trained baseline; ``None`` where neither is there or counted."""
+    """Return the cost of a run's architecture or trained baseline; ``None`` where neither is there or counted."""
     if run.architecture is None:
         return _size_of_result(run.result)
     model = CostModel(run.architecture.skeleton, run.architecture.num_classes)
@@ -64,7 +65,7 @@ def _size_of_result(result: Result | None) -> Size | None:
 
 
 def state_of(run: Run) -> str:
-    """How far a run has come, in a sentence."""
+    """Tell how far a run has come, in a sentence."""
     if run.result is not None:
         return "Retrained and evaluated." if run.baseline is None else "A baseline, trained and evaluated."
     evaluated = run.training.evaluations[-1][0] if run.training.evaluations else 0
@@ -86,7 +87,7 @@ def state_of(run: Run) -> str:
 
 
 def goal_of(settings: Settings) -> tuple[str, str, str]:
-    """What bounds the cost in the search: a budget or the weight lambda; name, value and unit."""
+    """Return what bounds the cost in the search: a budget or the weight lambda; name, value and unit."""
     budget = settings.search.budget
     if budget is None:
         return "λ", number(settings.search.flops_weight), "weight of a GFLOP in the search's loss"
@@ -96,7 +97,7 @@ def goal_of(settings: Settings) -> tuple[str, str, str]:
 
 
 def figures(run: Run) -> list[Figure]:
-    """The headline figures that a run has so far."""
+    """Return the headline figures that a run has so far."""
     found = []
     if run.result is not None:
         found.append(Figure("mAP", percent(run.result.metrics["mAP"]), "percent, COCO's AP on the validation pictures"))
@@ -115,7 +116,7 @@ def figures(run: Run) -> list[Figure]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Write seconds as people say them."""
     if seconds < 90:
         return f"{seconds:.3g} s"
     if seconds < 5400:
@@ -124,7 +125,7 @@ def duration(seconds: float) -> str:
 
 
 def searched(run: Run) -> Iterator[tuple[str, str]]:
-    """What was searched, or which baseline was trained, as terms and descriptions."""
+    """Yield what was searched, or which baseline was trained, as terms and descriptions."""
     if run.baseline is not None:
         rows, columns = run.settings.skeleton.input_size
         yield "baseline", f"{run.baseline}, input {rows} × {columns}"

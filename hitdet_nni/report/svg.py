@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
-    """One element.
+    """Return one element.
 
     Args:
         name: The element's name.
@@ -25,24 +25,24 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
 
 
 def plain(value: object) -> str:
-    """An attribute's value as text; floats with as many decimals as a drawing needs."""
+    """Return an attribute's value as text; floats with as many decimals as a drawing needs."""
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
     return str(value)
 
 
 def text(content: str, x: float, y: float, *, anchor: str = "start", class_: str | None = None) -> Markup:
-    """A line of text; ``anchor`` is ``start``, ``middle`` or ``end``."""
+    """Draw a line of text; ``anchor`` is ``start``, ``middle`` or ``end``."""
     return element("text", content, x=x, y=y, text_anchor=None if anchor == "start" else anchor, class_=class_)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    """A straight line."""
+    """Draw a straight line."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
 def drawing(width: float, height: float, label: str, *children: Markup, class_: str = "chart") -> Markup:
-    """A whole picture, scaled by the page.
+    """Draw a whole picture, scaled by the page.
 
     Args:
         width: Width in its own units.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
 import os
@@ -26,7 +25,8 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError, WriteError
-from hitdet_nni.io import locked, read_json, read_text, read_yaml, write_csv, write_json, write_text
+from hitdet_nni.io import locked, read_json, read_yaml, write_json, write_text
+from hitdet_nni.runs.tables import Score, read_scores, write_scores
 
 PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
 
@@ -46,7 +46,7 @@ _BY_STAGE = ("seconds", "warnings")
 
 
 def plain(settings: Settings) -> dict[str, Any]:
-    """Settings as plain numbers, strings, lists and dicts."""
+    """Return the settings as plain numbers, strings, lists and dicts."""
     return settings.model_dump(mode="json")
 
 
@@ -117,11 +117,11 @@ class RunDirectory:
         return self.path / "search" / "halves.json"
 
     def checkpoints(self, stage: str) -> Path:
-        """Folder of a stage's checkpoints; it is gone when the stage has ended."""
+        """Return the folder of a stage's checkpoints; it is gone when the stage has ended."""
         return self.path / "checkpoints" / stage.replace(" ", "-")
 
     def scores(self, component: Component) -> Path:
-        """Screening scores of one component."""
+        """Return the file of the screening scores of one component."""
         return self.screening / f"{component}.csv"
 
     @property
@@ -212,7 +212,7 @@ class RunDirectory:
             raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
 
     def _other_settings(self, earlier: object, now: Mapping[str, Any]) -> InputError:
-        """Says which settings differ, and what to do about it."""
+        """Return an error that says which settings differ, and what to do about it."""
         if not isinstance(earlier, dict):
             return InputError(
                 "the run there has other settings", source=self.config, allowed="another --out, or --force"
@@ -234,7 +234,7 @@ class RunDirectory:
         return InputError(problem, source=self.config, allowed=allowed)
 
     def _read_metadata(self) -> dict[str, Any]:
-        """The content of ``metadata.json``, which a stage adds its time and its warnings to."""
+        """Return the content of ``metadata.json``, which a stage adds its time and its warnings to."""
         metadata = read_json(self.metadata)
         if not isinstance(metadata, dict) or not all(isinstance(metadata.get(key), dict) for key in _BY_STAGE):
             allowed = f"{' and '.join(_BY_STAGE)} by stage, or --force"
@@ -267,27 +267,23 @@ class RunDirectory:
             metadata.setdefault("saving", {})[stage] = dict(saving)
             write_json(self.metadata, metadata)
 
-    def write_scores(self, component: Component, rows: Sequence[Mapping[str, object]]) -> None:
+    def write_scores(self, component: Component, scores: Sequence[Score]) -> None:
         """Write a component's screening scores."""
-        write_csv(self.scores(component), list(rows[0]), rows)
+        write_scores(self.scores(component), scores)
 
     def kept_operators(self, component: Component) -> list[str]:
-        """Operators that the screening of a component left, read off its scores.
+        """Return the operators that the screening of a component left, read off its scores.
 
         Raises:
             InputError: If the file is missing or not what :meth:`write_scores` writes.
         """
-        path = self.scores(component)
-        try:
-            rows = list(csv.DictReader(read_text(path).splitlines()))
-            last = max(int(row["epoch"]) for row in rows)
-            return [row["operator"] for row in rows if int(row["epoch"]) == last and row["removed"] == "0"]
-        except (KeyError, ValueError, TypeError):
-            raise InputError("is not a table of screening scores", source=path) from None
+        scores = read_scores(self.scores(component))
+        last = max(score.epoch for score in scores)
+        return [score.operator for score in scores if score.epoch == last and not score.removed]
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both; lengths of stages last, as the others are the graver."""
+    """Return the dotted keys whose values differ, with both; lengths of stages last, as the others are the graver."""
     found = list(_changed(earlier, now, ""))
     yield from sorted(found, key=lambda difference: difference[0] in LENGTHS)
 
@@ -302,14 +298,14 @@ def _changed(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str) ->
 
 
 def _as_argument(value: object) -> str:
-    """A setting as ``--set`` takes it."""
+    """Return a setting as ``--set`` takes it."""
     if isinstance(value, str) and yaml.safe_load(value) == value:
         return value
     return json.dumps(value)
 
 
 def describe_environment(settings: Settings) -> dict[str, Any]:
-    """Everything that a run's result may depend on besides its settings."""
+    """Return everything that a run's result may depend on besides its settings."""
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seed": settings.seed,
@@ -324,12 +320,12 @@ def describe_environment(settings: Settings) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, installed or not, and of the packages that results depend on."""
+    """Return the versions of this package, installed or not, and of the packages that results depend on."""
     return {"hitdet-nni": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that the package runs from, marked where it has changes; ``None`` elsewhere."""
+    """Return the commit of the checkout that the package runs from, marked where it has changes; ``None`` elsewhere."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -341,7 +337,7 @@ def git_commit() -> str | None:
 
 
 def find_run(path: str | Path) -> RunDirectory:
-    """The run directory at a path.
+    """Return the run directory at a path.
 
     Raises:
         InputError: If there is none, or a link in it leads out of it.

@@ -10,6 +10,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, component_of
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.runs.tables import Score
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.strategy import Removal
 from hitdet_nni.search.supernet import Phase, train_supernet
@@ -31,26 +32,15 @@ class Screened:
     warnings: tuple[str, ...] = ()
     saving: Mapping[Component, str] = field(default_factory=dict)
 
-    def rows(self, component: Component) -> list[dict[str, object]]:
-        """Return a row an epoch and operator in the race: score, rank, and whether the epoch's end removed it."""
-        rows: list[dict[str, object]] = []
+    def scores(self, component: Component) -> list[Score]:
+        """Return a score for each epoch and operator in the race, and tell whether the epoch's end removed it."""
+        rows: list[Score] = []
         for record, following in zip(self.records, [*self.records[1:], None], strict=True):
             scores = record.scores[component]
             left = self.kept[component] if following is None else following.scores[component]
             for rank, name in enumerate(sorted(scores, key=lambda name: scores[name], reverse=True), start=1):
-                rows.append(
-                    {
-                        "epoch": record.epoch,
-                        "operator": name,
-                        "score": scores[name],
-                        "rank": rank,
-                        "removed": int(name not in left),
-                    }
-                )
+                rows.append(Score(record.epoch, name, scores[name], rank, removed=name not in left))
         return rows
-
-
-ROW_COLUMNS = ("epoch", "operator", "score", "rank", "removed")
 
 
 def screening_groups(joint: bool) -> list[tuple[Component, ...]]:

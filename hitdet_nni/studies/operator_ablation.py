@@ -50,7 +50,7 @@ class Insertion:
 def insertions(
     settings: Settings, operators: Sequence[str], components: Sequence[Component] = COMPONENTS, repeats: int = REPEATS
 ) -> list[Insertion]:
-    """Every operator at ``repeats`` layers of every part.
+    """Return every operator at ``repeats`` layers of every part.
 
     The layers of a part come in an order that the seed shuffles, the same for all operators, so that no layer is taken
     again before all have been.
@@ -70,7 +70,7 @@ def insertions(
 def insertion_architectures(
     chosen: Sequence[Insertion], settings: Settings, data: DetectionData
 ) -> dict[str, Architecture]:
-    """The baseline and each insertion, by name."""
+    """Return the baseline and each insertion, by name."""
     baseline = baseline_sample(settings)
     changed = {one.name: {**baseline, one.label: one.operator} for one in chosen}
     return {name: decided(name, sample, settings, data) for name, sample in {"baseline": baseline, **changed}.items()}

@@ -13,13 +13,13 @@ from hitdet_nni.search.provenance import describe_architecture
 
 
 def baseline_sample(settings: Settings) -> dict[str, str]:
-    """The baseline: every searched layer has its component's operator of ``screening.fixed``."""
+    """Return the baseline: every searched layer has its component's operator of ``screening.fixed``."""
     fixed = settings.screening.fixed
     return {layer.label: getattr(fixed, layer.component) for layer in settings.skeleton.searched_layers()}
 
 
 def decided(name: str, sample: Mapping[str, str], settings: Settings, data: DetectionData) -> Architecture:
-    """An architecture that no search has found; its space holds its own operators only."""
+    """Describe an architecture that no search has found; its space holds its own operators only."""
     space: SearchSpace = {
         component: sorted({sample[label] for label in settings.skeleton.labels(component)}) for component in COMPONENTS
     }
@@ -27,7 +27,7 @@ def decided(name: str, sample: Mapping[str, str], settings: Settings, data: Dete
 
 
 def part_architectures(found: Architecture, settings: Settings, data: DetectionData) -> dict[str, Architecture]:
-    """The baseline, the baseline with one part of a found architecture each, and that architecture, by name.
+    """Return the baseline, the baseline with one part of a found architecture each, and that architecture, by name.
 
     Args:
         found: The found architecture.

@@ -27,7 +27,7 @@ def random_samples(
     seed: int = 0,
     exclude: Sequence[Mapping[str, str]] = (),
 ) -> list[dict[str, str]]:
-    """Different architectures, each as likely as any other of the space whose cost is within the limits.
+    """Return different architectures, each as likely as any other of the space whose cost is within the limits.
 
     Args:
         model: Costs of all layers.

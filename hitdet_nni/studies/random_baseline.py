@@ -77,7 +77,7 @@ class Summary:
         )
 
     def sentences(self) -> list[str]:
-        """The same in words."""
+        """Return the same in words."""
 
         def spread(mean: float, deviation: float | None, over: str) -> str:
             return f"{mean:.3f}" + ("" if deviation is None else f" (sd {deviation:.3f} over {over})")
@@ -99,7 +99,7 @@ class Summary:
 def draw_rivals(
     run: RunDirectory, settings: Settings, data: DetectionData, count: int, slack: float
 ) -> dict[str, Architecture]:
-    """The searched architecture and random ones of the same sub-spaces, by name.
+    """Return the searched architecture and random ones of the same sub-spaces, by name.
 
     A random one costs at most what the searched one costs, and at most the share ``slack`` less: parameters where the
     search had a budget of parameters, else FLOPs.
@@ -141,7 +141,7 @@ def draw_rivals(
 def rate_by_supernet(
     run: RunDirectory, settings: Settings, data: DetectionData, architectures: Mapping[str, Architecture]
 ) -> dict[str, float]:
-    """How the trained supernet of a run rates architectures: its loss on the validation pictures, by name."""
+    """Rate architectures by the trained supernet of a run: its loss on the validation pictures, by name."""
     state = read_state(run.supernet, allowed="the supernet.pth of a search")
     batches = list(search_loaders(data, settings.data, settings.skeleton, settings.seed)[2])
     return {

@@ -66,7 +66,7 @@ class Trained(Repeated):
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation (n - 1), or ``None`` of one value."""
+    """Return the standard deviation (n - 1), or ``None`` of one value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -108,7 +108,7 @@ class Protocol:
     on_result: OnResult = lambda done, total, one, result: None
 
     def seed_range(self) -> range:
-        """The seeds that every architecture is trained with."""
+        """Return the seeds that every architecture is trained with."""
         return range(self.settings.seed, self.settings.seed + self.seeds)
 
     def retrain(self, architectures: Mapping[str, Architecture]) -> list[Trained]:
@@ -135,7 +135,7 @@ class Protocol:
         return trained
 
     def _run(self, retrainings: Sequence[Retraining]) -> list[dict[str, Any]]:
-        """The contents of ``metrics.json``, in the order of the retrainings."""
+        """Run them, and return the contents of ``metrics.json`` in the order of the retrainings."""
         results: dict[int, dict[str, Any]] = {}
         with _runner(self.processes) as run:
             for number, result in run(retrainings):
@@ -149,7 +149,7 @@ Runner = Callable[[Sequence[Retraining]], Iterator[tuple[int, dict[str, Any]]]]
 
 @contextmanager
 def _runner(processes: int) -> Iterator[Runner]:
-    """What runs retrainings and gives number and result of each as it ends."""
+    """Yield a function that runs retrainings and gives number and result of each as it ends."""
     if processes == 1:
         yield lambda retrainings: ((number, _retrain(one)) for number, one in enumerate(retrainings))
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from hitdet_nni.config.settings import PerComponent, Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.progress import named
-from hitdet_nni.io import read_text
 from hitdet_nni.pipeline import screen_group
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_scores
 
 FIGURE_4 = (0.0, 0.01, 0.1)
 """The weights mu of Fig. 4."""
@@ -34,7 +33,7 @@ class ScoreCurves:
     scores: dict[str, tuple[float, ...]]
 
     def last(self) -> list[float]:
-        """The scores after the last epoch."""
+        """Return the scores after the last epoch."""
         return [row[-1] for row in self.scores.values()]
 
     @property
@@ -77,15 +76,14 @@ def screen_with(
     if not run.scores(component).exists():
         with named(f"mu {weight:g}"):
             screen_group(run, [component], space, settings, data)
-    run.kept_operators(component)  # refuses what is no table of scores
     curves: dict[str, list[float]] = {}
-    for row in csv.DictReader(read_text(run.scores(component)).splitlines()):
-        curves.setdefault(row["operator"], []).append(float(row["score"]))
+    for score in read_scores(run.scores(component)):
+        curves.setdefault(score.operator, []).append(score.score)
     return ScoreCurves(weight, {operator: tuple(row) for operator, row in sorted(curves.items())})
 
 
 def curve_rows(found: Sequence[ScoreCurves]) -> list[dict[str, object]]:
-    """One row a weight, epoch (from 0) and operator."""
+    """Return one row a weight, epoch (from 0) and operator."""
     return [
         {"mu": curves.weight, "epoch": epoch, "operator": operator, "score": score}
         for curves in found

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import COMPONENTS, Component
-from hitdet_nni.io import read_text
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_scores
 
 
 def final_order(run: RunDirectory, component: Component) -> list[str]:
-    """All operators of a component's screening, the best first: who left later, and among those who stood higher.
+    """Return all operators of a component's screening, the best first: who left later, then who stood higher.
 
     Raises:
         InputError: If the scores are missing or damaged.
     """
-    run.kept_operators(component)  # refuses what is no table of scores
     last: dict[str, tuple[int, int, int]] = {}
-    for row in csv.DictReader(read_text(run.scores(component)).splitlines()):
-        last[row["operator"]] = (-int(row["epoch"]), int(row["removed"]), int(row["rank"]))
+    for score in read_scores(run.scores(component)):
+        last[score.operator] = (-score.epoch, int(score.removed), score.rank)
     return sorted(last, key=lambda operator: last[operator])
 
 
 def common_sub_space(run: RunDirectory, keep: int) -> SearchSpace:
-    """The ``keep`` operators whose places in the three screenings have the least sum, for every component.
+    """Return the ``keep`` operators whose places in the three screenings have the least sum, for every component.
 
     Source:
         Table 4, "1 sub search space"; the paper does not say how it is chosen.

@@ -24,7 +24,7 @@ def supernet_loss(
     batches: Iterable[dict[str, Any]],
     seed: int,
 ) -> float:
-    """Mean detection loss of an architecture with the supernet's weights, on held-out pictures.
+    """Return mean detection loss of an architecture with the supernet's weights, on held-out pictures.
 
     Batch normalisation uses the batch's statistics: the supernet's running ones belong to inputs that are mixtures of
     all candidates.

@@ -11,7 +11,9 @@ from typing import Any
 from mmdet.evaluation.metrics import CocoMetric
 from pycocotools.cocoeval import COCOeval
 
-STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+from hitdet_nni.runs.result import PRECISIONS
+
+STATS = PRECISIONS
 """mmdet's names of the first figures that COCO's evaluation sums up, in its order."""
 
 

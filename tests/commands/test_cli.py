@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hitdet_nni import cli
+from hitdet_nni.commands import find_commands, find_modules
 
 
 def run(capsys, *arguments):
@@ -25,13 +26,31 @@ def refused(capsys, *arguments, names=()):
 
 def test_every_command_has_help_with_an_example(capsys):
     parser = cli.build_parser()
-    for name, example in cli.EXAMPLES.items():
+    for name, command in find_commands().items():
+        example = command.EXAMPLE
         with pytest.raises(SystemExit) as stopped:
             parser.parse_args([name, "--help"])
         assert stopped.value.code == 0
         text = " ".join(capsys.readouterr().out.split())
         assert example in text
-        parser.parse_args(example.split()[1:])
+        words = example.split()[1:]
+        assert cli.build_parser(name).parse_args(words) == parser.parse_args(words)
+
+
+def test_a_module_is_a_command_by_being_there(tmp_path, monkeypatch):
+    folder = tmp_path / "some_commands"
+    (folder / "shared").mkdir(parents=True)
+    for name, place in (("__init__", 0), ("second_one", 2), ("first", 1), ("shared/helper", 3)):
+        (folder / f"{name}.py").write_text(f"PLACE = {place}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(find_modules("some_commands")) == ["first", "second-one"]
+
+
+def test_commands_have_places_of_their_own():
+    for package in ("hitdet_nni.commands", "hitdet_nni.commands.study_kinds"):
+        places = [module.PLACE for module in find_modules(package).values()]
+        assert len(set(places)) == len(places)
+        assert places == sorted(places)
 
 
 def test_data_digits(capsys, tmp_path):

@@ -70,7 +70,7 @@ def test_a_command_says_so_in_a_line(broken):
 
 def test_make_search_says_so_before_it_starts_nni(broken):
     folder, *fragments = broken
-    done = run(folder, "-m", "hitdet_nni.integration.experiment", str(ROOT / "experiments/search.yml"))
+    done = run(folder, "-m", "hitdet_nni", "experiment", str(ROOT / "experiments/search.yml"))
     one_line(done, *fragments)
     assert done.stdout == ""
 

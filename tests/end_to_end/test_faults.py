@@ -39,6 +39,7 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import LostWorkerError, StoppedError, WriteError
 from hitdet_nni.io import append_epoch, locked, whole_file, write_csv, write_json, write_text
+from hitdet_nni.runs import tables
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training import retrain as retrain_module
 
@@ -286,8 +287,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(disk):
 MOMENTS = {
     "first checkpoint": ("search", CheckpointFolder, "save", 1, "checkpoints"),
     "later checkpoint": ("search", CheckpointFolder, "save", 4, "checkpoints"),
-    "alphas": ("search", procedure, "append_epoch", 1, "alphas.csv"),
-    "metrics": ("search", procedure, "append_epoch", 2, "metrics.csv"),
+    "alphas": ("search", tables, "append_epoch", 1, "alphas.csv"),
+    "metrics": ("search", tables, "append_epoch", 2, "metrics.csv"),
     "supernet": ("search", procedure, "save_weights", 1, "supernet.pth"),
     "architecture": ("search", procedure, "save_architecture", 1, "architecture.json"),
     "checkpoint of a retraining": ("retrain", CheckpointFolder, "save", 4, "checkpoints"),

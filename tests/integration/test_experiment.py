@@ -17,7 +17,7 @@ import psutil
 import pytest
 from launcher import ROOT, Launcher, listening
 
-from hitdet_nni.integration import experiment
+from hitdet_nni import cli
 from hitdet_nni.integration.launcher import nni_manager
 from hitdet_nni.integration.launcher.experiment_config import ExperimentConfig
 from hitdet_nni.integration.launcher.nni_manager import node_options
@@ -159,7 +159,7 @@ def test_ctrl_c_stops_running_trials_and_their_children_and_they_go_on_later(tog
     lines = interrupt(launcher, signal.SIGINT)
     assert lines == [
         f"SIGINT: experiment {started} is stopped, no process of it is left",
-        f"go on with: python -m hitdet_nni.integration.experiment --resume {started} --runs runs",
+        f"go on with: hitdet-nni experiment --resume {started} --runs runs",
     ]
     resumed = launch.again(launcher, "succeed", "--resume", started)
     assert resumed.process.wait(240) == 0, resumed.text() + resumed.errors()
@@ -182,7 +182,7 @@ def test_nnictl_refusals_are_told_apart(launch):
     launcher = launch("succeed", config=CONFIG.replace("maxTrialNumber: 2", "maxTrialNumber: two"))
     assert launcher.process.wait(120) == 2
     (line,) = launcher.errors().splitlines()
-    assert line.startswith("search.yml: ")
+    assert line.startswith("hitdet-nni: search.yml: ")
     assert "max_trial_number ('two')" in line
 
 
@@ -192,20 +192,15 @@ def test_a_port_in_use_fails(launch):
         port = server.getsockname()[1]
         launcher = launch("succeed", "--port", str(port))
         assert launcher.process.wait(120) == 1
-    assert launcher.errors().startswith(f"nnictl create failed: RuntimeError: Port {port} is not idle")
+    assert launcher.errors().startswith(f"hitdet-nni: nnictl create failed: RuntimeError: Port {port} is not idle")
     assert launcher.left() == []
 
 
 def test_an_experiment_file_or_an_experiment_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     before = signal.getsignal(signal.SIGINT)
-    for arguments in ([], ["search.yml", "--resume", "abc"]):
-        with pytest.raises(SystemExit) as ended:
-            experiment.main(arguments)
-        assert ended.value.code == 2
-    capsys.readouterr()
-    for arguments in (["missing.yml"], ["--resume", "abc"]):
-        assert experiment.main(arguments) == 2
+    for arguments in ([], ["search.yml", "--resume", "abc"], ["missing.yml"], ["--resume", "abc"]):
+        assert cli.main(["experiment", *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -213,9 +208,9 @@ def test_an_experiment_file_or_an_experiment_is_named(capsys, monkeypatch, tmp_p
 def test_a_port_out_of_range_and_a_missing_nnictl_are_bad_input(tmp_path, capsys, monkeypatch):
     path = tmp_path / "search.yml"
     path.write_text(CONFIG)
-    assert experiment.main([str(path), "--port", "70000"]) == 2
+    assert cli.main(["experiment", str(path), "--port", "70000"]) == 2
     monkeypatch.setattr(nni_manager.shutil, "which", lambda *_, **__: None)
-    assert experiment.main([str(path)]) == 2
+    assert cli.main(["experiment", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 2
 
 
@@ -263,7 +258,7 @@ def test_the_reason_that_the_manager_logged_is_told(tmp_path):
 
 
 def test_importing_the_launcher_imports_neither_torch_nor_nni():
-    code = "import sys, hitdet_nni.integration.experiment as e; print({'torch', 'nni', 'mmdet'} & set(sys.modules))"
+    code = "import sys, hitdet_nni.integration.experiment; print({'torch', 'nni', 'mmdet'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -274,7 +269,7 @@ def test_node_options_are_appended_once(capsys, monkeypatch):
     assert node_options("--no-warnings") == f"--no-warnings {ours}"
     assert node_options(f"--no-warnings {ours}") == f"--no-warnings {ours}"
     monkeypatch.setenv("NODE_OPTIONS", "--no-warnings")
-    assert experiment.main(["--node-options"]) == 0
+    assert cli.main(["experiment", "--node-options"]) == 0
     assert capsys.readouterr().out == f"--no-warnings {ours}\n"
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from nni.experiment.config import ExperimentConfig as NniConfig
 
-from hitdet_nni.integration import experiment
+from hitdet_nni import cli
 from hitdet_nni.integration.launcher.experiment_config import Machine, load_config, load_stopped, parse
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +40,9 @@ def test_the_remote_experiment_is_refused_until_it_is_filled_in(capsys):
     path = EXPERIMENTS / "search_remote.yml"
     text = path.read_text()
     for placeholder, key in (("<host>", "host"), ("<user>", "user"), ("<folder of python>", "pythonPath")):
-        assert experiment.main([str(path)]) == 2
+        assert cli.main(["experiment", str(path)]) == 2
         line = f"{path}: trainingService.machineList[0].{key}: {placeholder} is still to be filled in"
-        assert capsys.readouterr().err.startswith(line)
+        assert capsys.readouterr().err.startswith(f"hitdet-nni: {line}")
         text = text.replace(placeholder, "x")
         path = Path(os.environ["XDG_CACHE_HOME"], "search_remote.yml")
         path.write_text(text)

@@ -64,7 +64,8 @@ def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch
         keys = {"default", "val_loss", "train_loss", "gflops", "cost_weight", "seconds", "stage", "epoch"}
         keys |= {"decoded_gflops", "decoded_to_expected"}
         keys |= {f"{kind}_{value}" for kind in ("annotations", "categories") for value in ("gain", "p")}
-        assert set(report) == keys | {f"{sign}_{name}" for sign in trial.COMPONENT_SIGNS for name in COMPONENTS}
+        signs = ("entropy", "changed", "alpha_gradient")
+        assert set(report) == keys | {f"{sign}_{name}" for sign in signs for name in COMPONENTS}
         assert report["default"] == report["val_loss"]
 
     for name, recorder, weight in (("one", first, 0.0), ("two", second, 10.0)):

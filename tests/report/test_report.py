@@ -23,7 +23,7 @@ from hitdet_nni.report.axes import number
 from hitdet_nni.report.page import write_comparison, write_report
 from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
-from hitdet_nni.report.reading import read_run
+from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.run_directory import RunDirectory
 
 VOID = {"meta", "link", "input", "br"}

@@ -2,25 +2,27 @@
 
 import csv
 import random
-import struct
 from itertools import pairwise
 
 import pytest
 from report_runs import write_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.errors import InputError
+from hitdet_nni.report import scalars
 from hitdet_nni.report.axes import Scale, span
 from hitdet_nni.report.comparison import unique_names
 from hitdet_nni.report.config_view import config_view, shipped_base
-from hitdet_nni.report.event_file import Scalar, crc32c, event_file
 from hitdet_nni.report.heat_map import MAX_VALUES, heat_maps
 from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.report.screening_chart import LINE_HEIGHT, spread
-from hitdet_nni.report.tables import Alpha, read_scores
-from hitdet_nni.report.training_log import read_training_log
+from hitdet_nni.report.search_curves import health_charts
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import Alpha, append_metrics, read_metrics, read_scores
+from hitdet_nni.runs.training_log import read_training_log
 
 
 def rows_of(path):
@@ -145,57 +147,17 @@ def test_later_logs_count_and_odd_lines_do_not(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- TensorBoard
 
 
-def read_events(content):
-    """Tag, step and value of each event: a reader of its own, which checks lengths and checksums."""
-
-    def masked(part):
-        crc = crc32c(part)
-        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-    def fields(message):
-        place = 0
-        while place < len(message):
-            key, place = varint(message, place)
-            if key & 7 == 0:
-                value, place = varint(message, place)
-            else:
-                size = {1: 8, 5: 4}.get(key & 7)
-                if size is None:
-                    size, place = varint(message, place)
-                value, place = message[place : place + size], place + size
-            yield key >> 3, value
-
-    def varint(message, place):
-        value = shift = 0
-        while True:
-            value |= (message[place] & 0x7F) << shift
-            place, shift = place + 1, shift + 7
-            if message[place - 1] < 0x80:
-                return value, place
-
-    place, events = 0, []
-    while place < len(content):
-        (length,) = struct.unpack_from("<Q", content, place)
-        message = content[place + 12 : place + 12 + length]
-        assert struct.unpack_from("<I", content, place + 8)[0] == masked(content[place : place + 8])
-        assert struct.unpack_from("<I", content, place + 12 + length)[0] == masked(message)
-        place += 16 + length
-        event = dict(fields(message))
-        if 5 in event:
-            value = dict(fields(dict(fields(event[5]))[1]))
-            events.append((value[1].decode(), event[2], struct.unpack("<f", value[2])[0]))
-        else:
-            assert event[3] == b"brain.Event:2"
-    return events
+def read_events(file):
+    """Tag, step and value of each event, in order, by TensorBoard's own reader, which checks lengths and checksums."""
+    events = [event for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
+    return [(event.summary.value[0].tag, event.step, event.summary.value[0].simple_value) for event in events]
 
 
 def test_scalars_for_tensorboard(tmp_path):
-    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
-    assert crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, appendix B.4
     run = RunDirectory(write_run(tmp_path / "run"))
     file = write_scalars(run.path, tmp_path / "events" / "here")
     assert "tfevents" in file.name
-    events = read_events(file.read_bytes())
+    events = read_events(file)
     expected = [
         (f"screening {component}/{row['operator']}", int(row["epoch"]) + 1, float(row["score"]))
         for component in ("backbone", "neck", "head")
@@ -208,17 +170,48 @@ def test_scalars_for_tensorboard(tmp_path):
     assert [event[:2] for event in events] == [event[:2] for event in expected]
     assert [event[2] for event in events] == pytest.approx([event[2] for event in expected], rel=1e-6)
 
-
-def test_numbers_of_several_bytes():
-    scalars = [Scalar("ö" * length, step, 0.5) for length in (1, 100) for step in (0, 127, 128, 300, 2**40)]
-    assert read_events(event_file(scalars, 0.0)) == [(each.tag, each.step, each.value) for each in scalars]
+    shown = EventAccumulator(str(file.parent)).Reload()
+    assert set(shown.Tags()["scalars"]) == {tag for tag, _, _ in expected}
+    losses = shown.Scalars("search/val_loss")
+    assert [event.step for event in losses] == [1, 2, 3, 4]
+    assert {event.wall_time for event in losses} == {run.config.stat().st_mtime}
 
 
 def test_a_longer_run_only_adds_events(tmp_path):
     run = RunDirectory(write_run(tmp_path / "run", state="searched"))
-    whole = write_scalars(run.path, tmp_path / "events").read_bytes()
+    file = write_scalars(run.path, tmp_path / "events")
+    whole, events = file.read_bytes(), read_events(file)
     lines = run.search_metrics.read_text().splitlines()
     run.search_metrics.write_text("\n".join(lines[:3]))
-    part = write_scalars(run.path, tmp_path / "events").read_bytes()
+    assert write_scalars(run.path, tmp_path / "events") == file
+    part = file.read_bytes()
     assert len(part) < len(whole)
-    assert whole.startswith(part)
+    assert events[: len(read_events(file))] == read_events(file)
+    # Behind the first record, which says when the file was made: a length, its checksum, a message, its checksum.
+    first = 16 + int.from_bytes(part[:8], "little")
+    assert int.from_bytes(whole[:8], "little") == first - 16
+    assert whole[first:].startswith(part[first:])
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_without_the_package_of_tensorboard_it_is_named(tmp_path, monkeypatch, refused):
+    run = RunDirectory(write_run(tmp_path / "run", state="searched"))
+    monkeypatch.setattr(scalars, "find_spec", lambda name: None)
+    with refused("--tensorboard", "pip install 'hitdet-nni[tensorboard]'"):
+        write_scalars(run.path, tmp_path / "events")
+    assert not (tmp_path / "events").exists()
+
+
+def test_a_new_number_of_an_epoch_is_a_column_a_chart_and_a_curve(tmp_path):
+    """Nothing but what is measured names it."""
+    run = RunDirectory(write_run(tmp_path / "run", state="searched"))
+    columns = rows_of(run.search_metrics)
+    run.search_metrics.unlink()
+    for row in columns:
+        metrics = {name: float(value) for name, value in row.items() if name != "epoch"}
+        append_metrics(run.search_metrics, int(row["epoch"]), {**metrics, "temperature": 0.5})
+    assert [row["temperature"] for row in rows_of(run.search_metrics)] == ["0.5"] * len(columns)
+    assert [row["temperature"] for row in read_metrics(run.search_metrics)] == [0.5] * len(columns)
+    assert [chart.title for chart in health_charts(read_metrics(run.search_metrics))][-1] == "temperature"
+    events = read_events(write_scalars(run.path, tmp_path / "events"))
+    assert [event[1:] for event in events if event[0] == "search/temperature"] == [(e, 0.5) for e in (1, 2, 3, 4)]

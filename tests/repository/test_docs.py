@@ -26,6 +26,7 @@ from hitdet_nni.config.validation import _model_of
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.errors import InputError
 from hitdet_nni.integration import experiment
+from hitdet_nni.integration.launcher import experiment_config
 from hitdet_nni.integration.launcher.experiment_config import load_config
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -109,6 +110,13 @@ def user_folder(tmp_path_factory):
 def hitdet_nni(words):
     """Read by the command's own parser; the settings that it would have are loaded, and the search space read."""
     options = cli.build_parser().parse_args(words)
+    if options.command == "experiment":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "run", lambda config, runs, port: 0)
+            patch.setattr(experiment_config, "load_stopped", lambda experiment: None)
+            patch.setattr(experiment_config, "load_config", experiment_file)
+            assert cli.run(options) == 0
+        return
     load_settings(getattr(options, "config", None) or "tiny", parse_overrides(getattr(options, "overrides", [])))
     sub_spaces = getattr(options, "sub_spaces", None)
     if sub_spaces is not None and sub_spaces.parts[0] != "runs":
@@ -126,12 +134,8 @@ def python(words):
     if words[0] != "-m":
         assert (ROOT / words[0]).is_file(), words[0]
         return
-    assert words[1] == "hitdet_nni.integration.experiment"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "run", lambda config, runs, port: 0)
-        patch.setattr(experiment, "load_stopped", lambda experiment: None)
-        patch.setattr(experiment, "load_config", experiment_file)
-        assert experiment.main(words[2:]) == 0
+    assert words[1] == "hitdet_nni"
+    hitdet_nni(words[2:])
 
 
 def experiment_file(name):

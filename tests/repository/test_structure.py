@@ -149,13 +149,13 @@ READING = (
 
 BEGUN = """
 from hitdet_nni.cli import main
-from hitdet_nni.commands import find
+from hitdet_nni.commands.shared import work
 from hitdet_nni.errors import InputError
 
 def stop(*_):
     raise InputError("stopped")
 
-find.load_libraries = stop
+work.load_libraries = stop
 status = main("search --config tiny --out new".split())
 """
 

@@ -11,7 +11,7 @@ from hitdet_nni import cli
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.module_cost import parameter_count
-from hitdet_nni.data.pipeline import search_loaders
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace

@@ -98,7 +98,7 @@ def test_screening_keeps_the_best_ranked(settings, tiny_data):
     scores = records[-1].scores["backbone"]
     assert set(kept) == set(sorted(scores, key=scores.get)[1:])
     assert set(records[-1].entropy) == {"backbone"}
-    removed = [row["operator"] for row in screened.rows("backbone") if row["removed"]]
+    removed = [score.operator for score in screened.scores("backbone") if score.removed]
     assert set(removed) == set(SPACE["backbone"]) - set(kept)
 
 

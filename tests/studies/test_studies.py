@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hitdet_nni.cli import STUDIES, build_parser, main
+from hitdet_nni.cli import build_parser, main
+from hitdet_nni.commands import find_modules
+from hitdet_nni.commands.study import KINDS
 from hitdet_nni.config.architecture import Architecture, Provenance, save_architecture
 from hitdet_nni.config.search_space import load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
@@ -26,6 +28,7 @@ from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import Score
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
@@ -172,7 +175,7 @@ def test_every_command_of_the_page_is_one():
     page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
     commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     kinds = {build_parser().parse_args(shlex.split(command)[1:]).kind for command in commands}
-    assert kinds == set(STUDIES)
+    assert kinds == set(find_modules(KINDS))
 
 
 def study(kind, searched, out, *more):
@@ -252,7 +255,7 @@ def write_scores(run):
         run.write_scores(
             component,
             [
-                {"epoch": epoch, "operator": names[letter], "score": score, "rank": rank, "removed": removed}
+                Score(epoch, names[letter], score, rank, bool(removed))
                 for epoch, rows in enumerate(epochs)
                 for letter, score, rank, removed in rows
             ],

@@ -57,7 +57,7 @@ def deform_conv2d(
     bias: bool = False,
     im2col_step: int = 32,
 ) -> Tensor:
-    """:func:`modulated_deform_conv2d` without mask and bias; ``im2col_step`` has no effect.
+    """Call :func:`modulated_deform_conv2d` without mask and bias; ``im2col_step`` has no effect.
 
     Raises:
         ValueError: If ``bias`` is true.

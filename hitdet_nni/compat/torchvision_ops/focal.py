@@ -15,7 +15,7 @@ def sigmoid_focal_loss(
     weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Focal loss of C independent sigmoids.
+    """Return the focal loss of C independent sigmoids.
 
     Args:
         input: Logits, (N, C).

@@ -88,7 +88,7 @@ def load_config(path: Path) -> ExperimentConfig:
 
 
 def known_experiments() -> tuple[Path, dict[str, Any]]:
-    """NNI's index of this user's experiments, and what it says of each by id; nothing where there is none."""
+    """Return NNI's index of this user's experiments, and what it says of each by id; nothing where there is none."""
     index = Path.home() / "nni-experiments" / ".experiment"
     known: object = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
@@ -128,7 +128,7 @@ def load_stopped(experiment: str) -> ExperimentConfig:
 
 
 def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path) -> ExperimentConfig:
-    """An experiment from the content of its file.
+    """Read an experiment from the content of its file.
 
     Args:
         content: What YAML or JSON gave.
@@ -174,7 +174,7 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
 
 
 def _machine(content: Mapping[str, Any], folder: Path) -> Machine | None:
-    """A machine; None where NNI will refuse it."""
+    """Return a machine; None where NNI will refuse it."""
     host, user, key = (_value(content, name) for name in ("host", "user", "sshKeyFile"))
     port = _value(content, "port")
     if not (isinstance(host, str) and isinstance(user, str) and isinstance(port, int | None)):
@@ -185,7 +185,7 @@ def _machine(content: Mapping[str, Any], folder: Path) -> Machine | None:
 
 
 def _value(content: Mapping[str, Any], key: str) -> Any:
-    """A value by its key, which NNI reads without regard to case and underscores."""
+    """Return a value by its key, which NNI reads without regard to case and underscores."""
     wanted = key.lower()
     return next((value for name, value in content.items() if str(name).lower().replace("_", "") == wanted), None)
 

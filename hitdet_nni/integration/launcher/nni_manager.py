@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import psutil
 
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.integration.launcher.experiment_config import LOOPBACK, ExperimentConfig, known_experiments
 from hitdet_nni.integration.launcher.signals import Signals
 from hitdet_nni.integration.launcher.ssh_tunnel import ReverseTunnel
@@ -44,19 +44,19 @@ _LOGGED_ERROR = re.compile(r"^\[[^]]*\] (?:ERROR|CRITICAL) \(\w[\w.]*\) (.*)", r
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class ExperimentError(RuntimeError):
+class ExperimentError(StoppedError):
     """NNI did not start, its manager went away, or something of it could not be ended."""
 
 
 def node_options(current: str) -> str:
-    """NODE_OPTIONS that keep NNI's manager on loopback, appended to the current value."""
+    """Return NODE_OPTIONS that keep NNI's manager on loopback, appended to the current value."""
     path = str(LOOPBACK_SCRIPT).replace("\\", "\\\\").replace('"', '\\"')
     ours = f'--require "{path}"'
     return current if ours in current else f"{current} {ours}".strip()
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of nnictl: this interpreter's programs first, node on loopback, loopback without a proxy."""
+    """Return nnictl's environment: this interpreter's programs first, node on loopback, no proxy for loopback."""
     environment = dict(os.environ)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     environment["NODE_OPTIONS"] = node_options(environment.get("NODE_OPTIONS", ""))
@@ -66,7 +66,7 @@ def child_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nothing listens on."""
+    """Return a TCP port of loopback that nothing listens on."""
     with socket.create_server((LOOPBACK, 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -132,7 +132,7 @@ class NniExperiment:
         self.id, self.folder = profile["id"], Path(profile["logDir"])
 
     def _nnictl_start(self) -> tuple[int, str]:
-        """One attempt: nnictl's exit status and what it printed."""
+        """Make one attempt; return nnictl's exit status and what it printed."""
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             starter = self._run_nnictl(*self.config.arguments, "--port", self.port, output=output)
             try:
@@ -211,7 +211,7 @@ class NniExperiment:
         )
 
     def _processes(self) -> set[psutil.Process]:
-        """What nnictl started: the living processes that carry our token, and what descends from them."""
+        """Return what nnictl started: the living processes that carry our token, and what descends from them."""
         found: set[psutil.Process] = set()
         for process in psutil.process_iter():
             # Other users' processes keep their environment to themselves.
@@ -233,7 +233,7 @@ class NniExperiment:
             self._signals.pause(POLL_INTERVAL)
 
     def _last_error(self) -> str:
-        """The last error that the manager logged, and where its log is."""
+        """Return the last error that the manager logged, and where its log is."""
         log = self.folder / "log" / "nnimanager.log"
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         errors = _LOGGED_ERROR.findall(text)

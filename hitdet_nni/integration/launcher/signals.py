@@ -33,7 +33,7 @@ class Signals:
         self.first = self.first or signal.Signals(number)
 
     def pause(self, seconds: float) -> None:
-        """Wait; KeyboardInterrupt where a signal arrived before or meanwhile."""
+        """Wait, and raise KeyboardInterrupt where a signal arrived before or meanwhile."""
         end = time.monotonic() + seconds
         while self.first is None and time.monotonic() < end:
             time.sleep(0.1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import psutil
 
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.integration.launcher.experiment_config import LOOPBACK, Machine
 
 TOKEN_VARIABLE = "HITDET_NNI_TUNNEL"
@@ -23,7 +23,7 @@ OPEN_PATIENCE = 60
 KEEP_ALIVE_INTERVAL = 15
 
 
-class TunnelError(RuntimeError):
+class TunnelError(StoppedError):
     """ssh could not log in to a machine, or could not open the port there."""
 
 
@@ -94,7 +94,7 @@ class ReverseTunnel:
             raise TunnelError(f"no tunnel to {self.machine}: {lines[-1].strip() if lines else 'ssh hangs'}")
 
     def processes(self) -> list[psutil.Process]:
-        """Its living ssh: one process, or none."""
+        """Return its living ssh: one process, or none."""
         found = []
         for process in psutil.process_iter():
             # Other users' processes keep their environment to themselves.

@@ -18,7 +18,7 @@ _REPORTED = {"loss": "train_loss", "val_loss": "val_loss", "gflops": "gflops"}
 
 
 def trial_progress(trial: Trial, runs: Path, last: Progress | None = None) -> Progress:
-    """How far a trial is.
+    """Tell how far a trial is.
 
     Args:
         trial: As NNI knows it.

@@ -52,7 +52,7 @@ class Trial:
         return self.place.partition(":~/")[0]
 
     def log(self) -> Path | str:
-        """The file that says most about a failure: the first here that is not empty, else where its output is."""
+        """Return the file that says most of a failure: the first here that is not empty, else where its output is."""
         names = ("trial.stderr", "trial.log", "trial.stdout") if self.folder.is_absolute() else ()
         paths = [self.folder / name for name in names]
         return next((path for path in paths if path.is_file() and path.stat().st_size), self.place or self.folder)
@@ -76,7 +76,7 @@ class Snapshot:
         return self.status in {"DONE", "ERROR", "STOPPED"} or (self.status == "NO_MORE_TRIAL" and ended)
 
     def complaints(self) -> list[str]:
-        """Why a finished experiment is no success, a line each."""
+        """Tell why a finished experiment is no success, a line each."""
         lines = [f"NNI ended with ERROR: {'; '.join(self.errors)}"] if self.status == "ERROR" else []
         lines += [f"trial {t.number} ({t.id}) {t.status}: see {t.log()}" for t in self.trials if t.status in FAILED]
         if not lines and not any(trial.status in {"SUCCEEDED", "EARLY_STOPPED"} for trial in self.trials):
@@ -85,14 +85,14 @@ class Snapshot:
 
 
 def metric_values(data: str) -> dict[str, Any]:
-    """The values of a metric as NNI stores it: JSON inside a JSON string; a bare number is its ``default``."""
+    """Return the values of a metric as NNI stores it: JSON inside a JSON string; a bare number is its ``default``."""
     value = json.loads(data)
     value = json.loads(value) if isinstance(value, str) else value
     return value if isinstance(value, dict) else {"default": value}
 
 
 def parse_trials(jobs: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> tuple[Trial, ...]:
-    """Trials in order, from the answers of ``/trial-jobs`` and ``/metric-data-latest``.
+    """Read the trials, in order, from the answers of ``/trial-jobs`` and ``/metric-data-latest``.
 
     NNI 3.0 hands parameters to trials in the order in which they ask, yet lists them in the order of the starts: for
     concurrent trials ``/trial-jobs`` and the web UI may show them swapped. The metrics name what a trial really got; a
@@ -132,7 +132,7 @@ def parse_trials(jobs: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[st
 
 
 def three_digits(value: float) -> str:
-    """A number with three significant digits and no exponent, e.g. ``0.750`` or ``1230``."""
+    """Write a number with three significant digits and no exponent, e.g. ``0.750`` or ``1230``."""
     return f"{Decimal(f'{value:.2e}'):f}"
 
 
@@ -145,7 +145,7 @@ RESULTS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def format_value(value: object, number: Callable[[float], str] | None = None) -> str:
-    """A value for people: ``-`` where there is none; a number as `number` says, else four significant digits."""
+    """Write a value for people: ``-`` where there is none; a number as `number` says, else four significant digits."""
     if value is None or isinstance(value, str):
         return value or "-"
     if number and isinstance(value, int | float):
@@ -154,7 +154,7 @@ def format_value(value: object, number: Callable[[float], str] | None = None) ->
 
 
 def status_line(trial: Trial) -> str:
-    """One line, e.g. ``trial 0 (AbCde) RUNNING  search.flops_weight=3``; of a final result, where there is one."""
+    """Write a line, e.g. ``trial 0 (AbCde) RUNNING  search.flops_weight=3``; of a final result, where there is one."""
     values = dict(trial.final or trial.parameters)
     if trial.final:
         values = {"mAP": values.pop("default", None), **values}
@@ -163,7 +163,7 @@ def status_line(trial: Trial) -> str:
 
 
 def results_table(trials: Sequence[Trial], runs: Path) -> Table:
-    """The trials with what the tuner chose, cost (params in millions), mAP, and where the architecture is.
+    """Return the trials with what the tuner chose, cost (params in millions), mAP, and where the architecture is.
 
     Args:
         trials: The trials of one experiment.

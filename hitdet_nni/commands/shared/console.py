@@ -1,10 +1,12 @@
-"""What the commands share: their settings, and what they say on the terminal."""
+"""The settings of a command, and what it says on the terminal."""
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +16,7 @@ from hitdet_nni.errors import InputError
 
 
 def console() -> Console:
-    """The terminal that tables are printed on."""
+    """Return the terminal that tables are printed on."""
     # A table that is piped must not be folded to a terminal's 80 columns.
     return Console(width=None if sys.stdout.isatty() else 160)
 
@@ -27,8 +29,13 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def json_text(value: Any) -> str:
+    """Return a result as it is printed with ``--json``."""
+    return json.dumps(value, indent=2)
+
+
 def settings_of(options: Namespace) -> Settings:
-    """Settings that the options name."""
+    """Return the settings that the options name."""
     return load_settings(options.config, parse_overrides(options.overrides))
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
 
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
-from hitdet_nni.config.validation import one_line
-from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_json, read_yaml
-from hitdet_nni.report.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
-from hitdet_nni.report.training_log import TrainingLog, read_training_log
+from hitdet_nni.runs.result import Result, read_result, validated
 from hitdet_nni.runs.run_directory import find_run
+from hitdet_nni.runs.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
+from hitdet_nni.runs.training_log import TrainingLog, read_training_log
 
 
 class Metadata(BaseModel):
@@ -35,19 +32,6 @@ class Metadata(BaseModel):
     versions: dict[str, str] = {}
     seconds: dict[str, NonNegativeFloat] = Field({}, description="wall time by stage")
     warnings: dict[str, list[str]] = Field({}, description="what the signs of health give reason to doubt, by stage")
-
-
-class Result(BaseModel):
-    """``metrics.json``: what a retraining ended with; of some baselines the cost cannot be counted."""
-
-    model_config = ConfigDict(frozen=True)
-
-    params_m: NonNegativeFloat | None = None
-    gflops: NonNegativeFloat | None = None
-    proposals: NonNegativeInt | None = None
-    shape: tuple[int, int] | None = None
-    metrics: dict[str, FiniteFloat]
-    metrics_before_training: dict[str, FiniteFloat] = {}
 
 
 class Baseline(BaseModel):
@@ -93,9 +77,6 @@ class Run:
     weights: Path | None
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
 def read_run(path: Path) -> Run:
     """Read a run directory.
 
@@ -107,15 +88,12 @@ def read_run(path: Path) -> Run:
     """
     found = find_run(path)
     weights = found.retrain / WEIGHTS_FILE
-    result = _validated(Result, found.metrics, read_json(found.metrics)) if found.metrics.is_file() else None
-    if result is not None and "mAP" not in result.metrics:
-        raise InputError("missing", source=found.metrics, key="metrics.mAP")
     return Run(
         path=path,
         name=path.resolve().name,
         # Not `load_settings`: paths in a user's config are relative to its folder, those in a run's are resolved.
-        settings=_validated(Settings, found.config, read_yaml(found.config)),
-        metadata=_validated(Metadata, found.metadata, read_json(found.metadata))
+        settings=validated(Settings, found.config, read_yaml(found.config)),
+        metadata=validated(Metadata, found.metadata, read_json(found.metadata))
         if found.metadata.is_file()
         else Metadata(),
         scores={
@@ -127,19 +105,10 @@ def read_run(path: Path) -> Run:
         metrics=read_metrics(found.search_metrics) if found.search_metrics.is_file() else (),
         alphas=read_alphas(found.alphas) if found.alphas.is_file() else {},
         architecture=load_architecture(found.architecture) if found.architecture.is_file() else None,
-        baseline=_validated(Baseline, found.baseline, read_json(found.baseline)).baseline
+        baseline=validated(Baseline, found.baseline, read_json(found.baseline)).baseline
         if found.baseline.is_file()
         else None,
         training=read_training_log(found.retrain),
-        result=result,
+        result=read_result(found.metrics) if found.metrics.is_file() else None,
         weights=weights if weights.is_file() else None,
     )
-
-
-def _validated(model: type[Model], source: Path, value: object) -> Model:
-    if not isinstance(value, Mapping):
-        raise InputError(f"expected a mapping, got {type(value).__name__}", source=source)
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise one_line(error, model, source) from None

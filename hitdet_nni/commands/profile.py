@@ -1,43 +1,53 @@
-"""``profile`` and ``tables``: what detectors cost."""
+"""``profile``: what a detector costs."""
 
 from __future__ import annotations
 
-import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from hitdet_nni.commands.shared.options import add_json
 
-from hitdet_nni.commands.console import console, say
-from hitdet_nni.config.architecture import Architecture, load_architecture
-from hitdet_nni.cost.cost_model import PARTS, Cost, CostModel
-from hitdet_nni.cost.profile import Profile, baseline_names, find_config, is_config
-from hitdet_nni.cost.stored_costs import stored_costs
-from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.errors import InputError
-from hitdet_nni.integration.launcher.trial_table import print_table
-from hitdet_nni.paper_tables.measured import add_measured, load_measured
-from hitdet_nni.paper_tables.table_rendering import (
-    FOOTNOTE,
-    conditions,
-    plain,
-    rich_table,
-    sheet,
-    summary,
-    update_markdown,
-)
-from hitdet_nni.paper_tables.tables import CostOf, compare, load_tables
-from hitdet_nni.runs.run_directory import find_run
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hitdet_nni.config.architecture import Architecture
+    from hitdet_nni.cost.cost_model import Cost
+    from hitdet_nni.cost.profile import Profile
+
+PLACE = 80
+HELP = "print parameters and FLOPs of an architecture, a run, or any mmdet config"
+EXAMPLE = "hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper"
 
 
-def profile(options: Namespace) -> None:
-    """``profile``: parameters and FLOPs by part, and by layer where asked for.
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``profile``."""
+    add_json(parser)
+    parser.add_argument("target", help="architecture JSON, run directory, mmdet config (.py), or a shipped name")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="input size (default: the skeleton's; a config: 800 1216)",
+    )
+    parser.add_argument("--proposals", type=int, help="RoIs that the head sees (default: as many as in testing)")
+    parser.add_argument("--convention", choices=["macs", "paper"], default="macs", help="how FLOPs are counted")
+    parser.add_argument("--layers", action="store_true", help="list every layer (of an architecture)")
+
+
+def run(options: Namespace) -> None:
+    """Print parameters and FLOPs by part, and by layer where asked for.
 
     Raises:
         InputError: If a size or a number of proposals is not positive, or ``--layers`` is of an mmdet config.
     """
+    from hitdet_nni.commands.shared.console import console, json_text, say
+    from hitdet_nni.cost.cost_model import CostModel
+    from hitdet_nni.cost.profile import Profile, find_config, is_config
+    from hitdet_nni.errors import InputError
+
     for name, value in (("--shape", min(options.shape or [32])), ("--proposals", options.proposals)):
         if value is not None and value < 1:
             raise InputError(f"got {value}", source=name, allowed="positive numbers")
@@ -65,12 +75,17 @@ def profile(options: Namespace) -> None:
     if options.proposals and not found.proposals:
         sys.stderr.write(f"hitdet-nni: {found.name} has one stage and no RoIs: --proposals changes nothing\n")
     if options.json:
-        say(json.dumps(_profile_values(found, rows if options.layers else None), indent=2))
+        say(json_text(_profile_values(found, rows if options.layers else None)))
     else:
         console().print(_profile_table(found, rows))
 
 
 def _architecture_to_profile(target: str) -> Architecture:
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.cost.profile import baseline_names
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.runs.run_directory import find_run
+
     path = Path(target)
     try:
         return load_architecture(find_run(path).architecture if path.is_dir() else target)
@@ -98,6 +113,10 @@ def _profile_values(found: Profile, rows: list[tuple[str, str, str, Cost]] | Non
 
 
 def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]]) -> Table:
+    from rich.table import Table
+
+    from hitdet_nni.cost.cost_model import PARTS
+
     lines = [(layer, name, cost) for _, layer, name, cost in rows]
     lines += [(part, "", found.costs[part]) for part in (*PARTS, "total")]
     height, width = found.shape
@@ -109,39 +128,3 @@ def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]]) -> Ta
     for part, name, cost in lines:
         table.add_row(part, name, f"{cost.params / 1e6:.3f}", f"{cost.flops / 1e9:.3f}")
     return table
-
-
-def tables_command(options: Namespace) -> None:
-    """``tables``: the paper's cost tables, published beside ours: those of baselines as they were counted and stored.
-
-    Raises:
-        InputError: If ``--markdown`` is given together with a table's number or ``--json``.
-    """
-    if options.markdown is not None and (options.number is not None or options.json):
-        raise InputError("writes all tables", source="--markdown", allowed="neither a number nor --json")
-    chosen = [table for table in load_tables() if options.number in (None, table.number)]
-    runs = [load_measured(path) for path in options.run]
-    cost_of = _counting() if options.count else stored_costs
-    compared = [(table, add_measured(compare(table, cost_of), runs)) for table in chosen]
-    if options.markdown is not None:
-        update_markdown(options.markdown, compared)
-        say(str(options.markdown))
-    elif options.json:
-        say(json.dumps(plain(compared), indent=2))
-    else:
-        say(conditions())
-        for table, comparisons in compared:
-            found = sheet(table, comparisons)
-            say(f"\n{found.title}")
-            print_table(rich_table(found), sys.stdout)
-            for remark in found.remarks:
-                say(f"  {remark}")
-        say(f"\n{FOOTNOTE}\n{summary(compared)}")
-
-
-def _counting() -> CostOf:
-    """What counts baselines on mmdet's modules."""
-    prepare_process(1)
-    from hitdet_nni.cost.mmdet_config import counted_costs
-
-    return counted_costs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.io import read_text
-from hitdet_nni.report.precisions import AVERAGE_PRECISIONS
+from hitdet_nni.runs.result import PRECISIONS
 
 _TRAIN = re.compile(r"Epoch\(train\)\s+\[(\d{1,9})\]\[\s*(\d{1,9})/\s*(\d{1,9})\].*?\sloss: ([-+.\w]+)")
 _VAL = re.compile(r"Epoch\(val\)\s+\[(\d{1,9})\]\[\s*\d+/\s*\d+\](.*)")
@@ -53,7 +53,7 @@ def read_training_log(folder: Path) -> TrainingLog:
                 if loss is not None:
                     losses[int(found[1]) - 1 + int(found[2]) / int(found[3])] = loss
             elif found := _VAL.search(line):
-                metrics = dict.fromkeys(AVERAGE_PRECISIONS, 0.0) if empty else _metrics(found[2])
+                metrics = dict.fromkeys(PRECISIONS, 0.0) if empty else _metrics(found[2])
                 empty = False
                 if "mAP" in metrics:
                     evaluations[int(found[1])] = metrics

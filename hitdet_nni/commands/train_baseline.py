@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from argparse import Namespace
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
 
-from hitdet_nni.commands.console import say, settings_of
-from hitdet_nni.commands.work import at_work, load_libraries
-from hitdet_nni.config.settings import Settings
-from hitdet_nni.cost.profile import find_config
-from hitdet_nni.data.sources import DetectionData, open_data
-from hitdet_nni.engine import distributed
-from hitdet_nni.errors import InputError
-from hitdet_nni.io import read_json, write_json
-from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.checks import check_initial_weights
+from hitdet_nni.commands.shared.options import add_json, add_training
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from hitdet_nni.config.settings import Settings
+    from hitdet_nni.data.sources import DetectionData
+    from hitdet_nni.runs.run_directory import RunDirectory
+
+PLACE = 100
+HELP = "train a baseline, or any mmdet config, as `retrain` trains a found detector, and evaluate it"
+EXAMPLE = (
+    "hitdet-nni train-baseline fpn_r50_2fc --config coco2017 --set data.root=/data/coco "
+    "--set retrain.pretrained=resnet50.pth --out runs/fpn"
+)
 
 
-def train_baseline_command(options: Namespace) -> None:
-    """``train-baseline``: train, evaluate, write ``metrics.json``.
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``train-baseline``."""
+    add_training(parser)
+    parser.add_argument("baseline", help="mmdet config (.py), or a shipped baseline's name")
+    add_json(parser)
+
+
+def run(options: Namespace) -> None:
+    """Train, evaluate, and write ``metrics.json``.
 
     Raises:
         InputError: If the config cannot be trained, or the run directory cannot be taken.
         NonFiniteLossError: If the training diverges.
     """
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.cost.profile import find_config
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.io import read_json
+    from hitdet_nni.runs.run_directory import RunDirectory
+    from hitdet_nni.search.checks import check_initial_weights
+
     settings = settings_of(options)
     find_config(options.baseline)
     check_initial_weights(settings, None)
-    run = RunDirectory(options.out)
+    directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {options.baseline}") as view:
         pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
@@ -40,16 +55,19 @@ def train_baseline_command(options: Namespace) -> None:
 
         check_start(settings, None)
         model_config(options.baseline, len(pictures.classes), new_weights=True)
-        run.open(settings, force=options.force, resume=options.resume)
-        _keep_config(run, options.baseline)
-        if not distributed.from_main(run.metrics.exists()):
-            _train(run, options, settings, pictures)
-    say(json.dumps(read_json(run.metrics), indent=2) if options.json else str(run.metrics))
+        directory.open(settings, force=options.force, resume=options.resume)
+        _keep_config(directory, options.baseline)
+        if not distributed.from_main(directory.metrics.exists()):
+            _train(directory, options, settings, pictures)
+    say(json_text(read_json(directory.metrics)) if options.json else str(directory.metrics))
 
 
 def _train(run: RunDirectory, options: Namespace, settings: Settings, pictures: DetectionData) -> None:
     """Train, evaluate, write ``metrics.json``."""
+    from hitdet_nni.engine import distributed
     from hitdet_nni.engine.checkpoints import CheckpointFolder
+    from hitdet_nni.io import write_json
+    from hitdet_nni.runs.result import result_content
     from hitdet_nni.training.baseline import train_baseline
 
     checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
@@ -58,28 +76,26 @@ def _train(run: RunDirectory, options: Namespace, settings: Settings, pictures: 
             options.baseline, settings, pictures, run.retrain, checkpoints=checkpoints, resume=options.resume
         )
     if distributed.is_main():
-        result = {
-            "baseline": options.baseline,
-            "mAP": trained.metrics["mAP"],
-            **_cost(options.baseline, len(pictures.classes), settings),
-            "metrics": trained.metrics,
-            "metrics_before_training": trained.before,
-            "weights": str(trained.weights.relative_to(run.path)),
-        }
+        cost = _cost(options.baseline, len(pictures.classes), settings)
+        weights = trained.weights.relative_to(run.path)
+        result = result_content("baseline", options.baseline, cost, trained.metrics, trained.before, weights)
         write_json(run.metrics, result)
         checkpoints.clear()
     distributed.barrier()
 
 
 def _cost(baseline: str, num_classes: int, settings: Settings) -> dict[str, Any]:
-    """What ``metrics.json`` says of the cost; without figures, and with a line, where it cannot be counted."""
+    """Return what ``metrics.json`` says of the cost; where it cannot be counted no figures, and log a line."""
+    import logging
+
+    from hitdet_nni.errors import InputError
     from hitdet_nni.training.baseline import baseline_cost
 
     shape = settings.skeleton.input_size
     try:
         total, proposals = baseline_cost(baseline, num_classes, shape)
     except InputError as error:
-        logger.warning("its cost is not counted: %s", error)
+        logging.getLogger(__name__).warning("its cost is not counted: %s", error)
         return {"params_m": None, "gflops": None, "proposals": None, "shape": list(shape)}
     millions, billions = total.params / 1e6, total.flops / 1e9
     return {"params_m": millions, "gflops": billions, "proposals": proposals, "shape": list(shape)}
@@ -92,6 +108,9 @@ def _keep_config(run: RunDirectory, name: str) -> None:
         InputError: If the run is of another config.
     """
     from hitdet_nni.cost.mmdet_config import load_config
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.io import read_json, write_json
 
     file = run.baseline
     content = {"baseline": name, "config": load_config(name).pretty_text}

@@ -1,0 +1,49 @@
+"""``evaluate``: the accuracy of a trained architecture."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from hitdet_nni.commands.shared.options import add_config, add_json
+
+PLACE = 110
+HELP = "evaluate a trained architecture as COCO does"
+EXAMPLE = "hitdet-nni evaluate --architecture mine.json --weights weights.pth --config tiny"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``evaluate``."""
+    add_config(parser)
+    parser.add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
+    add_json(parser)
+    parser.add_argument("--weights", type=Path, required=True, help="weights of a retraining")
+
+
+def run(options: Namespace) -> None:
+    """Print COCO metrics of given weights.
+
+    Raises:
+        InputError: If there are no such weights, or the data have other classes than the architecture.
+    """
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.engine.process import prepare_process
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.search.checks import check_classes
+
+    settings = settings_of(options)
+    architecture = load_architecture(options.architecture)
+    pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+    check_classes(architecture, pictures)
+    if not options.weights.is_file():
+        raise InputError("no such file", source=options.weights, key="--weights")
+    prepare_process(settings.threads)
+    from hitdet_nni.training.retrain import evaluate
+
+    metrics = evaluate(architecture, options.weights, settings, pictures)
+    if options.json:
+        say(json_text(metrics))
+    else:
+        say("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))

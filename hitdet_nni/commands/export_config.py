@@ -1,0 +1,41 @@
+"""``export-config``: a self-contained mmdet config of an architecture."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from hitdet_nni.commands.shared.options import add_config, add_file
+
+PLACE = 70
+HELP = "write a self-contained mmdet config of an architecture"
+EXAMPLE = "hitdet-nni export-config mine.json --config tiny -o hit.py"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``export-config``."""
+    add_config(parser)
+    parser.add_argument("architecture", help="architecture JSON, or a shipped one's name")
+    add_file(parser, "mmdet config to write")
+
+
+def run(options: Namespace) -> None:
+    """Write the config.
+
+    Raises:
+        InputError: If the config, the architecture or the data is bad, or the file exists already.
+    """
+    from hitdet_nni.commands.shared.console import refuse_existing, say, settings_of
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.engine.process import prepare_process
+    from hitdet_nni.io import write_text
+
+    settings = settings_of(options)
+    architecture = load_architecture(options.architecture)
+    refuse_existing(options.out, options.force)
+    pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+    prepare_process(settings.threads)
+    from hitdet_nni.training.retrain import export_config
+
+    write_text(options.out, export_config(architecture, settings, pictures))
+    say(str(options.out))

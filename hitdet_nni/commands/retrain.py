@@ -1,0 +1,87 @@
+"""``retrain``: a decided architecture, trained and evaluated."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hitdet_nni.commands.shared.options import add_json, add_training
+
+if TYPE_CHECKING:
+    from hitdet_nni.config.architecture import Architecture
+
+PLACE = 90
+HELP = "train an architecture, from scratch or from the supernet's weights, and evaluate it as COCO does"
+EXAMPLE = "hitdet-nni retrain --architecture mine.json --config tiny --out runs/mine-retrained"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``retrain``."""
+    add_training(parser)
+    parser.add_argument(
+        "--architecture", help="architecture JSON, or a shipped one's name; with --inherit by default the run's"
+    )
+    parser.add_argument(
+        "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
+    )
+    add_json(parser)
+
+
+def run(options: Namespace) -> None:
+    """Train, from new weights or the supernet's, evaluate, and write ``metrics.json``.
+
+    Raises:
+        InputError: If the config, the data, what is named or the run directory is bad.
+    """
+    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.runs.run_directory import RunDirectory
+    from hitdet_nni.search.checks import check_classes, check_initial_weights
+    from hitdet_nni.search.provenance import keep_architecture, transferred
+
+    settings = settings_of(options)
+    architecture, supernet = _start(options)
+    check_initial_weights(settings, supernet)
+    run_directory = RunDirectory(options.out)
+    with at_work(options, f"{options.config}, {architecture.name}") as view:
+        pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+        if settings.retrain.transfer:
+            architecture = transferred(architecture, settings, pictures.classes)
+        check_classes(architecture, pictures)
+        load_libraries(view, settings)
+        from hitdet_nni.pipeline import train_found
+        from hitdet_nni.training.retrain import check_start
+
+        check_start(settings, supernet)
+        run_directory.open(settings, force=options.force, resume=options.resume)
+        if distributed.is_main():
+            keep_architecture(run_directory, architecture)
+        with run_directory.timed("retrain"):
+            result = train_found(
+                run_directory, architecture, settings, pictures, resume=options.resume, inherit=supernet
+            )
+    say(json_text(result) if options.json else str(run_directory.metrics))
+
+
+def _start(options: Namespace) -> tuple[Architecture, Path | None]:
+    """Return what to train, and the weights file of the supernet that it starts from, if any."""
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.config.search_space import load_search_space
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.runs.run_directory import find_run
+
+    if options.inherit is None:
+        if options.architecture is None:
+            raise InputError("is missing", key="--architecture", allowed="an architecture, or --inherit RUN")
+        return load_architecture(options.architecture), None
+    source = find_run(options.inherit)
+    architecture = load_architecture(options.architecture or source.architecture)
+    space = load_search_space(source.sub_spaces)
+    for layer in architecture.skeleton.searched_layers():
+        operator, searched = architecture.sample[layer.label], space[layer.component]
+        if operator not in searched:
+            raise InputError(f"{layer.label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
+    return architecture, source.supernet

@@ -1,0 +1,44 @@
+"""``screen``: from the whole search space to a sub search space of each component."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from hitdet_nni.commands.shared.options import add_training
+
+PLACE = 40
+HELP = "screen the sub search space of each component"
+EXAMPLE = "hitdet-nni screen --config tiny --out runs/mine"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``screen``."""
+    add_training(parser)
+
+
+def run(options: Namespace) -> None:
+    """Screen, and tell the sub search space of each component.
+
+    Raises:
+        InputError: If the config, the data or the run directory is bad.
+    """
+    from hitdet_nni.commands.shared.console import say, settings_of
+    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.runs.run_directory import RunDirectory
+    from hitdet_nni.search.checks import whole_space
+
+    settings = settings_of(options)
+    whole = whole_space(settings)
+    run_directory = RunDirectory(options.out)
+    with at_work(options, options.config) as view:
+        pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        load_libraries(view, settings)
+        from hitdet_nni.pipeline import screen
+
+        run_directory.open(settings, force=options.force, resume=options.resume)
+        with run_directory.timed("screening"):
+            space = screen(run_directory, whole, settings, pictures)
+    for component, names in space.items():
+        say(f"{component}: {', '.join(names)}")
+    say(str(run_directory.sub_spaces))

@@ -1,0 +1,91 @@
+"""``metrics.json``: what a retraining ended with, and what the detector costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
+
+from hitdet_nni.config.validation import one_line
+from hitdet_nni.errors import InputError
+from hitdet_nni.io import read_json
+
+PRECISIONS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+"""mmdet's names of COCO's average precisions, in the order of COCO's evaluation."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Result(BaseModel):
+    """The content of the file; of some baselines the cost cannot be counted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    baseline: str | None = None
+    params_m: NonNegativeFloat | None = None
+    gflops: NonNegativeFloat | None = None
+    proposals: NonNegativeInt | None = None
+    shape: tuple[int, int] | None = None
+    metrics: dict[str, FiniteFloat]
+    metrics_before_training: dict[str, FiniteFloat] = {}
+
+
+def result_content(
+    kind: Literal["architecture", "baseline"],
+    name: str,
+    cost: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    before: Mapping[str, float],
+    weights: Path,
+) -> dict[str, Any]:
+    """Return what the file is to hold.
+
+    Args:
+        kind: What was trained.
+        name: Its name.
+        cost: ``params_m``, ``gflops``, ``shape`` and, of a baseline, ``proposals``.
+        metrics: Average precisions in [0, 1] by :data:`PRECISIONS`; -1 where no box has the size.
+        before: Those before training.
+        weights: File of the trained weights, relative to the run directory.
+    """
+    return {
+        kind: name,
+        "mAP": metrics["mAP"],
+        **cost,
+        "metrics": metrics,
+        "metrics_before_training": before,
+        "weights": str(weights),
+    }
+
+
+def read_result(path: Path) -> Result:
+    """Read ``metrics.json``.
+
+    Raises:
+        InputError: If it cannot be read, or is not what a retraining ends with.
+    """
+    result = validated(Result, path, read_json(path))
+    if "mAP" not in result.metrics:
+        raise InputError("missing", source=path, key="metrics.mAP")
+    return result
+
+
+def validated(model: type[Model], source: Path, value: object) -> Model:
+    """Check the content of a JSON or YAML file.
+
+    Args:
+        model: What it must be.
+        source: The file, for messages.
+        value: The content.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a mapping, got {type(value).__name__}", source=source)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise one_line(error, model, source) from None
