@@ -21,10 +21,10 @@ from hitdet_nni.cost.mmdet_config import load_config, tested_proposals
 from hitdet_nni.cost.module_cost import build_on_meta, detector_cost
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
-from hitdet_nni.training.resume import OnEvaluation
 from hitdet_nni.training.retrain import Retrained, check_start, train_detector
 
 _ORIGIN = "weights of the config's backbone, e.g. torchvision's for a ResNet"

@@ -20,11 +20,12 @@ from hitdet_nni.data.folder import training_loader, validation_loader
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
-from hitdet_nni.engine.lightning_resume import ExactResume, Stateful
+from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.progress import Stage
 from hitdet_nni.engine.step_progress import StepProgress
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.engine.training_state import Stateful
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace

@@ -28,6 +28,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
@@ -38,8 +39,7 @@ from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.search.checks import check_classes, check_initial_weights
 from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, evaluation_loader, exact
 from hitdet_nni.training.inherit import inherit_weights
-from hitdet_nni.training.resume import STAGE, OnEvaluation
-from hitdet_nni.training.runner_config import learning_rate, resumable_config, training_config
+from hitdet_nni.training.runner_config import STAGE, learning_rate, resumable_config, training_config
 
 logger = logging.getLogger(__name__)
 

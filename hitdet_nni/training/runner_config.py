@@ -11,10 +11,18 @@ from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.precision import Precision
-from hitdet_nni.training.coco_evaluation import evaluation_config, evaluation_loader, exact, loader_config
-from hitdet_nni.training.resume import ResumableTrainLoop
+from hitdet_nni.training.coco_evaluation import (
+    coco_metrics,
+    evaluation_config,
+    evaluation_loader,
+    exact,
+    loader_config,
+)
 from hitdet_nni.training.step import RetrainStep
+
+STAGE = "retrain"
 
 
 def learning_rate(settings: Settings) -> tuple[float, str]:
@@ -96,6 +104,8 @@ def resumable_config(
         "train_cfg": {
             **plain["train_cfg"],
             "type": ResumableTrainLoop,
+            "stage": STAGE,
+            "metrics": coco_metrics,
             "checkpoints": checkpoints,
             "every_steps": settings.checkpoint.every_steps,
             "start": start,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.engine.randomness import own_random_numbers, random_state, set_random_state
+from hitdet_nni.engine.replacement import replaced
 
 Exchange = Literal["annotations", "categories"]
 """What the pictures of a batch exchange: all annotations, or only the categories of their boxes."""
@@ -106,30 +107,37 @@ def remembered_parts(detector: nn.Module) -> Iterator[None]:
     categories are. Only for parts whose outputs follow from their inputs: without gradients, in evaluation mode.
     """
     modules = dict(detector.named_modules())
-    with ExitStack() as stack:
-        for part in (modules[name] for name in PARTS if name in modules):
-            part.forward = _Remembered(part.forward)
-            stack.callback(part.__delattr__, "forward")
+    parts = [modules[name] for name in PARTS if name in modules]
+    with replaced(detector, {part: _remembering(part) for part in parts}):
         yield
 
 
-class _Remembered:
-    """A function of tensors, or of sequences of them, that answers its last questions again without computing.
+class _Remembering(nn.Module):
+    """Makes a class of modules, named behind it as a base, answer its last questions again without computing.
 
     There are two: RoIs as the pictures' own annotations have them sampled come again after those of exchanged ones.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.answers: deque[tuple[tuple[Any, ...], Any]] = deque(maxlen=2)
+    answers: deque[tuple[tuple[Any, ...], Any]]
 
-    def __call__(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         for asked, outputs in self.answers:
             if _same(inputs, asked):
                 return outputs
-        outputs = self.function(*inputs)
+        outputs = super().forward(*inputs)
         self.answers.append((inputs, outputs))
         return outputs
+
+
+def _remembering(part: nn.Module) -> nn.Module:
+    """Return a module that shares everything with ``part`` and remembers its last two answers.
+
+    It is of a class below the part's, because mmdet's heads call themselves.
+    """
+    kind: type[nn.Module] = type(f"Remembering{type(part).__name__}", (_Remembering, type(part)), {})
+    twin = kind.__new__(kind)
+    vars(twin).update(vars(part), answers=deque(maxlen=2))
+    return twin
 
 
 def _same(one: Any, other: Any) -> bool:

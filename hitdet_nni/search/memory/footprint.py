@@ -123,7 +123,7 @@ def _measure(layer: ColumnSparseMixedLayer, like: Tensor, side: int, dtype: torc
     with WithoutTrace(active), torch.enable_grad(), LiveBytes([x, *parameters, *active.buffers()]) as live:
         torch.clear_autocast_cache()  # 16-bit copies of weights are to be made here, and to be
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = ColumnSparseMixedLayer.forward(layer, x)
+            output = layer(x)
         torch.clear_autocast_cache()  # forgotten unless backward needs them
         size = output.untyped_storage().nbytes()
         held, forward = live.now - size, live.peak

@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
 
 from hitdet_nni.config.skeleton import DetectorKind, Skeleton
-from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.replacement import replaced
 from hitdet_nni.search.memory.footprint import ONE_BY_ONE, Footprint, Measured, candidate_kind, compose, measure
 from hitdet_nni.search.memory.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
@@ -75,8 +76,8 @@ class StepSimulation:
         """A step of the architecture parameters, or of the weights."""
         with (
             _training_only(self.detector, self.layers, alphas),
-            _local_statistics(self.detector),
-            self._replaying(),
+            distributed.alone(),  # no batch normalisation speaks to other processes
+            replaced(self.detector, {layer: _ReplayedLayer(layer, self._replay) for layer in self.layers}),
             FakeTensorMode() as mode,
         ):
             tensors: dict[str, Tensor] = {
@@ -115,17 +116,6 @@ class StepSimulation:
     def _count_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self._live.count_gradient(parameter.grad.nbytes)
-
-    @contextmanager
-    def _replaying(self) -> Iterator[None]:
-        """Within the context mixed layers replay their footprints."""
-        for layer in self.layers:
-            layer.forward = partial(self._replay, layer)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                del layer.forward
 
     def _replay(self, layer: ColumnSparseMixedLayer, x: Tensor) -> Tensor:
         with self._live.paused(), unset_fake_temporarily():
@@ -171,6 +161,20 @@ class _Within(nn.Module):
         return function()
 
 
+class _ReplayedLayer(nn.Module):
+    """Stands in the place of a mixed layer and replays its footprint."""
+
+    def __init__(
+        self, layer: ColumnSparseMixedLayer, replay: Callable[[ColumnSparseMixedLayer, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.replay = replay
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.replay(self.layer, x)
+
+
 class _Replay(torch.autograd.Function):
     """Holds as many bytes as a footprint says, when it says so."""
 
@@ -212,19 +216,6 @@ def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], al
     finally:
         for parameter in frozen:
             parameter.requires_grad_()
-
-
-@contextmanager
-def _local_statistics(detector: nn.Module) -> Iterator[None]:
-    """Within the context no batch normalisation speaks to other processes."""
-    synced = [part for part in detector.modules() if isinstance(part, SyncedBatchNorm2d)]
-    for part in synced:
-        part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for part in synced:
-            part.__class__ = SyncedBatchNorm2d
 
 
 def picture_size(skeleton: Skeleton, batch_size: int) -> tuple[int, int]:
