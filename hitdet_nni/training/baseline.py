@@ -70,7 +70,7 @@ def train_baseline(
 
 
 def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str, Any]:
-    """The model of an mmdet config for other classes, initialised without a download.
+    """Return the model of an mmdet config for other classes, initialised without a download.
 
     Args:
         name: As :func:`train_baseline`.
@@ -98,7 +98,7 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
 
 
 def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int]:
-    """Cost of a baseline as it is trained, by multiply-adds, and how many RoIs its head sees in testing.
+    """Count a baseline as it is trained, by multiply-adds, and how many RoIs its head sees in testing.
 
     Args:
         name: As :func:`train_baseline`.

@@ -22,7 +22,7 @@ EXPORTED_WORKERS = 2
 
 
 def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
+    """Return the average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
 
     mmdet gives none where nothing at all was detected, as by an untrained one-stage detector: they are zero then.
     """
@@ -31,7 +31,7 @@ def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def loader_config(data: DataSettings) -> dict[str, Any]:
-    """The config of a loader, all but its pictures and their order."""
+    """Return the config of a loader, all but its pictures and their order."""
     workers = EXPORTED_WORKERS if data.workers is None else data.workers
     return {
         "batch_size": data.batch_size,
@@ -42,12 +42,12 @@ def loader_config(data: DataSettings) -> dict[str, Any]:
 
 
 def exact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A runner config whose metrics are not rounded, as mmdet's are."""
+    """Return a runner config whose metrics are not rounded, as mmdet's are."""
     return {**config, "val_evaluator": {**config["val_evaluator"], "type": ExactCocoMetric}}
 
 
 def evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """The config of an evaluation on the validation pictures with plain mmdet, all but the model."""
+    """Return the config of an evaluation on the validation pictures with plain mmdet, all but the model."""
     evaluator = {"type": "CocoMetric", "ann_file": str(data.val.ann), "metric": "bbox", "_scope_": "mmdet"}
     if distributed.processes() > 1:
         # Through the group, on CPU too; mmengine's "cpu" means pickled files in the working directory.
@@ -65,7 +65,7 @@ def evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]
 
 
 def evaluation_loader(settings: Settings, data: DetectionData) -> Any:
-    """The loader of the validation pictures as we read them: decoded once, and named where one cannot be read.
+    """Build the loader of the validation pictures, each decoded once, and named where it cannot be read.
 
     Args:
         settings: Gives the input size, and the ``data`` section with its loader processes settled.

@@ -193,7 +193,7 @@ def check_start(settings: Settings, inherit: Path | None) -> Precision:
 def _initial_detector(
     architecture: Architecture, settings: Settings, data: DetectionData, inherit: Path | None
 ) -> tuple[nn.Module, str]:
-    """The detector to train, and a name for where its weights come from."""
+    """Build the detector to train, and a name for where its weights come from."""
     detector, pretrained = _detector(architecture, settings, data), settings.retrain.pretrained
     if inherit is not None:
         state = read_state(inherit, allowed="the supernet.pth of a search")
@@ -211,7 +211,7 @@ def _initial_detector(
 
 
 def evaluate(architecture: Architecture, weights: Path, settings: Settings, data: DetectionData) -> dict[str, float]:
-    """COCO metrics of an architecture with given weights.
+    """Return the COCO metrics of an architecture with given weights.
 
     Args:
         architecture: What the weights belong to.
@@ -286,7 +286,7 @@ def _refuse_lost_line(log: Path, record: logging.LogRecord) -> None:
 
 
 def export_config(architecture: Architecture, settings: Settings, data: DetectionData) -> str:
-    """The text of a self-contained mmdet config of an architecture: model, data, schedule.
+    """Return the text of a self-contained mmdet config of an architecture: model, data, schedule.
 
     Plain mmdet and mmengine build and train it; ``custom_imports`` registers the three modules. Scaling of the learning
     rate to several processes, precision and synced batch normalisation are options of mmdet's own training script.

@@ -26,7 +26,7 @@ STAGE = "retrain"
 
 
 def learning_rate(settings: Settings) -> tuple[float, str]:
-    """The learning rate of a retraining by this number of processes, and a line that says where it comes from.
+    """Return a retraining's learning rate for this number of processes, and a line that says where it is from.
 
     Source:
         Section 4.2, 0.04 for 8 x 4 pictures; Goyal et al., Accurate, Large Minibatch SGD, 2017, for the scaling.
@@ -36,7 +36,7 @@ def learning_rate(settings: Settings) -> tuple[float, str]:
 
 
 def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """The config of a retraining with plain mmdet and mmengine, all but the model.
+    """Return the config of a retraining with plain mmdet and mmengine, all but the model.
 
     Source:
         Section 4.2: SGD, lr divided by 10 at the milestones; linear warm-up and clipping are the released
@@ -78,7 +78,7 @@ def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
 def resumable_config(
     settings: Settings, data: DetectionData, precision: Precision, checkpoints: CheckpointFolder, start: str
 ) -> dict[str, Any]:
-    """:func:`training_config` with what makes it exact: resumable, by several processes, in a chosen precision.
+    """Make :func:`training_config` exact: resumable, by several processes, in a chosen precision.
 
     Args:
         settings: All settings.

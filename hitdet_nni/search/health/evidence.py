@@ -84,7 +84,7 @@ class Evidence:
 
 
 def detector_losses(detector: Any, batch: dict[str, Any]) -> Losses:
-    """The terms of a detector's loss on a batch and their sum.
+    """Return the terms of a detector's loss on a batch and their sum.
 
     Args:
         detector: An mmdet detector.
@@ -101,7 +101,7 @@ PARTS = ("backbone", "neck", "rpn_head", "bbox_head", "roi_head.bbox_head")
 
 @contextmanager
 def remembered_parts(detector: nn.Module) -> Iterator[None]:
-    """Within the context :data:`PARTS` are not computed again for inputs that they had in one of their last two calls.
+    """Spare :data:`PARTS` within the context the inputs that they had in one of their last two calls.
 
     The pictures of a batch do not change when their annotations are exchanged, and nor do the sampled RoIs when only
     categories are. Only for parts whose outputs follow from their inputs: without gradients, in evaluation mode.
@@ -153,7 +153,7 @@ def _same(one: Any, other: Any) -> bool:
 def held_out_losses(
     losses: Callable[[dict[str, Any]], Losses], batches: Iterable[dict[str, Any]], kinds: Sequence[Exchange], seed: int
 ) -> tuple[list[float], dict[Exchange, list[Losses]]]:
-    """The loss of each batch, and what exchanging annotations adds to its terms.
+    """Compute the loss of each batch, and what exchanging annotations adds to its terms.
 
     Args:
         losses: Gives a batch's losses; may draw from torch's random numbers.
@@ -183,7 +183,7 @@ def held_out_losses(
 
 
 def exchanged(samples: Sequence[Any], kind: Exchange, generator: torch.Generator) -> list[Any] | None:
-    """The pictures of a batch with each other's annotations.
+    """Give the pictures of a batch each other's annotations.
 
     Args:
         samples: mmdet's ``DetDataSample`` of each picture; they are left as they are.

@@ -73,7 +73,7 @@ class StepSimulation:
         self._turnover = 0
 
     def run(self, *, alphas: bool) -> SimulatedStep:
-        """A step of the architecture parameters, or of the weights."""
+        """Simulate a step of the architecture parameters, or of the weights."""
         with (
             _training_only(self.detector, self.layers, alphas),
             distributed.alone(),  # no batch normalisation speaks to other processes
@@ -91,7 +91,7 @@ class StepSimulation:
         return result
 
     def _outside_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers that belong to no mixed layer, by name."""
+        """Yield the parameters and buffers that belong to no mixed layer, by name."""
         inside = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
         for name, tensor in (*self.detector.named_parameters(), *self.detector.named_buffers()):
             if id(tensor) not in inside:
@@ -136,7 +136,7 @@ class StepSimulation:
         return result
 
     def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> Measured:
-        """A layer with some candidates, measured once for all candidates of the same kinds."""
+        """Measure a layer with some candidates, once for all candidates of the same kinds."""
         kinds = tuple(candidate_kind(layer[name]) for name in names)
         key = (kinds, layer.saving, x.shape[1], x.dtype, x.requires_grad, layer._arch_alpha.requires_grad)
         if key not in self._measured:
@@ -206,7 +206,7 @@ class _Replay(torch.autograd.Function):
 
 @contextmanager
 def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], alphas: bool) -> Iterator[None]:
-    """Within the context either the alphas or the weights require gradients."""
+    """Let either the alphas or the weights require gradients within the context."""
     architecture = {id(layer._arch_alpha) for layer in layers}
     frozen = [p for p in detector.parameters() if p.requires_grad and (id(p) in architecture) is not alphas]
     for parameter in frozen:
@@ -219,7 +219,7 @@ def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], al
 
 
 def picture_size(skeleton: Skeleton, batch_size: int) -> tuple[int, int]:
-    """Rows and columns of the largest batch, whose sides mmdet pads to multiples of 32.
+    """Return the rows and columns of the largest batch, whose sides mmdet pads to multiples of 32.
 
     Upright pictures are resized to the upright input size, so a batch with both kinds is as high as it is wide.
     """
@@ -244,7 +244,7 @@ def _one_stage_loss(detector: Any, skeleton: Skeleton, pictures: Tensor) -> Tens
 
 
 def _anchor_loss(head: Any, scores: list[Tensor], offsets: list[Tensor], *, one_hot: bool) -> Tensor:
-    """The losses of all anchors, behind their comparison with the boxes of one picture after the other."""
+    """Return the losses of all anchors, behind their comparison with the boxes of one picture after the other."""
     anchors = sum(offset[0].numel() // 4 for offset in offsets)
     offsets[0].new_empty(anchors, BOXES, IOU_NUMBERS, dtype=torch.float32)
     loss = offsets[0].new_zeros((), dtype=torch.float32)
