@@ -92,7 +92,7 @@ def load_backbone(backbone: nn.Module, path: Path, sample: Mapping[str, str] | N
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """The state dict of a file and the operators of a decided one."""
+    """Return the state dict of a file and the operators of a decided one."""
     content = read_content(path, allowed=_ORIGIN)
     operators = content.get("sample", {})
     if not isinstance(operators, dict):
@@ -101,7 +101,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
 
 
 def _layers(backbone: nn.Module) -> dict[str, str]:
-    """Label of each searched layer by the prefix of its tensors' names, e.g. ``{"stages.0.0.": "backbone/l01"}``."""
+    """Return the label of each searched layer by its tensors' prefix, e.g. ``{"stages.0.0.": "backbone/l01"}``."""
     if not isinstance(backbone, HitBackbone):
         raise TypeError(f"expected a HitBackbone, got {type(backbone).__name__}")
     stages = enumerate(backbone.stages)
@@ -110,13 +110,13 @@ def _layers(backbone: nn.Module) -> dict[str, str]:
 
 
 def _layer_of(key: str, layers: Mapping[str, str]) -> str | None:
-    """Prefix of the searched layer that a tensor belongs to."""
+    """Return the prefix of the searched layer that a tensor belongs to."""
     prefix = ".".join(key.split(".")[:3]) + "."
     return prefix if prefix in layers else None
 
 
 def _candidates(keys: Iterable[str], layers: Mapping[str, str]) -> dict[str, set[str]]:
-    """Names of the operators whose tensors each layer holds apart, by the layer's prefix; none if it is decided."""
+    """Return the operators whose tensors each layer holds apart, by the layer's prefix; none if it is decided."""
     found: dict[str, set[str]] = {prefix: set() for prefix in layers}
     for key in keys:
         prefix = _layer_of(key, layers)
@@ -135,7 +135,7 @@ def _is_operator(name: str) -> bool:
 
 
 def _operator(label: str, candidates: set[str], sample: Mapping[str, str] | None, path: Path) -> str:
-    """The operator of a decided layer, which must be among the file's candidates."""
+    """Return the operator of a decided layer, which must be among the file's candidates."""
     if sample is None or label not in sample:
         raise InputError(
             f"holds candidates of layer {label}, and which of them the layer is has not been given",

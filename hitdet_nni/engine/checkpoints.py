@@ -81,12 +81,12 @@ class CheckpointFolder:
         return file
 
     def files(self) -> list[Path]:
-        """The checkpoints, oldest first."""
+        """Return the checkpoints, oldest first."""
         files = (file for file in self.path.glob("step-*.pt") if _NAME.fullmatch(file.name) and file.is_file())
         return sorted(files, key=_order)
 
     def load(self) -> dict[str, Any] | None:
-        """The state of the newest checkpoint that is whole; ``None`` where there is none.
+        """Return the state of the newest checkpoint that is whole; ``None`` where there is none.
 
         A damaged one is named in a warning and passed over.
         """
@@ -105,7 +105,7 @@ class CheckpointFolder:
 
 
 def plain_state(value: Any) -> Any:
-    """The same value of exactly the types that a safe load knows (NNI's labels, for one, are a subclass of str).
+    """Return the same value of exactly the types that a safe load knows (NNI's labels are a subclass of str).
 
     Raises:
         TypeError: If it holds anything else.
@@ -125,7 +125,7 @@ def plain_state(value: Any) -> Any:
 
 
 def _order(file: Path) -> tuple[int, int]:
-    """Finished steps, and how often they had been saved before."""
+    """Return the finished steps, and how often they had been saved before."""
     found = _NAME.fullmatch(file.name)
     if found is None:
         raise ValueError(f"{file} is not named as a checkpoint")

@@ -28,19 +28,19 @@ _joined = False
 
 
 def _collectives() -> Any:
-    """The module of torch that a group of processes speaks through."""
+    """Return the module of torch that a group of processes speaks through."""
     import torch.distributed
 
     return torch.distributed
 
 
 def launched() -> bool:
-    """Whether ``torchrun`` (or a like launcher) started this process as one of several."""
+    """Check whether ``torchrun`` (or a like launcher) started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def launched_as_main() -> bool:
-    """Whether this process will be the main one: known before it has joined the others."""
+    """Check whether this process will be the main one: known before it has joined the others."""
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
@@ -72,20 +72,20 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """Number of this process in its group, from 0."""
+    """Return the number of this process in its group, from 0."""
     number: int = _collectives().get_rank() if _joined else 0
     return number
 
 
 def processes() -> int:
-    """Number of processes in the group; 1 without one, and within :func:`alone`."""
+    """Return the number of processes in the group; 1 without one, and within :func:`alone`."""
     number: int = _collectives().get_world_size() if _joined and not _alone else 1
     return number
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within the context this process computes by itself: nothing is exchanged with the others."""
+    """Let this process compute by itself within the context: nothing is exchanged with the others."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -95,12 +95,12 @@ def alone() -> Iterator[None]:
 
 
 def local_processes() -> int:
-    """Number of processes of the group on this machine."""
+    """Return the number of processes of the group on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process decides, writes and speaks for the group."""
+    """Check whether this process decides, writes and speaks for the group."""
     return rank() == 0
 
 
@@ -111,14 +111,14 @@ def barrier() -> None:
 
 
 def device() -> torch.device:
-    """Where this process computes: its own GPU, or the CPU."""
+    """Return where this process computes: its own GPU, or the CPU."""
     import torch
 
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def from_main(value: Any) -> Any:
-    """The main process's ``value``, in every process. Plain values only: it is pickled among trusted processes."""
+    """Return the main process's ``value`` in every process. Plain values only: trusted processes pickle it."""
     if processes() == 1:
         return value
     box = [value]
@@ -127,7 +127,7 @@ def from_main(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """The ``value`` of every process, by rank, in every process."""
+    """Return the ``value`` of every process, by rank, in every process."""
     values = [value] * processes()
     if processes() > 1:
         _collectives().all_gather_object(values, value)
@@ -135,7 +135,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def mean(value: float) -> float:
-    """Mean of a number over the processes."""
+    """Return the mean of a number over the processes."""
     values: list[float] = gather(value)
     return sum(values) / processes()
 
@@ -186,7 +186,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Tensors in groups of one type, each of about ``BUCKET_BYTES``."""
+    """Sort tensors into groups of one type, each of about ``BUCKET_BYTES``."""
     buckets: list[list[Tensor]] = []
     size: dict[tuple[torch.dtype, torch.device], int] = {}
     current: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}

@@ -67,7 +67,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
 
     def autocast(self) -> torch.autocast:
-        """Context for a forward pass and its losses; backward belongs outside."""
+        """Return the context for a forward pass and its losses; backward belongs outside."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.kind != "fp32")
 
     def backward(self, loss: Tensor, manual_backward: Callable[[Tensor], Any] = Tensor.backward) -> None:
@@ -112,7 +112,7 @@ class Precision:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What an exact resume needs: plain numbers, none but for fp16."""
+        """Return what an exact resume needs: plain numbers, none but for fp16."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

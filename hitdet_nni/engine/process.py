@@ -62,7 +62,7 @@ def told_in_a_line(folder: Path) -> Iterator[None]:
 
 
 def _was_receiving(error: BaseException) -> bool:
-    """Whether torch was receiving a batch from another process; what its death looks like depends on the moment."""
+    """Check whether torch was receiving a batch from another process, whose death looks different then."""
     from torch.utils.data import dataloader  # noqa: PLC0415
 
     frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))

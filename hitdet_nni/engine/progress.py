@@ -120,19 +120,19 @@ class Stage:
         tell(self._now)
 
     def step(self, loss: float) -> None:
-        """A step has ended."""
+        """Tell that a step has ended."""
         self._times.append(time.monotonic())
         self._losses.append(loss)
         mean = sum(self._losses) / len(self._losses)
         self._tell(doing="training", step=self._now.step + 1, loss=mean, rate=self._rate())
 
     def evaluate(self) -> None:
-        """What follows an epoch's last step, or comes before the first one, has begun."""
+        """Tell that what follows an epoch's last step, or comes before the first one, has begun."""
         self._evaluation_began = time.monotonic()
         self._tell(doing="evaluating")
 
     def end_epoch(self, results: Mapping[str, float], *, first: bool = False) -> None:
-        """An epoch and its evaluation have ended.
+        """Tell that an epoch and its evaluation have ended.
 
         Args:
             results: What was measured, by the names of :class:`Progress`; ``seconds`` is the epoch's time by default.
@@ -150,7 +150,7 @@ class Stage:
         self._tell(doing=doing, epoch=epoch, step=0, results=results)
 
     def _rate(self) -> float | None:
-        """Steps a second of the last steps of the epoch; until there are two, what was known before."""
+        """Return the steps a second of the epoch's last steps; until there are two, what was known before."""
         spent = self._times[-1] - self._times[0]
         if len(self._times) < 3 and self._now.rate is not None:
             return self._now.rate
@@ -210,7 +210,7 @@ def written(folder: Path) -> Iterator[None]:
 
 
 def read_progress(path: Path) -> Progress | None:
-    """What a file tells; ``None`` where there is none, or it is not of :class:`ProgressFile`."""
+    """Read what a file tells; ``None`` where there is none, or it is not of :class:`ProgressFile`."""
     try:
         found = Progress(**json.loads(path.read_text(encoding="utf-8")))
         return found if found.doing in get_args(Doing) and found.share >= 0 else None

@@ -51,7 +51,7 @@ class View(Protocol):
 
 
 def clock(seconds: float) -> str:
-    """A duration as people read it, e.g. ``0:07``, ``1:02:03`` or ``2 d 03:04:05``."""
+    """Write a duration as people read it, e.g. ``0:07``, ``1:02:03`` or ``2 d 03:04:05``."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -61,7 +61,7 @@ def clock(seconds: float) -> str:
 
 
 def short(value: float) -> str:
-    """A number in four significant digits."""
+    """Write a number in four significant digits."""
     return f"{value:.4g}"
 
 
@@ -77,7 +77,7 @@ _RESULTS: tuple[tuple[str, Callable[[float], str]], ...] = (
 
 
 def epoch_line(progress: Progress) -> str:
-    """The line of an epoch that has ended: ``search  epoch 3/12  loss 1.23  4.1 s  left 0:37``."""
+    """Write the line of an epoch that has ended: ``search  epoch 3/12  loss 1.23  4.1 s  left 0:37``."""
     epoch = f"epoch {progress.epoch}" if progress.epochs or progress.epoch else ""
     epoch += f"/{progress.epochs}" if progress.epochs else ""
     parts = [progress.who, progress.stage, epoch]
@@ -88,7 +88,7 @@ def epoch_line(progress: Progress) -> str:
 
 
 def step_line(progress: Progress) -> str:
-    """The line of an epoch that goes on: ``search  epoch 4/12  step 12/300  loss 1.23  0.8 steps/s  left 5:03:00``."""
+    """Write the line of one that goes on: ``search  epoch 4/12  step 12/300  loss 1.23  0.8 steps/s  left 5:03:00``."""
     parts = [progress.who, progress.stage, f"epoch {progress.epoch + 1}/{progress.epochs}"]
     parts.append("evaluating" if progress.doing == "evaluating" else f"step {progress.step}/{progress.steps}")
     if progress.loss is not None:
@@ -116,7 +116,7 @@ class LineView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left to be shown."""
+        """Do nothing: nothing is left to be shown."""
 
     def __call__(self, progress: Progress) -> None:
         """Write a line where an epoch has ended, or the last line is old."""
@@ -202,7 +202,7 @@ _BAR_AFTER = 2  # columns that stand before the bar
 
 
 def progress_table(rows: Sequence[Progress], width: int) -> Table:
-    """One line a row, with a bar; columns that a narrow terminal has no room for are left out, the least needed first.
+    """Write one line a row, with a bar; where a narrow terminal has no room, the least needed columns are left out.
 
     Args:
         rows: What is to be shown.
@@ -316,7 +316,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def view_on(stream: IO[str], write: Callable[[str], None]) -> View:
-    """The view that suits a stream: a table on a terminal that can move its cursor, lines otherwise.
+    """Return the view that suits a stream: a table on a terminal that can move its cursor, lines otherwise.
 
     Args:
         stream: Standard output or standard error.

@@ -14,7 +14,7 @@ from hitdet_nni.engine import distributed
 
 
 def random_state() -> dict[str, Any]:
-    """States of python's, numpy's and torch's generators, as plain numbers and tensors.
+    """Return the states of python's, numpy's and torch's generators, as plain numbers and tensors.
 
     Of several GPUs only this process's own counts: asking another one would open a context on it.
     """
@@ -42,7 +42,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def own_random_numbers(seed: int | None = None) -> Iterator[None]:
-    """Within the context random numbers are drawn, and set anew, without a trace outside.
+    """Let random numbers be drawn, and set anew, without a trace outside the context.
 
     Args:
         seed: Where torch's begin; ``None`` goes on from where they are.

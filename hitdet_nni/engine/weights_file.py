@@ -23,13 +23,13 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def read_state(path: Path, *, allowed: str = f"a file such as {WEIGHTS_FILE} of a retraining") -> dict[str, Any]:
-    """The ``state_dict`` of a file; as :func:`read_content`."""
+    """Return the ``state_dict`` of a file; as :func:`read_content`."""
     state: dict[str, Any] = read_content(path, allowed=allowed)["state_dict"]
     return state
 
 
 def read_content(path: Path, *, allowed: str) -> dict[str, Any]:
-    """Everything in a file that has a ``state_dict``. Nothing in the file is executed.
+    """Return everything in a file that has a ``state_dict``. Nothing in the file is executed.
 
     Args:
         path: The file.

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,13 +16,13 @@ import torch
 from nni.nas.evaluator import Evaluator
 from nni.nas.space import SimplifiedModelSpace
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hitdet_nni.config.architecture import Architecture, save_architecture
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.recalibration import recalibrate
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample
@@ -119,8 +120,11 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
         supernet: A space that a one-shot strategy has trained.
         settings: Data and seed.
         data: The pictures.
-        batches: Training batches on which the statistics of batch normalisation are taken anew; the supernet's are
-            those of all paths mixed.
+        batches: Training batches, at least one, on which the statistics of batch normalisation are taken anew; the
+            supernet's are those of all paths mixed.
+
+    Raises:
+        InputError: If there are to be no batches.
 
     Source:
         Guo et al., Single Path One-Shot, ECCV 2020.
@@ -129,6 +133,8 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
     def __init__(
         self, supernet: HitDetectorSpace, settings: Settings, data: DetectionData, *, batches: int = 20
     ) -> None:
+        if batches < 1:
+            raise InputError(f"got {batches}", source="InheritedWeights", key="batches", allowed="at least 1")
         self.supernet = supernet
         self.settings = settings.model_copy(update={"skeleton": supernet.skeleton})
         self.data = data
@@ -149,7 +155,7 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
         architecture = describe_sample(name, self.supernet, sample, self.settings, self.data, SOURCE)
         detector = model.detector.to(distributed.device())
         detector.load_state_dict(self.supernet.freeze(sample).detector.state_dict())
-        recalibrate(detector, self._batches())
+        recalibrate(detector, self._batches(), partial(detection_loss, detector))
         mean_precision = self._evaluate(detector, architecture)
         nni.report_final_result(mean_precision)
         return mean_precision
@@ -164,22 +170,3 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
             weights = Path(folder) / WEIGHTS_FILE
             save_weights(detector, weights)
             return evaluate(architecture, weights, self.settings, self.data)["mAP"]
-
-
-@torch.no_grad()
-def recalibrate(detector: nn.Module, batches: list[Any]) -> None:
-    """Make the running statistics of every batch normalisation the mean of those of some batches, in place.
-
-    Args:
-        detector: An mmdet detector.
-        batches: Training batches; each counts the same.
-    """
-    layers = [module for module in detector.modules() if isinstance(module, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    detector.train()
-    for number, batch in enumerate(batches, start=1):
-        for layer in layers:
-            layer.momentum = 1 / number
-        detection_loss(detector, batch)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with one scale and shift for all levels, but each level's own statistics.
 
     Levels differ in mean and variance, so one running average would fit none of them when the detector is used. In
-    training a map with one value a channel, which has no variance, is normalised by the running averages.
+    training a map with one value a channel, which has no variance, is normalised by the running averages. Without a
+    momentum these are the means over a level's batches since they were reset.
 
     Args:
         num_features: Channels.
@@ -19,6 +22,7 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
 
     Attributes:
         level: Index of the level that the next call is given.
+        batches: Batches of each level that the running averages have taken in since they were reset.
 
     Shape:
         ``[N, num_features, H, W]`` to the same.
@@ -37,11 +41,27 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
         self.running_var = torch.ones(levels, num_features)
         self.level = 0
 
+    def reset_running_stats(self) -> None:
+        """Forget the running averages of all levels, and how many batches they are of."""
+        super().reset_running_stats()
+        self.batches: Counter[int] = Counter()
+
+    def averaging_factor(self) -> float:
+        """Return the weight of the level's next batch in its running averages."""
+        return 1 / (self.batches[self.level] + 1) if self.momentum is None else self.momentum
+
+    def count_batch(self) -> None:
+        """Count a batch of the level that its running averages have taken in."""
+        self.batches[self.level] += 1
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a map of level ``self.level``."""
         mean, variance = self.running_mean[self.level], self.running_var[self.level]
         training = self.training and x.numel() > x.shape[1]
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, training, self.momentum or 0.0, self.eps)
+        factor = self.averaging_factor()
+        if training:
+            self.count_batch()
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, training, factor, self.eps)
 
 
 def separate_statistics(module: nn.Module, levels: int) -> None:

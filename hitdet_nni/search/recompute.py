@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -65,10 +66,11 @@ class WithoutTrace(AbstractContextManager[None]):
         _select(self.levels_before)
 
 
-def _levels(module: nn.Module) -> list[tuple[LevelBatchNorm2d, int]]:
-    return [(part, part.level) for part in module.modules() if isinstance(part, LevelBatchNorm2d)]
+def _levels(module: nn.Module) -> list[tuple[LevelBatchNorm2d, int, Counter[int]]]:
+    norms = (part for part in module.modules() if isinstance(part, LevelBatchNorm2d))
+    return [(norm, norm.level, norm.batches.copy()) for norm in norms]
 
 
-def _select(levels: list[tuple[LevelBatchNorm2d, int]]) -> None:
-    for part, level in levels:
-        part.level = level
+def _select(levels: list[tuple[LevelBatchNorm2d, int, Counter[int]]]) -> None:
+    for norm, level, batches in levels:
+        norm.level, norm.batches = level, batches

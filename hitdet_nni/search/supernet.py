@@ -21,12 +21,13 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.epoch_losses import EpochLosses
-from hitdet_nni.engine.lightning_resume import ExactResume, Stateful
+from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.progress import Stage
 from hitdet_nni.engine.step_progress import StepProgress
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.engine.training_state import Stateful
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.cost_term import make_cost_term

@@ -20,7 +20,7 @@ from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, named, read_prog
 from hitdet_nni.pipeline import train_found
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.provenance import keep_architecture
-from hitdet_nni.training.resume import STAGE
+from hitdet_nni.training.runner_config import STAGE
 
 POLL_INTERVAL = 1.0
 """Seconds between two looks at how far the retrainings of other processes are."""

@@ -20,11 +20,11 @@ from hitdet_nni.cost.mmdet_config import load_config, tested_proposals
 from hitdet_nni.cost.module_cost import build_on_meta, detector_cost
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
 from hitdet_nni.operators.costs import Cost, Size
-from hitdet_nni.training.resume import OnEvaluation
 from hitdet_nni.training.retrain import Retrained, check_start, train_detector
 
 _ORIGIN = "weights of the config's backbone, e.g. torchvision's for a ResNet"
@@ -70,7 +70,7 @@ def train_baseline(
 
 
 def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str, Any]:
-    """The model of an mmdet config for other classes, initialised without a download.
+    """Return the model of an mmdet config for other classes, initialised without a download.
 
     Args:
         name: As :func:`train_baseline`.
@@ -98,7 +98,7 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
 
 
 def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int]:
-    """Cost of a baseline as it is trained, by multiply-adds, and how many RoIs its head sees in testing.
+    """Count a baseline as it is trained, by multiply-adds, and how many RoIs its head sees in testing.
 
     Args:
         name: As :func:`train_baseline`.

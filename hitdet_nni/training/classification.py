@@ -82,7 +82,7 @@ class AccuracyWatcher(pl.Callback):  # type: ignore[misc]
         return first / count, five / count
 
     def state_dict(self) -> dict[str, Any]:
-        """The records so far, as plain values."""
+        """Return the records so far, as plain values."""
         return {"records": [asdict(record) for record in self.records]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         return sound(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """A step of SGD.
+        """Make a step of SGD.
 
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite in any process.
@@ -160,7 +160,7 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         self.lr_schedulers().step()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """SGD over what requires gradients, and its schedule."""
+        """Return SGD over what requires gradients, and its schedule."""
         settings = self.settings
         schedule = WeightOptimizer(settings.lr, settings.momentum, settings.weight_decay, settings.warmup_iterations)
         sgd = torch.optim.SGD(
@@ -174,7 +174,7 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
 
 
 def lightning_trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A trainer of this process alone, which leaves files, logs and other processes to us."""
+    """Build a trainer of this process alone, which leaves files, logs and other processes to us."""
     device = distributed.device()
     return pl.Trainer(
         max_epochs=epochs,

@@ -42,7 +42,7 @@ def inherit_weights(detector: nn.Module, sample: Mapping[str, str], supernet_sta
 
 
 def _chosen_candidates(sample: Mapping[str, str], supernet_state: Mapping[str, Any]) -> dict[str, str]:
-    """Name of the chosen candidate's module by that of its layer's, for each mixed layer."""
+    """Return the name of the chosen candidate's module by that of its layer's, for each mixed layer."""
     # Registered in the order of the labels, and a state dict keeps the order of registration.
     mixed = [key.removesuffix(_ALPHA) for key in supernet_state if key.endswith(_ALPHA)]
     chosen: dict[str, str] = {}

@@ -21,11 +21,12 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.epoch_losses import EpochLosses
-from hitdet_nni.engine.lightning_resume import ExactResume, Stateful
+from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.progress import Stage
 from hitdet_nni.engine.step_progress import StepProgress
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.engine.training_state import Stateful
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
@@ -63,13 +64,13 @@ class Backbone:
         return self.operators if isinstance(self.operators, Mapping) else None
 
     def describe(self) -> dict[str, Any]:
-        """What the weights depend on, as plain values."""
+        """Return what the weights depend on, as plain values."""
         skeleton = self.skeleton.model_dump(mode="json", include=_PARTS_OF_SKELETON)
         operators = list(self.operators) if self.sample is None else dict(self.sample)
         return {"skeleton": skeleton, "operators": operators}
 
     def build(self, num_classes: int) -> HitClassifier:
-        """The classifier; a supernet's blocks are the search's mixed layers, of equal and constant weights.
+        """Build the classifier; a supernet's blocks are the search's mixed layers, of equal and constant weights.
 
         Source:
             Section 4.2: "pretrain the backbone supernet on ImageNet for 10 epochs with fixed architecture parameters".
@@ -88,13 +89,13 @@ class Backbone:
 
 
 def found_backbone(architecture: Architecture) -> Backbone:
-    """The backbone of a decided architecture."""
+    """Return the backbone of a decided architecture."""
     skeleton = architecture.skeleton
     return Backbone(skeleton, {label: architecture.sample[label] for label in skeleton.labels("backbone")})
 
 
 def weights_file(run: RunDirectory) -> Path:
-    """Weights of the pretrained backbone, which ``*.pretrained`` in the settings takes."""
+    """Return the file of the pretrained backbone's weights, which ``*.pretrained`` in the settings takes."""
     return run.path / WEIGHTS_FILE
 
 
@@ -206,7 +207,7 @@ def pretrain(
 
 
 def _for_processes(settings: PretrainSettings) -> PretrainSettings:
-    """The settings with the learning rate for the global batch."""
+    """Return the settings with the learning rate for the global batch."""
     scaling = (settings.lr, settings.batch_size, distributed.processes(), settings.lr_batch_size)
     logger.info("%s", describe_lr(*scaling))
     lr = scaled_lr(*scaling)

@@ -28,6 +28,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
@@ -39,8 +40,7 @@ from hitdet_nni.model.replacement import replace_modules
 from hitdet_nni.search.checks import check_classes, check_initial_weights
 from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, exact
 from hitdet_nni.training.inherit import inherit_weights
-from hitdet_nni.training.resume import STAGE, OnEvaluation
-from hitdet_nni.training.runner_config import learning_rate, resumable_config, training_config
+from hitdet_nni.training.runner_config import STAGE, learning_rate, resumable_config, training_config
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def check_start(settings: Settings, inherit: Path | None) -> Precision:
 def _initial_detector(
     architecture: Architecture, settings: Settings, data: DetectionData, inherit: Path | None
 ) -> tuple[nn.Module, str]:
-    """The detector to train, and a name for where its weights come from."""
+    """Build the detector to train, and a name for where its weights come from."""
     detector, pretrained = _detector(architecture, settings, data), settings.retrain.pretrained
     if inherit is not None:
         state = read_state(inherit, allowed="the supernet.pth of a search")
@@ -212,7 +212,7 @@ def _initial_detector(
 
 
 def evaluate(architecture: Architecture, weights: Path, settings: Settings, data: DetectionData) -> dict[str, float]:
-    """COCO metrics of an architecture with given weights.
+    """Return the COCO metrics of an architecture with given weights.
 
     Args:
         architecture: What the weights belong to.
@@ -287,7 +287,7 @@ def _refuse_lost_line(log: Path, record: logging.LogRecord) -> None:
 
 
 def export_config(architecture: Architecture, settings: Settings, data: DetectionData) -> str:
-    """The text of a self-contained mmdet config of an architecture: model, data, schedule.
+    """Return the text of a self-contained mmdet config of an architecture: model, data, schedule.
 
     Plain mmdet and mmengine build and train it; ``custom_imports`` registers the three modules. Scaling of the learning
     rate to several processes, precision and synced batch normalisation are options of mmdet's own training script.

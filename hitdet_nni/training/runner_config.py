@@ -9,14 +9,16 @@ from hitdet_nni.data.loaders import loader_config, retraining_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.precision import Precision
-from hitdet_nni.training.coco_evaluation import evaluation_config, exact
-from hitdet_nni.training.resume import ResumableTrainLoop
+from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, exact
 from hitdet_nni.training.step import RetrainStep
+
+STAGE = "retrain"
 
 
 def learning_rate(settings: Settings) -> tuple[float, str]:
-    """Return the learning rate of a retraining by this number of processes, and a line that says where it comes from.
+    """Return a retraining's learning rate for this number of processes, and a line that says where it is from.
 
     Source:
         Section 4.2, 0.04 for 8 x 4 pictures; Goyal et al., Accurate, Large Minibatch SGD, 2017, for the scaling.
@@ -63,7 +65,7 @@ def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
 def resumable_config(
     settings: Settings, data: DetectionData, precision: Precision, checkpoints: CheckpointFolder, start: str
 ) -> dict[str, Any]:
-    """Build :func:`training_config` with what makes it exact: resumable, by several processes, in a precision.
+    """Make :func:`training_config` exact: resumable, by several processes, in a chosen precision.
 
     Args:
         settings: All settings.
@@ -83,6 +85,8 @@ def resumable_config(
         "train_cfg": {
             **plain["train_cfg"],
             "type": ResumableTrainLoop,
+            "stage": STAGE,
+            "metrics": coco_metrics,
             "checkpoints": checkpoints,
             "every_steps": settings.checkpoint.every_steps,
             "start": start,

@@ -58,7 +58,7 @@ class RetrainStep(OptimWrapper):  # type: ignore[misc]
         self.precision.step(self.optimizer, parameters, self.max_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state and the loss scale."""
+        """Return the optimiser's state and the loss scale."""
         return {"optimizer": super().state_dict(), "precision": self.precision.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

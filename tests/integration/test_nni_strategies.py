@@ -41,7 +41,7 @@ from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.integration import multi_trial
 from hitdet_nni.integration.experiment import node_options
-from hitdet_nni.integration.multi_trial import InheritedWeights, recalibrate, retrain_sample
+from hitdet_nni.integration.multi_trial import InheritedWeights, retrain_sample
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample, strongest_sample
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.operators.registry import OPERATORS, build_operator
@@ -648,18 +648,9 @@ def test_data_of_other_classes_are_refused(tiny_settings, run, refused):
 # ----------------------------------------------------------------------------------------------- a trained supernet
 
 
-def test_recalibration_is_the_mean_over_batches(monkeypatch):
-    detector = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    monkeypatch.setattr(multi_trial, "detection_loss", lambda module, batch: module(batch).sum())
-    batches = [torch.randn(2, 3, 5, 5) * scale + scale for scale in (1.0, 2.0, 3.0)]
-    recalibrate(detector, batches)
-    means = torch.stack([batch.mean((0, 2, 3)) for batch in batches])
-    variances = torch.stack([batch.transpose(0, 1).reshape(3, -1).var(1) for batch in batches])
-    torch.testing.assert_close(detector[0].running_mean, means.mean(0))
-    torch.testing.assert_close(detector[0].running_var, variances.mean(0))
-    assert detector[2].running_mean.abs().min() > 0
-    assert (detector[0].momentum, detector[2].momentum) == (0.3, 0.1)
-    assert all(p.grad is None for p in detector.parameters())
+def test_recalibration_needs_a_batch(space, tiny_settings, tiny_data, refused):
+    with refused("batches", "got 0", "at least 1"):
+        InheritedWeights(space(), tiny_settings, tiny_data, batches=0)
 
 
 def test_inherited_weights(space, tiny_settings, tiny_data, run, monkeypatch):

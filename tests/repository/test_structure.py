@@ -100,6 +100,41 @@ def test_operators_are_decided_in_one_place():
 
 def test_architectures_with_provenance_are_built_in_one_place():
     assert modules_with(r"(?<!class )\bProvenance\(") == ["search/provenance.py"]
+def patches(tree):
+    """Lines of a module that give an object another class, or a ``forward`` of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            written = [each for target in targets for each in ast.walk(target) if isinstance(each, ast.Attribute)]
+            if any(each.attr in ("__class__", "forward") and isinstance(each.ctx, ast.Store) for each in written):
+                yield node.lineno
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and name.value in ("__class__", "forward"):
+                yield node.lineno
+
+
+def test_no_object_is_patched():
+    """Modules are replaced by others, for good or within a context; none gets another class or ``forward``."""
+    found = {str(module.relative_to(PACKAGE)): list(patches(ast.parse(module.read_text()))) for module in MODULES}
+    assert not {module: lines for module, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("part.__class__ = Other", [1]),
+        ("block.forward = wrapped", [1]),
+        ("a, block.forward = 1, wrapped", [1]),
+        ("setattr(block, 'forward', wrapped)", [1]),
+        ("setattr(parent, name, block)", []),
+        ("name = block.__class__.__name__", []),
+        ("result = block.forward(x)", []),
+        ("block.forward.count = 1", []),
+    ],
+)
+def test_patches_are_found(line, lines):
+    assert list(patches(ast.parse(line))) == lines
 
 
 def test_modules_stay_small():

@@ -11,8 +11,8 @@ from mmdet.models.task_modules.samplers import RandomSampler
 from hitdet_nni.config.architecture import Architecture, Provenance
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_data
+from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.training.coco_metric import ExactCocoMetric
-from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.retrain import retrain
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from hitdet_nni.config.architecture import Architecture, Provenance
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.checkpoints import CheckpointFolder, plain_state
+from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import NonFiniteLossError
@@ -21,7 +22,6 @@ from hitdet_nni.model.detector import build_detector
 from hitdet_nni.pipeline import train_found
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.coco_metric import ExactCocoMetric
-from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.retrain import retrain
 from hitdet_nni.training.step import RetrainStep
 
@@ -161,7 +161,7 @@ def test_stopped_again_and_again_ends_as_if_never_stopped(
     folder = CheckpointFolder(tmp_path / "checkpoints")
     for place, number, begin in STOPS:
         state = folder.load()
-        assert (None if state is None else state["iteration"]) == begin
+        assert (None if state is None else state["steps"]) == begin
         stopped(monkeypatch, place, number, architecture, settings, tiny_data, tmp_path, note, resume=True)
         torch.manual_seed(1)  # the process that goes on has other random numbers at first
     outcome = retrain(architecture, settings, tiny_data, tmp_path, note, resume=True)
@@ -210,9 +210,10 @@ def test_checkpoints_hold_nothing_but_what_training_needs(left_behind):
     (file, *_) = (left_behind / "checkpoints").iterdir()
     state = torch.load(file, weights_only=True)  # neither the message hub nor any other object
     assert set(state) == {
-        "processes", "start", "epoch", "step", "iteration",
-        "model", "optim_wrapper", "schedulers", "evaluations", "random",
+        "processes", "start", "epoch", "step_in_epoch", "steps", "module", "optimizers", "schedulers", "each",
     }  # fmt: skip
+    assert [set(own) for own in state["each"]] == [{"random", "parts"}]
+    assert [set(own["parts"]) for own in state["each"]] == [{"loop"}]
 
 
 def test_the_loss_scale_is_part_of_the_state():

@@ -9,11 +9,11 @@ from mmengine.registry import DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS
 from torch import nn
 
 from hitdet_nni.config.architecture import Architecture, Provenance
+from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d
 from hitdet_nni.engine.weights_file import load_weights, save_weights
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.training.coco_evaluation import coco_metrics
-from hitdet_nni.training.resume import ResumableTrainLoop
 from hitdet_nni.training.retrain import export_config, retrain
 from hitdet_nni.training.runner_config import learning_rate, training_config
 

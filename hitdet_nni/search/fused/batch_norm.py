@@ -197,18 +197,21 @@ class RunningUpdates:
         for (momentum, factor), (averages, values) in self._changes.items():
             torch._foreach_mul_(averages, 1 - momentum)
             torch._foreach_add_(averages, values, alpha=momentum * factor)
-        counters = [
-            norm.num_batches_tracked
-            for norm in self._counted.values()
-            if norm.num_batches_tracked is not None and not isinstance(norm, LevelBatchNorm2d)
-        ]
+        counters = []
+        for norm in self._counted.values():
+            if isinstance(norm, LevelBatchNorm2d):
+                norm.count_batch()
+            elif norm.num_batches_tracked is not None:
+                counters.append(norm.num_batches_tracked)
         if counters:
             torch._foreach_add_(counters, 1)
 
 
 def _momentum(norm: nn.BatchNorm2d) -> float:
+    if isinstance(norm, LevelBatchNorm2d):
+        return norm.averaging_factor()
     if norm.momentum is not None:
         return norm.momentum
-    if isinstance(norm, LevelBatchNorm2d) or norm.num_batches_tracked is None:
+    if norm.num_batches_tracked is None:
         return 0.0
     return 1.0 / (float(norm.num_batches_tracked) + 1.0)

@@ -42,7 +42,7 @@ CHANGED_SHARE = 0.25
 
 
 def standing_out_entropy(candidates: int) -> float:
-    """Entropy, relative to the uniform distribution's, where one candidate has twice the weight of each other one.
+    """Return the entropy, 1 for uniform, where one candidate has twice the weight of each other one.
 
     It depends on their number: 0.918 for 2, 0.983 for 8, 0.997 for 32.
     """
@@ -52,7 +52,7 @@ def standing_out_entropy(candidates: int) -> float:
 
 
 def chance_of_agreement(layers: int, agreeing: int, candidates: int) -> float:
-    """Upper bound of the probability that some operator gets ``agreeing`` layers or more if all choose at random."""
+    """Bound the probability that some operator gets ``agreeing`` layers or more if all choose at random."""
     share = 1 / candidates
     tail = sum(
         math.comb(layers, count) * share**count * (1 - share) ** (layers - count)
@@ -62,7 +62,7 @@ def chance_of_agreement(layers: int, agreeing: int, candidates: int) -> float:
 
 
 def diagnose(history: Sequence[Health], stage: str, *, decodes: bool) -> list[str]:
-    """Warnings at the end of a search or a screening.
+    """Return the warnings at the end of a search or a screening.
 
     Args:
         history: One value an epoch, in order, at least one.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.engine.randomness import own_random_numbers, random_state, set_random_state
+from hitdet_nni.engine.replacement import replaced
 
 Exchange = Literal["annotations", "categories"]
 """What the pictures of a batch exchange: all annotations, or only the categories of their boxes."""
@@ -83,7 +84,7 @@ class Evidence:
 
 
 def detector_losses(detector: Any, batch: dict[str, Any]) -> Losses:
-    """The terms of a detector's loss on a batch and their sum.
+    """Return the terms of a detector's loss on a batch and their sum.
 
     Args:
         detector: An mmdet detector.
@@ -100,36 +101,43 @@ PARTS = ("backbone", "neck", "rpn_head", "bbox_head", "roi_head.bbox_head")
 
 @contextmanager
 def remembered_parts(detector: nn.Module) -> Iterator[None]:
-    """Within the context :data:`PARTS` are not computed again for inputs that they had in one of their last two calls.
+    """Spare :data:`PARTS` within the context the inputs that they had in one of their last two calls.
 
     The pictures of a batch do not change when their annotations are exchanged, and nor do the sampled RoIs when only
     categories are. Only for parts whose outputs follow from their inputs: without gradients, in evaluation mode.
     """
     modules = dict(detector.named_modules())
-    with ExitStack() as stack:
-        for part in (modules[name] for name in PARTS if name in modules):
-            part.forward = _Remembered(part.forward)
-            stack.callback(part.__delattr__, "forward")
+    parts = [modules[name] for name in PARTS if name in modules]
+    with replaced(detector, {part: _remembering(part) for part in parts}):
         yield
 
 
-class _Remembered:
-    """A function of tensors, or of sequences of them, that answers its last questions again without computing.
+class _Remembering(nn.Module):
+    """Makes a class of modules, named behind it as a base, answer its last questions again without computing.
 
     There are two: RoIs as the pictures' own annotations have them sampled come again after those of exchanged ones.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.answers: deque[tuple[tuple[Any, ...], Any]] = deque(maxlen=2)
+    answers: deque[tuple[tuple[Any, ...], Any]]
 
-    def __call__(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         for asked, outputs in self.answers:
             if _same(inputs, asked):
                 return outputs
-        outputs = self.function(*inputs)
+        outputs = super().forward(*inputs)
         self.answers.append((inputs, outputs))
         return outputs
+
+
+def _remembering(part: nn.Module) -> nn.Module:
+    """Return a module that shares everything with ``part`` and remembers its last two answers.
+
+    It is of a class below the part's, because mmdet's heads call themselves.
+    """
+    kind: type[nn.Module] = type(f"Remembering{type(part).__name__}", (_Remembering, type(part)), {})
+    twin = kind.__new__(kind)
+    vars(twin).update(vars(part), answers=deque(maxlen=2))
+    return twin
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -145,7 +153,7 @@ def _same(one: Any, other: Any) -> bool:
 def held_out_losses(
     losses: Callable[[dict[str, Any]], Losses], batches: Iterable[dict[str, Any]], kinds: Sequence[Exchange], seed: int
 ) -> tuple[list[float], dict[Exchange, list[Losses]]]:
-    """The loss of each batch, and what exchanging annotations adds to its terms.
+    """Compute the loss of each batch, and what exchanging annotations adds to its terms.
 
     Args:
         losses: Gives a batch's losses; may draw from torch's random numbers.
@@ -175,7 +183,7 @@ def held_out_losses(
 
 
 def exchanged(samples: Sequence[Any], kind: Exchange, generator: torch.Generator) -> list[Any] | None:
-    """The pictures of a batch with each other's annotations.
+    """Give the pictures of a batch each other's annotations.
 
     Args:
         samples: mmdet's ``DetDataSample`` of each picture; they are left as they are.

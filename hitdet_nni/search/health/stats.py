@@ -74,13 +74,13 @@ class GradientNorms:
             self._sums[component] = self._sums.get(component, 0.0) + torch.where(finite, norm, 0.0)
 
     def take_means(self) -> dict[str, float]:
-        """The means; the next epoch starts with none."""
+        """Return the means; the next epoch starts with none."""
         state = self.state_dict()
         self.load_state_dict({"steps": {}, "sums": {}})
         return {name: total / max(1.0, state["steps"][name]) for name, total in state["sums"].items()}
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint within the epoch needs, as plain numbers."""
+        """Return what a checkpoint within the epoch needs, as plain numbers."""
         return {
             "steps": {name: float(value) for name, value in self._steps.items()},
             "sums": {name: float(value) for name, value in self._sums.items()},
@@ -127,7 +127,7 @@ class Health:
         return self.expected_gflops + sum(self.cost_gap.values())
 
     def metrics(self) -> dict[str, float]:
-        """The numbers for a table or a plot, flat; the same keys in every epoch of a training."""
+        """Return the numbers for a table or a plot, flat; the same keys in every epoch of a training."""
         return {
             **{f"entropy_{name}": value for name, value in self.entropy.items()},
             **{f"changed_{name}": value for name, value in self.changed.items()},
@@ -139,12 +139,12 @@ class Health:
         }
 
     def state(self) -> dict[str, Any]:
-        """Plain values that :meth:`restore` takes back."""
+        """Return plain values that :meth:`restore` takes back."""
         return asdict(self)
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> Health:
-        """The value that :meth:`state` wrote."""
+        """Restore the value that :meth:`state` wrote."""
         evidence = {kind: Evidence(**found) for kind, found in state["evidence"].items()}
         return cls(**{**state, "evidence": evidence})
 

@@ -65,7 +65,7 @@ class MemoryEstimate:
         return self.total - self.present
 
     def sentence(self) -> str:
-        """One line in GB of 10^9 bytes, e.g. for the log."""
+        """Return one line in GB of 10^9 bytes, e.g. for the log."""
         names = ("weights", "gradients", "optimisers", "activations", "allocator", "process")
         parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.2f}" for name in names if getattr(self, name) >= 5e6)
         return f"memory of a step: about {self.total / 1e9:.2f} GB ({parts})"
@@ -113,7 +113,7 @@ def _allocator(turnover: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still get: of the machine without swap, or of the GPU."""
+    """Return the bytes that a process can still get: of the machine without swap, or of the GPU."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
@@ -122,7 +122,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held until now: resident ones on CPU, those of tensors on a GPU."""
+    """Return the most bytes that this process has held: resident ones on CPU, those of tensors on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -39,7 +39,7 @@ class Footprint:
 
 
 def candidate_kind(candidate: nn.Module) -> Kind:
-    """What the sizes of a candidate's activations depend on, beside its input.
+    """Return what the sizes of a candidate's activations depend on, beside its input.
 
     All convolutions here are padded to keep their size, so kernel and dilation have no part.
     """
@@ -52,7 +52,7 @@ def candidate_kind(candidate: nn.Module) -> Kind:
 
 
 def representatives(layer: ColumnSparseMixedLayer) -> dict[Kind, str]:
-    """Name of the first candidate of each kind that is in the race."""
+    """Return the name of the first candidate of each kind that is in the race."""
     kinds: dict[Kind, str] = {}
     for name in layer.active_names:
         kinds.setdefault(candidate_kind(layer[name]), name)
@@ -78,7 +78,7 @@ class Measured:
     dtype: torch.dtype
 
     def footprint(self, places: int) -> Footprint:
-        """The footprint for an input of so many places: pictures times rows times columns.
+        """Return the footprint for an input of so many places: pictures times rows times columns.
 
         Activations grow with the places, and what does not, e.g. 16-bit copies of weights, stays.
         """
@@ -91,7 +91,7 @@ class Measured:
         return Footprint(held, forward, backward)
 
     def output_shape(self, input_shape: torch.Size) -> tuple[int, ...]:
-        """Shape of the output for an input ``[N, C, H, W]``."""
+        """Return the shape of the output for an input ``[N, C, H, W]``."""
         pictures, _, *sides = input_shape
         return (pictures, self.out_channels, *(-(-side // self.stride) for side in sides))
 
@@ -123,7 +123,7 @@ def _measure(layer: ColumnSparseMixedLayer, like: Tensor, side: int, dtype: torc
     with WithoutTrace(active), torch.enable_grad(), LiveBytes([x, *parameters, *active.buffers()]) as live:
         torch.clear_autocast_cache()  # 16-bit copies of weights are to be made here, and to be
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = ColumnSparseMixedLayer.forward(layer, x)
+            output = layer(x)
         torch.clear_autocast_cache()  # forgotten unless backward needs them
         size = output.untyped_storage().nbytes()
         held, forward = live.now - size, live.peak
@@ -141,7 +141,7 @@ def _measure(layer: ColumnSparseMixedLayer, like: Tensor, side: int, dtype: torc
 
 
 def compose(candidates: Sequence[Footprint], input_size: int, sum_size: int) -> Footprint:
-    """The footprint of a layer that adds its candidates one after the other.
+    """Return the footprint of a layer that adds its candidates one after the other.
 
     Backward goes through them in reverse, and adds their gradients of the input.
 

@@ -46,7 +46,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within the context nothing new is counted."""
+        """Count nothing new within the context."""
         self._paused = True
         try:
             yield

@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
 
 from hitdet_nni.config.skeleton import DetectorKind, Skeleton
-from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.replacement import replaced
 from hitdet_nni.search.memory.footprint import ONE_BY_ONE, Footprint, Measured, candidate_kind, compose, measure
 from hitdet_nni.search.memory.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
@@ -72,11 +73,11 @@ class StepSimulation:
         self._turnover = 0
 
     def run(self, *, alphas: bool) -> SimulatedStep:
-        """A step of the architecture parameters, or of the weights."""
+        """Simulate a step of the architecture parameters, or of the weights."""
         with (
             _training_only(self.detector, self.layers, alphas),
-            _local_statistics(self.detector),
-            self._replaying(),
+            distributed.alone(),  # no batch normalisation speaks to other processes
+            replaced(self.detector, {layer: _ReplayedLayer(layer, self._replay) for layer in self.layers}),
             FakeTensorMode() as mode,
         ):
             tensors: dict[str, Tensor] = {
@@ -90,7 +91,7 @@ class StepSimulation:
         return result
 
     def _outside_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers that belong to no mixed layer, by name."""
+        """Yield the parameters and buffers that belong to no mixed layer, by name."""
         inside = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
         for name, tensor in (*self.detector.named_parameters(), *self.detector.named_buffers()):
             if id(tensor) not in inside:
@@ -116,17 +117,6 @@ class StepSimulation:
         if parameter.grad is not None:
             self._live.count_gradient(parameter.grad.nbytes)
 
-    @contextmanager
-    def _replaying(self) -> Iterator[None]:
-        """Within the context mixed layers replay their footprints."""
-        for layer in self.layers:
-            layer.forward = partial(self._replay, layer)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                del layer.forward
-
     def _replay(self, layer: ColumnSparseMixedLayer, x: Tensor) -> Tensor:
         with self._live.paused(), unset_fake_temporarily():
             turns = [[name] for name in layer.active_names] if layer.saving in ONE_BY_ONE else [layer.active_names]
@@ -146,7 +136,7 @@ class StepSimulation:
         return result
 
     def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> Measured:
-        """A layer with some candidates, measured once for all candidates of the same kinds."""
+        """Measure a layer with some candidates, once for all candidates of the same kinds."""
         kinds = tuple(candidate_kind(layer[name]) for name in names)
         key = (kinds, layer.saving, x.shape[1], x.dtype, x.requires_grad, layer.alpha.requires_grad)
         if key not in self._measured:
@@ -169,6 +159,20 @@ class _Within(nn.Module):
 
     def forward(self, function: Callable[[], Any]) -> Any:
         return function()
+
+
+class _ReplayedLayer(nn.Module):
+    """Stands in the place of a mixed layer and replays its footprint."""
+
+    def __init__(
+        self, layer: ColumnSparseMixedLayer, replay: Callable[[ColumnSparseMixedLayer, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.replay = replay
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.replay(self.layer, x)
 
 
 class _Replay(torch.autograd.Function):
@@ -202,7 +206,7 @@ class _Replay(torch.autograd.Function):
 
 @contextmanager
 def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], alphas: bool) -> Iterator[None]:
-    """Within the context either the alphas or the weights require gradients."""
+    """Let either the alphas or the weights require gradients within the context."""
     architecture = {id(layer.alpha) for layer in layers}
     frozen = [p for p in detector.parameters() if p.requires_grad and (id(p) in architecture) is not alphas]
     for parameter in frozen:
@@ -214,21 +218,8 @@ def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], al
             parameter.requires_grad_()
 
 
-@contextmanager
-def _local_statistics(detector: nn.Module) -> Iterator[None]:
-    """Within the context no batch normalisation speaks to other processes."""
-    synced = [part for part in detector.modules() if isinstance(part, SyncedBatchNorm2d)]
-    for part in synced:
-        part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for part in synced:
-            part.__class__ = SyncedBatchNorm2d
-
-
 def picture_size(skeleton: Skeleton, batch_size: int) -> tuple[int, int]:
-    """Rows and columns of the largest batch, whose sides mmdet pads to multiples of 32.
+    """Return the rows and columns of the largest batch, whose sides mmdet pads to multiples of 32.
 
     Upright pictures are resized to the upright input size, so a batch with both kinds is as high as it is wide.
     """
@@ -253,7 +244,7 @@ def _one_stage_loss(detector: Any, skeleton: Skeleton, pictures: Tensor) -> Tens
 
 
 def _anchor_loss(head: Any, scores: list[Tensor], offsets: list[Tensor], *, one_hot: bool) -> Tensor:
-    """The losses of all anchors, behind their comparison with the boxes of one picture after the other."""
+    """Return the losses of all anchors, behind their comparison with the boxes of one picture after the other."""
     anchors = sum(offset[0].numel() // 4 for offset in offsets)
     offsets[0].new_empty(anchors, BOXES, IOU_NUMBERS, dtype=torch.float32)
     loss = offsets[0].new_zeros((), dtype=torch.float32)

@@ -246,14 +246,18 @@ def test_twice_in_one_graph():
     assert_equal(results(both(fused(modules)), modules, x, weights, grad), expected, 1e-9)
 
 
-def test_statistics_of_levels():
+@pytest.mark.parametrize("momentum", [None, 0.1])
+def test_statistics_of_levels(momentum):
     reference = build(FAMILIES, 6, 6, 1, torch.float64)
     separate_statistics(reference, 3)
     reference.double()
+    for norm in norms_of(reference):
+        norm.momentum = momentum
     modules = copy.deepcopy(reference)
     assert all(isinstance(norm, LevelBatchNorm2d) for norm in norms_of(modules))
     mixture = fused(modules)
-    for level, shape in enumerate([(2, 5, 5), (2, 3, 3), (1, 1, 1)]):  # the last has no variance
+    shapes = [(2, 5, 5), (2, 3, 3), (1, 1, 1)]  # the last has no variance
+    for level, shape in [*enumerate(shapes), *enumerate(shapes)]:
         select_level(reference, level)
         select_level(modules, level)
         x, weights, grad = draw(6, 6, 1, shape, len(FAMILIES), torch.float64)

@@ -1,4 +1,4 @@
-"""Exact resume of a retraining: mmengine's train loop, from the newest checkpoint on, saving as it goes."""
+"""Exact resume of a training with mmengine: a train loop that saves, restores and evaluates."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import Any
 
 import torch
 from mmengine.runner import EpochBasedTrainLoop
-from torch import Tensor, nn
+from torch import nn
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Stage
-from hitdet_nni.engine.randomness import random_state, set_random_state
-from hitdet_nni.errors import InputError, NonFiniteLossError
-from hitdet_nni.training.coco_evaluation import coco_metrics
+from hitdet_nni.engine.training_state import Position, TrainingCheckpoints, TrainingObjects
+from hitdet_nni.errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
-
-STAGE = "retrain"
 
 OnEvaluation = Callable[[int, dict[str, float]], None]
 """Called with the finished epochs and the metrics of an evaluation."""
@@ -28,9 +25,8 @@ OnEvaluation = Callable[[int, dict[str, float]], None]
 class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
     """mmengine's loop over epochs, which starts where the newest checkpoint was made and evaluates before it, too.
 
-    Saved are parameters and buffers, the optimiser wrapper, all schedulers, the position in the order of pictures, the
-    evaluations made so far and the random number generators of every process. Of mmengine's message hub nothing is
-    saved: it holds what the log prints. Loaders have no state of their own (:mod:`hitdet_nni.data.sampling`).
+    Saved is what :class:`~hitdet_nni.engine.training_state.TrainingCheckpoints` says, the evaluations made so far among
+    it. Of mmengine's message hub nothing is saved: it holds what the log prints.
 
     An evaluation is due before training, every ``val_interval`` epochs and after the last one; one that was due and is
     not in the checkpoint is made first.
@@ -40,9 +36,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         dataloader: Loader of training batches, with a :class:`~hitdet_nni.data.sampling.ResumableSampler`.
         max_epochs: Epochs of the training.
         val_interval: Epochs between evaluations.
+        stage: What is trained, for messages.
+        metrics: Makes metrics, ``mAP`` among them, of what mmengine's evaluation returns.
         checkpoints: Where the state is kept.
         every_steps: Steps between checkpoints besides those of epochs and evaluations; 0 for none.
-        start: Says what the initial weights are.
+        start: Says what the initial weights are; a checkpoint that started from others is refused.
 
     Attributes:
         evaluations: Finished epochs and metrics of every evaluation so far.
@@ -62,25 +60,35 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         max_epochs: int,
         val_interval: int,
         *,
+        stage: str,
+        metrics: Callable[[Mapping[str, float]], dict[str, float]],
         checkpoints: CheckpointFolder,
         every_steps: int,
         start: str,
     ) -> None:
         super().__init__(runner, dataloader, max_epochs, val_interval=val_interval)
-        self.checkpoints = checkpoints
-        self.every_steps = every_steps
-        self.start = start
+        self.stage = stage
+        self.metrics = metrics
+        self.checkpoints = TrainingCheckpoints(checkpoints, every_steps, start=start)
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self._step = 0  # finished steps of the epoch
         self._pictures: list[int] = []  # ids in the last batch
         self._losses: list[float] = []  # of the epoch's steps, as far as this process has made them
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the evaluations made so far."""
+        return {"evaluations": self.evaluations}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`state_dict` returned."""
+        self.evaluations = list(state["evaluations"])
 
     def run(self) -> nn.Module:
         """Train what is left to train."""
         distributed.broadcast_state(self.runner.model)
         self._restore()
         self._progress = Stage(
-            STAGE, self._max_epochs, self.dataloader.sampler.steps, epoch=self._epoch, step=self._step
+            self.stage, self._max_epochs, self.dataloader.sampler.steps, epoch=self._epoch, step=self._step
         )
         self.runner.call_hook("before_train")
         first = self._evaluate_if_due()
@@ -121,17 +129,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self._losses.append(float(self.runner.message_hub.get_scalar("train/loss").current()))
         self._progress.step(self._losses[-1])
         # The last step of an epoch is followed by the epoch's own checkpoint.
-        if self.every_steps and self._iter % self.every_steps == 0 and self._step < len(self.dataloader):
+        if self._step < len(self.dataloader) and self.checkpoints.is_due(self._iter):
             self._save()
 
     def _evaluate_if_due(self) -> dict[str, float] | None:
-        """The metrics of the evaluation that was due, if one was."""
+        """Return the metrics of the evaluation that was due, if one was."""
         due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         made = any(epoch == self._epoch for epoch, _ in self.evaluations)
         if self._step or made or not due:
             return None
         self._progress.evaluate()
-        metrics = coco_metrics(self.runner.val_loop.run())
+        metrics = self.metrics(self.runner.val_loop.run())
         self.evaluations.append((self._epoch, metrics))
         if distributed.is_main():
             self.on_evaluation(self._epoch, metrics)
@@ -139,66 +147,23 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         return metrics
 
     def _save(self) -> None:
-        model = self.runner.model
-        # A finite loss can have gradients that are not; a checkpoint must be one that training can go on from.
-        if not torch.stack([weight.isfinite().all() for weight in model.parameters()]).all():
+        if not self.checkpoints.save(Position(self._epoch, self._step, self._iter), self._objects()):
             raise self._diverged()
-        # Running statistics are each process's own; only their mean is ever used.
-        distributed.average(_running_statistics(model))
-        random_states = distributed.gather(random_state())
-        if not distributed.is_main():
-            return
-        self.checkpoints.save(
-            self._iter,
-            {
-                "processes": distributed.processes(),
-                "start": self.start,
-                "epoch": self._epoch,
-                "step": self._step,
-                "iteration": self._iter,
-                "model": model.state_dict(),
-                "optim_wrapper": self.runner.optim_wrapper.state_dict(),
-                "schedulers": [scheduler.state_dict() for scheduler in self.runner.param_schedulers],
-                "evaluations": self.evaluations,
-                "random": random_states,
-            },
-        )
 
     def _restore(self) -> None:
-        state = distributed.from_main(self.checkpoints.load() if distributed.is_main() else None)
-        if state is None:
+        saved = self.checkpoints.load()
+        if saved is None:
             return
-        for key, now, allowed in (
-            ("processes", distributed.processes(), "the same number of processes"),
-            ("start", self.start, "the same initial weights"),
-        ):
-            if state[key] != now:
-                raise InputError(
-                    f"the checkpoint has {state[key]}, this retraining {now}",
-                    source=self.checkpoints.path,
-                    key=key,
-                    allowed=f"{allowed}, or --force to start again",
-                )
-        self.runner.model.load_state_dict(state["model"])
-        self.runner.optim_wrapper.load_state_dict(state["optim_wrapper"])
-        for scheduler, saved in zip(self.runner.param_schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        self.evaluations = list(state["evaluations"])
-        self._epoch, self._step, self._iter = state["epoch"], state["step"], state["iteration"]
-        logger.info("%s: going on after step %d of epoch %d", STAGE, self._step, self._epoch + 1)
+        saved.restore(self._objects())
+        position = saved.position
+        self._epoch, self._step, self._iter = position.epoch, position.step_in_epoch, position.steps
+        logger.info("%s: going on after step %d of epoch %d", self.stage, self._step, self._epoch + 1)
         self.dataloader.sampler.start_at(self._epoch, self._step)
-        set_random_state(state["random"][distributed.rank()])
+        saved.restore_random()
+
+    def _objects(self) -> TrainingObjects:
+        runner = self.runner
+        return TrainingObjects(runner.model, [runner.optim_wrapper], runner.param_schedulers, {"loop": self})
 
     def _diverged(self) -> NonFiniteLossError:
-        files = self.checkpoints.files()
-        return NonFiniteLossError(STAGE, self._iter, self._pictures, files[-1] if files else None)
-
-
-def _running_statistics(model: nn.Module) -> list[Tensor]:
-    normalisations = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    return [
-        statistic
-        for part in normalisations
-        for statistic in (part.running_mean, part.running_var)
-        if statistic is not None
-    ]
+        return NonFiniteLossError(self.stage, self._iter, self._pictures, self.checkpoints.newest())
