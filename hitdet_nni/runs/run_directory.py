@@ -21,12 +21,12 @@ from typing import Any
 import yaml
 
 from hitdet_nni import __version__
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import locked, read_json, read_yaml, write_json, write_text
 from hitdet_nni.runs.tables import Score, read_scores, write_scores
-from hitdet_nni.config.settings import Settings
-from hitdet_nni.config.skeleton import Component
 
 PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
 

@@ -10,8 +10,8 @@ import yaml
 from hitdet_nni.config.settings import load_settings, parse_overrides
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import append_epoch, write_csv
-from hitdet_nni.runs.tables import read_alphas, read_metrics
 from hitdet_nni.runs.run_directory import RunDirectory, find_run, plain
+from hitdet_nni.runs.tables import read_alphas, read_metrics
 
 
 def test_a_new_run_holds_settings_and_environment(tmp_path, tiny_settings):
