@@ -109,13 +109,22 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
         final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
         nni.report_final_result(final)
         logger.info("report: %s", write_report(run.path))
-        if "NNI_OUTPUT_DIR" in os.environ:  # where NNI's web UI looks for TensorBoard's files
-            if is_available():
-                write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
-            else:
-                logger.info("no curves for TensorBoard, which is not installed: %s", INSTALL)
+        write_curves(run)
     logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
     distributed.leave()
+
+
+def write_curves(run: RunDirectory) -> None:
+    """Write the curves of a run where NNI's web UI looks for TensorBoard's files; without TensorBoard, log that.
+
+    Does nothing in a trial that NNI did not start.
+    """
+    if "NNI_OUTPUT_DIR" not in os.environ:
+        return
+    if is_available():
+        write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
+    else:
+        logger.info("no curves for TensorBoard, which is not installed: %s", INSTALL)
 
 
 @contextmanager

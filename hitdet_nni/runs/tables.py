@@ -8,9 +8,9 @@ file                       a row                                               c
 ``search/metrics.csv``     an epoch of search                                  ``epoch``, then what was measured
 =========================  ==================================================  ======================================
 
-What was measured in an epoch is up to who measures: a new number of
-:meth:`EpochRecord.metrics <hitdet_nni.search.epoch_record.EpochRecord.metrics>` is a new column of ``metrics.csv``, a
-chart and a row of the table on the page of the run, a curve for TensorBoard, and part of what a trial reports to NNI.
+What was measured in an epoch is up to who measures: a new number of ``EpochRecord.metrics`` in
+:mod:`hitdet_nni.search` is a new column of ``metrics.csv``, a chart and a column of the table on the page of the run, a
+curve for TensorBoard, and part of what a trial reports to NNI.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def read_alphas(path: Path) -> AlphaHistory:
 
 
 def _rows(path: Path, columns: tuple[str, ...], what: str, *, grows: bool = False) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and cells of each row; rows have all columns of the head, which are at least those given."""
+    """Return line number and cells of each row; all rows have the columns of the head, at least those given."""
     try:
         text = read_text(path)
         reader = csv.DictReader(whole_lines(text) if grows else text.splitlines(), strict=True)

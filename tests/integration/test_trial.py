@@ -10,6 +10,7 @@ import yaml
 from mmdet.models import RetinaNet
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from report_runs import write_run
 
 from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.settings import load_settings
@@ -18,6 +19,7 @@ from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.integration import trial
 from hitdet_nni.model.detector import build_detector
+from hitdet_nni.report import scalars
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.retrain import export_config
 
@@ -156,3 +158,18 @@ def test_two_runs_in_one_directory(tmp_path, tiny_settings, refused):
     with RunDirectory(tmp_path / "unused").held():
         pass
     assert not (tmp_path / "unused").exists()
+
+
+def test_curves_are_written_where_nni_looks_for_them(tmp_path, monkeypatch, caplog):
+    run = RunDirectory(write_run(tmp_path / "run", state="searched"))
+    monkeypatch.delenv("NNI_OUTPUT_DIR", raising=False)
+    trial.write_curves(run)
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "output"))
+    with monkeypatch.context() as context, caplog.at_level(logging.INFO):
+        context.setattr(scalars, "find_spec", lambda name: None)
+        trial.write_curves(run)
+    assert "pip install 'hitdet-nni[tensorboard]'" in caplog.text
+    assert not (tmp_path / "output").exists()
+    trial.write_curves(run)
+    (file,) = (tmp_path / "output" / "tensorboard").iterdir()
+    assert "tfevents" in file.name

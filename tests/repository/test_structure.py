@@ -100,6 +100,8 @@ def test_operators_are_decided_in_one_place():
 
 def test_architectures_with_provenance_are_built_in_one_place():
     assert modules_with(r"(?<!class )\bProvenance\(") == ["search/provenance.py"]
+
+
 def patches(tree):
     """Lines of a module that give an object another class, or a ``forward`` of its own."""
     for node in ast.walk(tree):

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from hitdet_nni.runs.run_directory import RunDirectory
+
 ENDED = frozenset({"SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"})
 FAILED = frozenset({"FAILED", "SYS_CANCELED", "USER_CANCELED"})  # NNI calls a trial that a signal killed USER_CANCELED
 COLUMN_NAMES = {"search.flops_weight": "cost weight"}
@@ -177,7 +179,7 @@ def results_table(trials: Sequence[Trial], runs: Path) -> Table:
     for trial in trials:
         chosen = [format_value(trial.parameters.get(key)) for key in keys]
         found = [format_value(trial.final.get(key), show) for key, show in RESULTS.values()]
-        path = runs / trial.id / "architecture.json"
+        path = RunDirectory(runs / trial.id).architecture
         elsewhere = f"on {trial.host}" if trial.place and trial.status == "SUCCEEDED" else "-"
         where = os.path.relpath(path) if path.is_file() else elsewhere
         table.add_row(f"{trial.number} ({trial.id})", trial.status, *chosen, *found, where)
