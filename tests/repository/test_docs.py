@@ -31,7 +31,7 @@ from hitdet_nni.integration.launcher.experiment_config import load_config
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 EXECUTED = {
-    "test_end_to_end.py::stages": (
+    "end_to_end/test_end_to_end.py::stages": (
         "hitdet-nni search --config tiny --out runs/mine",
         "hitdet-nni profile runs/mine",
         "hitdet-nni retrain --architecture runs/mine/architecture.json --config tiny --out runs/mine-retrained",
@@ -41,25 +41,25 @@ EXECUTED = {
         "hitdet-nni report runs/mine",
         "hitdet-nni compare runs/mine runs/mine-retrained --out runs/compared.html",
     ),
-    "test_end_to_end.py::test_a_finished_run_is_not_overwritten": (
+    "end_to_end/test_end_to_end.py::test_a_finished_run_is_not_overwritten": (
         "hitdet-nni search --config tiny --out runs/mine --resume",
     ),
-    "test_end_to_end.py::test_cards_by_the_page_s_config": (
+    "end_to_end/test_end_to_end.py::test_cards_by_the_page_s_config": (
         "hitdet-nni check-data --config my_data.yml",
         "hitdet-nni search --config my_data.yml --out runs/mine",
     ),
-    "test_torchrun.py::test_two_processes_leave_one_run": (
+    "end_to_end/test_torchrun.py::test_two_processes_leave_one_run": (
         "torchrun --nproc-per-node 2 -m hitdet_nni search --config tiny --out runs/two",
     ),
-    "test_cli.py::test_profile_of_the_released_network": (
+    "commands/test_cli.py::test_profile_of_the_released_network": (
         "hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper",
     ),
-    "test_docs.py::test_searches_of_the_page_on_extending": (
+    "repository/test_docs.py::test_searches_of_the_page_on_extending": (
         "hitdet-nni search --config tiny --sub-spaces large_kernels.yml --out runs/large-kernels",
         "hitdet-nni search --config tiny --sub-spaces grouped.yml --set supernet.saving=stock --out runs/grouped",
         "hitdet-nni search --config tiny --sub-spaces large_kernels.yml --set skeleton.neck=SumNeck --out runs/sum",
     ),
-    "test_experiment.py": ("make search", "nnictl create --config experiments/search.yml"),
+    "integration/test_experiment.py": ("make search", "nnictl create --config experiments/search.yml"),
 }
 """Commands of the pages that tests execute, as they stand there or in little; others are only read by the parsers."""
 
@@ -393,6 +393,13 @@ def script(name, monkeypatch):
 def test_generated_pages_are_up_to_date(monkeypatch):
     for name, page in script("generate", monkeypatch).PAGES.items():
         assert (DOCS / name).read_text(encoding="utf-8") == page(), "run: python docs/generate.py"
+
+
+def test_the_drawing_of_the_wings_is_up_to_date(monkeypatch):
+    wings = script("wings", monkeypatch)
+    assert wings.DRAWING.read_text(encoding="utf-8") == wings.svg(), "run: python docs/wings.py"
+    text = wings.PAGE.read_text(encoding="utf-8")
+    assert wings.page(text) == text, "run: python docs/wings.py"
 
 
 def test_stages_of_the_page_on_coco_are_up_to_date(monkeypatch):

@@ -1,8 +1,9 @@
 """Rules of the house that no other test would notice being broken."""
 
 import ast
-import itertools
+import graphlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hitdet_nni.data.sources import open_data
 from hitdet_nni.runs.run_directory import RunDirectory
 
 PACKAGE = Path(hitdet_nni.__file__).parent
+ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -30,27 +32,42 @@ def imports(module):
     return found
 
 
-# Each package imports only those before it.
-LAYERS = ["model", "engine", "search", "training", "studies"]
+WINGS = runpy.run_path(str(ROOT / "docs" / "wings.py"))["WINGS"]
 
 
-@pytest.mark.parametrize(("lower", "higher"), itertools.combinations(LAYERS, 2))
-def test_packages_import_downwards(lower, higher):
-    for module in (PACKAGE / lower).rglob("*.py"):
-        assert not any(name.startswith(f"hitdet_nni.{higher}.") for name in imports(module)), module
+def test_the_top_of_the_package_is_its_wings():
+    found = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    modules = {f"{name}.py" for name in ("__init__", "__main__", "cli", "pipeline", "io", "errors")}
+    assert {name for name in found if name.endswith(".py")} == modules
+    assert {name.removesuffix(".py") for name in found} - {"__init__", "__main__"} == set(WINGS)
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_each_wing_imports_only_those_below_it(wing):
+    above = {f"hitdet_nni.{name}" for name in WINGS[: WINGS.index(wing)]}
+    modules = (PACKAGE / wing).rglob("*.py") if (PACKAGE / wing).is_dir() else [PACKAGE / f"{wing}.py"]
+    for module in modules:
+        found = {".".join(name.split(".")[:2]) for name in imports(module)}
+        assert not found & above, module
+
+
+def dotted(module):
+    """Dotted name of a module by its path."""
+    parts = module.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {dotted(module) for module in MODULES}
+    graph = {dotted(module): (imports(module) & names) - {dotted(module)} for module in MODULES}
+    # A package is imported with each of its modules; that alone is no circle.
+    graph = {name: {other for other in found if not name.startswith(f"{other}.")} for name, found in graph.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_deployment_needs_torch_and_torchvision_alone():
     for module in (PACKAGE / "deployment").glob("*.py"):
         assert not {name.partition(".")[0] for name in imports(module)} & {"mmcv", "mmdet", "mmengine", "nni"}, module
-
-
-@pytest.mark.parametrize("folder", ["model", "data", "engine", "search", "training"])
-def test_library_does_not_import_entry_modules(folder):
-    names = ("trial", "multi_trial", "nni_results", "cli", "commands", "procedure", "experiment")
-    entries = {f"hitdet_nni.{name}" for name in names}
-    for module in (PACKAGE / folder).glob("*.py"):
-        assert not entries & imports(module), module
 
 
 def test_only_what_nni_runs_reports_to_it():
