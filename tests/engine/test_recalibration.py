@@ -3,10 +3,10 @@
 import pytest
 import torch
 from group import run_group
-from hitdet_nni.data.loaders import search_loaders
 from torch import nn
 
 from hitdet_nni.config.settings import load_settings
+from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.recalibration import recalibrate
 from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d, apply_batch_norm
