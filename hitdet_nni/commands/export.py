@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,8 +154,6 @@ def _check_alphas(
         missing = [name for name in names if name not in found]
         if missing:
             raise InputError(f"epoch {epoch} has no alpha of {missing[0]} in {label}", source=file)
-        for name, alpha in found.items():
-            if name not in candidates[label]:
-                raise InputError(f"{name} was not searched in {label}", source=file, allowed=candidates[label])
-            if not math.isfinite(alpha):
-                raise InputError(f"the alpha of {name} in {label} is {alpha}", source=file, allowed="a finite number")
+        unknown = [name for name in found if name not in names]
+        if unknown:
+            raise InputError(f"{unknown[0]} was not searched in {label}", source=file, allowed=names)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.engine.randomness import own_random_numbers, random_state, set_random_state
-from hitdet_nni.engine.replacement import replaced
+from hitdet_nni.model.replacement import replaced
 
 Exchange = Literal["annotations", "categories"]
 """What the pictures of a batch exchange: all annotations, or only the categories of their boxes."""

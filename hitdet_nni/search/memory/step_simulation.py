@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from hitdet_nni.config.skeleton import DetectorKind, Skeleton
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.replacement import replaced
+from hitdet_nni.model.replacement import replaced
 from hitdet_nni.search.memory.footprint import ONE_BY_ONE, Footprint, Measured, candidate_kind, compose, measure
 from hitdet_nni.search.memory.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
