@@ -47,7 +47,7 @@ class InstallError(Exception):
         self.status = status
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Tell what is being done, at once."""
     sys.stdout.write("install: " + text + "\n")
     sys.stdout.flush()
@@ -141,7 +141,7 @@ def alone() -> "Iterator[int]":
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another make is installing here; waiting for it")
+            echo("another make is installing here; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
@@ -218,21 +218,21 @@ def make_environment(held: int) -> None:
         raise InstallError(f"{VENV} is no folder; remove it: make puts its environment there")
     if VENV.exists():
         why = "is of another requirements.lock" if finished() else "is unfinished, or its Python is gone"
-        say(f".venv {why}, and is made again")
+        echo(f".venv {why}, and is made again")
         shutil.rmtree(str(VENV))
     version = "{}.{}.{}".format(*sys.version_info)
-    say(f"Python {version} into .venv; about {FETCHED_GB:g} GB to fetch, {DISK_GB:g} GB of disk until it is done")
+    echo(f"Python {version} into .venv; about {FETCHED_GB:g} GB to fetch, {DISK_GB:g} GB of disk until it is done")
     if shutil.disk_usage(str(ROOT)).free / 1e9 < DISK_GB + FETCHED_GB:
-        say("pip keeps no copies of what it fetches: the disk has no room for them")
+        echo("pip keeps no copies of what it fetches: the disk has no room for them")
         os.environ["PIP_NO_CACHE_DIR"] = "1"
     command = [sys.executable, "-m", "venv", str(VENV)]
     made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(held,))
     if made.returncode != 0:
         raise InstallError(explained("python -m venv: " + made.stdout.decode("utf-8", "replace")[-400:]), status=1)
-    say("1 of 3: torch, torchvision and the libraries that they bring for GPUs, 3 GB")
+    echo("1 of 3: torch, torchvision and the libraries that they bring for GPUs, 3 GB")
     pip(held, "--constraint", str(LOCK), "torch", "torchvision")
     # Without dependencies: the file has them all, and those of mmengine and mmcv-lite bring an OpenCV for desktops.
-    say("2 of 3: the other packages of requirements.lock, 0.4 GB")
+    echo("2 of 3: the other packages of requirements.lock, 0.4 GB")
     pip(held, "--no-deps", "--requirement", str(LOCK))
 
 
@@ -254,10 +254,10 @@ def install() -> None:
             for check in (check_python, check_venv, check_disk):
                 check()
             make_environment(held)
-        say("3 of 3: hitdet-nni itself")
+        echo("3 of 3: hitdet-nni itself")
         pip(held, "--no-deps", "--no-build-isolation", "--editable", ".")
         FINISHED.write_text(wanted)
-    say(f"done in {time.monotonic() - STARTED:.0f} s; {gigabytes(VENV):.1f} GB in .venv")
+    echo(f"done in {time.monotonic() - STARTED:.0f} s; {gigabytes(VENV):.1f} GB in .venv")
 
 
 def main() -> int:

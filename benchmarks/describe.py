@@ -9,7 +9,7 @@ import json
 import sys
 
 import torch
-from measure import installed_version, say, surroundings
+from measure import echo, installed_version, surroundings
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     found = surroundings(device) | {"nni": installed_version("nni")}
     if device.type == "cuda":
         found["memory_gb"] = torch.cuda.get_device_properties(device).total_memory / 1e9
-    say(json.dumps(found))
+    echo(json.dumps(found))
 
 
 if __name__ == "__main__":

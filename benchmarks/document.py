@@ -33,17 +33,18 @@ STEP = """\
 ## A search step: ours against NNI's
 
 A step is what first-order DARTS does with a pair of batches: forward and backward for the architecture parameters,
-then for the weights. NNI's own mixed layer computes all gradients in both; ours, those that the phase trains. `mid`,
-`slim` and `lean` are values of `supernet.saving` ([fused.md](fused.md)): the same sum and the same gradients, keeping
-less. "Saved" is what autograd keeps between forward and backward, "peak" the largest resident memory in a step over
-idle; "of GEMM" is the FLOP/s of the passes that no implementation can leave out, over those of a product of matrices
-on the same machine by the faster of torch's two libraries.
+then for the weights. NNI's own mixed layer computes all gradients in both; ours, those that the phase trains. `fused`,
+`fused-low` and `fused-min` are values of `supernet.activations` ([fused.md](fused.md)): the same sum and the same
+gradients, keeping less.
+"Saved" is what autograd keeps between forward and backward, "peak" the largest resident memory in a step over idle; "of
+GEMM" is the FLOP/s of the passes that no implementation can leave out, over those of a product of matrices on the same
+machine by the faster of torch's two libraries.
 """
 
 STEP_GPU = """\
 ## Layers on a GPU
 
-The same for four pictures of 800 x 1216 and 512 RoIs of each, in single precision. ATen's defaults round convolutions
+The same for four images of 800 x 1216 and 512 RoIs of each, in single precision. ATen's defaults round convolutions
 to TF32 and leave products of matrices exact: NNI's 1x1 layers are convolutions, ours are products, and "of GEMM" may
 exceed 1. What is saved has the same share of NNI's as on a CPU. Time is another matter: many small operations cost
 more to start than to compute ([fused.md](fused.md#on-a-gpu)).
@@ -52,7 +53,7 @@ more to start than to compute ([fused.md](fused.md#on-a-gpu)).
 FULL_SIZE = """\
 ## Whole supernets on a GPU
 
-A step of both phases with its updates, pictures of 800 x 1216, all tensors over parameters and optimisers. Only NNI's
+A step of both phases with its updates, images of 800 x 1216, all tensors over parameters and optimisers. Only NNI's
 own layers have been run at this size; ours are further down, by estimate.
 """
 
@@ -68,7 +69,7 @@ LARGEST_BATCH = """\
 
 By the estimate that a search prints before its first step, not by running it: the tensors of a step counted without
 data, without what the driver and libraries hold. It is too large: for NNI's own layers by 27 and 37 percent where
-they have been run (above: a further picture of the trinity takes 38.2 GB, of the backbone's screening 20.7), for the
+they have been run (above: a further image of the trinity takes 38.2 GB, of the backbone's screening 20.7), for the
 fused modes by more, as it lets what passes within a layer grow with the maps where the layer would work in pieces.
 They hold at least the batch named.
 """
@@ -106,7 +107,7 @@ def step_table(report: Report) -> str:
 
 def full_size_table(report: Report) -> str:
     """The table of :mod:`full_size`."""
-    header = ("supernet", "mode", "candidates", "precision", "batch", "s a step", "GB", "pictures a s", "largest")
+    header = ("supernet", "mode", "candidates", "precision", "batch", "s a step", "GB", "images a s", "largest")
     rows = (
         (
             row["case"],
@@ -147,20 +148,20 @@ def peers_table(report: Report) -> str:
 
 def largest_batch_table(report: Report) -> str:
     """The table of :mod:`largest_batch`."""
-    header = ("supernet", "`supernet.saving`", "candidates", "GB a picture", "GB besides", "largest batch")
+    header = ("supernet", "`supernet.activations`", "candidates", "GB an image", "GB besides", "largest batch")
     rows = (
         (
             row["case"],
             f"`{row['implementation']}`",
             str(row["candidates"]),
-            number(row["picture_gb"], 2),
+            number(row["image_gb"], 2),
             number(row["fixed_gb"], 2),
             str(row["largest"]),
         )
         for row in report["figures"]
     )
     height, width = report["input_size"]
-    setting = f"`{report['config']}`: pictures of {height} x {width} or upright, {report['precision']}, a GPU of"
+    setting = f"`{report['config']}`: images of {height} x {width} or upright, {report['precision']}, a GPU of"
     return f"{setting} {report['memory_gb']:g} GB.\n\n{table(header, rows)}"
 
 

@@ -14,7 +14,7 @@ GPU_STEM = "gpu"
 LAYERS = """\
 ## Layers on a GPU
 
-The same as of single layers above for four pictures of 800 x 1216 and 512 RoIs of each. "Peak" is what torch takes
+The same as of single layers above for four images of 800 x 1216 and 512 RoIs of each. "Peak" is what torch takes
 from the GPU for a step, with what recorded passes hold between steps. ATen's defaults round the convolutions of single
 precision to TF32 and leave products of matrices exact: NNI's 1x1 layers are convolutions, ours products, and in fp32
 "of GEMM" may exceed 1. In bf16 activations have 16 bits.
@@ -23,12 +23,12 @@ precision to TF32 and leave products of matrices exact: NNI's 1x1 layers are con
 SUPERNETS = """\
 ## Whole supernets on a GPU
 
-A step of both phases with its updates on random pictures. "GB" is what torch takes from the GPU for it, over parameters
+A step of both phases with its updates on random images. "GB" is what torch takes from the GPU for it, over parameters
 and optimisers, with what recorded passes hold between steps. The ways to compute a supernet run in turn in one process.
 """
 
 AUTOMATIC = """\
-## What `supernet.saving: auto` chooses on a GPU
+## What `supernet.activations: auto` chooses on a GPU
 
 By timing a step of each component in each mode, then of those chosen ([fused.md](fused.md#which-mode)); the steps of
 the last columns are taken in turn with NNI's after that.
@@ -188,7 +188,7 @@ def searches_table(report: Report) -> str:
 
 def largest_table(report: Report) -> str:
     """The table of the largest batches of :mod:`gpu_parts`."""
-    header = ("supernet", "mode", "precision", "batch", "GB", "s a step", "pictures a second")
+    header = ("supernet", "mode", "precision", "batch", "GB", "s a step", "images a second")
     rows = (
         (
             row["case"],

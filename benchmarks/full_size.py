@@ -1,6 +1,6 @@
 """The paper's setting on one GPU, not estimated but run: time and memory of a search step, and the largest batch.
 
-Supernets of the config's size on random pictures and boxes. A batch counts as held when a whole step of both phases,
+Supernets of the config's size on random images and boxes. A batch counts as held when a whole step of both phases,
 optimiser included, has run with it.
 
     python benchmarks/full_size.py             # about ten minutes on a GPU of 80 GB
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from largest_batch import CLASSES, cases
-from measure import Held, climb, say, seconds, surroundings
+from measure import Held, climb, echo, seconds, surroundings
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
@@ -36,12 +36,12 @@ from hitdet_nni.engine.precision import Precision, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 STOCK = "NNI"
 BOXES = 7
-"""Boxes of a picture, as in COCO."""
+"""Boxes of an image, as in COCO."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class SizeFigures:
     Attributes:
         case: The supernet.
         candidates: Operators of a searched layer.
-        implementation: ``"NNI"`` or a value of ``supernet.saving``.
+        implementation: ``"NNI"`` or a value of ``supernet.activations``.
         precision: Type of the activations.
-        forward_g: Multiply-adds of a forward pass of one picture, 10^9.
-        batch: Pictures of each phase of a step; 0 where the GPU holds none.
+        forward_g: Multiply-adds of a forward pass of one image, 10^9.
+        batch: Images of each phase of a step; 0 where the GPU holds none.
         seconds: A step of both phases with their updates, median; ``None`` for batch 0.
         gb: Largest memory of tensors in a step over what is held before it, GB.
         largest: Whether no larger batch was held.
@@ -77,7 +77,7 @@ class Trainer:
     Args:
         skeleton: The detector's skeleton.
         space: Operators of each component.
-        implementation: ``"NNI"`` or a value of ``supernet.saving``.
+        implementation: ``"NNI"`` or a value of ``supernet.activations``.
         precision: Type of the activations.
         device: The GPU.
     """
@@ -99,7 +99,7 @@ class Trainer:
         if self.freezes:
             self.model.to(memory_format=torch.channels_last)
             ColumnSparseDARTS().mutate_model(self.model)
-            set_saving(self.model, implementation)  # type: ignore[arg-type]
+            set_activations(self.model, implementation)  # type: ignore[arg-type]
         else:
             DARTS().mutate_model(self.model)
         self.model.to(device).train()
@@ -111,7 +111,7 @@ class Trainer:
         self.optimizers = (torch.optim.Adam(self.alphas, 1e-4), torch.optim.SGD(self.weights, 1e-4, momentum=0.9))
 
     def batch(self, size: int, seed: int) -> dict[str, Any]:
-        """Random pictures of the full size, with random boxes."""
+        """Random images of the full size, with random boxes."""
         generator = torch.Generator().manual_seed(seed)
         height, width = self.skeleton.input_size
         samples = []
@@ -168,13 +168,13 @@ def measure(
     rounds: int,
     device: torch.device,
 ) -> list[SizeFigures]:
-    """Run a supernet with one picture, two, and the largest batch that the GPU holds.
+    """Run a supernet with one image, two, and the largest batch that the GPU holds.
 
     Args:
         name: What the supernet is.
         skeleton: The detector's skeleton.
         space: Operators of each component.
-        implementation: ``"NNI"`` or a value of ``supernet.saving``.
+        implementation: ``"NNI"`` or a value of ``supernet.activations``.
         precision: Type of the activations.
         rounds: Steps that are timed, at least one.
         device: The GPU.
@@ -206,8 +206,8 @@ def line(figures: SizeFigures) -> str:
     )
     if figures.seconds is None or figures.gb is None:
         return f"{words} more memory than there is"
-    pictures = figures.batch / figures.seconds
-    return f"{words} {figures.seconds:8.3f} s {figures.gb:6.2f} GB {pictures:6.2f} pictures/s"
+    images = figures.batch / figures.seconds
+    return f"{words} {figures.seconds:8.3f} s {figures.gb:6.2f} GB {images:6.2f} images/s"
 
 
 def main() -> None:
@@ -217,7 +217,9 @@ def main() -> None:
     parser.add_argument("--config", default="coco_paper", help="config (default: coco_paper)")
     parser.add_argument("--only", default="", help="supernets whose name contains this")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16", "fp16"))
-    parser.add_argument("--implementations", nargs="+", default=[STOCK, *SAVING], choices=[STOCK, *SAVING])
+    parser.add_argument(
+        "--implementations", nargs="+", default=[STOCK, *ACTIVATION_MODES], choices=[STOCK, *ACTIVATION_MODES]
+    )
     parser.add_argument("--rounds", type=int, default=3, help="steps that are timed (default: 3)")
     options = parser.parse_args()
     if options.rounds < 1:
@@ -236,7 +238,7 @@ def main() -> None:
         "figures": [],
     }
     if not options.json:
-        say(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "figures"))
+        echo(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "figures"))
     chosen = {name: case for name, case in cases(settings).items() if options.only in name}
     with suppress(KeyboardInterrupt):  # what has been measured counts
         for (name, case), precision, implementation in product(
@@ -246,9 +248,9 @@ def main() -> None:
             report["figures"] += [asdict(figures) for figures in found]
             if not options.json:
                 for figures in found:
-                    say(line(figures))
+                    echo(line(figures))
     if options.json:
-        say(json.dumps(report, indent=1))
+        echo(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

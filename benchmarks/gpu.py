@@ -69,7 +69,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Part:
+class BenchmarkPart:
     """One part.
 
     Attributes:
@@ -146,16 +146,16 @@ def search_command(options: Options, figures: Path, until: float) -> list[str] |
     return [*script, "--work", str(options.work), *cards, *options.sizes]
 
 
-PARTS: Mapping[str, Part] = {
-    "warm": Part(75, measuring_command("warm"), read_json),
-    "tests": Part(75, tests_command, read_tests),
-    "layers": Part(80, measuring_command("layers"), read_json),
-    "supernets": Part(125, measuring_command("supernets"), read_json),
-    "auto": Part(90, measuring_command("auto"), read_json),
-    "tune": Part(50, tune_command, read_json),
-    "profile": Part(40, measuring_command("profile"), read_json),
-    "search": Part(75, search_command, read_json),
-    "largest": Part(60, measuring_command("largest"), read_json),
+PARTS: Mapping[str, BenchmarkPart] = {
+    "warm": BenchmarkPart(75, measuring_command("warm"), read_json),
+    "tests": BenchmarkPart(75, tests_command, read_tests),
+    "layers": BenchmarkPart(80, measuring_command("layers"), read_json),
+    "supernets": BenchmarkPart(125, measuring_command("supernets"), read_json),
+    "auto": BenchmarkPart(90, measuring_command("auto"), read_json),
+    "tune": BenchmarkPart(50, tune_command, read_json),
+    "profile": BenchmarkPart(40, measuring_command("profile"), read_json),
+    "search": BenchmarkPart(75, search_command, read_json),
+    "largest": BenchmarkPart(60, measuring_command("largest"), read_json),
 }
 """All parts, in order of value."""
 

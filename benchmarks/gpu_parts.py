@@ -35,9 +35,9 @@ from gpu_steps import (
     supernet_plan,
 )
 from measure import (
+    echo,
     gemm_flops,
     median_ratio,
-    say,
 )
 from single_layer import GPU_LAYERS, PASSES, LayerCase, measure_layer
 from supernet_step import HEADER, line
@@ -49,8 +49,8 @@ from hitdet_nni.engine.precision import DTYPES, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.operators.registry import OPERATORS
-from hitdet_nni.search.fused import SAVINGS
-from hitdet_nni.search.saving_choice import choose_modes, component_options
+from hitdet_nni.search.activation_choice import choose_modes, component_options
+from hitdet_nni.search.fused import FUSED_MODES
 from hitdet_nni.search.step_timing import StepTimer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
@@ -64,9 +64,9 @@ class SupernetFigures:
     Attributes:
         case: The supernet.
         candidates: Operators of a searched layer.
-        implementation: ``"NNI"`` or a value of ``supernet.saving``.
+        implementation: ``"NNI"`` or a value of ``supernet.activations``.
         precision: Type of the activations.
-        batch: Pictures of each phase of a step.
+        batch: Images of each phase of a step.
         seconds: A step of both phases with their updates, median; ``None`` where it needs more memory than there is.
         speedup: Median over the rounds of NNI's time over this one's; ``None`` where one of them did not run.
         peak_gb: Largest memory of a step over parameters, buffers and optimisers' states, GB.
@@ -97,14 +97,14 @@ def layers(options: Options) -> None:
     ]
     chosen.sort(key=lambda case: PRECISIONS.index(case[2]))  # all of single precision first
     figures: list[dict[str, Any]] = []
-    say(HEADER)
+    echo(HEADER)
     for index, (case, names, precision) in enumerate(chosen):
         if not options.time_left:
             break
         rounds = 1 if options.toy else 3
-        found = measure_layer(case, names, list(SAVINGS), rounds, options.device, precision)
+        found = measure_layer(case, names, list(FUSED_MODES), rounds, options.device, precision)
         for row in found:
-            say(line(row))
+            echo(line(row))
         figures += [asdict(row) for row in found]
         release(options.device)
         missing = [
@@ -114,7 +114,7 @@ def layers(options: Options) -> None:
 
 
 def forward_flops(case: Case) -> float:
-    """Multiply-adds of a forward pass of one picture through all candidates."""
+    """Multiply-adds of a forward pass of one image through all candidates."""
     skeleton, space = case
     costs = CostModel(skeleton, CLASSES, proposals=skeleton.roi_samples)
     searched = sum(costs.layer_cost(layer, name).flops for layer in costs.layers for name in space[layer.component])
@@ -125,7 +125,7 @@ def supernets(options: Options) -> None:
     """Whole supernets: ours against NNI's, one after the other in one process, each with its peak memory."""
     available = supernet_cases(options.toy)
     plan = list(supernet_plan(options.toy))
-    implementations = (STOCK, "slim") if options.toy else (STOCK, "mid", "slim")
+    implementations = (STOCK, "fused-low") if options.toy else (STOCK, "fused", "fused-low")
     gemms = {precision: gemm_flops(options.device, DTYPES[precision]) for precision in PRECISIONS}
     figures: list[dict[str, Any]] = []
     for index, (name, precision, batch) in enumerate(plan):
@@ -152,7 +152,7 @@ def supernets(options: Options) -> None:
                 None if peak is None or stock is None else peak / stock,
                 None if spent is None else passes / spent,
             )
-            say(" ".join(f"{key} {short(value)}" for key, value in asdict(row).items()))
+            echo(" ".join(f"{key} {short(value)}" for key, value in asdict(row).items()))
             figures.append(asdict(row))
         more = {"config": "tiny" if options.toy else "coco_paper", "input_size": case[0].input_size}
         missing = [f"{name}, {precision}, batch {batch}" for name, precision, batch in plan[index + 1 :]]
@@ -161,11 +161,11 @@ def supernets(options: Options) -> None:
 
 @dataclass(frozen=True)
 class RandomLoader:
-    """Random pictures in the form in which a search's loader gives its first batch.
+    """Random images in the form in which a search's loader gives its first batch.
 
     Attributes:
         trainer: Makes them.
-        batch_size: Pictures of a batch.
+        batch_size: Images of a batch.
         seed: Which ones.
     """
 
@@ -175,12 +175,12 @@ class RandomLoader:
 
     @property
     def sampler(self) -> Sequence[int]:
-        """One picture after the other."""
+        """One image after the other."""
         return range(self.batch_size)
 
     @property
     def dataset(self) -> Sequence[int]:
-        """The pictures, which are made when they are collated."""
+        """The images, which are made when they are collated."""
         return range(self.batch_size)
 
     def collate_fn(self, draws: Sequence[int]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class RandomLoader:
 
 
 def automatic(options: Options) -> None:
-    """What ``supernet.saving: auto`` chooses, what the choice takes, and a step with it against NNI's."""
+    """What ``supernet.activations: auto`` chooses, what the choice takes, and a step with it against NNI's."""
     available = supernet_cases(options.toy)
     plan: list[tuple[str, PrecisionKind]] = [("trinity", "fp32"), ("screening head", "fp32"), ("trinity", "bf16")]
     batch = 1
@@ -204,14 +204,14 @@ def automatic(options: Options) -> None:
             "tiny" if options.toy else "coco_paper", {"precision": precision, "data.batch_size": batch}
         )
         release(options.device)
-        trainer = Trainer(*case, "slim", precision, options.device)
+        trainer = Trainer(*case, "fused-low", precision, options.device)
         loaders = tuple(RandomLoader(trainer, batch, seed) for seed in (0, 1))
         started = time.perf_counter()
         with StepTimer(space, settings, case[0], loaders, options.device) as timer:  # type: ignore[arg-type]
             choice = choose_modes(component_options(space), timer, timer.available)
         spent = time.perf_counter() - started
         del space, trainer, timer, loaders
-        say(f"{name}, {precision}: chosen in {spent:.0f} s: {choice.sentence()}")
+        echo(f"{name}, {precision}: chosen in {spent:.0f} s: {choice.sentence()}")
         rounds = 1 if options.toy else 3
         ways: dict[str, Way] = {STOCK: STOCK, "auto": choice.modes}
         times, peaks = measure_ways(case, ways, precision, batch, rounds, options.device)
@@ -220,7 +220,7 @@ def automatic(options: Options) -> None:
         row |= {"tried": choice.tried, "stock_s": statistics.median(times[STOCK]) if STOCK in times else None}
         row |= {"seconds": statistics.median(times["auto"]) if "auto" in times else None}
         row |= {"speedup": median_ratio(times, STOCK, "auto") if both else None, "peaks": peaks}
-        say(f"{name}, {precision}: NNI {short(row['stock_s'])} s, auto {short(row['seconds'])} s a step")
+        echo(f"{name}, {precision}: NNI {short(row['stock_s'])} s, auto {short(row['seconds'])} s a step")
         figures.append(row)
         options.write(figures, [f"{name}, {precision}" for name, precision in plan[index + 1 :]])
 
@@ -228,13 +228,13 @@ def automatic(options: Options) -> None:
 def profiles(options: Options) -> None:
     """Kernels of a step by time, and for what part of the step the device computes."""
     available = supernet_cases(options.toy)
-    plan: list[tuple[str, PrecisionKind, str]] = [("trinity", "fp32", "slim")]
+    plan: list[tuple[str, PrecisionKind, str]] = [("trinity", "fp32", "fused-low")]
     if not options.toy:
         plan = [
             (name, precision, mode)
             for name in ("trinity", "screening backbone")
             for precision in PRECISIONS
-            for mode in ("slim", "mid")
+            for mode in ("fused-low", "fused")
         ]
     figures: list[dict[str, Any]] = []
     for index, (name, precision, mode) in enumerate(plan):
@@ -248,7 +248,7 @@ def profiles(options: Options) -> None:
         row = {"case": name, "precision": precision, "implementation": mode, "batch": 1}
         row |= profile_step(lambda trainer=trainer, batch=batch: trainer.step(batch), options.device)  # type: ignore[misc]
         figures.append(row)
-        say(describe_profile(row))
+        echo(describe_profile(row))
         missing = [f"{name}, {precision}, {mode}" for name, precision, mode in plan[index + 1 :]]
         options.write(figures, missing)
         del trainer

@@ -1,6 +1,6 @@
 """A whole search and retraining by the `hitdet-nni` command, in single precision and in bf16, and what they detect.
 
-The size of the procedure follows from the time: the largest whose steps, at the rates below, both precisions are likely
+The size of the pipeline follows from the time: the largest whose steps, at the rates below, both precisions are likely
 to end with. Both run side by side.
 
     python benchmarks/gpu_search.py --out search.json --work runs/search
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measure import say
+from measure import echo
 
 PRECISIONS = ("fp32", "bf16")
 START = 50.0
@@ -33,13 +33,13 @@ SEARCH_STEP, RETRAIN_STEP = 0.6, 0.12
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a procedure is run.
+    """How much of a pipeline is run.
 
     Attributes:
         name: What it is called.
         config: The shipped config that it is a diff of.
-        steps: Steps of screening and search, and of retraining, for ``pictures``.
-        pictures: Pictures of the training set.
+        steps: Steps of screening and search, and of retraining, for ``images``.
+        images: Images of the training set.
         changes: Settings that differ, by dotted key.
         screened: Whether sub-spaces are screened; else they are two operators a component.
     """
@@ -47,14 +47,14 @@ class Size:
     name: str
     config: str
     steps: tuple[int, int]
-    pictures: int
+    images: int
     changes: Mapping[str, object] = field(default_factory=dict)
     screened: bool = True
 
-    def seconds(self, pictures: int) -> float:
-        """Time that it takes with so many pictures, if the machine is as fast as is thought."""
+    def seconds(self, images: int) -> float:
+        """Time that it takes with so many images, if the machine is as fast as is thought."""
         searching, retraining = self.steps
-        return START + (searching * SEARCH_STEP + retraining * RETRAIN_STEP) * pictures / self.pictures
+        return START + (searching * SEARCH_STEP + retraining * RETRAIN_STEP) * images / self.images
 
 
 SIZES = (
@@ -112,7 +112,7 @@ class SearchFigures:
         precision: Type of the activations.
         search_s: Wall time of the first command, start included; ``None`` where it failed.
         retrain_s: The same of the second.
-        map: mAP on the validation pictures after retraining.
+        map: mAP on the validation images after retraining.
         gflops: Multiply-adds of the found detector, 10^9.
         sample: Operator of each layer.
         problem: Last line of a command that failed.
@@ -138,7 +138,7 @@ def hitdet(arguments: Sequence[str], cache: Path, until: float) -> float:
 
     Args:
         arguments: Its arguments.
-        cache: Folder for the embedded pictures, which two commands at once would both make.
+        cache: Folder for the embedded images, which two commands at once would both make.
         until: Unix time at which it is ended.
 
     Raises:
@@ -164,7 +164,7 @@ def search_and_retrain(data: str, config: str, size: Size, precision: str, work:
     """Run both commands in one precision.
 
     Args:
-        data: What the pictures are called.
+        data: What the images are called.
         config: Config file, or a shipped one's name.
         size: Which settings differ from it.
         precision: Type of the activations.
@@ -192,18 +192,18 @@ def search_and_retrain(data: str, config: str, size: Size, precision: str, work:
     return SearchFigures(**found)
 
 
-def choose_size(seconds: float, pictures: int | None) -> Size:
+def choose_size(seconds: float, images: int | None) -> Size:
     """The largest size that fits in a time, else the smallest.
 
     Args:
         seconds: The time.
-        pictures: Training pictures, where they are not the size's to choose.
+        images: Training images, where they are not the size's to choose.
     """
-    return next((size for size in SIZES if size.seconds(pictures or size.pictures) <= seconds), SIZES[-1])
+    return next((size for size in SIZES if size.seconds(images or size.images) <= seconds), SIZES[-1])
 
 
-def cards_pictures(cards: Path) -> int:
-    """Training pictures of a folder as :func:`cards_config` takes it."""
+def cards_images(cards: Path) -> int:
+    """Training images of a folder as :func:`cards_config` takes it."""
     return len(json.loads((cards / "annotations" / "instances_train.json").read_text(encoding="utf-8"))["images"])
 
 
@@ -240,13 +240,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for number, data in enumerate(sets):
         left = (until - time.time()) / (len(sets) - number)
-        pictures = None if data == "digits" else cards_pictures(options.cards)
-        size = TOY if options.toy else choose_size(left, pictures)
-        config = size.config if pictures is None else cards_config(options.cards, options.work)
-        if pictures is not None:
+        images = None if data == "digits" else cards_images(options.cards)
+        size = TOY if options.toy else choose_size(left, images)
+        config = size.config if images is None else cards_config(options.cards, options.work)
+        if images is not None:
             changes = {key: value for key, value in size.changes.items() if not key.startswith("data.")}
             size = replace(size, changes=changes)
-        say(f"{data}, {size.name}: {size.seconds(pictures or size.pictures):.0f} s expected, {left:.0f} s are there")
+        echo(f"{data}, {size.name}: {size.seconds(images or size.images):.0f} s expected, {left:.0f} s are there")
         with ThreadPoolExecutor(len(PRECISIONS)) as pool:
             jobs = [
                 pool.submit(search_and_retrain, data, config, size, precision, options.work, time.time() + left)
@@ -254,7 +254,7 @@ def main() -> None:
             ]
             found = [job.result() for job in jobs]
         for figures in found:
-            say(" ".join(f"{key} {value}" for key, value in asdict(figures).items() if key != "sample"))
+            echo(" ".join(f"{key} {value}" for key, value in asdict(figures).items() if key != "sample"))
         rows += [asdict(figures) for figures in found]
         options.out.write_text(json.dumps({"figures": rows, "missing": sets[number + 1 :]}, indent=1), encoding="utf-8")
 

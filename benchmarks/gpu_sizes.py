@@ -23,7 +23,7 @@ from gpu_steps import (
     supernet_plan,
 )
 from largest_batch import cases
-from measure import Held, climb, say
+from measure import Held, climb, echo
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.precision import PrecisionKind
@@ -44,7 +44,7 @@ def warm(options: Options) -> None:
         command = [*script, "--case", name, "--precision", precision, *(["--toy"] if options.toy else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            say(f"{name}, {precision}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+            echo(f"{name}, {precision}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
         return {
             "case": name,
             "precision": precision,
@@ -57,8 +57,8 @@ def warm(options: Options) -> None:
 
 
 def step_once(options: Options, name: str, precision: PrecisionKind) -> None:
-    """A step of a supernet with one picture."""
-    trainer = Trainer(*supernet_cases(options.toy)[name], "slim", precision, options.device)
+    """A step of a supernet with one image."""
+    trainer = Trainer(*supernet_cases(options.toy)[name], "fused-low", precision, options.device)
     trainer.step(trainer.batch(1, 1))
 
 
@@ -70,10 +70,10 @@ def largest(options: Options) -> None:
         (name, precision, way)
         for precision in PRECISIONS
         for name in ("trinity", "screening all")
-        for way in (STOCK, "slim")
+        for way in (STOCK, "fused-low")
     ]
     if options.toy:
-        available, plan = supernet_cases(toy=True), [("trinity", "fp32", "slim")]
+        available, plan = supernet_cases(toy=True), [("trinity", "fp32", "fused-low")]
     figures: list[dict[str, Any]] = []
     for index, (name, precision, way) in enumerate(plan):
         if not options.time_left:
@@ -82,18 +82,18 @@ def largest(options: Options) -> None:
         for batch, (gb, spent) in found.items():
             row = {"case": name, "precision": precision, "implementation": way, "batch": batch, "gb": gb}
             figures.append(row | {"seconds": spent, "largest": batch == max(found) and not options.toy})
-            say(f"{name}, {precision}, {way}: batch {batch}, {gb:.1f} GB, {spent:.3f} s a step")
+            echo(f"{name}, {precision}, {way}: batch {batch}, {gb:.1f} GB, {spent:.3f} s a step")
         if not found:
             row = {"case": name, "precision": precision, "implementation": way, "batch": 0, "gb": None}
             figures.append(row | {"seconds": None, "largest": True})
-            say(f"{name}, {precision}, {way}: one picture needs more memory than there is")
+            echo(f"{name}, {precision}, {way}: one image needs more memory than there is")
         missing = [f"{name}, {way}, {precision}" for name, precision, way in plan[index + 1 :]]
         more = {"config": config, "input_size": available[name][0].input_size}
         options.write(figures, missing, **more)
 
 
 def largest_batch(case: Case, way: Way, precision: PrecisionKind, options: Options) -> dict[int, Held]:
-    """GB over parameters and optimisers, and seconds, of steps with one picture, with two, and with the most.
+    """GB over parameters and optimisers, and seconds, of steps with one image, with two, and with the most.
 
     Each batch is a new supernet's: what is recorded for one batch is no load for the next.
     """

@@ -88,7 +88,7 @@ def release(device: torch.device) -> None:
 
 
 Way = str | Mapping[Component, str]
-"""``"NNI"``, a value of ``supernet.saving``, or one for each component."""
+"""``"NNI"``, a value of ``supernet.activations``, or one for each component."""
 
 
 def measure_steps(
@@ -104,10 +104,10 @@ def measure_steps(
     """
     release(device)
     trainer = Trainer(*case, way, precision, device)
-    pictures = trainer.batch(batch, batch)
+    images = trainer.batch(batch, batch)
 
     def step() -> None:
-        trainer.step(pictures)
+        trainer.step(images)
 
     try:
         before = held_bytes(trainer)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from measure import say, surroundings
+from measure import echo, surroundings
 
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings, load_settings
@@ -25,14 +25,14 @@ from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.memory.estimate import estimate_step_memory
-from hitdet_nni.search.mixed import SAVING, set_saving
+from hitdet_nni.search.mixed import ACTIVATION_MODES, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 CLASSES = 80
 """COCO's."""
 
 BATCHES = (2, 3)
-"""Batches that are estimated; memory grows by the same for each further picture."""
+"""Batches that are estimated; memory grows by the same for each further image."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class BatchFigures:
     Attributes:
         case: The supernet.
         candidates: Operators of a searched layer.
-        implementation: A value of ``supernet.saving``.
+        implementation: A value of ``supernet.activations``.
         fixed_gb: GB that do not depend on the batch.
-        picture_gb: GB a picture.
+        image_gb: GB an image.
         largest: Largest batch within the memory, 0 for none.
     """
 
@@ -52,7 +52,7 @@ class BatchFigures:
     candidates: int
     implementation: str
     fixed_gb: float
-    picture_gb: float
+    image_gb: float
     largest: int
 
 
@@ -78,18 +78,18 @@ def measure(
     supernet = HitDetectorSpace(skeleton, space, CLASSES)  # type: ignore[arg-type]
     ColumnSparseDARTS().mutate_model(supernet)
     figures = []
-    for saving in SAVING:
-        set_saving(supernet, saving)
+    for activations in ACTIVATION_MODES:
+        set_activations(supernet, activations)
         needs = []
         for batch in BATCHES:
             data = settings.data.model_copy(update={"batch_size": batch})
             chosen = settings.model_copy(update={"data": data})
             needs.append(estimate_step_memory(supernet, chosen, skeleton, torch.device("cuda")).total / 1e9)
-        picture = (needs[1] - needs[0]) / (BATCHES[1] - BATCHES[0])
-        fixed = needs[0] - BATCHES[0] * picture
-        largest = max(0, int((memory_gb - fixed) // picture))
+        image = (needs[1] - needs[0]) / (BATCHES[1] - BATCHES[0])
+        fixed = needs[0] - BATCHES[0] * image
+        largest = max(0, int((memory_gb - fixed) // image))
         candidates = max(len(names) for names in space.values())
-        figures.append(BatchFigures(name, candidates, saving, fixed, picture, largest))
+        figures.append(BatchFigures(name, candidates, activations, fixed, image, largest))
     return figures
 
 
@@ -112,20 +112,20 @@ def main() -> None:
         "figures": [],
     }
     if not options.json:
-        say(f"{options.config}, {settings.skeleton.input_size}, {settings.precision}, {options.memory:g} GB")
-        say(f"{'case':20} {'cand.':>5} {'':10} {'fixed GB':>9} {'GB a picture':>12} {'batch':>6}")
+        echo(f"{options.config}, {settings.skeleton.input_size}, {settings.precision}, {options.memory:g} GB")
+        echo(f"{'case':20} {'cand.':>5} {'':10} {'fixed GB':>9} {'GB an image':>12} {'batch':>6}")
     for name, (skeleton, space) in cases(settings).items():
         if options.only not in name:
             continue
         for found in measure(name, skeleton, space, settings, options.memory):
             report["figures"].append(asdict(found))
             if not options.json:
-                say(
+                echo(
                     f"{found.case:20} {found.candidates:5} {found.implementation:10} {found.fixed_gb:9.2f} "
-                    f"{found.picture_gb:12.2f} {found.largest:6}"
+                    f"{found.image_gb:12.2f} {found.largest:6}"
                 )
     if options.json:
-        say(json.dumps(report, indent=1))
+        echo(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns, by kind of device, of the product of matrices whose FLOP/s stand for what the machine can do."""
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Print a line at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import torch
-from measure import interleaved, median_ratio, peak_bytes, saved_bytes, say, surroundings
+from measure import echo, interleaved, median_ratio, peak_bytes, saved_bytes, surroundings
 from single_layer import GPU_LAYERS, LAYERS, STOCK, LayerCase, layer_modules, layer_step, stock_layer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -109,9 +109,9 @@ def peers(
     }
     if compiled:
         found["compile"] = Peer(torch.compile(stock), reference, exact=True)
-    for saving in ("mid", "slim"):
-        mixture = FusedMixture(dict(fused.items()), saving)  # type: ignore[arg-type]
-        found[f"fused {saving}"] = Peer(lambda x, m=mixture: m(x, alpha.softmax(-1)), fused, exact=True)  # type: ignore[misc]
+    for activations in ("fused", "fused-low"):
+        mixture = FusedMixture(dict(fused.items()), activations)  # type: ignore[arg-type]
+        found[activations] = Peer(lambda x, m=mixture: m(x, alpha.softmax(-1)), fused, exact=True)  # type: ignore[misc]
     return found
 
 
@@ -157,11 +157,11 @@ def main() -> None:
         )
     report = surroundings(device) | {"nni": version("nni"), "case": asdict(case), "candidates": len(names)}
     if options.json:
-        say(json.dumps(report | {"figures": rows}, indent=1))
+        echo(json.dumps(report | {"figures": rows}, indent=1))
         return
-    say(" | ".join(f"{key}: {value}" for key, value in report.items()))
+    echo(" | ".join(f"{key}: {value}" for key, value in report.items()))
     for row in rows:
-        say("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()))
+        echo("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()))
 
 
 if __name__ == "__main__":

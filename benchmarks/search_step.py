@@ -1,6 +1,6 @@
 """Where the time of a search goes: a step of a shipped config by its parts, and what comes once an epoch or a stage.
 
-It trains real supernets, as `make search` does, on fewer pictures; times are CPU seconds of one thread.
+It trains real supernets, as `make search` does, on fewer images; times are CPU seconds of one thread.
 
     python benchmarks/search_step.py                            # the embedded experiment: a few minutes
     python benchmarks/search_step.py --only search --steps 5    # half a minute
@@ -23,30 +23,30 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measure import say, surroundings
+from measure import echo, surroundings
 
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
-from hitdet_nni.data.sampling import SeededPictures
+from hitdet_nni.data.sampling import SeededImages
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.search import evaluator, supernet
-from hitdet_nni.search.epoch_watcher import EpochWatcher
-from hitdet_nni.search.mixed import SAVING
+from hitdet_nni.search.epoch_watcher import SearchMonitor
+from hitdet_nni.search.mixed import ACTIVATION_MODES
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 from hitdet_nni.search.supernet import Phase, train_supernet
 
 PARTS: dict[str, tuple[Any, str]] = {
     "step": (ColumnSparseLightningModule, "training_step"),
-    "picture": (SeededPictures, "__getitem__"),
+    "image": (SeededImages, "__getitem__"),
     "forward": (evaluator, "detection_loss"),
     "backward": (Precision, "backward"),
     "optimiser": (Precision, "step"),
-    "epoch's end": (EpochWatcher, "on_train_epoch_end"),
+    "epoch's end": (SearchMonitor, "on_train_epoch_end"),
     "checkpoint": (ExactResume, "_save"),
     "memory estimate": (supernet, "estimate_step_memory"),
 }
@@ -59,8 +59,8 @@ class StageFigures:
 
     Attributes:
         stage: ``"search"``, or the component screened.
-        saving: How its mixed layers compute.
-        data: Pictures of a step, before the loader makes batches of them.
+        activations: How its mixed layers compute.
+        data: Images of a step, before the loader makes batches of them.
         forward: Both forward passes of a step.
         backward: Both backward passes.
         optimiser: Both updates, clipping included.
@@ -71,7 +71,7 @@ class StageFigures:
     """
 
     stage: str
-    saving: str
+    activations: str
     data: float
     forward: float
     backward: float
@@ -122,8 +122,8 @@ def measure(stage: str, settings: Settings, steps: int) -> StageFigures:
     parts = {name: per_step(name) for name in ("forward", "backward", "optimiser")}
     return StageFigures(
         stage=stage,
-        saving=settings.supernet.saving,
-        data=per_step("picture"),
+        activations=settings.supernet.activations,
+        data=per_step("image"),
         **parts,
         bookkeeping=per_step("step") - sum(parts.values()),
         epoch_end=1e3 * times["epoch's end"][-1],
@@ -139,28 +139,30 @@ def main() -> None:
     parser.add_argument("--config", default="digits", help="config on the embedded digits (default: digits)")
     parser.add_argument("--steps", type=int, default=12, help="steps an epoch (default: 12)")
     parser.add_argument("--only", choices=(*COMPONENTS, "search"), help="one stage: a component's screening, or search")
-    parser.add_argument("--saving", choices=list(SAVING), help="how mixed layers compute (default: the config's)")
+    parser.add_argument(
+        "--activations", choices=list(ACTIVATION_MODES), help="how mixed layers compute (default: the config's)"
+    )
     options = parser.parse_args()
-    pictures = load_settings(options.config).data
+    images = load_settings(options.config).data
     # Both halves of the training set have as many steps; the held-out evaluation is that of the whole set.
-    settings = load_settings(options.config, {"data.train": 2 * options.steps * pictures.batch_size})
-    if options.saving is not None:
-        chosen = settings.supernet.model_copy(update={"saving": options.saving})
+    settings = load_settings(options.config, {"data.train": 2 * options.steps * images.batch_size})
+    if options.activations is not None:
+        chosen = settings.supernet.model_copy(update={"activations": options.activations})
         settings = settings.model_copy(update={"supernet": chosen})
     prepare_process(1)
     report = surroundings(torch.device("cpu"))
     if not options.json:
-        say(" | ".join(f"{key}: {value}" for key, value in report.items()))
-        say("milliseconds of CPU time: the first five are of a step, the others of one occurrence")
-        say(" ".join(f"{name.replace('_', ' '):>15}" for name in StageFigures.__dataclass_fields__))
+        echo(" | ".join(f"{key}: {value}" for key, value in report.items()))
+        echo("milliseconds of CPU time: the first five are of a step, the others of one occurrence")
+        echo(" ".join(f"{name.replace('_', ' '):>15}" for name in StageFigures.__dataclass_fields__))
     found = []
     for stage in (options.only,) if options.only else (*COMPONENTS, "search"):
         found.append(measure(stage, settings, options.steps))
         if not options.json:
             values = asdict(found[-1]).values()
-            say(" ".join(f"{value:>15.1f}" if isinstance(value, float) else f"{value:>15}" for value in values))
+            echo(" ".join(f"{value:>15.1f}" if isinstance(value, float) else f"{value:>15}" for value in values))
     if options.json:
-        say(json.dumps({**report, "figures": [asdict(figures) for figures in found]}, indent=1))
+        echo(json.dumps({**report, "figures": [asdict(figures) for figures in found]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ GPU_LAYERS = (
     LayerCase("neck", 4, 256, 50, 76, "neck"),
     LayerCase("head", 2048, 256, 7, 7, "head"),
 )
-"""The paper's sizes: four pictures of 800 x 1216, 512 RoIs each."""
+"""The paper's sizes: four images of 800 x 1216, 512 RoIs each."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Figures:
     Attributes:
         case: The layer or supernet.
         candidates: Candidates of a searched layer.
-        implementation: ``stock`` or a saving mode.
+        implementation: ``stock`` or an activation mode.
         seconds: Median time of a step.
         speedup: Median over the rounds of stock's time over this one's.
         saved_mb: Memory kept between forward and backward, in MB; layers only.
@@ -140,7 +140,7 @@ def layer_step(
 def measure_layer(
     case: LayerCase,
     names: Sequence[str],
-    savings: Sequence[str],
+    modes: Sequence[str],
     rounds: int,
     device: torch.device,
     precision: PrecisionKind = "fp32",
@@ -150,7 +150,7 @@ def measure_layer(
     Args:
         case: The layer.
         names: Its candidates.
-        savings: Modes of the fused layer.
+        modes: Modes of the fused layer.
         rounds: Rounds that count.
         device: Where it computes.
         precision: Type of the activations, the layer's input among them; parameters have 32 bits.
@@ -167,19 +167,19 @@ def measure_layer(
         STOCK: (_in_precision(stock, cast), reference, x.requires_grad_(), grad)
     }
 
-    def fuse(saving: str) -> Callable[[Tensor], Tensor]:
-        mixture = FusedMixture(dict(fused.items()), saving)  # type: ignore[arg-type]
+    def fuse(activations: str) -> Callable[[Tensor], Tensor]:
+        mixture = FusedMixture(dict(fused.items()), activations)  # type: ignore[arg-type]
         return _in_precision(_weighted(mixture, alpha), cast)
 
     def step_of(name: str) -> Step:
-        forward, modules, given, by_output = forwards[name]
-        return layer_step(forward, given, by_output, modules, alpha, phases=name != STOCK)
+        forward, modules, given, grad_output = forwards[name]
+        return layer_step(forward, given, grad_output, modules, alpha, phases=name != STOCK)
 
     # Pairs, so that no more than one of ours holds what its recorded passes keep.
     times: dict[str, list[float]] = {STOCK: []}
     ratios: dict[str, float] = {STOCK: 1.0}
     kept, peaks = {}, {}
-    for name in (STOCK, *savings):
+    for name in (STOCK, *modes):
         if name != STOCK:
             forwards[name] = (fuse(name), fused, x_last.requires_grad_(), grad_last)
         forward, modules, given, _ = forwards[name]
@@ -216,7 +216,7 @@ def measure_layer(
             flops / statistics.median(times[name]) / peak_flops,
             precision,
         )
-        for name in (STOCK, *savings)
+        for name in (STOCK, *modes)
     ]
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measure import say, surroundings
+from measure import echo, surroundings
 
 from hitdet_nni.config.shipped import shipped
 
@@ -138,12 +138,12 @@ def main() -> None:
     found = measure(options.rounds, COMMANDS)
     report = surroundings(torch.device("cpu")) | {"clock": "wall"}
     if options.json:
-        say(json.dumps({**report, "figures": [asdict(figures) for figures in found]}, indent=1))
+        echo(json.dumps({**report, "figures": [asdict(figures) for figures in found]}, indent=1))
         return
-    say(" | ".join(f"{key}: {value}" for key, value in report.items()))
-    say(f"{'command':30} {'s':>7} {'of import torch':>16}")
+    echo(" | ".join(f"{key}: {value}" for key, value in report.items()))
+    echo(f"{'command':30} {'s':>7} {'of import torch':>16}")
     for figures in found:
-        say(f"{figures.command:30} {figures.seconds:7.3f} {figures.of_torch:16.2f}")
+        echo(f"{figures.command:30} {figures.seconds:7.3f} {figures.of_torch:16.2f}")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from measure import (
     Step,
+    echo,
     interleaved,
     median_ratio,
     peak_bytes,
-    say,
     surroundings,
 )
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
@@ -46,8 +46,8 @@ from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.operators.registry import OPERATORS
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.fused import SAVINGS
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.fused import FUSED_MODES
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 SKELETON = Skeleton(
@@ -64,13 +64,13 @@ SKELETON = Skeleton(
     proposals_test=100,
     roi_samples=32,
 )
-"""The paper's detector with half the channels and screening's depths, for pictures that a CPU can take."""
+"""The paper's detector with half the channels and screening's depths, for images that a CPU can take."""
 
-LARGE_PICTURES = 256
-"""Side of the pictures of a second comparison, pixels: what shares become towards real sizes."""
+LARGE_IMAGES = 256
+"""Side of the images of a second comparison, pixels: what shares become towards real sizes."""
 
-DEFAULT_SAVING = "slim"
-"""What ``supernet.saving: auto`` chooses."""
+DEFAULT_ACTIVATIONS = "fused-low"
+"""What ``supernet.activations: auto`` chooses."""
 
 
 def supernet_spaces() -> dict[str, dict[Component, tuple[str, ...]]]:
@@ -95,26 +95,26 @@ class SupernetCase:
     Attributes:
         name: What it is.
         space: Operators of each component.
-        side: Rows and columns of its pictures.
-        savings: Modes to measure.
+        side: Rows and columns of its images.
+        modes: Modes to measure.
     """
 
     name: str
     space: Mapping[Component, tuple[str, ...]]
     side: int
-    savings: Sequence[str]
+    modes: Sequence[str]
 
     @property
     def skeleton(self) -> Skeleton:
-        """:data:`SKELETON` for these pictures."""
+        """:data:`SKELETON` for these images."""
         return SKELETON.model_copy(update={"input_size": (self.side, self.side)})
 
 
-def supernet_cases(savings: Sequence[str]) -> list[SupernetCase]:
-    """All supernets, on small pictures and on larger ones."""
-    sides = (SKELETON.input_size[0], LARGE_PICTURES)
+def supernet_cases(modes: Sequence[str]) -> list[SupernetCase]:
+    """All supernets, on small images and on larger ones."""
+    sides = (SKELETON.input_size[0], LARGE_IMAGES)
     spaces = supernet_spaces().items()
-    return [SupernetCase(f"{name}, {side} px", space, side, savings) for side in sides for name, space in spaces]
+    return [SupernetCase(f"{name}, {side} px", space, side, modes) for side in sides for name, space in spaces]
 
 
 def measure_supernet(case: SupernetCase, rounds: int, device: torch.device) -> list[Figures]:
@@ -123,7 +123,7 @@ def measure_supernet(case: SupernetCase, rounds: int, device: torch.device) -> l
     Times are taken in turn in this process. Memory is that of a process of its own, as a search has it: what another
     supernet leaves in the allocator would be counted.
     """
-    implementations = (STOCK, *case.savings)
+    implementations = (STOCK, *case.modes)
     processes = multiprocessing.get_context("spawn")
     peaks: dict[str, int | None] = {}
     for implementation in implementations:
@@ -169,7 +169,7 @@ def supernet_step(case: SupernetCase, implementation: str, device: torch.device)
     else:
         model.to(memory_format=torch.channels_last)
         ColumnSparseDARTS().mutate_model(model)
-        set_saving(model, implementation)
+        set_activations(model, implementation)
     return _two_phases(model.train(), batches, phases=implementation != STOCK)
 
 
@@ -224,9 +224,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument(
-        "--savings",
+        "--modes",
         nargs="+",
-        choices=list(SAVINGS),
+        choices=list(FUSED_MODES),
         help="modes to measure (default: of a layer all, of a supernet the one that `auto` chooses)",
     )
     options = parser.parse_args()
@@ -234,14 +234,14 @@ def main() -> None:
     device = torch.device(options.device)
     report = surroundings(device) | {"nni": version("nni"), "figures": []}
     if not options.json:
-        say(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "figures"))
-        say(HEADER)
+        echo(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "figures"))
+        echo(HEADER)
 
     def add(found: Sequence[Figures]) -> None:
         report["figures"] += [asdict(figures) for figures in found]
         if not options.json:
             for figures in found:
-                say(line(figures))
+                echo(line(figures))
 
     rounds = 1 if options.quick else options.rounds
     published = load_search_space("hit_detector")
@@ -250,13 +250,13 @@ def main() -> None:
         if options.only in case.name:
             spaces = (published[case.component],) if options.quick else (OPERATORS, published[case.component])
             for names, precision in product(spaces, options.precision):
-                add(measure_layer(case, names, options.savings or list(SAVINGS), rounds, device, precision))
-    supernets = [] if options.layers else supernet_cases(options.savings or [DEFAULT_SAVING])
+                add(measure_layer(case, names, options.modes or list(FUSED_MODES), rounds, device, precision))
+    supernets = [] if options.layers else supernet_cases(options.modes or [DEFAULT_ACTIVATIONS])
     for supernet in supernets[: 1 if options.quick else None]:
         if options.only in supernet.name:
             add(measure_supernet(supernet, rounds, device))
     if options.json:
-        say(json.dumps(report, indent=1))
+        echo(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the stages of the COCO procedure ask for: the tables of ``coco.md``, between its markers.
+"""What the stages of the COCO pipeline ask for: the tables of ``coco.md``, between its markers.
 
 python docs/coco_stages.py            # multiply-adds and checkpoints, in seconds
 python docs/coco_stages.py --memory   # memory of a step, too: builds the supernets, which takes minutes and 2 GB
@@ -23,15 +23,15 @@ from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.operators.costs import Cost
 from hitdet_nni.search.memory.estimate import estimate_step_memory
-from hitdet_nni.search.mixed import set_saving
-from hitdet_nni.search.strategy import ColumnSparseDARTS, Removal
+from hitdet_nni.search.mixed import set_activations
+from hitdet_nni.search.strategy import ColumnSparseDARTS, PruningSchedule
 
 PAGE = Path(__file__).resolve().parent / "coco.md"
 
-COCO_PICTURES = 118_287
-"""Training pictures of trainval35k, and of 2017."""
+COCO_IMAGES = 118_287
+"""Training images of trainval35k, and of 2017."""
 
-IMAGENET_PICTURES = 1_281_167
+IMAGENET_IMAGES = 1_281_167
 COCO_CLASSES, IMAGENET_CLASSES = 80, 1000
 GPUS = 8
 RATE = 3e12
@@ -55,7 +55,7 @@ class Stage:
         name: What it is called.
         epochs: Its epochs.
         steps: Steps of an epoch.
-        forward: Multiply-adds of a forward pass of one picture before anything is removed.
+        forward: Multiply-adds of a forward pass of one image before anything is removed.
         total: Multiply-adds of the whole stage, all GPUs.
         weights: Parameters of what is trained.
     """
@@ -89,21 +89,21 @@ def candidates_of(stage: str, settings: Settings, space: SearchSpace) -> SearchS
 
 
 def screening_stage(component: Component, settings: Settings, space: SearchSpace) -> Stage:
-    """The screening of one component, whose race gets smaller after the warm-up."""
+    """The screening of one component, whose active operators become fewer after the warm-up."""
     screening, skeleton = settings.screening, halved_depth(settings)
     model = CostModel(skeleton, COCO_CLASSES, proposals=skeleton.roi_samples)
     candidates = candidates_of(component, settings, space)
-    removal = Removal({part: getattr(screening.keep, part) for part in COMPONENTS})
+    pruning = PruningSchedule({part: getattr(screening.keep, part) for part in COMPONENTS})
     whole = supernet_cost(model, candidates, DETECTOR)
     alone = supernet_cost(model, {**candidates, component: []}, DETECTOR).flops
-    names, pictures, total = len(space[component]), COCO_PICTURES // 2, 0.0
+    names, images, total = len(space[component]), COCO_IMAGES // 2, 0.0
     left = names
     for epoch in range(screening.epochs):
         forward = alone + (whole.flops - alone) * left / names  # the mean candidate stands for those that remain
         units = FORWARD_BACKWARD + (ARCHITECTURE_PHASE if epoch >= screening.warmup_epochs else 0)
-        total += forward * units * pictures
-        left = removal.remaining(component, names, epoch, screening.warmup_epochs, screening.epochs)
-    steps = pictures // (GPUS * settings.data.batch_size)
+        total += forward * units * images
+        left = pruning.remaining(component, names, epoch, screening.warmup_epochs, screening.epochs)
+    steps = images // (GPUS * settings.data.batch_size)
     return Stage(f"screening, {component}", screening.epochs, steps, whole.flops, total, whole.params)
 
 
@@ -117,18 +117,18 @@ def search_stage(settings: Settings, space: SearchSpace) -> Stage:
     search, skeleton = settings.search, settings.skeleton
     model = CostModel(skeleton, COCO_CLASSES, proposals=skeleton.roi_samples)
     whole = supernet_cost(model, space, DETECTOR)
-    pictures = COCO_PICTURES // 2
+    images = COCO_IMAGES // 2
     units = FORWARD_BACKWARD * search.epochs + ARCHITECTURE_PHASE * (search.epochs - search.warmup_epochs)
-    steps = pictures // (GPUS * settings.data.batch_size)
-    return Stage("search", search.epochs, steps, whole.flops, whole.flops * units * pictures, whole.params)
+    steps = images // (GPUS * settings.data.batch_size)
+    return Stage("search", search.epochs, steps, whole.flops, whole.flops * units * images, whole.params)
 
 
 def retraining_stage(settings: Settings, sample: Mapping[str, str]) -> Stage:
     """The retraining of the released architecture."""
     skeleton, epochs = settings.skeleton, settings.retrain.epochs
     cost = CostModel(skeleton, COCO_CLASSES, proposals=skeleton.roi_samples).architecture(sample)["total"]
-    steps = COCO_PICTURES // (GPUS * settings.data.batch_size)
-    total = float(cost.flops) * FORWARD_BACKWARD * epochs * COCO_PICTURES
+    steps = COCO_IMAGES // (GPUS * settings.data.batch_size)
+    total = float(cost.flops) * FORWARD_BACKWARD * epochs * COCO_IMAGES
     return Stage("retraining", epochs, steps, cost.flops, total, cost.params)
 
 
@@ -139,8 +139,8 @@ def pretraining_stage(
     pretrain = settings.pretrain
     model = CostModel(skeleton, IMAGENET_CLASSES, shape=(pretrain.size, pretrain.size))
     cost = supernet_cost(model, candidates, ("backbone",))
-    steps = IMAGENET_PICTURES // (GPUS * pretrain.batch_size)
-    total = float(cost.flops) * FORWARD_BACKWARD * pretrain.epochs * IMAGENET_PICTURES
+    steps = IMAGENET_IMAGES // (GPUS * pretrain.batch_size)
+    total = float(cost.flops) * FORWARD_BACKWARD * pretrain.epochs * IMAGENET_IMAGES
     return Stage(name, pretrain.epochs, steps, cost.flops, total, cost.params)
 
 
@@ -149,8 +149,8 @@ def found_backbone_stage(settings: Settings, sample: Mapping[str, str]) -> Stage
     pretrain = settings.pretrain
     model = CostModel(settings.skeleton, IMAGENET_CLASSES, shape=(pretrain.size, pretrain.size))
     cost = model.architecture(sample)["backbone"]
-    steps = IMAGENET_PICTURES // (GPUS * pretrain.batch_size)
-    total = float(cost.flops) * FORWARD_BACKWARD * pretrain.epochs * IMAGENET_PICTURES
+    steps = IMAGENET_IMAGES // (GPUS * pretrain.batch_size)
+    total = float(cost.flops) * FORWARD_BACKWARD * pretrain.epochs * IMAGENET_IMAGES
     return Stage("pretraining, found backbone", pretrain.epochs, steps, cost.flops, total, cost.params)
 
 
@@ -171,7 +171,7 @@ def stages() -> Iterator[Stage]:
 def stages_table() -> str:
     """Multiply-adds, checkpoints and hours of every stage."""
     found = list(stages())
-    header = ("stage", "epochs", "steps an epoch", "G of a picture", "P in all", "checkpoint GB", "hours")
+    header = ("stage", "epochs", "steps an epoch", "G of an image", "P in all", "checkpoint GB", "hours")
     rows = [
         (
             stage.name,
@@ -198,7 +198,7 @@ def memory_table() -> str:
     """GB of a step of each search stage on one GPU, by precision and what mixed layers keep."""
     coco = load_settings("coco2014")
     full, screened = load_search_space(coco.space), load_search_space("hit_detector")
-    modes = (("fp32", "slim"), ("fp32", "lean"), ("fp32", "checkpoint"))
+    modes = (("fp32", "fused-low"), ("fp32", "fused-min"), ("fp32", "checkpoint"))
     rows = []
     for stage in (*COMPONENTS, "search"):
         searching = stage == "search"
@@ -207,13 +207,13 @@ def memory_table() -> str:
         ColumnSparseDARTS().mutate_model(space)
         apply_batch_norm(space, "local")
         cells = []
-        for precision, saving in modes:
-            set_saving(space, saving)
+        for precision, activations in modes:
+            set_activations(space, activations)
             settings = coco.model_copy(update={"precision": precision})
             estimate = estimate_step_memory(space, settings, skeleton, torch.device("cuda"))
             cells.append(f"{estimate.total / 1e9:.0f}")
         rows.append((stage if searching else f"screening, {stage}", *cells))
-    return table(("stage", *(f"{saving}, {precision}" for precision, saving in modes)), rows)
+    return table(("stage", *(f"{activations}, {precision}" for precision, activations in modes)), rows)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

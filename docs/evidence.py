@@ -1,4 +1,4 @@
-"""Take studies into ``results.md``: their tables between its markers, their pictures beside it.
+"""Take studies into ``results.md``: their tables between its markers, their images beside it.
 
 python docs/evidence.py --add runs/parts   # copies what the study wrote to docs/results/
 python docs/evidence.py                    # writes the tables
@@ -24,7 +24,7 @@ LEFT_OUT = ("samples", "retrainings")
 
 
 def add(run: Path, name: str | None, remark: str | None) -> None:
-    """Copy a study's report and picture from its run directory.
+    """Copy a study's report and image from its run directory.
 
     Raises:
         ValueError: If the study did not run from a commit, or not to its end.
@@ -83,7 +83,7 @@ def shown(value: object) -> str:
 
 
 def section(name: str, report: Mapping[str, Any]) -> str:
-    """Command, circumstances, table, sentences and picture of a study."""
+    """Command, circumstances, table, sentences and image of a study."""
     facts = [f"Seed {report['seed']}", f"torch {report['torch']}", f"commit {report['commit'][:7]}", report["date"]]
     said = f"{', '.join(facts)}, {report['seconds'] / 60:.0f} minutes."
     if report["remark"]:

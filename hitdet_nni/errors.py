@@ -80,7 +80,7 @@ class WriteError(StoppedError):
 
 
 class LostWorkerError(StoppedError):
-    """A process that loads pictures has ended by itself, most often because memory was short.
+    """A process that loads images has ended by itself, most often because memory was short.
 
     Args:
         problem: What torch says of it, e.g. ``"DataLoader worker (pid 12) is killed by signal: Killed"``.
@@ -104,22 +104,22 @@ class NonFiniteLossError(StoppedError):
     Args:
         stage: The stage that was trained, e.g. ``"search"``.
         step: Steps finished before, over all epochs.
-        picture_ids: Ids, or files, of the pictures of the batch.
+        image_ids: Ids, or files, of the images of the batch.
         checkpoint: The last good checkpoint, if there is one.
     """
 
-    def __init__(self, stage: str, step: int, picture_ids: Iterable[int | str], checkpoint: Path | None) -> None:
+    def __init__(self, stage: str, step: int, image_ids: Iterable[int | str], checkpoint: Path | None) -> None:
         self.stage = stage
         self.step = step
-        self.picture_ids = tuple(picture_ids)
+        self.image_ids = tuple(image_ids)
         self.checkpoint = checkpoint
-        pictures = ", ".join(map(str, self.picture_ids))
+        images = ", ".join(map(str, self.image_ids))
         good = "no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
         super().__init__(
-            f"{stage}: the loss is not finite in step {step + 1} on the pictures {pictures}; {good}; a smaller "
+            f"{stage}: the loss is not finite in step {step + 1} on the images {images}; {good}; a smaller "
             "learning rate or grad_clip may help"
         )
 
     def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[object, ...]]:
         """How another process gets it."""
-        return type(self), (self.stage, self.step, self.picture_ids, self.checkpoint)
+        return type(self), (self.stage, self.step, self.image_ids, self.checkpoint)

@@ -1,4 +1,4 @@
-"""The procedure: screening, trinity search and retraining in order, each stage writing into a run directory."""
+"""The pipeline: screening, trinity search and retraining in order, each stage writing into a run directory."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _has_scores(run: RunDirectory, components: Sequence[Component]) -> bool:
 
 def _unscreened(run: RunDirectory, settings: Settings) -> list[tuple[Component, ...]]:
     groups = screening_groups(settings.screening.joint)
-    pending: list[tuple[Component, ...]] = distributed.from_main(
+    pending: list[tuple[Component, ...]] = distributed.broadcast_object(
         [components for components in groups if not _has_scores(run, components)]
     )
     return pending
@@ -97,7 +97,7 @@ def _claimed(run: RunDirectory, components: Sequence[Component], wait: bool) -> 
     """Whether this run (all its processes) is to screen some components, which no other run then does."""
     lock = run.screening / f".{screening_name(components)}.lock"
     with locked(lock, wait=wait) if distributed.is_main() else nullcontext(False) as mine:
-        yield distributed.from_main(mine and not _has_scores(run, components))
+        yield distributed.broadcast_object(mine and not _has_scores(run, components))
 
 
 def screen_group(
@@ -116,7 +116,7 @@ def screen_group(
     screened = screen_components(components, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
     if distributed.is_main():
         run.note_warnings(stage, screened.warnings)
-        run.note_saving(stage, screened.saving)
+        run.note_activations(stage, screened.activations)
         for component in components:
             run.write_scores(component, screened.scores(component))
         checkpoints.clear()
@@ -133,7 +133,7 @@ def search(
     Source:
         Sections 3.3 and 3.4.
     """
-    if distributed.from_main(run.architecture.exists()):
+    if distributed.broadcast_object(run.architecture.exists()):
         return load_architecture(run.architecture)
     check_budget(space, settings, len(data.classes))
     stage = "search"
@@ -156,11 +156,11 @@ def search(
     data = replace(data, halves=run.halves)
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     architecture = describe_architecture(
-        run.path.name, trained.sample, space, settings, data.classes, saving=trained.saving
+        run.path.name, trained.sample, space, settings, data.classes, activations=trained.activations
     )
     if distributed.is_main():
         run.note_warnings(stage, trained.warnings)
-        run.note_saving(stage, trained.saving)
+        run.note_activations(stage, trained.activations)
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
         checkpoints.clear()
@@ -174,7 +174,7 @@ def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
     append_metrics(run.search_metrics, record.epoch, record.metrics())
 
 
-def train_found(
+def retrain_architecture(
     run: RunDirectory,
     architecture: Architecture,
     settings: Settings,
@@ -190,7 +190,7 @@ def train_found(
         run: Where it is written.
         architecture: What to train.
         settings: All settings.
-        data: The pictures.
+        data: The images.
         on_evaluation: Called with the finished epochs and the metrics after every evaluation.
         resume: Go on from the newest checkpoint; do nothing where ``metrics.json`` is there already.
         inherit: Weights of the supernet to start from, instead of new ones.
@@ -202,7 +202,7 @@ def train_found(
         Section 4.2.
     """
     checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
-    if not (resume and distributed.from_main(run.metrics.exists())):
+    if not (resume and distributed.broadcast_object(run.metrics.exists())):
         outcome = retrain(
             architecture,
             settings,

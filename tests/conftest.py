@@ -34,7 +34,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_settings():
-    """The shipped `tiny` config with fewer pictures."""
+    """The shipped `tiny` config with fewer images."""
     return load_settings("tiny", {"data.train": 16, "data.val": 4})
 
 

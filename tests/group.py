@@ -22,9 +22,9 @@ def _member(rank, processes, port, function, folder, arguments):
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    distributed.join()
+    distributed.init()
     torch.save(plain_state(function(*arguments)), Path(folder) / f"{rank}.pt")
-    distributed.leave()
+    distributed.destroy()
 
 
 def run_group(function, folder, *arguments, processes=2):

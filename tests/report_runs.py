@@ -14,7 +14,7 @@ from hitdet_nni.pipeline import write_epoch
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.health.evidence import Evidence
-from hitdet_nni.search.health.stats import Health
+from hitdet_nni.search.health.stats import SearchStats
 from hitdet_nni.search.provenance import cost_records, describe_architecture
 from hitdet_nni.search.screening import Screened
 from hitdet_nni.training.coco_evaluation import METRICS
@@ -78,8 +78,8 @@ def add_seconds(run, seconds):
 def screened_rows(component, whole, kept, rng, epochs=3):
     """Scores of a screening that removes all in its last epochs, half of them each."""
     gone = [name for name in whole if name not in kept]
-    races = [whole, whole, [name for name in whole if name not in gone[: len(gone) // 2]]]
-    scores = [{name: rng.uniform(0.5, 1.5) for name in race} for race in races]
+    active = [whole, whole, [name for name in whole if name not in gone[: len(gone) // 2]]]
+    scores = [{name: rng.uniform(0.5, 1.5) for name in names} for names in active]
     taken = tuple(SimpleNamespace(epoch=epoch, scores={component: row}) for epoch, row in enumerate(scores))
     return Screened({component: tuple(kept)}, taken).scores(component)
 
@@ -98,7 +98,7 @@ def records(skeleton, space, model, epochs, rng):
         decoded = {label: max(row, key=row.get) for label, row in probabilities.items()}
         gflops = model.architecture(decoded)["total"].flops / 1e9
         share = dict.fromkeys(COMPONENTS, rng.random())
-        health = Health(
+        health = SearchStats(
             epoch=epoch,
             searching=epoch > 0,
             candidates={component: len(space[component]) for component in COMPONENTS},

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hitdet_nni.data.checks.inspection import Inspection
 
 PLACE = 20
-HELP = "read annotations and pictures fully and list every defect"
+HELP = "read annotations and images fully and list every defect"
 EXAMPLE = "hitdet-nni check-data --config my_data.yml"
 
 
@@ -37,7 +37,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: Naming the first defect and how many others there are.
     """
-    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.commands.shared.inspection_tables import print_inspections
     from hitdet_nni.data.checks.inspection import inspect_detection, inspect_folders
     from hitdet_nni.errors import InputError
@@ -55,7 +55,7 @@ def run(options: Namespace) -> None:
     if folders:
         found.update(inspect_folders(pretrain))
     if options.json:
-        say(json_text({name: inspection.facts for name, inspection in found.items()}))
+        echo(json_text({name: inspection.facts for name, inspection in found.items()}))
     else:
         print_inspections(detection, found)
     defects = [defect for inspection in found.values() for defect in inspection.defects]
@@ -65,20 +65,20 @@ def run(options: Namespace) -> None:
 
 
 def _fix(settings: Settings, out: Path, as_json: bool) -> None:
-    """Write corrected annotation files, and say each change and how the files are used."""
+    """Write corrected annotation files, and print each change and how the files are used."""
     import json
 
-    from hitdet_nni.commands.shared.console import say
+    from hitdet_nni.commands.shared.console import echo
     from hitdet_nni.data.checks.repair import repair, settings_of
     from hitdet_nni.data.wording import counted
 
     repaired = repair(settings.data, settings.seed, out, settings.skeleton.input_size)
     if as_json:
-        say(json.dumps({str(each.file): {"source": str(each.source), "changes": each.changes} for each in repaired}))
+        echo(json.dumps({str(each.file): {"source": str(each.source), "changes": each.changes} for each in repaired}))
         return
     for each in repaired:
         for change in each.changes:
-            say(f"{each.source}: {change}")
+            echo(f"{each.source}: {change}")
         told = counted(len(each.changes), "{change|changes}") if each.changes else "a copy, nothing to mend"
-        say(f"{each.file}: {told}")
-    say(f"use them with {' '.join(settings_of(repaired, settings.data))}")
+        echo(f"{each.file}: {told}")
+    echo(f"use them with {' '.join(settings_of(repaired, settings.data))}")

@@ -24,8 +24,8 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If a run is damaged, or the file exists already.
     """
-    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.commands.shared.console import echo, refuse_existing
     from hitdet_nni.report.page import write_comparison
 
     refuse_existing(options.out, options.force)
-    say(str(write_comparison(options.runs, options.out)))
+    echo(str(write_comparison(options.runs, options.out)))

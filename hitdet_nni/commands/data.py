@@ -21,9 +21,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="crowd",
         help="objects marked difficult: ignored like crowds, ordinary, or left out (default: %(default)s)",
     )
-    parser.add_argument("--train", type=int, default=300, help="training pictures (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=60, help="validation pictures (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures, pixels (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=300, help="training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=60, help="validation images (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images, pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace what is there")
 
@@ -34,7 +34,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If there is no folder to write to, or what is there may not be overwritten or cannot be read.
     """
-    from hitdet_nni.commands.shared.console import say
+    from hitdet_nni.commands.shared.console import echo
     from hitdet_nni.data.digits import make_digits
     from hitdet_nni.data.layouts.voc_devkit import convert_voc
     from hitdet_nni.errors import InputError
@@ -42,7 +42,7 @@ def run(options: Namespace) -> None:
     if options.set == "voc":
         written = convert_voc(options.voc, options.out or options.voc, difficult=options.difficult, force=options.force)
         for file, summary in written.items():
-            say(f"{file}: {summary}")
+            echo(f"{file}: {summary}")
         return
     if options.out is None:
         raise InputError("is missing", key="--out", allowed="a folder to write")
@@ -54,4 +54,4 @@ def run(options: Namespace) -> None:
         seed=options.seed,
         force=options.force,
     )
-    say(f"{options.out}: {options.train} training and {options.val} validation pictures")
+    echo(f"{options.out}: {options.train} training and {options.val} validation images")

@@ -26,7 +26,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If there are no such weights, or the data have other classes than the architecture.
     """
-    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine.process import prepare_process
@@ -35,15 +35,15 @@ def run(options: Namespace) -> None:
 
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
-    pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
-    check_classes(architecture, pictures)
+    images = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+    check_classes(architecture, images)
     if not options.weights.is_file():
         raise InputError("no such file", source=options.weights, key="--weights")
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import evaluate
 
-    metrics = evaluate(architecture, options.weights, settings, pictures)
+    metrics = evaluate(architecture, options.weights, settings, images)
     if options.json:
-        say(json_text(metrics))
+        echo(json_text(metrics))
     else:
-        say("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        echo("  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))

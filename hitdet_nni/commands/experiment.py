@@ -36,7 +36,7 @@ def run(options: Namespace) -> int:
     """
     import os
 
-    from hitdet_nni.commands.shared.console import say
+    from hitdet_nni.commands.shared.console import echo
     from hitdet_nni.compat import import_guard
     from hitdet_nni.errors import InputError
     from hitdet_nni.integration import experiment
@@ -44,7 +44,7 @@ def run(options: Namespace) -> int:
     from hitdet_nni.integration.launcher.nni_manager import node_options
 
     if options.node_options:
-        say(node_options(os.environ.get("NODE_OPTIONS", "")))
+        echo(node_options(os.environ.get("NODE_OPTIONS", "")))
         return 0
     if (options.file is None) == (options.stopped is None):
         raise InputError("is missing", key="the experiment", allowed="an experiment file, or one to --resume")

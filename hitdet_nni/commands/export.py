@@ -35,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", help="model file: weights of a retraining (default: those of the run)"
     )
     parser.add_argument(
-        "--raw-heads", action="store_true", help="model file: what the heads say, before decoding and suppression"
+        "--raw-heads", action="store_true", help="model file: what the heads predict, before decoding and suppression"
     )
 
 
@@ -45,7 +45,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If an option is not the format's, the file's name does not suit it, or the file exists already.
     """
-    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.commands.shared.console import echo, refuse_existing
     from hitdet_nni.io import WEIGHTS_FILE
 
     if options.format == "architecture":
@@ -64,7 +64,7 @@ def run(options: Namespace) -> None:
     from hitdet_nni.deployment.formats import export_model
 
     export_model(architecture, weights, options.out, options.format, raw_heads=options.raw_heads)
-    say(str(options.out))
+    echo(str(options.out))
 
 
 def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:
@@ -94,7 +94,7 @@ def _trained(options: Namespace) -> tuple[Architecture, Path]:
 
 def _export_architecture(options: Namespace) -> None:
     """Write a run's architecture, or the one that its alphas showed after an epoch."""
-    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.commands.shared.console import echo, refuse_existing
     from hitdet_nni.config.architecture import load_architecture, save_architecture
     from hitdet_nni.runs.run_directory import find_run
 
@@ -105,7 +105,7 @@ def _export_architecture(options: Namespace) -> None:
     else:
         architecture = _decode_epoch(found, options.epoch)
     save_architecture(architecture, options.out)
-    say(str(options.out))
+    echo(str(options.out))
 
 
 def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:

@@ -24,7 +24,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If the config, the architecture or the data is bad, or the file exists already.
     """
-    from hitdet_nni.commands.shared.console import refuse_existing, say, settings_of
+    from hitdet_nni.commands.shared.console import echo, refuse_existing, settings_of
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine.process import prepare_process
@@ -33,9 +33,9 @@ def run(options: Namespace) -> None:
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
     refuse_existing(options.out, options.force)
-    pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+    images = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import export_config
 
-    write_text(options.out, export_config(architecture, settings, pictures))
-    say(str(options.out))
+    write_text(options.out, export_config(architecture, settings, images))
+    echo(str(options.out))

@@ -35,9 +35,9 @@ def run(options: Namespace) -> None:
     """Train a backbone as a classifier and write its weights.
 
     Raises:
-        InputError: If the config, the pictures, what is named or the run directory is bad.
+        InputError: If the config, the images, what is named or the run directory is bad.
     """
-    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.search_space import load_search_space
@@ -53,7 +53,7 @@ def run(options: Namespace) -> None:
         operators = load_search_space(options.sub_spaces or settings.space)["backbone"]
     directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
-        pictures = open_folders(settings.pretrain)
+        images = open_folders(settings.pretrain)
         load_libraries(view, settings)
         from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
 
@@ -63,5 +63,5 @@ def run(options: Namespace) -> None:
         backbone = Backbone(skeleton, tuple(operators)) if found is None else found_backbone(found)
         open_run(directory, backbone, settings, force=options.force, resume=options.resume)
         with directory.timed("pretrain"):
-            result = pretrain(directory, backbone, settings, pictures)
-    say(json_text(result) if options.json else str(weights_file(directory)))
+            result = pretrain(directory, backbone, settings, images)
+    echo(json_text(result) if options.json else str(weights_file(directory)))

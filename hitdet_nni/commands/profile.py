@@ -43,7 +43,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If a size or a number of proposals is not positive, or ``--layers`` is of an mmdet config.
     """
-    from hitdet_nni.commands.shared.console import console, json_text, say
+    from hitdet_nni.commands.shared.console import console, echo, json_text
     from hitdet_nni.cost.cost_model import CostModel
     from hitdet_nni.cost.profile import Profile, find_config, is_config
     from hitdet_nni.errors import InputError
@@ -75,7 +75,7 @@ def run(options: Namespace) -> None:
     if options.proposals and not found.proposals:
         sys.stderr.write(f"hitdet-nni: {found.name} has one stage and no RoIs: --proposals changes nothing\n")
     if options.json:
-        say(json_text(_profile_values(found, rows if options.layers else None)))
+        echo(json_text(_profile_values(found, rows if options.layers else None)))
     else:
         console().print(_profile_table(found, rows))
 

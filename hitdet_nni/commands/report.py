@@ -17,11 +17,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--out", "-o", type=Path, metavar="FILE", help="page to write (default: RUN/report.html, anew)")
     parser.add_argument(
-        "--pictures",
+        "--images",
         type=int,
         default=6,
         metavar="N",
-        help="validation pictures to show detections on, 0 for none (default: %(default)s)",
+        help="validation images to show detections on, 0 for none (default: %(default)s)",
     )
     parser.add_argument(
         "--tensorboard",
@@ -38,7 +38,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If the run is damaged, a file exists already, or the package tensorboard is needed and missing.
     """
-    from hitdet_nni.commands.shared.console import refuse_existing, say
+    from hitdet_nni.commands.shared.console import echo, refuse_existing
     from hitdet_nni.report.page import write_report
     from hitdet_nni.report.scalars import require_tensorboard, write_scalars
 
@@ -46,6 +46,6 @@ def run(options: Namespace) -> None:
         require_tensorboard()
     if options.out is not None:
         refuse_existing(options.out, options.force)
-    say(str(write_report(options.run, options.out, pictures=options.pictures)))
+    echo(str(write_report(options.run, options.out, images=options.images)))
     if options.tensorboard is not None:
-        say(str(write_scalars(options.run, options.tensorboard)))
+        echo(str(write_scalars(options.run, options.tensorboard)))

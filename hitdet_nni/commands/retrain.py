@@ -34,7 +34,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If the config, the data, what is named or the run directory is bad.
     """
-    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine import distributed
@@ -47,12 +47,12 @@ def run(options: Namespace) -> None:
     check_initial_weights(settings, supernet)
     run_directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {architecture.name}") as view:
-        pictures = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+        images = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
         if settings.retrain.transfer:
-            architecture = transferred(architecture, settings, pictures.classes)
-        check_classes(architecture, pictures)
+            architecture = transferred(architecture, settings, images.classes)
+        check_classes(architecture, images)
         load_libraries(view, settings)
-        from hitdet_nni.pipeline import train_found
+        from hitdet_nni.pipeline import retrain_architecture
         from hitdet_nni.training.retrain import check_start
 
         check_start(settings, supernet)
@@ -60,10 +60,10 @@ def run(options: Namespace) -> None:
         if distributed.is_main():
             keep_architecture(run_directory, architecture)
         with run_directory.timed("retrain"):
-            result = train_found(
-                run_directory, architecture, settings, pictures, resume=options.resume, inherit=supernet
+            result = retrain_architecture(
+                run_directory, architecture, settings, images, resume=options.resume, inherit=supernet
             )
-    say(json_text(result) if options.json else str(run_directory.metrics))
+    echo(json_text(result) if options.json else str(run_directory.metrics))
 
 
 def _start(options: Namespace) -> tuple[Architecture, Path | None]:

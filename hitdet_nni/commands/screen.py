@@ -22,7 +22,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If the config, the data or the run directory is bad.
     """
-    from hitdet_nni.commands.shared.console import say, settings_of
+    from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.runs.run_directory import RunDirectory
@@ -32,13 +32,13 @@ def run(options: Namespace) -> None:
     whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
-        pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
         from hitdet_nni.pipeline import screen
 
         run_directory.open(settings, force=options.force, resume=options.resume)
         with run_directory.timed("screening"):
-            space = screen(run_directory, whole, settings, pictures)
+            space = screen(run_directory, whole, settings, images)
     for component, names in space.items():
-        say(f"{component}: {', '.join(names)}")
-    say(str(run_directory.sub_spaces))
+        echo(f"{component}: {', '.join(names)}")
+    echo(str(run_directory.sub_spaces))

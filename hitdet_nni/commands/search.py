@@ -1,4 +1,4 @@
-"""``search``: from pictures to an architecture JSON."""
+"""``search``: from images to an architecture JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If the config, the data, the search space or the run directory is bad.
     """
-    from hitdet_nni.commands.shared.console import say, settings_of
+    from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.config.search_space import load_search_space, save_search_space
     from hitdet_nni.data.sources import open_data
@@ -36,8 +36,8 @@ def run(options: Namespace) -> None:
     whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
-        pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
-        check_budget(whole if given is None else given, settings, len(pictures.classes))
+        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        check_budget(whole if given is None else given, settings, len(images.classes))
         load_libraries(view, settings)
         from hitdet_nni.pipeline import screen, search
 
@@ -49,7 +49,7 @@ def run(options: Namespace) -> None:
             space = given
         else:
             with run_directory.timed("screening"):
-                space = screen(run_directory, whole, settings, pictures)
+                space = screen(run_directory, whole, settings, images)
         with run_directory.timed("search"):
-            search(run_directory, space, settings, pictures)
-    say(str(run_directory.architecture))
+            search(run_directory, space, settings, images)
+    echo(str(run_directory.architecture))

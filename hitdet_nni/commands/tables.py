@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If ``--markdown`` is given together with a table's number or ``--json``.
     """
-    from hitdet_nni.commands.shared.console import json_text, say
+    from hitdet_nni.commands.shared.console import echo, json_text
     from hitdet_nni.cost.stored_costs import stored_costs
     from hitdet_nni.errors import InputError
     from hitdet_nni.integration.launcher.trial_table import print_table
@@ -65,18 +65,18 @@ def run(options: Namespace) -> None:
     compared = [(table, add_measured(compare(table, cost_of), runs)) for table in chosen]
     if options.markdown is not None:
         update_markdown(options.markdown, compared)
-        say(str(options.markdown))
+        echo(str(options.markdown))
     elif options.json:
-        say(json_text(plain(compared)))
+        echo(json_text(plain(compared)))
     else:
-        say(conditions())
+        echo(conditions())
         for table, comparisons in compared:
             found = sheet(table, comparisons)
-            say(f"\n{found.title}")
+            echo(f"\n{found.title}")
             print_table(rich_table(found), sys.stdout)
             for remark in found.remarks:
-                say(f"  {remark}")
-        say(f"\n{FOOTNOTE}\n{summary(compared)}")
+                echo(f"  {remark}")
+        echo(f"\n{FOOTNOTE}\n{summary(compared)}")
 
 
 def _counting() -> CostOf:

@@ -34,7 +34,7 @@ def run(options: Namespace) -> None:
         InputError: If the config cannot be trained, or the run directory cannot be taken.
         NonFiniteLossError: If the training diverges.
     """
-    from hitdet_nni.commands.shared.console import json_text, say, settings_of
+    from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.cost.profile import find_config
     from hitdet_nni.data.sources import open_data
@@ -48,21 +48,21 @@ def run(options: Namespace) -> None:
     check_initial_weights(settings, None)
     directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {options.baseline}") as view:
-        pictures = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
         from hitdet_nni.training.baseline import model_config
         from hitdet_nni.training.retrain import check_start
 
         check_start(settings, None)
-        model_config(options.baseline, len(pictures.classes), new_weights=True)
+        model_config(options.baseline, len(images.classes), new_weights=True)
         directory.open(settings, force=options.force, resume=options.resume)
         _keep_config(directory, options.baseline)
-        if not distributed.from_main(directory.metrics.exists()):
-            _train(directory, options, settings, pictures)
-    say(json_text(read_json(directory.metrics)) if options.json else str(directory.metrics))
+        if not distributed.broadcast_object(directory.metrics.exists()):
+            _train(directory, options, settings, images)
+    echo(json_text(read_json(directory.metrics)) if options.json else str(directory.metrics))
 
 
-def _train(run: RunDirectory, options: Namespace, settings: Settings, pictures: DetectionData) -> None:
+def _train(run: RunDirectory, options: Namespace, settings: Settings, images: DetectionData) -> None:
     """Train, evaluate, write ``metrics.json``."""
     from hitdet_nni.engine import distributed
     from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -73,10 +73,10 @@ def _train(run: RunDirectory, options: Namespace, settings: Settings, pictures: 
     checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
     with run.timed("retrain"):
         trained = train_baseline(
-            options.baseline, settings, pictures, run.retrain, checkpoints=checkpoints, resume=options.resume
+            options.baseline, settings, images, run.retrain, checkpoints=checkpoints, resume=options.resume
         )
     if distributed.is_main():
-        cost = _cost(options.baseline, len(pictures.classes), settings)
+        cost = _cost(options.baseline, len(images.classes), settings)
         weights = trained.weights.relative_to(run.path)
         result = result_content("baseline", options.baseline, cost, trained.metrics, trained.before, weights)
         write_json(run.metrics, result)

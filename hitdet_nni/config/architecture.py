@@ -46,7 +46,7 @@ class Provenance(BaseModel):
     data: dict[str, Any] | None = Field(None, description="settings of the data that it was searched on")
     versions: dict[str, str] | None = None
     git_commit: str | None = None
-    saving: dict[str, str] | None = Field(None, description="supernet.saving of each component in the search")
+    activations: dict[str, str] | None = Field(None, description="supernet.activations of each component in the search")
     cost: tuple[CostRecord, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""The ``data`` section of the settings: which pictures, and the layouts of the public sets."""
+"""The ``data`` section of the settings: which images, and the layouts of the public sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Layout = Literal["coco2014", "coco2017", "voc0712"]
 
 LAYOUTS: Mapping[Layout, Mapping[str, str | tuple[str, ...]]] = MappingProxyType(
     {
-        # trainval35k and minival: 2014's training pictures and those of validation that are not among the 5000 of
+        # trainval35k and minival: 2014's training images and those of validation that are not among the 5000 of
         # minival, a list that is published beside COCO itself (py-faster-rcnn, data/README.md). Section 4.1.
         "coco2014": {
             "train_ann": ("annotations/instances_train2014.json", "annotations/instances_val2014.json"),
@@ -39,7 +39,7 @@ LAYOUTS: Mapping[Layout, Mapping[str, str | tuple[str, ...]]] = MappingProxyType
         },
     }
 )
-"""Files of each public set, relative to ``data.root``: annotations, folders of pictures, lists of picture ids."""
+"""Files of each public set, relative to ``data.root``: annotations, folders of images, lists of image ids."""
 
 SOURCE_KEYS = ("train_ann", "train_images", "val_ann", "val_images")
 ID_KEYS = ("train_ids", "train_without", "val_ids")
@@ -53,44 +53,44 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """The pictures: the embedded set, a folder that is recognised, a public set by its folder, or COCO files by paths.
+    """The images: the embedded set, a folder that is recognised, a public set by its folder, or COCO files by paths.
 
     A config may leave all of them open, so that a recipe is complete but for the place of the data; what opens the data
     refuses that.
     """
 
     builtin: Literal["digits"] | None = Field(None, description="embedded data set to use instead of the paths")
-    train: PositiveInt = Field(300, description="training pictures of the embedded set")
-    val: PositiveInt = Field(60, description="validation pictures of the embedded set")
-    size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's pictures, pixels")
+    train: PositiveInt = Field(300, description="training images of the embedded set")
+    val: PositiveInt = Field(60, description="validation images of the embedded set")
+    size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's images, pixels")
     layout: Layout | None = Field(None, description="public set that lies in root as its publishers lay it out")
     root: Path | None = Field(
         None,
         description="folder of the data: the layout's files, or alone a folder that is recognised by what is in it",
     )
     val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="share of the pictures that is split off for validation where root has no validation part"
+        0.2, description="share of the images that is split off for validation where root has no validation part"
     )
     val_seed: NonNegativeInt = Field(
-        0, description="seed of that split, apart from seed: retrainings with other seeds validate on the same pictures"
+        0, description="seed of that split, apart from seed: retrainings with other seeds validate on the same images"
     )
     train_ann: Path | tuple[Path, ...] | None = Field(
-        None, description="COCO annotation file of the training pictures, or several"
+        None, description="COCO annotation file of the training images, or several"
     )
     train_images: Path | tuple[Path, ...] | None = Field(
-        None, description="folder of the training pictures; as many as there are annotation files"
+        None, description="folder of the training images; as many as there are annotation files"
     )
-    val_ann: Path | None = Field(None, description="COCO annotation file of the validation pictures")
-    val_images: Path | None = Field(None, description="folder of the validation pictures")
+    val_ann: Path | None = Field(None, description="COCO annotation file of the validation images")
+    val_images: Path | None = Field(None, description="folder of the validation images")
     train_ids: Path | None = Field(
-        None, description="file of the picture ids to train on: a line each, a JSON list, or a COCO annotation file"
+        None, description="file of the image ids to train on: a line each, a JSON list, or a COCO annotation file"
     )
-    train_without: Path | None = Field(None, description="file of picture ids to leave out of the training pictures")
-    val_ids: Path | None = Field(None, description="file of the picture ids to validate on")
-    batch_size: PositiveInt = Field(4, description="pictures a step (section 4.2: 4 a GPU)")
+    train_without: Path | None = Field(None, description="file of image ids to leave out of the training images")
+    val_ids: Path | None = Field(None, description="file of the image ids to validate on")
+    batch_size: PositiveInt = Field(4, description="images a step (section 4.2: 4 a GPU)")
     workers: NonNegativeInt | None = Field(None, description="data-loader processes; null: chosen from the machine")
-    cache_mb: NonNegativeInt = Field(256, description="MB of decoded pictures that a loader keeps in memory")
-    flip: bool = Field(True, description="mirror half of the training pictures (section 4.2)")
+    cache_mb: NonNegativeInt = Field(256, description="MB of decoded images that a loader keeps in memory")
+    flip: bool = Field(True, description="mirror half of the training images (section 4.2)")
 
     @model_validator(mode="before")
     @classmethod
@@ -101,12 +101,12 @@ class DataSettings(Section):
         if not isinstance(root, str | Path):
             return values
         given = {key: value for key, value in values.items() if value is not None or key not in PATH_KEYS}
-        # A half whose pictures are named is not the layout's, its lists of ids included.
-        halves = [half for half in ("train", "val") if not {f"{half}_ann", f"{half}_images"} & given.keys()]
+        # A split whose images are named is not the layout's, its lists of ids included.
+        splits = [name for name in ("train", "val") if not {f"{name}_ann", f"{name}_images"} & given.keys()]
         named = {
             key: [str(Path(root) / part) for part in names] if isinstance(names, tuple) else str(Path(root) / names)
             for key, names in LAYOUTS[values["layout"]].items()
-            if key.partition("_")[0] in halves
+            if key.partition("_")[0] in splits
         }
         return {**named, **given}
 
@@ -118,8 +118,8 @@ class DataSettings(Section):
             raise ValueError(f"builtin is {self.builtin!r} and {named[0]} is given: set builtin to null to use paths")
         if self.is_recognised:
             if len(given) == len(SOURCE_KEYS):
-                raise ValueError("root is given and both halves are named by their paths: set root or these to null")
-            # A half whose paths are given is not looked for in root.
+                raise ValueError("root is given and both splits are named by their paths: set root or these to null")
+            # A split whose paths are given is not looked for in root.
             wanted = [key for key in SOURCE_KEYS if any(other[:3] == key[:3] for other in given)]
         else:
             wanted = list(SOURCE_KEYS) if given else []
@@ -133,12 +133,12 @@ class DataSettings(Section):
 
     @property
     def is_named(self) -> bool:
-        """Whether the section says which pictures there are, and does not leave them open."""
+        """Whether the section says which images there are, and does not leave them open."""
         return self.builtin is not None or self.val_ann is not None or self.is_recognised
 
     @property
     def is_recognised(self) -> bool:
-        """Whether the data, or a half of them, is what lies in ``root``."""
+        """Whether the data, or a split of them, is what lies in ``root``."""
         return self.root is not None and self.layout is None
 
     @staticmethod
@@ -147,5 +147,5 @@ class DataSettings(Section):
 
     @property
     def train_sources(self) -> tuple[tuple[Path, Path], ...]:
-        """Annotation file and folder of pictures of each part of the training set; none where they are left open."""
+        """Annotation file and folder of images of each part of the training set; none where they are left open."""
         return tuple(zip(self._listed(self.train_ann), self._listed(self.train_images), strict=True))

@@ -106,20 +106,20 @@ class BudgetSettings(Section):
         return self
 
 
-SavingMode = Literal["stock", "checkpoint", "mid", "slim", "lean"]
-Saving = Literal["auto", "stock", "checkpoint", "mid", "slim", "lean"]
+ActivationMode = Literal["all", "checkpoint", "fused", "fused-low", "fused-min"]
+ActivationSetting = Literal["auto", "all", "checkpoint", "fused", "fused-low", "fused-min"]
 
 
-class SavingByComponent(Section):
+class ActivationsByComponent(Section):
     """How each component's layers are computed, those fixed at one operator among them."""
 
-    backbone: SavingMode = Field(description="of the backbone")
-    neck: SavingMode = Field(description="of the neck")
-    head: SavingMode = Field(description="of the head")
+    backbone: ActivationMode = Field(description="of the backbone")
+    neck: ActivationMode = Field(description="of the neck")
+    head: ActivationMode = Field(description="of the head")
 
 
-def _saving_kind(value: object) -> str:
-    return BY_COMPONENT if isinstance(value, (Mapping, SavingByComponent)) else ONE_VALUE
+def _activations_kind(value: object) -> str:
+    return BY_COMPONENT if isinstance(value, (Mapping, ActivationsByComponent)) else ONE_VALUE
 
 
 class SearchSettings(Section):
@@ -178,14 +178,14 @@ class RetrainSettings(Section):
 class PretrainSettings(Section):
     """Classification training of a backbone (section 4.2: ImageNet)."""
 
-    train_images: Path | None = Field(None, description="folder of training pictures, one folder a class inside")
-    val_images: Path | None = Field(None, description="folder of validation pictures, one folder a class inside")
+    train_images: Path | None = Field(None, description="folder of training images, one folder a class inside")
+    val_images: Path | None = Field(None, description="folder of validation images, one folder a class inside")
     size: Annotated[int, Field(ge=32)] = Field(224, description="side of the crops, pixels")
-    batch_size: PositiveInt = Field(128, description="pictures a process and step")
+    batch_size: PositiveInt = Field(128, description="images a process and step")
     epochs: PositiveInt = Field(10, description="epochs (section 4.2: 10 for the supernet, 300 for the found backbone)")
     workers: NonNegativeInt = Field(0, description="data-loader processes")
-    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.08, description="smallest share of a picture in a crop")
-    flip: bool = Field(True, description="mirror half of the training pictures")
+    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.08, description="smallest share of an image in a crop")
+    flip: bool = Field(True, description="mirror half of the training images")
     lr: PositiveFloat = Field(0.05, description="initial learning rate for a batch of lr_batch_size, cosine schedule")
     lr_batch_size: PositiveInt | None = Field(128, description="global batch that lr is for; null: no scaling")
     warmup_iterations: NonNegativeInt = Field(0, description="iterations of linear warm-up of the learning rate")
@@ -205,13 +205,15 @@ class CheckpointSettings(Section):
 class SupernetSettings(Section):
     """How the supernet is computed; the numbers are the same whatever is chosen."""
 
-    saving: Annotated[
-        Annotated[Saving, Tag(ONE_VALUE)] | Annotated[SavingByComponent, Tag(BY_COMPONENT)], Discriminator(_saving_kind)
+    activations: Annotated[
+        Annotated[ActivationSetting, Tag(ONE_VALUE)] | Annotated[ActivationsByComponent, Tag(BY_COMPONENT)],
+        Discriminator(_activations_kind),
     ] = Field(
         "auto",
-        description="how a mixed layer is computed and what it keeps for its gradients: fused, from more to less (mid, "
-        "slim, lean), candidate by candidate (stock: everything; checkpoint: its input); auto: on a GPU the fastest of "
-        "each component that fits in memory, timed before the first step; elsewhere slim where it can",
+        description="how a mixed layer is computed and what it keeps for its gradients: fused, from more to less "
+        "(fused, fused-low, fused-min), candidate by candidate (all: everything; checkpoint: its input); auto: on a "
+        "GPU the fastest of each component that fits in memory, timed before the first step; elsewhere fused-low "
+        "where it can",
     )
 
 
@@ -285,7 +287,7 @@ def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | N
 
     Args:
         lr: Learning rate for a batch of ``lr_batch_size``.
-        batch_size: Pictures a process and step.
+        batch_size: Images a process and step.
         processes: Processes of the training.
         lr_batch_size: Batch that ``lr`` is for; ``None`` leaves it as it is.
     """
@@ -293,7 +295,7 @@ def scaled_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | N
 
 
 def describe_lr(lr: float, batch_size: int, processes: int, lr_batch_size: int | None) -> str:
-    """Return the same as a line for people; the last two numbers are processes and pictures of each."""
+    """Return the same as a line for people; the last two numbers are processes and images of each."""
     scaled, batch = scaled_lr(lr, batch_size, processes, lr_batch_size), batch_size * processes
     rule = "not scaled" if lr_batch_size is None else f"{lr:g} x {batch} / {lr_batch_size}"
     return f"learning rate {rule} = {scaled:g} for a global batch of {batch} = {processes} x {batch_size}"

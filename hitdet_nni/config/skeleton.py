@@ -1,7 +1,7 @@
 """The skeleton of a detector: everything about its shape that is not searched.
 
 The model modules and the cost model both read the list of searched layers from here, so that a label, its channels
-and its place in the picture are stated once.
+and its place in the image are stated once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SearchedLayer:
         in_channels: Channels of its input.
         out_channels: Channels of its output.
         stride: 1 or 2.
-        reductions: Ratio of the picture's side to that of the layer's input, for each map that the layer is applied
+        input_strides: Ratio of the image's side to that of the layer's input, for each map that the layer is applied
             to; none for a layer that sees pooled RoIs.
     """
 
@@ -46,7 +46,7 @@ class SearchedLayer:
     in_channels: int
     out_channels: int
     stride: int
-    reductions: tuple[int, ...]
+    input_strides: tuple[int, ...]
 
 
 DetectorKind = Literal["faster_rcnn", "retinanet"]
@@ -162,7 +162,7 @@ class Skeleton(BaseModel):
 
     detector: DetectorKind = Field("faster_rcnn", description="kind of detector")
     input_size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = Field(
-        (800, 1216), description="rows and columns of the network's input; pictures are resized to fit and padded"
+        (800, 1216), description="rows and columns of the network's input; images are resized to fit and padded"
     )
     stem_channels: PositiveInt = Field(16, description="channels of the stride-2 stem")
     widths: tuple[PositiveInt, ...] = Field((48, 96, 184, 256, 352), description="channels of each stage")
@@ -217,8 +217,8 @@ class Skeleton(BaseModel):
         return tuple(channels)
 
     @property
-    def feature_reductions(self) -> tuple[int, ...]:
-        """Ratio of the picture's side to that of each of C1..C4."""
+    def feature_strides(self) -> tuple[int, ...]:
+        """Ratio of the image's side to that of each of C1..C4."""
         return tuple(4 * 2**level for level in range(len(self.feature_channels)))
 
     @property
@@ -227,26 +227,26 @@ class Skeleton(BaseModel):
         return self.feature_channels[self.layout.start_level :]
 
     @property
-    def neck_reductions(self) -> tuple[int, ...]:
-        """Ratio of the picture's side to that of each map that the neck takes."""
-        return self.feature_reductions[self.layout.start_level :]
+    def neck_strides(self) -> tuple[int, ...]:
+        """Ratio of the image's side to that of each map that the neck takes."""
+        return self.feature_strides[self.layout.start_level :]
 
     @property
-    def extra_reductions(self) -> tuple[int, ...]:
-        """Ratio of the picture's side to that of each level that the neck adds behind the coarsest map."""
-        return tuple(self.feature_reductions[-1] * 2**level for level in range(1, self.layout.extra_levels + 1))
+    def extra_strides(self) -> tuple[int, ...]:
+        """Ratio of the image's side to that of each level that the neck adds behind the coarsest map."""
+        return tuple(self.feature_strides[-1] * 2**level for level in range(1, self.layout.extra_levels + 1))
 
     @property
-    def pyramid_reductions(self) -> tuple[int, ...]:
-        """Ratio of the picture's side to that of each level of the pyramid: the anchors' strides."""
-        return self.neck_reductions + self.extra_reductions
+    def pyramid_strides(self) -> tuple[int, ...]:
+        """Ratio of the image's side to that of each level of the pyramid: the anchors' strides."""
+        return self.neck_strides + self.extra_strides
 
     @property
     def anchor_sides(self) -> tuple[float, ...]:
         """Side in pixels of the square anchor of each size, ascending; those of other ratios have the same area."""
         octaves = self.layout.octave_scales
         scales = [self.anchor_scale * 2 ** (step / octaves) for step in range(octaves)]
-        return tuple(stride * scale for stride in self.pyramid_reductions for scale in scales)
+        return tuple(stride * scale for stride in self.pyramid_strides for scale in scales)
 
     def searched_layers(self) -> tuple[SearchedLayer, ...]:
         """Return all searched layers: the backbone's blocks, the neck's two rows (fine to coarse), the head's blocks.
@@ -254,18 +254,18 @@ class Skeleton(BaseModel):
         A head with two towers has those of the classification tower first, then those of the box tower.
         """
         layers: list[SearchedLayer] = []
-        reduction = 2  # of the stem
+        total = 2  # of the stem
         blocks = stage_blocks(self.stem_channels, self.widths, self.depths, self.strides)
         for index, (in_channels, out_channels, stride) in enumerate(blocks):
             label = layer_label("backbone", index)
-            layers.append(SearchedLayer("backbone", label, in_channels, out_channels, stride, (reduction,)))
-            reduction *= stride
-        levels = tuple(zip(self.neck_channels, self.neck_reductions, strict=True))
-        rows = [*levels, *((self.neck_width, reduction) for _, reduction in levels)]
-        for index, (channels, level_reduction) in enumerate(rows):
+            layers.append(SearchedLayer("backbone", label, in_channels, out_channels, stride, (total,)))
+            total *= stride
+        levels = tuple(zip(self.neck_channels, self.neck_strides, strict=True))
+        rows = [*levels, *((self.neck_width, level) for _, level in levels)]
+        for index, (channels, level) in enumerate(rows):
             label = layer_label("neck", index)
-            layers.append(SearchedLayer("neck", label, channels, self.neck_width, 1, (level_reduction,)))
-        maps = () if self.layout.pooled else self.pyramid_reductions
+            layers.append(SearchedLayer("neck", label, channels, self.neck_width, 1, (level,)))
+        maps = () if self.layout.pooled else self.pyramid_strides
         for index in range(self.layout.towers * self.head_blocks):
             in_channels = self.neck_width if index % self.head_blocks == 0 else self.head_width
             layers.append(SearchedLayer("head", layer_label("head", index), in_channels, self.head_width, 1, maps))

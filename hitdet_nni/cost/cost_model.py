@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import get_args
 
 from hitdet_nni.config.skeleton import SearchedLayer, Skeleton
-from hitdet_nni.cost.fixed_cost import Part, fixed_layers
+from hitdet_nni.cost.fixed_cost import DetectorPart, fixed_layers
 from hitdet_nni.cost.measure import Measure
 from hitdet_nni.operators.costs import Convention, Cost, Size
 from hitdet_nni.operators.registry import operator_cost, parse_operator
 
-__all__ = ["PARTS", "Convention", "Cost", "CostModel", "Part", "Size"]
+__all__ = ["PARTS", "Convention", "Cost", "CostModel", "DetectorPart", "Size"]
 
-PARTS: tuple[Part, ...] = get_args(Part)
+PARTS: tuple[DetectorPart, ...] = get_args(DetectorPart)
 """The parts that costs are summed by; a one-stage detector's ``rpn`` is zero."""
 
 
@@ -24,7 +24,7 @@ class CostModel:
         skeleton: The parts that are not searched.
         num_classes: Object classes, without background.
         shape: Rows and columns of the network's input; the skeleton's input size by default.
-        proposals: RoIs that the head sees per picture; the skeleton's number in testing by default. A one-stage
+        proposals: RoIs that the head sees per image; the skeleton's number in testing by default. A one-stage
             detector sees none, whatever is given: its ``proposals`` is 0.
         convention: How FLOPs are counted.
 
@@ -60,16 +60,16 @@ class CostModel:
         operator = parse_operator(name)
         channels = (layer.in_channels, layer.out_channels, layer.stride)
         return self._measure.shared(
-            layer.reductions, lambda size: operator_cost(operator, *channels, size, self.convention)
+            layer.input_strides, lambda size: operator_cost(operator, *channels, size, self.convention)
         )
 
-    def rows(self, sample: Mapping[str, str]) -> list[tuple[Part, str, str, Cost]]:
+    def rows(self, sample: Mapping[str, str]) -> list[tuple[DetectorPart, str, str, Cost]]:
         """Return every layer of one architecture: part, layer name, operator name (empty if fixed), cost.
 
         Raises:
             KeyError: If ``sample`` lacks a searched layer.
         """
-        rows: list[tuple[Part, str, str, Cost]] = [
+        rows: list[tuple[DetectorPart, str, str, Cost]] = [
             (layer.component, layer.label, sample[layer.label], self.layer_cost(layer, sample[layer.label]))
             for layer in self.layers
         ]

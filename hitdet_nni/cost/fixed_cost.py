@@ -12,14 +12,14 @@ from hitdet_nni.operators.costs import Cost, conv_cost, linear_cost, norm_relu_c
 from hitdet_nni.operators.family import Operator
 from hitdet_nni.operators.registry import operator_cost
 
-Part = Literal["backbone", "neck", "rpn", "head"]
+DetectorPart = Literal["backbone", "neck", "rpn", "head"]
 
 
 @dataclass(frozen=True)
 class FixedLayer:
     """A layer that is not searched, with its cost."""
 
-    part: Part
+    part: DetectorPart
     name: str
     cost: Cost
 
@@ -43,7 +43,7 @@ def _backbone(skeleton: Skeleton, measure: Measure) -> Iterator[FixedLayer]:
     stem += norm_relu_cost(skeleton.stem_channels, size, convention, relu=True)
     yield FixedLayer("backbone", "stem", stem)
     if skeleton.tail is not None:
-        size, tail = measure.size(skeleton.feature_reductions[-1]), skeleton.tail
+        size, tail = measure.size(skeleton.feature_strides[-1]), skeleton.tail
         cost = operator_cost(Operator("ir", 3, 1, 3), skeleton.widths[-1], tail.width, 1, size, convention)
         cost += conv_cost(tail.width, tail.out_channels, 1, size, convention)
         cost += norm_relu_cost(tail.out_channels, size, convention, relu=True)
@@ -51,10 +51,10 @@ def _backbone(skeleton: Skeleton, measure: Measure) -> Iterator[FixedLayer]:
 
 
 def _neck(skeleton: Skeleton, measure: Measure) -> Iterator[FixedLayer]:
-    extra = skeleton.extra_reductions if skeleton.layout.extra_convs else ()
-    for name, reductions in (("fuse", skeleton.neck_reductions[1:]), ("extra", extra)):
-        for index, reduction in enumerate(reductions, start=1):
-            size = measure.size(reduction)
+    extra = skeleton.extra_strides if skeleton.layout.extra_convs else ()
+    for name, strides in (("fuse", skeleton.neck_strides[1:]), ("extra", extra)):
+        for index, stride in enumerate(strides, start=1):
+            size = measure.size(stride)
             cost = conv_cost(skeleton.neck_width, skeleton.neck_width, 3, size, measure.convention, bias=True)
             yield FixedLayer("neck", f"{name}{index}", cost)
 
@@ -88,6 +88,6 @@ _BEHIND_THE_NECK: Mapping[DetectorKind, Callable[[Skeleton, int, Measure], Itera
 def _shared_conv(skeleton: Skeleton, measure: Measure, in_channels: int, out_channels: int, kernel_size: int) -> Cost:
     """Return the cost of one convolution with bias on every level of the pyramid."""
     return measure.shared(
-        skeleton.pyramid_reductions,
+        skeleton.pyramid_strides,
         lambda size: conv_cost(in_channels, out_channels, kernel_size, size, measure.convention, bias=True),
     )

@@ -15,7 +15,7 @@ class Measure:
 
     Attributes:
         shape: Rows and columns of the network's input.
-        proposals: RoIs that the head sees per picture.
+        proposals: RoIs that the head sees per image.
         convention: What is counted.
     """
 
@@ -23,18 +23,18 @@ class Measure:
     proposals: int
     convention: Convention
 
-    def size(self, reduction: int) -> Size:
-        """Return the rows and columns of a map whose side is the picture's divided by ``reduction``."""
-        return halved(self.shape, reduction)
+    def size(self, stride: int) -> Size:
+        """Return the rows and columns of a map whose side is the image's divided by ``stride``."""
+        return halved(self.shape, stride)
 
-    def shared(self, reductions: Iterable[int], cost_at: Callable[[Size], Cost]) -> Cost:
+    def shared(self, strides: Iterable[int], cost_at: Callable[[Size], Cost]) -> Cost:
         """Return the cost of a layer that is applied to several maps: the parameters once, the FLOPs of all.
 
         Args:
-            reductions: Ratio of the picture's side to that of each map; none stands for all pooled RoIs.
+            strides: Ratio of the image's side to that of each map; none stands for all pooled RoIs.
             cost_at: Cost of the layer on a map of the given size.
         """
-        costs = [cost_at(self.size(reduction)) for reduction in reductions]
+        costs = [cost_at(self.size(stride)) for stride in strides]
         if not costs:
             return cost_at((ROI_SIZE, ROI_SIZE)).times(self.proposals)
         return Cost(costs[0].params, sum(cost.flops for cost in costs))

@@ -34,7 +34,7 @@ Formula = Callable[[Any, Tensors, Tensors, Convention], int]
 
 
 def _places(tensors: Tensors) -> int:
-    """Return the positions of channels-first maps: pictures times rows times columns."""
+    """Return the positions of channels-first maps: images times rows times columns."""
     return sum(tensor.numel() // tensor.shape[1] for tensor in tensors)
 
 
@@ -200,11 +200,11 @@ def detector_cost(
     """Return the cost of a detector in testing by part, and their ``total``.
 
     The backbone, the neck and the dense head (``rpn`` where it proposes RoIs, ``head`` in a one-stage detector) see one
-    picture. Box heads, all of a cascade's, see ``proposals`` RoIs; a mask head, as many as detections are kept.
+    image. Box heads, all of a cascade's, see ``proposals`` RoIs; a mask head, as many as detections are kept.
 
     Args:
         detector: An mmdet detector on the ``meta`` device, in evaluation mode.
-        shape: Rows and columns of the picture, as padded.
+        shape: Rows and columns of the image, as padded.
         proposals: RoIs that a two-stage detector's head sees.
         convention: How FLOPs are counted.
         source: The file that the detector comes from, for errors.
@@ -214,9 +214,9 @@ def detector_cost(
     """
     known = ("data_preprocessor", "backbone", "neck", "rpn_head", "roi_head", "bbox_head")
     _check_parts(detector, known, source)
-    picture = torch.empty(1, 3, *shape, device="meta")
+    image = torch.empty(1, 3, *shape, device="meta")
     try:
-        return _count(detector, picture, proposals, convention, source)
+        return _count(detector, image, proposals, convention, source)
     except InputError:
         raise
     except Exception as error:  # whatever a module says to shapes that it cannot take
@@ -231,7 +231,7 @@ def _check_parts(module: nn.Module, known: Sequence[str], source: str) -> None:
 
 
 @torch.no_grad()
-def _count(detector: Any, picture: Tensor, proposals: int, convention: Convention, source: str) -> dict[str, Cost]:
+def _count(detector: Any, image: Tensor, proposals: int, convention: Convention, source: str) -> dict[str, Cost]:
     costs: dict[str, Cost] = {part: Cost() for part in PARTS}
 
     def run(part: str, module: nn.Module, inputs: Any) -> Any:
@@ -240,7 +240,7 @@ def _count(detector: Any, picture: Tensor, proposals: int, convention: Conventio
         costs[part] += Cost(parameter_count(module), counted.flops)
         return outputs
 
-    features = run("backbone", detector.backbone, picture)
+    features = run("backbone", detector.backbone, image)
     if detector.with_neck:
         features = run("neck", detector.neck, features)
     if hasattr(detector, "roi_head"):

@@ -36,7 +36,7 @@ def stored_costs(baseline: str, shape: Size) -> dict[str, Cost]:
 
     Args:
         baseline: Its bare name.
-        shape: Rows and columns of the picture.
+        shape: Rows and columns of the image.
 
     Raises:
         InputError: If the file does not have it.

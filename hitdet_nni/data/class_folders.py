@@ -1,4 +1,4 @@
-"""Pictures for classification, one folder a class: which there are. None is decoded here.
+"""Images for classification, one folder a class: which there are. None is decoded here.
 
 What loads them is in :mod:`hitdet_nni.data.datasets.classification`.
 """
@@ -13,20 +13,20 @@ from hitdet_nni.config.settings import PretrainSettings
 from hitdet_nni.errors import InputError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of the files that are pictures, whatever their case; other files are passed over."""
+"""Endings of the files that are images, whatever their case; other files are passed over."""
 
-_LAYOUT = "a folder with one folder of pictures a class"
+_LAYOUT = "a folder with one folder of images a class"
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """The pictures of one split.
+class LabeledImages:
+    """The images of one split.
 
     Attributes:
         root: The folder.
         classes: Names of the class folders, in alphabetical order; a label is an index into them.
-        files: Paths of the pictures inside ``root``.
-        labels: Class of each picture.
+        files: Paths of the images inside ``root``.
+        labels: Class of each image.
     """
 
     root: Path
@@ -37,10 +37,10 @@ class LabelledPictures:
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """Training and validation pictures of the same classes."""
+    """Training and validation images of the same classes."""
 
-    train: LabelledPictures
-    val: LabelledPictures
+    train: LabeledImages
+    val: LabeledImages
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,14 +49,14 @@ class ClassificationData:
 
 
 def open_folders(settings: PretrainSettings) -> ClassificationData:
-    """List the pictures of both splits; none is decoded yet.
+    """List the images of both splits; none is decoded yet.
 
     Raises:
-        InputError: If a folder is not given or missing, has no class or a class without pictures, or the two splits
+        InputError: If a folder is not given or missing, has no class or a class without images, or the two splits
             have different classes.
     """
-    train = list_pictures(settings.train_images, "pretrain.train_images")
-    val = list_pictures(settings.val_images, "pretrain.val_images")
+    train = list_images(settings.train_images, "pretrain.train_images")
+    val = list_images(settings.val_images, "pretrain.val_images")
     different = sorted(set(train.classes) ^ set(val.classes))
     if different:
         name = different[0]
@@ -70,15 +70,15 @@ def open_folders(settings: PretrainSettings) -> ClassificationData:
     return ClassificationData(train, val)
 
 
-def list_pictures(root: Path | None, key: str) -> LabelledPictures:
-    """List the pictures of one split.
+def list_images(root: Path | None, key: str) -> LabeledImages:
+    """List the images of one split.
 
     Args:
         root: Its folder.
         key: Dotted configuration key that names it, for messages.
 
     Raises:
-        InputError: If the folder is not given or missing, has no class or a class without pictures.
+        InputError: If the folder is not given or missing, has no class or a class without images.
     """
     if root is None:
         raise InputError("is missing", key=key, allowed=_LAYOUT)
@@ -91,20 +91,20 @@ def list_pictures(root: Path | None, key: str) -> LabelledPictures:
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _pictures_below(root, name)
+        found = _images_below(root, name)
         if not found:
             raise InputError(
-                f"class {name!r} has no picture", source=root, key=key, allowed=f"files ending in {', '.join(SUFFIXES)}"
+                f"class {name!r} has no image", source=root, key=key, allowed=f"files ending in {', '.join(SUFFIXES)}"
             )
         files += found
         labels += [label] * len(found)
-    return LabelledPictures(root, tuple(classes), tuple(files), tuple(labels))
+    return LabeledImages(root, tuple(classes), tuple(files), tuple(labels))
 
 
-def _pictures_below(root: Path, name: str) -> list[str]:
-    """Return the paths inside ``root`` of the pictures in a class folder and the folders in it, sorted."""
+def _images_below(root: Path, name: str) -> list[str]:
+    """Return the paths inside ``root`` of the images in a class folder and the folders in it, sorted."""
     return sorted(
-        os.path.relpath(os.path.join(folder, file), root)  # noqa: PTH118  (a Path a picture costs ImageNet gigabytes)
+        os.path.relpath(os.path.join(folder, file), root)  # noqa: PTH118  (a Path an image costs ImageNet gigabytes)
         for folder, _, files in os.walk(root / name)
         for file in files
         if file.lower().endswith(SUFFIXES) and not file.startswith(".")

@@ -5,9 +5,9 @@ The result is a COCO data set of ten classes on which a small detector, trained 
 minutes whether it learns.
 
 * Training and validation share neither digit samples nor photograph halves.
-* Boxes are exact: a box is the tight extent of the pixels that its digit inks, and boxes of a picture never overlap.
-* The same arguments give the same bytes. Every picture has its own random generator, so a picture depends on the
-  seed, the split and its index only, and longer sets start with the pictures of shorter ones.
+* Boxes are exact: a box is the tight extent of the pixels that its digit inks, and boxes of an image never overlap.
+* The same arguments give the same bytes. Every image has its own random generator, so an image depends on the
+  seed, the split and its index only, and longer sets start with the images of shorter ones.
 
 Source: digits, E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI; photographs, danielbuechele
 and vultilion, CC BY 2.0. Both ship with scikit-learn.
@@ -39,10 +39,10 @@ CLASSES: Final = tuple(str(digit) for digit in range(10))
 """Class names; the category id of class ``i`` is ``i + 1``."""
 
 MIN_SIZE: Final = 32
-"""Smallest picture side in pixels: below it the smallest digits have fewer pixels than their 8x8 originals carry."""
+"""Smallest image side in pixels: below it the smallest digits have fewer pixels than their 8x8 originals carry."""
 
 INK_THRESHOLD: Final = 0.2
-"""Opacity from which a pixel counts as inked; fainter ink is left out of the picture, so that boxes are exact."""
+"""Opacity from which a pixel counts as inked; fainter ink is left out of the image, so that boxes are exact."""
 
 MIN_DIGITS: Final = 2
 MAX_DIGITS: Final = 5
@@ -50,7 +50,7 @@ MAX_DIGITS: Final = 5
 _DESCRIPTION: Final = "hitdet-nni handwritten digits on photographs"
 _SPLITS: Final[tuple[Split, ...]] = ("train", "val")
 _VAL_SHARE: Final = 0.2  # of the 1797 digit samples
-_DIGIT_SIDE: Final = (1 / 6, 1 / 2)  # longer side of a digit, in picture sides
+_DIGIT_SIDE: Final = (1 / 6, 1 / 2)  # longer side of a digit, in image sides
 _CROP_SIDE: Final = (96, 320)  # side of a photograph crop, in pixels of the 640x427 photograph
 _INK_GAIN: Final = 1.6  # makes the strokes of the blurry originals opaque
 _PHOTO_CONTRAST: Final = 0.6  # photographs are faded towards grey, so that ink of one colour stands out everywhere
@@ -62,7 +62,7 @@ _LUMA: Final = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class PlacedDigit:
-    """A digit in a picture.
+    """A digit in an image.
 
     Attributes:
         sample: Index of its handwriting in ``sklearn.datasets.load_digits()``, 0..1796.
@@ -81,7 +81,7 @@ class PlacedDigit:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is written.
+    """An image before it is written.
 
     Attributes:
         background: The photograph crop without digits, RGB. Shape: (size, size, 3).
@@ -97,13 +97,13 @@ class Scene:
         Shape:
             Returns (size, size, 3), RGB.
         """
-        picture = self.background.astype(np.float64)
+        image = self.background.astype(np.float64)
         for digit in self.digits:
             left, top, width, height = digit.box
-            under = picture[top : top + height, left : left + width]
+            under = image[top : top + height, left : left + width]
             opacity = digit.opacity[:, :, None]
             under += opacity * (np.array(digit.colour) - under)
-        return np.rint(picture).astype(np.uint8)
+        return np.rint(image).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
@@ -133,16 +133,16 @@ def digit_samples(split: Split, seed: int) -> tuple[int, ...]:
 
 
 def draw_scene(split: Split, index: int, *, size: int, seed: int) -> Scene:
-    """Compose one picture.
+    """Compose one image.
 
     Args:
         split: ``"train"`` takes left halves of the photographs, ``"val"`` right halves.
-        index: Number of the picture in its split, from 0.
-        size: Side of the picture in pixels, at least `MIN_SIZE`.
+        index: Number of the image in its split, from 0.
+        size: Side of the image in pixels, at least `MIN_SIZE`.
         seed: Seed of the data set, not negative.
 
     Returns:
-        A scene of `MIN_DIGITS` to `MAX_DIGITS` digits whose longer sides are about 1/6 to 1/2 of the picture's.
+        A scene of `MIN_DIGITS` to `MAX_DIGITS` digits whose longer sides are about 1/6 to 1/2 of the image's.
     """
     return _draw_scene(split, index, size, seed, digit_samples(split, seed))
 
@@ -151,7 +151,7 @@ def _draw_scene(split: Split, index: int, size: int, seed: int, samples: tuple[i
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     background = _crop_photograph(split, size, rng)
     digits: list[PlacedDigit] = []
-    # A first digit in the middle of the picture may leave no room for a second one: start again then.
+    # A first digit in the middle of the image may leave no room for a second one: start again then.
     while len(digits) < MIN_DIGITS:
         digits = []
         for _ in range(int(rng.integers(MIN_DIGITS, MAX_DIGITS + 1))):
@@ -236,9 +236,9 @@ def make_digits(out: Path, *, train: int, val: int, size: int, seed: int, force:
 
     Args:
         out: Folder to make, with its parents.
-        train: Number of training pictures, at least 1.
-        val: Number of validation pictures, at least 1.
-        size: Side of the square pictures in pixels, at least `MIN_SIZE`.
+        train: Number of training images, at least 1.
+        val: Number of validation images, at least 1.
+        size: Side of the square images in pixels, at least `MIN_SIZE`.
         seed: Seed of everything random, not negative.
         force: Replace an existing `out`, if it is empty or was made by this function.
 
@@ -259,11 +259,11 @@ def make_digits(out: Path, *, train: int, val: int, size: int, seed: int, force:
     with workshop as folder, writing(out):
         # A folder inside the temporary one, because the temporary one itself is private to its owner.
         built = Path(folder) / "built"
-        for split, pictures in zip(_SPLITS, (train, val), strict=True):
-            _write_split(built, split, pictures, size, seed)
+        for split, count in zip(_SPLITS, (train, val), strict=True):
+            _write_split(built, split, count, size, seed)
         _check_replaceable(out, force)
         _swap(built, out, Path(folder) / "replaced")
-    logger.info("%s: %d training and %d validation pictures of %d px, seed %d", out, train, val, size, seed)
+    logger.info("%s: %d training and %d validation images of %d px, seed %d", out, train, val, size, seed)
 
 
 def _check_replaceable(out: Path, force: bool) -> None:
@@ -295,14 +295,14 @@ def _swap(built: Path, out: Path, replaced: Path) -> None:
         raise
 
 
-def _write_split(root: Path, split: Split, pictures: int, size: int, seed: int) -> None:
+def _write_split(root: Path, split: Split, count: int, size: int, seed: int) -> None:
     folder, notes = root / split, root / "annotations"
     folder.mkdir(parents=True)
     notes.mkdir(exist_ok=True)
     samples = digit_samples(split, seed)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in range(pictures):
+    for index in range(count):
         scene = _draw_scene(split, index, size, seed, samples)
         name = f"{index:06d}.png"
         Image.fromarray(scene.render()).save(folder / name, compress_level=1)
@@ -321,7 +321,7 @@ def _write_split(root: Path, split: Split, pictures: int, size: int, seed: int) 
                 }
             )
     dataset = {
-        "info": {"description": _DESCRIPTION, "split": split, "pictures": pictures, "size": size, "seed": seed},
+        "info": {"description": _DESCRIPTION, "split": split, "images": count, "size": size, "seed": seed},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)],

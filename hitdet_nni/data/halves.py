@@ -1,4 +1,4 @@
-"""The two halves of the training pictures that DARTS alternates between."""
+"""The two halves of the training images that DARTS alternates between."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ HALF_NAMES = ("weights", "alphas")
 def split_halves(
     image_ids: Iterable[int], seed: int, *, image_classes: Mapping[int, Collection[int]] | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Split training pictures in two halves: one trains weights, the other architecture parameters.
+    """Split training images in two halves: one trains weights, the other architecture parameters.
 
-    Pictures are ordered by their rarest class, at random within a class, and dealt in pairs, one to each half; of a
-    pair, the first half gets the picture whose classes it lacks more. So the halves differ by at most one picture, and
-    by at most two among the pictures that share a rarest class; other classes come out about even.
+    Images are ordered by their rarest class, at random within a class, and dealt in pairs, one to each half; of a
+    pair, the first half gets the image whose classes it lacks more. So the halves differ by at most one image, and
+    by at most two among the images that share a rarest class; other classes come out about even.
 
     Args:
-        image_ids: Ids of the pictures; their order does not matter.
+        image_ids: Ids of the images; their order does not matter.
         seed: Seed of the shuffling, not negative.
-        image_classes: Category ids of each picture's boxes, such as `CocoAnnotations.image_classes`. Without it, or for
-            pictures without boxes, no class is balanced.
+        image_classes: Category ids of each image's boxes, such as `CocoAnnotations.image_classes`. Without it, or for
+            images without boxes, no class is balanced.
 
     Returns:
         The ids of both halves, ascending.
 
     Raises:
-        InputError: If there are fewer than two pictures, an id comes twice, or the seed is negative.
+        InputError: If there are fewer than two images, an id comes twice, or the seed is negative.
 
     Source: DARTS (Liu et al., ICLR 2019), section 3.1: half of the training data is held out as the validation set.
     """
@@ -45,7 +45,7 @@ def split_halves(
     if seed < 0:
         raise InputError(f"is {seed}", key="seed", allowed="0 or more")
     if len(ids) < 2:
-        raise InputError(f"cannot split {len(ids)} picture(s) in halves", key="image_ids", allowed="two or more")
+        raise InputError(f"cannot split {len(ids)} image(s) in halves", key="image_ids", allowed="two or more")
     for image_id, following in pairwise(ids):
         if image_id == following:
             raise InputError(f"id {image_id} comes twice", key="image_ids", allowed="unique ids")
@@ -55,14 +55,14 @@ def split_halves(
     frequency = Counter(category_id for found in classes.values() for category_id in found)
 
     def rarest(image_id: int) -> tuple[int, int]:
-        # Pictures without boxes come last, as one group.
+        # Images without boxes come last, as one group.
         return min(
             ((frequency[category_id], category_id) for category_id in classes[image_id]), default=(len(ids) + 1, 0)
         )
 
     ordered = sorted(shuffled, key=rarest)
     first, second = [], []
-    lead: Counter[int] = Counter()  # by how many pictures of a class the first half is ahead
+    lead: Counter[int] = Counter()  # by how many images of a class the first half is ahead
     for one, other in zip(ordered[::2], ordered[1::2], strict=False):
         if sum(lead[c] for c in classes[one]) > sum(lead[c] for c in classes[other]):
             one, other = other, one
@@ -75,7 +75,7 @@ def split_halves(
     return tuple(sorted(first)), tuple(sorted(second))
 
 
-def kept_halves(
+def load_or_create_split(
     file: Path | None,
     image_ids: Iterable[int],
     seed: int,
@@ -94,7 +94,7 @@ def kept_halves(
         As :func:`split_halves`.
 
     Raises:
-        InputError: As :func:`split_halves`, or if the file does not split exactly these pictures.
+        InputError: As :func:`split_halves`, or if the file does not split exactly these images.
     """
     ids = list(image_ids)
     if file is not None and file.exists():
@@ -109,11 +109,11 @@ def _read_halves(file: Path, ids: Collection[int]) -> tuple[tuple[int, ...], tup
     content = read_json(file)
     halves: list[Any] = [content.get(name) if isinstance(content, dict) else None for name in HALF_NAMES]
     if not all(isinstance(half, list) and half and all(type(each) is int for each in half) for half in halves):
-        raise InputError("is not a split", source=file, allowed=f"lists of picture ids in {', '.join(HALF_NAMES)}")
+        raise InputError("is not a split", source=file, allowed=f"lists of image ids in {', '.join(HALF_NAMES)}")
     first, second = (tuple(half) for half in halves)
     together = [*first, *second]
     if len(together) != len(ids) or set(together) != set(ids):
         different = min(set(together) ^ set(ids), default=None)
-        problem = "holds an id twice" if different is None else f"was made of other pictures: id {different} differs"
-        raise InputError(problem, source=file, allowed="the training pictures that the run was started with")
+        problem = "holds an id twice" if different is None else f"was made of other images: id {different} differs"
+        raise InputError(problem, source=file, allowed="the training images that the run was started with")
     return first, second

@@ -1,6 +1,6 @@
-"""Every loader of pictures: those of a search, of a retraining, of an evaluation and of a pretraining.
+"""Every loader of images: those of a search, of a retraining, of an evaluation and of a pretraining.
 
-A batch comes about in three steps: a sampler says which pictures and by which random numbers
+A batch comes about in three steps: a sampler says which images and by which random numbers
 (:mod:`hitdet_nni.data.sampling`), a data set reads, resizes and augments them (:mod:`hitdet_nni.data.datasets`), a
 loader of this module puts them together, in processes of its own where that pays.
 """
@@ -22,14 +22,14 @@ from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.class_folders import ClassificationData
 from hitdet_nni.data.datasets.classification import (
-    FolderPictures,
+    FolderImages,
     collate,
     training_transform,
     validation_transform,
 )
-from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset, dataset_config
-from hitdet_nni.data.halves import kept_halves
-from hitdet_nni.data.sampling import ResumableSampler, SeededPictures, steps_an_epoch
+from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset, dataset_config
+from hitdet_nni.data.halves import load_or_create_split
+from hitdet_nni.data.sampling import ResumableSampler, SeededImages, steps_an_epoch
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.machine import available_cores
@@ -44,14 +44,14 @@ EXPORTED_WORKERS = 2
 
 
 def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any, Any]:
-    """Build the loaders of a search: the half for weights, that for architecture parameters, the validation pictures.
+    """Build the loaders of a search: the half for weights, that for architecture parameters, the validation images.
 
     Training batches are always full, because batch normalisation would suffer from a short one, and both halves have
-    as many of them an epoch. Several processes share each half, and the validation pictures. The halves are those of
+    as many of them an epoch. Several processes share each half, and the validation images. The halves are those of
     the file that the data names, where it is there.
 
     Args:
-        data: The pictures.
+        data: The images.
         settings: The ``data`` section.
         skeleton: Gives the input size.
         seed: Seed of the halves, of order and augmentation.
@@ -61,20 +61,20 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
         the first two is a :class:`~hitdet_nni.data.sampling.ResumableSampler`.
 
     Raises:
-        InputError: If there are too few pictures to split, or the file of the halves is that of others.
+        InputError: If there are too few images to split, or the file of the halves is that of others.
 
     Source:
         Section 3.4: weights on 50 % of the training data, architecture parameters on the rest.
     """
-    settings = settle_loading(settings, skeleton, data.train, data.val)
+    settings = resolve_num_workers(settings, skeleton, data.train, data.val)
     train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
     index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
-    halves = kept_halves(data.halves, index, seed, image_classes=data.train.image_classes)
-    pictures = _in_memory(train, settings)
+    halves = load_or_create_split(data.halves, index, seed, image_classes=data.train.image_classes)
+    images = _in_memory(train, settings)
     longest = max(map(len, halves))
     training = [
         _training_loader(
-            Subset(pictures, [index[image_id] for image_id in half]), settings, seed + number, longest=longest
+            Subset(images, [index[image_id] for image_id in half]), settings, seed + number, longest=longest
         )
         for number, half in enumerate(halves)
     ]
@@ -83,10 +83,10 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
 
 
 def retraining_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any]:
-    """Build the loaders of a retraining: the training pictures, and the validation pictures as an evaluation has them.
+    """Build the loaders of a retraining: the training images, and the validation images as an evaluation has them.
 
     Args:
-        data: The pictures.
+        data: The images.
         settings: The ``data`` section.
         skeleton: Gives the input size.
         seed: Seed of order and augmentation.
@@ -95,16 +95,16 @@ def retraining_loaders(data: DetectionData, settings: DataSettings, skeleton: Sk
         Two loaders of batches as :func:`search_loaders` has them. The first gives full batches, shared by processes;
         its ``sampler`` is a :class:`~hitdet_nni.data.sampling.ResumableSampler`.
     """
-    settings = settle_loading(settings, skeleton, data.train, data.val)
-    pictures = _in_memory(build_dataset(data.train, skeleton, training=True, flip=settings.flip), settings)
-    return _training_loader(pictures, settings, seed), _evaluation_loader(data.val, settings, skeleton, seed)
+    settings = resolve_num_workers(settings, skeleton, data.train, data.val)
+    images = _in_memory(build_dataset(data.train, skeleton, training=True, flip=settings.flip), settings)
+    return _training_loader(images, settings, seed), _evaluation_loader(data.val, settings, skeleton, seed)
 
 
 def evaluation_loader(annotations: CocoAnnotations, settings: DataSettings, skeleton: Skeleton, seed: int) -> Any:
-    """Build the loader of an evaluation: every picture in the order of the file, shared by processes.
+    """Build the loader of an evaluation: every image in the order of the file, shared by processes.
 
     Args:
-        annotations: The validation pictures.
+        annotations: The validation images.
         settings: The ``data`` section.
         skeleton: Gives the input size.
         seed: A number that mmengine's sampler asks for; the order does not depend on it.
@@ -112,20 +112,20 @@ def evaluation_loader(annotations: CocoAnnotations, settings: DataSettings, skel
     Returns:
         A loader of batches as :func:`search_loaders` has them.
     """
-    return _evaluation_loader(annotations, settle_loading(settings, skeleton, annotations), skeleton, seed)
+    return _evaluation_loader(annotations, resolve_num_workers(settings, skeleton, annotations), skeleton, seed)
 
 
 def loader_config(
     annotations: CocoAnnotations, settings: DataSettings, skeleton: Skeleton, *, training: bool
 ) -> dict[str, Any]:
-    """Return what plain mmdet and mmengine build a loader of the same pictures from.
+    """Return what plain mmdet and mmengine build a loader of the same images from.
 
     Args:
-        annotations: The pictures.
+        annotations: The images.
         settings: The ``data`` section; where it leaves the loader processes to the machine, they are
             :data:`EXPORTED_WORKERS`.
         skeleton: Gives the input size.
-        training: Whether pictures are shuffled and augmented, and those without boxes left out.
+        training: Whether images are shuffled and augmented, and those without boxes left out.
     """
     workers = EXPORTED_WORKERS if settings.workers is None else settings.workers
     return {
@@ -140,12 +140,12 @@ def loader_config(
 
 
 def pretraining_loaders(data: ClassificationData, settings: PretrainSettings, seed: int) -> tuple[Any, Any]:
-    """Build the loaders of a pretraining: full training batches, and every validation picture once.
+    """Build the loaders of a pretraining: full training batches, and every validation image once.
 
     Processes share both; the last validation batch may be short.
 
     Args:
-        data: The pictures.
+        data: The images.
         settings: The ``pretrain`` section.
         seed: Seed of order and augmentation, which follow from it, the epoch and the step.
 
@@ -153,11 +153,11 @@ def pretraining_loaders(data: ClassificationData, settings: PretrainSettings, se
         Two loaders of :data:`~hitdet_nni.data.datasets.classification.Batch`; the ``sampler`` of the first is a
         :class:`~hitdet_nni.data.sampling.ResumableSampler`.
     """
-    train = FolderPictures(data.train, training_transform(settings))
-    val = FolderPictures(data.val, validation_transform(settings))
+    train = FolderImages(data.train, training_transform(settings))
+    val = FolderImages(data.val, validation_transform(settings))
     sampler = _resumable_sampler(len(train), settings.batch_size, seed)
     return (
-        _classification_loader(SeededPictures(train), settings, sampler),
+        _classification_loader(SeededImages(train), settings, sampler),
         _classification_loader(Subset(val, _own_share(len(val))), settings, None),
     )
 
@@ -166,23 +166,23 @@ def detection_loader(dataset: Dataset[Any], settings: DataSettings, sampler: Sam
     """Build a loader of batches ``{"inputs": [tensor, ...], "data_samples": [DetDataSample, ...]}``.
 
     Args:
-        dataset: The pictures; with a sampler, of the form that it asks for.
-        settings: Gives the batch size and the loader processes, settled by :func:`settle_loading`.
-        sampler: Order of the pictures; without it they come once each, in the data set's order.
+        dataset: The images; with a sampler, of the form that it asks for.
+        settings: Gives the batch size and the loader processes, settled by :func:`resolve_num_workers`.
+        sampler: Order of the images; without it they come once each, in the data set's order.
     """
     return _loader(dataset, settings.batch_size, settings.workers or 0, pseudo_collate, sampler)
 
 
-def settle_loading(settings: DataSettings, skeleton: Skeleton, *splits: CocoAnnotations) -> DataSettings:
+def resolve_num_workers(settings: DataSettings, skeleton: Skeleton, *splits: CocoAnnotations) -> DataSettings:
     """Return the settings with a number of loader processes; say in a line what was chosen.
 
-    Where the settings leave the number to the machine, it is 0 if all pictures fit into ``cache_mb``, because a loader
+    Where the settings leave the number to the machine, it is 0 if all images fit into ``cache_mb``, because a loader
     process would only copy what is there. Otherwise it is the cores that this process has to itself, less one, and
-    at most :data:`MOST_WORKERS`. The order and augmentation of pictures do not depend on it.
+    at most :data:`MOST_WORKERS`. The order and augmentation of images do not depend on it.
 
     Args:
         settings: The ``data`` section.
-        skeleton: Gives the size to which pictures are resized.
+        skeleton: Gives the size to which images are resized.
         splits: What is to be loaded.
     """
     rows, columns = skeleton.input_size
@@ -191,9 +191,9 @@ def settle_loading(settings: DataSettings, skeleton: Skeleton, *splits: CocoAnno
     workers = settings.workers
     cores = available_cores()
     if workers is None:
-        workers = 0 if fit else max(0, min(MOST_WORKERS, cores // distributed.local_processes() - 1))
+        workers = 0 if fit else max(0, min(MOST_WORKERS, cores // distributed.local_world_size() - 1))
     logger.info(
-        "pictures: %s, %d loader processes, %d torch thread(s), %d core(s)",
+        "images: %s, %d loader processes, %d torch thread(s), %d core(s)",
         f"{needed / 1e6:.0f} MB kept in memory" if fit else f"{settings.cache_mb} MB of up to {needed / 1e6:.0f} kept",
         workers,
         torch.get_num_threads(),
@@ -202,20 +202,20 @@ def settle_loading(settings: DataSettings, skeleton: Skeleton, *splits: CocoAnno
     return settings.model_copy(update={"workers": workers})
 
 
-def _in_memory(dataset: Any, settings: DataSettings) -> KeptPictures:
+def _in_memory(dataset: Any, settings: DataSettings) -> CachedDataset:
     """Build an mmdet data set with the memory that settled settings give to it; loader processes share the room."""
-    return KeptPictures(dataset, settings.cache_mb * 10**6 // max(1, settings.workers or 0))
+    return CachedDataset(dataset, settings.cache_mb * 10**6 // max(1, settings.workers or 0))
 
 
-def _training_loader(pictures: Any, settings: DataSettings, seed: int, *, longest: int | None = None) -> Any:
-    """Build a loader of as many full batches an epoch as so many pictures give, by default those there are."""
-    sampler = _resumable_sampler(len(pictures), settings.batch_size, seed, longest=longest)
-    return detection_loader(SeededPictures(pictures), settings, sampler)
+def _training_loader(images: Any, settings: DataSettings, seed: int, *, longest: int | None = None) -> Any:
+    """Build a loader of as many full batches an epoch as so many images give, by default those there are."""
+    sampler = _resumable_sampler(len(images), settings.batch_size, seed, longest=longest)
+    return detection_loader(SeededImages(images), settings, sampler)
 
 
 def _evaluation_loader(annotations: CocoAnnotations, settings: DataSettings, skeleton: Skeleton, seed: int) -> Any:
-    pictures = _in_memory(build_dataset(annotations, skeleton, training=False), settings)
-    return detection_loader(pictures, settings, DefaultSampler(pictures, shuffle=False, seed=seed))
+    images = _in_memory(build_dataset(annotations, skeleton, training=False), settings)
+    return detection_loader(images, settings, DefaultSampler(images, shuffle=False, seed=seed))
 
 
 def _classification_loader(dataset: Dataset[Any], settings: PretrainSettings, sampler: Sampler[Any] | None) -> Any:
@@ -223,15 +223,15 @@ def _classification_loader(dataset: Dataset[Any], settings: PretrainSettings, sa
     return _loader(dataset, settings.batch_size, settings.workers, collate, sampler, pin_memory=pin_memory)
 
 
-def _resumable_sampler(pictures: int, batch_size: int, seed: int, *, longest: int | None = None) -> ResumableSampler:
-    rank, processes = distributed.rank(), distributed.processes()
-    steps = steps_an_epoch(pictures if longest is None else longest, batch_size, processes)
-    return ResumableSampler(pictures, batch_size, steps, seed, rank=rank, processes=processes)
+def _resumable_sampler(images: int, batch_size: int, seed: int, *, longest: int | None = None) -> ResumableSampler:
+    rank, processes = distributed.rank(), distributed.world_size()
+    steps = steps_an_epoch(images if longest is None else longest, batch_size, processes)
+    return ResumableSampler(images, batch_size, steps, seed, rank=rank, processes=processes)
 
 
-def _own_share(pictures: int) -> range:
-    """Return the numbers of this process's pictures among so many that all processes share."""
-    return range(distributed.rank(), pictures, distributed.processes())
+def _own_share(images: int) -> range:
+    """Return the numbers of this process's images among so many that all processes share."""
+    return range(distributed.rank(), images, distributed.world_size())
 
 
 def _loader(

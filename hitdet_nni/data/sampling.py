@@ -1,4 +1,4 @@
-"""Order and augmentation of training pictures as functions of seed, epoch and position: nothing to restore but those.
+"""Order and augmentation of training images as functions of seed, epoch and position: nothing to restore but those.
 
 A data loader's position, its shuffling and the random numbers of its workers are then two integers, the epoch and the
 step; they do not depend on the number of workers, and processes draw disjoint parts of one order.
@@ -17,21 +17,21 @@ from torch.utils.data import Dataset, Sampler
 
 
 class Draw(NamedTuple):
-    """One picture of a training: which one, and the seed of its augmentation."""
+    """One image of a training: which one, and the seed of its augmentation."""
 
-    picture: int
+    image: int
     seed: int
 
 
 class ResumableSampler(Sampler[Draw]):
-    """Draws pictures for a fixed number of steps an epoch, from any step on.
+    """Draws images for a fixed number of steps an epoch, from any step on.
 
     Each epoch goes through a permutation of its own, and through further ones where it is longer than the set. The
-    processes of a group take the batches of a step side by side from one order: no picture twice.
+    processes of a group take the batches of a step side by side from one order: no image twice.
 
     Args:
-        pictures: Number of pictures.
-        batch_size: Pictures a process and step.
+        images: Number of images.
+        batch_size: Images a process and step.
         steps: Steps an epoch.
         seed: Seed of order and augmentation.
         rank: Number of this process.
@@ -42,9 +42,9 @@ class ResumableSampler(Sampler[Draw]):
     """
 
     def __init__(
-        self, pictures: int, batch_size: int, steps: int, seed: int, *, rank: int = 0, processes: int = 1
+        self, images: int, batch_size: int, steps: int, seed: int, *, rank: int = 0, processes: int = 1
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
@@ -78,31 +78,31 @@ class ResumableSampler(Sampler[Draw]):
     def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         needed = self.steps * self.batch_size * self.processes
         generator = np.random.default_rng([self.seed, epoch])
-        rounds = -(-needed // self.pictures)
-        return np.concatenate([generator.permutation(self.pictures) for _ in range(rounds)])[:needed]
+        rounds = -(-needed // self.images)
+        return np.concatenate([generator.permutation(self.images) for _ in range(rounds)])[:needed]
 
     def _seed(self, epoch: int, position: int) -> int:
         return int(np.random.SeedSequence([self.seed, epoch, position]).generate_state(1)[0])
 
 
-class SeededPictures(Dataset[Any]):
-    """A data set asked by :class:`Draw`: the picture comes out the same in any process and at any time.
+class SeededImages(Dataset[Any]):
+    """A data set asked by :class:`Draw`: the image comes out the same in any process and at any time.
 
     Args:
-        pictures: A map-style data set whose items may be augmented at random.
+        images: A map-style data set whose items may be augmented at random.
     """
 
-    def __init__(self, pictures: Any) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Any) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.pictures)
+        """Number of images."""
+        return len(self.images)
 
     def __getitem__(self, draw: Draw) -> Any:
-        """Return the picture of a draw; the process's own random numbers are left as they were."""
+        """Return the image of a draw; the process's own random numbers are left as they were."""
         with seeded(draw.seed):
-            return self.pictures[draw.picture]
+            return self.images[draw.image]
 
 
 @contextmanager
@@ -120,6 +120,6 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def steps_an_epoch(pictures: int, batch_size: int, processes: int = 1) -> int:
+def steps_an_epoch(images: int, batch_size: int, processes: int = 1) -> int:
     """Count the full batches of all processes in an epoch; one where the set is smaller than that."""
-    return max(1, pictures // (batch_size * processes))
+    return max(1, images // (batch_size * processes))

@@ -1,4 +1,4 @@
-"""From data settings to checked annotations: which files each half of the data is made of, and what is in them.
+"""From data settings to checked annotations: which files each split of the data is made of, and what is in them.
 
 No network is needed for that, and nothing heavy is imported; mmdet's data sets are in
 :mod:`hitdet_nni.data.datasets.detection`, loaders in :mod:`hitdet_nni.data.loaders`.
@@ -15,26 +15,26 @@ from hitdet_nni.data.annotations.coco import check_same_classes, read_annotation
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.annotations.coco_document import cache_folder as cache_folder
 from hitdet_nni.data.annotations.merging import one_annotation_file
-from hitdet_nni.data.annotations.pixels import require_sound_pictures
-from hitdet_nni.data.layouts.parts import HALVES, Half
-from hitdet_nni.data.layouts.recognise import open_root, say
+from hitdet_nni.data.annotations.pixels import require_sound_images
+from hitdet_nni.data.layouts.parts import SPLITS, Split
+from hitdet_nni.data.layouts.recognise import echo, open_root
 from hitdet_nni.data.layouts.split import split_lists
 from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked
 
 SMALL_SET = 2000
-"""Sets of up to this many pictures are decoded once before training starts; larger ones by ``check-data`` only."""
+"""Sets of up to this many images are decoded once before training starts; larger ones by ``check-data`` only."""
 
 
 @dataclass(frozen=True)
 class DetectionData:
-    """Checked training and validation pictures with the same classes.
+    """Checked training and validation images with the same classes.
 
     Attributes:
-        train: Training pictures.
-        val: Validation pictures.
-        halves: File in which a search keeps how it has split the training pictures; ``None``: nowhere.
+        train: Training images.
+        val: Validation images.
+        halves: File in which a search keeps how it has split the training images; ``None``: nowhere.
     """
 
     train: CocoAnnotations
@@ -48,38 +48,38 @@ class DetectionData:
 
 
 def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | None = None) -> DetectionData:
-    """Read and check the pictures that the settings name; make the embedded set where they ask for it.
+    """Read and check the images that the settings name; make the embedded set where they ask for it.
 
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
-        input_size: Rows and columns that training resizes pictures to fit; ``None``: no training follows.
+        input_size: Rows and columns that training resizes images to fit; ``None``: no training follows.
 
     Raises:
         InputError: If a file is missing or has a defect that training would not survive.
     """
     # mmdet skips boxes without area, and COCO itself has two of them.
     train, val = (
-        read_annotations(*half_source(settings, seed, half), key=f"data.{half}_ann", allow_empty_boxes=True)
-        for half in HALVES
+        read_annotations(*split_source(settings, seed, split), key=f"data.{split}_ann", allow_empty_boxes=True)
+        for split in SPLITS
     )
     check_same_classes(train, val)
     for each in (train, val):
-        require_sound_pictures(each, input_size, decode=len(each.image_ids) <= SMALL_SET)
+        require_sound_images(each, input_size, decode=len(each.image_ids) <= SMALL_SET)
     return DetectionData(train, val)
 
 
 def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
-    """Read and check the validation half of :func:`open_data` alone; its pictures are not decoded.
+    """Read and check the validation split of :func:`open_data` alone; its images are not decoded.
 
     Raises:
         InputError: If a file is missing or has a defect.
     """
-    return read_annotations(*half_source(settings, seed, "val"), key="data.val_ann", allow_empty_boxes=True)
+    return read_annotations(*split_source(settings, seed, "val"), key="data.val_ann", allow_empty_boxes=True)
 
 
-def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path, Path], ...]]:
-    """Return the annotation files, each with its folder of pictures, that each half is made of.
+def split_parts(settings: DataSettings, seed: int) -> dict[Split, tuple[tuple[Path, Path], ...]]:
+    """Return the annotation files, each with its folder of images, that each split is made of.
 
     Args:
         settings: The ``data`` section.
@@ -92,7 +92,7 @@ def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path
         return _recognised(settings)
     if settings.builtin is not None:
         root = _embedded_set(settings, seed)
-        return {half: ((root / "annotations" / f"instances_{half}.json", root / half),) for half in HALVES}
+        return {split: ((root / "annotations" / f"instances_{split}.json", root / split),) for split in SPLITS}
     if settings.layout is not None and not settings.train_sources:
         allowed = f"the folder of {settings.layout}, which holds {LAYOUTS[settings.layout]['val_ann']}"
         raise InputError("is missing", key="data.root", allowed=allowed)
@@ -104,49 +104,49 @@ def half_parts(settings: DataSettings, seed: int) -> dict[Half, tuple[tuple[Path
     return {"train": settings.train_sources, "val": ((settings.val_ann, settings.val_images),)}
 
 
-def half_source(settings: DataSettings, seed: int, half: Half) -> tuple[Path, Path]:
-    """Return a half's annotation file and folder of pictures; make them where it has several parts or lists of ids.
+def split_source(settings: DataSettings, seed: int, split: Split) -> tuple[Path, Path]:
+    """Return a split's annotation file and folder of images; make them where it has several parts or lists of ids.
 
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
-        half: Which half.
+        split: Which split.
 
     Raises:
         InputError: If the settings name no data, or files that are to be put together do not fit.
     """
-    halves = half_parts(settings, seed)
-    parts = halves[half]
-    if settings.is_recognised and halves["train"] == halves["val"]:
-        chosen = _split(settings, parts[0], half)
-        return one_annotation_file(parts, cache_folder() / "subsets", half=half, only=chosen, without=None)
-    only, without = (settings.train_ids, settings.train_without) if half == "train" else (settings.val_ids, None)
+    splits = split_parts(settings, seed)
+    parts = splits[split]
+    if settings.is_recognised and splits["train"] == splits["val"]:
+        chosen = _split(settings, parts[0], split)
+        return one_annotation_file(parts, cache_folder() / "subsets", split=split, only=chosen, without=None)
+    only, without = (settings.train_ids, settings.train_without) if split == "train" else (settings.val_ids, None)
     if len(parts) == 1 and only is None and without is None:
         return parts[0]
-    return one_annotation_file(parts, cache_folder() / "subsets", half=half, only=only, without=without)
+    return one_annotation_file(parts, cache_folder() / "subsets", split=split, only=only, without=without)
 
 
-def _recognised(settings: DataSettings) -> dict[Half, tuple[tuple[Path, Path], ...]]:
-    """Return the parts of a folder that is recognised, less a half that is named by its paths.
+def _recognised(settings: DataSettings) -> dict[Split, tuple[tuple[Path, Path], ...]]:
+    """Return the parts of a folder that is recognised, less a split that is named by its paths.
 
-    Where the folder has no validation part, both halves are all its pictures; :func:`half_source` splits them.
+    Where the folder has no validation part, both splits are all its images; :func:`split_source` splits them.
     """
     assert settings.root is not None
-    named: dict[Half, tuple[tuple[Path, Path], ...]] = {"train": settings.train_sources, "val": ()}
+    named: dict[Split, tuple[tuple[Path, Path], ...]] = {"train": settings.train_sources, "val": ()}
     if settings.val_ann is not None and settings.val_images is not None:
         named["val"] = ((settings.val_ann, settings.val_images),)
-    asked = [half for half in HALVES if not named[half]]
+    asked = [split for split in SPLITS if not named[split]]
     found = open_root(settings.root, cache_folder() / "layouts", asked)
     if "val" in asked and "val" not in found:
         if "train" not in asked:
             allowed = "data.val_ann and val_images as well"
             raise InputError("has no validation part", source=settings.root, key="data.root", allowed=allowed)
         found["val"] = found["train"]
-    return {half: named[half] or (found[half],) for half in HALVES}
+    return {split: named[split] or (found[split],) for split in SPLITS}
 
 
-def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Path:
-    """Return the file of the ids of a half of the pictures of a folder that has no validation part."""
+def _split(settings: DataSettings, source: tuple[Path, Path], split: Split) -> Path:
+    """Return the file of the ids of a split of the images of a folder that has no validation part."""
     for key in ID_KEYS:
         if getattr(settings, key) is not None:
             problem = "is given, and data.root has no validation part: what is split off is chosen by its own list"
@@ -154,9 +154,9 @@ def _split(settings: DataSettings, source: tuple[Path, Path], half: Half) -> Pat
     lists = split_lists(*source, settings.val_share, settings.val_seed, cache_folder() / "subsets")
     counts = [count for _, count in lists]
     about = f"{settings.val_share:g} of every class, by data.val_share and val_seed {settings.val_seed}"
-    told = counted(counts[1], f"of {sum(counts)} {{pictures is|pictures are}} split off for validation")
-    say(f"data.root: {told} ({about})")
-    return lists[HALVES.index(half)][0]
+    told = counted(counts[1], f"of {sum(counts)} {{images is|images are}} split off for validation")
+    echo(f"data.root: {told} ({about})")
+    return lists[SPLITS.index(split)][0]
 
 
 def _embedded_set(settings: DataSettings, seed: int) -> Path:

@@ -1,4 +1,4 @@
-"""Numbers in messages: one picture is, two pictures are."""
+"""Numbers in messages: one image is, two images are."""
 
 from __future__ import annotations
 

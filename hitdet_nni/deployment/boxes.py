@@ -18,7 +18,7 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
     """Return the anchors of one place, round the origin.
 
     Args:
-        stride: Pixels of the picture per pixel of the map.
+        stride: Pixels of the image per pixel of the map.
         scales: Sides of square anchors, in strides.
         ratios: Height to width.
 
@@ -37,7 +37,7 @@ def grid_anchors(base: Tensor, level: Tensor, stride: int) -> Tensor:
     Args:
         base: Anchors of one place, ``[A, 4]``.
         level: The map, ``[1, C, H, W]``.
-        stride: Pixels of the picture per pixel of the map.
+        stride: Pixels of the image per pixel of the map.
 
     Returns:
         ``[H * W * A, 4]``, row by row.
@@ -62,7 +62,7 @@ def decode(boxes: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:
     Args:
         boxes: ``[N, 4]``.
         offsets: ``[N, 4]``: of the centre, in sides of the box, and of the logarithms of width and height.
-        extent: Width, height, width, height of the picture, to which the result is clipped.
+        extent: Width, height, width, height of the image, to which the result is clipped.
 
     Returns:
         ``[N, 4]``.

@@ -1,4 +1,4 @@
-"""What both kinds of detector share: from a picture to the pyramid, and from what the heads say to detections."""
+"""What both kinds of detector share: from an image to the pyramid, and from what the heads say to detections."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from hitdet_nni.model.preprocessing import PREPROCESSING
 
 
 class Detector(nn.Module):
-    """A decided detector of plain torch modules, for inference on one picture at a time.
+    """A decided detector of plain torch modules, for inference on one image at a time.
 
     A subclass adds the heads; parameters have the names that they have in the trained detector.
 
@@ -18,7 +18,7 @@ class Detector(nn.Module):
         architecture: What to build.
 
     Shape:
-        A picture ``[1, 3, H, W]`` of 8 bits, red, green, blue, to boxes ``[D, 4]`` in its pixels, scores ``[D]`` and
+        An image ``[1, 3, H, W]`` of 8 bits, red, green, blue, to boxes ``[D, 4]`` in its pixels, scores ``[D]`` and
         labels ``[D]``, best first.
     """
 
@@ -33,7 +33,7 @@ class Detector(nn.Module):
             self.register_buffer(name, torch.tensor(PREPROCESSING[name]).view(3, 1, 1), persistent=False)
         self.divisor: int = PREPROCESSING["pad_size_divisor"]
 
-    def heads(self, pictures: Tensor) -> list[Tensor]:
+    def heads(self, images: Tensor) -> list[Tensor]:
         """Return what the heads say of ``[1, 3, H, W]``, before boxes are decoded and suppressed."""
         raise NotImplementedError
 
@@ -41,19 +41,19 @@ class Detector(nn.Module):
         """Return the names of the outputs of :meth:`heads`."""
         raise NotImplementedError
 
-    def pyramid(self, pictures: Tensor) -> list[Tensor]:
+    def pyramid(self, images: Tensor) -> list[Tensor]:
         """Return the pyramid of ``[1, 3, H, W]``, normalised and then padded with zeros at the right and the bottom."""
-        x = (pictures.float() - self.mean) / self.std
+        x = (images.float() - self.mean) / self.std
         rows, columns = x.size(2), x.size(3)
         below = (rows + self.divisor - 1) // self.divisor * self.divisor - rows
         beside = (columns + self.divisor - 1) // self.divisor * self.divisor - columns
         pyramid: list[Tensor] = self.neck(self.backbone(F.pad(x, [0, beside, 0, below])))
         return pyramid
 
-    def extent(self, pictures: Tensor) -> Tensor:
-        """Return the width, height, width, height of the picture in pixels, ``[4]``."""
-        width = torch.full((1,), pictures.size(3), dtype=torch.float32, device=pictures.device)
-        height = torch.full((1,), pictures.size(2), dtype=torch.float32, device=pictures.device)
+    def extent(self, images: Tensor) -> Tensor:
+        """Return the width, height, width, height of the image in pixels, ``[4]``."""
+        width = torch.full((1,), images.size(3), dtype=torch.float32, device=images.device)
+        height = torch.full((1,), images.size(2), dtype=torch.float32, device=images.device)
         return torch.cat([width, height, width, height])
 
 
@@ -64,14 +64,14 @@ class RawHeads(nn.Module):
         detector: The detector.
 
     Shape:
-        A picture as the detector takes it to the tensors that its ``head_names()`` name.
+        An image as the detector takes it to the tensors that its ``head_names()`` name.
     """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Map a picture to the outputs of the heads."""
-        outputs: list[Tensor] = self.detector.heads(pictures)
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map an image to the outputs of the heads."""
+        outputs: list[Tensor] = self.detector.heads(images)
         return outputs

@@ -25,7 +25,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import whole_file
 from hitdet_nni.model.preprocessing import PREPROCESSING
 
-INPUT = "pictures"
+INPUT = "images"
 """Name of the model's input."""
 
 OUTPUTS = ("boxes", "scores", "labels")
@@ -38,10 +38,10 @@ OPSET = 18
 """Version of ONNX's operators; RoIAlign samples as torchvision's does from 16 on."""
 
 EXAMPLE = (128, 192)
-"""Rows and columns of the picture that a model is traced with; files take any."""
+"""Rows and columns of the image that a model is traced with; files take any."""
 
 SMALLEST, LARGEST = 32, 8192
-"""Sides in pixels of the pictures that a torch.export file takes."""
+"""Sides in pixels of the images that a torch.export file takes."""
 
 
 def export_model(
@@ -64,10 +64,10 @@ def export_model(
         raise InputError("needs the package onnx", key="--format", allowed="after pip install hitdet-nni[onnx]")
     detector = load_detector(architecture, weights)
     model: nn.Module = RawHeads(detector) if raw_heads else detector
-    pictures = torch.randint(0, 256, (1, 3, *EXAMPLE), generator=torch.Generator().manual_seed(0)).byte()
+    images = torch.randint(0, 256, (1, 3, *EXAMPLE), generator=torch.Generator().manual_seed(0)).byte()
     metadata = describe(architecture, detector, detector.head_names() if raw_heads else OUTPUTS)
     with torch.no_grad(), _notices_unheard():
-        content = WRITERS[kind](model, pictures, metadata)
+        content = WRITERS[kind](model, images, metadata)
     with whole_file(path) as stream:
         stream.write(content)
 
@@ -98,14 +98,14 @@ def _notices_unheard() -> Iterator[None]:
         yield
 
 
-def _onnx(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """Export ONNX with any picture size, by the exporter that traces.
+def _onnx(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> bytes:
+    """Export ONNX with any image size, by the exporter that traces.
 
     The one based on torch.export took 40 times as long on the same detector, for the same outputs.
     """
     import onnx  # noqa: PLC0415  # an extra of the package
 
-    results = model(pictures)
+    results = model(images)
     axes = {INPUT: {2: "rows", 3: "columns"}}
     for name, result in zip(metadata["outputs"], results, strict=True):
         axes[name] = {2: f"{name}_rows", 3: f"{name}_columns"} if result.dim() == 4 else {0: f"{name}_count"}
@@ -113,7 +113,7 @@ def _onnx(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> by
         file = Path(folder, "model.onnx")
         torch.onnx.export(
             model,
-            (pictures,),
+            (images,),
             file,
             input_names=[INPUT],
             output_names=list(metadata["outputs"]),
@@ -130,24 +130,24 @@ def _onnx(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> by
     return content
 
 
-def _torchscript(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """Export TorchScript with any picture size, compiled and not traced."""
+def _torchscript(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> bytes:
+    """Export TorchScript with any image size, compiled and not traced."""
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(model), buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
 
 
-def _torch_export(model: nn.Module, pictures: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """Export a program of torch.export for pictures with sides from ``SMALLEST`` to ``LARGEST``."""
+def _torch_export(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> bytes:
+    """Export a program of torch.export for images with sides from ``SMALLEST`` to ``LARGEST``."""
     if not hasattr(symbolic_shapes, "backed_size_oblivious"):
         raise InputError(
             f"torch {torch.__version__} is too old for it", key="--format", allowed="a newer torch, onnx or torchscript"
         )
     sides = {axis: torch.export.Dim(name, min=SMALLEST, max=LARGEST) for axis, name in ((2, "rows"), (3, "columns"))}
     buffer = io.BytesIO()
-    # Otherwise maps of one pixel would be excluded, which the coarsest levels of small pictures are.
+    # Otherwise maps of one pixel would be excluded, which the coarsest levels of small images are.
     with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # installed at run time
-        program = torch.export.export(model, (pictures,), dynamic_shapes=(sides,), strict=False)
+        program = torch.export.export(model, (images,), dynamic_shapes=(sides,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
 

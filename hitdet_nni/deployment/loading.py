@@ -33,7 +33,7 @@ def load_detector(architecture: Architecture, weights: str | Path) -> Detector:
     state = read_state(Path(weights))
     try:
         if isinstance(detector, OneStageDetector):
-            state = state_by_level(state, len(architecture.skeleton.pyramid_reductions))
+            state = state_by_level(state, len(architecture.skeleton.pyramid_strides))
         detector.load_state_dict(state)
     except (RuntimeError, IndexError, TypeError) as error:
         problem = " ".join(str(error).split()[:30])

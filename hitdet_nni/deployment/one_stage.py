@@ -117,12 +117,12 @@ class OneStageDetector(Detector):
         return tuple(f"{kind}_{stride}" for kind in ("logits", "offsets") for stride in self.bbox_head.strides)
 
     @torch.jit.export
-    def heads(self, pictures: Tensor) -> list[Tensor]:
+    def heads(self, images: Tensor) -> list[Tensor]:
         """Return the L class logits, then L box offsets, fine to coarse, of the shapes that the box head gives."""
-        outputs: list[Tensor] = self.bbox_head.heads(self.pyramid(pictures))
+        outputs: list[Tensor] = self.bbox_head.heads(self.pyramid(images))
         return outputs
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Find objects in a picture."""
-        found: tuple[Tensor, Tensor, Tensor] = self.bbox_head(self.heads(pictures), self.extent(pictures))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find objects in an image."""
+        found: tuple[Tensor, Tensor, Tensor] = self.bbox_head(self.heads(images), self.extent(images))
         return found

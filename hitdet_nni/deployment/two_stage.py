@@ -127,10 +127,10 @@ class RegionHead(nn.Module):
         """Return the class logits and box offsets of RoIs ``[R, 4]``; for their shapes see :class:`BoxHead`."""
         scale = (rois[:, 2:] - rois[:, :2]).prod(dim=1).sqrt() / self.finest_scale
         levels = torch.log2(scale + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
-        of_picture = torch.cat([rois.new_zeros(rois.size(0), 1), rois], dim=1)
+        of_image = torch.cat([rois.new_zeros(rois.size(0), 1), rois], dim=1)
         pooled: list[Tensor] = []
         for index, stride in enumerate(self.strides):
-            of_level = of_picture[torch.nonzero(levels == index).squeeze(1)]
+            of_level = of_image[torch.nonzero(levels == index).squeeze(1)]
             pooled.append(roi_align(pyramid[index], of_level, (self.size, self.size), 1 / stride, self.samples, True))
         # ONNX has no stable sort, hence keys that are distinct.
         numbers = torch.arange(rois.size(0), device=rois.device)
@@ -164,18 +164,18 @@ class TwoStageDetector(Detector):
         return (*by_level, "rois", "logits", "offsets")
 
     @torch.jit.export
-    def heads(self, pictures: Tensor) -> list[Tensor]:
+    def heads(self, images: Tensor) -> list[Tensor]:
         """Return the proposal network's L logits and L box offsets; the RoIs ``[R, 4]``; their logits and offsets."""
-        pyramid = self.pyramid(pictures)
+        pyramid = self.pyramid(images)
         proposals = self.rpn_head.heads(pyramid)
-        rois = self.rpn_head(proposals, self.extent(pictures))
+        rois = self.rpn_head(proposals, self.extent(images))
         outputs: list[Tensor] = list(proposals)
         outputs.append(rois)
         outputs.extend(self.roi_head.heads(pyramid, rois))
         return outputs
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Find objects in a picture."""
-        heads = self.heads(pictures)
-        found: tuple[Tensor, Tensor, Tensor] = self.roi_head(heads[-2:], heads[-3], self.extent(pictures))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find objects in an image."""
+        heads = self.heads(images)
+        found: tuple[Tensor, Tensor, Tensor] = self.roi_head(heads[-2:], heads[-3], self.extent(images))
         return found

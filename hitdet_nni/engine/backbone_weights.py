@@ -17,7 +17,7 @@ from hitdet_nni.model.backbone import HitBackbone
 from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.operators.registry import parse_operator
 
-_IN_THE_RACE = "_extra_state"
+_ACTIVE = "_extra_state"
 _ORIGIN = "a file of `hitdet-nni pretrain` for this skeleton"
 
 
@@ -68,7 +68,7 @@ def load_backbone(backbone: nn.Module, path: Path, sample: Mapping[str, str] | N
     loaded: dict[str, Any] = {}
     used: set[str] = set()
     for key, own in target.items():
-        if key.endswith((ALPHA, _IN_THE_RACE)):
+        if key.endswith((ALPHA, _ACTIVE)):
             loaded[key] = own
             continue
         prefix = _layer_of(key, layers)

@@ -44,7 +44,7 @@ def launched_as_main() -> bool:
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
-def join() -> None:
+def init() -> None:
     """Join the group of processes that the launcher's environment variables describe: nccl on GPUs, gloo elsewhere.
 
     Does nothing in a process that was started alone, or has joined already.
@@ -63,7 +63,7 @@ def join() -> None:
     _joined = True
 
 
-def leave() -> None:
+def destroy() -> None:
     """Leave the group, if there is one."""
     global _joined
     if _joined:
@@ -77,7 +77,7 @@ def rank() -> int:
     return number
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return the number of processes in the group; 1 without one, and within :func:`alone`."""
     number: int = _collectives().get_world_size() if _joined and not _alone else 1
     return number
@@ -94,7 +94,7 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
-def local_processes() -> int:
+def local_world_size() -> int:
     """Return the number of processes of the group on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
@@ -106,7 +106,7 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if processes() > 1:
+    if world_size() > 1:
         _collectives().barrier()
 
 
@@ -117,9 +117,9 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def from_main(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Return the main process's ``value`` in every process. Plain values only: trusted processes pickle it."""
-    if processes() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     _collectives().broadcast_object_list(box, src=0, device=device())
@@ -128,8 +128,8 @@ def from_main(value: Any) -> Any:
 
 def gather(value: Any) -> list[Any]:
     """Return the ``value`` of every process, by rank, in every process."""
-    values = [value] * processes()
-    if processes() > 1:
+    values = [value] * world_size()
+    if world_size() > 1:
         _collectives().all_gather_object(values, value)
     return values
 
@@ -137,12 +137,12 @@ def gather(value: Any) -> list[Any]:
 def mean(value: float) -> float:
     """Return the mean of a number over the processes."""
     values: list[float] = gather(value)
-    return sum(values) / processes()
+    return sum(values) / world_size()
 
 
 def broadcast_state(module: nn.Module) -> None:
     """Give every process the main one's parameters and buffers."""
-    if processes() > 1:
+    if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             _collectives().broadcast(tensor.data, src=0)
 
@@ -156,7 +156,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     Args:
         parameters: The same parameters in the same order in every process.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return
     listed = list(parameters)
     if not listed:
@@ -173,14 +173,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def average(tensors: Iterable[Tensor]) -> None:
     """Replace tensors, of any shapes, by their means over the processes, in place; those of integers are left alone."""
-    if processes() == 1:
+    if world_size() == 1:
         return
     import torch
 
     for bucket in _buckets(tensor for tensor in tensors if tensor.is_floating_point()):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         _collectives().all_reduce(flat)
-        flat /= processes()
+        flat /= world_size()
         for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -210,7 +210,7 @@ def require_equal(values: Iterable[Tensor], what: str) -> None:
     Raises:
         RuntimeError: Naming the processes whose values differ from the main one's, bit by bit.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return
     import torch
 

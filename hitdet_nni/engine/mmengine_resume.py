@@ -72,7 +72,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self.checkpoints = TrainingCheckpoints(checkpoints, every_steps, start=start)
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self._step = 0  # finished steps of the epoch
-        self._pictures: list[int] = []  # ids in the last batch
+        self._images: list[int] = []  # ids in the last batch
         self._losses: list[float] = []  # of the epoch's steps, as far as this process has made them
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
 
     def run_iter(self, idx: int, data_batch: Mapping[str, Any]) -> None:
         """Make a step, and save if it is time."""
-        self._pictures = [sample.img_id for sample in data_batch["data_samples"]]
+        self._images = [sample.img_id for sample in data_batch["data_samples"]]
         try:
             super().run_iter(idx, data_batch)
         except FloatingPointError as error:
@@ -166,4 +166,4 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         return TrainingObjects(runner.model, [runner.optim_wrapper], runner.param_schedulers, {"loop": self})
 
     def _diverged(self) -> NonFiniteLossError:
-        return NonFiniteLossError(self.stage, self._iter, self._pictures, self.checkpoints.newest())
+        return NonFiniteLossError(self.stage, self._iter, self._images, self.checkpoints.newest())

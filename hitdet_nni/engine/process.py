@@ -29,7 +29,7 @@ def prepare_process(threads: int) -> None:
 
     torch.set_num_threads(threads)
     if sys.platform == "linux":
-        # Loader processes share the decoded pictures where they are forked, which is no longer the default of 3.14.
+        # Loader processes share the decoded images where they are forked, which is no longer the default of 3.14.
         multiprocessing.set_start_method("fork", force=True)
     for name in ("pytorch_lightning", "lightning.pytorch", "nni.nas"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -38,7 +38,7 @@ def prepare_process(threads: int) -> None:
 
 
 @contextmanager
-def told_in_a_line(folder: Path) -> Iterator[None]:
+def translate_io_errors(folder: Path) -> Iterator[None]:
     """Tell accidents that no code of ours is near, such as a full disk under a library's log, as our errors.
 
     Args:
@@ -46,7 +46,7 @@ def told_in_a_line(folder: Path) -> Iterator[None]:
 
     Raises:
         WriteError: In place of the system's error where there is no room to write.
-        LostWorkerError: In place of torch's error where a process that loads pictures has ended.
+        LostWorkerError: In place of torch's error where a process that loads images has ended.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def told_in_a_line(folder: Path) -> Iterator[None]:
         if lost is not None:
             raise LostWorkerError(lost[0]) from error
         if not isinstance(error, RuntimeError) and _was_receiving(error):
-            raise LostWorkerError("a process that loads pictures has ended while it handed over a batch") from error
+            raise LostWorkerError("a process that loads images has ended while it handed over a batch") from error
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise WriteError(error.filename or folder, error.strerror or str(error)) from error
         raise

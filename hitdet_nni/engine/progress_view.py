@@ -43,7 +43,7 @@ class View(Protocol):
     def __call__(self, progress: Progress) -> None:
         """Show it."""
 
-    def say(self, text: str) -> None:
+    def echo(self, text: str) -> None:
         """Show a line that stays."""
 
     def waiting(self, text: str) -> None:
@@ -108,7 +108,7 @@ class LineView:
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
-        self.say = write
+        self.echo = write
         self._ends: dict[str, tuple[str, int, bool]] = {}
         self._said: dict[str, float] = {}
 
@@ -129,16 +129,16 @@ class LineView:
             self._ends[progress.who] = end
             self._said[progress.who] = now
             if progress.results and (known or progress.doing == "ended" or not progress.step):
-                self.say(epoch_line(progress))
+                self.echo(epoch_line(progress))
             return
         rest = (progress.steps / progress.rate) if progress.rate else 0.0
         if progress.steps and now - self._said[progress.who] >= max(LINE_INTERVAL, rest / LINES_AN_EPOCH):
             self._said[progress.who] = now
-            self.say(step_line(progress))
+            self.echo(step_line(progress))
 
     def waiting(self, text: str) -> None:
         """Write it."""
-        self.say(text)
+        self.echo(text)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class TableView:
         if not same or time.monotonic() - self._drawn >= DRAW_INTERVAL:
             self._draw()
 
-    def say(self, text: str) -> None:
+    def echo(self, text: str) -> None:
         """Write a line above the table."""
         if self in _on_terminal:
             self.console.print(Text(text), highlight=False)
@@ -342,6 +342,6 @@ class ViewHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         try:
-            self.view.say(self.format(record))
+            self.view.echo(self.format(record))
         except Exception:  # as logging's own handlers: no record ends the program
             self.handleError(record)

@@ -41,7 +41,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def own_random_numbers(seed: int | None = None) -> Iterator[None]:
+def fork_rng(seed: int | None = None) -> Iterator[None]:
     """Let random numbers be drawn, and set anew, without a trace outside the context.
 
     Args:

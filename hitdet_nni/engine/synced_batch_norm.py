@@ -35,7 +35,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of the pictures of all processes, on CPU as on GPU.
+    """Batch normalisation whose statistics are those of the images of all processes, on CPU as on GPU.
 
     ``torch.nn.SyncBatchNorm`` counts every process alike only on GPUs; this one needs nothing but sums over processes.
 
@@ -49,7 +49,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` by the mean and the variance of all processes' inputs."""
-        if not self.training or distributed.processes() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = _Sum.apply(values.new_tensor([values.numel() / values.shape[1]]))

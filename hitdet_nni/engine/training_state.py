@@ -105,7 +105,7 @@ class TrainingCheckpoints:
     def __init__(self, folder: CheckpointFolder, every_steps: int, **conditions: str) -> None:
         self.folder = folder
         self.every_steps = every_steps
-        self._conditions = {"processes": distributed.processes(), **conditions}
+        self._conditions = {"processes": distributed.world_size(), **conditions}
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint, if there is one."""
@@ -118,7 +118,7 @@ class TrainingCheckpoints:
         Raises:
             InputError: If it was made by another number of processes, or under other conditions.
         """
-        state = distributed.from_main(self.folder.load() if distributed.is_main() else None)
+        state = distributed.broadcast_object(self.folder.load() if distributed.is_main() else None)
         if state is None:
             return None
         for name, now in self._conditions.items():

@@ -21,7 +21,7 @@ from hitdet_nni.integration.launcher.trial_progress import trial_progress
 from hitdet_nni.integration.launcher.trial_table import Snapshot, print_table, results_table, status_line
 
 
-def _say(text: str, stream: IO[str] | None = None) -> None:
+def _echo(text: str, stream: IO[str] | None = None) -> None:
     print(text, file=stream or sys.stdout, flush=True)
 
 
@@ -36,7 +36,7 @@ def watch(experiment: NniExperiment, signals: Signals, runs: Path) -> Snapshot:
     started = time.monotonic()
 
     def write(text: str) -> None:
-        _say(f"{clock(time.monotonic() - started)}  {text}")
+        _echo(f"{clock(time.monotonic() - started)}  {text}")
 
     shown: dict[str, str] = {}  # NNI tells only later what a trial was given
     known: dict[str, Progress] = {}
@@ -47,7 +47,7 @@ def watch(experiment: NniExperiment, signals: Signals, runs: Path) -> Snapshot:
                 line = status_line(trial)
                 if shown.get(trial.id) != line:
                     shown[trial.id] = line
-                    view.say(line)
+                    view.echo(line)
                 known[trial.id] = trial_progress(trial, runs, known.get(trial.id))
                 view(known[trial.id])
             if snapshot.finished:
@@ -73,20 +73,20 @@ def run(config: ExperimentConfig, runs: Path, port: int | None) -> int:
     snapshot = Snapshot("INTERRUPTED")
     with Signals() as signals:
         with contextlib.suppress(KeyboardInterrupt), NniExperiment(config, port, signals) as experiment:
-            _say(f"starting NNI; its web UI will be {experiment.address}")
+            _echo(f"starting NNI; its web UI will be {experiment.address}")
             experiment.start()
-            _say(f"experiment {experiment.id} runs, files in {experiment.folder}")
+            _echo(f"experiment {experiment.id} runs, files in {experiment.folder}")
             snapshot = watch(experiment, signals, runs / experiment.id)
             snapshot = experiment.fetch_logs(snapshot)
             print_table(results_table(snapshot.trials, runs / experiment.id), sys.stdout)
         if signals.first is not None:
             name = experiment.id or "(not set up yet)"
-            _say(f"{signals.first.name}: experiment {name} is stopped, no process of it is left")
+            _echo(f"{signals.first.name}: experiment {name} is stopped, no process of it is left")
             if experiment.id:
-                _say(f"go on with: hitdet-nni experiment --resume {experiment.id} --runs {runs}")
+                _echo(f"go on with: hitdet-nni experiment --resume {experiment.id} --runs {runs}")
             return 128 + signals.first
-    _say(f"the web UI was {experiment.address}; experiment {experiment.id} is stopped")
+    _echo(f"the web UI was {experiment.address}; experiment {experiment.id} is stopped")
     complaints = snapshot.complaints()
     for complaint in complaints:
-        _say(complaint, sys.stderr)
+        _echo(complaint, sys.stderr)
     return 1 if complaints else 0

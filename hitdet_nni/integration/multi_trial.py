@@ -28,7 +28,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample
 from hitdet_nni.io import WEIGHTS_FILE
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
-from hitdet_nni.pipeline import train_found
+from hitdet_nni.pipeline import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.training.retrain import evaluate
@@ -53,7 +53,7 @@ def retrain_sample(
         overrides: Dotted keys and their values, laid over the config.
 
     Returns:
-        The mAP on the validation pictures, which NNI is given as ``default``, besides parameters and GFLOPs.
+        The mAP on the validation images, which NNI is given as ``default``, besides parameters and GFLOPs.
 
     Raises:
         InputError: If a setting or the data is bad, the space is for another number of classes, or NNI did not make
@@ -73,7 +73,7 @@ def retrain_sample(
     with run.held(wait=True):
         run.open(settings, resume=True)
         save_architecture(architecture, run.architecture)
-        result = train_found(run, architecture, settings, data, report, resume=True)
+        result = retrain_architecture(run, architecture, settings, data, report, resume=True)
     nni.report_final_result({"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}})
     return float(result["mAP"])
 
@@ -119,7 +119,7 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
     Args:
         supernet: A space that a one-shot strategy has trained.
         settings: Data and seed.
-        data: The pictures.
+        data: The images.
         batches: Training batches, at least one, on which the statistics of batch normalisation are taken anew; the
             supernet's are those of all paths mixed.
 
@@ -161,7 +161,7 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
         return mean_precision
 
     def _batches(self) -> list[Any]:
-        torch.manual_seed(self.settings.seed)  # every architecture sees the same pictures
+        torch.manual_seed(self.settings.seed)  # every architecture sees the same images
         loader = search_loaders(self.data, self.settings.data, self.settings.skeleton, self.settings.seed)[0]
         return list(itertools.islice(loader, self.batches))
 

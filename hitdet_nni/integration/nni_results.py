@@ -79,7 +79,7 @@ def describe_sample(
         space: The space that was searched.
         exported: What the strategy found in it.
         settings: Seed and data of the search.
-        data: The pictures.
+        data: The images.
         source: What found it, e.g. ``"DARTS of NNI"``.
 
     Raises:

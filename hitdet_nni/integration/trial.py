@@ -1,4 +1,4 @@
-"""What ``nnictl`` runs: one whole procedure with the tuner's parameters.
+"""What ``nnictl`` runs: one whole pipeline with the tuner's parameters.
 
 With :mod:`hitdet_nni.integration.multi_trial` the only caller of ``nni.report_*``.
 
@@ -25,12 +25,12 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import prepare_process, told_in_a_line
+from hitdet_nni.engine.process import prepare_process, translate_io_errors
 from hitdet_nni.engine.progress import listening, written
 from hitdet_nni.engine.progress_view import LineView
 from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
 from hitdet_nni.io import read_json, read_yaml
-from hitdet_nni.pipeline import screen, screening_key, search, train_found
+from hitdet_nni.pipeline import retrain_architecture, screen, screening_key, search
 from hitdet_nni.report.page import write_report
 from hitdet_nni.report.scalars import INSTALL, is_available, write_scalars
 from hitdet_nni.runs.run_directory import RunDirectory, plain
@@ -90,8 +90,8 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     Raises:
         InputError: If the config, a parameter or the data is bad, or the run directory holds a run with other settings.
     """
-    distributed.join()
-    parameters = distributed.from_main((nni.get_next_parameter() or {}) if distributed.is_main() else None)
+    distributed.init()
+    parameters = distributed.broadcast_object((nni.get_next_parameter() or {}) if distributed.is_main() else None)
     settings = load_settings(config, parameters)
     prepare_process(settings.threads)
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
@@ -104,14 +104,14 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     with run.held(wait=True) if distributed.is_main() else nullcontext():
         run.open(settings, force=force, resume=not force)
         with _shown(run):
-            result = _procedure(run, whole, settings, data)
+            result = _run_pipeline(run, whole, settings, data)
     if distributed.is_main():
         final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
         nni.report_final_result(final)
         logger.info("report: %s", write_report(run.path))
         write_curves(run)
     logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
-    distributed.leave()
+    distributed.destroy()
 
 
 def write_curves(run: RunDirectory) -> None:
@@ -137,9 +137,9 @@ def _shown(run: RunDirectory) -> Iterator[None]:
         yield
 
 
-def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: DetectionData) -> dict[str, Any]:
+def _run_pipeline(run: RunDirectory, whole: SearchSpace, settings: Settings, data: DetectionData) -> dict[str, Any]:
     """Run all stages that have not ended yet, and return the content of ``metrics.json``."""
-    if distributed.from_main(run.metrics.exists()):
+    if distributed.broadcast_object(run.metrics.exists()):
         result: dict[str, Any] = read_json(run.metrics)
         return result
     shared = RunDirectory(run.path.parent / f"screening-{screening_key(settings, whole)}")
@@ -151,7 +151,7 @@ def _procedure(run: RunDirectory, whole: SearchSpace, settings: Settings, data: 
     with run.timed("search"):
         architecture = search(run, space, settings, data, report_epoch)
     with run.timed("retrain"):
-        return train_found(run, architecture, settings, data, resume=True)
+        return retrain_architecture(run, architecture, settings, data, resume=True)
 
 
 def main() -> int:
@@ -164,7 +164,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     try:
-        with told_in_a_line(arguments.runs):
+        with translate_io_errors(arguments.runs):
             run_trial(arguments.config, arguments.runs, force=arguments.force)
     except InputError as error:
         sys.stderr.write(f"{error}\n")

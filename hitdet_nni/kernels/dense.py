@@ -38,17 +38,17 @@ def gradients(
     tiling = _tiling(x, weight, stride, dilation)
     if tiling is not None:
         return SpectralConvolution(tiling, weight, dilation).gradients(grad, x, of_input=of_input, of_weight=of_weight)
-    by_input = by_weight = None
+    grad_input = grad_weight = None
     by_lines = of_weight and x.device.type == "cpu" and (dilation > 1 or x[:, 0].numel() <= FEW_PIXELS * x.shape[1])
     wanted = [of_input, of_weight and not by_lines, False]
     if any(wanted):
         reach, maps = padding(weight.shape[-1], dilation), (channels_last(grad), channels_last(x))
-        by_input, by_weight, _ = torch.ops.aten.convolution_backward(
+        grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
             *maps, weight, None, [stride] * 2, [reach] * 2, [dilation] * 2, False, [0, 0], 1, wanted
         )
     if by_lines:
-        by_weight = _weight_gradient_by_lines(grad, x, weight.shape[-1], stride, dilation)
-    return by_input, by_weight
+        grad_weight = _weight_gradient_by_lines(grad, x, weight.shape[-1], stride, dilation)
+    return grad_input, grad_weight
 
 
 def _tiling(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tiling | None:

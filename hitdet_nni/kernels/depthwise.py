@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hitdet_nni.kernels.layout import (
+    batch_to_space,
     channels_last,
-    deinterleave,
     goes_by_rows,
-    interleave,
     one_map,
     several_maps,
+    space_to_batch,
 )
 
 ONEDNN_REACH = 4
@@ -74,7 +74,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     reach = padding(weight.shape[-1], dilation)
     if dilation > 1:
         if stride == 1:
-            return deinterleave(convolve(interleave(x, dilation), weight, 1, 1), dilation, *x.shape[2:])
+            return batch_to_space(convolve(space_to_batch(x, dilation), weight, 1, 1), dilation, *x.shape[2:])
         x = x.contiguous()  # keeps cuDNN away
     return channels_last(F.conv2d(x, weight, None, stride, reach, dilation, weight.shape[0]))
 
@@ -138,7 +138,7 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilati
             return _toeplitz_weight_gradient(grad, x, kernel_size, stride, dilation)
         if stride > 1 or dilation == 1:
             return _aten_gradient(grad.contiguous(), x.contiguous(), weight, stride, dilation, of_input=False)
-    return _aten_gradient(interleave(grad, dilation), interleave(x, dilation), weight, 1, 1, of_input=False)
+    return _aten_gradient(space_to_batch(grad, dilation), space_to_batch(x, dilation), weight, 1, 1, of_input=False)
 
 
 def _aten_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, *, of_input: bool) -> Tensor:

@@ -26,9 +26,9 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         arguments = (grad.contiguous(memory_format=torch.channels_last), x, weight, ctx.stride, ctx.dilation)
-        by_x = depthwise.input_gradient(*arguments) if ctx.needs_input_grad[0] else None
-        by_weight = depthwise.weight_gradient(*arguments) if ctx.needs_input_grad[1] else None
-        return by_x, by_weight, None, None
+        grad_x = depthwise.input_gradient(*arguments) if ctx.needs_input_grad[0] else None
+        grad_weight = depthwise.weight_gradient(*arguments) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, None, None
 
 
 class DepthwiseConv2d(nn.Conv2d):

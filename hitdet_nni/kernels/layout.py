@@ -95,7 +95,7 @@ def in_type(tensor: Tensor, kind: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == kind else tensor.to(kind)
 
 
-def interleave(x: Tensor, dilation: int) -> Tensor:
+def space_to_batch(x: Tensor, dilation: int) -> Tensor:
     """Return the ``dilation ** 2`` interleaved subsampled maps of each map as a batch: neighbours under dilation.
 
     Sizes that are no multiple of the dilation are filled up with zeros, which add nothing to a gradient. In comments on
@@ -119,8 +119,10 @@ def interleave(x: Tensor, dilation: int) -> Tensor:
     return parts.permute(0, 3, 1, 2)  # [N d d, h, w, C] -> [N d d, C, h, w]
 
 
-def deinterleave(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
-    """Return the maps ``[N, C, height, width]`` whose subsampled maps :func:`interleave` gave, without the filling."""
+def batch_to_space(x: Tensor, dilation: int, height: int, width: int) -> Tensor:
+    """Return the maps ``[N, C, height, width]`` whose subsampled maps :func:`space_to_batch` gave, without the
+    filling.
+    """
     rows, columns = x.shape[2:]
     pixels = x.permute(0, 2, 3, 1)  # [N d d, C, h, w] -> [N d d, h, w, C]
     parts = pixels.reshape(-1, dilation, dilation, rows, columns, x.shape[1])  # [N d d, h, w, C] -> [N, d, d, h, w, C]

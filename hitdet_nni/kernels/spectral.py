@@ -82,9 +82,9 @@ def choose_tiling(
         kernel_size: Side of the kernel, odd.
         dilation: Dilation of both directions; the tiling is that of the interleaved subsampled maps.
     """
-    by_taps = count * in_channels * out_channels
+    grad_taps = count * in_channels * out_channels
     for size in (height, width):
-        by_taps *= sum(max(size - abs(tap) * dilation, 0) for tap in _taps(kernel_size))
+        grad_taps *= sum(max(size - abs(tap) * dilation, 0) for tap in _taps(kernel_size))
     count, height, width = count * dilation**2, -(-height // dilation), -(-width // dilation)
     reach = (kernel_size - 1) // 2
     if max(height, width) <= WHOLE_MAP:
@@ -101,7 +101,7 @@ def choose_tiling(
         return rows * (tiles * (MAP_COST * (inputs + outputs) + pairs) + KERNEL_COST * kernel_size**2 * pairs)
 
     best = min(tilings, key=products)
-    return best if GAIN * products(best) <= by_taps else None
+    return best if GAIN * products(best) <= grad_taps else None
 
 
 def _taps(kernel_size: int) -> range:
@@ -191,19 +191,19 @@ class SpectralConvolution:
             of_input: Whether the first is wanted.
             of_weight: Whether the second is wanted.
         """
-        by_outputs = self._cut(grad, 0)
+        grad_outputs = self._cut(grad, 0)
         inputs = self._cut(x, self.tiling.reach) if of_weight else None
-        by_inputs, by_kernels = _Sum(self.analyse), _Sum(self.transform)
-        for rows in self._pieces(by_outputs.shape[1] // self.out_channels):
-            by_products = self._transformed(self.recombine, rows, by_outputs, self.out_channels)
+        grad_inputs, grad_kernels = _Sum(self.analyse), _Sum(self.transform)
+        for rows in self._pieces(grad_outputs.shape[1] // self.out_channels):
+            by_products = self._transformed(self.recombine, rows, grad_outputs, self.out_channels)
             if inputs is not None:
                 maps = self._transformed(self.analyse, rows, inputs, self.in_channels)
-                by_kernels.add(rows, multiply_each(by_products.mT, maps))
+                grad_kernels.add(rows, multiply_each(by_products.mT, maps))
             if of_input:
                 kernels = self._transformed(self.transform, rows, self.kernels, self.in_channels)
-                by_inputs.add(rows, multiply_each(by_products, kernels))
-        by_x = self._overlap(by_inputs.total, x.shape) if of_input else None
-        return by_x, self._kernels_of(by_kernels.total) if of_weight else None
+                grad_inputs.add(rows, multiply_each(by_products, kernels))
+        grad_x = self._overlap(grad_inputs.total, x.shape) if of_input else None
+        return grad_x, self._kernels_of(grad_kernels.total) if of_weight else None
 
     def _pieces(self, tiles: int) -> Iterator[slice]:
         """Return the frequencies that are computed together, so that what is computed of them stays in the cache."""

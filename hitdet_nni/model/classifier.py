@@ -17,15 +17,15 @@ from hitdet_nni.model.searchable import Candidates
 
 
 class HitClassifier(nn.Module):
-    """A backbone built and initialised, and its pictures normalised, as in a detector of the same skeleton.
+    """A backbone built and initialised, and its images normalised, as in a detector of the same skeleton.
 
     Args:
         skeleton: The parts that are not searched.
         operators: One entry a block: an operator name where it is decided, the candidates' names where it is searched.
-        num_classes: Classes of the pictures.
+        num_classes: Classes of the images.
 
     Shape:
-        Pictures of 8 bits, blue, green, red, ``[N, 3, H, W]`` to logits ``[N, num_classes]``.
+        Images of 8 bits, blue, green, red, ``[N, 3, H, W]`` to logits ``[N, num_classes]``.
 
     Raises:
         InputError: If the number of entries is not the number of blocks, or a name is not an operator's.
@@ -48,14 +48,14 @@ class HitClassifier(nn.Module):
         initialize(self.backbone, self.backbone.init_cfg)  # as init_weights() does, without a line of log a parameter
         self.linear = nn.Linear(skeleton.feature_channels[-1], num_classes)
 
-    def normalized(self, pictures: Tensor) -> Tensor:
-        """Return the pictures of 8 bits as the backbone takes them, ``[N, 3, H, W]``."""
-        ordered = pictures.flip(1) if self.bgr_to_rgb else pictures
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return the images of 8 bits as the backbone takes them, ``[N, 3, H, W]``."""
+        ordered = images.flip(1) if self.bgr_to_rgb else images
         return (ordered.float() - self.mean) / self.std
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Map pictures to logits."""
-        features: Tensor = self.backbone(self.normalized(pictures))[-1]
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits."""
+        features: Tensor = self.backbone(self.normalized(images))[-1]
         logits: Tensor = self.linear(features.mean((2, 3)))
         return logits
 
@@ -66,7 +66,7 @@ class HitClassifierSpace(ModelSpace):  # type: ignore[misc]
     Args:
         skeleton: The parts that are not searched.
         candidates: Operator names of every block.
-        num_classes: Classes of the pictures.
+        num_classes: Classes of the images.
 
     Shape:
         As :class:`HitClassifier`.
@@ -77,7 +77,7 @@ class HitClassifierSpace(ModelSpace):  # type: ignore[misc]
         operators = [list(candidates)] * len(skeleton.labels("backbone"))
         self.classifier = HitClassifier(skeleton, operators, num_classes)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Map pictures to logits."""
-        logits: Tensor = self.classifier(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits."""
+        logits: Tensor = self.classifier(images)
         return logits

@@ -32,7 +32,7 @@ def retinanet(skeleton: Skeleton, operators: list[str | list[str]], num_classes:
                 "octave_base_scale": skeleton.anchor_scale,
                 "scales_per_octave": skeleton.layout.octave_scales,
                 "ratios": list(ANCHOR_RATIOS),
-                "strides": list(skeleton.pyramid_reductions),
+                "strides": list(skeleton.pyramid_strides),
             },
             "bbox_coder": {
                 "type": "DeltaXYWHBBoxCoder",

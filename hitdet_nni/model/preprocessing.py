@@ -1,4 +1,4 @@
-"""What a picture goes through before the stem."""
+"""What an image goes through before the stem."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def faster_rcnn(skeleton: Skeleton, operators: list[str | list[str]], num_classe
                 "type": "AnchorGenerator",
                 "scales": [skeleton.anchor_scale],
                 "ratios": list(ANCHOR_RATIOS),
-                "strides": list(skeleton.pyramid_reductions),
+                "strides": list(skeleton.pyramid_strides),
             },
             "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": [1.0, 1.0, 1.0, 1.0]},
             "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
@@ -41,7 +41,7 @@ def faster_rcnn(skeleton: Skeleton, operators: list[str | list[str]], num_classe
                 "type": "SingleRoIExtractor",
                 "roi_layer": {"type": "RoIAlign", "output_size": ROI_SIZE, "sampling_ratio": 2},
                 "out_channels": skeleton.neck_width,
-                "featmap_strides": list(skeleton.neck_reductions),
+                "featmap_strides": list(skeleton.neck_strides),
             },
             "bbox_head": {
                 "type": "HitBoxHead",

@@ -11,7 +11,7 @@ from typing import get_args
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.errors import InputError
-from hitdet_nni.paper_tables.tables import Accuracy, Comparison, Row
+from hitdet_nni.paper_tables.tables import Accuracy, Row, RowComparison
 from hitdet_nni.runs.result import PRECISIONS, read_result
 from hitdet_nni.runs.run_directory import find_run
 
@@ -19,7 +19,7 @@ _NAMES: dict[str, Accuracy] = dict(zip(PRECISIONS, get_args(Accuracy), strict=Tr
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """What a retraining measured.
 
     Attributes:
@@ -27,17 +27,17 @@ class Measured:
         architecture: What was trained; ``None`` where it was a baseline.
         baseline: Name of the baseline that was trained, if it was one.
         accuracy: COCO's average precisions, percent; those without boxes are left out.
-        pictures: What they were measured on.
+        images: What they were measured on.
     """
 
     run: Path
     architecture: Architecture | None
     baseline: str | None
     accuracy: dict[Accuracy, float]
-    pictures: str
+    images: str
 
 
-def load_measured(path: Path) -> Measured:
+def load_measured(path: Path) -> MeasuredRun:
     """Read the accuracies of a finished run.
 
     Raises:
@@ -49,25 +49,25 @@ def load_measured(path: Path) -> Measured:
     if missing:
         raise InputError("missing", source=run.metrics, key=f"metrics.{missing[0]}")
     data = load_settings(run.config).data
-    pictures = f"the embedded {data.builtin}" if data.builtin is not None else str(data.val_ann or data.root)
+    images = f"the embedded {data.builtin}" if data.builtin is not None else str(data.val_ann or data.root)
     accuracy = {name: 100 * value for ours, name in _NAMES.items() if (value := result.metrics[ours]) >= 0}
     architecture = load_architecture(run.architecture) if result.baseline is None else None
-    return Measured(path, architecture, result.baseline, accuracy, pictures)
+    return MeasuredRun(path, architecture, result.baseline, accuracy, images)
 
 
-def add_measured(comparisons: Sequence[Comparison], runs: Sequence[Measured]) -> list[Comparison]:
+def add_measured(comparisons: Sequence[RowComparison], runs: Sequence[MeasuredRun]) -> list[RowComparison]:
     """Put a line behind each row whose very architecture, or baseline, a run has trained; others change nothing."""
     lines = []
     for comparison in comparisons:
         lines.append(comparison)
         for run in runs:
             if not comparison.beside and _is_of(run, comparison.row):
-                remark = f"measured by the run {run.run} on {run.pictures}"
+                remark = f"measured by the run {run.run} on {run.images}"
                 lines.append(dataclasses.replace(comparison, remark=remark, measured=run.accuracy, beside=str(run.run)))
     return lines
 
 
-def _is_of(run: Measured, row: Row) -> bool:
+def _is_of(run: MeasuredRun, row: Row) -> bool:
     if row.architecture is None or run.architecture is None:
         return row.baseline is not None and row.baseline == run.baseline
     shipped = load_architecture(row.architecture)

@@ -15,9 +15,9 @@ from hitdet_nni.cost.profile import PAPER_SHAPE
 from hitdet_nni.cost.stored_costs import CONVENTION
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text, write_text
-from hitdet_nni.paper_tables.tables import PROPOSALS, TOLERANCE, Comparison, Figure, PaperTable
+from hitdet_nni.paper_tables.tables import PROPOSALS, TOLERANCE, Figure, PaperTable, RowComparison
 
-Compared = Sequence[tuple[PaperTable, Sequence[Comparison]]]
+Compared = Sequence[tuple[PaperTable, Sequence[RowComparison]]]
 
 LABELS: dict[Figure, str] = {
     "backbone": "backbone M",
@@ -48,7 +48,7 @@ class Sheet:
     remarks: tuple[str, ...]
 
 
-def sheet(table: PaperTable, comparisons: Sequence[Comparison]) -> Sheet:
+def sheet(table: PaperTable, comparisons: Sequence[RowComparison]) -> Sheet:
     """Lay a compared table out: each published cost beside ours and the difference in percent, then the accuracies."""
     printed = {figure for comparison in comparisons for figure in comparison.published}
     columns = ["model"]
@@ -71,7 +71,7 @@ def sheet(table: PaperTable, comparisons: Sequence[Comparison]) -> Sheet:
     return Sheet(f"Table {table.number}: {table.title}", tuple(columns), tuple(lines), remarks)
 
 
-def _accuracies(table: PaperTable, comparison: Comparison) -> list[str]:
+def _accuracies(table: PaperTable, comparison: RowComparison) -> list[str]:
     if comparison.measured is not None:
         return [_cell(comparison.measured.get(each), "{:.1f} here") for each in table.accuracies]
     published = {} if comparison.beside else comparison.row.published.accuracy
@@ -93,7 +93,7 @@ def summary(compared: Compared) -> str:
     """Tell how many rows are rebuilt, which are not, and which miss a printed figure, in a line."""
     rows = [(table, each) for table, found in compared for each in found if not each.beside]
 
-    def names(chosen: Sequence[tuple[PaperTable, Comparison]]) -> str:
+    def names(chosen: Sequence[tuple[PaperTable, RowComparison]]) -> str:
         return ", ".join(f"{each.name} (Table {table.number})" for table, each in chosen) or "none"
 
     missing = [(table, each) for table, each in rows if each.row.missing]

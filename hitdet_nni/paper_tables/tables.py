@@ -93,12 +93,12 @@ def load_tables() -> tuple[PaperTable, ...]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """A row with what was counted.
 
     Attributes:
         row: The row of the paper.
-        shape: Rows and columns of the picture that FLOPs are for.
+        shape: Rows and columns of the image that FLOPs are for.
         published: The printed figures, as far as there are any.
         ours: The counted figures; none where the row is not rebuilt.
         remark: What there is to say about it; may be empty.
@@ -166,7 +166,7 @@ def _figures(table: PaperTable, row: Row, shape: Size, cost_of: CostOf) -> dict[
     return values
 
 
-def compare(table: PaperTable, cost_of: CostOf = stored_costs) -> tuple[Comparison, ...]:
+def compare(table: PaperTable, cost_of: CostOf = stored_costs) -> tuple[RowComparison, ...]:
     """Put our figures beside every row of a table that can be rebuilt; a variant follows its row.
 
     Args:
@@ -183,9 +183,11 @@ def compare(table: PaperTable, cost_of: CostOf = stored_costs) -> tuple[Comparis
         if row.published.gflops is not None:
             published["gflops"] = row.published.gflops
         remark = f"not rebuilt: {row.missing}" if row.missing else row.note or ""
-        comparisons.append(Comparison(row, PAPER_SHAPE, published, _figures(table, row, PAPER_SHAPE, cost_of), remark))
+        comparisons.append(
+            RowComparison(row, PAPER_SHAPE, published, _figures(table, row, PAPER_SHAPE, cost_of), remark)
+        )
         if row.variant is not None:
             rows, columns = shape = row.variant.shape
             ours = _figures(table, row, shape, cost_of)
-            comparisons.append(Comparison(row, shape, published, ours, row.variant.reason, f"{rows} x {columns}"))
+            comparisons.append(RowComparison(row, shape, published, ours, row.variant.reason, f"{rows} x {columns}"))
     return tuple(comparisons)

@@ -112,16 +112,16 @@ class _Drawing:
         bottom = top + max(skeleton.depths) * PITCH - 12
         last = bottom - HEIGHT
         self._fixed(f"stem {skeleton.stem_channels} ch", self._x(0), last, "3×3 convolution, stride 2")
-        reduction, layers = 2, iter(self.layers["backbone"])
+        total, layers = 2, iter(self.layers["backbone"])
         for stage, (width, depth, stride) in enumerate(
             zip(skeleton.widths, skeleton.depths, skeleton.strides, strict=True)
         ):
-            x, reduction = self._x(stage + 1), reduction * stride
+            x, total = self._x(stage + 1), total * stride
             first = bottom - depth * PITCH + 12
             heading = f"stage {stage + 1}"
             self.parts.append(svg.text(heading, x + BLOCK / 2, first - 20, anchor="middle", class_="stage"))
             self.parts.append(
-                svg.text(f"{width} ch, 1/{reduction}", x + BLOCK / 2, first - 7, anchor="middle", class_="note")
+                svg.text(f"{width} ch, 1/{total}", x + BLOCK / 2, first - 7, anchor="middle", class_="note")
             )
             self._between(x, last + HEIGHT / 2, first + HEIGHT / 2)
             for index in range(depth):

@@ -62,7 +62,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What a comparison's page shows.
 
     Attributes:
@@ -78,7 +78,7 @@ class Comparison:
     input_sizes: tuple[str, ...]
 
 
-def compare_runs(runs: Sequence[Run]) -> Comparison:
+def compare_runs(runs: Sequence[Run]) -> RunComparison:
     """Put runs side by side.
 
     Args:
@@ -110,7 +110,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
                 on_front=index in front,
             )
         )
-    return Comparison(
+    return RunComparison(
         runs=tuple(compared),
         scatter=_scatter(compared, front) if points else None,
         front=tuple(names[index] for index in front),

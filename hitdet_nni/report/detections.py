@@ -1,4 +1,4 @@
-"""What a trained detector finds on validation pictures, beside what is there.
+"""What a trained detector finds on validation images, beside what is there.
 
 Imports mmdet; only pages of runs with weights need it.
 """
@@ -19,8 +19,8 @@ from PIL import Image
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset
-from hitdet_nni.data.images.reading import read_picture
+from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
+from hitdet_nni.data.images.reading import read_image
 from hitdet_nni.data.sources import open_validation
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import load_weights
@@ -32,10 +32,10 @@ SCORE = 0.3
 """Detections are drawn from this score on."""
 
 MOST = 30
-"""Detections drawn of one picture, the strongest."""
+"""Detections drawn of one image, the strongest."""
 
 PIXELS = 320
-"""Longer side of an embedded picture at most."""
+"""Longer side of an embedded image at most."""
 
 SIDE = 230
 """Longer side of its drawing, in units that the letters in it are 12 of high."""
@@ -43,10 +43,10 @@ SIDE = 230
 
 @dataclass(frozen=True)
 class Box:
-    """A box in a picture.
+    """A box in an image.
 
     Attributes:
-        corners: Left, top, right, bottom in the picture's pixels.
+        corners: Left, top, right, bottom in the image's pixels.
         name: Class name.
         score: The detector's score; ``None`` of an annotation.
     """
@@ -58,12 +58,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture on the page.
+    """One image on the page.
 
     Attributes:
         name: File name.
-        truth: The picture with the annotated boxes.
-        found: The picture with the detections.
+        truth: The image with the annotated boxes.
+        found: The image with the detections.
         annotated: Number of annotated boxes.
         detected: Number of detections drawn.
         best: The highest score, if anything was detected at all.
@@ -78,16 +78,16 @@ class Shown:
 
 
 def show_detections(architecture: Architecture, weights: Path, settings: Settings, count: int) -> list[Shown]:
-    """Run a trained detector on validation pictures, evenly spaced over the set.
+    """Run a trained detector on validation images, evenly spaced over the set.
 
     Args:
         architecture: What the weights belong to.
         weights: File of the trained weights; nothing in it is executed.
         settings: The run's settings.
-        count: Number of pictures; of a smaller set all are shown.
+        count: Number of images; of a smaller set all are shown.
 
     Raises:
-        InputError: If the pictures or the weights cannot be had, or do not belong together.
+        InputError: If the images or the weights cannot be had, or do not belong together.
     """
     validation = open_validation(settings.data, settings.seed)
     classes = validation.classes_in_file_order
@@ -96,26 +96,26 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
     detector = build_detector(architecture.skeleton, architecture.sample, len(classes)).to(distributed.device()).eval()
     load_weights(detector, weights)
     dataset = build_dataset(validation, architecture.skeleton, training=False)
-    pictures = KeptPictures(dataset, room=0)
-    count = min(count, len(pictures))
+    images = CachedDataset(dataset, capacity=0)
+    count = min(count, len(images))
     shown = []
-    for index in (k * len(pictures) // count for k in range(count)):
+    for index in (k * len(images) // count for k in range(count)):
         information = dataset.get_data_info(index)
         file = Path(information["img_path"])
-        picture = Image.fromarray(read_picture(file)[..., ::-1])  # red, green, blue
-        found = _detect(detector, pictures[index], classes)
+        image = Image.fromarray(read_image(file)[..., ::-1])  # red, green, blue
+        found = _detect(detector, images[index], classes)
         truth = [
             Box(tuple(map(float, each["bbox"])), classes[each["bbox_label"]])
             for each in information["instances"]
             if not each["ignore_flag"]
         ]
-        shown.append(_show(file.name, picture, truth, found))
+        shown.append(_show(file.name, image, truth, found))
     return shown
 
 
 @torch.no_grad()
 def _detect(detector: Any, packed: dict[str, Any], classes: Sequence[str]) -> list[Box]:
-    """Return everything that a detector finds on a picture, the strongest first."""
+    """Return everything that a detector finds on an image, the strongest first."""
     predictions = detector.test_step(pseudo_collate([packed]))[0].pred_instances
     boxes = [
         Box(tuple(corners), classes[label], score)
@@ -126,21 +126,21 @@ def _detect(detector: Any, packed: dict[str, Any], classes: Sequence[str]) -> li
     return sorted(boxes, key=lambda box: box.score or 0.0, reverse=True)
 
 
-def _show(name: str, picture: Image.Image, truth: Sequence[Box], found: Sequence[Box]) -> Shown:
+def _show(name: str, image: Image.Image, truth: Sequence[Box], found: Sequence[Box]) -> Shown:
     drawn = [box for box in found if (box.score or 0.0) >= SCORE][:MOST]
-    source = _embedded(picture)
+    source = _embedded(image)
     return Shown(
         name=name,
-        truth=_drawn(picture.size, source, truth, "truth", f"{name} with {len(truth)} annotated boxes"),
-        found=_drawn(picture.size, source, drawn, "found", f"{name} with {len(drawn)} detections"),
+        truth=_drawn(image.size, source, truth, "truth", f"{name} with {len(truth)} annotated boxes"),
+        found=_drawn(image.size, source, drawn, "found", f"{name} with {len(drawn)} detections"),
         annotated=len(truth),
         detected=len(drawn),
         best=found[0].score if found else None,
     )
 
 
-def _embedded(picture: Image.Image) -> str:
-    small = picture.copy()
+def _embedded(image: Image.Image) -> str:
+    small = image.copy()
     small.thumbnail((PIXELS, PIXELS))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
@@ -164,4 +164,4 @@ def _drawn(size: tuple[int, int], source: str, boxes: Sequence[Box], look: str, 
             )
         )
     words = ", ".join(box.name for box in boxes)
-    return svg.drawing(width, height, f"{label}: {words}" if words else label, *parts, class_="picture")
+    return svg.drawing(width, height, f"{label}: {words}" if words else label, *parts, class_="image")

@@ -29,17 +29,17 @@ from hitdet_nni.runs.reading import Run, read_run
 PAGE = "report.html"
 """Name of a run's page in its directory."""
 
-MOST_PICTURES = 40
-"""Pictures that a page has at most, so that it stays small."""
+MOST_IMAGES = 40
+"""Images that a page has at most, so that it stays small."""
 
 
-def write_report(path: Path, out: Path | None = None, *, pictures: int = 6) -> Path:
+def write_report(path: Path, out: Path | None = None, *, images: int = 6) -> Path:
     """Write the page of a run, in whatever state the run is.
 
     Args:
         path: The run directory.
         out: The file to write; ``report.html`` in the run directory by default.
-        pictures: Validation pictures to show detections on.
+        images: Validation images to show detections on.
 
     Returns:
         The file.
@@ -47,9 +47,9 @@ def write_report(path: Path, out: Path | None = None, *, pictures: int = 6) -> P
     Raises:
         InputError: If it is not a run directory, a file in it is damaged, or the page cannot be written.
     """
-    if not 0 <= pictures <= MOST_PICTURES:
-        raise InputError(f"got {pictures}", source="--pictures", allowed=f"0 to {MOST_PICTURES}")
-    return _write(render_report(read_run(path), pictures), path / PAGE if out is None else out)
+    if not 0 <= images <= MOST_IMAGES:
+        raise InputError(f"got {images}", source="--images", allowed=f"0 to {MOST_IMAGES}")
+    return _write(render_report(read_run(path), images), path / PAGE if out is None else out)
 
 
 def write_comparison(paths: Sequence[Path], out: Path) -> Path:
@@ -65,7 +65,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
     return _write(render_comparison([read_run(path) for path in paths]), out)
 
 
-def render_report(run: Run, pictures: int) -> str:
+def render_report(run: Run, images: int) -> str:
     """Render the page of a run."""
     budget = run.settings.search.budget
     return _render(
@@ -83,7 +83,7 @@ def render_report(run: Run, pictures: int) -> str:
         search_charts=search_charts(run.metrics, budget),
         training_charts=training_charts(run.training),
         precisions=AVERAGE_PRECISIONS,
-        detections=_detections(run, pictures),
+        detections=_detections(run, images),
         health_charts=health_charts(run.metrics),
         components=COMPONENTS,
     )
@@ -94,21 +94,21 @@ def render_comparison(runs: Sequence[Run]) -> str:
     return _render("compare.html", comparison=compare_runs(runs))
 
 
-def _detections(run: Run, pictures: int) -> dict[str, Any]:
+def _detections(run: Run, images: int) -> dict[str, Any]:
     """Show what the detector finds, or say why that is not shown."""
-    if not pictures:
-        return {"pictures": (), "why_none": "No pictures were asked for."}
+    if not images:
+        return {"images": (), "why_none": "No images were asked for."}
     if run.baseline is not None:
-        return {"pictures": (), "why_none": "A baseline is built by a config that is a program; a page runs none."}
+        return {"images": (), "why_none": "A baseline is built by a config that is a program; a page runs none."}
     if run.architecture is None or run.weights is None:
-        return {"pictures": (), "why_none": "The weights of a retrained detector are not there."}
+        return {"images": (), "why_none": "The weights of a retrained detector are not there."}
     # It imports mmdet, which pages of runs without weights need not wait for.
     detections = importlib.import_module("hitdet_nni.report.detections")
     try:
-        shown = detections.show_detections(run.architecture, run.weights, run.settings, pictures)
+        shown = detections.show_detections(run.architecture, run.weights, run.settings, images)
     except InputError as error:
-        return {"pictures": (), "why_none": f"The detector could not be run on validation pictures: {error}."}
-    return {"pictures": shown, "least_score": detections.SCORE}
+        return {"images": (), "why_none": f"The detector could not be run on validation images: {error}."}
+    return {"images": shown, "least_score": detections.SCORE}
 
 
 def _render(template: str, **values: Any) -> str:

@@ -1,6 +1,6 @@
-"""The scores of a component's operators over the epochs of its screening, and when each left the race.
+"""The scores of a component's operators over the epochs of its screening, and when each was removed.
 
-Scores are drawn relative to the mean of the operators in the race, because probabilities grow by themselves as
+Scores are drawn relative to the mean of the active operators, because probabilities grow by themselves as
 operators leave.
 """
 
@@ -77,13 +77,13 @@ def _ranked(rows: Sequence[Score]) -> list[Score]:
 
 
 def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -> Chart:
-    races: dict[int, list[float]] = {}
+    active_scores: dict[int, list[float]] = {}
     for score in scores:
-        races.setdefault(score.epoch, []).append(score.score)
+        active_scores.setdefault(score.epoch, []).append(score.score)
     curves: dict[str, list[tuple[float, float]]] = {}
     last_scores: dict[str, float] = {}
     for score in sorted(scores, key=lambda score: score.epoch):
-        mean = sum(races[score.epoch]) / len(races[score.epoch])
+        mean = sum(active_scores[score.epoch]) / len(active_scores[score.epoch])
         curves.setdefault(score.operator, []).append((score.epoch + 1, score.score / mean if mean else 1.0))
         last_scores[score.operator] = score.score
     last = max(score.epoch for score in scores) + 1
@@ -91,7 +91,7 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
         x=Scale(min(1, last - 1), last, LEFT, WIDTH - RIGHT),
         y=Scale(*span(y for curve in curves.values() for _, y in curve), HEIGHT - BOTTOM, TOP),
         x_label="epoch",
-        y_label="score / mean of those in the race",
+        y_label="score / mean of the active",
     )
     parts = axes.frame()
     for operator in (name for name in curves if name not in kept):

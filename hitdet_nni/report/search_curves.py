@@ -74,7 +74,7 @@ HEALTH = (
         "What annotations are worth",
         "loss",
         {"annotations_gain": "annotations", "categories_gain": "categories"},
-        remark="Growth of the loss on held-out pictures when they exchange annotations, or categories only.",
+        remark="Growth of the loss on held-out images when they exchange annotations, or categories only.",
     ),
     _Plot(
         "Chance of such a gain",
@@ -144,7 +144,7 @@ def training_charts(training: TrainingLog) -> list[Chart]:
     if series:
         charts.append(
             line_chart(
-                "Average precision on the validation pictures", "percent", series, x_label="finished epochs", zero=True
+                "Average precision on the validation images", "percent", series, x_label="finished epochs", zero=True
             )
         )
     return charts

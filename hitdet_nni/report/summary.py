@@ -100,7 +100,7 @@ def figures(run: Run) -> list[Figure]:
     """Return the headline figures that a run has so far."""
     found = []
     if run.result is not None:
-        found.append(Figure("mAP", percent(run.result.metrics["mAP"]), "percent, COCO's AP on the validation pictures"))
+        found.append(Figure("mAP", percent(run.result.metrics["mAP"]), "percent, COCO's AP on the validation images"))
     size = size_of(run)
     if size is not None:
         found.append(Figure("Parameters", number(size.params_m), "millions"))
@@ -129,7 +129,7 @@ def searched(run: Run) -> Iterator[tuple[str, str]]:
     if run.baseline is not None:
         rows, columns = run.settings.skeleton.input_size
         yield "baseline", f"{run.baseline}, input {rows} × {columns}"
-        yield "pictures", _pictures(run.settings)
+        yield "images", _images(run.settings)
         return
     skeleton = run.settings.skeleton if run.architecture is None else run.architecture.skeleton
     yield "detector", f"{KINDS[skeleton.detector]}, input {skeleton.input_size[0]} × {skeleton.input_size[1]}"
@@ -139,14 +139,14 @@ def searched(run: Run) -> Iterator[tuple[str, str]]:
             yield component, f"{layers} layers"
         else:
             yield component, f"{layers} layers, {len(run.space[component])} operators each"
-    yield "pictures", _pictures(run.settings)
+    yield "images", _images(run.settings)
     if run.architecture is not None:
         classes = run.architecture.provenance.classes
         some = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
         yield "classes", f"{len(classes)}: {some}"
 
 
-def _pictures(settings: Settings) -> str:
+def _images(settings: Settings) -> str:
     data = settings.data
     if data.builtin is not None:
         return f"the embedded {data.builtin}, {data.train} for training, {data.val} for validation, {data.size} pixels"

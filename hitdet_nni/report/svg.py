@@ -42,7 +42,7 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
 
 
 def drawing(width: float, height: float, label: str, *children: Markup, class_: str = "chart") -> Markup:
-    """Draw a whole picture, scaled by the page.
+    """Draw a whole image, scaled by the page.
 
     Args:
         width: Width in its own units.

@@ -113,7 +113,7 @@ class RunDirectory:
 
     @property
     def halves(self) -> Path:
-        """How the search has split the training pictures between weights and architecture parameters."""
+        """How the search has split the training images between weights and architecture parameters."""
         return self.path / "search" / "halves.json"
 
     def checkpoints(self, stage: str) -> Path:
@@ -260,11 +260,11 @@ class RunDirectory:
             metadata["warnings"][stage] = list(warnings)
             write_json(self.metadata, metadata)
 
-    def note_saving(self, stage: str, saving: Mapping[Component, str]) -> None:
+    def note_activations(self, stage: str, activations: Mapping[Component, str]) -> None:
         """Put how each component of a stage's supernet was computed into the metadata, if the directory has any."""
         if self.metadata.is_file():
             metadata = self._read_metadata()
-            metadata.setdefault("saving", {})[stage] = dict(saving)
+            metadata.setdefault("activations", {})[stage] = dict(activations)
             write_json(self.metadata, metadata)
 
     def write_scores(self, component: Component, scores: Sequence[Score]) -> None:

@@ -32,13 +32,13 @@ ALPHA_COLUMNS = ("epoch", "label", "operator", "alpha", "probability")
 
 @dataclass(frozen=True)
 class Score:
-    """One operator in the race at the end of an epoch of screening.
+    """One active operator at the end of an epoch of screening.
 
     Attributes:
         epoch: The epoch, from 0.
         operator: Its name, as the file has it.
         score: What it is ranked by.
-        rank: Its place among those in the race, from 1, the best first.
+        rank: Its place among those active, from 1, the best first.
         removed: Whether the end of the epoch removed it.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hitdet_nni.search.health.stats import Health
+from hitdet_nni.search.health.stats import SearchStats
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,12 @@ class EpochRecord:
     Attributes:
         epoch: The epoch, from 0.
         train_loss: Mean loss of the epoch's batches (both phases).
-        val_loss: Mean loss of the validation pictures.
+        val_loss: Mean loss of the validation images.
         cost_weight: lambda of Eq. 6: as it was set, or where a budget has brought it.
         health: Entropies, costs, changes and gradients of the architecture parameters.
-        probabilities: Weight of every candidate in the race, by label.
-        alphas: Architecture parameter of every candidate in the race, by label.
-        scores: Score of every operator in the race, by component, before this epoch's removals.
+        probabilities: Weight of every active candidate, by label.
+        alphas: Architecture parameter of every active candidate, by label.
+        scores: Score of every active operator, by component, before this epoch's removals.
         seconds: Wall time of the epoch.
     """
 
@@ -27,7 +27,7 @@ class EpochRecord:
     train_loss: float
     val_loss: float
     cost_weight: float
-    health: Health
+    health: SearchStats
     probabilities: dict[str, dict[str, float]] = field(repr=False)
     alphas: dict[str, dict[str, float]] = field(repr=False)
     scores: dict[str, dict[str, float]] = field(repr=False)

@@ -14,14 +14,14 @@ import torch
 from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.epoch_losses import EpochLosses
-from hitdet_nni.engine.randomness import own_random_numbers
+from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.health.evidence import Evidence, Exchange, detector_losses, held_out_losses, remembered_parts
-from hitdet_nni.search.health.stats import Health, examine
+from hitdet_nni.search.health.evidence import Evidence, Permutation, detector_losses, held_out_losses, remembered_parts
+from hitdet_nni.search.health.stats import SearchStats, collect_stats
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 
 
-class EpochWatcher(pl.Callback):  # type: ignore[misc]
+class SearchMonitor(pl.Callback):  # type: ignore[misc]
     """Evaluates the supernet at the end of every epoch and hands the record on.
 
     Args:
@@ -64,7 +64,9 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
             train_loss=self.losses.take_mean(),
             val_loss=val_loss,
             cost_weight=pl_module.cost.weight,
-            health=examine(trainer.current_epoch, layers, pl_module.export(), self.costs, norms, evidence, previous),
+            health=collect_stats(
+                trainer.current_epoch, layers, pl_module.export(), self.costs, norms, evidence, previous
+            ),
             probabilities={
                 label: dict(zip(layer.active_names, layer.probabilities().tolist(), strict=True))
                 for label, layer in layers.items()
@@ -84,23 +86,24 @@ class EpochWatcher(pl.Callback):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to the records of a checkpoint."""
         self.records = [
-            EpochRecord(**{**record, "health": Health.restore(record["health"])}) for record in state_dict["records"]
+            EpochRecord(**{**record, "health": SearchStats.restore(record["health"])})
+            for record in state_dict["records"]
         ]
 
     @torch.no_grad()
-    def _held_out(self, pl_module: ColumnSparseLightningModule) -> tuple[float, dict[Exchange, Evidence]]:
-        """Return the mean loss of all processes' validation pictures, and what it owes to their annotations."""
+    def _held_out(self, pl_module: ColumnSparseLightningModule) -> tuple[float, dict[Permutation, Evidence]]:
+        """Return the mean loss of all processes' validation images, and what it owes to their annotations."""
         detector = pl_module.model.detector
         detector.eval()
         # The loss samples RoIs; doing so from a stream of its own leaves the training's random numbers alone.
-        with own_random_numbers(self.seed), pl_module.precision.autocast(), remembered_parts(detector):
+        with fork_rng(self.seed), pl_module.precision.autocast(), remembered_parts(detector):
             losses = partial(detector_losses, detector)
-            found = held_out_losses(losses, self.val_loader, get_args(Exchange), self.seed)
+            found = held_out_losses(losses, self.val_loader, get_args(Permutation), self.seed)
         detector.train()
         parts = distributed.gather(found)
         own = [loss for losses, _ in parts for loss in losses]
         evidence = {
             kind: Evidence.of(kind, [row for _, differences in parts for row in differences[kind]], self.seed)
-            for kind in get_args(Exchange)
+            for kind in get_args(Permutation)
         }
         return sum(own) / len(own), evidence

@@ -67,9 +67,9 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         self.resume = resume
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that would search wrongly without a word; have pictures go where the detector will be."""
+        """Refuse strategies that would search wrongly without a word; have images go where the detector will be."""
         refuse_unsupported(self.trainer.lightning_module)
-        # Lightning moves the tensors of the preprocessor, but only its own `to` tells it where pictures are to go.
+        # Lightning moves the tensors of the preprocessor, but only its own `to` tells it where images are to go.
         self.model.detector.data_preprocessor.to(self.trainer.strategy.root_device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -135,7 +135,7 @@ def detection_evaluator(
         alphas_loader: Batches that train the architecture parameters.
         optimizer: SGD's settings.
         epochs: Epochs of the training.
-        callbacks: Lightning callbacks, e.g. an :class:`~hitdet_nni.search.epoch_watcher.EpochWatcher`.
+        callbacks: Lightning callbacks, e.g. an :class:`~hitdet_nni.search.epoch_watcher.SearchMonitor`.
         losses: Takes the losses of each epoch; an epoch watcher of the training needs the same.
         stage: What is trained, for messages.
         resume: Saves checkpoints, and has the training start at one.

@@ -1,4 +1,4 @@
-"""The mixed layer of the supernet: a weighted sum of the candidates that are still in the race (Eq. 5)."""
+"""The mixed layer of the supernet: a weighted sum of the candidates that are still active (Eq. 5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.search.decode import decode, log_probabilities
 from hitdet_nni.search.fused import (
-    SAVINGS,
+    FUSED_MODES,
     forget_mixture,
     fuse_fixed_blocks,
     fused_weighted_sum,
@@ -44,9 +44,9 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     in place, so state dicts keep their keys.
 
     Attributes:
-        active_names: Names of the candidates still in the race, in the order of the parameters.
-        saving: What is kept for the gradients, a key of :data:`SAVING`; see :func:`set_saving`.
-        fell_back: Candidates for whose sake the layer is computed as ``stock`` instead of fused.
+        active_names: Names of the candidates still active, in the order of the parameters.
+        activations: What is kept for the gradients, a key of :data:`ACTIVATION_MODES`; see :func:`set_activations`.
+        fell_back: Candidates for whose sake the layer is computed as ``all`` instead of fused.
 
     Args:
         paths: Candidate modules by name; all map ``[N, C, H, W]`` to one common shape.
@@ -59,7 +59,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     """
 
     active_names: list[str]
-    saving: str = "stock"
+    activations: str = "all"
     fell_back: tuple[str, ...] = ()
     _active_index: Tensor
 
@@ -78,25 +78,25 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         self.register_buffer("_active_index", index, persistent=False)
 
     def get_extra_state(self) -> list[str]:
-        """Return the names of the candidates still in the race, so that a checkpoint knows what has been removed."""
+        """Return the names of the candidates still active, so that a checkpoint knows what has been removed."""
         return self.active_names
 
     def set_extra_state(self, state: list[str]) -> None:
-        """Restore the candidates still in the race from a checkpoint."""
+        """Restore the candidates still active from a checkpoint."""
         self._set_active(list(state))
 
     def active_candidates(self) -> list[nn.Module]:
-        """Return the modules of the candidates still in the race, in the order of ``active_names``."""
+        """Return the modules of the candidates still active, in the order of ``active_names``."""
         return [self[name] for name in self.active_names]
 
     def active_alpha(self) -> Tensor:
-        """Return the architecture parameters of the candidates still in the race, shape ``[len(active_names)]``."""
+        """Return the architecture parameters of the candidates still active, shape ``[len(active_names)]``."""
         if len(self.active_names) == len(self.names):
             return self.alpha
         return self.alpha.index_select(0, self._active_index)
 
     def probabilities(self) -> Tensor:
-        """Return the weights of the candidates still in the race, shape ``[len(active_names)]``; they sum to 1."""
+        """Return the weights of the candidates still active, shape ``[len(active_names)]``; they sum to 1."""
         weights: Tensor = self._softmax(self.active_alpha())
         return weights
 
@@ -111,39 +111,39 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         """Return the names of the candidates, removed ones too, that the fused layer cannot compute."""
         return unknown_candidates({name: self[name] for name in self.names})
 
-    def keep_only(self, names: Collection[str]) -> None:
+    def prune_to(self, names: Collection[str]) -> None:
         """Remove every candidate that is not named.
 
         Raises:
-            ValueError: If a name is not in the race, or none is named.
+            ValueError: If a name is not active, or none is named.
         """
         unknown = sorted(set(names) - set(self.active_names))
         if unknown or not names:
-            raise ValueError(f"{self.label}: cannot keep {unknown or 'nothing'}; in the race: {self.active_names}")
+            raise ValueError(f"{self.label}: cannot keep {unknown or 'nothing'}; active: {self.active_names}")
         self._set_active([name for name in self.names if name in names])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the weighted sum of the outputs of the candidates still in the race."""
-        return SAVING[self.saving](self, *args, **kwargs)
+        """Compute the weighted sum of the outputs of the candidates still active."""
+        return ACTIVATION_MODES[self.activations](self, *args, **kwargs)
 
     def export(self, memo: Mapping[str, Any]) -> dict[str, str]:
-        """Return the candidate with the largest architecture parameter, among those still in the race."""
+        """Return the candidate with the largest architecture parameter, among those still active."""
         if self.label in memo:
             return {}
         return decode(log_probabilities({self.label: active_alphas(self)}), {self.label: self.names})
 
     def export_probs(self, memo: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        """Return the weight of every candidate still in the race."""
+        """Return the weight of every candidate still active."""
         if self.label in memo:
             return {}
         return {self.label: dict(zip(self.active_names, self.probabilities().tolist(), strict=True))}
 
 
 AUTO = "auto"
-"""Lets :func:`set_saving` choose."""
+"""Lets :func:`set_activations` choose."""
 
 
-def set_saving(
+def set_activations(
     module: nn.Module, mode: str | Mapping[Component, str], *, fallback: bool = False
 ) -> str | Mapping[Component, str]:
     """Choose what every mixed layer inside ``module`` keeps for its gradients; the values are the same.
@@ -153,9 +153,9 @@ def set_saving(
 
     Args:
         module: A mutated model space, its batch normalisation chosen.
-        mode: A key of :data:`SAVING`, one for each component, or ``"auto"``: ``slim`` with ``fallback``. Nothing is
-            timed here: see :func:`~hitdet_nni.search.saving_choice.settle_saving`.
-        fallback: Whether a mixed layer is computed as ``stock`` where the mode is fused and one of its candidates is of
+        mode: A key of :data:`ACTIVATION_MODES`, one for each component, or ``"auto"``: ``fused-low`` with ``fallback``.
+            Nothing is timed here: see :func:`~hitdet_nni.search.activation_choice.choose_activations`.
+        fallback: Whether a mixed layer is computed as ``all`` where the mode is fused and one of its candidates is of
             a family that the fused layer does not know.
 
     Returns:
@@ -171,30 +171,30 @@ def set_saving(
                 _set_mode(part, mode[component], fallback)
         return mode
     if mode == AUTO:
-        mode, fallback = "slim", True
+        mode, fallback = "fused-low", True
     _set_mode(module, mode, fallback)
     return mode
 
 
 def _set_mode(module: nn.Module, mode: str, fallback: bool) -> None:
-    if mode not in SAVING:
-        raise InputError(f"got {mode!r}", key="supernet.saving", allowed=(AUTO, *SAVING))
-    fused = next((saving for saving in SAVINGS if saving == mode), None)
+    if mode not in ACTIVATION_MODES:
+        raise InputError(f"got {mode!r}", key="supernet.activations", allowed=(AUTO, *ACTIVATION_MODES))
+    fused = next((fused for fused in FUSED_MODES if fused == mode), None)
     layers = [part for part in module.modules() if isinstance(part, ColumnSparseMixedLayer)]
     unknown = [() if fused is None else layer.unknown_to_the_fused_layer() for layer in layers]
     for layer, names in zip(layers, unknown, strict=True):
         if names and not fallback:
             problem = f"got {mode!r}: the fused mixed layer cannot compute {', '.join(names)} of {layer.label}"
-            plain = (each for each in SAVING if each not in SAVINGS)
-            raise InputError(problem, key="supernet.saving", allowed=(AUTO, *plain))
+            plain = (each for each in ACTIVATION_MODES if each not in FUSED_MODES)
+            raise InputError(problem, key="supernet.activations", allowed=(AUTO, *plain))
     for layer, names in zip(layers, unknown, strict=True):
-        layer.saving, layer.fell_back = "stock" if names else mode, names
+        layer.activations, layer.fell_back = "all" if names else mode, names
         forget_mixture(layer)
     fuse_fixed_blocks(module, fused, ColumnSparseMixedLayer)
 
 
 def describe_fallback(module: nn.Module) -> str | None:
-    """Return which mixed layers are ``stock`` instead of fused, and for which operators; ``None`` where none is."""
+    """Return which mixed layers are ``all`` instead of fused, and for which operators; ``None`` where none is."""
     layers = [part for part in module.modules() if isinstance(part, ColumnSparseMixedLayer) and part.fell_back]
     if not layers:
         return None
@@ -229,13 +229,13 @@ def _sum_of_shares(
     return total.to(dtype)
 
 
-SAVING: Mapping[str, Callable[..., Tensor]] = {
-    "stock": partial(_sum_of_shares, _share),
+ACTIVATION_MODES: Mapping[str, Callable[..., Tensor]] = {
+    "all": partial(_sum_of_shares, _share),
     "checkpoint": partial(_sum_of_shares, partial(recomputed, _share)),
-    **{saving: partial(fused_weighted_sum, saving) for saving in SAVINGS},
+    **{mode: partial(fused_weighted_sum, mode) for mode in FUSED_MODES},
 }
 """How a mixed layer computes Eq. 5, by what it keeps for its gradients: called with the layer and its arguments.
 
-``stock`` keeps what autograd keeps, the activations inside all candidates; ``checkpoint`` keeps the layer's input and
+``all`` keeps what autograd keeps, the activations inside all candidates; ``checkpoint`` keeps the layer's input and
 computes one candidate after the other again in backward; the others are those of the fused layer (docs/fused.md).
 """

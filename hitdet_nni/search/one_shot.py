@@ -58,9 +58,9 @@ def refuse_unsupported(module: Any) -> None:
         raise InputError(
             f"got {module.temperature_scheduler.init}", source=name, key="temperature", allowed="a positive number"
         )
-    if distributed.processes() > 1 and not isinstance(module, ColumnSparseLightningModule):
+    if distributed.world_size() > 1 and not isinstance(module, ColumnSparseLightningModule):
         raise InputError(
-            f"{distributed.processes()} processes would train a supernet each",
+            f"{distributed.world_size()} processes would train a supernet each",
             source=name,
             allowed="one process; ColumnSparseDARTS for several",
         )
@@ -154,26 +154,26 @@ class ControllerModule(EnasLightningModule):  # type: ignore[misc]
         Returns:
             The loss of the batch, a scalar; none in warm-up epochs where the batch is the controller's.
         """
-        pictures, for_weights = batch
+        images, for_weights = batch
         if for_weights:
-            return self._train_path(pictures, batch_idx)
+            return self._train_path(images, batch_idx)
         if self.trainer.current_epoch < self.warmup_epochs:
             return None
-        return self._judge_path(pictures, batch_idx)
+        return self._judge_path(images, batch_idx)
 
-    def _train_path(self, pictures: Any, batch_idx: int) -> Tensor:
+    def _train_path(self, images: Any, batch_idx: int) -> Tensor:
         self.policy.eval()
         self.resample()
-        loss: Tensor = self.training_module.training_step(pictures, batch_idx)
+        loss: Tensor = self.training_module.training_step(images, batch_idx)
         self.advance_optimization(loss, batch_idx, self.gradient_clip_val)
         # Not after the controller's batches, as NNI does: the rate would be at its end half-way.
         self.advance_lr_schedulers(batch_idx)
         return loss
 
-    def _judge_path(self, pictures: Any, batch_idx: int) -> Tensor:
+    def _judge_path(self, images: Any, batch_idx: int) -> Tensor:
         self.policy.train()
         sample = self.resample()
-        loss: Tensor = self.training_module.validation_step(pictures, batch_idx)
+        loss: Tensor = self.training_module.validation_step(images, batch_idx)
         self._replay_buffer.update(self.generator.send_reward(self.reward(float(loss), sample)))
         self._trajectory_counter += 1
         if self._trajectory_counter % self.batches_per_update == 0:

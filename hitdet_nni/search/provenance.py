@@ -30,7 +30,7 @@ def describe_architecture(
     classes: tuple[str, ...],
     *,
     source: str = SEARCH,
-    saving: Mapping[Component, str] | None = None,
+    activations: Mapping[Component, str] | None = None,
 ) -> Architecture:
     """Build an architecture with its provenance and its cost by both conventions.
 
@@ -42,7 +42,7 @@ def describe_architecture(
             architecture loss are noted where ``source`` is :data:`SEARCH`: other strategies have none.
         classes: Class names, in label order.
         source: What found it, e.g. ``"DARTS of NNI"``.
-        saving: How each component of the supernet was computed, where there was one.
+        activations: How each component of the supernet was computed, where there was one.
     """
     weights: dict[str, float] = {}
     if source == SEARCH:
@@ -62,7 +62,7 @@ def describe_architecture(
             data=plain(settings)["data"],
             versions=versions(),
             git_commit=git_commit(),
-            saving=None if saving is None else dict(saving),
+            activations=None if activations is None else dict(activations),
             cost=cost_records(settings.skeleton, sample, len(classes)),
         ),
     )

@@ -12,7 +12,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.runs.tables import Score
 from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.strategy import Removal
+from hitdet_nni.search.strategy import PruningSchedule
 from hitdet_nni.search.supernet import Phase, train_supernet
 
 
@@ -24,16 +24,16 @@ class Screened:
         kept: Operators of each screened component's sub search space, in the order of the whole space.
         records: One record an epoch.
         warnings: What the signs of health give reason to doubt; one line each.
-        saving: How each component's layers were computed.
+        activations: How each component's layers were computed.
     """
 
     kept: Mapping[Component, tuple[str, ...]]
     records: tuple[EpochRecord, ...]
     warnings: tuple[str, ...] = ()
-    saving: Mapping[Component, str] = field(default_factory=dict)
+    activations: Mapping[Component, str] = field(default_factory=dict)
 
     def scores(self, component: Component) -> list[Score]:
-        """Return a score for each epoch and operator in the race, and tell whether the epoch's end removed it."""
+        """Return a score for each epoch and active operator, and tell whether the epoch's end removed it."""
         rows: list[Score] = []
         for record, following in zip(self.records, [*self.records[1:], None], strict=True):
             scores = record.scores[component]
@@ -77,7 +77,7 @@ def screen_components(
         components: The components to screen.
         space: The whole search space.
         settings: The run's settings.
-        data: The pictures.
+        data: The images.
         on_epoch: Called at the end of every epoch.
         checkpoints: Where checkpoints are saved; the screening goes on from the newest that is there already.
 
@@ -100,7 +100,7 @@ def screen_components(
         epochs=screening.epochs,
         warmup_epochs=screening.warmup_epochs,
         sparsity_weight=screening.sparsity_weight,
-        removal=Removal(
+        pruning=PruningSchedule(
             keep={component: getattr(screening.keep, component) for component in components},
             rank_by=screening.rank_by,
         ),
@@ -109,4 +109,4 @@ def screen_components(
     trained = train_supernet(phase, settings, data, seed, on_epoch, checkpoints)
     left = {component_of(label): tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
     kept: dict[Component, tuple[str, ...]] = {component: left[component] for component in components}
-    return Screened(kept, trained.records, trained.warnings, trained.saving)
+    return Screened(kept, trained.records, trained.warnings, trained.activations)

@@ -1,4 +1,4 @@
-"""Time and memory of a supernet's step with given saving modes, leaving no trace in what is trained."""
+"""Time and memory of a supernet's step with given activation modes, leaving no trace in what is trained."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
-from hitdet_nni.engine.randomness import own_random_numbers
+from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
-from hitdet_nni.search.memory.step_simulation import picture_size
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.memory.step_simulation import image_size
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_activations
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ SURE = 0.6
 """What a step takes at least, as a share of the estimate, which has been up to 1.4 times too large; a step of which
 this does not fit is not tried."""
 
-LARGE = ("stock", "mid")
+LARGE = ("all", "fused")
 """Modes whose memory is estimated before a component is in one for the first time; the others take little."""
 
 
@@ -84,7 +84,7 @@ class StepTimer:
         space: The mutated model space.
         settings: Gives batch size and precision.
         skeleton: The supernet's skeleton.
-        loaders: Those of the pictures for the weights and for the architecture parameters.
+        loaders: Those of the images for the weights and for the architecture parameters.
         device: Where the search computes.
 
     Attributes:
@@ -108,9 +108,7 @@ class StepTimer:
             for of_alphas in (True, False)
         )
         self._batches = (alphas, weights)
-        self._scale = max(
-            1.0, _pixels(picture_size(skeleton, settings.data.batch_size)) / _batch_pixels(weights, alphas)
-        )
+        self._scale = max(1.0, _pixels(image_size(skeleton, settings.data.batch_size)) / _batch_pixels(weights, alphas))
         self._small_enough: set[Component] = set()
         self._home = next(space.parameters()).device
         self._context = ExitStack()
@@ -120,7 +118,7 @@ class StepTimer:
         """Remember what steps change, and move the model to the device."""
         context = self._context
         context.enter_context(distributed.alone())
-        context.enter_context(own_random_numbers())
+        context.enter_context(fork_rng())
         buffers = [buffer.clone() for buffer in self.space.buffers()]
         context.callback(self._put_back, buffers, self.space.training)
         self.space.train()
@@ -161,7 +159,7 @@ class StepTimer:
 
     def __call__(self, modes: Mapping[Component, str]) -> StepCost | None:
         """Measure what a step takes with the components in some modes; ``None`` where it does not fit in memory."""
-        set_saving(self.space, modes, fallback=True)
+        set_activations(self.space, modes, fallback=True)
         large = [component for component, mode in modes.items() if mode in LARGE]
         if len(large) == 1 and large[0] not in self._small_enough:
             if self._hopeless():
@@ -226,10 +224,10 @@ def _pixels(size: tuple[int, int]) -> int:
 
 
 def _batch_pixels(*batches: Mapping[str, Any]) -> int:
-    """Return the pixels of the largest padded picture among batches."""
+    """Return the pixels of the largest padded image among batches."""
 
     def side(batch: Mapping[str, Any], axis: int) -> int:
-        longest: int = max(picture.shape[axis] for picture in batch["inputs"])
+        longest: int = max(image.shape[axis] for image in batch["inputs"])
         return -(-longest // 32) * 32
 
     return max(side(batch, -2) * side(batch, -1) for batch in batches)

@@ -39,8 +39,8 @@ class AlphaOptimizer:
 
 
 @dataclass(frozen=True)
-class Removal:
-    """How many operators screening leaves in the race, and by what it ranks them.
+class PruningSchedule:
+    """How many operators screening leaves active, and by what it ranks them.
 
     Attributes:
         keep: Operators left of each component at the end (N_b, N_n, N_h).
@@ -76,7 +76,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         sparsity_weight: mu of Eq. 4.
         cost: The cost term of Eq. 6, which also decides the operators.
         alpha_optimizer: Adam's settings.
-        removal: Operators to remove while screening; ``None`` keeps all.
+        pruning: Operators to remove while screening; ``None`` keeps all.
         warmup_epochs: Epochs before the architecture parameters move.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in.
@@ -92,7 +92,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         sparsity_weight: float,
         cost: CostTerm,
         alpha_optimizer: AlphaOptimizer,
-        removal: Removal | None,
+        pruning: PruningSchedule | None,
         warmup_epochs: int,
         gradient_clip_val: float | None,
         precision: Precision,
@@ -106,7 +106,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.sparsity_weight = sparsity_weight
         self.cost = cost
         self.alpha_optimizer = alpha_optimizer
-        self.removal = removal
+        self.pruning = pruning
         self.precision = precision
         self.gradient_norms = GradientNorms()
         self._mixed_layers: OrderedDict[str, ColumnSparseMixedLayer] | None = None
@@ -124,7 +124,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         return {label: layer.all_probabilities() for label, layer in self.mixed_layers().items()}
 
     def alphas(self) -> dict[str, dict[str, float]]:
-        """Return the architecture parameter of every candidate in the race, by label."""
+        """Return the architecture parameter of every active candidate, by label."""
         return {label: active_alphas(layer) for label, layer in self.mixed_layers().items()}
 
     def decode(self, candidates: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -245,11 +245,11 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """Remove the operators that the schedule gives up at the end of this epoch."""
         self.training_module.on_train_epoch_end()
         distributed.require_equal(self.arch_parameters(), "the architecture parameters")
-        if self.removal is not None:
-            self.remove_lowest(self.removal, self.trainer.current_epoch, self.trainer.max_epochs)
+        if self.pruning is not None:
+            self.remove_lowest(self.pruning, self.trainer.current_epoch, self.trainer.max_epochs)
 
     def scores(self, rank_by: RankBy = "probability") -> dict[str, dict[str, float]]:
-        """Return the score of each operator in the race, by component; the larger, the better."""
+        """Return the score of each active operator, by component; the larger, the better."""
         columns: dict[str, dict[str, list[Tensor]]] = {}
         for label, layer in self.mixed_layers().items():
             values = layer.probabilities() if rank_by == "probability" else layer.active_alpha()
@@ -265,21 +265,21 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             component: {name: score(values) for name, values in column.items()} for component, column in columns.items()
         }
 
-    def remove_lowest(self, removal: Removal, epoch: int, epochs: int) -> None:
+    def remove_lowest(self, pruning: PruningSchedule, epoch: int, epochs: int) -> None:
         """Remove the lowest-ranked operators of each component down to the number that the schedule states.
 
         Source:
             Section 3.2: "the last several candidates will be removed from search space gradually".
         """
-        for component, scores in self.scores(removal.rank_by).items():
+        for component, scores in self.scores(pruning.rank_by).items():
             layers = [layer for label, layer in self.mixed_layers().items() if component_of(label) == component]
             start = len(layers[0].names)
-            remaining = removal.remaining(component, start, epoch, self.warmup_epochs, epochs)
+            remaining = pruning.remaining(component, start, epoch, self.warmup_epochs, epochs)
             ranked = sorted(scores, key=lambda name: scores[name], reverse=True)
-            kept = distributed.from_main(ranked[:remaining])
+            kept = distributed.broadcast_object(ranked[:remaining])
             if len(kept) < len(ranked):
                 for layer in layers:
-                    layer.keep_only(kept)
+                    layer.prune_to(kept)
 
 
 class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
@@ -293,7 +293,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             :class:`~hitdet_nni.search.cost_term.WeightedCost` (Eq. 6 with a fixed lambda),
             :class:`~hitdet_nni.search.cost_term.BudgetedCost`, or by default nothing.
         alpha_optimizer: Adam's settings for the architecture parameters.
-        removal: Operators to remove while screening; ``None`` keeps all.
+        pruning: Operators to remove while screening; ``None`` keeps all.
         warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in; float32 by default.
@@ -312,7 +312,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         sparsity_weight: float = 0.0,
         cost: CostTerm = NO_COST,
         alpha_optimizer: AlphaOptimizer = AlphaOptimizer(),
-        removal: Removal | None = None,
+        pruning: PruningSchedule | None = None,
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = None,
         precision: Precision | None = None,
@@ -329,7 +329,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         self.sparsity_weight = sparsity_weight
         self.cost = cost
         self.alpha_optimizer = alpha_optimizer
-        self.removal = removal
+        self.pruning = pruning
         self.precision = precision or Precision("fp32", distributed.device())
 
     def configure_oneshot_module(self, training_module: Any) -> ColumnSparseLightningModule:
@@ -339,7 +339,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             sparsity_weight=self.sparsity_weight,
             cost=self.cost,
             alpha_optimizer=self.alpha_optimizer,
-            removal=self.removal,
+            pruning=self.pruning,
             warmup_epochs=self.warmup_epochs,
             gradient_clip_val=self.gradient_clip_val,
             precision=self.precision,

@@ -30,14 +30,14 @@ from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.engine.training_state import Stateful
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.search.activation_choice import choose_activations
 from hitdet_nni.search.cost_term import make_cost_term
 from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.epoch_watcher import EpochWatcher
+from hitdet_nni.search.epoch_watcher import SearchMonitor
 from hitdet_nni.search.evaluator import detection_evaluator
 from hitdet_nni.search.health.diagnosis import diagnose
 from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
-from hitdet_nni.search.saving_choice import settle_saving
-from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, Removal
+from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, PruningSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Phase:
         sparsity_weight: mu of Eq. 4.
         flops_weight: lambda of Eq. 6, per GFLOP.
         budget: What the architecture may cost, or ``None``; ``flops_weight`` is then where its multiplier starts.
-        removal: Operators to remove on the way, or ``None``.
+        pruning: Operators to remove on the way, or ``None``.
         stage: What it is called in messages, e.g. ``"screening backbone"``.
         pretrained: Weights of a classification training for the backbone, or ``None``.
     """
@@ -66,7 +66,7 @@ class Phase:
     sparsity_weight: float = 0.0
     flops_weight: float = 0.0
     budget: BudgetSettings | None = None
-    removal: Removal | None = None
+    pruning: PruningSchedule | None = None
     stage: str = "search"
     pretrained: Path | None = None
 
@@ -79,13 +79,13 @@ class TrainedSupernet:
         module: The trained supernet.
         records: One record an epoch.
         warnings: What its signs of health give reason to doubt; one line each.
-        saving: How each component's layers were computed.
+        activations: How each component's layers were computed.
     """
 
     module: ColumnSparseLightningModule
     records: tuple[EpochRecord, ...]
     warnings: tuple[str, ...]
-    saving: Mapping[Component, str]
+    activations: Mapping[Component, str]
 
     @property
     def sample(self) -> dict[str, str]:
@@ -107,7 +107,7 @@ def train_supernet(
     Args:
         phase: What is searched, and how.
         settings: Gives data, optimisers and loaders.
-        data: The pictures.
+        data: The images.
         seed: Seed of initialisation, split, order and sampling.
         on_epoch: Called at the end of every epoch, by the main process.
         checkpoints: Where checkpoints are saved; the training goes on from the newest that is there already.
@@ -132,18 +132,18 @@ def train_supernet(
         results = {"loss": record.train_loss, "val_loss": record.val_loss, "gflops": record.expected_gflops}
         progress.end_epoch({**results, "seconds": record.seconds})
 
-    watcher = EpochWatcher(val_loader, CostTable(model, phase.space), losses, told, seed)
+    monitor = SearchMonitor(val_loader, CostTable(model, phase.space), losses, told, seed)
     precision = Precision(settings.precision, distributed.device())
     resume = None
     if checkpoints is not None:
         samplers = (weights_loader.sampler, alphas_loader.sampler)
-        parts: dict[str, Stateful] = {"losses": losses, "watcher": watcher, "precision": precision, "cost": cost}
+        parts: dict[str, Stateful] = {"losses": losses, "monitor": monitor, "precision": precision, "cost": cost}
         resume = ExactResume(checkpoints, settings.checkpoint.every_steps, samplers, parts)
     strategy = ColumnSparseDARTS(
         sparsity_weight=phase.sparsity_weight,
         cost=cost,
         alpha_optimizer=AlphaOptimizer(**settings.alphas.model_dump()),
-        removal=phase.removal,
+        pruning=phase.pruning,
         warmup_epochs=phase.warmup_epochs,
         gradient_clip_val=settings.weights.grad_clip,
         precision=precision,
@@ -151,7 +151,7 @@ def train_supernet(
     _mutate(space, strategy, phase, settings)
     loaders, steps = (weights_loader, alphas_loader), phase.epochs * len(weights_loader)
     folder = None if checkpoints is None else checkpoints.path
-    saving = settle_saving(space, settings, phase.skeleton, loaders, steps, phase.stage, folder)
+    activations = choose_activations(space, settings, phase.skeleton, loaders, steps, phase.stage, folder)
     _tell_memory(space, phase, settings)
     epoch, step = (0, 0) if resume is None else (resume.epoch, resume.step_in_epoch)
     progress = Stage(phase.stage, phase.epochs, weights_loader.sampler.steps, epoch=epoch, step=step)
@@ -160,7 +160,7 @@ def train_supernet(
         alphas_loader,
         _weight_optimizer(settings),
         epochs=phase.epochs,
-        callbacks=[StepProgress(progress, losses.last), watcher],
+        callbacks=[StepProgress(progress, losses.last), monitor],
         losses=losses,
         stage=phase.stage,
         resume=resume,
@@ -175,10 +175,10 @@ def train_supernet(
     finally:
         for loader in (weights_loader, alphas_loader, val_loader):
             loader._iterator = None  # ends its workers at once; the garbage collector waits five seconds for each
-    warnings = diagnose([record.health for record in watcher.records], phase.stage, decodes=phase.removal is None)
+    warnings = diagnose([record.health for record in monitor.records], phase.stage, decodes=phase.pruning is None)
     for line in warnings:
         logger.warning("%s", line)
-    return TrainedSupernet(mutated.module, tuple(watcher.records), tuple(warnings), saving)
+    return TrainedSupernet(mutated.module, tuple(monitor.records), tuple(warnings), activations)
 
 
 def _mutate(space: HitDetectorSpace, strategy: ColumnSparseDARTS, phase: Phase, settings: Settings) -> None:
@@ -200,7 +200,7 @@ def _tell_memory(space: HitDetectorSpace, phase: Phase, settings: Settings) -> N
     if estimate.to_come > free:
         logger.warning(
             "%s: %.2f GB of this are still to come and %.2f GB are free; try a smaller data.batch_size, or "
-            "supernet.saving=lean",
+            "supernet.activations=fused-min",
             phase.stage,
             estimate.to_come / 1e9,
             free / 1e9,
@@ -209,7 +209,7 @@ def _tell_memory(space: HitDetectorSpace, phase: Phase, settings: Settings) -> N
 
 def _weight_optimizer(settings: Settings) -> WeightOptimizer:
     given = settings.weights.model_dump(exclude={"grad_clip"})
-    scaling = (settings.weights.lr, settings.data.batch_size, distributed.processes(), settings.lr_batch_size)
+    scaling = (settings.weights.lr, settings.data.batch_size, distributed.world_size(), settings.lr_batch_size)
     given["lr"] = scaled_lr(*scaling)
     logger.info("%s", describe_lr(*scaling))
     return WeightOptimizer(**given)

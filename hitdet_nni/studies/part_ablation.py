@@ -32,7 +32,7 @@ def part_architectures(found: Architecture, settings: Settings, data: DetectionD
     Args:
         found: The found architecture.
         settings: Give the baseline's operators; their skeleton is the architecture's.
-        data: The pictures.
+        data: The images.
 
     Source:
         Table 5. The paper's baseline is a ResNet-50 with FPN; here it is the skeleton with one operator a part.

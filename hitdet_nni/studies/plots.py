@@ -1,4 +1,4 @@
-"""Pictures of studies."""
+"""Figures of studies."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Summary:
         return lines
 
 
-def draw_rivals(
+def draw_random_baselines(
     run: RunDirectory, settings: Settings, data: DetectionData, count: int, slack: float
 ) -> dict[str, Architecture]:
     """Return the searched architecture and random ones of the same sub-spaces, by name.
@@ -107,7 +107,7 @@ def draw_rivals(
     Args:
         run: Run directory of the search.
         settings: Give the seed of the draws.
-        data: The pictures.
+        data: The images.
         count: Random architectures.
         slack: In (0, 1].
 
@@ -141,7 +141,7 @@ def draw_rivals(
 def rate_by_supernet(
     run: RunDirectory, settings: Settings, data: DetectionData, architectures: Mapping[str, Architecture]
 ) -> dict[str, float]:
-    """Rate architectures by the trained supernet of a run: its loss on the validation pictures, by name."""
+    """Rate architectures by the trained supernet of a run: its loss on the validation images, by name."""
     state = read_state(run.supernet, allowed="the supernet.pth of a search")
     batches = list(search_loaders(data, settings.data, settings.skeleton, settings.seed)[2])
     return {

@@ -17,7 +17,7 @@ from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
-from hitdet_nni.pipeline import train_found
+from hitdet_nni.pipeline import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.provenance import keep_architecture
 from hitdet_nni.training.runner_config import STAGE
@@ -184,9 +184,9 @@ def _retrain(one: Retraining) -> dict[str, Any]:
         run.open(one.settings, resume=True)
         if distributed.is_main():
             keep_architecture(run, one.architecture)
-        pictures = open_data(one.settings.data, one.settings.seed, one.architecture.skeleton.input_size)
+        images = open_data(one.settings.data, one.settings.seed, one.architecture.skeleton.input_size)
         with run.timed("retrain"), _heard(run):
-            return train_found(run, one.architecture, one.settings, pictures, resume=True)
+            return retrain_architecture(run, one.architecture, one.settings, images, resume=True)
 
 
 def _heard(run: RunDirectory) -> AbstractContextManager[None]:

@@ -62,7 +62,7 @@ def screen_with(
         component: The component.
         space: The whole search space.
         settings: All settings; all but the weight and the number of operators kept is used.
-        data: The pictures.
+        data: The images.
         folder: Run directory of this screening; one that is done is read.
 
     Source:

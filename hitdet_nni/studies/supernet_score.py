@@ -9,7 +9,7 @@ import torch
 
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.randomness import own_random_numbers
+from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.training.inherit import inherit_weights
@@ -24,7 +24,7 @@ def supernet_loss(
     batches: Iterable[dict[str, Any]],
     seed: int,
 ) -> float:
-    """Return mean detection loss of an architecture with the supernet's weights, on held-out pictures.
+    """Return mean detection loss of an architecture with the supernet's weights, on held-out images.
 
     Batch normalisation uses the batch's statistics: the supernet's running ones belong to inputs that are mixtures of
     all candidates.
@@ -34,7 +34,7 @@ def supernet_loss(
         skeleton: The detector's skeleton.
         num_classes: Object classes.
         supernet_state: State of the supernet's detector.
-        batches: Batches of held-out pictures.
+        batches: Batches of held-out images.
         seed: Seed of the sampled RoIs, the same for all architectures that are compared.
 
     Raises:
@@ -44,6 +44,6 @@ def supernet_loss(
     inherit_weights(detector, sample, supernet_state)
     detector.to(distributed.device()).train()
     detector.data_preprocessor.to(distributed.device())
-    with own_random_numbers(seed):
+    with fork_rng(seed):
         losses = [float(detection_loss(detector, batch)) for batch in batches]
     return sum(losses) / len(losses)

@@ -1,6 +1,6 @@
 """Training a baseline, any mmdet config, by the protocol that a found detector is retrained by.
 
-Pictures, their size, augmentation, batch, schedule, optimiser, precision and evaluation are those of the settings; the
+Images, their size, augmentation, batch, schedule, optimiser, precision and evaluation are those of the settings; the
 config gives the model alone. A backbone of weights that are given keeps what the config says of frozen stages and
 statistics; one of new weights trains as a whole.
 """
@@ -46,7 +46,7 @@ def train_baseline(
         name: A ``.py`` file, or the bare name of a shipped baseline, e.g. ``"fpn_r50_2fc"``.
         settings: Data, seed, precision, batch normalisation, ``skeleton.input_size`` and the ``retrain`` section, whose
             ``pretrained`` names weights of the backbone.
-        data: The pictures.
+        data: The images.
         work_dir: Folder for the weights and mmengine's logs.
         on_evaluation: Called with the finished epochs and the metrics after every evaluation, in the main process.
         checkpoints: Where the state is kept.

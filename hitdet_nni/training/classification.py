@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from hitdet_nni.config.settings import PretrainSettings
 from hitdet_nni.data.datasets.classification import Batch, sound
-from hitdet_nni.data.images.reading import PictureDefect
+from hitdet_nni.data.images.reading import ImageDefect
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.lightning_resume import ExactResume
@@ -34,7 +34,7 @@ class EpochAccuracy:
     Attributes:
         epoch: The epoch, from 0.
         train_loss: Mean loss of its batches.
-        val_top1: Share of the validation pictures whose class has the largest logit.
+        val_top1: Share of the validation images whose class has the largest logit.
         val_top5: Share of those whose class is among the five largest (or all, where there are fewer classes).
     """
 
@@ -44,8 +44,8 @@ class EpochAccuracy:
     val_top5: float
 
 
-class AccuracyWatcher(pl.Callback):  # type: ignore[misc]
-    """Measures the classifier on the validation pictures at the end of every epoch.
+class AccuracyMonitor(pl.Callback):  # type: ignore[misc]
+    """Measures the classifier on the validation images at the end of every epoch.
 
     Args:
         val_loader: Validation batches of this process.
@@ -70,11 +70,11 @@ class AccuracyWatcher(pl.Callback):  # type: ignore[misc]
     @torch.no_grad()
     def _accuracy(self, pl_module: ClassificationModule) -> tuple[float, float]:
         pl_module.eval()
-        hits = torch.zeros(3, dtype=torch.int64)  # pictures, hits among one and among five
+        hits = torch.zeros(3, dtype=torch.int64)  # images, hits among one and among five
         for batch in self.val_loader:
-            pictures, labels, _ = (part.to(pl_module.device) for part in sound(batch))
+            images, labels, _ = (part.to(pl_module.device) for part in sound(batch))
             with pl_module.precision.autocast():
-                logits = pl_module.classifier(pictures)
+                logits = pl_module.classifier(images)
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             hits += torch.tensor([len(labels), int(ranked[:, 0].sum()), int(ranked.sum())])
         pl_module.train()
@@ -96,7 +96,7 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
     Args:
         classifier: What is trained; its architecture parameters, if any, require no gradient.
         settings: Learning rate for this number of processes, momentum, decay, warm-up, clipping and label smoothing.
-        files: Path of every training picture, for messages.
+        files: Path of every training image, for messages.
         iterations: Steps of the whole training, the length of the cosine.
         precision: What losses and gradients are computed in.
         losses: Takes the losses of the epoch.
@@ -127,8 +127,8 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         """Let all processes start from the same parameters."""
         distributed.broadcast_state(self)
 
-    def on_before_batch_transfer(self, batch: Batch | PictureDefect, dataloader_idx: int) -> Batch:
-        """Refuse a batch with a picture that cannot be read.
+    def on_before_batch_transfer(self, batch: Batch | ImageDefect, dataloader_idx: int) -> Batch:
+        """Refuse a batch with an image that cannot be read.
 
         Raises:
             InputError: Naming the file.
@@ -141,9 +141,9 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite in any process.
         """
-        pictures, labels, numbers = batch
+        images, labels, numbers = batch
         with self.precision.autocast():
-            logits = self.classifier(pictures)
+            logits = self.classifier(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.settings.label_smoothing)
         mean = loss.detach().clone()
         distributed.average([mean])

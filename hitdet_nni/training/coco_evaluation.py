@@ -30,9 +30,9 @@ def exact(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
-    """Return the config of an evaluation on the validation pictures with plain mmdet, all but the model."""
+    """Return the config of an evaluation on the validation images with plain mmdet, all but the model."""
     evaluator = {"type": "CocoMetric", "ann_file": str(data.val.ann), "metric": "bbox", "_scope_": "mmdet"}
-    if distributed.processes() > 1:
+    if distributed.world_size() > 1:
         # Through the group, on CPU too; mmengine's "cpu" means pickled files in the working directory.
         evaluator["collect_device"] = "gpu"
     return {

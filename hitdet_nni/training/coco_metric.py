@@ -18,15 +18,15 @@ STATS = PRECISIONS
 
 
 class ExactCocoMetric(CocoMetric):  # type: ignore[misc]
-    """mmdet's COCO metric, for boxes only, at most 100 detections a picture, and not rounded."""
+    """mmdet's COCO metric, for boxes only, at most 100 detections an image, and not rounded."""
 
     cat_ids: list[int] | None
 
     def compute_metrics(self, results: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, float]:
-        """Evaluate the detections of all pictures.
+        """Evaluate the detections of all images.
 
         Args:
-            results: For each picture what mmdet's :meth:`process` collected.
+            results: For each image what mmdet's :meth:`process` collected.
 
         Returns:
             Average precisions in [0, 1] by the names of :data:`STATS` behind ``bbox_``, -1 where a size has no boxes;

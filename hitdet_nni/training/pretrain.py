@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.config.settings import PretrainSettings, SavingByComponent, Settings, describe_lr, scaled_lr
+from hitdet_nni.config.settings import ActivationsByComponent, PretrainSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.class_folders import ClassificationData
 from hitdet_nni.data.loaders import pretraining_loaders
@@ -31,11 +31,11 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_json, write_csv, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_saving
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training.classification import (
     STAGE,
-    AccuracyWatcher,
+    AccuracyMonitor,
     ClassificationModule,
     EpochAccuracy,
     lightning_trainer,
@@ -137,20 +137,20 @@ def pretrain(
         run: An opened run directory.
         backbone: What is pretrained.
         settings: The ``pretrain`` section, seed, precision, batch normalisation, checkpoints.
-        data: The pictures.
+        data: The images.
         on_epoch: Called by the main process at the end of every epoch.
 
     Returns:
         What ``metrics.json`` holds.
 
     Raises:
-        InputError: If a picture cannot be read, or a checkpoint was made by another number of processes.
+        InputError: If an image cannot be read, or a checkpoint was made by another number of processes.
         NonFiniteLossError: If a loss is NaN or infinite.
 
     Source:
         Section 4.2. It gives the epochs; SGD's settings and the augmentation are common ones for such networks.
     """
-    if distributed.from_main(run.metrics.exists()):
+    if distributed.broadcast_object(run.metrics.exists()):
         finished: dict[str, Any] = read_json(run.metrics)
         return finished
 
@@ -164,17 +164,19 @@ def pretrain(
     classifier = backbone.build(len(data.classes))
     classifier.to(memory_format=torch.channels_last)
     apply_batch_norm(classifier, settings.batch_norm)
-    saving = settings.supernet.saving
-    set_saving(classifier, saving.backbone if isinstance(saving, SavingByComponent) else saving)
+    activations = settings.supernet.activations
+    set_activations(
+        classifier, activations.backbone if isinstance(activations, ActivationsByComponent) else activations
+    )
     fallback = describe_fallback(classifier)
     if fallback is not None and distributed.is_main():
-        logger.info("%s: supernet.saving: %s", STAGE, fallback)
+        logger.info("%s: supernet.activations: %s", STAGE, fallback)
     loader, val_loader = pretraining_loaders(data, settings.pretrain, settings.seed)
     losses = EpochLosses()
-    watcher = AccuracyWatcher(val_loader, losses, keep)
+    monitor = AccuracyMonitor(val_loader, losses, keep)
     precision = Precision(settings.precision, distributed.device())
     checkpoints = CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
-    parts: dict[str, Stateful] = {"losses": losses, "watcher": watcher, "precision": precision}
+    parts: dict[str, Stateful] = {"losses": losses, "monitor": monitor, "precision": precision}
     resume = ExactResume(checkpoints, settings.checkpoint.every_steps, [loader.sampler], parts)
     module = ClassificationModule(
         classifier,
@@ -186,9 +188,9 @@ def pretrain(
         resume,
     )
     progress = Stage(STAGE, settings.pretrain.epochs, len(loader), epoch=resume.epoch, step=resume.step_in_epoch)
-    callbacks = [StepProgress(progress, losses.last), watcher, resume]
+    callbacks = [StepProgress(progress, losses.last), monitor, resume]
     lightning_trainer(settings.pretrain.epochs, callbacks).fit(module, loader)
-    last = watcher.records[-1]
+    last = monitor.records[-1]
     result = {
         "kind": "supernet" if backbone.sample is None else "found",
         "classes": len(data.classes),
@@ -208,7 +210,7 @@ def pretrain(
 
 def _for_processes(settings: PretrainSettings) -> PretrainSettings:
     """Return the settings with the learning rate for the global batch."""
-    scaling = (settings.lr, settings.batch_size, distributed.processes(), settings.lr_batch_size)
+    scaling = (settings.lr, settings.batch_size, distributed.world_size(), settings.lr_batch_size)
     logger.info("%s", describe_lr(*scaling))
     lr = scaled_lr(*scaling)
     return settings.model_copy(update={"lr": lr})

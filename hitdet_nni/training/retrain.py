@@ -83,7 +83,7 @@ def retrain(
     Args:
         architecture: What to train; its skeleton replaces the settings'.
         settings: Data, seed, precision, batch normalisation and the ``retrain`` section.
-        data: The pictures.
+        data: The images.
         work_dir: Folder for the weights and mmengine's logs.
         on_evaluation: Called with the finished epochs and the metrics after every evaluation, in the main process.
         resume: Go on from the newest checkpoint, if there is one.
@@ -129,8 +129,8 @@ def train_detector(
 
     Args:
         build: Makes the detector, and a name for where its weights come from.
-        settings: As :func:`retrain`; its skeleton gives the size of the pictures.
-        data: The pictures.
+        settings: As :func:`retrain`; its skeleton gives the size of the images.
+        data: The images.
         work_dir: Folder for the weights and mmengine's logs.
         on_evaluation: As :func:`retrain`.
         precision: What losses and gradients are computed in.
@@ -141,7 +141,7 @@ def train_detector(
         InputError: If there are checkpoints that are not to be resumed, or they belong to another retraining.
         NonFiniteLossError: If the training diverges.
     """
-    if distributed.from_main(bool(checkpoints.files())) and not resume:
+    if distributed.broadcast_object(bool(checkpoints.files())) and not resume:
         raise InputError(
             "holds checkpoints of an unfinished retraining", source=checkpoints.path, allowed="--resume or --force"
         )
@@ -218,7 +218,7 @@ def evaluate(architecture: Architecture, weights: Path, settings: Settings, data
         architecture: What the weights belong to.
         weights: A file of :func:`retrain`.
         settings: Data settings.
-        data: The pictures; those of validation are used.
+        data: The images; those of validation are used.
 
     Raises:
         InputError: If the file is missing, does not hold weights, or of another architecture.

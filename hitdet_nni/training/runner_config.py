@@ -21,9 +21,9 @@ def learning_rate(settings: Settings) -> tuple[float, str]:
     """Return a retraining's learning rate for this number of processes, and a line that says where it is from.
 
     Source:
-        Section 4.2, 0.04 for 8 x 4 pictures; Goyal et al., Accurate, Large Minibatch SGD, 2017, for the scaling.
+        Section 4.2, 0.04 for 8 x 4 images; Goyal et al., Accurate, Large Minibatch SGD, 2017, for the scaling.
     """
-    scaling = (settings.retrain.lr, settings.data.batch_size, distributed.processes(), settings.lr_batch_size)
+    scaling = (settings.retrain.lr, settings.data.batch_size, distributed.world_size(), settings.lr_batch_size)
     return scaled_lr(*scaling), describe_lr(*scaling)
 
 
@@ -69,7 +69,7 @@ def resumable_config(
 
     Args:
         settings: All settings.
-        data: The pictures.
+        data: The images.
         precision: What losses and gradients are computed in.
         checkpoints: Where the state is kept.
         start: Says what the initial weights are; a checkpoint that started from others is refused.
@@ -97,7 +97,7 @@ def resumable_config(
             "precision": precision,
             "max_norm": settings.retrain.grad_clip,
         },
-        # Processes sample RoIs of different pictures, so each has random numbers of its own.
+        # Processes sample RoIs of different images, so each has random numbers of its own.
         "randomness": {"seed": (settings.seed + distributed.rank()) % 2**32},
     }
 

@@ -38,18 +38,18 @@ GOOD = {
 
 @pytest.fixture
 def coco(tmp_path):
-    """Write annotations for both halves, with all pictures that they name; the command's arguments."""
+    """Write annotations for both halves, with all images that they name; the command's arguments."""
 
     def write(train, val=GOOD):
         overrides = {}
-        for half, content in (("train", train), ("val", val)):
-            folder = tmp_path / half
+        for split, content in (("train", train), ("val", val)):
+            folder = tmp_path / split
             folder.mkdir(exist_ok=True)
             for entry in GOOD["images"]:
                 Image.effect_noise((40, 30), 60).convert("RGB").save(folder / entry["file_name"])
-            ann = tmp_path / f"{half}.json"
+            ann = tmp_path / f"{split}.json"
             ann.write_text(content if isinstance(content, str) else json.dumps(content))
-            overrides |= {f"{half}_ann": ann, f"{half}_images": folder}
+            overrides |= {f"{split}_ann": ann, f"{split}_images": folder}
         return ["check-data", "--config", "coco_release", *paths(**overrides)]
 
     return write
@@ -71,18 +71,18 @@ def test_counts_and_warnings(coco, capsys):
     expected = {"name": "cat", "boxes": 5, "smallest": side, "median": side, "out_of_reach": 0}
     assert found.pop("objects") == [{**expected, "largest": round((17 * 30 * area) ** 0.5, 1)}]
     assert found == {
-        "pictures": 8,
-        "picture widths": "40 / 40 / 40",
-        "picture heights": "30 / 30 / 30",
+        "images": 8,
+        "image widths": "40 / 40 / 40",
+        "image heights": "30 / 30 / 30",
         "classes": 2,
         "boxes": 7,
         "boxes a class": "0 / 7 / 7",
         "small boxes": 5,
         "medium boxes": 1,
         "large boxes": 1,
-        "pictures without boxes": 1,
-        "pictures left out": 1,
-        "pictures of background only": 2,
+        "images without boxes": 1,
+        "images left out": 1,
+        "images of background only": 2,
         "boxes trained on": 5,
         "boxes dropped": 1,
         "crowds, ignored": 1,
@@ -92,12 +92,11 @@ def test_counts_and_warnings(coco, capsys):
         "objects out of reach": 0,
     }
     assert [line.split(": ", 1)[1] for line in warnings] == [
-        "1 picture without boxes, which training leaves out: 8.jpg",
-        "2 pictures whose boxes are all crowds or dropped, which are trained on as background; "
-        "the first of them: 1.jpg",
+        "1 image without boxes, which training leaves out: 8.jpg",
+        "2 images whose boxes are all crowds or dropped, which are trained on as background; the first of them: 1.jpg",
         "1 class without boxes: dog",
         "1 box without area or thinner than a pixel, which training leaves out",
-        "1 box that reaches over an edge of its picture",
+        "1 box that reaches over an edge of its image",
         "1 class with fewer than 10 boxes to learn from: cat",
     ]
 
@@ -136,7 +135,7 @@ def test_every_defect_is_listed(coco, capsys, tmp_path):
     ]
     for place in places:
         assert [place in line for line in defects].count(True) == 1, (place, defects)
-    assert len(defects) == len(places)  # the box of the picture of no width is not another one
+    assert len(defects) == len(places)  # the box of the image of no width is not another one
     assert err.count("\n") == 1
     assert f"(and {len(places) - 1} more)" in err
 
@@ -144,26 +143,26 @@ def test_every_defect_is_listed(coco, capsys, tmp_path):
 def test_broken_half_and_different_classes(coco, capsys):
     status, out, err = run(capsys, *coco("{"))
     assert (status, out.count("defect: "), err.count("\n")) == (2, 1, 1)
-    assert "data.val_ann: 1 picture without boxes: " in out
+    assert "data.val_ann: 1 image without boxes: " in out
     other = {**GOOD, "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "fox"}]}
     status, out, _ = run(capsys, *coco(GOOD, other), "--json")
     assert status == 2
     assert "id 9 is 'fox' here and 'dog'" in json.loads(out)["val"]["defects"][0]
 
 
-def test_pictures_in_both_halves_are_warned_of(coco, capsys, tmp_path):
+def test_images_in_both_halves_are_warned_of(coco, capsys, tmp_path):
     arguments = coco(GOOD)
     status, out, _ = run(capsys, *arguments, *paths(val_images=tmp_path / "train"), "--json")
     assert status == 0
-    assert "8 pictures that are trained on as well" in json.loads(out)["val"]["warnings"][-1]
+    assert "8 images that are trained on as well" in json.loads(out)["val"]["warnings"][-1]
 
 
-def test_chosen_pictures_are_what_is_counted(coco, capsys, tmp_path):
+def test_chosen_images_are_what_is_counted(coco, capsys, tmp_path):
     (tmp_path / "ids.txt").write_text("1\n2\n")
     arguments = [*coco(GOOD), *paths(train_without=tmp_path / "ids.txt", val_ids=tmp_path / "ids.txt"), "--json"]
     status, out, _ = run(capsys, *arguments)
     found = json.loads(out)
-    assert (status, found["train"]["pictures"], found["val"]["pictures"]) == (0, 6, 2)
+    assert (status, found["train"]["images"], found["val"]["images"]) == (0, 6, 2)
     broken = copy.deepcopy(GOOD)
     broken["annotations"][0]["iscrowd"] = 3
     coco(broken)
@@ -180,26 +179,26 @@ def test_the_embedded_set(capsys):
         capsys, "check-data", "--config", "tiny", "--set", "data.train=3", "--set", "data.val=2", "--json"
     )
     found = json.loads(out)
-    assert (status, found["train"]["pictures"], found["val"]["classes"]) == (0, 3, 10)
+    assert (status, found["train"]["images"], found["val"]["classes"]) == (0, 3, 10)
 
 
 def test_folders_of_classes(capsys, tmp_path):
-    for half, names in (("train", ("ant", "bee")), ("val", ("ant", "bee"))):
+    for split, names in (("train", ("ant", "bee")), ("val", ("ant", "bee"))):
         for name in names:
-            (tmp_path / half / name).mkdir(parents=True)
+            (tmp_path / split / name).mkdir(parents=True)
             for number, width in enumerate((20, 30)):
-                Image.effect_noise((width, 25), 60).save(tmp_path / half / name / f"{number}.jpg")
+                Image.effect_noise((width, 25), 60).save(tmp_path / split / name / f"{number}.jpg")
     arguments = ["check-data", "--config", "imagenet_supernet"]
-    for half in ("train", "val"):
-        arguments += ["--set", f"pretrain.{half}_images={tmp_path / half}"]
+    for split in ("train", "val"):
+        arguments += ["--set", f"pretrain.{split}_images={tmp_path / split}"]
     status, out, _ = run(capsys, *arguments, "--json")
     assert status == 0
     assert json.loads(out)["pretrain.train_images"] == {
-        "pictures": 4,
-        "picture widths": "20 / 30 / 30",
-        "picture heights": "25 / 25 / 25",
+        "images": 4,
+        "image widths": "20 / 30 / 30",
+        "image heights": "25 / 25 / 25",
         "classes": 2,
-        "pictures a class": "2 / 2 / 2",
+        "images a class": "2 / 2 / 2",
         "objects": [],
         "notes": [],
         "warnings": [],
@@ -249,7 +248,7 @@ def voc(tmp_path):
 def test_voc_becomes_coco(voc, capsys):
     status, out, _ = run(capsys, "data", "voc", "--voc", voc)
     assert status == 0
-    assert "3 pictures, 6 boxes, 3 of them difficult" in out
+    assert "3 images, 6 boxes, 3 of them difficult" in out
     data = open_data(DataSettings(layout="voc0712", root=voc), 0)
     assert data.classes == CLASSES
     assert data.train.file_names == (
@@ -326,12 +325,12 @@ def test_copies_and_classes_between_the_halves(coco, capsys, tmp_path):
     found = json.loads(out)
     assert status == 0
     first, second = tmp_path / "train" / "2.jpg", tmp_path / "train" / "5.jpg"
-    pair = f"1 picture is a copy of another; the first pair: {first} and {second}"
+    pair = f"1 image is a copy of another; the first pair: {first} and {second}"
     assert found["train"]["warnings"][-1] == f"data.train_ann: {pair}"
     assert [line.split(": ", 1)[1] for line in found["val"]["warnings"][-3:]] == [
         "1 class that is evaluated has no box in training: dog",
         "1 class that is trained on has no box in validation: cat",
-        "1 picture has the bytes of a training picture under another name, so that the figures will flatter; "
+        "1 image has the bytes of a training image under another name, so that the figures will flatter; "
         f"the first pair: {tmp_path / 'val' / '3.jpg'} and {tmp_path / 'train' / '7.jpg'}",
     ]
 
@@ -377,12 +376,12 @@ def test_the_tables_of_a_small_terminal(coco, capsys, monkeypatch):
 
 def test_the_cards(shared_data, capsys):
     root = shared_data / "cards"
-    named = {f"{half}_ann": root / "annotations" / f"instances_{half}.json" for half in ("train", "val")}
-    named |= {f"{half}_images": root / half for half in ("train", "val")}
+    named = {f"{split}_ann": root / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
+    named |= {f"{split}_images": root / split for split in ("train", "val")}
     status, out, _ = run(capsys, "check-data", "--config", "coco_release", *paths(**named), "--json")
     found = json.loads(out)
     assert status == 0
-    assert {half: inspection["warnings"] + inspection["hints"] for half, inspection in found.items()} == {
+    assert {split: inspection["warnings"] + inspection["hints"] for split, inspection in found.items()} == {
         "train": [],
         "val": [],
     }

@@ -10,11 +10,11 @@ from torch import nn
 
 
 def plain_deform_conv(x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups):
-    def at(picture, y, x):
+    def at(image, y, x):
         total = 0.0
         for yy, xx in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
-            if 0 <= yy < picture.size(0) and 0 <= xx < picture.size(1):
-                total = total + picture[yy, xx] * (1 - abs(y - yy)) * (1 - abs(x - xx))
+            if 0 <= yy < image.size(0) and 0 <= xx < image.size(1):
+                total = total + image[yy, xx] * (1 - abs(y - yy)) * (1 - abs(x - xx))
         return total
 
     (batch, channels), (out_channels, group_in, kh, kw) = x.shape[:2], weight.shape
@@ -54,7 +54,7 @@ def test_deform_conv_zero_and_integer_offsets():
     offset[:, 0::2] = 2.0  # two pixels down
     offset[:, 1::2] = -1.0  # one to the left
     shifted = F.pad(x, (1, 0, 0, 2))[:, :, 2:, :8]
-    inner = (slice(None), slice(None), slice(1, 4), slice(2, 7))  # clear of both pictures' borders
+    inner = (slice(None), slice(None), slice(1, 4), slice(2, 7))  # clear of both images' borders
     torch.testing.assert_close(conv(x, offset)[inner], F.conv2d(shifted, conv.weight, padding=1, groups=2)[inner])
 
 

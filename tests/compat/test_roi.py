@@ -7,15 +7,15 @@ from mmcv import ops
 
 
 def plain_roi_align(features, rois, size, scale, ratio, aligned):
-    def sample(picture, y, x):
-        height, width = picture.shape[1:]
+    def sample(feature_map, y, x):
+        height, width = feature_map.shape[1:]
         if not (-1 <= y <= height and -1 <= x <= width):
-            return picture.new_zeros(len(picture))
+            return feature_map.new_zeros(len(feature_map))
         y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
         y0, x0 = int(y), int(x)
         y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
-        top = picture[:, y0, x0] * (1 - (x - x0)) + picture[:, y0, x1] * (x - x0)
-        bottom = picture[:, y1, x0] * (1 - (x - x0)) + picture[:, y1, x1] * (x - x0)
+        top = feature_map[:, y0, x0] * (1 - (x - x0)) + feature_map[:, y0, x1] * (x - x0)
+        bottom = feature_map[:, y1, x0] * (1 - (x - x0)) + feature_map[:, y1, x1] * (x - x0)
         return top * (1 - (y - y0)) + bottom * (y - y0)
 
     pooled = []

@@ -329,7 +329,7 @@ def test_defaults_are_the_papers(key, value, source):
 def test_shipped_configs_load(name):
     settings = load_settings(name)
     load_search_space(settings.space)
-    # Those for one's own pictures lack nothing but their place.
+    # Those for one's own images lack nothing but their place.
     assert settings.data.is_named == (name.startswith(("tiny", "digits")) or name == "coco2014_trial")
 
 
@@ -396,7 +396,7 @@ def test_a_layout_names_the_files_below_its_root(config, tmp_path):
     assert (data.train_ids, data.train_without) == (None, files[2])
     assert (data.val_ann, data.val_images, data.val_ids) == (files[1], root / "val2014", files[2])
     assert load_settings(config(settings.model_dump(mode="json"), "elsewhere/copy.yml")) == settings
-    # A list may come from elsewhere; a half whose pictures are named is not the layout's.
+    # A list may come from elsewhere; a half whose images are named is not the layout's.
     given = {"data.val_ids": "/mine.txt", "data.train_ann": ["/a", "/b"], "data.train_images": ["/c", "/d"]}
     data = load_settings(path, given).data
     assert (data.val_ids, data.val_ann) == (Path("/mine.txt"), files[1])
@@ -507,23 +507,23 @@ def test_settings_are_immutable():
 def test_released_skeleton_matches_the_papers_figures():
     skeleton = Skeleton()
     layers = skeleton.searched_layers()
-    assert [(x.in_channels, x.out_channels, x.stride, *x.reductions) for x in layers[::4][:5]] == [
+    assert [(x.in_channels, x.out_channels, x.stride, *x.input_strides) for x in layers[::4][:5]] == [
         (16, 48, 2, 2), (48, 96, 2, 4), (96, 184, 2, 8), (184, 256, 1, 16), (256, 352, 2, 16),
     ]  # fmt: skip
-    neck = [(x.in_channels, *x.reductions) for x in layers if x.component == "neck"]
+    neck = [(x.in_channels, *x.input_strides) for x in layers if x.component == "neck"]
     assert neck == [(48, 4), (96, 8), (256, 16), (2048, 32), (256, 4), (256, 8), (256, 16), (256, 32)]
-    assert {x.reductions for x in layers if x.component == "head"} == {()}
+    assert {x.input_strides for x in layers if x.component == "head"} == {()}
 
 
 def test_retinanet_skeleton():
     """Levels of stride 8 to 128; the towers see all of them; only an anchor scale that is not given is the kind's."""
     skeleton = Skeleton(detector="retinanet", head_width=64)
     layers = skeleton.searched_layers()
-    neck = [(x.in_channels, *x.reductions) for x in layers if x.component == "neck"]
+    neck = [(x.in_channels, *x.input_strides) for x in layers if x.component == "neck"]
     assert neck == [(96, 8), (256, 16), (2048, 32), (256, 8), (256, 16), (256, 32)]
     head = [(x.label, x.in_channels, x.out_channels) for x in layers if x.component == "head"]
     assert head == [(f"head/l{i:02d}", 256 if i in (1, 5) else 64, 64) for i in range(1, 9)]
-    assert {x.reductions for x in layers if x.component == "head"} == {(8, 16, 32, 64, 128)}
+    assert {x.input_strides for x in layers if x.component == "head"} == {(8, 16, 32, 64, 128)}
     assert skeleton.anchor_scale == 4
     assert Skeleton(detector="retinanet", anchor_scale=8).anchor_scale == 8
     assert Skeleton.model_validate(skeleton.model_dump(mode="json")) == skeleton
@@ -534,9 +534,9 @@ def test_pyramid_levels_of_any_strides(strides):
     """Four levels, also where stages stand before the first stride."""
     ones = tuple(range(1, len(strides) + 1))
     skeleton = Skeleton(widths=ones, depths=(1,) * len(strides), strides=strides, tail=None)
-    assert len(skeleton.feature_channels) == len(skeleton.feature_reductions) == 4
-    reductions = [2]
+    assert len(skeleton.feature_channels) == len(skeleton.feature_strides) == 4
+    totals = [2]
     for stride in strides:
-        reductions.append(reductions[-1] * stride)
-    last_of = dict(zip(reductions[1:], ones, strict=True))
-    assert skeleton.feature_channels == tuple(last_of[reduction] for reduction in (4, 8, 16, 32))
+        totals.append(totals[-1] * stride)
+    last_of = dict(zip(totals[1:], ones, strict=True))
+    assert skeleton.feature_channels == tuple(last_of[total] for total in (4, 8, 16, 32))

@@ -69,10 +69,10 @@ def test_no_message_has_a_library_s_words(place):
         ("retrain.grad_clip=.inf", "retrain.grad_clip: got inf; allowed: a finite number above 0, or null"),
         ("data.builtin=[]", "data.builtin: got []; allowed: digits, or null"),
         (
-            "supernet.saving=1",
-            "supernet.saving: got 1; allowed: auto, stock, checkpoint, mid, slim, lean, or a mapping of",
+            "supernet.activations=1",
+            "supernet.activations: got 1; allowed: auto, all, checkpoint, fused, fused-low, fused-min, or a mapping of",
         ),
-        ("supernet.saving={neck: all}", "supernet.saving.backbone: missing (and 2 more)"),
+        ("supernet.activations={neck: everything}", "supernet.activations.backbone: missing (and 2 more)"),
         ("search.budget={gflop: 3}", "search.budget.gflop: unknown key; allowed: gflops, params_m"),
         ("weights={3: 4}", "weights.3: unknown key; allowed: lr, momentum"),
     ],

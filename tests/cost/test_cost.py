@@ -72,10 +72,10 @@ def meta_detector(skeleton, sample, num_classes):
 
 def measured(detector, shape, proposals, convention):
     """(params, flops) of each part, counted on the modules."""
-    picture = torch.empty(1, 3, *shape, device="meta")
-    features = detector.backbone(picture)
+    image = torch.empty(1, 3, *shape, device="meta")
+    features = detector.backbone(image)
     pyramid = detector.neck(features)
-    calls = {"backbone": (detector.backbone, picture), "neck": (detector.neck, features)}
+    calls = {"backbone": (detector.backbone, image), "neck": (detector.neck, features)}
     if hasattr(detector, "roi_head"):
         rois = torch.empty(proposals, pyramid[0].shape[1], 7, 7, device="meta")
         calls |= {"rpn": (detector.rpn_head, pyramid), "head": (detector.roi_head.bbox_head, rois)}

@@ -1,6 +1,6 @@
 """What `check-data` passes every later stage survives and reads the same; what it refuses no training begins with.
 
-Little sets are drawn as real ones differ: formats and modes of pictures, orientations in all the places where they may
+Little sets are drawn as real ones differ: formats and modes of images, orientations in all the places where they may
 stand, strips and single pixels, files cut short, sizes that are wrong or written as floats, keys missing, strange or of
 other types, and encodings of the annotation file. Nothing is assumed about which of these are accepted.
 """
@@ -26,8 +26,8 @@ from PIL import Image
 
 from hitdet_nni.config.settings import DataSettings
 from hitdet_nni.data.checks.inspection import inspect_detection
-from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset
-from hitdet_nni.data.sources import HALVES, open_data
+from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
+from hitdet_nni.data.sources import SPLITS, open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
 
@@ -49,8 +49,8 @@ ORIENTED_BY = ("nothing", "nothing", "EXIF", "XMP", "raw profile")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn picture: the bytes of its file, what its annotations say of it, and its boxes as (corners, kind)."""
+class DrawnImage:
+    """A drawn image: the bytes of its file, what its annotations say of it, and its boxes as (corners, kind)."""
 
     name: str
     content: bytes
@@ -139,7 +139,7 @@ def told_sizes(draw: Any, odd: frozenset[str], width: int, height: int) -> tuple
 
 @st.composite
 def boxes(draw: Any, odd: frozenset[str], width: int, height: int) -> dict[str, Any]:
-    """An annotation of a picture, without its ids."""
+    """An annotation of an image, without its ids."""
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
     box: list[Any] = [left, top, draw(st.integers(1, width - left)), draw(st.integers(1, height - top))]
     if "odd box" in odd:
@@ -159,25 +159,25 @@ def boxes(draw: Any, odd: frozenset[str], width: int, height: int) -> dict[str, 
 
 
 @st.composite
-def pictures(draw: Any, odd: frozenset[str], number: int) -> Picture:
-    """A picture with an id, and one to three boxes in it."""
+def images(draw: Any, odd: frozenset[str], number: int) -> DrawnImage:
+    """An image with an id, and one to three boxes in it."""
     content, (width, height) = draw(contents(odd))
     name = f"{draw(st.sampled_from(['', 'ä ', 'Ω', 'a/b/']))}{number}.{draw(st.sampled_from(SUFFIXES))}"
     told = draw(told_sizes(odd, width, height))
     more = draw(ODD_KEYS) if "odd key" in odd else {}
     entry = {"id": number, "file_name": name, "width": told[0], "height": told[1], **more}
     found = draw(st.lists(boxes(odd, width, height), min_size=1, max_size=3))
-    return Picture(name, content, entry, tuple({"image_id": number, **each} for each in found))
+    return DrawnImage(name, content, entry, tuple({"image_id": number, **each} for each in found))
 
 
 @st.composite
-def halves(draw: Any, odd: frozenset[str]) -> tuple[tuple[Picture, ...], bytes]:
-    """The pictures of a half and its annotation file."""
+def halves(draw: Any, odd: frozenset[str]) -> tuple[tuple[DrawnImage, ...], bytes]:
+    """The images of a split and its annotation file."""
     first, start = draw(st.sampled_from([(1, 1), (7, 0), (0, 1)])) if "id 0" in odd else (1, 1)
-    found = tuple(draw(pictures(odd, first + number)) for number in range(draw(st.integers(2, 4))))
-    annotations = [annotation for picture in found for annotation in picture.annotations]
+    found = tuple(draw(images(odd, first + number)) for number in range(draw(st.integers(2, 4))))
+    annotations = [annotation for image in found for annotation in image.annotations]
     document = {
-        "images": [picture.entry for picture in found],
+        "images": [image.entry for image in found],
         "annotations": [{"id": start + number, **each} for number, each in enumerate(annotations)],
         "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)],
     }
@@ -200,18 +200,18 @@ def detector(tiny, published, draw):
 def written(folder: Path, drawn: Any) -> DataSettings:
     """Write a drawn set, and the settings that name it."""
     paths = {}
-    for half, (found, document) in zip(HALVES, drawn, strict=True):
-        for picture in found:
-            file = folder / half / picture.name
+    for split, (found, document) in zip(SPLITS, drawn, strict=True):
+        for image in found:
+            file = folder / split / image.name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(picture.content)
-        (folder / f"{half}.json").write_bytes(document)
-        paths |= {f"{half}_ann": folder / f"{half}.json", f"{half}_images": folder / half}
+            file.write_bytes(image.content)
+        (folder / f"{split}.json").write_bytes(document)
+        paths |= {f"{split}_ann": folder / f"{split}.json", f"{split}_images": folder / split}
     return DataSettings(builtin=None, batch_size=2, workers=0, cache_mb=0, **paths)
 
 
 def is_plain(annotation: dict[str, Any]) -> bool:
-    """Whether a box is one to be found: neither a crowd, nor ignored, nor without an area inside its picture."""
+    """Whether a box is one to be found: neither a crowd, nor ignored, nor without an area inside its image."""
     width, height = annotation["bbox"][2:]
     set_aside = annotation.get("iscrowd") or annotation.get("ignore")
     return not set_aside and width >= 1 and height >= 1
@@ -222,18 +222,18 @@ def corners(annotation: dict[str, Any]) -> list[float]:
     return [x, y, x + width, y + height]
 
 
-def check_half(dataset: Any, loaded: KeptPictures, found: tuple[Picture, ...]) -> list[Any]:
-    """Load every picture and compare it with what was drawn; the packed pictures."""
-    by_name = {str(dataset.images / picture.name): picture for picture in found}
+def check_split(dataset: Any, loaded: CachedDataset, found: tuple[DrawnImage, ...]) -> list[Any]:
+    """Load every image and compare it with what was drawn; the packed images."""
+    by_name = {str(dataset.images / image.name): image for image in found}
     packed = [loaded[index] for index in range(len(loaded))]
     for index, each in enumerate(packed):
-        information = loaded.pictures.get_data_info(index)
-        picture = by_name.pop(information["img_path"])
+        information = loaded.dataset.get_data_info(index)
+        image = by_name.pop(information["img_path"])
         sample = each["data_samples"]
-        assert sample.ori_shape == (int(picture.entry["height"]), int(picture.entry["width"]))
+        assert sample.ori_shape == (int(image.entry["height"]), int(image.entry["width"]))
         assert each["inputs"].shape[1:] == sample.img_shape
         plain = [one["bbox"] for one in information["instances"] if not one["ignore_flag"]]
-        assert sorted(map(list, plain)) == sorted(corners(one) for one in picture.annotations if is_plain(one))
+        assert sorted(map(list, plain)) == sorted(corners(one) for one in image.annotations if is_plain(one))
         scaled = torch.tensor(plain, dtype=torch.float32).reshape(-1, 4) * torch.tensor(sample.scale_factor).repeat(2)
         width, height = sample.img_shape[1], sample.img_shape[0]
         scaled[:, 0::2] = scaled[:, 0::2].clamp(0, width)
@@ -269,9 +269,9 @@ def test_checks_and_training_agree(examples, detector, tiny, figure):
                 assert "\n" not in str(caught.value)
                 return
             opened = open_data(data, 0, tiny.input_size)
-            for half, dataset, training in (("train", opened.train, True), ("val", opened.val, False)):
-                loaded = KeptPictures(build_dataset(dataset, tiny, training=training), 0)
-                packed = check_half(dataset, loaded, drawn[half == "val"][0])
+            for split, dataset, training in (("train", opened.train, True), ("val", opened.val, False)):
+                loaded = CachedDataset(build_dataset(dataset, tiny, training=training), 0)
+                packed = check_split(dataset, loaded, drawn[split == "val"][0])
                 if training and packed:
                     train_a_step(detector, packed)
                 if not training:

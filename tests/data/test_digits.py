@@ -39,17 +39,17 @@ def notes_of(made, split):
 
 def test_layout(made):
     assert sorted(path.name for path in made.iterdir()) == ["annotations", "train", "val"]
-    for split, pictures in (("train", 60), ("val", 20)):
+    for split, count in (("train", 60), ("val", 20)):
         notes = notes_of(made, split)
         assert {image["file_name"] for image in notes["images"]} == {path.name for path in (made / split).iterdir()}
-        assert len(notes["images"]) == pictures
+        assert len(notes["images"]) == count
         assert [(entry["id"], entry["name"]) for entry in notes["categories"]] == [
             (label + 1, name) for label, name in enumerate(CLASSES)
         ]
         assert {entry["category_id"] for entry in notes["annotations"]} == set(range(1, 11))
         for image in notes["images"]:
-            with Image.open(made / split / image["file_name"]) as picture:
-                assert (picture.mode, picture.size) == ("RGB", (image["width"], image["height"])) == ("RGB", (96, 96))
+            with Image.open(made / split / image["file_name"]) as opened:
+                assert (opened.mode, opened.size) == ("RGB", (image["width"], image["height"])) == ("RGB", (96, 96))
 
 
 def test_same_arguments_give_same_bytes_in_another_process(tmp_path):
@@ -64,7 +64,7 @@ def test_same_arguments_give_same_bytes_in_another_process(tmp_path):
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
 
 
-def test_seed_changes_every_picture(tmp_path):
+def test_seed_changes_every_image(tmp_path):
     make_digits(tmp_path / "a", **SMALL)
     make_digits(tmp_path / "b", **SMALL | {"seed": 4})
     a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
@@ -126,8 +126,8 @@ def test_annotated_boxes_are_those_of_the_scene(made):
         scene = draw_scene("val", index, size=96, seed=0)
         found = [(e["sample"], tuple(e["bbox"])) for e in notes["annotations"] if e["image_id"] == index + 1]
         assert found == [(digit.sample, digit.box) for digit in scene.digits]
-        with Image.open(made / "val" / f"{index:06d}.png") as picture:
-            assert (np.asarray(picture) == scene.render()).all()
+        with Image.open(made / "val" / f"{index:06d}.png") as image:
+            assert (np.asarray(image) == scene.render()).all()
 
 
 def test_number_size_overlap_and_contrast():

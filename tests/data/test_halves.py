@@ -1,11 +1,11 @@
-"""The split of the training pictures of a search: disjoint, even, kept and read again."""
+"""The split of the training images of a search: disjoint, even, kept and read again."""
 
 import json
 from collections import Counter
 
 import pytest
 
-from hitdet_nni.data.halves import kept_halves, split_halves
+from hitdet_nni.data.halves import load_or_create_split, split_halves
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.errors import InputError
 
@@ -30,9 +30,7 @@ def test_halves_share_classes_evenly():
     assert abs(counts[0][50] - counts[1][50]) <= 1
 
 
-@pytest.mark.parametrize(
-    ("ids", "seed", "shown"), [([4], 0, "1 picture"), ([], 0, "0 picture"), ([4, 5, 4], 0, "id 4")]
-)
+@pytest.mark.parametrize(("ids", "seed", "shown"), [([4], 0, "1 image"), ([], 0, "0 image"), ([4, 5, 4], 0, "id 4")])
 def test_impossible_split(ids, seed, shown):
     with pytest.raises(InputError, match=shown):
         split_halves(ids, seed)
@@ -47,25 +45,30 @@ def test_halves_are_kept_and_read_again(tmp_path, refused):
     file = tmp_path / "search" / "halves.json"
     ids = range(20, 31)
     classes = {image_id: {image_id % 3} for image_id in ids}
-    made = kept_halves(file, ids, 3, image_classes=classes)
-    assert made == split_halves(ids, 3, image_classes=classes) == kept_halves(None, ids, 3, image_classes=classes)
+    made = load_or_create_split(file, ids, 3, image_classes=classes)
+    assert (
+        made == split_halves(ids, 3, image_classes=classes) == load_or_create_split(None, ids, 3, image_classes=classes)
+    )
     assert json.loads(file.read_text()) == {"seed": 3, "weights": list(made[0]), "alphas": list(made[1])}
     # What is kept counts, not the seed.
     other = {"seed": 3, "weights": list(ids)[:4], "alphas": list(ids)[4:]}
     file.write_text(json.dumps(other))
-    assert kept_halves(file, ids, 5, image_classes=classes) == (tuple(other["weights"]), tuple(other["alphas"]))
+    assert load_or_create_split(file, ids, 5, image_classes=classes) == (
+        tuple(other["weights"]),
+        tuple(other["alphas"]),
+    )
     with refused(file, "id 19"):
-        kept_halves(file, range(19, 31), 3)
+        load_or_create_split(file, range(19, 31), 3)
     with refused(file, "id 30"):
-        kept_halves(file, range(20, 30), 3)
+        load_or_create_split(file, range(20, 30), 3)
     for content in ({**other, "alphas": [*other["alphas"], 20]}, {**other, "weights": [20, 20, 21, 22, 23]}):
         file.write_text(json.dumps(content))
         with refused(file, "twice"):
-            kept_halves(file, ids, 3)
+            load_or_create_split(file, ids, 3)
     for content in (5, {}, {**other, "weights": []}, {**other, "weights": [1.5]}, {**other, "alphas": "20"}):
         file.write_text(json.dumps(content))
         with refused(file, "is not a split"):
-            kept_halves(file, ids, 3)
+            load_or_create_split(file, ids, 3)
 
 
 def test_a_search_takes_the_kept_halves(tiny_data, tiny_settings, tmp_path):

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from hitdet_nni.data.loaders import MOST_WORKERS, retraining_loaders, search_loaders, settle_loading
+from hitdet_nni.data.loaders import MOST_WORKERS, resolve_num_workers, retraining_loaders, search_loaders
 from hitdet_nni.engine.machine import available_cores
 
 
@@ -25,10 +25,10 @@ def test_halves_are_disjoint_and_batches_full(tiny_settings, tiny_data):
         assert max(batch["inputs"][0].shape[1:]) == max(tiny_settings.skeleton.input_size)
 
 
-def test_loader_processes_share_the_room(tiny_settings, tiny_data):
+def test_loader_processes_share_the_capacity(tiny_settings, tiny_data):
     data = tiny_settings.data.model_copy(update={"cache_mb": 4, "workers": 2})
     train, val = retraining_loaders(tiny_data, data, tiny_settings.skeleton, 0)
-    assert train.dataset.pictures._room == val.dataset._room == 2 * 10**6
+    assert train.dataset.images._room == val.dataset._room == 2 * 10**6
 
 
 def test_the_machine_chooses_only_where_no_number_is_given(tiny_settings, tiny_data, caplog, monkeypatch):
@@ -36,11 +36,11 @@ def test_the_machine_chooses_only_where_no_number_is_given(tiny_settings, tiny_d
         monkeypatch.setattr("hitdet_nni.data.loaders.available_cores", lambda: cores)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         data = tiny_settings.data.model_copy(update=changes)
-        return settle_loading(data, tiny_settings.skeleton, tiny_data.train, tiny_data.val).workers
+        return resolve_num_workers(data, tiny_settings.skeleton, tiny_data.train, tiny_data.val).workers
 
     with caplog.at_level(logging.INFO, "hitdet_nni"):
-        assert workers() == 0  # 20 pictures of 96 x 96 fit
-    assert "pictures: 1 MB kept in memory, 0 loader processes" in caplog.text
+        assert workers() == 0  # 20 images of 96 x 96 fit
+    assert "images: 1 MB kept in memory, 0 loader processes" in caplog.text
     assert workers(cache_mb=0) == MOST_WORKERS
     assert workers(cache_mb=0, cores=3) == 2
     assert workers(cache_mb=0, cores=8, processes=4) == 1

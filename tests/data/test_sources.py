@@ -19,7 +19,7 @@ def test_embedded_set_is_made_once(tiny_settings, tiny_data):
     assert open_data(tiny_settings.data, tiny_settings.seed).train.ann.stat().st_mtime_ns == stamp
 
 
-def test_broken_picture_is_refused_before_training(tmp_path, tiny_data):
+def test_broken_image_is_refused_before_training(tmp_path, tiny_data):
     images = tmp_path / "train"
     images.mkdir()
     for name in tiny_data.train.file_names:

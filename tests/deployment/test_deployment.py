@@ -39,8 +39,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 BLOCKED = "import sys\nsys.modules.update(dict.fromkeys({names}))  # importing one of them fails\n"
 
 
-def pictures(count=5):
-    """Pictures of 8 bits with structure, red, green, blue, of several sizes."""
+def images(count=5):
+    """Images of 8 bits with structure, red, green, blue, of several sizes."""
     generator = torch.Generator().manual_seed(3)
     for index in range(count):
         rows, columns = SIZES[index % len(SIZES)]
@@ -101,7 +101,7 @@ def made(tmp_path_factory, tiny):
 
 @pytest.fixture(scope="module")
 def exported(made):
-    """Write a model file once, and load it as its users do: a function from a picture to its outputs."""
+    """Write a model file once, and load it as its users do: a function from an image to its outputs."""
     loaded = {}
 
     def load(kind, form, raw=False):
@@ -119,17 +119,17 @@ def opened(path, form):
     """A model file as a function, without any code of ours."""
     if form == "onnx":
         session = onnxruntime.InferenceSession(str(path))
-        return lambda picture: [torch.from_numpy(value) for value in session.run(None, {"pictures": picture.numpy()})]
+        return lambda image: [torch.from_numpy(value) for value in session.run(None, {"images": image.numpy()})]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.jit.load(str(path)) if form == "torchscript" else torch.export.load(str(path)).module()
 
 
 @torch.no_grad()
-def predicted(detector, picture):
-    """mmdet's detections on a picture, red, green, blue."""
-    sample = DetDataSample(metainfo={"img_shape": picture.shape[2:], "scale_factor": (1.0, 1.0)})
-    found = detector.test_step({"inputs": [picture[0].flip(0)], "data_samples": [sample]})[0].pred_instances
+def predicted(detector, image):
+    """mmdet's detections on an image, red, green, blue."""
+    sample = DetDataSample(metainfo={"img_shape": image.shape[2:], "scale_factor": (1.0, 1.0)})
+    found = detector.test_step({"inputs": [image[0].flip(0)], "data_samples": [sample]})[0].pred_instances
     return found.bboxes, found.scores, found.labels
 
 
@@ -150,28 +150,28 @@ def check_same(ours, theirs):
 
 
 @torch.no_grad()
-def mmdet_heads(case, picture, rois):
+def mmdet_heads(case, image, rois):
     """What mmdet's heads say; of a second stage, on the given RoIs."""
-    x = case.mmdet.data_preprocessor({"inputs": [picture[0].flip(0)], "data_samples": None})["inputs"]
+    x = case.mmdet.data_preprocessor({"inputs": [image[0].flip(0)], "data_samples": None})["inputs"]
     pyramid = case.mmdet.extract_feat(x)
     if not hasattr(case.mmdet, "roi_head"):
         logits, offsets = case.mmdet.bbox_head(pyramid)
         return [*logits, *offsets]
     logits, offsets = case.mmdet.rpn_head(pyramid)
-    sample = DetDataSample(metainfo={"img_shape": picture.shape[2:], "scale_factor": (1.0, 1.0)})
+    sample = DetDataSample(metainfo={"img_shape": image.shape[2:], "scale_factor": (1.0, 1.0)})
     proposals = case.mmdet.rpn_head.predict(pyramid, [sample])[0].bboxes
     moved = case.mmdet.roi_head._bbox_forward(pyramid, torch.cat([rois.new_zeros(len(rois), 1), rois], dim=1))
     return [*logits, *offsets, proposals, moved["cls_score"], moved["bbox_pred"]]
 
 
 def check_heads(case, run):
-    """The outputs of a function of a picture are mmdet's to 1e-4; it has more than one RoI a picture."""
-    for picture in pictures():
+    """The outputs of a function of an image are mmdet's to 1e-4; it has more than one RoI an image."""
+    for image in images():
         with torch.no_grad():
-            ours = list(run(picture))
+            ours = list(run(image))
         names = case.plain.head_names()
         rois = ours[names.index("rois")] if "rois" in names else None
-        theirs = mmdet_heads(case, picture, rois)
+        theirs = mmdet_heads(case, image, rois)
         for name, mine, reference in zip(names, ours, theirs, strict=True):
             if name == "rois":
                 assert len(mine) > 1
@@ -183,12 +183,12 @@ def check_heads(case, run):
 
 
 def check_detections(case, run):
-    """The detections of a function of a picture are those of mmdet's ``predict``, and there are some."""
+    """The detections of a function of an image are those of mmdet's ``predict``, and there are some."""
     labels = set()
-    for picture in pictures():
+    for image in images():
         with torch.no_grad():
-            ours = run(picture)
-        check_same(ours, predicted(case.mmdet, picture))
+            ours = run(image)
+        check_same(ours, predicted(case.mmdet, image))
         assert (ours[1].diff() <= 0).all()
         labels |= set(ours[2].tolist())
     assert len(labels) > 2
@@ -218,7 +218,7 @@ def test_a_file_says_what_mmdet_says(made, exported, kind, form, raw):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["onnx", "torchscript"])
-def test_a_picture_may_show_nothing(made, tmp_path, kind, form):
+def test_a_image_may_show_nothing(made, tmp_path, kind, form):
     state = made[kind].mmdet.state_dict()
     bias = "roi_head.bbox_head.fc_cls.bias" if kind == "faster_rcnn" else "bbox_head.retina_cls.bias"
     state[bias] = state[bias] - 200
@@ -227,8 +227,8 @@ def test_a_picture_may_show_nothing(made, tmp_path, kind, form):
     torch.save({"state_dict": state}, tmp_path / "w.pth")
     export_model(made[kind].architecture, tmp_path / "w.pth", tmp_path / "file", form)
     run = opened(tmp_path / "file", form)
-    for picture in pictures(2):
-        assert [tuple(part.shape) for part in run(picture)] == [(0, 4), (0,), (0,)]
+    for image in images(2):
+        assert [tuple(part.shape) for part in run(image)] == [(0, 4), (0,), (0,)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,22 +290,22 @@ def test_nothing_of_nni_or_mmdet_is_needed(made, tmp_path):
     program = BLOCKED.format(names={"nni", "mmdet", "mmengine"}) + (
         "import torch; from hitdet_nni import cli; from hitdet_nni.config.architecture import load_architecture\n"
         "from hitdet_nni.deployment.loading import load_detector\n"
-        "_, found, weights, picture, out, file = sys.argv\n"
+        "_, found, weights, image, out, file = sys.argv\n"
         "detector = load_detector(load_architecture(found), weights)\n"
-        "with torch.no_grad(): torch.save(detector(torch.load(picture)), out)\n"
+        "with torch.no_grad(): torch.save(detector(torch.load(image)), out)\n"
         "status = cli.main(['export', found, '--weights', weights, '--format', 'torchscript', '--out', file])\n"
         "sys.exit(status or 'mmcv' in sys.modules)\n"
     )
-    picture = next(iter(pictures()))
-    torch.save(picture, tmp_path / "picture.pt")
-    names = (case.folder / "found.json", case.folder / "weights.pth", tmp_path / "picture.pt", tmp_path / "out.pt")
+    image = next(iter(images()))
+    torch.save(image, tmp_path / "image.pt")
+    names = (case.folder / "found.json", case.folder / "weights.pth", tmp_path / "image.pt", tmp_path / "out.pt")
     command = [sys.executable, "-c", program, *map(str, names), str(tmp_path / "file.pt")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ""
-    theirs = predicted(case.mmdet, picture)
+    theirs = predicted(case.mmdet, image)
     check_same(torch.load(tmp_path / "out.pt"), theirs)
-    check_same(opened(tmp_path / "file.pt", "torchscript")(picture), theirs)
+    check_same(opened(tmp_path / "file.pt", "torchscript")(image), theirs)
 
 
 def test_metadata_is_enough_to_use_a_file_alone(made, exported):
@@ -326,7 +326,7 @@ def test_metadata_is_enough_to_use_a_file_alone(made, exported):
     assert {(each.name, each.type) for each in session.get_inputs()} == {(of_onnx["input"], "tensor(uint8)")}
 
 
-def test_pictures_are_prepared_as_in_training(tiny):
+def test_images_are_prepared_as_in_training(tiny):
     config = detector_config(tiny, {"backbone": [], "neck": [], "head": []}, 1)
     assert config["data_preprocessor"] == {"type": "DetDataPreprocessor", **PREPROCESSING}
 
@@ -357,8 +357,8 @@ def test_a_run_directory_brings_its_weights(made, capsys, tmp_path):
     assert "weights.pth: no such file" in text
     (run / "retrain" / "weights.pth").write_bytes((case.folder / "weights.pth").read_bytes())
     assert command(capsys, run, "--format", "onnx", "--out", out) == (0, f"{out}\n")
-    picture = next(iter(pictures()))
-    check_same(opened(out, "onnx")(picture), predicted(case.mmdet, picture))
+    image = next(iter(images()))
+    check_same(opened(out, "onnx")(image), predicted(case.mmdet, image))
     status, text = command(capsys, run, "--format", "onnx", "--out", out)
     assert (status, text.count("\n")) == (2, 1)
     assert "--force" in text
@@ -427,16 +427,16 @@ def test_the_page_s_program_needs_onnxruntime_and_opencv(made, exported, tmp_pat
     case = made["faster_rcnn"]
     exported("faster_rcnn", "onnx")
     (tmp_path / "mine.onnx").write_bytes((case.folder / "onnx-False.pt2").read_bytes())
-    picture = next(iter(pictures()))[0, :, :66].permute(1, 2, 0).numpy()  # fits 96 x 96 as it is
+    image = next(iter(images()))[0, :, :66].permute(1, 2, 0).numpy()  # fits 96 x 96 as it is
     file = tmp_path / "street.png"
     if form == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
-        Image.fromarray(picture).save(file, exif=exif)
+        Image.fromarray(image).save(file, exif=exif)
     elif form == "16 bits":
-        cv2.imwrite(str(file), picture[..., 0].astype(np.uint16) * 257)
+        cv2.imwrite(str(file), image[..., 0].astype(np.uint16) * 257)
     else:
-        cv2.imwrite(str(file), cv2.resize(picture, (150, 101)) if form == "resized" else picture[..., ::-1])
+        cv2.imwrite(str(file), cv2.resize(image, (150, 101)) if form == "resized" else image[..., ::-1])
     (program, *_) = [text for text in snippets() if "onnxruntime" in text]
     imported = {
         name.name.partition(".")[0]
@@ -459,7 +459,7 @@ def test_the_page_s_program_needs_onnxruntime_and_opencv(made, exported, tmp_pat
         theirs = TRANSFORMS.build({**step, "_scope_": "mmdet"})(theirs)
     assert np.array_equal(found["fitting"], theirs["img"][..., ::-1])
     if form == "turned":
-        assert found["fitting"].shape[:2] == picture.shape[1::-1]
+        assert found["fitting"].shape[:2] == image.shape[1::-1]
     fitting = torch.from_numpy(found["fitting"].transpose(2, 0, 1).copy())
     boxes, scores, labels = predicted(case.mmdet, fitting[None])
     height, width = theirs["ori_shape"]
@@ -472,7 +472,7 @@ def test_the_page_s_program_needs_onnxruntime_and_opencv(made, exported, tmp_pat
 
 @pytest.mark.slow
 def test_a_detector_trained_on_digits(tmp_path, capsys, figure):
-    """Fifty pictures that it was not trained on, from the file as from mmdet."""
+    """Fifty images that it was not trained on, from the file as from mmdet."""
     from hitdet_nni.config.settings import load_settings
     from hitdet_nni.data.datasets.detection import build_dataset
     from hitdet_nni.data.sources import open_data
@@ -503,16 +503,16 @@ def test_a_detector_trained_on_digits(tmp_path, capsys, figure):
     assert len(validation) == 50
     detections, largest = 0, 0.0
     for index in range(len(validation)):
-        picture = validation[index]["inputs"].flip(0)[None].contiguous()
-        theirs = predicted(detector, picture)
-        check_same(whole(picture), theirs)
+        image = validation[index]["inputs"].flip(0)[None].contiguous()
+        theirs = predicted(detector, image)
+        check_same(whole(image), theirs)
         detections += len(theirs[1])
-        ours = heads(picture)
+        ours = heads(image)
         names = case.plain.head_names()
-        for name, mine, reference in zip(names, ours, mmdet_heads(case, picture, ours[-3]), strict=True):
+        for name, mine, reference in zip(names, ours, mmdet_heads(case, image, ours[-3]), strict=True):
             if name != "rois":
                 largest = max(largest, (mine - reference).abs().max().item())
     metrics = json.loads((run / "metrics.json").read_text())
-    figure(f"{detections} detections on 50 pictures, heads differ by {largest:.2g} at most, {metrics}")
+    figure(f"{detections} detections on 50 images, heads differ by {largest:.2g} at most, {metrics}")
     assert detections > 100
     assert largest < 1e-4

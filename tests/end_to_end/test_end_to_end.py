@@ -1,4 +1,4 @@
-"""The whole procedure as the README and the pages tell it, on the `tiny` config."""
+"""The whole pipeline as the README and the pages tell it, on the `tiny` config."""
 
 import ast
 import csv

@@ -30,10 +30,10 @@ from PIL import Image
 from report_runs import write_run
 
 from hitdet_nni import cli
-from hitdet_nni import pipeline as procedure
+from hitdet_nni import pipeline as pipeline
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset
-from hitdet_nni.data.images.reading import PictureError, cut_short
+from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
+from hitdet_nni.data.images.reading import ImageError, cut_short
 from hitdet_nni.data.loaders import detection_loader
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import save_weights
@@ -53,7 +53,7 @@ PATIENCE = 120
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A config of the smallest search and retraining, a search space, and pictures in files of their own."""
+    """A config of the smallest search and retraining, a search space, and images in files of their own."""
     folder = tmp_path_factory.mktemp("faults")
     assert cli.main(f"data digits --out {folder / 'digits'} --train 12 --val 2 --size 64".split()) == 0
     paths = {
@@ -289,12 +289,12 @@ MOMENTS = {
     "later checkpoint": ("search", CheckpointFolder, "save", 4, "checkpoints"),
     "alphas": ("search", tables, "append_epoch", 1, "alphas.csv"),
     "metrics": ("search", tables, "append_epoch", 2, "metrics.csv"),
-    "supernet": ("search", procedure, "save_weights", 1, "supernet.pth"),
-    "architecture": ("search", procedure, "save_architecture", 1, "architecture.json"),
+    "supernet": ("search", pipeline, "save_weights", 1, "supernet.pth"),
+    "architecture": ("search", pipeline, "save_architecture", 1, "architecture.json"),
     "checkpoint of a retraining": ("retrain", CheckpointFolder, "save", 4, "checkpoints"),
     "begin of a retraining": ("retrain", retrain_module, "Runner", 1, "retrain"),
     "weights": ("retrain", retrain_module, "save_weights", 1, "weights.pth"),
-    "result": ("retrain", procedure, "write_json", 1, "metrics.json"),
+    "result": ("retrain", pipeline, "write_json", 1, "metrics.json"),
 }
 DEFAULT_MOMENTS = {"later checkpoint", "alphas", "begin of a retraining"}
 
@@ -414,7 +414,7 @@ def test_a_file_that_cannot_be_written_is_bad_input(files, peace, tmp_path, run,
     given = {
         "export": ["export", files / "peace"],
         "export-config": ["export-config", files / "peace" / "architecture.json", "--config", files / "config.yml"],
-        "report": ["report", files / "peace", "--pictures", "0"],
+        "report": ["report", files / "peace", "--images", "0"],
         "compare": ["compare", files / "peace", files / "retrained"],
         "data": ["data", "digits", "--train", "1", "--val", "1"],
     }
@@ -441,67 +441,67 @@ def test_a_run_that_becomes_read_only_goes_on_later(files, peace, tmp_path, run,
     assert results(out) == peace["search"]
 
 
-# ----------------------------------------------------------------------------------------- pictures and their processes
+# ----------------------------------------------------------------------------------------- images and their processes
 
 
-def spoil(kind, picture):
-    """Damage a picture file."""
-    content = picture.read_bytes()
+def spoil(kind, image):
+    """Damage an image file."""
+    content = image.read_bytes()
     if kind == "gone":
-        picture.unlink()
+        image.unlink()
     elif kind == "a folder":
-        picture.unlink()
-        picture.mkdir()
+        image.unlink()
+        image.mkdir()
     else:
-        picture.write_bytes({"empty": b"", "cut short": content[: len(content) // 2], "text": b"Hello"}[kind])
+        image.write_bytes({"empty": b"", "cut short": content[: len(content) // 2], "text": b"Hello"}[kind])
 
 
 @pytest.fixture
 def spoiled(tmp_path, tiny_data):
-    """Spoil a picture of the embedded set, converted to a format; the file and the data set that reads it."""
+    """Spoil an image of the embedded set, converted to a format; the file and the data set that reads it."""
 
     def make(kind, form):
-        images = tmp_path / "pictures"
-        images.mkdir(exist_ok=True)
+        folder = tmp_path / "images"
+        folder.mkdir(exist_ok=True)
         for name in tiny_data.train.file_names:
-            with Image.open(tiny_data.train.images / name) as picture:
-                picture.save(images / name, form)  # a file's name does not matter to OpenCV
+            with Image.open(tiny_data.train.images / name) as image:
+                image.save(folder / name, form)  # a file's name does not matter to OpenCV
         settings = load_settings("tiny", {"data.cache_mb": 0, "data.workers": 0})
         dataset = build_dataset(
-            type(tiny_data.train)(**{**vars(tiny_data.train), "images": images}), settings.skeleton, training=True
+            type(tiny_data.train)(**{**vars(tiny_data.train), "images": folder}), settings.skeleton, training=True
         )
-        pictures = KeptPictures(dataset, room=0)
+        images = CachedDataset(dataset, capacity=0)
         file = Path(dataset.get_data_info(1)["img_path"])
-        assert pictures[1]["inputs"].any()
+        assert images[1]["inputs"].any()
         spoil(kind, file)
-        return file, pictures, settings
+        return file, images, settings
 
     return make
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg"])
 @pytest.mark.parametrize("kind", ["gone", "a folder", "empty", "cut short", "text"])
-def test_a_picture_that_is_spoiled_later_is_named(spoiled, kind, form):
-    file, pictures, _ = spoiled(kind, form)
-    with pytest.raises(PictureError) as caught:
-        pictures[1]
+def test_a_image_that_is_spoiled_later_is_named(spoiled, kind, form):
+    file, images, _ = spoiled(kind, form)
+    with pytest.raises(ImageError) as caught:
+        images[1]
     assert str(caught.value).startswith(f"{file}: cannot be ")
     assert "\n" not in str(caught.value)
-    assert pictures[0]["inputs"].any()
+    assert images[0]["inputs"].any()
 
 
 def test_a_loader_process_names_it_as_well(spoiled):
-    file, pictures, settings = spoiled("cut short", "jpeg")
+    file, images, settings = spoiled("cut short", "jpeg")
     data = settings.data.model_copy(update={"workers": 1})
-    with pytest.raises(PictureError) as caught:
-        list(detection_loader(pictures, data))
+    with pytest.raises(ImageError) as caught:
+        list(detection_loader(images, data))
     assert str(caught.value).startswith(f"{file}: cannot be decoded: ")
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_camera_writes_behind_a_picture_is_no_damage(tmp_path):
+def test_what_a_camera_writes_behind_a_image_is_no_damage(tmp_path):
     for form in ("png", "jpeg", "bmp", "webp"):
-        file = tmp_path / f"picture.{form}"
+        file = tmp_path / f"image.{form}"
         Image.new("RGB", (40, 30), "red").save(file, form)
         assert cut_short(file) is None
         if form != "webp":
@@ -512,40 +512,40 @@ def test_what_a_camera_writes_behind_a_picture_is_no_damage(tmp_path):
 @pytest.mark.parametrize(
     ("command", "workers"), [("search", 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in [("retrain", 0)])]
 )
-def test_a_picture_spoiled_within_an_epoch(files, peace, tmp_path, run, monkeypatch, command, workers):
-    out, picture = tmp_path / "run", files / "digits" / "train" / "000003.png"
-    content = picture.read_bytes()
+def test_a_image_spoiled_within_an_epoch(files, peace, tmp_path, run, monkeypatch, command, workers):
+    out, image = tmp_path / "run", files / "digits" / "train" / "000003.png"
+    content = image.read_bytes()
     options = ["--set", f"data.workers={workers}"]
     with monkeypatch.context() as patched:
-        Moment(patched, CheckpointFolder, "save", lambda: spoil("cut short", picture), 2)
+        Moment(patched, CheckpointFolder, "save", lambda: spoil("cut short", image), 2)
         status, lines = run(COMMANDS[command](files, out, *options))
     try:
         (line,) = lines
         assert status == 2, lines
-        assert line.startswith(f"hitdet-nni: {picture}: cannot be decoded: ")
+        assert line.startswith(f"hitdet-nni: {image}: cannot be decoded: ")
         assert CheckpointFolder(out / "checkpoints" / command).load() is not None
         # It is still spoiled: found before the training goes on.
         assert run(COMMANDS[command](files, out, "--resume", *options))[0] == 2
     finally:
-        picture.write_bytes(content)
+        image.write_bytes(content)
     assert run(COMMANDS[command](files, out, "--resume", *options))[0] == 0
     assert results(out) == peace[command]
 
 
-def test_a_picture_spoiled_before_it_is_evaluated(files, peace, run, monkeypatch):
-    picture = sorted((files / "digits" / "val").glob("*.png"))[1]
-    content = picture.read_bytes()
+def test_a_image_spoiled_before_it_is_evaluated(files, peace, run, monkeypatch):
+    image = sorted((files / "digits" / "val").glob("*.png"))[1]
+    content = image.read_bytes()
     weights = next((files / "retrained").glob("*/*.pth"))
     architecture = files / "retrained" / "architecture.json"
     command = f"evaluate --config {files / 'config.yml'} --architecture {architecture} --weights {weights}".split()
     assert run(command)[0] == 0
     with monkeypatch.context() as patched:
-        Moment(patched, retrain_module, "_runner", lambda: spoil("cut short", picture))
+        Moment(patched, retrain_module, "_runner", lambda: spoil("cut short", image))
         status, lines = run(command)
-    picture.write_bytes(content)
+    image.write_bytes(content)
     assert status == 2, lines
     (line,) = lines
-    assert line.startswith(f"hitdet-nni: {picture}: cannot be decoded: ")
+    assert line.startswith(f"hitdet-nni: {image}: cannot be decoded: ")
 
 
 def kill_a_loader_process():
@@ -563,7 +563,7 @@ def test_a_killed_loader_process(files, peace, tmp_path, run, monkeypatch, comma
     assert happening.happened, lines
     assert status == 1, lines
     (line,) = lines
-    assert re.match(r"hitdet-nni: (DataLoader worker \(pid|a process that loads pictures has ended)", line)
+    assert re.match(r"hitdet-nni: (DataLoader worker \(pid|a process that loads images has ended)", line)
     assert "data.workers" in line
     assert "--resume" in line
     assert run(COMMANDS[command](files, out, "--resume", *options))[0] == 0
@@ -738,7 +738,7 @@ def test_a_run_directory_of_other_things(searched, tmp_path, capsys, monkeypatch
         raise StoppedError("this would take a while")
 
     for name in ("screen_components", "train_supernet"):
-        monkeypatch.setattr(procedure, name, train)
+        monkeypatch.setattr(pipeline, name, train)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "config.yml").write_text("years of work")
@@ -747,7 +747,7 @@ def test_a_run_directory_of_other_things(searched, tmp_path, capsys, monkeypatch
         out = shutil.copytree(searched, tmp_path / f"run{number}")
         replace_by(kind, out / place, outside)
         commands = [
-            ["report", out, "--pictures", "0", "--out", tmp_path / f"{number}.html"],
+            ["report", out, "--images", "0", "--out", tmp_path / f"{number}.html"],
             ["export", out, "--epoch", "0", "--out", tmp_path / f"{number}.json"],
             ["search", "--config", "tiny", "--set", "search.epochs=2", "--out", out, "--resume"],
         ]

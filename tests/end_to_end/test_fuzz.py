@@ -32,8 +32,8 @@ from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.annotations.coco import read_annotations
 from hitdet_nni.data.class_folders import open_folders
-from hitdet_nni.data.datasets.classification import FolderPictures, collate, sound, validation_transform
-from hitdet_nni.data.halves import kept_halves
+from hitdet_nni.data.datasets.classification import FolderImages, collate, sound, validation_transform
+from hitdet_nni.data.halves import load_or_create_split
 from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
@@ -206,7 +206,7 @@ def test_architecture(examples, tmp_path):
     fuzz(examples, changed_files(content, json.loads(content), as_json), check)
 
 
-def picture(side=32):
+def image(side=32):
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
@@ -217,7 +217,7 @@ def coco(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for number in (1, 2):
-        picture().save(images / f"{number}.jpg")
+        image().save(images / f"{number}.jpg")
     tree = {
         "images": [{"id": n, "file_name": f"{n}.jpg", "width": 32, "height": 32} for n in (1, 2)],
         "categories": [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}],
@@ -252,10 +252,10 @@ def test_annotations(examples, coco):
 
 @pytest.mark.parametrize("form", ["jpeg", "png"])
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_pictures(examples, form, coco):
+def test_images(examples, form, coco):
     _, _, images, config = coco
     stream = io.BytesIO()
-    picture().save(stream, form)
+    image().save(stream, form)
 
     def check(content):
         (images / "1.jpg").write_bytes(content)
@@ -365,7 +365,7 @@ def test_pages_and_tables_of_a_run(examples, tmp_path):
     def check(change):
         file, content = change
         file.write_bytes(content)
-        for options in (["report", run.path, "--pictures", "0", "--force"], ["compare", run.path]):
+        for options in (["report", run.path, "--images", "0", "--force"], ["compare", run.path]):
             page.unlink(missing_ok=True)
             assert command(*options, "--out", page) == page.exists()
         one_line(load_measured, run.path)
@@ -413,15 +413,15 @@ def test_backbone_and_supernet_weights(examples, detector, tmp_path, tiny, publi
 def test_the_split_of_a_search(examples, tmp_path):
     file = tmp_path / "halves.json"
     ids = list(range(10))
-    first = kept_halves(file, ids, 0)
+    first = load_or_create_split(file, ids, 0)
     content = file.read_bytes()
 
     def check(changed):
         file.write_bytes(changed)
-        found = one_line(kept_halves, file, ids, 0)
+        found = one_line(load_or_create_split, file, ids, 0)
         assert found is None or sorted(sum(found, ())) == ids
 
-    assert kept_halves(file, ids, 0) == first
+    assert load_or_create_split(file, ids, 0) == first
     fuzz(examples, changed_files(content, json.loads(content), as_json), check)
 
 
@@ -433,12 +433,12 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_class_folders(examples, tmp_path):
     """Folders and files of any names, among them links that lead nowhere or in a circle."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     stream = io.BytesIO()
-    picture().save(stream, "jpeg")
-    pictures = changed_bytes(stream.getvalue()) | st.just(stream.getvalue())
+    image().save(stream, "jpeg")
+    images = changed_bytes(stream.getvalue()) | st.just(stream.getvalue())
     names = st.builds("{}{}".format, NAMES, st.sampled_from([".jpg", ".PNG", ".jpeg", "", ".txt"]))
-    entries = pictures | st.sampled_from(["folder", "link", "loop"])
+    entries = images | st.sampled_from(["folder", "link", "loop"])
     settings = PretrainSettings(train_images=root, val_images=root, size=32, batch_size=2)
 
     def check(tree):
@@ -457,7 +457,7 @@ def test_class_folders(examples, tmp_path):
         found = one_line(open_folders, settings)
         if found is not None:
             assert len(found.train.files) == len(found.train.labels) >= len(found.classes)
-            split = FolderPictures(found.train, validation_transform(settings))
+            split = FolderImages(found.train, validation_transform(settings))
             for index in range(min(3, len(split))):
                 one_line(sound, collate([split[index]]))
 

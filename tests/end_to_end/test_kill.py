@@ -1,4 +1,4 @@
-"""The whole procedure, killed by SIGKILL at random moments, against the procedure left in peace."""
+"""The whole pipeline, killed by SIGKILL at random moments, against the pipeline left in peace."""
 
 import json
 import os
@@ -41,11 +41,11 @@ print("STEPS", made)
 
 @pytest.fixture
 def config(tmp_path):
-    """The smallest settings in which every stage has several epochs and steps, with pictures to pretrain on."""
+    """The smallest settings in which every stage has several epochs and steps, with images to pretrain on."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 2)):
         for name, value in (("dark", 60), ("light", 200)):
-            folder = tmp_path / "pictures" / split / name
+            folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for index in range(count):
                 pixels = np.clip(rng.normal(value, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
@@ -61,8 +61,8 @@ def config(tmp_path):
         "search": {"epochs": 3, "warmup_epochs": 1},
         "retrain": {"epochs": 3},
         "pretrain": {
-            "train_images": "pictures/train",
-            "val_images": "pictures/val",
+            "train_images": "images/train",
+            "val_images": "images/val",
             "size": 32,
             "batch_size": 4,
             "epochs": 2,

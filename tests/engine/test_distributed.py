@@ -35,7 +35,7 @@ def collect():
         "gradients": [parameter.grad for parameter in parameters],
         "weight": module.weight.detach(),
         "many": many,
-        "from_main": distributed.from_main(f"said by {rank}"),
+        "broadcast_object": distributed.broadcast_object(f"said by {rank}"),
         "gather": distributed.gather(rank),
         "mean": distributed.mean(float(rank)),
         "error": error,
@@ -60,18 +60,18 @@ def test_collective_operations(results):
         assert torch.equal(result["many"][0], torch.full((5,), 0.5))
         assert torch.equal(result["many"][1], torch.arange(2))
         assert torch.equal(result["many"][2], torch.full((2,), 1.5, dtype=torch.float64))
-        assert result["from_main"] == "said by 0"
+        assert result["broadcast_object"] == "said by 0"
         assert result["gather"] == [0, 1]
         assert result["mean"] == 0.5
         assert "process 1 differ" in result["error"]
         assert result["main"] is (rank == 0)
 
 
-PICTURES = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2
+IMAGES = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2
 
 
-def normalise(norm, pictures):
-    x = pictures.clone().requires_grad_()
+def normalise(norm, images):
+    x = images.clone().requires_grad_()
     y = norm(x)
     (y * torch.linspace(0, 1, y[0].numel(), dtype=y.dtype).view(y[0].shape)).square().sum().backward()
     gradients = {"x": x.grad, "of weight": norm.weight.grad, "of bias": norm.bias.grad}
@@ -87,15 +87,15 @@ def synced_share():
     assert type(norm) is SyncedBatchNorm2d
     assert norm.weight is plain.weight
     assert norm.running_mean is plain.running_mean
-    # Unequal shares: 2 and 4 pictures.
-    return normalise(norm, PICTURES[:2] if distributed.rank() == 0 else PICTURES[2:])
+    # Unequal shares: 2 and 4 images.
+    return normalise(norm, IMAGES[:2] if distributed.rank() == 0 else IMAGES[2:])
 
 
 def test_synced_batch_norm_is_that_of_the_whole_batch(results):
     shares = [result["synced"] for result in results]
     whole = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
     nn.init.uniform_(whole.weight, generator=torch.Generator().manual_seed(1))
-    expected = normalise(whole, PICTURES)
+    expected = normalise(whole, IMAGES)
     for name in ("y", "x"):
         torch.testing.assert_close(torch.cat([share[name] for share in shares]), expected[name])
     for name in ("of weight", "of bias"):
@@ -122,17 +122,17 @@ def test_levels_cannot_be_synced(refused):
 
 
 def test_a_process_alone_is_a_group_of_one():
-    assert (distributed.rank(), distributed.processes(), distributed.is_main()) == (0, 1, True)
-    assert distributed.from_main(7) == 7
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.broadcast_object(7) == 7
     assert distributed.gather(7) == [7]
     distributed.require_equal([torch.ones(2)], "numbers")
 
 
 @pytest.mark.parametrize("size", ["1", None])
-def test_join_does_nothing_alone(monkeypatch, size):
+def test_init_does_nothing_alone(monkeypatch, size):
     if size is None:
         monkeypatch.delenv("WORLD_SIZE", raising=False)
     else:
         monkeypatch.setenv("WORLD_SIZE", size)
-    distributed.join()
+    distributed.init()
     assert not torch.distributed.is_initialized()

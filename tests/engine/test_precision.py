@@ -167,7 +167,7 @@ def test_averaged_gradients_decide_alike(monkeypatch):
     for precision, parameter, gradient in zip(precisions, parameters, (1.0, float("inf")), strict=True):
         precision.backward((parameter * gradient).sum())
     flat = [torch.cat([parameter.grad]) for parameter in parameters]
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor, op=None: tensor.copy_(total(tensor)))
 
     def total(tensor):

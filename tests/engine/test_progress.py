@@ -317,7 +317,7 @@ def test_a_forked_process_leaves_the_table_alone(tmp_path):
         child = os.fork()
         if child == 0:  # as a loader's process that warns
             before = stream.tell()
-            view.say("a plain line")
+            view.echo("a plain line")
             same = stream.getvalue()[before:] == "a plain line\n"
             (tmp_path / "told").write_text(json.dumps([same, progress_view._on_terminal == []]))
             os._exit(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hitdet_nni.engine.distributed import device
-from hitdet_nni.engine.randomness import own_random_numbers, random_state, set_random_state
+from hitdet_nni.engine.randomness import fork_rng, random_state, set_random_state
 
 
 def draw():
@@ -37,7 +37,7 @@ def test_what_is_drawn_within_leaves_no_trace(seed):
     state = random_state()
     expected = draw()
     set_random_state(state)
-    with own_random_numbers(seed):
+    with fork_rng(seed):
         assert (draw() == expected) == (seed is None)
     assert draw() == expected
 
@@ -46,7 +46,7 @@ def test_an_error_leaves_no_trace_either():
     state = random_state()
     expected = draw()
     set_random_state(state)
-    with suppress(KeyError), own_random_numbers():
+    with suppress(KeyError), fork_rng():
         draw()
         raise KeyError
     assert draw() == expected
@@ -56,7 +56,7 @@ def test_a_seed_fixes_torch_s_numbers():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(6)
-    with own_random_numbers(5):
+    with fork_rng(5):
         assert torch.equal(torch.rand(3), expected)
 
 

@@ -102,8 +102,8 @@ def synced_statistics():
     apply_batch_norm(net, "synced")
     assert type(net[0]) is SyncedBatchNorm2d
     spoil(net[0])
-    pictures = slice(0, 1) if distributed.rank() == 0 else slice(1, None)
-    recalibrate(net, maps(), lambda batch: net(batch["inputs"][pictures]))
+    images = slice(0, 1) if distributed.rank() == 0 else slice(1, None)
+    recalibrate(net, maps(), lambda batch: net(batch["inputs"][images]))
     return net.state_dict()
 
 

@@ -329,7 +329,7 @@ def test_a_temperature_of_zero_is_refused(space, refused):
 
 
 def test_several_processes_are_refused_but_for_ours(space, refused, monkeypatch):
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with refused("DartsLightningModule", "2 processes"):
         refuse_unsupported(module_of(strategies.DARTS(), space()))
     refuse_unsupported(module_of(ColumnSparseDARTS(), space()))
@@ -501,7 +501,7 @@ def untrained(monkeypatch):
     """Retraining replaced by a number that only the architecture decides; the order of what was evaluated."""
     evaluated = []
 
-    def train_found(run, architecture, settings, data, on_evaluation, *, resume):
+    def retrain_architecture(run, architecture, settings, data, on_evaluation, *, resume):
         mean_precision = sum(hash_of(item) for item in architecture.sample.items()) % 997 / 997
         on_evaluation(0, {"mAP": 0.0})
         on_evaluation(1, {"mAP": mean_precision})
@@ -511,7 +511,7 @@ def untrained(monkeypatch):
     def hash_of(item):
         return int.from_bytes("".join(item).encode(), "big")
 
-    monkeypatch.setattr(multi_trial, "train_found", train_found)
+    monkeypatch.setattr(multi_trial, "retrain_architecture", retrain_architecture)
     return evaluated
 
 
@@ -573,16 +573,16 @@ def test_evolution_keeps_to_the_better(space, run, untrained):
 
 
 def test_a_diverging_architecture_can_be_left_out(space, run, untrained, monkeypatch):
-    train_found = multi_trial.train_found
+    retrain_architecture = multi_trial.retrain_architecture
 
     def diverging(run, architecture, *args, **kwargs):
         if len(untrained) == 1 and not attempts:
             attempts.append(architecture.sample)
             raise NonFiniteLossError("retrain", 3, [7], None)
-        return train_found(run, architecture, *args, **kwargs)
+        return retrain_architecture(run, architecture, *args, **kwargs)
 
     attempts = []
-    monkeypatch.setattr(multi_trial, "train_found", diverging)
+    monkeypatch.setattr(multi_trial, "retrain_architecture", diverging)
     config = multi_trial_config(3)
     config.execution_engine.continue_on_failure = True
     strategy = strategies.Random(seed=0)

@@ -123,7 +123,7 @@ def test_a_failed_trial_is_gone_on_with_under_its_new_id(tmp_path, monkeypatch, 
 
     Recorder(monkeypatch, "one", {"search.flops_weight": 1.0})
     with monkeypatch.context() as context:
-        context.setattr(trial, "train_found", fail)
+        context.setattr(trial, "retrain_architecture", fail)
         with pytest.raises(OSError, match="power"):
             trial.run_trial(str(config), tmp_path)
     before = (tmp_path / "exp" / "one" / "architecture.json").read_bytes()

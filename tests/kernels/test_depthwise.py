@@ -119,8 +119,8 @@ def test_dense_equals_autograd(kernel_size, dilation, shape, stride, algorithm, 
     gain(least_gain)
     x, weight, grad = draw(shape, (5, shape[1], kernel_size, kernel_size), stride)
     expected = by_autograd(x, weight, grad, stride, dilation, 1)
-    by_input, by_weight = dense.gradients(grad, x, weight, stride, dilation, of_input=True, of_weight=True)
-    computed = (dense.convolve(x, weight, stride, dilation), by_input, by_weight)
+    grad_input, grad_weight = dense.gradients(grad, x, weight, stride, dilation, of_input=True, of_weight=True)
+    computed = (dense.convolve(x, weight, stride, dilation), grad_input, grad_weight)
     for one, other in zip(computed, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
@@ -189,7 +189,7 @@ def test_convolution_theorem_is_left_to_large_products_of_exact_types():
 @pytest.mark.parametrize("dilation", [2, 3])
 def test_subsampled_maps_go_back_in_place(dilation):
     x, _, _ = draw((2, 3, 7, 11), (1, 3, 1, 1), 1)
-    parts = layout.interleave(x, dilation)
+    parts = layout.space_to_batch(x, dilation)
     assert parts.shape[0] == 2 * dilation**2
     assert torch.equal(parts[1, :, 0, 0], x[0, :, 0, 1])
-    assert torch.equal(layout.deinterleave(parts, dilation, 7, 11), x)
+    assert torch.equal(layout.batch_to_space(parts, dilation, 7, 11), x)

@@ -68,7 +68,7 @@ def convolution(maps, kernel_size, stride, dilation, kind, relu):
 
 
 def check_convolution(maps, kernel_size, stride, dilation, kind, relu):
-    geometry, (x, grad), taps, (y, by_x, by_weight) = convolution(maps, kernel_size, stride, dilation, kind, relu)
+    geometry, (x, grad), taps, (y, grad_x, grad_weight) = convolution(maps, kernel_size, stride, dilation, kind, relu)
     found, moments = depthwise.forward(x, taps, geometry, relu=relu, moments=True)
     near(found, y, kind)
     mean, variance, inverse = moments.join(EPS)
@@ -79,9 +79,9 @@ def check_convolution(maps, kernel_size, stride, dilation, kind, relu):
     assert none is None
     assert torch.equal(plainly, found)
     found, sums = depthwise.grad_x(grad, taps, x if relu else None, geometry, sums=True)
-    near(found, by_x, kind)
+    near(found, grad_x, kind)
     near(sums, found.double().sum(0), torch.float32 if kind != torch.float64 else kind)
-    near(depthwise.grad_weights(grad, x, geometry, relu=relu), by_weight, kind)
+    near(depthwise.grad_weights(grad, x, geometry, relu=relu), grad_weight, kind)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
@@ -135,15 +135,17 @@ def test_moments_do_not_suffer_from_a_large_mean(kind):
     near(variance, exact.var(1, unbiased=False), kind)
 
 
-@pytest.mark.parametrize("by_batch", [True, False])
-def test_normalization_and_its_gradient(by_batch):
+@pytest.mark.parametrize("use_batch_stats", [True, False])
+def test_normalization_and_its_gradient(use_batch_stats):
     torch.manual_seed(1)
     y = torch.randn(150, 20, dtype=torch.float64, requires_grad=True)
     scale, shift = (torch.randn(20, dtype=torch.float64, requires_grad=True) for _ in range(2))
     running = torch.randn(20, dtype=torch.float64), torch.rand(20, dtype=torch.float64) + 0.5
-    if by_batch:
+    if use_batch_stats:
         running = y.detach().mean(0), y.detach().var(0, unbiased=False)
-    expected = F.batch_norm(y, *(None, None) if by_batch else running, scale, shift, by_batch, 0.0, EPS).relu()
+    expected = F.batch_norm(
+        y, *(None, None) if use_batch_stats else running, scale, shift, use_batch_stats, 0.0, EPS
+    ).relu()
     grad = torch.randn_like(expected)
     expected.backward(grad)
     inverse = (running[1] + EPS).rsqrt()
@@ -151,10 +153,12 @@ def test_normalization_and_its_gradient(by_batch):
     near(normalization.normalize_relu(*given), expected, torch.float64)
     found = grad.clone().to(DEVICE)
     slope = (2 * scale * inverse).detach().to(DEVICE)
-    by_scale, by_shift = normalization.normalize_relu_gradient_(found, *given, slope, by_batch=by_batch)
+    grad_scale, grad_shift = normalization.normalize_relu_gradient_(
+        found, *given, slope, use_batch_stats=use_batch_stats
+    )
     near(found, 2 * y.grad, torch.float64)
-    near(by_scale, scale.grad, torch.float64)
-    near(by_shift, shift.grad, torch.float64)
+    near(grad_scale, scale.grad, torch.float64)
+    near(grad_shift, shift.grad, torch.float64)
 
 
 def test_weighted_sum_and_its_gradient():
@@ -162,12 +166,12 @@ def test_weighted_sum_and_its_gradient():
     matrices = torch.randn(3, 50, 20, dtype=torch.float64, requires_grad=True)
     scales = torch.randn(3, 20, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(3, dtype=torch.float64)
-    by_batch = torch.tensor([[1.0], [1.0], [0.0]], dtype=torch.float64)
+    use_batch_stats = torch.tensor([[1.0], [1.0], [0.0]], dtype=torch.float64)
     mean, variance = matrices.detach().mean(1), matrices.detach().var(1, unbiased=False)
     inverse = (variance + EPS).rsqrt()
     candidates = []
     for index in range(3):
-        if by_batch[index]:
+        if use_batch_stats[index]:
             candidates.append(F.batch_norm(matrices[index], None, None, scales[index], None, True, 0.0, EPS))
         else:
             candidates.append((matrices[index] - mean[index]) * inverse[index] * scales[index])
@@ -175,12 +179,12 @@ def test_weighted_sum_and_its_gradient():
     grad = torch.randn_like(expected)
     expected.backward(grad)
     slopes = weights[:, None] * scales.detach() * inverse
-    given = [tensor.detach().to(DEVICE) for tensor in (matrices, mean, inverse, slopes, by_batch)]
+    given = [tensor.detach().to(DEVICE) for tensor in (matrices, mean, inverse, slopes, use_batch_stats)]
     total = torch.zeros(50, 20, dtype=torch.float64, device=DEVICE)
     mixture.add_weighted_(total, given[0], given[3])
     near(total.cpu() - (slopes * mean).sum(0), expected.detach(), torch.float64)
-    by_matrices, by_scales, by_shift = mixture.last_gradient(grad.to(DEVICE), *given, of_matrices=True)
-    near(by_matrices, matrices.grad, torch.float64)
-    near(weights[:, None] * by_scales.cpu(), scales.grad, torch.float64)
-    near(by_shift, grad.sum(0), torch.float64)
+    grad_matrices, grad_scales, grad_shift = mixture.last_gradient(grad.to(DEVICE), *given, of_matrices=True)
+    near(grad_matrices, matrices.grad, torch.float64)
+    near(weights[:, None] * grad_scales.cpu(), scales.grad, torch.float64)
+    near(grad_shift, grad.sum(0), torch.float64)
     assert mixture.last_gradient(grad.to(DEVICE), *given, of_matrices=False)[0] is None

@@ -42,7 +42,7 @@ def tiny(request):
 
 
 def make_batch():
-    """Two pictures of different sizes with one and two boxes."""
+    """Two images of different sizes with one and two boxes."""
     torch.manual_seed(1)
     sizes = ((96, 96), (80, 90))
     boxes = ([[8.0, 8.0, 60.0, 56.0]], [[4.0, 6.0, 30.0, 34.0], [40.0, 30.0, 84.0, 76.0]])

@@ -175,7 +175,7 @@ def test_command(capsys, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", baseline_names())
 def test_every_baseline_learns(name):
-    """One step on two small pictures: finite losses, and a gradient for every trainable parameter that is used."""
+    """One step on two small images: finite losses, and a gradient for every trainable parameter that is used."""
     torch.manual_seed(0)
     model = load_config(name).model
     if "roi_head" in model:

@@ -93,7 +93,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(run):
-    return write_report(run, pictures=0).read_text()
+    return write_report(run, images=0).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +143,11 @@ def test_an_architecture_from_elsewhere_and_given_sub_spaces(tmp_path):
     run = RunDirectory(write_run(tmp_path / "run"))
     for component in ("backbone", "neck", "head"):
         run.scores(component).unlink()
-    page = Page(write_report(run.path, pictures=0).read_text())
+    page = Page(write_report(run.path, images=0).read_text())
     assert "This run was not screened; its sub search spaces were given" in page.text("screening")
     for file in (run.alphas, run.search_metrics, run.sub_spaces, run.metadata, run.metrics):
         file.unlink()
-    page = Page(write_report(run.path, pictures=0).read_text())
+    page = Page(write_report(run.path, images=0).read_text())
     assert "Retraining unfinished after 1 of 2 epochs" in page.all("p", class_="state")[0][2]
     assert "not noted" in page.text("origin")
 
@@ -185,7 +185,7 @@ def test_it_says_what_charts_show(page):
 def test_a_large_run_is_a_small_page(tmp_path):
     paths = {f"data.{split}_{kind}": "x" for split in ("train", "val") for kind in ("ann", "images")}
     run = write_run(tmp_path / "run", config="coco_release", overrides=paths, epochs=24)
-    assert write_report(run, pictures=0).stat().st_size < 2e6
+    assert write_report(run, images=0).stat().st_size < 2e6
 
 
 # -------------------------------------------------------------------------------------------------- numbers as in files
@@ -249,9 +249,9 @@ def test_removals(run, page):
         expected = rows_of(run / "screening" / f"{component}.csv")
         _, *rows = page.rows(f"{component}: which operators left")
         for epoch, removed, left in rows[:-1]:
-            race = [row for row in expected if int(row["epoch"]) + 1 == int(epoch)]
-            assert removed.split(", ") == [row["operator"] for row in race if row["removed"] == "1"]
-            assert int(left) == sum(row["removed"] == "0" for row in race)
+            active = [row for row in expected if int(row["epoch"]) + 1 == int(epoch)]
+            assert removed.split(", ") == [row["operator"] for row in active if row["removed"] == "1"]
+            assert int(left) == sum(row["removed"] == "0" for row in active)
         kept = [row["operator"] for row in expected if row["epoch"] == "2" and row["removed"] == "0"]
         assert rows[-1] == ["kept", ", ".join(kept), "8"]
 
@@ -279,7 +279,7 @@ def test_warnings_in_full(page):
 def test_budget_is_drawn(tmp_path):
     for key, unit in (("gflops", "GFLOPs"), ("params_m", "M parameters")):
         run = write_run(tmp_path / key, overrides={f"search.budget.{key}": 0.5})
-        page = Page(write_report(run, pictures=0).read_text())
+        page = Page(write_report(run, images=0).read_text())
         assert f"Budget 0.5 {unit}" in " ".join(page.all("dl", class_="tiles")[0][2].split())
         marked = [each[1]["aria-label"] for each in page.all("svg") if "budget 0.5" in each[1].get("aria-label", "")]
         # FLOPs keep to a budget by one convention only, parameters are the same in both.
@@ -325,7 +325,7 @@ def test_names_in_files_are_text(tmp_path):
     metadata.update(warnings={EVIL: [EVIL]}, git_commit=EVIL, machine=EVIL, command=[EVIL], versions={EVIL: EVIL})
     metadata["seconds"] = {EVIL: 1.0}
     write_json(run.metadata, metadata)
-    html = write_report(run.path, pictures=0).read_text()
+    html = write_report(run.path, images=0).read_text()
     page = Page(html)
     assert len(page.all("script")) == 2
     assert page.all("h1")[0][2].strip() == name
@@ -391,7 +391,7 @@ def test_damaged_files_are_refused_in_a_line(tmp_path, capsys, kind):
 def test_commands(run, tmp_path, capsys):
     out = tmp_path / "page.html"
     tensorboard = tmp_path / "events"
-    command = ["report", str(run), "--out", str(out), "--pictures", "0", "--tensorboard", str(tensorboard)]
+    command = ["report", str(run), "--out", str(out), "--images", "0", "--tensorboard", str(tensorboard)]
     assert cli.main(command) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == str(out)
@@ -400,13 +400,13 @@ def test_commands(run, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert cli.main([*command, "--force"]) == 0
     for wrong in ("-1", "41"):
-        assert cli.main(["report", str(run), "--pictures", wrong]) == 2
+        assert cli.main(["report", str(run), "--images", wrong]) == 2
         assert "0 to 40" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
     assert cli.main(["compare", str(run), str(run), "--out", str(tmp_path / "all.html")]) == 2
     assert "is named twice" in capsys.readouterr().err
-    assert cli.main(["report", str(run), "--out", str(out / "below.html"), "--pictures", "0"]) == 2
+    assert cli.main(["report", str(run), "--out", str(out / "below.html"), "--images", "0"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -443,7 +443,7 @@ def test_comparison_of_runs_without_results(tmp_path):
 # --------------------------------------------------------------------------------------------- detections, real weights
 
 
-def test_why_there_are_no_pictures(tmp_path):
+def test_why_there_are_no_images(tmp_path):
     run = write_run(tmp_path / "run", overrides={"data.train": 16, "data.val": 4})
     (run / "retrain" / "weights.pth").write_bytes(b"no weights")
     assert "weights.pth: cannot be read as weights" in Page(write_report(run).read_text()).text("detections")
@@ -451,7 +451,7 @@ def test_why_there_are_no_pictures(tmp_path):
     other = write_run(tmp_path / "other", overrides={"data.builtin": None, **paths})
     (other / "retrain" / "weights.pth").write_bytes(b"no weights")
     text = Page(write_report(other).read_text()).text("detections")
-    assert f"could not be run on validation pictures: {tmp_path / 'gone'}: cannot be read" in text
+    assert f"could not be run on validation images: {tmp_path / 'gone'}: cannot be read" in text
 
 
 @pytest.mark.slow
@@ -466,9 +466,9 @@ def test_a_real_retraining(tmp_path, capsys):
     assert found.training.evaluations[0][1] == pytest.approx(content["metrics_before_training"], abs=5e-4)
     assert found.training.evaluations[-1][1] == pytest.approx(content["metrics"], abs=5e-4)
     assert len(found.training.losses) >= 2
-    page = Page(write_report(run, pictures=3).read_text())
-    pictures = page.all("svg", class_="picture")
-    assert len(pictures) == 6
+    page = Page(write_report(run, images=3).read_text())
+    images = page.all("svg", class_="image")
+    assert len(images) == 6
     for image in page.all("image"):
         assert base64.b64decode(image[1]["href"].partition(",")[2]).startswith(b"\xff\xd8\xff")
     annotations = json.loads(open_annotations())

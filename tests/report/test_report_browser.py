@@ -65,7 +65,7 @@ class Tab:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def picture(self, file):
+    def screenshot(self, file):
         data = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")["data"]
         file.write_bytes(base64.b64decode(data))
 
@@ -105,7 +105,7 @@ def tab(tmp_path_factory):
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     runs = [write_run(folder / name, seed=seed) for seed, name in enumerate(("finished", "other"))]
-    report = write_report(runs[0], folder / "report.html", pictures=0)
+    report = write_report(runs[0], folder / "report.html", images=0)
     return {"report": report, "compare": write_comparison(runs, folder / "compare.html")}
 
 
@@ -118,7 +118,7 @@ def test_page(tab, pages, tmp_path, name, width, scheme):
     background = tab.ask("getComputedStyle(document.body).backgroundColor")
     assert (int(background.strip("rgb()").split(",")[0]) < 64) == (scheme == "dark")
     folder = Path(os.environ.get("HITDET_SCREENSHOTS", tmp_path))
-    tab.picture(folder / f"{name}-{width}-{scheme}.png")
+    tab.screenshot(folder / f"{name}-{width}-{scheme}.png")
     assert tab.complaints == []
 
 

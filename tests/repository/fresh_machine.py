@@ -38,7 +38,7 @@ COMMANDS = (
 )
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Tell what is being done, at once."""
     print(f"fresh machine: {text}", flush=True)  # noqa: T201
 
@@ -129,7 +129,7 @@ class Machine:
         done = subprocess.run(full, capture_output=True, text=True, check=False)
         if done.returncode != status:
             sys.exit(f"{command}: status {done.returncode}, not {status}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        say(f"{time.monotonic() - started:4.0f} s  {command}")
+        echo(f"{time.monotonic() - started:4.0f} s  {command}")
         return done.stdout + done.stderr
 
     def _assignments(self) -> str:
@@ -191,15 +191,15 @@ def main() -> None:
     options = parser.parse_args()
     reason = reason_to_skip()
     if reason is not None:
-        say(f"skipped: {reason}")
+        echo(f"skipped: {reason}")
         return
     with tempfile.TemporaryDirectory(prefix="fresh-", dir=options.folder) as folder:
         machine = Machine(Path(folder, "root"))
-        say(f"Debian {options.suite} in {machine.folder}")
+        echo(f"Debian {options.suite} in {machine.folder}")
         machine.make(options.suite)
         machine.put()
         try_out(machine, options.tests)
-    say("everything works")
+    echo("everything works")
 
 
 if __name__ == "__main__":

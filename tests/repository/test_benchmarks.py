@@ -70,7 +70,7 @@ def test_peak_is_that_of_a_step_over_idle(scripts):
 
 @pytest.mark.parametrize("real", [2.0, 1.5, 3.0])
 def test_climb_ends_at_the_largest_batch_that_is_held(scripts, real):
-    """A batch needs 1 GB and 2 GB a picture; beyond the two that are known, more or less than they let expect."""
+    """A batch needs 1 GB and 2 GB an image; beyond the two that are known, more or less than they let expect."""
     tried = []
 
     def held(batch):

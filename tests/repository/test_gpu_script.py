@@ -40,7 +40,9 @@ def instant(scripts, monkeypatch):
             prefix = "import json, pathlib, sys, time; out = pathlib.Path(sys.argv[1]); "
             return lambda options, figures, until: [sys.executable, "-c", prefix + code, str(figures)]
 
-        made = {name: gpu.Part(seconds, command(code), gpu.read_json) for name, (seconds, code) in parts.items()}
+        made = {
+            name: gpu.BenchmarkPart(seconds, command(code), gpu.read_json) for name, (seconds, code) in parts.items()
+        }
         monkeypatch.setattr(gpu, "PARTS", made)
 
     return replace
@@ -64,7 +66,9 @@ def test_runs_from_anywhere_at_toy_sizes(scripts, tmp_path):
     assert report["commit"]
     assert report["nni"] == "3.0"
     rows = report["parts"]["layers"]["report"]["figures"]
-    expected = {(mode, precision) for mode in ("stock", "mid", "slim", "lean") for precision in ("fp32", "bf16")}
+    expected = {
+        (mode, precision) for mode in ("stock", "fused", "fused-low", "fused-min") for precision in ("fp32", "bf16")
+    }
     assert {(row["implementation"], row["precision"]) for row in rows} == expected
     (profile,) = report["parts"]["profile"]["report"]["figures"]
     assert profile["launches"] > 100
@@ -82,7 +86,7 @@ def test_all_parts_run_at_toy_sizes(scripts, tmp_path):
     assert list(parts) == ["warm", "tests", "layers", "supernets", "auto", "tune", "profile", "search", "largest"]
     assert {name for name, part in parts.items() if part["status"] != "done"} <= {"tune"}
     supernets = parts["supernets"]["report"]["figures"]
-    assert {(row["implementation"], row["batch"]) for row in supernets} >= {("NNI", 1), ("slim", 1), ("NNI", 2)}
+    assert {(row["implementation"], row["batch"]) for row in supernets} >= {("NNI", 1), ("fused-low", 1), ("NNI", 2)}
     assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in supernets)
     (chosen,) = parts["auto"]["report"]["figures"]
     assert set(chosen["modes"]) == {"backbone", "neck", "head"}
@@ -205,7 +209,7 @@ def measured():
     layer = {
         "case": "neck",
         "candidates": 32,
-        "implementation": "slim",
+        "implementation": "fused-low",
         "precision": "bf16",
         "seconds": 0.0123,
         "speedup": 3.21,
@@ -218,12 +222,12 @@ def measured():
     supernet = {key: layer[key] for key in ("case", "candidates", "implementation", "precision", "seconds", "speedup")}
     supernet |= {"batch": 2, "peak_gb": 7.7, "peak_share": 0.25, "gemm_share": 0.4}
     stopped = supernet | {"implementation": "NNI", "seconds": None, "speedup": None, "peak_gb": None}
-    profile = {"case": "trinity", "implementation": "mid", "precision": "fp32", "batch": 1, "wall_s": 1.0}
+    profile = {"case": "trinity", "implementation": "fused", "precision": "fp32", "batch": 1, "wall_s": 1.0}
     kernel = {"name": "void conv<a|b>`c`", "calls": 7, "ms": 12.0}
     profile |= {"device_s": 0.5, "busy": 0.5, "launches": 77, "limit": "starting them", "kernels": [kernel]}
     automatic = {"case": "trinity", "precision": "fp32", "batch": 1, "stock_s": 2.0, "seconds": 1.0, "speedup": 2.0}
     automatic |= {
-        "modes": {"backbone": "slim", "neck": "stock", "head": "mid"},
+        "modes": {"backbone": "fused-low", "neck": "all", "head": "fused"},
         "choice_s": 33.0,
         "tried": {},
         "peaks": {},
@@ -279,20 +283,20 @@ def test_page_has_a_section_a_part_in_place_of_the_older_ones(scripts, measured,
     assert before.count("## Layers on a GPU") == page.count("## Layers on a GPU") == 1
     assert before.count("## Whole supernets on a GPU") == page.count("## Whole supernets on a GPU") == 1
     for text in (
-        "| neck | `slim` | bf16 | 32 | 0.0123 | 3.21x |",
+        "| neck | `fused-low` | bf16 | 32 | 0.0123 | 3.21x |",
         "Not measured: head, 8 candidates, bf16.",
         "| neck | NNI | bf16 | 32 | 2 | more memory than there is |",
         "790 TFLOP/s in bf16",
         "| `void conv<a/b>'c'` |  | 7 | 12.0 |",
         "| digits | short | bf16 | 60 | 20 | 0.290 | 0.040 | 1 of 2 |",
-        "| trinity | backbone `slim`, neck `stock`, head `mid` | fp32 | 1 | 2.000 | 1.000 | 2.00x | 33 |",
+        "| trinity | backbone `fused-low`, neck `all`, head `fused` | fp32 | 1 | 2.000 | 1.000 | 2.00x | 33 |",
         "40 passed, 1 failed, 1 skipped.",
         "- failed: `test_fused::test_cuda`",
         "GPU 1, threads: 1, torch 2, NNI 3.0, Python 3, 2026-01-02, wall clock. Triton 3.6. Commit 0123456789ab.",
     ):
         assert text in page, text
-    assert "| neck | `lean` | 8 | 0.060 | 0.32x |" in before
-    assert "| neck | `lean` | 8 | 0.060 | 0.32x |" not in page
+    assert "| neck | `fused-min` | 8 | 0.060 | 0.32x |" in before
+    assert "| neck | `fused-min` | 8 | 0.060 | 0.32x |" not in page
 
 
 def test_parts_of_a_later_file_replace_their_own_only(scripts, measured, tmp_path):

@@ -1,6 +1,6 @@
 """The recipes of experiments/: they say what the paper says, and their commands run on sets laid out as the real ones.
 
-The slow tests give a recipe's command folders, a small picture size, few RoIs, numbers of epochs, and two processes in
+The slow tests give a recipe's command folders, a small image size, few RoIs, numbers of epochs, and two processes in
 place of eight; those that train supernets give them narrow layers, since a step of 32 operators of full width takes a
 CPU minutes.
 """
@@ -184,14 +184,14 @@ def sets(shared_data, tmp_path_factory):
     return root
 
 
-def write_voc(folder, lists, content, pictures):
+def write_voc(folder, lists, content, images):
     for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
     for name, entries in lists.items():
         stems = [Path(entry["file_name"]).stem for entry in entries]
         (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(stems))
         for entry, stem in zip(entries, stems, strict=True):
-            shutil.copyfile(pictures / entry["file_name"], folder / "JPEGImages" / f"{stem}.jpg")
+            shutil.copyfile(images / entry["file_name"], folder / "JPEGImages" / f"{stem}.jpg")
             objects = ""
             for box in content["annotations"]:
                 if box["image_id"] == entry["id"]:
@@ -243,9 +243,9 @@ def hitdet(*arguments, processes=1, skeleton=None, **overrides):
 
 
 @pytest.mark.slow
-def test_the_procedure_of_the_paper(sets, tmp_path):
+def test_the_pipeline_of_the_paper(sets, tmp_path):
     """Pretraining, screening, pretraining, search, pretraining, retraining, as coco2014.yml lists them."""
-    imagenet = {f"pretrain__{half}_images": sets / "imagenet" / half for half in ("train", "val")} | {
+    imagenet = {f"pretrain__{split}_images": sets / "imagenet" / split for split in ("train", "val")} | {
         "skeleton": NARROW
     }
     coco = {"data__root": sets / "coco2014", "skeleton": NARROW}
@@ -290,7 +290,7 @@ def test_the_procedure_of_the_paper(sets, tmp_path):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """The released architecture for small pictures."""
+    """The released architecture for small images."""
     architecture = json.loads(
         (EXPERIMENTS.parent / "search_spaces" / "architectures" / "hit_detector.json").read_text()
     )
@@ -301,7 +301,7 @@ def released(tmp_path_factory):
 
 
 def check_retrained(out):
-    """The detector was evaluated on pictures with boxes; its weights are there, finite and of a model that trained."""
+    """The detector was evaluated on images with boxes; its weights are there, finite and of a model that trained."""
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["metrics"]) == {"mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"}
     assert metrics["metrics"]["mAP"] >= 0

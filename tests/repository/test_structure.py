@@ -176,7 +176,7 @@ def a_run(tmp_path_factory):
 
 
 READER = {"cv2"}
-"""What reads pictures, as training does: checking those of a small set needs it and nothing else."""
+"""What reads images, as training does: checking those of a small set needs it and nothing else."""
 
 READING = (
     "retrain --config tiny --architecture mine.json --out new",

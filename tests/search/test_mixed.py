@@ -19,7 +19,7 @@ from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate
 from hitdet_nni.model.searchable import searched_layer
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import mixed_layer
-from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 NAMES = ["ir_k3_d1_e3", "sep_k3_d1", "conv_k3_d2", "sep_k5_d1"]
@@ -77,7 +77,7 @@ def test_removed_candidates_have_no_part(x):
     calls = []
     for name in NAMES:
         layer[name].register_forward_hook(lambda *_, name=name: calls.append(name))
-    layer.keep_only(LEFT[::-1])
+    layer.prune_to(LEFT[::-1])
     assert layer.active_names == LEFT
 
     weights = torch.softmax(torch.tensor([ALPHA[0], ALPHA[3]]), 0)
@@ -98,16 +98,16 @@ def test_removed_candidates_have_no_part(x):
 
 def test_gradient_reaches_the_alphas_through_all_probabilities():
     layer = mixed()
-    layer.keep_only(LEFT)
+    layer.prune_to(LEFT)
     layer.all_probabilities()[0].backward()
     assert (layer._arch_alpha.grad[[0, 3]] != 0).all()
     assert layer._arch_alpha.grad[1:3].tolist() == [0, 0]
 
 
-def test_export_names_only_those_in_the_race():
+def test_export_names_only_active_candidates():
     layer = mixed()
     assert layer.export({}) == {"backbone/l01": "conv_k3_d2"}
-    layer.keep_only(LEFT)
+    layer.prune_to(LEFT)
     assert layer.export({}) == {"backbone/l01": "ir_k3_d1_e3"}
     (probabilities,) = layer.export_probs({}).values()
     assert list(probabilities) == LEFT
@@ -115,21 +115,21 @@ def test_export_names_only_those_in_the_race():
     assert layer.export({"backbone/l01": "x"}) == layer.export_probs({"backbone/l01": "x"}) == {}
 
 
-def test_state_dict_restores_the_race(x):
+def test_state_dict_restores_the_active_candidates(x):
     layer = mixed().eval()
-    layer.keep_only(LEFT)
+    layer.prune_to(LEFT)
     fresh = mixed(seed=9).eval()
     fresh.load_state_dict(copy.deepcopy(layer.state_dict()))
     assert fresh.active_names == LEFT
     torch.testing.assert_close(fresh(x), layer(x))
-    fresh.keep_only(LEFT[:1])
+    fresh.prune_to(LEFT[:1])
     assert fresh.all_probabilities().tolist() == [1, 0, 0, 0]
     assert layer.active_names == LEFT
 
 
 def test_state_survives_a_weights_only_checkpoint(tmp_path):
     layer = mixed()
-    layer.keep_only(LEFT)
+    layer.prune_to(LEFT)
     torch.save(layer.state_dict(), tmp_path / "layer.pt")
     fresh = mixed()
     fresh.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
@@ -137,11 +137,11 @@ def test_state_survives_a_weights_only_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "complaint"), [([], "nothing"), (["sep_k3_d1"], "sep_k3_d1"), (["skip"], "skip")])
-def test_keep_only_refuses(names, complaint):
+def test_prune_to_refuses(names, complaint):
     layer = mixed()
-    layer.keep_only(LEFT)
+    layer.prune_to(LEFT)
     with pytest.raises(ValueError, match=f"backbone/l01.*{complaint}.*ir_k3_d1_e3"):
-        layer.keep_only(names)
+        layer.prune_to(names)
     assert layer.active_names == LEFT
 
 
@@ -169,8 +169,8 @@ CASES = {
     "training": lambda layer: None,
     "evaluation": lambda layer: layer.eval(),
     "frozen statistics": lambda layer: [part.eval() for part in layer.modules() if type(part) is nn.BatchNorm2d],
-    "removed": lambda layer: layer.keep_only(LEFT),
-    "one left": lambda layer: layer.keep_only(LEFT[:1]),
+    "removed": lambda layer: layer.prune_to(LEFT),
+    "one left": lambda layer: layer.prune_to(LEFT[:1]),
     "alphas": train_alphas_only,
     "weights": lambda layer: layer._arch_alpha.requires_grad_(False),
 }
@@ -180,7 +180,7 @@ def outcome(mode, case, kind):
     """Output, gradients and buffers of a layer, by name, after one forward and one backward pass."""
     layer = mixed()
     CASES[case](layer)
-    set_saving(layer, mode)
+    set_activations(layer, mode)
     precision = Precision(kind, torch.device("cpu"))
     x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(5)).to(precision.dtype)
     x.requires_grad_(case != "alphas")
@@ -202,8 +202,8 @@ def assert_identical(left, right):
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)
 def test_recomputation_changes_no_bit(case, kind):
-    stock, recomputed = (outcome(mode, case, kind) for mode in ("stock", "checkpoint"))
-    assert_identical(stock, recomputed)
+    full, recomputed = (outcome(mode, case, kind) for mode in ("all", "checkpoint"))
+    assert_identical(full, recomputed)
     tracked = [value.item() for name, value in recomputed.items() if name.endswith("num_batches_tracked")]
     expected = {"evaluation": {0}, "frozen statistics": {0}, "removed": {0, 1}, "one left": {0, 1}}
     assert set(tracked) == expected.get(case, {1})
@@ -212,10 +212,10 @@ def test_recomputation_changes_no_bit(case, kind):
 def test_recomputation_sees_the_level_of_the_forward_pass():
     """A map of one value a channel is normalised by its own level's running averages, not the last level's."""
     results = []
-    for mode in ("stock", "checkpoint"):
+    for mode in ("all", "checkpoint"):
         layer = mixed()
         separate_statistics(layer, 2)
-        set_saving(layer, mode)
+        set_activations(layer, mode)
         generator = torch.Generator().manual_seed(5)
         inputs = [torch.randn(1, 4, side, side, generator=generator).requires_grad_() for side in (1, 6)]
         outputs = []
@@ -232,7 +232,7 @@ def test_recomputation_sees_the_level_of_the_forward_pass():
 
 def test_recomputation_can_be_repeated(x):
     layer = mixed()
-    set_saving(layer, "checkpoint")
+    set_activations(layer, "checkpoint")
     loss = layer(x).square().sum()
     before = copy.deepcopy(dict(layer.named_buffers()))
     first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
@@ -243,15 +243,15 @@ def test_recomputation_can_be_repeated(x):
 @pytest.mark.parametrize("case", ["weights", "alphas"])
 def test_recomputation_keeps_the_input_only(case):
     kept = {}
-    for mode in ("stock", "checkpoint"):
+    for mode in ("all", "checkpoint"):
         layer = mixed()
         CASES[case](layer)
-        set_saving(layer, mode)
+        set_activations(layer, mode)
         x = torch.randn(2, 4, 6, 6, requires_grad=True)
         kept[mode] = kept_bytes(lambda layer=layer, x=x: layer(x))
     weights = len(NAMES) * 4
     assert kept["checkpoint"] == x.nbytes + weights
-    assert kept["stock"] > 10 * x.nbytes
+    assert kept["all"] > 10 * x.nbytes
 
 
 def test_gradients_of_weights_have_32_bits():
@@ -259,7 +259,7 @@ def test_gradients_of_weights_have_32_bits():
     output = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(5)).bfloat16()
     gradient = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(6)).bfloat16()
     layer = mixed()
-    layer.keep_only(LEFT)
+    layer.prune_to(LEFT)
     for name, shift in zip(LEFT, (0, 2**-6), strict=True):
         layer[name].forward = lambda x, shift=shift: output + shift
     layer(output).backward(gradient)
@@ -271,23 +271,23 @@ def test_gradients_of_weights_have_32_bits():
     )
 
 
-def test_the_automatic_saving_is_slim():
+def test_the_automatic_mode_is_fused_low():
     layer = mixed()
-    assert set_saving(layer, "auto") == layer.saving == "slim"
+    assert set_activations(layer, "auto") == layer.activations == "fused-low"
 
 
 def test_what_a_fused_sum_holds_is_given_back_with_its_mode(x):
     layer = mixed()
-    set_saving(layer, "mid")
+    set_activations(layer, "fused")
     layer(x)
     assert layer in mixed_layer._MIXTURES
-    set_saving(layer, "stock")
+    set_activations(layer, "all")
     assert layer not in mixed_layer._MIXTURES
 
 
-def test_unknown_saving_is_refused(refused):
-    with refused("supernet.saving", "'everything'", *SAVING):
-        set_saving(mixed(), "everything")
+def test_unknown_mode_is_refused(refused):
+    with refused("supernet.activations", "'everything'", *ACTIVATION_MODES):
+        set_activations(mixed(), "everything")
 
 
 @pytest.mark.parametrize(("kind", "phase"), [("faster_rcnn", "alphas"), ("retinanet", "weights")])
@@ -296,11 +296,11 @@ def test_recomputation_changes_no_bit_of_a_detector(kind, phase, tiny_settings, 
     space = {"backbone": NAMES[:2], "neck": NAMES[1:3], "head": NAMES[2:]}
     batch = next(iter(search_loaders(tiny_data, tiny_settings.data, skeleton, 0)[0]))
     results = []
-    for mode in ("stock", "checkpoint"):
+    for mode in ("all", "checkpoint"):
         torch.manual_seed(0)
         supernet = HitDetectorSpace(skeleton, space, 10)
         ColumnSparseDARTS().mutate_model(supernet)
-        set_saving(supernet, mode)
+        set_activations(supernet, mode)
         for name, parameter in supernet.named_parameters():
             parameter.requires_grad_(name.endswith("_arch_alpha") == (phase == "alphas"))
         loss = detection_loss(supernet.detector, batch)

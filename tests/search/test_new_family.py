@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_saving_choice import CPU, VALUES, KilledError, everything, same
+from test_activation_choice import CPU, VALUES, KilledError, everything, same
 from torch import nn
 
 from hitdet_nni import cli
@@ -21,11 +21,11 @@ from hitdet_nni.operators.registry import FAMILIES, build_operator, operator_cos
 from hitdet_nni.pipeline import search
 from hitdet_nni.report.operator_text import block_text, family_of, family_titles
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.activation_choice import FILE, choose_activations
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused.fixed import FusedBlock
 from hitdet_nni.search.memory.estimate import estimate_step_memory
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_saving
-from hitdet_nni.search.saving_choice import FILE, settle_saving
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_activations
 from hitdet_nni.search.step_timing import StepTimer
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.search.supernet import Phase, train_supernet
@@ -91,26 +91,26 @@ def test_names_costs_and_titles_are_the_row_s(refused):
         parse_operator("pool_k4")
 
 
-@pytest.mark.parametrize("saving", ["mid", "slim", "lean"])
-def test_a_fused_mode_that_is_set_is_refused(settings, saving, refused):
+@pytest.mark.parametrize("activations", ["fused", "fused-low", "fused-min"])
+def test_a_fused_mode_that_is_set_is_refused(settings, activations, refused):
     space = supernet(settings)
-    set_saving(space, "checkpoint")
-    for mode in (saving, {**dict.fromkeys(COMPONENTS, "stock"), "head": saving}):
-        with refused("supernet.saving", f"'{saving}'", "pool_k", "auto, stock, checkpoint"):
-            set_saving(space, mode)
-    set_saving(space, {**dict.fromkeys(COMPONENTS, "stock"), "neck": saving})
-    assert [{layer.saving for layer in layers} for layers in layers_of(space).values()] == [
-        {"stock"},
-        {saving},
-        {"stock"},
+    set_activations(space, "checkpoint")
+    for mode in (activations, {**dict.fromkeys(COMPONENTS, "all"), "head": activations}):
+        with refused("supernet.activations", f"'{activations}'", "pool_k", "auto, all, checkpoint"):
+            set_activations(space, mode)
+    set_activations(space, {**dict.fromkeys(COMPONENTS, "all"), "neck": activations})
+    assert [{layer.activations for layer in layers} for layers in layers_of(space).values()] == [
+        {"all"},
+        {activations},
+        {"all"},
     ]
     assert describe_fallback(space) is None
 
 
 def test_a_component_that_is_fixed_at_it_computes_itself(settings):
     space = supernet(settings, {**SPACE, "backbone": ["pool_k3"], "head": ["sep_k3_d1"]})
-    set_saving(space, "slim")
-    assert {layer.saving for layer in layers_of(space)["neck"]} == {"slim"}
+    set_activations(space, "fused-low")
+    assert {layer.activations for layer in layers_of(space)["neck"]} == {"fused-low"}
     assert any(isinstance(module, FusedBlock) for module in space.modules())
     assert describe_fallback(space) is None
 
@@ -134,13 +134,13 @@ def test_auto_sums_its_layers_one_by_one_and_fuses_the_others(settings, tiny_dat
     caplog.set_level("INFO")
     loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
     found = []
-    for mode in ("auto", "stock"):
+    for mode in ("auto", "all"):
         space = supernet(settings).train()
-        chosen = load_settings("tiny", {**VALUES, "supernet.saving": mode})
-        modes = settle_saving(space, chosen, settings.skeleton, loaders, 9, "search", tmp_path)
-        assert modes == dict.fromkeys(COMPONENTS, "slim" if mode == "auto" else "stock")
-        savings = {component: {layer.saving for layer in layers} for component, layers in layers_of(space).items()}
-        assert savings == {component: {"stock" if component in PLAIN else modes[component]} for component in COMPONENTS}
+        chosen = load_settings("tiny", {**VALUES, "supernet.activations": mode})
+        modes = choose_activations(space, chosen, settings.skeleton, loaders, 9, "search", tmp_path)
+        assert modes == dict.fromkeys(COMPONENTS, "fused-low" if mode == "auto" else "all")
+        savings = {component: {layer.activations for layer in layers} for component, layers in layers_of(space).items()}
+        assert savings == {component: {"all" if component in PLAIN else modes[component]} for component in COMPONENTS}
         batch = next(iter(loaders[0]))
         found.append(step(space, batch))
     (loss, gradients, outputs), (stock_loss, stock_gradients, stock_outputs) = found
@@ -154,19 +154,20 @@ def test_auto_sums_its_layers_one_by_one_and_fuses_the_others(settings, tiny_dat
     lines = [record.message for record in caplog.records if "stock in" in record.message]
     labels = [layer.label for component in PLAIN for layer in layers_of(space)[component]]
     assert lines == [
-        f"search: supernet.saving: stock in {', '.join(labels)}: the fused mixed layer cannot compute pool_k3, pool_k5"
+        f"search: supernet.activations: all in {', '.join(labels)}: "
+        "the fused mixed layer cannot compute pool_k3, pool_k5"
     ]
-    assert json.loads((tmp_path / FILE).read_text())["modes"] == dict.fromkeys(COMPONENTS, "slim")
+    assert json.loads((tmp_path / FILE).read_text())["modes"] == dict.fromkeys(COMPONENTS, "fused-low")
 
 
 @pytest.mark.parametrize("trained", ["weights", "alphas"])
 def test_its_layers_are_those_of_stock_to_the_bit(settings, trained):
     results = []
-    for mode in ("auto", "stock"):
+    for mode in ("auto", "all"):
         layer = layers_of(supernet(settings))["backbone"][0]
         for parameter in layer.parameters():
             parameter.requires_grad_((parameter is layer._arch_alpha) == (trained == "alphas"))
-        set_saving(layer, mode)
+        set_activations(layer, mode)
         channels = layer["ir_k3_d1_e1"].expand.conv.in_channels
         x = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(5)).requires_grad_()
         y = layer(x)
@@ -180,9 +181,9 @@ def test_its_layers_are_those_of_stock_to_the_bit(settings, trained):
 def test_a_layer_stays_stock_when_the_candidate_is_removed(settings):
     space = supernet(settings)
     layer = layers_of(space)["head"][0]
-    layer.keep_only(["sep_k3_d1"])
-    set_saving(space, "auto")
-    assert layer.saving == "stock"
+    layer.prune_to(["sep_k3_d1"])
+    set_activations(space, "auto")
+    assert layer.activations == "all"
 
 
 def test_steps_are_timed_and_memory_is_estimated_by_the_modes_of_each_layer(settings, tiny_data):
@@ -190,19 +191,19 @@ def test_steps_are_timed_and_memory_is_estimated_by_the_modes_of_each_layer(sett
     loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
     before = everything(space, loaders)
     with StepTimer(space, settings, settings.skeleton, loaders, CPU) as timer:
-        assert timer(dict.fromkeys(COMPONENTS, "slim")).seconds > 0
-        assert {layer.saving for layer in layers_of(space)["neck"]} == {"slim"}
-        assert {layer.saving for layer in layers_of(space)["head"]} == {"stock"}
+        assert timer(dict.fromkeys(COMPONENTS, "fused-low")).seconds > 0
+        assert {layer.activations for layer in layers_of(space)["neck"]} == {"fused-low"}
+        assert {layer.activations for layer in layers_of(space)["head"]} == {"all"}
     assert same(everything(space, loaders), before)
 
     def activations(modes, **fallback):
-        set_saving(space, modes, **fallback)
+        set_activations(space, modes, **fallback)
         return estimate_step_memory(space, settings, settings.skeleton, CPU).activations
 
-    stock, checkpoint = (activations(mode) for mode in ("stock", "checkpoint"))
+    stock, checkpoint = (activations(mode) for mode in ("all", "checkpoint"))
     # The backbone also has blocks that are not searched, which a fused mode computes by their own forward pass here.
-    mixed = activations(dict.fromkeys(COMPONENTS, "slim"), fallback=True)
-    assert mixed == activations({**dict.fromkeys(COMPONENTS, "stock"), "neck": "slim"})
+    mixed = activations(dict.fromkeys(COMPONENTS, "fused-low"), fallback=True)
+    assert mixed == activations({**dict.fromkeys(COMPONENTS, "all"), "neck": "fused-low"})
     assert checkpoint < mixed < stock
 
 
@@ -223,7 +224,7 @@ def test_a_resumed_training_equals_one_that_was_not_stopped(settings, tiny_data,
     assert folder.files()
     resumed = train(settings, tiny_data, folder)
     assert same(dict(resumed.module.state_dict()), dict(whole.module.state_dict()))
-    assert resumed.saving == whole.saving == dict.fromkeys(COMPONENTS, "slim")
+    assert resumed.activations == whole.activations == dict.fromkeys(COMPONENTS, "fused-low")
 
 
 def test_a_run_and_its_page(settings, tiny_data, tmp_path):

@@ -8,7 +8,7 @@ from mmdet.models.task_modules.samplers import RandomSampler
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
-from hitdet_nni.search.strategy import Removal
+from hitdet_nni.search.strategy import PruningSchedule
 from hitdet_nni.search.supernet import Phase, train_supernet
 
 SPACE = {
@@ -29,7 +29,7 @@ def search(batch_size, batch_norm):
         # steps, until it decides a near tie among proposals. So it is made small, and the steps too.
         torch.set_default_dtype(torch.float64)
         values["weights.lr"] = 0.005
-        values["supernet.saving"] = "stock"  # as several processes have it: one kind of rounding
+        values["supernet.activations"] = "all"  # as several processes have it: one kind of rounding
     settings = load_settings("tiny", values)
     data = open_data(settings.data, settings.seed)
     told = []
@@ -40,7 +40,7 @@ def search(batch_size, batch_norm):
         warmup_epochs=0,
         sparsity_weight=0.1,
         flops_weight=1.0,
-        removal=Removal(keep={"backbone": 2, "neck": 2, "head": 2}),
+        pruning=PruningSchedule(keep={"backbone": 2, "neck": 2, "head": 2}),
     )
     trained = train_supernet(phase, settings, data, 0, lambda record: told.append(record.epoch))
     module = trained.module

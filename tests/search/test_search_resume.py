@@ -9,7 +9,7 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.search import evaluator
-from hitdet_nni.search.strategy import Removal
+from hitdet_nni.search.strategy import PruningSchedule
 from hitdet_nni.search.supernet import Phase, train_supernet
 
 SPACE = {
@@ -18,7 +18,7 @@ SPACE = {
     "head": ["ir_k3_d1_e1"],
 }
 EPOCHS, STEPS = 3, 2
-PHASE = {"sparsity_weight": 0.1, "flops_weight": 1.0, "removal": Removal(keep={"backbone": 2, "neck": 2})}
+PHASE = {"sparsity_weight": 0.1, "flops_weight": 1.0, "pruning": PruningSchedule(keep={"backbone": 2, "neck": 2})}
 
 
 class KilledError(Exception):
@@ -116,7 +116,7 @@ def test_checkpoints_of_another_number_of_processes_are_refused(settings, tiny_d
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_pictures(settings, tiny_data, tmp_path, monkeypatch, value):
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_images(settings, tiny_data, tmp_path, monkeypatch, value):
     real, count = evaluator.detection_loss, 0
 
     def poisoned(detector, batch):
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_pictures(settings, ti
         train(settings, tiny_data, folder)
     error = caught.value
     assert (error.stage, error.step) == ("search", 1)
-    assert len(error.picture_ids) == 4
-    assert set(error.picture_ids) <= set(tiny_data.train.image_ids)
+    assert len(error.image_ids) == 4
+    assert set(error.image_ids) <= set(tiny_data.train.image_ids)
     assert error.checkpoint == folder.files()[-1]
     assert "\n" not in str(error)

@@ -17,7 +17,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from hitdet_nni.search.cost_term import WeightedCost
-from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, Removal
+from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, PruningSchedule
 
 LAYERS = ("backbone/l01", "backbone/l02", "neck/l01")
 NAMES = ("a", "b", "c", "d")
@@ -132,11 +132,11 @@ def search_module(**kwargs):
 
 
 @pytest.mark.parametrize(("start", "keep"), [(32, 8), (8, 8), (5, 8), (9, 1), (7, 2)])
-def test_removal_schedule(start, keep):
-    removal = Removal({"backbone": keep})
+def test_pruning_schedule(start, keep):
+    pruning = PruningSchedule({"backbone": keep})
     for epochs in range(1, 14):
         for warmup in range(epochs):
-            left = [removal.remaining("backbone", start, epoch, warmup, epochs) for epoch in range(epochs)]
+            left = [pruning.remaining("backbone", start, epoch, warmup, epochs) for epoch in range(epochs)]
             assert left[:warmup] == [start] * warmup
             assert left == sorted(left, reverse=True)
             assert left[-1] == min(keep, start)
@@ -144,10 +144,10 @@ def test_removal_schedule(start, keep):
             assert max(falls) - min(falls) <= 1  # an even descent
 
 
-def test_removal_of_the_paper():
+def test_pruning_of_the_paper():
     """32 to 8 in epochs 6 to 11 (section 4.2): four operators an epoch."""
-    removal = Removal({"neck": 8})
-    assert [removal.remaining("neck", 32, epoch, 6, 12) for epoch in range(12)] == [32] * 6 + [28, 24, 20, 16, 12, 8]
+    pruning = PruningSchedule({"neck": 8})
+    assert [pruning.remaining("neck", 32, epoch, 6, 12) for epoch in range(12)] == [32] * 6 + [28, 24, 20, 16, 12, 8]
 
 
 # ----------------------------------------------------------------------------------------------------- the terms
@@ -182,7 +182,7 @@ def test_terms_of_weight_zero_are_absent():
 def test_removed_columns_leave_the_regularization():
     module = search_module(sparsity_weight=1.0, cost=weighted(1.0))
     for layer in module.mixed_layers().values():
-        layer.keep_only(["a", "d"])
+        layer.prune_to(["a", "d"])
     module.regularization().backward()
     gradients = torch.stack([p.grad for p in module.arch_parameters()])
     assert (gradients[:, 1:3] == 0).all()
@@ -199,8 +199,8 @@ def test_architecture_optimizer():
 @pytest.mark.parametrize(("rank_by", "left"), [("probability", ["a", "c"]), ("norm", ["a", "b"])])
 def test_ranking(rank_by, left):
     """A column of very negative alphas has a large norm and a small probability."""
-    removal = Removal({"backbone": 2, "neck": 2}, rank_by)
-    module = search_module(removal=removal)
+    pruning = PruningSchedule({"backbone": 2, "neck": 2}, rank_by)
+    module = search_module(pruning=pruning)
     for layer in module.mixed_layers().values():
         layer.alpha.data = torch.tensor([2.0, -3.0, 1.0, 0.5])
     scores = module.scores(rank_by)
@@ -209,7 +209,7 @@ def test_ranking(rank_by, left):
         assert scores["backbone"]["b"] == pytest.approx(3 * math.sqrt(2))
     else:
         assert sum(scores["backbone"].values()) == pytest.approx(2)  # two layers
-    module.remove_lowest(removal, epoch=0, epochs=1)
+    module.remove_lowest(pruning, epoch=0, epochs=1)
     assert all(layer.active_names == left for layer in module.mixed_layers().values())
 
 
@@ -253,9 +253,9 @@ def test_alphas_follow_the_flops_term(run):
 
 
 def test_screening_removes_down_to_keep(run):
-    removal = Removal({"backbone": 2, "neck": 1})
+    pruning = PruningSchedule({"backbone": 2, "neck": 1})
     strategy = ColumnSparseDARTS(
-        sparsity_weight=0.1, removal=removal, warmup_epochs=1, alpha_optimizer=AlphaOptimizer(lr=0.1)
+        sparsity_weight=0.1, pruning=pruning, warmup_epochs=1, alpha_optimizer=AlphaOptimizer(lr=0.1)
     )
     experiment, record = run(strategy, epochs=3)
     layers = {layer.label: layer for layer in strategy._mutated_model_space.model_space.layers}

@@ -111,7 +111,7 @@ def test_the_supernet_s_loss_is_that_of_the_supernet_with_one_candidate_left(tin
         for layer in space.modules():
             if isinstance(layer, ColumnSparseMixedLayer):
                 layer.set_extra_state(list(layer.names))
-                layer.keep_only([sample[layer.label]])
+                layer.prune_to([sample[layer.label]])
         with torch.no_grad():
             torch.manual_seed(3)
             expected = statistics.fmean(float(detection_loss(space.detector.train(), batch)) for batch in batches)

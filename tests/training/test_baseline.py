@@ -11,7 +11,7 @@ from hitdet_nni.cost.mmdet_config import profile_config
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError
 from hitdet_nni.paper_tables.measured import add_measured, load_measured
-from hitdet_nni.paper_tables.tables import Comparison, Row
+from hitdet_nni.paper_tables.tables import Row, RowComparison
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training import baseline
 from hitdet_nni.training.baseline import load_backbone_state, model_config, train_baseline
@@ -131,7 +131,7 @@ def test_a_run_supplies_accuracies_for_its_baseline(tmp_path, tiny_settings):
         )
         for name in ("fpn_r50_2fc", "fpn_detnas", None)
     ]
-    comparisons = [Comparison(row, (800, 1216), {}, {}, "") for row in rows]
+    comparisons = [RowComparison(row, (800, 1216), {}, {}, "") for row in rows]
     lines = add_measured(comparisons, [load_measured(run.path)])
     assert [line.row.model for line in lines] == ["fpn_r50_2fc", "fpn_detnas", "fpn_detnas", "Ours"]
     assert lines[2].measured["mAP"] == 25.0

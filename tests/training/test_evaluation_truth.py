@@ -1,6 +1,6 @@
 """Evaluation tells the truth: planted detections on real COCO annotations give what pycocotools gives for them.
 
-The annotations have sparse category ids, crowd boxes and polygons; the pictures are resized before detection.
+The annotations have sparse category ids, crowd boxes and polygons; the images are resized before detection.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from hitdet_nni.training.retrain import _runner, muted, retrain
 
 
 class Planted(BaseModel):
-    """Detects what `plant` makes of the annotated boxes of a picture, given as those of the resized one."""
+    """Detects what `plant` makes of the annotated boxes of an image, given as those of the resized one."""
 
     def __init__(self, plant):
         super().__init__()
@@ -50,7 +50,7 @@ class Planted(BaseModel):
 
 @pytest.fixture(scope="module")
 def photographs(shared_data):
-    """Settings and data of the real pictures, evaluated on at 64 x 96 pixels."""
+    """Settings and data of the real images, evaluated on at 64 x 96 pixels."""
     root = shared_data / "coco_tiny"
     paths = {
         f"data.{half}_{kind}": str(root / place.format(half))
@@ -64,7 +64,7 @@ def photographs(shared_data):
 
 
 def evaluated(plant, photographs, tmp_path):
-    """Our metrics of planted detections, and the detections by picture id."""
+    """Our metrics of planted detections, and the detections by image id."""
     settings, data = photographs
     model = Planted(plant)
     with muted():

@@ -82,12 +82,12 @@ def test_the_found_detector_computes_what_the_decided_supernet_does(skeleton, su
     sample = draw(skeleton, SPACE, 5)
     found = build_detector(skeleton, sample, 10)
     inherit_weights(found, sample, supernet.state_dict())
-    picture = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
     for layer in supernet.modules():
         if isinstance(layer, ColumnSparseMixedLayer):
             layer.alpha.data = torch.tensor([1e4 * (name == sample[layer.label]) for name in layer.names])
     with torch.no_grad():
-        one, two = (detector.eval().extract_feat(picture) for detector in (found, supernet))
+        one, two = (detector.eval().extract_feat(image) for detector in (found, supernet))
     for level, other in zip(one, two, strict=True):
         torch.testing.assert_close(level, other, rtol=1e-5, atol=0)
 

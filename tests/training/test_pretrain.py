@@ -21,7 +21,7 @@ from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training import classification
 from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
@@ -32,23 +32,23 @@ COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 220))
 STEPS = 3  # an epoch, of batches of 8
 
 
-def draw_pictures(root, per_class, seed):
+def draw_images(root, per_class, seed):
     """Discs of a class's colour at random places on a dark, noisy ground."""
     rng = np.random.default_rng(seed)
     for name, colour in zip(CLASSES, COLOURS, strict=True):
         (root / name).mkdir(parents=True)
         for number in range(per_class):
-            picture = rng.integers(0, 60, (48, 48, 3)).astype(np.uint8)
+            image = rng.integers(0, 60, (48, 48, 3)).astype(np.uint8)
             centre = tuple(int(place) for place in rng.integers(16, 32, 2))
-            cv2.circle(picture, centre, int(rng.integers(8, 16)), colour, -1)
-            assert cv2.imwrite(str(root / name / f"{number}.png"), picture)
+            cv2.circle(image, centre, int(rng.integers(8, 16)), colour, -1)
+            assert cv2.imwrite(str(root / name / f"{number}.png"), image)
 
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
-    draw_pictures(root / "train", 6, 0)
-    draw_pictures(root / "val", 4, 1)
+    root = tmp_path_factory.mktemp("images")
+    draw_images(root / "train", 6, 0)
+    draw_images(root / "val", 4, 1)
     section = {
         "train_images": str(root / "train"),
         "val_images": str(root / "val"),
@@ -153,15 +153,15 @@ def test_alphas_get_no_gradient_and_stay(supernet_run, settings, tiny):
             assert all(state[key].abs().sum() > 0 for key in moved)
 
 
-@pytest.mark.parametrize("mode", sorted(SAVING))
+@pytest.mark.parametrize("mode", sorted(ACTIVATION_MODES))
 def test_what_layers_keep_changes_no_gradient(mode, tiny):
-    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     gradients = []
-    for saving in ("stock", mode):
+    for activations in ("all", mode):
         torch.manual_seed(0)
         classifier = Backbone(tiny, CANDIDATES).build(4).double()
-        set_saving(classifier, saving)
-        F.cross_entropy(classifier(pictures), torch.arange(4)).backward()
+        set_activations(classifier, activations)
+        F.cross_entropy(classifier(images), torch.arange(4)).backward()
         gradients.append({key: value.grad for key, value in classifier.named_parameters() if value.requires_grad})
     assert len(gradients[0]) > 20
     for key, gradient in gradients[0].items():
@@ -322,16 +322,16 @@ def test_a_loss_that_is_not_finite_ends_it(settings, data, architecture, tmp_pat
         run_in(tmp_path / "run", found_backbone(architecture), settings, data)
     error = caught.value
     assert (error.stage, error.step) == ("pretrain", 3)
-    assert len(error.picture_ids) == 8
-    assert set(error.picture_ids) <= set(data.train.files)
+    assert len(error.image_ids) == 8
+    assert set(error.image_ids) <= set(data.train.files)
     assert error.checkpoint is not None
     assert error.checkpoint.name.startswith("step-000000003")
 
 
-def test_an_unreadable_picture_ends_it(settings, data, architecture, tmp_path, refused):
-    root = tmp_path / "pictures"
+def test_an_unreadable_image_ends_it(settings, data, architecture, tmp_path, refused):
+    root = tmp_path / "images"
     shutil.copytree(data.train.root, root)
-    (root / "red" / "3.png").write_text("not a picture")
+    (root / "red" / "3.png").write_text("not an image")
     broken = replace(data, train=replace(data.train, root=root))
     with refused(root / "red" / "3.png", "cannot be decoded"):
         run_in(tmp_path / "run", found_backbone(architecture), settings, broken)
@@ -382,7 +382,7 @@ def test_command(capsys, tmp_path, overrides, architecture):
     assert json.loads((tmp_path / "other" / "backbone.json").read_text())["operators"] == ["sep_k3_d1", "conv_k3_d1"]
 
 
-def test_command_without_pictures(capsys, tmp_path):
+def test_command_without_images(capsys, tmp_path):
     status, _, err = command(capsys, "--out", tmp_path / "run")
     assert status == 2
     assert "pretrain.train_images: is missing" in err

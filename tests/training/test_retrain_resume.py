@@ -19,7 +19,7 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.pipeline import train_found
+from hitdet_nni.pipeline import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.coco_metric import ExactCocoMetric
 from hitdet_nni.training.retrain import retrain
@@ -258,11 +258,11 @@ def test_a_finished_retraining_keeps_no_checkpoints_and_is_not_repeated(tmp_path
     short = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"epochs": 1})})
     run, evaluated = RunDirectory(tmp_path / "run"), []
     run.open(short)
-    result = train_found(run, architecture, short, tiny_data, lambda epoch, metrics: evaluated.append(epoch))
+    result = retrain_architecture(run, architecture, short, tiny_data, lambda epoch, metrics: evaluated.append(epoch))
     assert not run.checkpoints("retrain").exists()
     assert json.loads(run.metrics.read_text()) == result
     assert (run.path / result["weights"]).is_file()
-    again = train_found(
+    again = retrain_architecture(
         run, architecture, short, tiny_data, lambda epoch, metrics: evaluated.append(epoch), resume=True
     )
     assert again == result
@@ -276,8 +276,8 @@ def test_a_diverged_retraining_says_where(tmp_path, settings, tiny_data, archite
         retrain(architecture, diverging, tiny_data, tmp_path)
     error = caught.value
     assert error.step == 1
-    assert set(error.picture_ids) <= set(tiny_data.train.image_ids)
-    assert len(error.picture_ids) == settings.data.batch_size
+    assert set(error.image_ids) <= set(tiny_data.train.image_ids)
+    assert len(error.image_ids) == settings.data.batch_size
     assert error.checkpoint.name.startswith("step-000000000-")
-    for part in ("retrain", "step 2", str(error.picture_ids[0]), str(error.checkpoint)):
+    for part in ("retrain", "step 2", str(error.image_ids[0]), str(error.checkpoint)):
         assert part in str(error)

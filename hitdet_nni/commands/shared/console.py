@@ -21,7 +21,7 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Write a line on standard output, at once; of several processes the main one speaks."""
     if not distributed.launched_as_main():
         return

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hitdet_nni.commands.shared.console import console, json_text, say
+from hitdet_nni.commands.shared.console import console, echo, json_text
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.data.sources import DetectionData, open_data
@@ -38,7 +38,7 @@ class Findings:
 
 
 def open_searched(options: Namespace) -> tuple[RunDirectory, Settings, DetectionData]:
-    """Open a study's directory; return the studied run, its settings as the options change them, and its pictures."""
+    """Open a study's directory; return the studied run, its settings as the options change them, and its images."""
     run = find_run(options.run)
     skeleton = load_architecture(run.architecture).skeleton
     settings = load_settings(run.config, parse_overrides(options.overrides))
@@ -55,18 +55,18 @@ def open_study(options: Namespace, settings: Settings) -> Settings:
 def protocol(options: Namespace, settings: Settings) -> Protocol:
     """Return how a study retrains; it tells of every retraining that ends, unless JSON is to be printed."""
 
-    def say_result(done: int, total: int, one: Retraining, result: dict[str, Any]) -> None:
+    def echo_result(done: int, total: int, one: Retraining, result: dict[str, Any]) -> None:
         if not options.json:
-            say(f"{done}/{total}  {one.folder.name}  mAP {result['mAP']:.3f}  GFLOPs {result['gflops']:.4g}")
+            echo(f"{done}/{total}  {one.folder.name}  mAP {result['mAP']:.3f}  GFLOPs {result['gflops']:.4g}")
 
     seeds = getattr(options, "seeds", 1)
-    return Protocol(settings, seeds, options.out / "runs", options.jobs, say_result)
+    return Protocol(settings, seeds, options.out / "runs", options.jobs, echo_result)
 
 
 def retrain_all(options: Namespace, settings: Settings, architectures: Mapping[str, Architecture]) -> Findings:
     """Retrain architectures by the study's protocol, draw and write what came of them."""
     trained = protocol(options, settings).retrain(architectures)
-    plot_trained(trained, picture_file(options))
+    plot_trained(trained, image_file(options))
     return write_findings(
         options, trained_rows(trained), [], {"samples": {one.name: dict(one.sample) for one in trained}}
     )
@@ -87,7 +87,7 @@ def trained_rows(trained: Sequence[Trained]) -> list[dict[str, object]]:
     ]
 
 
-def picture_file(options: Namespace) -> Path:
+def image_file(options: Namespace) -> Path:
     """Return the file of a study's plot."""
     path: Path = options.out / f"{options.kind}.png"
     return path
@@ -111,7 +111,7 @@ def write_findings(options: Namespace, rows: Rows, sentences: Sequence[str], det
 def print_findings(findings: Findings, *, as_json: bool) -> None:
     """Print what a study has found: a table and sentences, or JSON."""
     if as_json:
-        say(json_text(findings.report))
+        echo(json_text(findings.report))
         return
     rows = findings.report["rows"]
     table = Table()
@@ -121,8 +121,8 @@ def print_findings(findings: Findings, *, as_json: bool) -> None:
         table.add_row(*(_shown(value) for value in row.values()))
     console().print(table)
     for line in findings.sentences:
-        say(line)
-    say(str(findings.file))
+        echo(line)
+    echo(str(findings.file))
 
 
 def _is_number(value: object) -> bool:

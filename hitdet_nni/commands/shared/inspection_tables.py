@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Column, Table
 
-from hitdet_nni.commands.shared.console import console, say
+from hitdet_nni.commands.shared.console import console, echo
 from hitdet_nni.data.checks.inspection import Inspection
 from hitdet_nni.data.checks.object_sizes import ObjectSizes
 
@@ -19,7 +19,7 @@ def print_inspections(detection: Mapping[str, Inspection], found: Mapping[str, I
     """Print a table of the detection set, one of the classification set, then every warning and defect.
 
     Args:
-        detection: What was seen of the detection set, by its halves.
+        detection: What was seen of the detection set, by its splits.
         found: All that was seen, that of the detection set included.
     """
     for group in (detection, {name: found[name] for name in found.keys() - detection.keys()}):
@@ -34,12 +34,12 @@ def print_inspections(detection: Mapping[str, Inspection], found: Mapping[str, I
             table.add_row(kind, *(str(len(getattr(group[name], kind))) for name in names))
         console().print(table)
     if any("/" in str(value) for inspection in found.values() for value in inspection.counts.values()):
-        say("a / b / c: smallest, middle and largest")
+        echo("a / b / c: smallest, middle and largest")
     _print_objects(detection)
     for inspection in found.values():
         for kind in ("note", "warning", "hint", "defect"):
             for line in getattr(inspection, f"{kind}s"):
-                say(f"{kind}: {line}")
+                echo(f"{kind}: {line}")
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
@@ -62,22 +62,22 @@ def _sides(one: ObjectSizes) -> str:
 
 def _print_objects(detection: Mapping[str, Inspection]) -> None:
     """Print the sizes of each class's objects at the network's input; of many classes, those of the smallest."""
-    halves = [name for name in sorted(detection) if detection[name].objects]
-    if not halves:
+    splits = [name for name in sorted(detection) if detection[name].objects]
+    if not splits:
         return
-    sizes = {name: {one.name: one for one in detection[name].objects} for name in halves}
+    sizes = {name: {one.name: one for one in detection[name].objects} for name in splits}
     smallest: dict[str, float] = {}
-    for one in (one for name in halves for one in sizes[name].values()):
+    for one in (one for name in splits for one in sizes[name].values()):
         smallest[one.name] = min(one.smallest, smallest.get(one.name, one.smallest))
     shown = sorted(smallest, key=lambda name: (smallest[name], name))[:MOST_CLASSES]
-    sides_of = (Column(f"{name} sides", no_wrap=True) for name in halves)
-    table = Table("class", *sides_of, *(f"{name} out of reach" for name in halves))
+    sides_of = (Column(f"{name} sides", no_wrap=True) for name in splits)
+    table = Table("class", *sides_of, *(f"{name} out of reach" for name in splits))
     for class_name in shown:
-        ones = [sizes[name].get(class_name) for name in halves]
+        ones = [sizes[name].get(class_name) for name in splits]
         sides = ["-" if one is None else _sides(one) for one in ones]
         missed = ["-" if one is None else f"{one.out_of_reach} of {one.boxes}" for one in ones]
         table.add_row(escape(class_name), *sides, *missed)
     console().print(table)
-    say("sides: roots of the objects' areas, in pixels of the network's input (skeleton.input_size)")
+    echo("sides: roots of the objects' areas, in pixels of the network's input (skeleton.input_size)")
     if len(shown) < len(smallest):
-        say(f"the {len(shown)} of {len(smallest)} classes with the smallest objects; --json has all")
+        echo(f"the {len(shown)} of {len(smallest)} classes with the smallest objects; --json has all")

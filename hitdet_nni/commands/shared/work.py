@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import prepare_process, told_in_a_line
+from hitdet_nni.engine.process import prepare_process, translate_io_errors
 from hitdet_nni.engine.progress import listening
 from hitdet_nni.engine.progress_view import LineView, View, ViewHandler, view_on
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -46,15 +46,15 @@ def at_work(options: Namespace, config: object) -> Iterator[View]:
     view = view_on(stream, write) if main else LineView(lambda text: None)
     shown = listening(view) if main and not (as_json and isinstance(view, LineView)) else nullcontext()
     held = RunDirectory(options.out).held() if main else nullcontext()
-    with held, view, shown, _notes(view if main else LineView(write), main), told_in_a_line(options.out):
+    with held, view, shown, log_to_console(view if main else LineView(write), main), translate_io_errors(options.out):
         if main and not as_json:
-            view.say(f"{options.command}: {config}, files in {options.out}")
-        distributed.join()
+            view.echo(f"{options.command}: {config}, files in {options.out}")
+        distributed.init()
         try:
             yield view
         except SystemExit as ended:  # Lightning catches Ctrl-C, and ends the program without a word
             raise KeyboardInterrupt from ended
-    distributed.leave()
+    distributed.destroy()
 
 
 def load_libraries(view: View, settings: Settings) -> None:
@@ -70,8 +70,8 @@ def load_libraries(view: View, settings: Settings) -> None:
 
 
 @contextmanager
-def _notes(view: View, main: bool) -> Iterator[None]:
-    """Have the view say what the library notes of its work; of a process that is not the main one only errors."""
+def log_to_console(view: View, main: bool) -> Iterator[None]:
+    """Have the view show what the library notes of its work; of a process that is not the main one only errors."""
     notes = logging.getLogger("hitdet_nni")
     handler = ViewHandler(view)
     notes.addHandler(handler)

@@ -27,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> Findings:
     """Retrain the baseline with one operator at a random layer of one part (Fig. 3)."""
     from hitdet_nni.commands.shared.console import settings_of
-    from hitdet_nni.commands.shared.findings import open_study, picture_file, protocol, trained_rows, write_findings
+    from hitdet_nni.commands.shared.findings import image_file, open_study, protocol, trained_rows, write_findings
     from hitdet_nni.config.skeleton import COMPONENTS
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.studies.operator_ablation import FIGURE_3, effects, insertion_architectures, insertions
@@ -39,7 +39,7 @@ def run(options: Namespace) -> Findings:
     trained = protocol(options, settings).retrain(insertion_architectures(chosen, settings, data))
     found = effects(chosen, {one.name: one for one in trained})
     baseline = trained[0]
-    plot_effects(found, baseline.mean, picture_file(options))
+    plot_effects(found, baseline.mean, image_file(options))
     rows: list[dict[str, object]] = [
         {"part": "-", "operator": "baseline", "mean_mAP": baseline.mean, "deviation": baseline.deviation, "repeats": 1}
     ]

@@ -31,16 +31,16 @@ def run(options: Namespace) -> Findings:
     """Retrain the found architecture and random ones of its cost under one protocol."""
     from dataclasses import asdict
 
-    from hitdet_nni.commands.shared.findings import open_searched, picture_file, protocol, trained_rows, write_findings
+    from hitdet_nni.commands.shared.findings import image_file, open_searched, protocol, trained_rows, write_findings
     from hitdet_nni.studies.plots import plot_random_study
-    from hitdet_nni.studies.random_baseline import Summary, draw_rivals, rate_by_supernet
+    from hitdet_nni.studies.random_baseline import Summary, draw_random_baselines, rate_by_supernet
 
     searched, settings, data = open_searched(options)
-    architectures = draw_rivals(searched, settings, data, options.architectures, options.slack)
+    architectures = draw_random_baselines(searched, settings, data, options.architectures, options.slack)
     losses = rate_by_supernet(searched, settings, data, architectures)
     trained = protocol(options, settings).retrain(architectures)
     summary = Summary.of(trained, losses)
-    plot_random_study(trained, losses, summary, picture_file(options))
+    plot_random_study(trained, losses, summary, image_file(options))
     rows = [{**row, "supernet_loss": losses[one.name]} for row, one in zip(trained_rows(trained), trained, strict=True)]
     details = {"summary": asdict(summary), "samples": {one.name: dict(one.sample) for one in trained}}
     return write_findings(options, rows, summary.sentences(), details)

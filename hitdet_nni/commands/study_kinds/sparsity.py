@@ -27,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> Findings:
     """Screen with several weights of the column-sparse term, and plot the scores (Fig. 4)."""
     from hitdet_nni.commands.shared.console import settings_of
-    from hitdet_nni.commands.shared.findings import open_study, picture_file, write_findings
+    from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.io import write_csv
     from hitdet_nni.search.checks import whole_space
@@ -37,7 +37,7 @@ def run(options: Namespace) -> Findings:
     settings = open_study(options, settings_of(options))
     data, space = open_data(settings.data, settings.seed, settings.skeleton.input_size), whole_space(settings)
     found = [screen_with(mu, options.part, space, settings, data, options.out / f"mu-{mu:g}") for mu in options.weights]
-    plot_scores(found, settings.seed, picture_file(options))
+    plot_scores(found, settings.seed, image_file(options))
     rows = [{"mu": one.weight, "deviation": one.deviation, "range": one.width} for one in found]
     curves = curve_rows(found)
     write_csv(options.out / "scores.csv", list(curves[0]), curves)

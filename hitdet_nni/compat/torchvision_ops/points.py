@@ -1,4 +1,4 @@
-"""Features at points, and points of a RoI as points of the picture."""
+"""Features at points, and points of a RoI as points of the image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def point_sample(input: Tensor, points: Tensor, align_corners: bool = False, **kwargs: Any) -> Tensor:
-    """Sample features at points given as shares of the picture.
+    """Sample features at points given as shares of the image.
 
     Args:
         input: Features (N, C, H, W).
@@ -28,13 +28,13 @@ def point_sample(input: Tensor, points: Tensor, align_corners: bool = False, **k
 def rel_roi_point_to_rel_img_point(
     rois: Tensor, rel_roi_points: Tensor, img: tuple[int, int] | Tensor, spatial_scale: float = 1.0
 ) -> Tensor:
-    """Turn points given as shares of their RoI into shares of the picture.
+    """Turn points given as shares of their RoI into shares of the image.
 
     Args:
         rois: (N, 4), or (N, 5) with the image index first.
         rel_roi_points: (x, y) in 0..1, (N, P, 2).
         img: (height, width) of the features in pixels, or the features (N, C, H, W).
-        spatial_scale: Feature pixels per picture pixel: 1 / stride.
+        spatial_scale: Feature pixels per image pixel: 1 / stride.
 
     Returns:
         (N, P, 2).

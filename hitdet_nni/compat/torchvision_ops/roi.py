@@ -1,4 +1,4 @@
-"""RoI align and RoI pooling; RoIs are (image index, x1, y1, x2, y2) in pixels of the input picture."""
+"""RoI align and RoI pooling; RoIs are (image index, x1, y1, x2, y2) in pixels of the input image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RoIAlign(nn.Module):
 
     Args:
         output_size: Bins, (height, width) or one number for both.
-        spatial_scale: Feature pixels per picture pixel: 1 / stride.
+        spatial_scale: Feature pixels per image pixel: 1 / stride.
         sampling_ratio: Samples per bin and direction; 0 takes one per feature pixel, rounded up.
         pool_mode: Only ``"avg"``.
         aligned: Move the RoIs by half a feature pixel, so that pixel centres lie at .5.
@@ -115,7 +115,7 @@ class RoIPool(nn.Module):
 
     Args:
         output_size: Bins, (height, width) or one number for both.
-        spatial_scale: Feature pixels per picture pixel: 1 / stride.
+        spatial_scale: Feature pixels per image pixel: 1 / stride.
 
     Shape:
         input (N, C, H, W) and rois (K, 5) to (K, C, height, width).

@@ -28,7 +28,7 @@ from hitdet_nni.data.annotations.coco_document import (
     write_canonical,
 )
 from hitdet_nni.data.annotations.normalization import Changes, normalize, renumber_annotations
-from hitdet_nni.data.images.picture_folder import PictureFolder, stays_inside
+from hitdet_nni.data.images.image_folder import ImageFolder, stays_inside
 from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 
@@ -42,7 +42,7 @@ def read_annotations(
 ) -> CocoAnnotations:
     """Read a COCO annotation file and check everything but the pixels.
 
-    Boxes partly outside their picture, crowd boxes and pictures without boxes are allowed.
+    Boxes partly outside their image, crowd boxes and images without boxes are allowed.
 
     Args:
         ann: The annotation file.
@@ -51,7 +51,7 @@ def read_annotations(
         allow_empty_boxes: Allow boxes of zero width or height, instead of refusing them. COCO's own
             ``instances_train2017.json`` has two (annotations 918 and 2206849,
             https://github.com/cocodataset/cocoapi/issues/355); mmdet skips them.
-        defects: Takes the defects of pictures, boxes and categories, which are then passed over instead of refused, to
+        defects: Takes the defects of images, boxes and categories, which are then passed over instead of refused, to
             find them all.
 
     Returns:
@@ -78,7 +78,7 @@ def check_document(
     Raises:
         InputError: As :func:`read_annotations`.
     """
-    folder, changes = PictureFolder(images), Changes()
+    folder, changes = ImageFolder(images), Changes()
     root = normalize(document, folder, changes)
     names = _read_categories(source, document.categories)
     sizes, file_names = _read_images(source, document.images)
@@ -92,7 +92,7 @@ def check_document(
     notes = (*document.notes, *(f"{source.ann}: {note}" for note in changes.notes()))
     for note in notes:
         logger.info("%s", note)
-    amounts = {"{picture|pictures}": summary.pictures, "{box|boxes}": summary.boxes, "{class|classes}": len(names)}
+    amounts = {"{image|images}": summary.images, "{box|boxes}": summary.boxes, "{class|classes}": len(names)}
     logger.info("%s: %s", source.ann, ", ".join(counted(count, what) for what, count in amounts.items()))
     return CocoAnnotations(
         ann=ann,
@@ -158,14 +158,14 @@ def _read_images(
 def _read_image(
     source: DocumentSource, place: str, entry: dict[str, Any], sizes: Mapping[int, tuple[int, int]]
 ) -> tuple[int, str, tuple[int, int]]:
-    """Return the id, file name, width and height of a picture whose id is none of those in ``sizes``."""
+    """Return the id, file name, width and height of an image whose id is none of those in ``sizes``."""
     image_id: int = source.of_type(place, entry, "id", int, "an integer")
     _fits(source, place, image_id)
     if image_id in sizes:
-        raise source.error(f"{place}.id", f"{show(image_id)} is taken by another picture", "unique ids")
-    file_name: str = source.of_type(place, entry, "file_name", str, "a path inside the folder of pictures")
+        raise source.error(f"{place}.id", f"{show(image_id)} is taken by another image", "unique ids")
+    file_name: str = source.of_type(place, entry, "file_name", str, "a path inside the folder of images")
     if not stays_inside(file_name):
-        problem = f"{show(file_name)} leads outside the folder of pictures or names no file"
+        problem = f"{show(file_name)} leads outside the folder of images or names no file"
         raise source.error(f"{place}.file_name", problem, "a relative path without '..'")
     width, height = (
         source.of_type(place, entry, side, int, "a positive integer, in pixels") for side in ("width", "height")
@@ -218,7 +218,7 @@ def _read_boxes(
             image_width, image_height = sizes[image_id]
             right, bottom = left + width, top + height
             if left >= image_width or top >= image_height or (right <= 0 and width > 0) or (bottom <= 0 and height > 0):
-                allowed = f"a box that reaches into its picture, {image_width} x {image_height} pixels (id {image_id})"
+                allowed = f"a box that reaches into its image, {image_width} x {image_height} pixels (id {image_id})"
                 raise _box_error(source, index, entry, "bbox", allowed)
             if not is_number(area):
                 raise _box_error(source, index, entry, "area", "a finite number, in square pixels")
@@ -242,7 +242,7 @@ def _read_boxes(
         source.refuse(source.error("annotations", problem, "at least one box to learn from"))
     order = sorted(names)
     summary = CocoSummary(
-        pictures=len(sizes),
+        images=len(sizes),
         boxes=len(ids),
         classes=tuple(names[category_id] for category_id in order),
         boxes_per_class=tuple(per_class[category_id] for category_id in order),
@@ -256,23 +256,23 @@ def _box_error(source: DocumentSource, index: int, entry: Mapping[str, Any], nam
     return source.error(f"annotations[{index}].{name}", problem, allowed)
 
 
-def _check_on_disk(source: DocumentSource, folder: PictureFolder, file_names: tuple[str, ...]) -> None:
+def _check_on_disk(source: DocumentSource, folder: ImageFolder, file_names: tuple[str, ...]) -> None:
     if not folder.path.is_dir():
-        raise source.error("images", f"their folder {folder.path} does not exist", "a folder of pictures")
+        raise source.error("images", f"their folder {folder.path} does not exist", "a folder of images")
     missing = [index for index, file_name in enumerate(file_names) if not folder.holds(file_name)]
     if missing and source.defects is None:
         more = f", and {counted(len(missing) - 1, 'more {is|are} missing')}" if len(missing) > 1 else ""
-        raise _missing_picture(source, missing[0], file_names, folder.path, more)
+        raise _missing_image(source, missing[0], file_names, folder.path, more)
     for index in missing:
-        source.refuse(_missing_picture(source, index, file_names, folder.path))
+        source.refuse(_missing_image(source, index, file_names, folder.path))
 
 
-def _missing_picture(
+def _missing_image(
     source: DocumentSource, index: int, file_names: Sequence[str], images: Path, more: str = ""
 ) -> InputError:
     name = file_names[index]
     problem = f"{show(name)} is not in {images}{more}"
-    allowed = "names of existing pictures, which are no links out of that folder"
+    allowed = "names of existing images, which are no links out of that folder"
     if "\\" in name:
         problem = f"{show(name)} is not in {images} and looks like a Windows path{more}"
         allowed = "paths with forward slashes inside that folder, as `hitdet-nni check-data --fix OUT` writes them"

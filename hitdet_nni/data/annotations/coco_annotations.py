@@ -12,14 +12,14 @@ class CocoSummary:
     """What an annotation file holds.
 
     Attributes:
-        pictures: Number of pictures.
+        images: Number of images.
         boxes: Number of boxes of every kind.
         classes: Class names in the order of their category ids.
         boxes_per_class: Number of boxes of each of `classes`.
         boxes_by_size: Boxes below 32 x 32 pixels of area, below 96 x 96, and above, as COCO's metrics count them.
     """
 
-    pictures: int
+    images: int
     boxes: int
     classes: tuple[str, ...]
     boxes_per_class: tuple[int, ...]
@@ -28,19 +28,19 @@ class CocoSummary:
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """A checked annotation file and its pictures.
+    """A checked annotation file and its images.
 
     Attributes:
         ann: The annotation file that mmdet and pycocotools are to read: `source`, or what was written in its place.
         images: Folder that the file names are relative to.
         key: Dotted configuration key that named `ann`.
-        image_ids: Ids of the pictures in the order of the file.
-        file_names: File name of each picture, relative to `images`.
-        sizes: Width and height of each picture in pixels.
+        image_ids: Ids of the images in the order of the file.
+        file_names: File name of each image, relative to `images`.
+        sizes: Width and height of each image in pixels.
         category_ids: Ascending category ids; they may have gaps.
         classes: Class name of each of `category_ids`.
         file_category_ids: The category ids in the order of the file.
-        image_classes: Category ids of the boxes of each picture, by image id.
+        image_classes: Category ids of the boxes of each image, by image id.
         summary: Counts.
         source: The annotation file that the user named, for messages.
         left_out: Id and name of the category that only groups the others, if there is one.

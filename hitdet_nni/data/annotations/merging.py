@@ -1,6 +1,6 @@
-"""Pictures of one or several annotation files, chosen by lists of ids, as one annotation file.
+"""Images of one or several annotation files, chosen by lists of ids, as one annotation file.
 
-COCO 2014's trainval35k is the example: two annotation files and two folders, less the pictures of a third file. mmdet
+COCO 2014's trainval35k is the example: two annotation files and two folders, less the images of a third file. mmdet
 and pycocotools take one file, so that one is written, under a name that holds a digest of all that it is made of.
 """
 
@@ -20,31 +20,31 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked, write_text
 
 _FORMAT = 2  # of the files; to be raised when the same parts are to become another file
-_IDS = "picture ids, a line each, a JSON list, or a COCO annotation file"
+_IDS = "image ids, a line each, a JSON list, or a COCO annotation file"
 
 
 def one_annotation_file(
-    sources: Sequence[tuple[Path, Path]], folder: Path, *, half: str, only: Path | None, without: Path | None
+    sources: Sequence[tuple[Path, Path]], folder: Path, *, split: str, only: Path | None, without: Path | None
 ) -> tuple[Path, Path]:
-    """Write the chosen pictures of some annotation files, and their boxes, as one file; do nothing where it is there.
+    """Write the chosen images of some annotation files, and their boxes, as one file; do nothing where it is there.
 
     Args:
-        sources: Annotation files, each with its folder of pictures.
+        sources: Annotation files, each with its folder of images.
         folder: Where the file is written.
-        half: ``"train"`` or ``"val"``, whose keys of the ``data`` section messages name.
-        only: File of the picture ids to take, by default all.
-        without: File of the picture ids to leave out.
+        split: ``"train"`` or ``"val"``, whose keys of the ``data`` section messages name.
+        only: File of the image ids to take, by default all.
+        without: File of the image ids to leave out.
 
     Returns:
         The annotation file, and the folder that its file names are relative to.
 
     Raises:
-        InputError: If a file has a defect, the files have different classes, or the lists of ids name unknown pictures,
+        InputError: If a file has a defect, the files have different classes, or the lists of ids name unknown images,
             such as share their id with others, or leave none.
     """
-    key = f"data.{half}_ann"
+    key = f"data.{split}_ann"
     lists = [path for path in (only, without) if path is not None]
-    folders = [images.resolve() for _, images in sources]  # pictures behind a link that leads out of root are refused
+    folders = [images.resolve() for _, images in sources]  # images behind a link that leads out of root are refused
     root = Path(os.path.commonpath(folders))
     prefixes = [images.relative_to(root).as_posix() for images in folders]
     names = [str(ann) for ann, _ in sources]
@@ -61,16 +61,16 @@ def one_annotation_file(
             whole = _together(checked, prefixes)
             chosen = _chosen(
                 whole.ids,
-                None if only is None else (only, read_ids(only, key=f"data.{half}_ids")),
-                None if without is None else (without, read_ids(without, key=f"data.{half}_without")),
-                half,
+                None if only is None else (only, read_ids(only, key=f"data.{split}_ids")),
+                None if without is None else (without, read_ids(without, key=f"data.{split}_without")),
+                split,
             )
             write_text(merged, canonical_text(whole.document(chosen, names)))
     return merged, root
 
 
 def read_ids(path: Path, *, key: str) -> frozenset[int]:
-    """Return the picture ids in a file: one a line, a JSON list, or those of a COCO annotation file.
+    """Return the image ids in a file: one a line, a JSON list, or those of a COCO annotation file.
 
     Args:
         path: The file.
@@ -180,32 +180,32 @@ def _chosen(
     known: Mapping[int, list[int]],
     only: tuple[Path, frozenset[int]] | None,
     without: tuple[Path, frozenset[int]] | None,
-    half: str,
+    split: str,
 ) -> set[int]:
-    """Return the ids, in the whole, of the pictures that are left; ``known`` gives them by the ids of the files."""
+    """Return the ids, in the whole, of the images that are left; ``known`` gives them by the ids of the files."""
     chosen = {number for numbers in known.values() for number in numbers}
     if only is not None:
         path, ids = only
         unknown = sorted(ids - known.keys())
         if unknown:
             problem = f"{len(unknown)} ids are in no annotation file, the first of them {unknown[0]}"
-            raise InputError(problem, source=path, key=f"data.{half}_ids", allowed=f"ids of data.{half}_ann")
-        _refuse_ambiguous(known, ids, path, half, "ids")
+            raise InputError(problem, source=path, key=f"data.{split}_ids", allowed=f"ids of data.{split}_ann")
+        _refuse_ambiguous(known, ids, path, split, "ids")
         chosen = {known[number][0] for number in ids}
     if without is not None:
         path, ids = without
         if not ids & known.keys():
             problem = f"none of its {len(ids)} ids is in an annotation file"
-            raise InputError(problem, source=path, key=f"data.{half}_without", allowed=f"ids of data.{half}_ann")
-        _refuse_ambiguous(known, ids, path, half, "without")
+            raise InputError(problem, source=path, key=f"data.{split}_without", allowed=f"ids of data.{split}_ann")
+        _refuse_ambiguous(known, ids, path, split, "without")
         chosen -= {number for each in ids for number in known.get(each, ())}
         if not chosen:
-            raise InputError("leaves no picture", source=path, key=f"data.{half}_without", allowed="fewer ids")
+            raise InputError("leaves no image", source=path, key=f"data.{split}_without", allowed="fewer ids")
     return chosen
 
 
-def _refuse_ambiguous(known: Mapping[int, list[int]], ids: frozenset[int], path: Path, half: str, kind: str) -> None:
+def _refuse_ambiguous(known: Mapping[int, list[int]], ids: frozenset[int], path: Path, split: str, kind: str) -> None:
     several = sorted(number for number in ids if len(known.get(number, ())) > 1)
     if several:
-        problem = f"id {several[0]} is that of several pictures, since files of data.{half}_ann share ids"
-        raise InputError(problem, source=path, key=f"data.{half}_{kind}", allowed="ids of one picture each")
+        problem = f"id {several[0]} is that of several images, since files of data.{split}_ann share ids"
+        raise InputError(problem, source=path, key=f"data.{split}_{kind}", allowed="ids of one image each")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, get_args
 
 from hitdet_nni.data.annotations.coco_document import CocoDocument, Entry, is_number, show
-from hitdet_nni.data.images.picture_folder import PictureFolder
+from hitdet_nni.data.images.image_folder import ImageFolder
 from hitdet_nni.data.wording import counted
 
 Kind = Literal["encoding", "number", "flag", "area", "iscrowd", "ignore", "name", "root", "ids"]
@@ -84,7 +84,7 @@ class Changes:
             before = old if isinstance(old, Missing) else show(old)
             self.lines.append(f"{name}[{index}]{number}{key and f'.{key}'}: {before} -> {new}")
 
-    def say(self, kind: Kind, what: str) -> None:
+    def note(self, kind: Kind, what: str) -> None:
         """Note what is true of the file as a whole."""
         self._counts[kind] += 1
         self._first.setdefault(kind, what)
@@ -112,7 +112,7 @@ class Missing(str):
 _MISSING: Final = Missing("missing")
 
 
-def normalize(document: CocoDocument, folder: PictureFolder, changes: Changes) -> Entry | None:
+def normalize(document: CocoDocument, folder: ImageFolder, changes: Changes) -> Entry | None:
     """Make of a document what it means, in place.
 
     Args:
@@ -124,7 +124,7 @@ def normalize(document: CocoDocument, folder: PictureFolder, changes: Changes) -
         The category that was left out, if one was.
     """
     if document.encoding is not None:
-        changes.say("encoding", document.encoding)
+        changes.note("encoding", document.encoding)
     _whole_numbers("images", document.images, ("id", "width", "height"), changes)
     _whole_numbers("categories", document.categories, ("id",), changes)
     _whole_numbers("annotations", document.annotations, ("id", "image_id", "category_id"), changes)
@@ -147,7 +147,7 @@ def renumber_annotations(document: CocoDocument, changes: Changes) -> None:
     """
     unfit = [entry["id"] for entry in document.annotations if not 0 < entry["id"] <= LARGEST_ID]
     if unfit:
-        changes.say("ids", show(unfit[0]))
+        changes.note("ids", show(unfit[0]))
         for number, entry in enumerate(document.annotations, start=1):
             entry["id"] = number
 
@@ -161,7 +161,7 @@ def _whole_numbers(name: str, entries: Iterable[Entry], keys: tuple[str, ...], c
                 changes.add("number", (name, index, key), entry, value, int(value))
 
 
-def _file_names(images: Iterable[Entry], folder: PictureFolder, changes: Changes) -> None:
+def _file_names(images: Iterable[Entry], folder: ImageFolder, changes: Changes) -> None:
     for index, entry in enumerate(images):
         name = entry.get("file_name")
         if type(name) is not str or name.isascii() or folder.holds(name):

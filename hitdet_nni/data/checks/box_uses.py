@@ -1,4 +1,4 @@
-"""What becomes of each box and picture of an annotation file: trained on, ignored, dropped, clipped, left out.
+"""What becomes of each box and image of an annotation file: trained on, ignored, dropped, clipped, left out.
 
 The rules are those of ``mmdet.datasets.CocoDataset`` (``parse_data_info``, ``filter_data``), of its ``Resize`` and of
 ``mmcv.rescale_size``, which :mod:`hitdet_nni.data.datasets.detection` configures, and of pycocotools' evaluation.
@@ -22,16 +22,16 @@ from hitdet_nni.data.images.reading import resized
 
 @dataclass(frozen=True)
 class BoxUses:
-    """What becomes of the boxes of one half.
+    """What becomes of the boxes of one split.
 
     Attributes:
-        trained: Number of boxes that a training on these pictures learns from.
+        trained: Number of boxes that a training on these images learns from.
         crowds: Boxes around groups, in which training looks for nothing and evaluation counts nothing.
         dropped: Boxes that training does not load: a side under a pixel, or no area.
-        clipped: Boxes of `trained` that are cut off at an edge of their picture.
-        evaluated: Boxes that an evaluation on these pictures counts: all but crowds.
-        unlabelled: File names of pictures without any box, which training leaves out.
-        background: File names of pictures whose boxes are all crowds or dropped: trained on without a box.
+        clipped: Boxes of `trained` that are cut off at an edge of their image.
+        evaluated: Boxes that an evaluation on these images counts: all but crowds.
+        unlabelled: File names of images without any box, which training leaves out.
+        background: File names of images whose boxes are all crowds or dropped: trained on without a box.
         labels: Category id of each trained box, ``[trained]``.
         sides: Width and height of each trained box in pixels of the network's input, ``[trained, 2]``.
     """
@@ -95,7 +95,7 @@ def is_dropped(entry: Mapping[str, Any], size: tuple[int, int]) -> bool:
 
     Args:
         entry: An entry of ``annotations``.
-        size: Width and height of its picture in pixels.
+        size: Width and height of its image in pixels.
     """
     left, top, width, height = entry["bbox"]
     across = min(left + width, size[0]) - max(left, 0)

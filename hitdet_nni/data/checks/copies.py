@@ -1,4 +1,4 @@
-"""Files of the same bytes: pictures that a set holds twice, or in both halves."""
+"""Files of the same bytes: images that a set holds twice, or in both splits."""
 
 from __future__ import annotations
 

@@ -16,19 +16,19 @@ from hitdet_nni.config.settings import DataSettings, PretrainSettings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.coco import check_same_classes, read_annotations
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
-from hitdet_nni.data.annotations.pixels import check_pictures
+from hitdet_nni.data.annotations.pixels import check_images
 from hitdet_nni.data.checks.box_uses import BoxUses, box_uses
 from hitdet_nni.data.checks.copies import Digests, same_files
 from hitdet_nni.data.checks.object_sizes import ObjectSizes, object_sizes, size_hints
-from hitdet_nni.data.class_folders import LabelledPictures, list_pictures
+from hitdet_nni.data.class_folders import LabeledImages, list_images
 from hitdet_nni.data.images.reading import decoded_size
-from hitdet_nni.data.layouts.parts import Half
-from hitdet_nni.data.sources import half_parts, half_source
+from hitdet_nni.data.layouts.parts import Split
+from hitdet_nni.data.sources import split_parts, split_source
 from hitdet_nni.data.wording import counted
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
 
-_AT_ONCE = 4096  # pictures that the decoding threads are given at a time
+_AT_ONCE = 4096  # images that the decoding threads are given at a time
 
 FEW_BOXES = 10
 """Boxes of a class below which training and evaluation of it say little."""
@@ -39,10 +39,10 @@ RARE = 50
 
 @dataclass
 class Inspection:
-    """What was found in one half of a data set.
+    """What was found in one split of a data set.
 
     Attributes:
-        counts: Numbers, and ranges of numbers as text, by what they count; empty where the half cannot be read.
+        counts: Numbers, and ranges of numbers as text, by what they count; empty where the split cannot be read.
         objects: Sizes of the objects of each class.
         notes: What is read otherwise than it stands there, one line each.
         warnings: One line each.
@@ -65,7 +65,7 @@ class Inspection:
 
 
 def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> dict[str, Inspection]:
-    """Read both halves of a detection set, annotations and pixels.
+    """Read both splits of a detection set, annotations and pixels.
 
     Args:
         settings: The ``data`` section.
@@ -75,9 +75,9 @@ def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> 
     Raises:
         InputError: If the settings name no data.
     """
-    parts, digests = half_parts(settings, seed), Digests()
-    found = {half: _read_half(settings, skeleton, seed, half, sources, digests) for half, sources in parts.items()}
-    inspections = {str(half): inspection for half, (inspection, _) in found.items()}
+    parts, digests = split_parts(settings, seed), Digests()
+    found = {split: _read_split(settings, skeleton, seed, split, sources, digests) for split, sources in parts.items()}
+    inspections = {str(split): inspection for split, (inspection, _) in found.items()}
     (_, train), (_, val) = found["train"], found["val"]
     if train is not None and val is not None:
         try:
@@ -88,23 +88,23 @@ def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> 
     return inspections
 
 
-def _read_half(
+def _read_split(
     settings: DataSettings,
     skeleton: Skeleton,
     seed: int,
-    half: Half,
+    split: Split,
     sources: Sequence[tuple[Path, Path]],
     digests: Digests,
 ) -> tuple[Inspection, CocoAnnotations | None]:
-    inspection, key = Inspection(), f"data.{half}_ann"
+    inspection, key = Inspection(), f"data.{split}_ann"
     defects: list[InputError] = []
     annotations = None
     try:
         for ann, images in sources:
             annotations = read_annotations(ann, images, key=key, allow_empty_boxes=True, defects=defects)
         if not defects:
-            # The same file, or that of the chosen pictures of all of them.
-            chosen = half_source(settings, seed, half)
+            # The same file, or that of the chosen images of all of them.
+            chosen = split_source(settings, seed, split)
             if chosen not in sources:
                 annotations = read_annotations(*chosen, key=key, allow_empty_boxes=True)
         elif len(sources) > 1:
@@ -118,11 +118,11 @@ def _read_half(
     inspection.notes = [f"{key}: {note}" for note in annotations.notes]
     inspection.counts = _counts(annotations)
     if defects:
-        # A picture whose boxes are refused has boxes, and so on: counts of what is left would mislead.
+        # An image whose boxes are refused has boxes, and so on: counts of what is left would mislead.
         inspection.notes.append(f"{key}: counted is what has no defect; the rest is judged once the defects are mended")
     else:
         _judge_boxes(inspection, annotations, skeleton, digests)
-    report = check_pictures(annotations, skeleton.input_size)
+    report = check_images(annotations, skeleton.input_size)
     # Files that are not there have been named with their place in the annotations.
     damaged = [defect for defect in report.defects if defect.file.is_file()]
     inspection.defects += [f"{defect.file}: {defect.problem}" for defect in damaged]
@@ -134,9 +134,9 @@ def _counts(annotations: CocoAnnotations) -> dict[str, int | str]:
     summary = annotations.summary
     small, medium, large = summary.boxes_by_size
     return {
-        "pictures": summary.pictures,
-        "picture widths": _range([width for width, _ in annotations.sizes]),
-        "picture heights": _range([height for _, height in annotations.sizes]),
+        "images": summary.images,
+        "image widths": _range([width for width, _ in annotations.sizes]),
+        "image heights": _range([height for _, height in annotations.sizes]),
         "classes": len(summary.classes),
         "boxes": summary.boxes,
         "boxes a class": _range(summary.boxes_per_class),
@@ -147,7 +147,7 @@ def _counts(annotations: CocoAnnotations) -> dict[str, int | str]:
 
 
 def _judge_boxes(inspection: Inspection, annotations: CocoAnnotations, skeleton: Skeleton, digests: Digests) -> None:
-    """Add what will happen to the boxes of a half without defects, and how their sizes suit the network."""
+    """Add what will happen to the boxes of a split without defects, and how their sizes suit the network."""
     uses = box_uses(annotations, skeleton.input_size)
     names = dict(zip(annotations.category_ids, annotations.classes, strict=True))
     inspection.objects = object_sizes(uses, names, skeleton)
@@ -155,7 +155,7 @@ def _judge_boxes(inspection: Inspection, annotations: CocoAnnotations, skeleton:
     inspection.counts |= _fates(uses, inspection.objects, skeleton, training=training)
     warnings = _warnings(annotations, uses, digests, training=training)
     inspection.warnings += [f"{annotations.key}: {line}" for line in warnings]
-    if training:  # the other half is not to be fitted to
+    if training:  # the other split is not to be fitted to
         inspection.hints += [f"{annotations.key}: {line}" for line in size_hints(uses, names, skeleton)]
 
 
@@ -166,13 +166,13 @@ def _fates(
     here: dict[str, int | str] = {"boxes evaluated": uses.evaluated}
     if training:
         here = {
-            "pictures of background only": len(uses.background),
+            "images of background only": len(uses.background),
             "boxes trained on": uses.trained,
             "boxes dropped": uses.dropped,
         }
     return {
-        "pictures without boxes": len(uses.unlabelled),
-        "pictures left out": len(uses.unlabelled) if training else 0,
+        "images without boxes": len(uses.unlabelled),
+        "images left out": len(uses.unlabelled) if training else 0,
         **here,
         "crowds, ignored": uses.crowds,
         "boxes clipped at an edge": uses.clipped,
@@ -187,14 +187,14 @@ def _warnings(annotations: CocoAnnotations, uses: BoxUses, digests: Digests, *, 
     absent = [name for name, count in classes.items() if not count]
     repeated = [name for name, times in Counter(annotations.file_names).items() if times > 1]
     left_out = ", which training leaves out" * training
-    background = "{picture|pictures} whose boxes are all crowds or dropped, which {is|are} trained on as background"
+    background = "{image|images} whose boxes are all crowds or dropped, which {is|are} trained on as background"
     found: list[tuple[int, str, Sequence[str]]] = [
-        (len(uses.unlabelled), "{picture|pictures} without boxes" + left_out, uses.unlabelled),
+        (len(uses.unlabelled), "{image|images} without boxes" + left_out, uses.unlabelled),
         (len(uses.background) * training, background, uses.background),
         (len(absent), "{class|classes} without boxes", absent),
-        (len(repeated), "{file|files} named by several pictures", repeated),
+        (len(repeated), "{file|files} named by several images", repeated),
         (uses.dropped, "{box|boxes} without area or thinner than a pixel" + left_out, ()),
-        (uses.clipped, "{box that reaches over an edge of its|boxes that reach over an edge of their} picture", ()),
+        (uses.clipped, "{box that reaches over an edge of its|boxes that reach over an edge of their} image", ()),
     ]
     yield from (_of(count, what, examples) for count, what, examples in found if count)
     if training:
@@ -202,7 +202,7 @@ def _warnings(annotations: CocoAnnotations, uses: BoxUses, digests: Digests, *, 
     groups = same_files((annotations.images / name for name in annotations.file_names), digests)
     if groups:
         copies = counted(
-            sum(len(group) - 1 for group in groups), "{picture is a copy of another|pictures are copies of others}"
+            sum(len(group) - 1 for group in groups), "{image is a copy of another|images are copies of others}"
         )
         yield f"{copies}; the first pair: {_pair(*groups[0][:2])}"
 
@@ -222,8 +222,8 @@ def _second(pair: tuple[str, int]) -> int:
 
 
 def _between(train: CocoAnnotations, val: CocoAnnotations, digests: Digests) -> Iterator[str]:
-    """Yield what the two halves should not have in common, and what they should."""
-    learned, asked = (dict(zip(half.classes, half.summary.boxes_per_class, strict=True)) for half in (train, val))
+    """Yield what the two splits should not have in common, and what they should."""
+    learned, asked = (dict(zip(split.classes, split.summary.boxes_per_class, strict=True)) for split in (train, val))
     unknown = [name for name, count in asked.items() if count and not learned.get(name)]
     if unknown:
         yield _of(
@@ -239,7 +239,7 @@ def _between(train: CocoAnnotations, val: CocoAnnotations, digests: Digests) -> 
     trained, validated = _files(train), _files(val)
     shared = sorted(trained & validated)
     if shared:
-        yield _of(len(shared), "{picture that is|pictures that are} trained on as well", shared)
+        yield _of(len(shared), "{image that is|images that are} trained on as well", shared)
     pairs = [
         (file, twin)
         for group in same_files(sorted(trained) + sorted(validated - trained), digests)
@@ -248,7 +248,7 @@ def _between(train: CocoAnnotations, val: CocoAnnotations, digests: Digests) -> 
         if file not in trained
     ]
     if pairs:
-        what = "{picture has|pictures have} the bytes of a training picture under another name"
+        what = "{image has|images have} the bytes of a training image under another name"
         yield f"{counted(len(pairs), what)}, so that the figures will flatter; the first pair: {_pair(*pairs[0])}"
 
 
@@ -261,7 +261,7 @@ def _files(annotations: CocoAnnotations) -> set[Path]:
 
 
 def inspect_folders(settings: PretrainSettings) -> dict[str, Inspection]:
-    """Read the pictures of a classification set, one folder a class.
+    """Read the images of a classification set, one folder a class.
 
     Args:
         settings: The ``pretrain`` section, which names at least one folder.
@@ -272,12 +272,12 @@ def inspect_folders(settings: PretrainSettings) -> dict[str, Inspection]:
         name = f"pretrain.{key}"
         inspection = inspections[name] = Inspection()
         try:
-            pictures = list_pictures(root, name)
+            images = list_images(root, name)
         except InputError as error:
             inspection.defects.append(str(error))
             continue
-        classes[name] = pictures.classes
-        _read_folder(pictures, inspection)
+        classes[name] = images.classes
+        _read_folder(images, inspection)
     if len(classes) == 2:
         first, second = classes.values()
         different = sorted(set(first) ^ set(second))
@@ -288,22 +288,22 @@ def inspect_folders(settings: PretrainSettings) -> dict[str, Inspection]:
     return inspections
 
 
-def _read_folder(pictures: LabelledPictures, inspection: Inspection) -> None:
+def _read_folder(images: LabeledImages, inspection: Inspection) -> None:
     sizes: list[tuple[int, int]] = []
     with ThreadPoolExecutor(available_cores()) as threads:  # OpenCV decodes without Python's lock
-        for start in range(0, len(pictures.files), _AT_ONCE):
-            files = [pictures.root / name for name in pictures.files[start : start + _AT_ONCE]]
+        for start in range(0, len(images.files), _AT_ONCE):
+            files = [images.root / name for name in images.files[start : start + _AT_ONCE]]
             for file, outcome in zip(files, threads.map(decoded_size, files), strict=True):
                 if isinstance(outcome, str):
                     inspection.defects.append(f"{file}: {outcome}")
                 else:
                     sizes.append(outcome)
     inspection.counts = {
-        "pictures": len(pictures.files),
-        "picture widths": _range([width for width, _ in sizes]),
-        "picture heights": _range([height for _, height in sizes]),
-        "classes": len(pictures.classes),
-        "pictures a class": _range(list(Counter(pictures.labels).values())),
+        "images": len(images.files),
+        "image widths": _range([width for width, _ in sizes]),
+        "image heights": _range([height for _, height in sizes]),
+        "classes": len(images.classes),
+        "images a class": _range(list(Counter(images.labels).values())),
     }
 
 

@@ -71,7 +71,7 @@ def object_sizes(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) ->
     """Return the sizes of the objects of every class that has any.
 
     Args:
-        uses: The boxes of one half.
+        uses: The boxes of one split.
         names: Class names by category id.
         skeleton: Gives the anchors and the finest stride.
     """
@@ -88,7 +88,7 @@ def object_sizes(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) ->
 
 
 def _out_of_reach(sides: NDArray[np.float64], skeleton: Skeleton) -> NDArray[np.bool_]:
-    thin: NDArray[np.bool_] = sides.min(axis=1) < skeleton.pyramid_reductions[0]
+    thin: NDArray[np.bool_] = sides.min(axis=1) < skeleton.pyramid_strides[0]
     return thin | (best_overlaps(sides, skeleton) < skeleton.layout.negative_iou)
 
 
@@ -96,7 +96,7 @@ def size_hints(uses: BoxUses, names: Mapping[int, str], skeleton: Skeleton) -> I
     """Yield what to change for the classes at least half of whose objects are out of reach, a line a remedy.
 
     Args:
-        uses: The boxes of one half.
+        uses: The boxes of one split.
         names: Class names by category id.
         skeleton: Gives the anchors and the finest stride.
     """
@@ -127,7 +127,7 @@ class _Missed:
 
 
 def _reason(width: float, height: float, skeleton: Skeleton) -> str:
-    if min(width, height) < skeleton.pyramid_reductions[0]:
+    if min(width, height) < skeleton.pyramid_strides[0]:
         return "thin"
     overlap, side = _best_size(width, height)
     if overlap < skeleton.layout.negative_iou:
@@ -142,9 +142,9 @@ def _best_size(width: float, height: float) -> tuple[float, float]:
 
 
 def _advice(reason: str, missed: _Missed, skeleton: Skeleton) -> str:
-    smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_reductions[0]
+    smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_strides[0]
     if reason == "thin":
-        thinner, advice = min(missed.width, missed.height), "cut the pictures into tiles"
+        thinner, advice = min(missed.width, missed.height), "cut the images into tiles"
         if thinner * _MOST_ENLARGED >= stride:
             size = [math.ceil(length * stride / thinner) for length in skeleton.input_size]
             advice = f"try skeleton.input_size {size}, or {advice}"

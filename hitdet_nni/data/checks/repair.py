@@ -27,11 +27,11 @@ from hitdet_nni.data.annotations.coco_document import (
     show,
 )
 from hitdet_nni.data.annotations.normalization import LARGEST_ID, Changes, normalize
-from hitdet_nni.data.images.picture_folder import PictureFolder, stays_inside
+from hitdet_nni.data.images.image_folder import ImageFolder, stays_inside
 from hitdet_nni.data.images.reading import decoded_size, thin_problem
-from hitdet_nni.data.layouts.parts import HALVES
+from hitdet_nni.data.layouts.parts import SPLITS
 from hitdet_nni.data.layouts.split import split_off
-from hitdet_nni.data.sources import half_parts
+from hitdet_nni.data.sources import split_parts
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import write_text
 
@@ -45,14 +45,14 @@ class Repaired:
     """A corrected file.
 
     Attributes:
-        half: ``"train"`` or ``"val"``.
+        split: ``"train"`` or ``"val"``.
         source: The file that it was made from.
         images: The folder of its images.
         file: The file that was written.
         changes: ``place: old -> new``, a line each; empty if nothing was wrong.
     """
 
-    half: str
+    split: str
     source: Path
     images: Path
     file: Path
@@ -66,8 +66,8 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         settings: The ``data`` section.
         seed: Seed of the embedded set.
         out: Folder in which ``instances_train.json`` and ``instances_val.json`` are written; with a number where a
-            half has several files. A folder without a validation part is split as it would be without this.
-        input_size: Rows and columns that training resizes pictures to fit; ``None``: not looked at.
+            split has several files. A folder without a validation part is split as it would be without this.
+        input_size: Rows and columns that training resizes images to fit; ``None``: not looked at.
 
     Returns:
         What was written, in the order of the settings.
@@ -76,31 +76,31 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         InputError: If the settings name no data, a file is there already, or a defect cannot be mended; nothing is
             written then.
     """
-    halves = half_parts(settings, seed)
+    splits = split_parts(settings, seed)
     plan = [
-        (half, ann, images, out / f"instances_{half}{f'_{number}' if len(parts) > 1 else ''}.json")
-        for half, parts in halves.items()
+        (split, ann, images, out / f"instances_{split}{f'_{number}' if len(parts) > 1 else ''}.json")
+        for split, parts in splits.items()
         for number, (ann, images) in enumerate(parts, start=1)
     ]
     for *_, target in plan:
         if target.exists() or target.is_symlink():
             raise InputError("exists already", source=target, key="--fix", allowed="a folder that lacks this file")
-    if settings.is_recognised and halves["train"] == halves["val"]:
+    if settings.is_recognised and splits["train"] == splits["val"]:
         ((_, ann, images, _), _) = plan
         one = _Repair(ann, images, "data.root", input_size)
         one.mend()
         mended = [one, one]
         texts = [one.text(ids) for ids in one.split(settings.val_share, settings.val_seed)]
     else:
-        mended = [_Repair(ann, images, f"data.{half}_ann", input_size) for half, ann, images, _ in plan]
+        mended = [_Repair(ann, images, f"data.{split}_ann", input_size) for split, ann, images, _ in plan]
         for each in mended:
             each.mend()
         texts = [each.text() for each in mended]
     written: list[Repaired] = []
-    for (half, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
+    for (split, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
         write_text(target, text)
         told = () if any(each is other for other in mended[: len(written)]) else tuple(each.lines)
-        written.append(Repaired(half, ann, images, target, told))
+        written.append(Repaired(split, ann, images, target, told))
     return written
 
 
@@ -108,14 +108,14 @@ def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[st
     """Return the options by which a command with these settings uses the corrected files."""
     options = [f"--set data.{key}=null" for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
     named = bool(options)  # the folders of images have to be
-    for half in HALVES:
-        found = [each for each in repaired if each.half == half]
+    for split in SPLITS:
+        found = [each for each in repaired if each.split == split]
         values = {"ann": [str(each.file.absolute()) for each in found]}
         if named:
             values["images"] = [str(each.images.absolute()) for each in found]
         for key, paths in values.items():
             value = paths[0] if len(paths) == 1 else json.dumps(paths)
-            options.append(f"--set {shlex.quote(f'data.{half}_{key}={value}')}")
+            options.append(f"--set {shlex.quote(f'data.{split}_{key}={value}')}")
     return options
 
 
@@ -130,7 +130,7 @@ class _Repair:
         self.lines: list[str] = []
         self._broken: dict[int, str] = {}  # what is wrong with the file of an image, by the entry's id()
         self._ann, self._key, self._input_size = ann, key, input_size
-        self._folder = PictureFolder(images)
+        self._folder = ImageFolder(images)
         self._document = read_document(DocumentSource(ann, key))
         # Places are those of the file that was read, whatever has been left out since.
         self._places = {
@@ -145,7 +145,7 @@ class _Repair:
         """
         if not self._folder.path.is_dir():
             problem = f"their folder {self._folder.path} does not exist"
-            raise DocumentSource(self._ann, self._key).error("images", problem, "a folder of pictures")
+            raise DocumentSource(self._ann, self._key).error("images", problem, "a folder of images")
         self._read_texts()
         self._compute_areas()
         changes = Changes(listed=True)
@@ -257,13 +257,13 @@ class _Repair:
                     raise InputError(f"{defect.problem}: --fix cannot mend it", source=self._ann, key=defect.key)
                 if id(entry) not in gone[place[1]]:
                     gone[place[1]].add(id(entry))
-                    self._say_left_out(entry, defect.problem.removesuffix(f" (named by {self._key})"))
+                    self._note_left_out(entry, defect.problem.removesuffix(f" (named by {self._key})"))
                     if place[1] == "images" and type(number) is int:
                         lost.add(number)
             for entry in self._document.annotations:
                 if entry.get("image_id") in lost and id(entry) not in gone["annotations"]:
                     gone["annotations"].add(id(entry))
-                    self._say_left_out(entry, "its image is left out")
+                    self._note_left_out(entry, "its image is left out")
             for name, entries in gone.items():
                 kept = [entry for entry in getattr(self._document, name) if id(entry) not in entries]
                 if not kept:
@@ -271,7 +271,7 @@ class _Repair:
                     raise InputError(problem, source=self._ann, key=name)
                 setattr(self._document, name, kept)
 
-    def _say_left_out(self, entry: Entry, problem: str) -> None:
+    def _note_left_out(self, entry: Entry, problem: str) -> None:
         self.lines.append(f"{self._place(entry)}: left out: {problem}")
 
     def _defects(self) -> list[InputError]:

@@ -1,6 +1,6 @@
-"""Pictures for classification, one folder a class: decoded, augmented, put together.
+"""Images for classification, one folder a class: decoded, augmented, put together.
 
-Pictures stay as OpenCV decodes them, 8-bit in the order blue, green, red, until the classifier normalises them as the
+Images stay as OpenCV decodes them, 8-bit in the order blue, green, red, until the classifier normalises them as the
 detector does its own.
 """
 
@@ -15,15 +15,15 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from hitdet_nni.config.settings import PretrainSettings
-from hitdet_nni.data.class_folders import LabelledPictures
-from hitdet_nni.data.images.reading import PictureDefect, PictureError, read_picture
+from hitdet_nni.data.class_folders import LabeledImages
+from hitdet_nni.data.images.reading import ImageDefect, ImageError, read_image
 from hitdet_nni.errors import InputError
 
 CROP_SHARE = 224 / 256
-"""Side of the validation crop relative to the shorter side of the resized picture."""
+"""Side of the validation crop relative to the shorter side of the resized image."""
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Pictures ``[N, 3, S, S]`` of 8 bits, their classes ``[N]`` and their numbers in the data set ``[N]``."""
+"""Images ``[N, 3, S, S]`` of 8 bits, their classes ``[N]`` and their numbers in the data set ``[N]``."""
 
 
 def training_transform(settings: PretrainSettings) -> v2.Transform:
@@ -37,55 +37,55 @@ def training_transform(settings: PretrainSettings) -> v2.Transform:
 
 
 def validation_transform(settings: PretrainSettings) -> v2.Transform:
-    """Build the crop of the picture's centre, resized."""
+    """Build the crop of the image's centre, resized."""
     return v2.Compose([v2.Resize(round(settings.size / CROP_SHARE), antialias=True), v2.CenterCrop(settings.size)])
 
 
-class FolderPictures(Dataset[Any]):
-    """The pictures of a split, decoded as the detector's are and transformed.
+class FolderImages(Dataset[Any]):
+    """The images of a split, decoded as the detector's are and transformed.
 
     Args:
-        pictures: The split.
+        images: The split.
         transform: From a ``[3, H, W]`` tensor of 8 bits to one of the input size.
     """
 
-    def __init__(self, pictures: LabelledPictures, transform: v2.Transform) -> None:
-        self.pictures = pictures
+    def __init__(self, images: LabeledImages, transform: v2.Transform) -> None:
+        self.images = images
         self.transform = transform
 
     def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.pictures.files)
+        """Number of images."""
+        return len(self.images.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | PictureDefect:
-        """Return the picture, class and number; a defect where the file cannot be read.
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | ImageDefect:
+        """Return the image, class and number; a defect where the file cannot be read.
 
         A defect is returned, not raised, since a worker process cannot raise an error of one line.
         """
-        file = self.pictures.root / self.pictures.files[index]
+        file = self.images.root / self.images.files[index]
         try:
-            picture = read_picture(file)
-        except PictureError as error:
-            return PictureDefect(file, error.problem)
-        tensor = torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-        return self.transform(tensor), self.pictures.labels[index], index
+            image = read_image(file)
+        except ImageError as error:
+            return ImageDefect(file, error.problem)
+        tensor = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        return self.transform(tensor), self.images.labels[index], index
 
 
-def collate(items: Sequence[tuple[Tensor, int, int] | PictureDefect]) -> Batch | PictureDefect:
-    """Put together a batch of pictures ``[B, 3, side, side]``, labels ``[B]`` and ids ``[B]``, or its first defect."""
+def collate(items: Sequence[tuple[Tensor, int, int] | ImageDefect]) -> Batch | ImageDefect:
+    """Put together a batch of images ``[B, 3, side, side]``, labels ``[B]`` and ids ``[B]``, or its first defect."""
     for item in items:
-        if isinstance(item, PictureDefect):
+        if isinstance(item, ImageDefect):
             return item
     batch: list[Tensor] = default_collate(list(items))
     return batch[0], batch[1], batch[2]
 
 
-def sound(batch: Batch | PictureDefect) -> Batch:
+def sound(batch: Batch | ImageDefect) -> Batch:
     """Return the batch itself.
 
     Raises:
         InputError: Naming the file, if the batch is a defect.
     """
-    if isinstance(batch, PictureDefect):
+    if isinstance(batch, ImageDefect):
         raise InputError(batch.problem, source=batch.file)
     return batch

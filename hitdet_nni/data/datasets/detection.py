@@ -1,4 +1,4 @@
-"""Pictures and boxes for a detector: mmdet's data set of a split, its transforms, and what of it stays in memory.
+"""Images and boxes for a detector: mmdet's data set of a split, its transforms, and what of it stays in memory.
 
 The same transforms serve search, retraining and evaluation.
 """
@@ -28,13 +28,13 @@ def dataset_config(
 ) -> dict[str, Any]:
     """Build the mmdet config of one split.
 
-    Pictures are resized, keeping their ratio, to fit the skeleton's input size; the detector pads the batch.
+    Images are resized, keeping their ratio, to fit the skeleton's input size; the detector pads the batch.
 
     Args:
         annotations: A checked annotation file.
         skeleton: Gives the input size.
-        training: Whether boxes are loaded and pictures without boxes left out.
-        flip: Whether half of the training pictures are mirrored.
+        training: Whether boxes are loaded and images without boxes left out.
+        flip: Whether half of the training images are mirrored.
     """
     rows, columns = skeleton.input_size
     pipeline: list[dict[str, Any]] = [
@@ -64,51 +64,51 @@ def build_dataset(annotations: CocoAnnotations, skeleton: Skeleton, *, training:
         return DATASETS.build(dataset_config(annotations, skeleton, training=training, flip=flip))
 
 
-class KeptPictures(Dataset[Any]):
-    """An mmdet data set whose pictures are read, decoded and resized once.
+class CachedDataset(Dataset[Any]):
+    """An mmdet data set whose images are read, decoded and resized once.
 
-    What each picture becomes before the first random transform is kept; random transforms run every time, on a copy,
-    and draw the same random numbers as without this. Loader processes keep pictures of their own.
+    What each image becomes before the first random transform is kept; random transforms run every time, on a copy,
+    and draw the same random numbers as without this. Loader processes keep images of their own.
 
     Args:
-        pictures: An mmdet data set, of which no transform gives a picture up.
-        room: Bytes of pixels to keep; pictures beyond are transformed anew each time.
+        dataset: An mmdet data set, of which no transform gives an image up.
+        capacity: Bytes of pixels to keep; images beyond are transformed anew each time.
 
     Attributes:
         metainfo: The data set's, which mmengine asks for.
     """
 
-    def __init__(self, pictures: Any, room: int) -> None:
-        transforms = pictures.pipeline.transforms
+    def __init__(self, dataset: Any, capacity: int) -> None:
+        transforms = dataset.pipeline.transforms
         names = [type(transform).__name__ for transform in transforms]
         # Packing stays outside: it makes the tensors that become the batch's.
         first = next(i for i, name in enumerate(names) if name in (*RANDOM_TRANSFORMS, "PackDetInputs"))
-        self.pictures = pictures
-        self.metainfo = pictures.metainfo
+        self.dataset = dataset
+        self.metainfo = dataset.metainfo
         self._steady, self._varying = transforms[:first], transforms[first:]
         self._input_size = next((tuple(each.scale[::-1]) for each in transforms if getattr(each, "scale", None)), None)
-        self._room = room
-        self._kept: dict[int, dict[str, Any]] = {}
+        self._capacity = capacity
+        self._cached: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.pictures)
+        """Number of images."""
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        """Return the packed picture: ``{"inputs": tensor, "data_samples": DetDataSample}``.
+        """Return the packed image: ``{"inputs": tensor, "data_samples": DetDataSample}``.
 
         Raises:
-            PictureError: If its file has gone or was damaged since it was checked.
+            ImageError: If its file has gone or was damaged since it was checked.
         """
-        results = self._kept.get(index)
+        results = self._cached.get(index)
         if results is None:
-            results = self.pictures.get_data_info(index)
+            results = self.dataset.get_data_info(index)
             with readable(Path(results["img_path"]), self._input_size):
                 for transform in self._steady:
                     results = transform(results)
-            if self._room >= results["img"].nbytes:
-                self._room -= results["img"].nbytes
-                self._kept[index] = results
+            if self._capacity >= results["img"].nbytes:
+                self._capacity -= results["img"].nbytes
+                self._cached[index] = results
         packed: Any = _copy(results)
         for transform in self._varying:
             packed = transform(packed)

@@ -1,1 +1,1 @@
-"""Picture files: how training reads them (:mod:`.reading`), what their bytes say, and which ones a folder holds."""
+"""Image files: how training reads them (:mod:`.reading`), what their bytes say, and which ones a folder holds."""

@@ -32,7 +32,7 @@ class _Quiet:
         self.level: int = 0
 
     def enter(self) -> None:
-        import cv2  # noqa: PLC0415  (what needs no picture does not wait for it)
+        import cv2  # noqa: PLC0415  (what needs no image does not wait for it)
 
         with self.lock:
             self.entered += 1

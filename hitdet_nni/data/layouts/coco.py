@@ -1,4 +1,4 @@
-"""Folders with COCO annotation files: COCO's own layout, Roboflow's, and a single file beside its pictures."""
+"""Folders with COCO annotation files: COCO's own layout, Roboflow's, and a single file beside its images."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _coco_files(folder: Path) -> list[Path]:
 
 
 def _facts(file: Path) -> tuple[bool, str | None]:
-    """Whether a file names COCO's three lists, and the first name of a picture in it; it is not parsed for that."""
+    """Whether a file names COCO's three lists, and the first name of an image in it; it is not parsed for that."""
     try:
         status = file.stat()
         return _facts_at(file, status.st_mtime_ns, status.st_size)
@@ -70,7 +70,7 @@ def _facts(file: Path) -> tuple[bool, str | None]:
         raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
 
 
-@lru_cache(10_000)  # a folder is opened for each half, and again by each stage
+@lru_cache(10_000)  # a folder is opened for each split, and again by each stage
 def _facts_at(file: Path, modified: int, size: int) -> tuple[bool, str | None]:
     content = file.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
@@ -98,7 +98,7 @@ def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
             problem = f"holds {shown(found[role], root)} and {shown(file, root)}, both of the part {role}"
             raise refusal(root, problem, f"one of each; {_WHOLE}")
         found[role] = file
-    return {role: CocoPart(file, _pictures(root, role, file)) for role, file in found.items()}
+    return {role: CocoPart(file, _images(root, role, file)) for role, file in found.items()}
 
 
 def _role(file: Path) -> Role | None:
@@ -108,8 +108,8 @@ def _role(file: Path) -> Role | None:
     return next((role for role in roles if role is not None), None)
 
 
-def _pictures(root: Path, role: Role, file: Path) -> Path:
-    """Return the folder of a part's pictures: the first that has the first picture of the file."""
+def _images(root: Path, role: Role, file: Path) -> Path:
+    """Return the folder of a part's images: the first that has the first image of the file."""
     folders = [folder for folder in _folders(root, role, file) if folder.is_dir()]
     name = _facts(file)[1]
     holding = [] if name is None or "\0" in name else [folder for folder in folders if (folder / name).is_file()]
@@ -117,7 +117,7 @@ def _pictures(root: Path, role: Role, file: Path) -> Path:
 
 
 def _folders(root: Path, role: Role, file: Path) -> Iterator[Path]:
-    """Yield where a part's pictures may lie, the likeliest first."""
+    """Yield where a part's images may lie, the likeliest first."""
     year = re.search(r"\d{4}", file.stem)
     parts = [folder for folder in (root, root / "images") if folder.is_dir()]
     if year is not None:

@@ -1,4 +1,4 @@
-"""COCO files of pictures that have a label file each, written once under a name that holds a digest of all of them."""
+"""COCO files of files that have a label file each, written once under a name that holds a digest of all of them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ from hitdet_nni.io import locked, write_text
 logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of what is made of the same files
-_MANY = 2000  # pictures that take so long that a line says so
-_AT_ONCE = 4096  # pictures that the decoding threads are given at a time
+_MANY = 2000  # files that take so long that a line says so
+_AT_ONCE = 4096  # files that the decoding threads are given at a time
 
-_UNLABELLED = (
-    "{picture has no label file: taken as a picture|pictures have no label file: taken as pictures} without objects"
-)
+_UNLABELLED = "{image has no label file: taken as an image|images have no label file: taken as images} without objects"
 
 
 def coco_file(
     part: LabelPart, classes: Sequence[str], reader: LabelReader, cache: Path
 ) -> tuple[Path, Path, tuple[str, ...]]:
-    """Write the pictures of a part and their boxes as a COCO file; do nothing where it is there.
+    """Write the images of a part and their boxes as a COCO file; do nothing where it is there.
 
-    Pictures are numbered from 1 in the order of the part, boxes in that of the pictures and of the label files, classes
+    Images are numbered from 1 in the order of the part, boxes in that of the images and of the label files, classes
     from 1 in the order that is given.
 
     Args:
-        part: The pictures with their label files.
+        part: The images with their label files.
         classes: Names of all classes.
         reader: Reads the label files.
         cache: The folder of such files.
@@ -50,29 +48,29 @@ def coco_file(
     Raises:
         InputError: At the first defect, with the number of others.
     """
-    pictures = [_real(item.picture) for item in part.items]
-    base = Path(os.path.commonpath([picture.parent for picture in pictures]))
+    files = [_real(item.image) for item in part.items]
+    base = Path(os.path.commonpath([image.parent for image in files]))
     digest = hashlib.sha256(json.dumps([_VERSION, type(reader).__name__, reader.settings, list(classes)]).encode())
-    for item, picture in zip(part.items, pictures, strict=True):
-        status = picture.stat()
+    for item, image in zip(part.items, files, strict=True):
+        status = image.stat()
         labels = None if item.labels is None else _content(item.labels)
-        name = picture.relative_to(base).as_posix()
+        name = image.relative_to(base).as_posix()
         about = [name, status.st_size, status.st_mtime_ns, str(item.labels), None if labels is None else len(labels)]
         digest.update(json.dumps(about).encode() + (labels or b""))
     kind = type(reader).__name__.removesuffix("Reader").lower()
     file = cache / f"{kind}-{digest.hexdigest()[:24]}.json"
     with locked(file.with_suffix(".lock")):
         if not file.exists():
-            if len(pictures) > _MANY:
-                logger.warning("data.root: reading labels and sizes of %d pictures, which is done once", len(pictures))
-            document = _document(part.items, pictures, base, classes, reader)
+            if len(files) > _MANY:
+                logger.warning("data.root: reading labels and sizes of %d files, which is done once", len(files))
+            document = _document(part.items, files, base, classes, reader)
             write_text(file, json.dumps(document))
         notes = json.loads(file.read_bytes())["info"]["notes"]
     return file, base, tuple(notes)
 
 
 def read_size(file: Path) -> tuple[int, int]:
-    """Return the width and height of a picture as training reads it, turned as its orientation says.
+    """Return the width and height of an image as training reads it, turned as its orientation says.
 
     Raises:
         InputError: If it cannot be decoded.
@@ -83,13 +81,13 @@ def read_size(file: Path) -> tuple[int, int]:
     return size
 
 
-def _real(picture: Path) -> Path:
-    """Return the picture itself where the name is a link, which may lead anywhere."""
+def _real(image: Path) -> Path:
+    """Return the image itself where the name is a link, which may lead anywhere."""
     try:
-        return picture.resolve(strict=True)
+        return image.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         problem = f"cannot be read ({getattr(error, 'strerror', None) or 'a link that leads to itself'})"
-        raise InputError(problem, source=picture, key="data.root") from None
+        raise InputError(problem, source=image, key="data.root") from None
 
 
 def _content(file: Path) -> bytes:
@@ -103,14 +101,14 @@ Read = tuple[tuple[int, int], list[Box], Notes]
 
 
 def _document(
-    items: Sequence[Labelled], pictures: Sequence[Path], base: Path, classes: Sequence[str], reader: LabelReader
+    items: Sequence[Labelled], files: Sequence[Path], base: Path, classes: Sequence[str], reader: LabelReader
 ) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     notes = Notes()
-    for number, (picture, read) in enumerate(zip(pictures, _read(items, pictures, reader), strict=True), start=1):
+    for number, (image, read) in enumerate(zip(files, _read(items, files, reader), strict=True), start=1):
         (width, height), found, own = read
-        name = picture.relative_to(base).as_posix()
+        name = image.relative_to(base).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         boxes += [_annotation(len(boxes) + index, number, box) for index, box in enumerate(found, start=1)]
         for what, (count, first) in own.seen.items():
@@ -134,17 +132,17 @@ def _annotation(number: int, image_id: int, box: Box) -> dict[str, Any]:
     }
 
 
-def _read(items: Sequence[Labelled], pictures: Sequence[Path], reader: LabelReader) -> list[Read]:
-    """Return the sizes and boxes of all pictures.
+def _read(items: Sequence[Labelled], files: Sequence[Path], reader: LabelReader) -> list[Read]:
+    """Return the sizes and boxes of all images.
 
     Raises:
         InputError: The first defect, with the number of others.
     """
 
-    def read(item: Labelled, picture: Path) -> Read | InputError:
+    def read(item: Labelled, image: Path) -> Read | InputError:
         notes = Notes()
         try:
-            return *reader.read(item, lambda: read_size(picture), notes), notes
+            return *reader.read(item, lambda: read_size(image), notes), notes
         except InputError as error:
             return error
 
@@ -153,7 +151,7 @@ def _read(items: Sequence[Labelled], pictures: Sequence[Path], reader: LabelRead
     with ThreadPoolExecutor(available_cores()) as threads:  # OpenCV decodes without Python's lock
         for start in range(0, len(items), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
-            for outcome in threads.map(read, items[some], pictures[some]):
+            for outcome in threads.map(read, items[some], files[some]):
                 if isinstance(outcome, InputError):
                     defects.append(outcome)
                 else:

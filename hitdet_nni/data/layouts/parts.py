@@ -1,4 +1,4 @@
-"""What a recognised folder consists of: its parts, of pictures with one annotation file or with a label file each."""
+"""What a recognised folder consists of: its parts, of images with one annotation file or with a label file each."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 
 SUFFIXES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of pictures, in any case."""
+"""Endings of images, in any case."""
 
-Half = Literal["train", "val"]
-"""What a set consists of: training pictures and validation pictures."""
+Split = Literal["train", "val"]
+"""What a set consists of: training images and validation images."""
 
-HALVES: tuple[Half, ...] = get_args(Half)
+SPLITS: tuple[Split, ...] = get_args(Split)
 
-Role = Literal[Half, "test"]
+Role = Literal[Split, "test"]
 """What a part of a folder is for."""
 
 NAMES: Mapping[Role, tuple[str, ...]] = {
@@ -33,22 +33,22 @@ NAMES: Mapping[Role, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture with its label file.
+    """An image with its label file.
 
     Attributes:
-        name: What pictures are ordered by, with ``/`` between folders.
-        picture: The picture.
+        name: What images are ordered by, with ``/`` between folders.
+        image: The image.
         labels: Its label file; ``None``: it has no boxes.
     """
 
     name: str
-    picture: Path
+    image: Path
     labels: Path | None
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box of a picture.
+    """A box of an image.
 
     Attributes:
         label: Number of its class, from 0.
@@ -88,7 +88,7 @@ class Notes:
 
 
 Size = Callable[[], tuple[int, int]]
-"""Gives width and height of a picture as training reads it, in pixels; takes the time to decode it."""
+"""Gives width and height of an image as training reads it, in pixels; takes the time to decode it."""
 
 
 class LabelReader(Protocol):
@@ -102,8 +102,8 @@ class LabelReader(Protocol):
         """Return the width and height that the labels are for, and the boxes.
 
         Args:
-            item: The picture and its label file.
-            size: Gives the picture's own size.
+            item: The image and its label file.
+            size: Gives the image's own size.
             notes: Takes what is read otherwise than it stands there.
 
         Raises:
@@ -125,16 +125,16 @@ class CocoPart:
 
     def about(self, root: Path) -> str:
         """Return the part in words."""
-        return f"{shown(self.ann, root)} (pictures in {shown(self.images, root)})"
+        return f"{shown(self.ann, root)} (images in {shown(self.images, root)})"
 
 
 @dataclass(frozen=True)
 class LabelPart:
-    """A part whose pictures have a label file each.
+    """A part whose images have a label file each.
 
     Attributes:
         place: Where it lies, in words.
-        items: The pictures in the order of their names.
+        items: The images in the order of their names.
     """
 
     place: str
@@ -214,8 +214,8 @@ def named(folder: Path, *names: str) -> Path | None:
     return next((there[name.lower()] for name in names if name.lower() in there), None)
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file name is one of a picture."""
+def is_image(name: str) -> bool:
+    """Whether a file name is one of an image."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -242,16 +242,16 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """Return all pictures in a folder and the folders in it, by name."""
-    return [file for file in files_below(folder) if is_picture(file.name)]
+def images_below(folder: Path) -> list[Path]:
+    """Return all images in a folder and the folders in it, by name."""
+    return [file for file in files_below(folder) if is_image(file.name)]
 
 
 def note_sharing(root: Path, items: Iterable[Labelled], notes: list[str]) -> None:
-    """Note label files that belong to several pictures: those of one name and different endings."""
+    """Note label files that belong to several images: those of one name and different endings."""
     counts = Counter(item.labels for item in items if item.labels is not None)
     shared = [labels for labels, count in counts.items() if count > 1]
     if shared:
         first = shown(shared[0], root)
-        what = "{label file is that|label files are those} of several pictures of one name"
+        what = "{label file is that|label files are those} of several images of one name"
         notes.append(f"{counted(len(shared), what)}; the first: {first}")

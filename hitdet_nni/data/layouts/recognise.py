@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hitdet_nni.data.layouts import coco, voc, yolo
 from hitdet_nni.data.layouts.documents import coco_file
-from hitdet_nni.data.layouts.parts import CocoPart, Found, Half, LabelPart, entries, refusal
+from hitdet_nni.data.layouts.parts import CocoPart, Found, LabelPart, Split, entries, refusal
 
 logger = logging.getLogger(__name__)
 
 KNOWN = (
     "COCO (annotations/instances_train.json and train/, or one COCO file and images/), "
     "Roboflow COCO (train/_annotations.coco.json), YOLO (data.yaml or classes.txt, images/ and labels/), "
-    "PASCAL VOC (Annotations/*.xml and JPEGImages/, or .xml beside the pictures)"
+    "PASCAL VOC (Annotations/*.xml and JPEGImages/, or .xml beside the images)"
 )
 """The layouts in the order in which they are looked for; a folder of several is taken as the first."""
 
@@ -23,39 +23,39 @@ _FINDERS = (coco.find, yolo.find, voc.find)
 _SHOWN = 8  # names of a folder of no known layout
 
 _said: set[str] = set()
-"""Lines that this process has said: a folder is opened for each half, and again by each stage."""
+"""Lines that this process has said: a folder is opened for each split, and again by each stage."""
 
 
-def open_root(root: Path, cache: Path, halves: Collection[Half]) -> dict[Half, tuple[Path, Path]]:
+def open_root(root: Path, cache: Path, splits: Collection[Split]) -> dict[Split, tuple[Path, Path]]:
     """Recognise a folder, say what it is, and read labels that are in another format than COCO's.
 
     Args:
         root: The folder that ``data.root`` names.
         cache: Where the COCO files of other formats are written; nothing is written into the folder itself.
-        halves: Which parts are of interest.
+        splits: Which parts are of interest.
 
     Returns:
-        COCO file, and the folder that its file names are relative to, of each of the `halves` that the folder has.
+        COCO file, and the folder that its file names are relative to, of each of the `splits` that the folder has.
 
     Raises:
         InputError: If the folder has no known layout, or labels have a defect, naming file and place.
     """
     root = root.resolve() if ".." in root.parts else root
     found = recognise(root)
-    parts: dict[Half, CocoPart | LabelPart | None] = {"train": found.train, "val": found.val}
-    words: dict[Half, str] = {"train": "training", "val": "validation"}
+    parts: dict[Split, CocoPart | LabelPart | None] = {"train": found.train, "val": found.val}
+    words: dict[Split, str] = {"train": "training", "val": "validation"}
     described = [
-        f"no {words[half]} part" if part is None else f"{words[half]} {part.about(root)}"
-        for half, part in parts.items()
-        if half in halves
+        f"no {words[split]} part" if part is None else f"{words[split]} {part.about(root)}"
+        for split, part in parts.items()
+        if split in splits
     ]
-    say(f"data.root: {root} is a {found.kind} data set: {found.about}; {', '.join(described)}")
+    echo(f"data.root: {root} is a {found.kind} data set: {found.about}; {', '.join(described)}")
     for note in found.notes:
-        say(f"data.root: {note}")
-    return {half: _coco(found, part, cache) for half, part in parts.items() if half in halves and part is not None}
+        echo(f"data.root: {note}")
+    return {split: _coco(found, part, cache) for split, part in parts.items() if split in splits and part is not None}
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """Tell the user something, once a process."""
     line = line.encode("utf-8", "backslashreplace").decode()  # names of files may be of no encoding
     if line not in _said:
@@ -73,7 +73,7 @@ def recognise(root: Path) -> Found:
         InputError: If it has no known layout: which ones are, and what was seen.
     """
     if not root.is_dir():
-        raise refusal(root, "is a file" if root.exists() else "does not exist", "a folder of pictures and labels")
+        raise refusal(root, "is a file" if root.exists() else "does not exist", "a folder of images and labels")
     if any((root / year / "ImageSets").is_dir() for year in ("VOC2007", "VOC2012")):
         raise refusal(root, "is PASCAL VOC's development kit", "data.layout: voc0712 beside it, see docs/your_data.md")
     for finder in _FINDERS:
@@ -125,5 +125,5 @@ def _coco(found: Found, part: CocoPart | LabelPart, cache: Path) -> tuple[Path, 
     assert found.reader is not None
     ann, images, notes = coco_file(part, found.classes, found.reader, cache)
     for note in notes:
-        say(f"data.root: {note}")
+        echo(f"data.root: {note}")
     return ann, images

@@ -1,4 +1,4 @@
-"""PASCAL VOC folders: an XML file a picture, in ``Annotations`` or beside the pictures."""
+"""PASCAL VOC folders: an XML file an image, in ``Annotations`` or beside the images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hitdet_nni.data.layouts.parts import (
     Role,
     Size,
     entries,
-    is_picture,
+    images_below,
+    is_image,
     named,
     note_sharing,
-    pictures_below,
     refusal,
     role_folders,
     role_of,
@@ -30,7 +30,7 @@ from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text
 
-_XML, _PICTURES = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img")
+_XML, _IMAGE_FOLDERS = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img")
 _NAME_FILES = ("labelmap.txt", "classes.txt", "labels.txt")
 DIFFICULT = "{object is|objects are} marked difficult: neither learned nor counted as missed"
 FROM_ZERO = (
@@ -54,11 +54,11 @@ class VocReader:
         return None
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """Return the size in the XML file, or the picture's where it has none, and the boxes.
+        """Return the size in the XML file, or the image's where it has none, and the boxes.
 
         Args:
-            item: The picture and its XML file.
-            size: Gives the picture's own size.
+            item: The image and its XML file.
+            size: Gives the image's own size.
             notes: Takes difficult objects, and boxes that begin at 0.
 
         Raises:
@@ -89,7 +89,7 @@ def find(root: Path) -> Found | None:
         root: The folder.
 
     Raises:
-        InputError: If an XML file or a list of pictures has a defect, or there is no picture to train on.
+        InputError: If an XML file or a list of images has a defect, or there is no image to train on.
     """
     notes: list[str] = []
     whole = _labelled(root, root, notes)
@@ -102,7 +102,7 @@ def find(root: Path) -> Found | None:
     if not parts:
         return None
     if not parts.get("train", LabelPart("", ())).items:
-        raise refusal(root, "is a PASCAL VOC data set without pictures to train on", "train.txt in ImageSets/Main")
+        raise refusal(root, "is a PASCAL VOC data set without images to train on", "train.txt in ImageSets/Main")
     if "test" in parts:
         notes.append(f"{parts['test'].place} is a test part: not used in training or validation")
     classes = _classes(root, [part for role, part in parts.items() if role != "test"])
@@ -120,33 +120,31 @@ def _xml_files(folder: Path | None) -> dict[str, Path]:
 
 
 def _has_xml(folder: Path) -> bool:
-    return any(_xml_files(each) for each in (named(folder, *_XML), named(folder, *_PICTURES), folder))
+    return any(_xml_files(each) for each in (named(folder, *_XML), named(folder, *_IMAGE_FOLDERS), folder))
 
 
 def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
-    """Return the pictures of a folder with their XML files: in a folder for each kind, or side by side."""
-    labels, images = _xml_files(named(folder, *_XML)), named(folder, *_PICTURES)
-    pictures = (
-        pictures_below(images) if images is not None else [each for each in entries(folder) if is_picture(each.name)]
-    )
-    labels = labels or _xml_files(images) or _xml_files(folder)
+    """Return the images of a folder with their XML files: in a folder for each kind, or side by side."""
+    labels, inside = _xml_files(named(folder, *_XML)), named(folder, *_IMAGE_FOLDERS)
+    images = images_below(inside) if inside is not None else [each for each in entries(folder) if is_image(each.name)]
+    labels = labels or _xml_files(inside) or _xml_files(folder)
     if not labels:
         return ()
-    if not pictures:
-        raise refusal(root, f"has XML files in {shown(folder, root)}, and no pictures", "pictures in JPEGImages")
-    stems = {picture.stem for picture in pictures}
+    if not images:
+        raise refusal(root, f"has XML files in {shown(folder, root)}, and no images", "images in JPEGImages")
+    stems = {image.stem for image in images}
     lost = [file for stem, file in labels.items() if stem not in stems]
     if lost:
-        what = "{XML file has no picture and is|XML files have no picture and are} left out"
+        what = "{XML file has no image and is|XML files have no image and are} left out"
         notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
-    items = tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(pictures))
+    items = tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(images))
     note_sharing(root, items, notes)
     return items
 
 
 def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
     """Return the parts that ``ImageSets/Main`` lists, and a remark that says so; without it all is for training."""
-    items = {item.picture.stem: item for item in whole}
+    items = {item.image.stem: item for item in whole}
     lists: dict[Role, Path] = {}
     for file in entries(root / "ImageSets" / "Main"):
         role = "train" if file.stem in ("trainval", "default") else role_of(file.stem)
@@ -155,19 +153,19 @@ def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, Labe
     if "train" in lists and lists["train"].stem == "trainval" and "val" in lists:
         del lists["val"]  # what is in trainval.txt already
     if not lists:
-        return {"train": LabelPart(shown(whole[0].picture.parent, root), tuple(whole))}, ""
+        return {"train": LabelPart(shown(whole[0].image.parent, root), tuple(whole))}, ""
     parts: dict[Role, LabelPart] = {}
     for role, file in lists.items():
         chosen = {}
         for number, line in enumerate(read_text(file).lstrip("\ufeff").splitlines(), start=1):
             stem = line.split()[0] if line.split() else None
             if stem is not None and Path(stem).name not in items:
-                raise InputError(f"{stem!r:.100} is no picture", source=file, key=f"line {number}", allowed="pictures")
+                raise InputError(f"{stem!r:.100} is no image", source=file, key=f"line {number}", allowed="images")
             if stem is not None:
                 chosen[Path(stem).name] = items[Path(stem).name]
         ordered = sorted(chosen.values(), key=lambda item: item.name)
         parts[role] = LabelPart(shown(file, root), tuple(ordered))
-    return parts, ", lists of pictures in ImageSets/Main"
+    return parts, ", lists of images in ImageSets/Main"
 
 
 def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
@@ -197,6 +195,6 @@ def _names(file: Path | None) -> frozenset[str]:
     return _names_at(file, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(200_000)  # a folder is opened for each half, and again by each stage
+@lru_cache(200_000)  # a folder is opened for each split, and again by each stage
 def _names_at(file: Path, modified: int, size: int) -> frozenset[str]:
     return frozenset(each.name for each in read_objects(file)[1])

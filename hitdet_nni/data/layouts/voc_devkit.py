@@ -1,6 +1,6 @@
 """PASCAL VOC's development kit as COCO annotation files: trainval 07+12 for training, test 07 for validation.
 
-A COCO file per half is written; pictures stay where they are. VOC counts pixels from 1 and includes both ends, so a box
+A COCO file per split is written; images stay where they are. VOC counts pixels from 1 and includes both ends, so a box
 of ``xmin``..``xmax`` starts at ``xmin - 1`` and is ``xmax - xmin + 1`` wide.
 
 Source: Everingham et al., The PASCAL Visual Object Classes Challenge 2007 and 2012, development kits.
@@ -30,13 +30,13 @@ _FILES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "annotations/instances_trainval0712.json": (("VOC2007", "trainval"), ("VOC2012", "trainval")),
     "annotations/instances_test07.json": (("VOC2007", "test"),),
 }
-"""The years and lists of pictures of each file that is written."""
+"""The years and lists of images of each file that is written."""
 
 Difficult = Literal["crowd", "keep", "drop"]
 
 
 def convert_voc(voc: Path | None, out: Path, *, difficult: Difficult = "crowd", force: bool = False) -> dict[Path, str]:
-    """Write both halves as COCO annotation files, whose file names are relative to the development kit.
+    """Write both splits as COCO annotation files, whose file names are relative to the development kit.
 
     Args:
         voc: The folder that holds ``VOC2007`` and ``VOC2012``.
@@ -47,7 +47,7 @@ def convert_voc(voc: Path | None, out: Path, *, difficult: Difficult = "crowd", 
         force: Replace files that are there.
 
     Returns:
-        What was written, by file: numbers of pictures and boxes.
+        What was written, by file: numbers of images and boxes.
 
     Raises:
         InputError: If a file is missing or broken, naming it and the place, or is there already.
@@ -59,7 +59,7 @@ def convert_voc(voc: Path | None, out: Path, *, difficult: Difficult = "crowd", 
     for file in files:
         if file.exists() and not force:
             raise InputError("exists already", source=file, allowed="another --out, or --force")
-    contents = [_half(voc, lists, difficult) for lists in _FILES.values()]
+    contents = [_split(voc, lists, difficult) for lists in _FILES.values()]
     written = {}
     for file, content in zip(files, contents, strict=True):
         write_text(file, json.dumps(content))
@@ -67,7 +67,7 @@ def convert_voc(voc: Path | None, out: Path, *, difficult: Difficult = "crowd", 
         boxes = counted(len(content["annotations"]), "{box|boxes}") + (
             f", {crowds} of them difficult" if crowds else ""
         )
-        written[file] = f"{counted(len(content['images']), '{picture|pictures}')}, {boxes}"
+        written[file] = f"{counted(len(content['images']), '{image|images}')}, {boxes}"
     return written
 
 
@@ -90,7 +90,7 @@ def read_objects(file: Path) -> tuple[tuple[int, int] | None, list[VocObject]]:
     """Return what an XML file says, whatever the classes; boxes are counted from 1 in it, as VOC's are.
 
     Returns:
-        Width and height of the picture in pixels, ``None`` where the file lacks them or has zeros; and the objects.
+        Width and height of the image in pixels, ``None`` where the file lacks them or has zeros; and the objects.
 
     Raises:
         InputError: If it cannot be read, or an object lacks its name or box, naming the place.
@@ -112,7 +112,7 @@ def read_objects(file: Path) -> tuple[tuple[int, int] | None, list[VocObject]]:
     return (int(wide), int(high)), objects
 
 
-def _half(voc: Path, lists: tuple[tuple[str, str], ...], difficult: Difficult) -> dict[str, Any]:
+def _split(voc: Path, lists: tuple[tuple[str, str], ...], difficult: Difficult) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     for year, name in lists:
@@ -123,8 +123,8 @@ def _half(voc: Path, lists: tuple[tuple[str, str], ...], difficult: Difficult) -
             if min(size) < 1:
                 raise InputError(f"is {size[0]} x {size[1]}", source=file, key="size", allowed="positive pixels")
             image_id = len(images) + 1
-            picture = f"{year}/JPEGImages/{stem}.jpg"
-            images.append({"id": image_id, "file_name": picture, "width": size[0], "height": size[1]})
+            image = f"{year}/JPEGImages/{stem}.jpg"
+            images.append({"id": image_id, "file_name": image, "width": size[0], "height": size[1]})
             for index, entry in enumerate(root.findall("object")):
                 place = f"object[{index}]"
                 hard = _is_difficult(entry)
@@ -146,13 +146,13 @@ def _half(voc: Path, lists: tuple[tuple[str, str], ...], difficult: Difficult) -
 
 
 def _stems(file: Path) -> list[str]:
-    """Return the names of the pictures in a list; those of a class's own list have a mark behind them."""
+    """Return the names of the images in a list; those of a class's own list have a mark behind them."""
     stems = [line.split()[0] for line in read_text(file).splitlines() if line.strip()]
     if not stems:
-        raise InputError("is empty", source=file, allowed="names of pictures, one a line")
+        raise InputError("is empty", source=file, allowed="names of images, one a line")
     for stem in stems:
         if "/" in stem or "\0" in stem:
-            raise InputError(f"holds {stem!r}", source=file, allowed="names of pictures without a folder")
+            raise InputError(f"holds {stem!r}", source=file, allowed="names of images without a folder")
     return stems
 
 

@@ -15,10 +15,10 @@ from hitdet_nni.data.layouts.parts import (
     Role,
     entries,
     files_below,
-    is_picture,
+    images_below,
+    is_image,
     named,
     note_sharing,
-    pictures_below,
     refusal,
     role_folders,
     shown,
@@ -74,10 +74,10 @@ def _found(
         there = " and ".join(shown(path, root) for path in places["test"])
         notes.append(f"{there} is a test part: not used in training or validation")
     if not parts["train"].items:
-        raise refusal(root, f"is a YOLO data set without a picture in {parts['train'].place}", "pictures to train on")
+        raise refusal(root, f"is a YOLO data set without an image in {parts['train'].place}", "images to train on")
     val = parts.get("val")
     if val is not None and not val.items:
-        notes.append(f"{val.place} has no picture")
+        notes.append(f"{val.place} has no image")
         val = None
     about = f"{shown(file, root)}, {counted(len(classes), '{class|classes}')}"
     reader = YoloReader(len(classes), key_points)
@@ -162,7 +162,7 @@ def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Ro
         for value in values:
             if not isinstance(value, str):
                 raise InputError(
-                    f"is {value!r:.60}", source=file, key=key, allowed="folders, or lists of pictures (.txt)"
+                    f"is {value!r:.60}", source=file, key=key, allowed="folders, or lists of images (.txt)"
                 )
             path, elsewhere = _place(root, file, content, key, value)
             found.append(path)
@@ -172,9 +172,9 @@ def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Ro
     if "train" not in places:
         guessed = _folders_without_description(root)
         if "train" not in guessed:
-            raise InputError("is missing", source=file, key="train", allowed="the folder of the training pictures")
+            raise InputError("is missing", source=file, key="train", allowed="the folder of the training images")
         places = {role: (folder,) for role, folder in guessed.items()}
-        notes.append(f"{shown(file, root)} names no training pictures: {shown(guessed['train'], root)} is taken")
+        notes.append(f"{shown(file, root)} names no training images: {shown(guessed['train'], root)} is taken")
     return places, notes
 
 
@@ -204,10 +204,10 @@ def _plain(path: Path) -> Path:
 
 
 def _folders_without_description(root: Path) -> dict[Role, Path]:
-    """Return the folders of pictures with YOLO labels where nothing names them; a single one is for training."""
+    """Return the folders of images with YOLO labels where nothing names them; a single one is for training."""
     images, labels = named(root, "images"), named(root, "labels")
     if images is not None and labels is not None and images.is_dir():
-        parts = {role: folder for role, folder in role_folders(images).items() if pictures_below(folder)}
+        parts = {role: folder for role, folder in role_folders(images).items() if images_below(folder)}
         return parts if "train" in parts else {"train": images}
     found: dict[Role, Path] = {}
     for role, folder in role_folders(root).items():
@@ -221,24 +221,24 @@ def _folders_without_description(root: Path) -> dict[Role, Path]:
     return found if "train" in found else {}
 
 
-def _labelled_beside(picture: Path) -> bool:
-    return is_picture(picture.name) and picture.with_suffix(".txt").is_file()
+def _labelled_beside(image: Path) -> bool:
+    return is_image(image.name) and image.with_suffix(".txt").is_file()
 
 
 def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
-    """Return the pictures of folders and lists with their label files."""
-    pictures: dict[Path, None] = {}
+    """Return the images of folders and lists with their label files."""
+    images: dict[Path, None] = {}
     for place in places:
-        pictures.update(dict.fromkeys(_listed(root, place) if place.is_file() else pictures_below(place)))
+        images.update(dict.fromkeys(_listed(root, place) if place.is_file() else images_below(place)))
     listings: dict[Path, dict[str, Path]] = {}
-    items = [Labelled(shown(each, root), each, _labels_of(root, each, listings)) for each in pictures]
+    items = [Labelled(shown(each, root), each, _labels_of(root, each, listings)) for each in images]
     items.sort(key=lambda item: item.name)
     named_places = " and ".join(shown(each, root) for each in places)
     used = {item.labels for item in items}
     folders = {_labels_folder(root, folder) for folder in places if folder.is_dir()}
     lost = [file for folder in sorted(folders) for file in files_below(folder) if _is_label(file) and file not in used]
     if lost:
-        what = "{label file has no picture and is|label files have no picture and are} left out"
+        what = "{label file has no image and is|label files have no image and are} left out"
         notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     note_sharing(root, items, notes)
     return LabelPart(named_places, tuple(items))
@@ -249,9 +249,9 @@ def _is_label(file: Path) -> bool:
 
 
 def _listed(root: Path, file: Path) -> Iterator[Path]:
-    """Yield the pictures that a text file lists, relative to its folder or to the set's."""
+    """Yield the images that a text file lists, relative to its folder or to the set's."""
     if file.suffix.lower() != ".txt":
-        raise InputError("is no folder and no list of pictures", source=file, key="data.root", allowed="a .txt file")
+        raise InputError("is no folder and no list of images", source=file, key="data.root", allowed="a .txt file")
     for number, line in enumerate(read_text(file).lstrip("\ufeff").splitlines(), start=1):
         name = line.strip().replace("\\", "/")
         if not name:
@@ -260,14 +260,14 @@ def _listed(root: Path, file: Path) -> Iterator[Path]:
         choices += [root / PurePosixPath(name).relative_to("data")] if name.startswith("data/") else []  # CVAT's
         path = next((choice for choice in choices if choice.is_file()), None)
         if path is None:
-            raise InputError(f"{name!r:.100} does not exist", source=file, key=f"line {number}", allowed="a picture")
-        if not is_picture(path.name):
-            raise InputError(f"{name!r:.100} is no picture", source=file, key=f"line {number}", allowed="a picture")
+            raise InputError(f"{name!r:.100} does not exist", source=file, key=f"line {number}", allowed="an image")
+        if not is_image(path.name):
+            raise InputError(f"{name!r:.100} is no image", source=file, key=f"line {number}", allowed="an image")
         yield _plain(path)
 
 
 def _labels_folder(root: Path, folder: Path) -> Path:
-    """Return the folder of the labels of the pictures in a folder: ``labels`` in place of the last ``images``."""
+    """Return the folder of the labels of the images in a folder: ``labels`` in place of the last ``images``."""
     parts = list(folder.relative_to(root).parts) if folder.is_relative_to(root) else list(folder.parts)
     for index in range(len(parts) - 1, -1, -1):
         if parts[index].lower() == "images":
@@ -279,12 +279,12 @@ def _labels_folder(root: Path, folder: Path) -> Path:
     return folder
 
 
-def _labels_of(root: Path, picture: Path, listings: dict[Path, dict[str, Path]]) -> Path | None:
-    """Return the label file of a picture: in the folder of labels, or else beside it; the ending in any case."""
-    folders = (_labels_folder(root, picture.parent), picture.parent)
+def _labels_of(root: Path, image: Path, listings: dict[Path, dict[str, Path]]) -> Path | None:
+    """Return the label file of an image: in the folder of labels, or else beside it; the ending in any case."""
+    folders = (_labels_folder(root, image.parent), image.parent)
     for folder in folders:
         if folder not in listings:
             listings[folder] = {file.stem: file for file in entries(folder) if _is_label(file)}
-        if picture.stem in listings[folder]:
-            return listings[folder][picture.stem]
+        if image.stem in listings[folder]:
+            return listings[folder][image.stem]
     return None

@@ -1,4 +1,4 @@
-"""YOLO's label files: a row an object, numbers relative to the width and height of the picture."""
+"""YOLO's label files: a row an object, numbers relative to the width and height of the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hitdet_nni.data.layouts.parts import Box, Labelled, Notes, Size
 from hitdet_nni.errors import InputError
 
 _BEYOND = 0.01  # by which numbers may lie outside 0 to 1, as Ultralytics allows
-_ROW = "class, centre and size of a box, or class and corners of a polygon, as shares of the picture's width and height"
+_ROW = "class, centre and size of a box, or class and corners of a polygon, as shares of the image's width and height"
 POLYGONS = "{polygon is taken as the box around it|polygons are taken as the boxes around them}"
 KEY_POINTS = "{row has key points: its box is taken|rows have key points: their boxes are taken}"
 
@@ -34,11 +34,11 @@ class YoloReader:
         return [self.classes, self.key_points]
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
-        """Return the picture's size and its boxes.
+        """Return the image's size and its boxes.
 
         Args:
-            item: The picture and its label file.
-            size: Gives the picture's own size.
+            item: The image and its label file.
+            size: Gives the image's own size.
             notes: Takes polygons.
 
         Raises:
@@ -58,7 +58,7 @@ class YoloReader:
     def _row(
         self, file: Path | None, line: int, words: list[str], notes: Notes
     ) -> tuple[int, float, float, float, float]:
-        """Return the class, left, top, right and bottom of a row, relative to the picture."""
+        """Return the class, left, top, right and bottom of a row, relative to the image."""
         try:
             numbers = [float(word) for word in words]
         except ValueError:
@@ -79,7 +79,7 @@ class YoloReader:
         elif count != 4 and (count < 6 or count % 2):
             raise self._error(file, line, words, f"has {len(words)} numbers:")
         if not all(-_BEYOND <= each <= 1 + _BEYOND for each in coordinates):
-            raise self._error(file, line, words, "is not relative to the picture:")
+            raise self._error(file, line, words, "is not relative to the image:")
         if len(coordinates) > 4:
             notes.add(POLYGONS, where)
             across, down = coordinates[::2], coordinates[1::2]

@@ -131,13 +131,13 @@ def _stride_one(
     )
     kind = accumulation_type(x.dtype)
     y = x.new_empty(geometry.positions_out, channels)
-    found = Moments.room(grid.parts, channels, geometry.positions_out, kind, x.device) if moments else None
+    found = Moments.allocate(grid.parts, channels, geometry.positions_out, kind, x.device) if moments else None
     columns = torch.empty(grid.parts, channels, dtype=kind, device=x.device) if sums else None
     means = y if columns is None else columns
-    room = (means, y, y) if found is None else (found.means, found.deviations, found.counts)
+    buffers = (means, y, y) if found is None else (found.means, found.deviations, found.counts)
     unit = alignment(channels)
     programs.convolve[(triton.cdiv(channels, grid.block.channels) * grid.parts,)](
-        x, weight, x if source is None else source, y, *room,
+        x, weight, x if source is None else source, y, *buffers,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
         geometry.dilation, grid.tiles, grid.parts,
         UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride, RELU=relu, MASK=source is not None,
@@ -182,26 +182,26 @@ def grad_x(
         ``[P, C]`` of the type of ``grad``, and the sums, ``[C]``.
     """
     if geometry.stride == 1:
-        by_x, columns, _ = _stride_one(
+        gradient, columns, _ = _stride_one(
             "grad_x", grad, weight.flip(0), source, geometry, relu=False, sums=sums, moments=False
         )
-        return by_x, None if columns is None else columns.sum(0)
+        return gradient, None if columns is None else columns.sum(0)
     channels = grad.shape[1]
     size = (geometry.count, geometry.height, geometry.width)
     grid = _Grid.of("grad_x", size, channels, replace(geometry, dilation=1), grad.element_size())
     kind = accumulation_type(grad.dtype)
-    by_x = grad.new_empty(geometry.positions, channels)
+    gradient = grad.new_empty(geometry.positions, channels)
     columns = torch.empty(grid.parts, channels, dtype=kind, device=grad.device) if sums else None
     unit = alignment(channels)
     programs.strided_grad_x[(triton.cdiv(channels, grid.block.channels) * grid.parts,)](
-        grad, weight, grad if source is None else source, by_x, by_x if columns is None else columns,
+        grad, weight, grad if source is None else source, gradient, gradient if columns is None else columns,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
         geometry.dilation, grid.tiles, grid.parts,
         UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride, MASK=source is not None, SUMS=sums,
         PIXELS=grid.block.pixels, ROWS=grid.block.rows, FLAT=grid.flat, CHANNELS=grid.block.channels,
         SUM=triton_type(kind), num_warps=grid.block.warps,
     )  # fmt: skip
-    return by_x, None if columns is None else columns.sum(0)
+    return gradient, None if columns is None else columns.sum(0)
 
 
 def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> Tensor:

@@ -40,7 +40,7 @@ def last_gradient(
     mean: Tensor,
     inverse: Tensor,
     slopes: Tensor,
-    by_batch: Tensor,
+    use_batch_stats: Tensor,
     *,
     of_matrices: bool,
     joint_means: Callable[..., list[Tensor]] | None = None,
@@ -53,7 +53,7 @@ def last_gradient(
         mean: Means that it was normalised by, ``[n, C]``, in the type of sums.
         inverse: ``1 / sqrt(variance + eps)``, ``[n, C]``.
         slopes: Weight of the candidate times scale times ``inverse``, ``[n, C]``.
-        by_batch: Whether mean and variance are those of the matrix, ``[n, 1]``: ones and zeros.
+        use_batch_stats: Whether mean and variance are those of the matrix, ``[n, 1]``: ones and zeros.
         of_matrices: Whether the gradient by the matrices is wanted.
         joint_means: Where other processes share mean and variance, means over all pixels from sums over those of this
             one.
@@ -75,16 +75,17 @@ def last_gradient(
         **constants, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
     sums = parts.sum(0)
-    by_scale, by_shift = sums[:number], sums[number]
+    grad_scale, grad_shift = sums[:number], sums[number]
     if not of_matrices:
-        return None, by_scale, by_shift
-    # by_x = slope (grad - by_shift / P - (x - mean) inverse by_scale / P), the last two for statistics of the batch
+        return None, grad_scale, grad_shift
+    # grad_x = slope (grad - grad_shift / P - (x - mean) inverse grad_scale / P), the last two for statistics of the
+    # batch
     means = sums / positions if joint_means is None else joint_means(sums)[0]
-    through = -slopes * by_batch
+    through = -slopes * use_batch_stats
     coefficients = torch.stack([slopes, through * inverse * means[:number], through * means[number], mean])
     out = torch.empty_like(matrices)
     programs.gradient[grid](
         grad, matrices, coefficients, out, positions, channels // unit, number,
         **constants, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
-    return out, by_scale, by_shift
+    return out, grad_scale, grad_shift

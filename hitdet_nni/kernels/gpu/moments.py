@@ -39,7 +39,7 @@ class Moments:
     positions: int
 
     @classmethod
-    def room(cls, parts: int, channels: int, positions: int, kind: torch.dtype, device: torch.device) -> Moments:
+    def allocate(cls, parts: int, channels: int, positions: int, kind: torch.dtype, device: torch.device) -> Moments:
         """Return room for the moments of one matrix."""
         both = torch.empty(2, parts, channels, dtype=kind, device=device)
         return cls(both[0], both[1], torch.empty(parts, dtype=kind, device=device), positions)

@@ -43,7 +43,7 @@ def normalize_relu_gradient_(
     shift: Tensor,
     slope: Tensor,
     *,
-    by_batch: bool,
+    use_batch_stats: bool,
     joint_means: Callable[..., list[Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of :func:`normalize_relu`; the one by ``y`` takes the place of ``grad``.
@@ -56,7 +56,7 @@ def normalize_relu_gradient_(
         scale: As it was normalised.
         shift: As it was normalised.
         slope: ``scale inverse``, or that times the weight of what is behind, which the gradient by ``y`` is to have.
-        by_batch: Whether mean and variance are those of ``y``.
+        use_batch_stats: Whether mean and variance are those of ``y``.
         joint_means: Where other processes share them, means over all pixels from sums over those of this one.
 
     Returns:
@@ -76,11 +76,11 @@ def normalize_relu_gradient_(
     )  # fmt: skip
     sums = parts.sum(1)
     through, inverse_positions = sums, 1.0 / positions
-    if by_batch and joint_means is not None:
+    if use_batch_stats and joint_means is not None:
         (through,), inverse_positions = joint_means(sums), 1.0
     programs.gradient[(across * tiles,)](
         grad, y, mean, inverse, scale, shift, slope, through, positions, inverse_positions, channels // unit,
-        UNIT=unit, BY_BATCH=by_batch, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind),
+        UNIT=unit, BY_BATCH=use_batch_stats, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind),
         num_warps=block.warps,
     )  # fmt: skip
     return sums[0], sums[1]

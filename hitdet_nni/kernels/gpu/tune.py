@@ -104,7 +104,7 @@ def prepare(case: Case, *, toy: bool, device: str) -> Callable[[], Any]:
         def columns() -> None:
             mean, inverse, scale, shift = rows
             normalization.normalize_relu(x, mean, inverse, scale, shift)
-            normalization.normalize_relu_gradient_(grad, x, mean, inverse, scale, shift, scale, by_batch=True)
+            normalization.normalize_relu_gradient_(grad, x, mean, inverse, scale, shift, scale, use_batch_stats=True)
             moments.Moments.of(x[None])
 
         return columns

@@ -4,12 +4,12 @@ from hitdet_nni.search.fused.fixed import fuse_fixed_blocks
 from hitdet_nni.search.fused.function import FusedMixture
 from hitdet_nni.search.fused.mixed_layer import forget_mixture, fused_weighted_sum
 from hitdet_nni.search.fused.reading import unknown_candidates
-from hitdet_nni.search.fused.saving import SAVINGS, Saving
+from hitdet_nni.search.fused.save_policy import FUSED_MODES, FusedMode
 
 __all__ = [
-    "SAVINGS",
+    "FUSED_MODES",
     "FusedMixture",
-    "Saving",
+    "FusedMode",
     "forget_mixture",
     "fuse_fixed_blocks",
     "fused_weighted_sum",

@@ -45,10 +45,10 @@ def uses_batch(norm: nn.BatchNorm2d, pixels: int) -> bool:
     """
     if isinstance(norm, LevelBatchNorm2d):
         return norm.training and pixels > 1
-    by_batch = norm.training or norm.running_mean is None
-    if by_batch and pixels == 1 and not are_joint([norm]):
+    use_batch_stats = norm.training or norm.running_mean is None
+    if use_batch_stats and pixels == 1 and not are_joint([norm]):
         raise ValueError("batch normalisation needs more than one value a channel in training")
-    return by_batch
+    return use_batch_stats
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ class Statistics:
         mean: ``[C]``.
         variance: Biased, ``[C]``.
         inverse_deviation: ``1 / sqrt(variance + eps)``, ``[C]``.
-        by_batch: Whether both depend on the map, so that gradients flow through them.
+        use_batch_stats: Whether both depend on the map, so that gradients flow through them.
         eps: Added to the variance.
         joint: The pixels of all processes, where the batch is theirs together.
     """
@@ -81,14 +81,16 @@ class Statistics:
     mean: Tensor
     variance: Tensor
     inverse_deviation: Tensor
-    by_batch: bool
+    use_batch_stats: bool
     eps: float
     joint: Joint | None = None
 
     @classmethod
-    def of(cls, mean: Tensor, variance: Tensor, by_batch: bool, eps: float, joint: Joint | None = None) -> Statistics:
+    def of(
+        cls, mean: Tensor, variance: Tensor, use_batch_stats: bool, eps: float, joint: Joint | None = None
+    ) -> Statistics:
         """Return the statistics of a mean and a biased variance, ``[C]`` each."""
-        return cls(mean, variance, (variance + eps).rsqrt(), by_batch, eps, joint)
+        return cls(mean, variance, (variance + eps).rsqrt(), use_batch_stats, eps, joint)
 
 
 @lru_cache
@@ -139,7 +141,7 @@ def normalize_gradient(
     Returns:
         Gradients by the matrix (through its statistics too, where they are the batch's), by the scale and by the shift.
     """
-    by_map, by_scale, by_shift = torch.ops.aten.native_batch_norm_backward(
+    grad_map, grad_scale, grad_shift = torch.ops.aten.native_batch_norm_backward(
         _map_of(grad),
         _map_of(matrix),
         scale,
@@ -147,20 +149,20 @@ def normalize_gradient(
         statistics.variance,
         statistics.mean,
         statistics.inverse_deviation,
-        statistics.by_batch and statistics.joint is None,
+        statistics.use_batch_stats and statistics.joint is None,
         statistics.eps,
         [of_input, True, True],
     )
     if not of_input:
-        return grad.new_empty(0), by_scale, by_shift
-    by_matrix = by_map.permute(0, 2, 3, 1).reshape(grad.shape)  # [1, C, P, 1] -> [P, C]
-    if statistics.by_batch and statistics.joint is not None:
-        mean_scale, mean_shift = statistics.joint.means(by_scale, by_shift)
+        return grad.new_empty(0), grad_scale, grad_shift
+    grad_matrix = grad_map.permute(0, 2, 3, 1).reshape(grad.shape)  # [1, C, P, 1] -> [P, C]
+    if statistics.use_batch_stats and statistics.joint is not None:
+        mean_scale, mean_shift = statistics.joint.means(grad_scale, grad_shift)
         slope = scale * statistics.inverse_deviation
         through_scale = slope * statistics.inverse_deviation * mean_scale
-        by_matrix -= (slope * mean_shift - statistics.mean * through_scale).to(by_matrix.dtype)
-        by_matrix.addcmul_(matrix, through_scale.to(matrix.dtype), value=-1)
-    return by_matrix, by_scale, by_shift
+        grad_matrix -= (slope * mean_shift - statistics.mean * through_scale).to(grad_matrix.dtype)
+        grad_matrix.addcmul_(matrix, through_scale.to(matrix.dtype), value=-1)
+    return grad_matrix, grad_scale, grad_shift
 
 
 class RunningUpdates:

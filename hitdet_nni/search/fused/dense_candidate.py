@@ -6,8 +6,8 @@ from torch import Tensor
 
 from hitdet_nni.kernels import dense
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, normalize, normalize_gradient
-from hitdet_nni.search.fused.call import Call, Gradients, Output
 from hitdet_nni.search.fused.depthwise_group import mask_
+from hitdet_nni.search.fused.forward_context import ForwardContext, Gradients, Output
 from hitdet_nni.search.fused.plan import DenseCandidate
 
 
@@ -16,63 +16,63 @@ class DensePass:
 
     Args:
         candidate: The candidate.
-        call: The call.
+        context: What the passes of the call share.
     """
 
-    def __init__(self, candidate: DenseCandidate, call: Call) -> None:
+    def __init__(self, candidate: DenseCandidate, context: ForwardContext) -> None:
         self.candidate = candidate
-        self.call = call
+        self.context = context
 
     def forward(self, output: Output, updates: RunningUpdates) -> None:
         """Add the candidate's weighted output to ``output``."""
-        call, unit = self.call, self.candidate.unit
+        context, unit = self.context, self.candidate.unit
         convolved = self._convolved()
-        statistics = call.new_statistics(unit, convolved, updates)
-        output.total.addcmul_(self._activated(convolved, statistics), call.weight_of[self.candidate.index])
-        call.keep_projection(self.candidate.index, convolved)
+        statistics = context.new_statistics(unit, convolved, updates)
+        output.total.addcmul_(self._activated(convolved, statistics), context.weight_of[self.candidate.index])
+        context.keep_projection(self.candidate.index, convolved)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidate's part to ``gradients``."""
-        call, unit, index = self.call, self.candidate.unit, self.candidate.index
-        convolved = call.tape.get("projection", index)
+        context, unit, index = self.context, self.candidate.unit, self.candidate.index
+        convolved = context.tape.get("projection", index)
         if convolved is None:
             convolved = self._convolved()
-        statistics = call.kept_statistics(unit)
+        statistics = context.saved_statistics(unit)
         grad = gradients.output.clone()
         mask_(grad, self._activated(convolved, statistics))
         further = gradients.of_input or gradients.of_parameters
-        by_convolved, by_scale, by_shift = normalize_gradient(
-            grad, convolved, statistics, call.weighted_scales[index], of_input=further
+        grad_convolved, grad_scale, grad_shift = normalize_gradient(
+            grad, convolved, statistics, context.weighted_scales[index], of_input=further
         )
-        gradients.last[index] = by_scale, by_shift
+        gradients.last[index] = grad_scale, grad_shift
         if not further:
             return
-        self._through_convolution(by_convolved, gradients)
+        self._through_convolution(grad_convolved, gradients)
 
-    def _through_convolution(self, by_convolved: Tensor, gradients: Gradients) -> None:
+    def _through_convolution(self, grad_convolved: Tensor, gradients: Gradients) -> None:
         """Take the gradient by the convolution's output, ``[P_out, C_out]``, to those by its input and kernels."""
-        call, unit = self.call, self.candidate.unit
-        by_input, by_kernels = dense.gradients(
-            call.shape_out.images(by_convolved),
-            call.shape.images(call.inputs),
-            call.kernels(unit),
+        context, unit = self.context, self.candidate.unit
+        grad_input, grad_kernels = dense.gradients(
+            context.shape_out.images(grad_convolved),
+            context.shape.images(context.inputs),
+            context.kernels(unit),
             unit.conv.stride[0],
             unit.conv.dilation[0],
             of_input=gradients.of_input,
             of_weight=gradients.of_parameters,
         )
-        if by_input is not None:
-            gradients.input += call.shape.matrix(by_input)
-        if by_kernels is not None:
-            gradients.parameters[unit.slot] = by_kernels
+        if grad_input is not None:
+            gradients.input += context.shape.matrix(grad_input)
+        if grad_kernels is not None:
+            gradients.parameters[unit.slot] = grad_kernels
 
     def _convolved(self) -> Tensor:
-        call, conv = self.call, self.candidate.unit.conv
+        context, conv = self.context, self.candidate.unit.conv
         maps = dense.convolve(
-            call.shape.images(call.inputs), call.kernels(self.candidate.unit), conv.stride[0], conv.dilation[0]
+            context.shape.images(context.inputs), context.kernels(self.candidate.unit), conv.stride[0], conv.dilation[0]
         )
-        return call.shape_out.matrix(maps)
+        return context.shape_out.matrix(maps)
 
     def _activated(self, convolved: Tensor, statistics: Statistics) -> Tensor:
         unit = self.candidate.unit
-        return normalize(convolved, statistics, self.call.scale(unit), self.call.shift(unit)).relu_()
+        return normalize(convolved, statistics, self.context.scale(unit), self.context.shift(unit)).relu_()

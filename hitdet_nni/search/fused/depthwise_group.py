@@ -23,9 +23,9 @@ from hitdet_nni.search.fused.batch_norm import (
     normalize_gradient,
     running_statistics,
 )
-from hitdet_nni.search.fused.call import Call, Gradients, Output, kept_statistics, put_statistics
+from hitdet_nni.search.fused.forward_context import ForwardContext, Gradients, Output, put_statistics, saved_statistics
 from hitdet_nni.search.fused.joint import sums
-from hitdet_nni.search.fused.plan import PARAMETERS, Group, Part, Segment
+from hitdet_nni.search.fused.plan import PARAMETERS, BlockPart, Group, Segment
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     return tensor if tensor.shape[0] == rows.stop - rows.start else tensor[rows]
 
 
-def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: Gradients) -> None:
-    """Make room for those gradients of parameters that chunks fill part by part.
+def allocate_buffers(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: Gradients) -> None:
+    """Allocate buffers for those gradients of parameters that chunks fill part by part.
 
     It is one tensor: many that outlive the maps between which they were made would leave the memory in pieces.
 
     Args:
         groups: The groups of chunks.
         parameters: Parameters of all candidates, by slot; a gradient has its parameter's shape.
-        gradients: Takes the room.
+        gradients: Takes the buffers.
     """
     slots: list[int] = []
     for group in groups:
@@ -78,8 +78,8 @@ def make_room(groups: Sequence[Group], parameters: Sequence[Tensor], gradients: 
             slots.append(candidate.project.slot)
     if slots:
         sizes = [parameters[slot].numel() for slot in slots]
-        room = parameters[slots[0]].new_empty(sum(sizes))
-        for slot, part in zip(slots, torch.split(room, sizes), strict=True):
+        buffer = parameters[slots[0]].new_empty(sum(sizes))
+        for slot, part in zip(slots, torch.split(buffer, sizes), strict=True):
             gradients.parameters[slot] = part.view(parameters[slot].shape)  # [numel] -> [*shape]
 
 
@@ -89,56 +89,58 @@ class GroupPass:
     Args:
         group: The group.
         number: Its number in the plan.
-        call: The call.
+        context: What the passes of the call share.
     """
 
-    def __init__(self, group: Group, number: int, call: Call) -> None:
+    def __init__(self, group: Group, number: int, context: ForwardContext) -> None:
         self.group = group
         self.number = number
-        self.call = call
+        self.context = context
 
     def forward(self, output: Output, updates: RunningUpdates) -> None:
         """Add the candidates' weighted outputs, less what is the same at all pixels, to ``output``."""
-        call, group = self.call, self.group
+        context, group = self.context, self.group
         projections, _ = self._project(updates)
         for candidate in group.candidates:
             matrix = projections[candidate.index]
-            statistics = call.new_statistics(candidate.project, matrix, updates)
-            slope = call.weighted_scales[candidate.index] * statistics.inverse_deviation
+            statistics = context.new_statistics(candidate.project, matrix, updates)
+            slope = context.weighted_scales[candidate.index] * statistics.inverse_deviation
             output.total.addcmul_(matrix, slope)
             output.last[candidate.index] = slope, statistics.mean
-            call.keep_projection(candidate.index, matrix)
+            context.keep_projection(candidate.index, matrix)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidates' part to ``gradients``."""
-        call, group = self.call, self.group
+        context, group = self.context, self.group
         hidden: list[_Hidden | None] = [None] * len(group.chunks)
-        if call.kept.projections:
-            projections = {candidate.index: call.tape["projection", candidate.index] for candidate in group.candidates}
+        if context.policy.projections:
+            projections = {
+                candidate.index: context.tape["projection", candidate.index] for candidate in group.candidates
+            }
         else:
             projections, hidden = self._project(None)
         further = gradients.of_input or gradients.of_parameters
-        by_projection: _ByProjection = {}
+        grad_projection: _ByProjection = {}
         for candidate in group.candidates:
-            by_matrix, by_scale, by_shift = normalize_gradient(
+            grad_matrix, grad_scale, grad_shift = normalize_gradient(
                 gradients.output,
                 projections.pop(candidate.index),
-                call.kept_statistics(candidate.project),
-                call.weighted_scales[candidate.index],
+                context.saved_statistics(candidate.project),
+                context.weighted_scales[candidate.index],
                 of_input=further,
             )
-            columns = by_columns(by_matrix) if gradients.of_parameters else None
-            by_projection[candidate.index] = by_matrix, columns
-            gradients.last[candidate.index] = by_scale, by_shift
+            columns = by_columns(grad_matrix) if gradients.of_parameters else None
+            grad_projection[candidate.index] = grad_matrix, columns
+            gradients.last[candidate.index] = grad_scale, grad_shift
         if not further:
             return
         for chunk in range(len(group.chunks)):
             one, hidden[chunk] = hidden[chunk], None
-            self._chunk_backward(chunk, one or self._hidden(chunk, None), by_projection, gradients)
+            self._chunk_backward(chunk, one or self._hidden(chunk, None), grad_projection, gradients)
 
     def _project(self, updates: RunningUpdates | None) -> tuple[dict[int, Tensor], list[_Hidden | None]]:
         """Return the projections of the candidates by index; where there are no ``updates``, all hidden maps too."""
-        call = self.call
+        context = self.context
         projections: dict[int, Tensor] = {}
         computed: list[_Hidden | None] = []
         for chunk, segments in enumerate(self.group.chunks):
@@ -148,37 +150,41 @@ class GroupPass:
                 part, kernels = hidden.activated[:, segment.columns], self._projection(segment).t()
                 known = projections.get(index)
                 projections[index] = multiply(part, kernels) if known is None else add_product(known, part, kernels)
-            if updates is not None and call.kept.hidden and (self.group.direct or self.group.expansion is not None):
-                call.tape.put(hidden.raw, "hidden", self.number, chunk)
+            if (
+                updates is not None
+                and context.policy.hidden
+                and (self.group.direct or self.group.expansion is not None)
+            ):
+                context.tape.put(hidden.raw, "hidden", self.number, chunk)
             if updates is None:
                 computed.append(hidden)
         return projections, computed
 
     def _projection(self, segment: Segment) -> Tensor:
         """Return the columns of a projection that belong to a segment, ``[C_out, channels]``."""
-        kernels = self.call.kernels(segment.candidate.project).flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+        kernels = self.context.kernels(segment.candidate.project).flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
         return kernels[:, segment.channels]
 
     def _hidden(self, chunk: int, updates: RunningUpdates | None) -> _Hidden:
         """Compute a chunk's hidden maps: in the forward pass with ``updates``, else from what is on the tape."""
-        call, group = self.call, self.group
+        context, group = self.context, self.group
         segments, conv = group.chunks[chunk], group.conv
-        raw = call.tape.get("hidden", self.number, chunk)
+        raw = context.tape.get("hidden", self.number, chunk)
         raw_statistics = None
         if group.direct:
             if raw is None:
-                raw = multiply(call.inputs, self._expansion(segments).t())
+                raw = multiply(context.inputs, self._expansion(segments).t())
             raw_statistics = self._statistics("expand", chunk, raw, updates)
             expanded = normalize(raw, raw_statistics, *self._affine("expand", segments)).relu_()
         else:
             if raw is None:
-                raw = call.inputs
+                raw = context.inputs
                 if group.expansion is not None:
-                    raw = call.folded[group.expansion].activations(group.rows(chunk))
+                    raw = context.folded[group.expansion].activations(group.rows(chunk))
             expanded = raw
         kernels, (scale, shift) = self._kernels(segments), self._affine("depthwise", segments)
-        convolved = call.shape_out.matrix(
-            depthwise.convolve(call.shape.images(expanded), kernels, conv.stride[0], conv.dilation[0])
+        convolved = context.shape_out.matrix(
+            depthwise.convolve(context.shape.images(expanded), kernels, conv.stride[0], conv.dilation[0])
         )
         statistics = self._statistics("depthwise", chunk, convolved, updates)
         activated = normalize(convolved, statistics, scale, shift).relu_()
@@ -186,23 +192,23 @@ class GroupPass:
 
     def _kernels(self, segments: Sequence[Segment]) -> Tensor:
         """Return the depthwise kernels of a chunk, ``[channels, 1, k, k]``."""
-        return joined([rows_of(self.call.kernels(s.candidate.depthwise), s.channels) for s in segments])
+        return joined([rows_of(self.context.kernels(s.candidate.depthwise), s.channels) for s in segments])
 
     def _expansion(self, segments: Sequence[Segment]) -> Tensor:
         """Return the kernels of a chunk's expansion, ``[channels, C]``."""
-        kernels = [self.call.kernels(segment.candidate.unit("expand")) for segment in segments]
+        kernels = [self.context.kernels(segment.candidate.unit("expand")) for segment in segments]
         matrices = [one.flatten(1) for one in kernels]  # [hidden, C, 1, 1] -> [hidden, C]
         return joined([rows_of(one, segment.channels) for one, segment in zip(matrices, segments, strict=True)])
 
-    def _affine(self, part: Part, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+    def _affine(self, part: BlockPart, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """Return the scale and shift of a chunk's normalisation, ``[channels]`` each."""
-        scale = joined([rows_of(self.call.scale(s.candidate.unit(part)), s.channels) for s in segments])
-        shift = joined([rows_of(self.call.shift(s.candidate.unit(part)), s.channels) for s in segments])
+        scale = joined([rows_of(self.context.scale(s.candidate.unit(part)), s.channels) for s in segments])
+        shift = joined([rows_of(self.context.shift(s.candidate.unit(part)), s.channels) for s in segments])
         return scale, shift
 
     def _statistics(
         self,
-        part: Part,
+        part: BlockPart,
         chunk: int,
         matrix: Tensor,
         updates: RunningUpdates | None,
@@ -212,17 +218,17 @@ class GroupPass:
 
         ``moments`` are mean and variance of the columns of ``matrix`` where they are known.
         """
-        group, tape, segments = self.group, self.call.tape, self.group.chunks[chunk]
+        group, tape, segments = self.group, self.context.tape, self.group.chunks[chunk]
         norms = [s.candidate.unit(part).norm for s in segments]
-        by_batch = part == "expand" or group.by_batch
-        joint = self.call.joint if part == "expand" else self.call.joint_out
+        use_batch_stats = part == "expand" or group.use_batch_stats
+        joint = self.context.joint if part == "expand" else self.context.joint_out
         if updates is None:
-            return kept_statistics(tape, by_batch, norms[0].eps, part, self.number, chunk, joint=joint)
-        if by_batch:
+            return saved_statistics(tape, use_batch_stats, norms[0].eps, part, self.number, chunk, joint=joint)
+        if use_batch_stats:
             mean, variance = batch_moments(matrix) if moments is None else moments
             if joint is not None:
                 mean, variance = joint.moments(mean, variance)
-            pixels = self.call.pixels if part == "expand" else self.call.pixels_out
+            pixels = self.context.pixels if part == "expand" else self.context.pixels_out
             for norm, segment in zip(norms, segments, strict=True):
                 columns = segment.columns
                 updates.add(norm, segment.channels, mean[columns], variance[columns], pixels)
@@ -230,52 +236,58 @@ class GroupPass:
             running = [(running_statistics(n), s.channels) for n, s in zip(norms, segments, strict=True)]
             mean = torch.cat([one[channels] for (one, _), channels in running])
             variance = torch.cat([one[channels] for (_, one), channels in running])
-        statistics = Statistics.of(mean, variance, by_batch, norms[0].eps, joint)
+        statistics = Statistics.of(mean, variance, use_batch_stats, norms[0].eps, joint)
         put_statistics(tape, statistics, part, self.number, chunk)
         return statistics
 
-    def _chunk_backward(self, chunk: int, hidden: _Hidden, by_projection: _ByProjection, gradients: Gradients) -> None:
-        call, group = self.call, self.group
+    def _chunk_backward(
+        self, chunk: int, hidden: _Hidden, grad_projection: _ByProjection, gradients: Gradients
+    ) -> None:
+        context, group = self.context, self.group
         segments, conv = group.chunks[chunk], group.conv
         parts = []
         for segment in segments:
-            by_matrix, columns = by_projection[segment.candidate.index]
-            parts.append(multiply(by_matrix, self._projection(segment)))
-            room = gradients.parameters[segment.candidate.project.slot]
-            if columns is not None and room is not None:
-                matrix = room.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+            grad_matrix, columns = grad_projection[segment.candidate.index]
+            parts.append(multiply(grad_matrix, self._projection(segment)))
+            buffer = gradients.parameters[segment.candidate.project.slot]
+            if columns is not None and buffer is not None:
+                matrix = buffer.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
                 correlate(matrix[:, segment.channels], columns, hidden.activated[:, segment.columns])
         grad = joined(parts, 1)
         mask_(grad, hidden.activated)
-        by_convolved, by_scale, by_shift = normalize_gradient(
+        grad_convolved, grad_scale, grad_shift = normalize_gradient(
             grad, hidden.convolved, hidden.statistics, hidden.scale, of_input=True
         )
-        maps, source, kernels = call.shape_out.images(by_convolved), call.shape.images(hidden.expanded), hidden.kernels
+        maps, source, kernels = (
+            context.shape_out.images(grad_convolved),
+            context.shape.images(hidden.expanded),
+            hidden.kernels,
+        )
         if gradients.of_parameters:
-            by_kernels = depthwise.weight_gradient(maps, source, kernels, conv.stride[0], conv.dilation[0])
+            grad_kernels = depthwise.weight_gradient(maps, source, kernels, conv.stride[0], conv.dilation[0])
             for s in segments:
-                for offset, part in enumerate((by_kernels, by_scale, by_shift)):
-                    room = gradients.parameters[s.candidate.depthwise.slot + offset]
-                    if room is not None:
-                        room[s.channels] = part[s.columns]
+                for offset, part in enumerate((grad_kernels, grad_scale, grad_shift)):
+                    buffer = gradients.parameters[s.candidate.depthwise.slot + offset]
+                    if buffer is not None:
+                        buffer[s.channels] = part[s.columns]
         if group.expansion is None and not group.direct and not gradients.of_input:
             return
-        by_expanded = call.shape.matrix(
+        grad_expanded = context.shape.matrix(
             depthwise.input_gradient(maps, source, kernels, conv.stride[0], conv.dilation[0])
         )
         if group.expansion is None and not group.direct:
-            gradients.input += by_expanded
+            gradients.input += grad_expanded
             return
-        mask_(by_expanded, hidden.expanded)
+        mask_(grad_expanded, hidden.expanded)
         if group.expansion is None:
-            self._direct_backward(segments, hidden.raw, hidden.raw_statistics, by_expanded, gradients)
+            self._direct_backward(segments, hidden.raw, hidden.raw_statistics, grad_expanded, gradients)
             return
         rows = group.rows(chunk)
-        inner = inner_products(hidden.statistics, hidden.scale, by_scale, by_shift)
-        gradients.expansions[group.expansion].add(rows, by_expanded, inner)
+        inner = inner_products(hidden.statistics, hidden.scale, grad_scale, grad_shift)
+        gradients.expansions[group.expansion].add(rows, grad_expanded, inner)
         if gradients.of_input:
-            folded = call.folded[group.expansion].folded[rows]
-            gradients.input = add_product(gradients.input, by_expanded, folded)
+            folded = context.folded[group.expansion].folded[rows]
+            gradients.input = add_product(gradients.input, grad_expanded, folded)
 
     def _direct_backward(
         self,
@@ -289,18 +301,18 @@ class GroupPass:
         if statistics is None:
             raise ValueError("the expansion before its normalisation has not been computed")
         scale, _ = self._affine("expand", segments)
-        by_raw, by_scale, by_shift = normalize_gradient(grad, raw, statistics, scale, of_input=True)
+        grad_raw, grad_scale, grad_shift = normalize_gradient(grad, raw, statistics, scale, of_input=True)
         if gradients.of_parameters:
             for s in segments:
                 slot = s.candidate.unit("expand").slot
-                by_kernels, room_scale, room_shift = (gradients.parameters[slot + offset] for offset in range(3))
-                if by_kernels is not None and room_scale is not None and room_shift is not None:
-                    matrix = by_kernels.flatten(1)  # [hidden, C, 1, 1] -> [hidden, C]
-                    correlate(matrix[s.channels], by_raw[:, s.columns], self.call.inputs)
-                    room_scale[s.channels] = by_scale[s.columns]
-                    room_shift[s.channels] = by_shift[s.columns]
+                grad_kernels, buffer_scale, buffer_shift = (gradients.parameters[slot + offset] for offset in range(3))
+                if grad_kernels is not None and buffer_scale is not None and buffer_shift is not None:
+                    matrix = grad_kernels.flatten(1)  # [hidden, C, 1, 1] -> [hidden, C]
+                    correlate(matrix[s.channels], grad_raw[:, s.columns], self.context.inputs)
+                    buffer_scale[s.channels] = grad_scale[s.columns]
+                    buffer_shift[s.channels] = grad_shift[s.columns]
         if gradients.of_input:
-            gradients.input = add_product(gradients.input, by_raw, self._expansion(segments))
+            gradients.input = add_product(gradients.input, grad_raw, self._expansion(segments))
 
 
 def mask_(grad: Tensor, activated: Tensor) -> None:
@@ -308,15 +320,15 @@ def mask_(grad: Tensor, activated: Tensor) -> None:
     torch.ops.aten.threshold_backward.grad_input(grad, activated, 0, grad_input=grad)
 
 
-def inner_products(statistics: Statistics, scale: Tensor, by_scale: Tensor, by_shift: Tensor) -> Tensor:
+def inner_products(statistics: Statistics, scale: Tensor, grad_scale: Tensor, grad_shift: Tensor) -> Tensor:
     """Sum over pixels of a depthwise convolution's output times the gradient by it, ``[channels]``.
 
     Since the convolution is linear in each channel, the same sum for its input is equal. Behind a normalisation by the
     batch's statistics it would vanish, as scaling a channel changes nothing, were it not for eps.
     """
-    if statistics.by_batch:
+    if statistics.use_batch_stats:
         if statistics.joint is not None:
-            (by_scale,) = sums(by_scale)  # it vanishes over the pixels of all processes, not over those of one
-        return scale * by_scale * statistics.eps * statistics.inverse_deviation.square()
+            (grad_scale,) = sums(grad_scale)  # it vanishes over the pixels of all processes, not over those of one
+        return scale * grad_scale * statistics.eps * statistics.inverse_deviation.square()
     inverse = statistics.inverse_deviation
-    return scale * (by_scale + statistics.mean * inverse * by_shift)
+    return scale * (grad_scale + statistics.mean * inverse * grad_shift)

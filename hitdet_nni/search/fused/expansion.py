@@ -118,7 +118,7 @@ def expansion_statistics(
     Raises:
         ValueError: If the batch's statistics are asked for without the input's moments.
     """
-    if not expansion.by_batch:
+    if not expansion.use_batch_stats:
         running = [running_statistics(unit.norm) for unit in expansion.units]
         mean = torch.cat([one for one, _ in running])
         variance = torch.cat([one for _, one in running])
@@ -180,8 +180,8 @@ class ExpansionGradient:
         self.expansion = expansion
         self.folded = folded
         self.of_parameters = of_parameters
-        self.by_shift = torch.empty_like(folded.beta)
-        self.by_folded = torch.empty_like(folded.weight) if of_parameters else None
+        self.grad_shift = torch.empty_like(folded.beta)
+        self.grad_folded = torch.empty_like(folded.weight) if of_parameters else None
         self.inner = torch.empty_like(folded.beta)
         self.inputs = by_columns(folded.inputs) if of_parameters else None
 
@@ -195,31 +195,31 @@ class ExpansionGradient:
                 them, ``[rows]``.
             sums: Sum over pixels of ``grad``, ``[rows]``, where it is known.
         """
-        self.by_shift[rows] = column_sums(grad) if sums is None else sums
+        self.grad_shift[rows] = column_sums(grad) if sums is None else sums
         self.inner[rows] = inner
-        if self.by_folded is not None and self.inputs is not None:
-            correlate(self.by_folded[rows].t(), self.inputs, grad)
+        if self.grad_folded is not None and self.inputs is not None:
+            correlate(self.grad_folded[rows].t(), self.inputs, grad)
 
     def parameter_gradients(self, moments: Moments | None, gradients: list[Tensor | None]) -> None:
         """Write the gradients of kernels, scales and shifts to their slots, each of its parameter's shape."""
-        if self.by_folded is None:
+        if self.grad_folded is None:
             return
         folded = self.folded
-        by_inverse = (self.by_folded * folded.weight).sum(1)
-        by_weight = self.by_folded
+        grad_inverse = (self.grad_folded * folded.weight).sum(1)
+        grad_weight = self.grad_folded
         if folded.mean is not None:
-            by_inverse = by_inverse - folded.mean * self.by_shift
+            grad_inverse = grad_inverse - folded.mean * self.grad_shift
         elif moments is not None:
-            through_variance = (folded.inverse_deviation.square() * by_inverse)[:, None]
-            by_weight.addcmul_(folded.weight @ moments.covariance, through_variance, value=-1)
-        by_weight.mul_(folded.slope[:, None])
-        by_scale = folded.inverse_deviation * by_inverse
+            through_variance = (folded.inverse_deviation.square() * grad_inverse)[:, None]
+            grad_weight.addcmul_(folded.weight @ moments.covariance, through_variance, value=-1)
+        grad_weight.mul_(folded.slope[:, None])
+        grad_scale = folded.inverse_deviation * grad_inverse
         start = 0
         for unit in self.expansion.units:
             rows = slice(start, start + unit.channels)
-            gradients[unit.slot] = by_weight[rows].view(unit.conv.weight.shape)  # [hidden, C] -> [hidden, C, 1, 1]
-            gradients[unit.slot + 1] = by_scale[rows]
-            gradients[unit.slot + 2] = self.by_shift[rows]
+            gradients[unit.slot] = grad_weight[rows].view(unit.conv.weight.shape)  # [hidden, C] -> [hidden, C, 1, 1]
+            gradients[unit.slot + 1] = grad_scale[rows]
+            gradients[unit.slot + 2] = self.grad_shift[rows]
             start = rows.stop
 
     def through_statistics(self, joint: Joint | None = None) -> tuple[Tensor, Tensor] | None:
@@ -233,16 +233,16 @@ class ExpansionGradient:
         if folded.mean is not None:
             return None
         pixels: int | Tensor = len(folded.inputs)
-        by_shift = self.by_shift
+        grad_shift = self.grad_shift
         if joint is not None:
-            pixels, (by_shift,) = joint.count, sums(by_shift)
-        if self.by_folded is not None:
-            by_slope = folded.slope * (self.by_folded * folded.weight).sum(1)
+            pixels, (grad_shift,) = joint.count, sums(grad_shift)
+        if self.grad_folded is not None:
+            grad_slope = folded.slope * (self.grad_folded * folded.weight).sum(1)
             if joint is not None:
-                (by_slope,) = sums(by_slope)
+                (grad_slope,) = sums(grad_slope)
         else:
-            by_slope = self.inner - folded.beta * by_shift
-        factor = folded.inverse_deviation.square() * by_slope / pixels
-        vector = (folded.slope * by_shift) @ folded.weight / -pixels
+            grad_slope = self.inner - folded.beta * grad_shift
+        factor = folded.inverse_deviation.square() * grad_slope / pixels
+        vector = (folded.slope * grad_shift) @ folded.weight / -pixels
         matrix = folded.weight.t() @ (folded.weight * -factor[:, None])
         return vector, matrix

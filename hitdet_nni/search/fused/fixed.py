@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hitdet_nni.search.fused.batch_norm import statistics_type
 from hitdet_nni.search.fused.function import FusedMixture
 from hitdet_nni.search.fused.reading import Reader, readers
-from hitdet_nni.search.fused.saving import Saving
+from hitdet_nni.search.fused.save_policy import FusedMode
 
 
 class FusedBlock(nn.Module):
@@ -20,16 +20,16 @@ class FusedBlock(nn.Module):
 
     Args:
         block: A block that a reader knows; all parameters are in its children.
-        saving: What is kept for the gradients.
+        activations: What is kept for the gradients.
 
     Shape:
         As the block's.
     """
 
-    def __init__(self, block: nn.Module, saving: Saving) -> None:
+    def __init__(self, block: nn.Module, activations: FusedMode) -> None:
         super().__init__()
         assert not [*block.parameters(recurse=False), *block.buffers(recurse=False)]
-        self.saving = saving
+        self.activations = activations
         self._replaced = (block,)  # a tuple, lest the block be a child and its keys occur twice
         self._mixture: FusedMixture | None = None
         self.training = block.training
@@ -49,7 +49,7 @@ class FusedBlock(nn.Module):
             plain: Tensor = self.replaced(x)
             return plain
         if self._mixture is None:
-            self._mixture = FusedMixture({"fixed": self.replaced}, self.saving)
+            self._mixture = FusedMixture({"fixed": self.replaced}, self.activations)
         return self._mixture(x, x.new_ones(1, dtype=statistics_type(x.dtype)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,27 +57,27 @@ class FusedBlock(nn.Module):
         return {**self.__dict__, "_mixture": None}
 
 
-def fuse_fixed_blocks(module: nn.Module, saving: Saving | None, mixed: type[nn.Module]) -> None:
-    """Exchange every block inside ``module`` that is no candidate for a :class:`FusedBlock`, or put the blocks back.
+def fuse_fixed_blocks(module: nn.Module, activations: FusedMode | None, mixed: type[nn.Module]) -> None:
+    """Permutation every block inside ``module`` that is no candidate for a :class:`FusedBlock`, or put the blocks back.
 
     Blocks of families that the fused layer does not know stay as they are.
 
     Args:
         module: A mutated model space.
-        saving: What is kept for the gradients; ``None`` for the blocks themselves.
+        activations: What is kept for the gradients; ``None`` for the blocks themselves.
         mixed: Class of the mixed layers, which hold candidates.
     """
-    _exchange(module, saving, mixed, readers())
+    _exchange(module, activations, mixed, readers())
 
 
 def _exchange(
-    parent: nn.Module, saving: Saving | None, mixed: type[nn.Module], known: Mapping[type[nn.Module], Reader]
+    parent: nn.Module, activations: FusedMode | None, mixed: type[nn.Module], known: Mapping[type[nn.Module], Reader]
 ) -> None:
     if isinstance(parent, mixed):
         return
     for name, child in list(parent.named_children()):
         block = child.replaced if isinstance(child, FusedBlock) else child
         if type(block) in known:
-            setattr(parent, name, block if saving is None else FusedBlock(block, saving))
+            setattr(parent, name, block if activations is None else FusedBlock(block, activations))
         else:
-            _exchange(child, saving, mixed, known)
+            _exchange(child, activations, mixed, known)

@@ -16,9 +16,9 @@ from hitdet_nni.kernels.products import add_product
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.search.fused.backend import passes, precision_of_convolutions, uses_triton
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, statistics_type
-from hitdet_nni.search.fused.call import Call, Gradients, Output
-from hitdet_nni.search.fused.depthwise_group import make_room
+from hitdet_nni.search.fused.depthwise_group import allocate_buffers
 from hitdet_nni.search.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
+from hitdet_nni.search.fused.forward_context import ForwardContext, Gradients, Output
 from hitdet_nni.search.fused.joint import Joint, are_joint, count_pixels
 from hitdet_nni.search.fused.plan import (
     DenseCandidate,
@@ -29,7 +29,7 @@ from hitdet_nni.search.fused.plan import (
 )
 from hitdet_nni.search.fused.reading import read_candidates
 from hitdet_nni.search.fused.recording import Outputs, Recording, Recordings
-from hitdet_nni.search.fused.saving import NOTHING, SAVINGS, Kept, Saving, Tape
+from hitdet_nni.search.fused.save_policy import FUSED_MODES, NOTHING, FusedMode, SavePolicy, Tape
 
 PLANS = 64
 """Plans kept by a mixture; one is needed for each size of input."""
@@ -43,16 +43,18 @@ class FusedMixture:
 
     Args:
         modules: The candidates by name, blocks of families that have a reader, all for one input and output shape.
-        saving: What is kept for the gradient, one of :data:`~hitdet_nni.search.fused.saving.SAVINGS`.
+        activations: What is kept for the gradient, one of :data:`~hitdet_nni.search.fused.save_policy.FUSED_MODES`.
 
     Raises:
         InputError: If a candidate or its batch normalisation is of another kind, or the mode is unknown.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], saving: Saving = "slim") -> None:
-        if saving not in SAVINGS:
-            raise InputError(f"unknown saving mode {saving!r}", key="supernet.saving", allowed=SAVINGS)
-        self.kept = SAVINGS[saving]
+    def __init__(self, modules: Mapping[str, nn.Module], activations: FusedMode = "fused-low") -> None:
+        if activations not in FUSED_MODES:
+            raise InputError(
+                f"unknown activation mode {activations!r}", key="supernet.activations", allowed=FUSED_MODES
+            )
+        self.policy = FUSED_MODES[activations]
         self._modules = dict(modules)
         self._read()
 
@@ -138,7 +140,7 @@ class _WeightedSum(torch.autograd.Function):
             shape = mixture.shape_of(x)
             plan = mixture.plan(shape, compute, x.device)
             wanted = any(ctx.needs_input_grad)
-            layer = _Layer(mixture, plan, mixture.kept if wanted else NOTHING, shape, compute)
+            layer = _Layer(mixture, plan, mixture.policy if wanted else NOTHING, shape, compute)
             recording = mixture.recording(layer, x, parameters) if wanted else None
             ctx.layer, ctx.replayed = layer, None
             if recording is not None and recording.ready():
@@ -211,40 +213,40 @@ class _Layer:
     Attributes:
         mixture: The mixture.
         plan: What is computed together.
-        kept: What is kept for the backward pass.
+        policy: What is kept for the backward pass.
         shape: Size of the input's maps.
         compute: Type of maps and products.
     """
 
     mixture: FusedMixture
     plan: Plan
-    kept: Kept
+    policy: SavePolicy
     shape: MapShape
     compute: torch.dtype
 
     def forward(self, x: Tensor, weights: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tape]:
         """Return the weighted sum, ``[N, C_out, H_out, W_out]``, and what its gradients need."""
         mixture, plan = self.mixture, self.plan
-        call, moments, updates = _start(mixture, plan, self.kept, self.shape, self.compute, x, weights, parameters)
+        context, moments, updates = _start(mixture, plan, self.policy, self.shape, self.compute, x, weights, parameters)
         exact = statistics_type(self.compute)
-        output = Output(torch.zeros(call.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device))
+        output = Output(torch.zeros(context.shape_out.pixels, mixture.out_channels, dtype=exact, device=x.device))
         group_pass, dense_pass = passes(x)
         with precision_of_convolutions(x.device):
             for number, group in enumerate(plan.groups):
-                group_pass(group, number, call).forward(output, updates)
+                group_pass(group, number, context).forward(output, updates)
             for candidate in plan.dense:
-                dense_pass(candidate, call).forward(output, updates)
+                dense_pass(candidate, context).forward(output, updates)
         updates.apply()
-        output.add_constant(call)
+        output.add_constant(context)
         kind = self.compute
         if mixture.has_residual:
-            output.total.addcmul_(call.given, call.residual_weight)
+            output.total.addcmul_(context.given, context.residual_weight)
             kind = torch.promote_types(self.compute, x.dtype)
         if moments is not None:
-            call.tape.put(moments.mean, "mean")
-            call.tape.put(moments.correction, "correction")
-            call.tape.put(moments.covariance, "covariance")
-        return channels_last(call.shape_out.images(output.total.to(kind))), call.tape
+            context.tape.put(moments.mean, "mean")
+            context.tape.put(moments.correction, "correction")
+            context.tape.put(moments.covariance, "covariance")
+        return channels_last(context.shape_out.images(output.total.to(kind))), context.tape
 
     def backward(
         self,
@@ -256,20 +258,20 @@ class _Layer:
         grad: Tensor,
     ) -> list[Tensor | None]:
         """Return the gradients by input, weights and parameters, as far as they are needed."""
-        call, moments = _restart(self, tape, x, weights, parameters)
-        return _backward(self.mixture, call, moments, needs, grad)
+        context, moments = _restart(self, tape, x, weights, parameters)
+        return _backward(self.mixture, context, moments, needs, grad)
 
 
 def _start(
     mixture: FusedMixture,
     plan: Plan,
-    kept: Kept,
+    policy: SavePolicy,
     shape: MapShape,
     compute: torch.dtype,
     x: Tensor,
     weights: Tensor,
     parameters: Sequence[Tensor],
-) -> tuple[Call, Moments | None, RunningUpdates]:
+) -> tuple[ForwardContext, Moments | None, RunningUpdates]:
     """Compute statistics and folding of the expansions, which come before all else."""
     matrix = shape.matrix(x)
     inputs = matrix.to(compute)
@@ -278,12 +280,12 @@ def _start(
     given = weights.detach().to(statistics_type(compute))
     joint = joint_out = None
     tape, folded = Tape(), []
-    if are_joint([unit.norm for unit in plan.by_batch]):
+    if are_joint([unit.norm for unit in plan.use_batch_stats]):
         joint, joint_out = count_pixels((shape.pixels, shape_out.pixels), given)
         tape.put(joint.count, "pixels")
         tape.put(joint_out.count, "pixels of the output")
     pixels = shape.pixels if joint is None else joint.count
-    moments = Moments.of(inputs, joint) if any(expansion.by_batch for expansion in plan.expansions) else None
+    moments = Moments.of(inputs, joint) if any(expansion.use_batch_stats for expansion in plan.expansions) else None
     for number, expansion in enumerate(plan.expansions):
         inverse, mean = expansion_statistics(expansion, parameters, moments, updates, pixels)
         tape.put(inverse, "inverse deviation", number)
@@ -292,14 +294,16 @@ def _start(
         source = inputs if moments is None or mean is not None else moments.centred
         folded.append(fold(expansion, parameters, source, inverse, mean))
     size = (len(mixture.candidates), shape_out.pixels, mixture.out_channels)
-    room = inputs.new_empty(size) if kept.projections and x.device.type == "cpu" else None
-    call = Call(plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape, room, joint, joint_out)
-    return call, moments, updates
+    buffer = inputs.new_empty(size) if policy.projections and x.device.type == "cpu" else None
+    context = ForwardContext(
+        plan, policy, parameters, given, matrix, inputs, shape, shape_out, folded, tape, buffer, joint, joint_out
+    )
+    return context, moments, updates
 
 
 def _restart(
     layer: _Layer, tape: Tape, x: Tensor, weights: Tensor, parameters: Sequence[Tensor]
-) -> tuple[Call, Moments | None]:
+) -> tuple[ForwardContext, Moments | None]:
     """Return the call as the forward pass left it."""
     matrix = layer.shape.matrix(x)
     inputs = matrix.to(layer.compute)
@@ -314,53 +318,53 @@ def _restart(
         folded.append(fold(expansion, parameters, source, tape["inverse deviation", number], running))
     given = weights.detach().to(statistics_type(layer.compute))
     shape_out = layer.shape.strided(layer.mixture.stride)
-    kept, shape = layer.mixture.kept, layer.shape
-    call = Call(layer.plan, kept, parameters, given, matrix, inputs, shape, shape_out, folded, tape)
+    policy, shape = layer.mixture.policy, layer.shape
+    context = ForwardContext(layer.plan, policy, parameters, given, matrix, inputs, shape, shape_out, folded, tape)
     count, count_out = tape.get("pixels"), tape.get("pixels of the output")
     if count is not None and count_out is not None:
-        call = replace(call, joint=Joint(shape.pixels, count), joint_out=Joint(shape_out.pixels, count_out))
-    return call, moments
+        context = replace(context, joint=Joint(shape.pixels, count), joint_out=Joint(shape_out.pixels, count_out))
+    return context, moments
 
 
 def _backward(
-    mixture: FusedMixture, call: Call, moments: Moments | None, needs: Sequence[bool], grad: Tensor
+    mixture: FusedMixture, context: ForwardContext, moments: Moments | None, needs: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     of_input, of_weights, *of_parameters = needs
-    output = call.shape_out.matrix(grad)
-    exact = statistics_type(call.compute)  # many products are added to it, each as large as their sum
+    output = context.shape_out.matrix(grad)
+    exact = statistics_type(context.compute)  # many products are added to it, each as large as their sum
     products = None
-    by_input = torch.zeros_like(call.inputs, dtype=exact)
+    grad_input = torch.zeros_like(context.inputs, dtype=exact)
     if mixture.has_residual:
         exact_output = output.to(exact)
         if of_input:
-            by_input = exact_output * call.residual_weight
-        products = (exact_output * call.given).sum()
+            grad_input = exact_output * context.residual_weight
+        products = (exact_output * context.given).sum()
     gradients = Gradients(
-        output=output.to(call.compute),
+        output=output.to(context.compute),
         of_input=of_input,
         of_parameters=any(of_parameters),
-        input=by_input,
+        input=grad_input,
         input_products=products,
         parameters=[None] * len(of_parameters),
     )
     gradients.expansions = [
         ExpansionGradient(expansion, folded, of_parameters=gradients.of_parameters)
-        for expansion, folded in zip(call.plan.expansions, call.folded, strict=True)
+        for expansion, folded in zip(context.plan.expansions, context.folded, strict=True)
     ]
     if gradients.of_parameters:
-        make_room(call.plan.groups, call.parameters, gradients)
-    group_pass, dense_pass = passes(call.given)
+        allocate_buffers(context.plan.groups, context.parameters, gradients)
+    group_pass, dense_pass = passes(context.given)
     with precision_of_convolutions(grad.device):
-        for number, group in enumerate(call.plan.groups):
-            group_pass(group, number, call).backward(gradients)
-        for candidate in call.plan.dense:
-            dense_pass(candidate, call).backward(gradients)
-    by_weights = gradients.finish_last(call)
+        for number, group in enumerate(context.plan.groups):
+            group_pass(group, number, context).backward(gradients)
+        for candidate in context.plan.dense:
+            dense_pass(candidate, context).backward(gradients)
+    grad_weights = gradients.finish_last(context)
     if gradients.of_input or gradients.of_parameters:
         for expansion in gradients.expansions:
-            _finish(expansion, gradients, moments, call.joint)
-    by_x = channels_last(call.shape.images(gradients.input.to(call.given.dtype))) if of_input else None
-    return [by_x, by_weights if of_weights else None, *gradients.parameters]
+            _finish(expansion, gradients, moments, context.joint)
+    grad_x = channels_last(context.shape.images(gradients.input.to(context.given.dtype))) if of_input else None
+    return [grad_x, grad_weights if of_weights else None, *gradients.parameters]
 
 
 def _finish(expansion: ExpansionGradient, gradients: Gradients, moments: Moments | None, joint: Joint | None) -> None:

@@ -57,14 +57,14 @@ def are_joint(norms: Sequence[nn.BatchNorm2d]) -> bool:
     Raises:
         InputError: If only some are.
     """
-    if distributed.processes() == 1:
+    if distributed.world_size() == 1:
         return False
     training = [isinstance(norm, SyncedBatchNorm2d) for norm in norms if norm.training]
     if any(training) and not all(training):
         raise InputError(
             "a mixed layer has batch normalisations over all processes and over one",
             key="batch_norm",
-            allowed="one kind, or supernet.saving: stock or checkpoint",
+            allowed="one kind, or supernet.activations: all or checkpoint",
         )
     return any(training)
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from hitdet_nni.search.fused.function import FusedMixture
-from hitdet_nni.search.fused.saving import Saving
+from hitdet_nni.search.fused.save_policy import FusedMode
 
 
 class MixedLayer(Protocol):
@@ -18,7 +18,7 @@ class MixedLayer(Protocol):
     active_names: list[str]
 
     def active_candidates(self) -> list[nn.Module]:
-        """Return the modules of the candidates that are still in the race."""
+        """Return the modules of the candidates that are still active."""
         ...
 
     def probabilities(self) -> Tensor:
@@ -26,7 +26,7 @@ class MixedLayer(Protocol):
         ...
 
 
-_MIXTURES: WeakKeyDictionary[MixedLayer, tuple[Saving, Sequence[str], FusedMixture]] = WeakKeyDictionary()
+_MIXTURES: WeakKeyDictionary[MixedLayer, tuple[FusedMode, Sequence[str], FusedMixture]] = WeakKeyDictionary()
 
 
 def forget_mixture(layer: MixedLayer) -> None:
@@ -34,11 +34,11 @@ def forget_mixture(layer: MixedLayer) -> None:
     _MIXTURES.pop(layer, None)
 
 
-def fused_weighted_sum(saving: Saving, layer: MixedLayer, x: Tensor) -> Tensor:
-    """Compute Eq. 5 for the candidates that are still in the race, as one operation.
+def fused_weighted_sum(activations: FusedMode, layer: MixedLayer, x: Tensor) -> Tensor:
+    """Compute Eq. 5 for the candidates that are still active, as one operation.
 
     Args:
-        saving: What is kept for the gradients.
+        activations: What is kept for the gradients.
         layer: The mixed layer.
         x: Its input, ``[N, C, H, W]``.
 
@@ -46,8 +46,8 @@ def fused_weighted_sum(saving: Saving, layer: MixedLayer, x: Tensor) -> Tensor:
         InputError: As :class:`~hitdet_nni.search.fused.function.FusedMixture` does.
     """
     made = _MIXTURES.get(layer)
-    if made is None or made[0] != saving or made[1] != layer.active_names:
+    if made is None or made[0] != activations or made[1] != layer.active_names:
         modules = dict(zip(layer.active_names, layer.active_candidates(), strict=True))
-        made = (saving, list(layer.active_names), FusedMixture(modules, saving))
+        made = (activations, list(layer.active_names), FusedMixture(modules, activations))
         _MIXTURES[layer] = made
     return made[2](x, layer.probabilities())

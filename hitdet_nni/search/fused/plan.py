@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hitdet_nni.kernels.layout import MapShape, chunk_channels, even_pieces
 from hitdet_nni.search.fused.batch_norm import uses_batch
 
-Part = Literal["expand", "depthwise"]
+BlockPart = Literal["expand", "depthwise"]
 
 PARAMETERS = 3
 """Parameters of a convolution with batch normalisation: kernels, scale, shift."""
@@ -87,7 +87,7 @@ class DepthwiseCandidate:
         """The convolution whose normalised output is the candidate's."""
         return self.project
 
-    def unit(self, part: Part) -> ConvNorm:
+    def unit(self, part: BlockPart) -> ConvNorm:
         """Return the expansion, which must be there, or the depthwise convolution.
 
         Raises:
@@ -129,12 +129,12 @@ class Expansion:
 
     Attributes:
         units: The expansions, in the order of their rows.
-        by_batch: Whether they are normalised by the batch's statistics.
+        use_batch_stats: Whether they are normalised by the batch's statistics.
         eps: Of their normalisations.
     """
 
     units: tuple[ConvNorm, ...]
-    by_batch: bool
+    use_batch_stats: bool
     eps: float
 
 
@@ -162,7 +162,7 @@ class Group:
         expansion: Index of the stacked expansion that holds theirs; ``None`` where there is none, or it is ``direct``.
         direct: Whether the expansion is computed before its normalisation, chunk by chunk, which suits small maps.
         first_row: First row of the group in the stacked expansion.
-        by_batch: Whether the depthwise convolution is normalised by the batch's statistics.
+        use_batch_stats: Whether the depthwise convolution is normalised by the batch's statistics.
         eps: Of that normalisation.
         chunks: The segments of each piece; the pieces' columns follow each other in the group's rows.
     """
@@ -171,7 +171,7 @@ class Group:
     expansion: int | None
     direct: bool
     first_row: int
-    by_batch: bool
+    use_batch_stats: bool
     eps: float
     chunks: tuple[tuple[Segment, ...], ...]
 
@@ -200,19 +200,20 @@ class Plan:
         expansions: The stacked expansions.
         groups: The depthwise candidates.
         dense: The dense candidates.
-        by_batch: For each convolution, whether its output is normalised by the batch's statistics.
+        use_batch_stats: For each convolution, whether its output is normalised by the batch's statistics.
         last: The last convolution of each candidate, by the candidate's index.
         residual: Which candidates add the input, ``[n]``, true or false.
-        last_by_batch: One where a candidate's last normalisation takes the batch's statistics, else zero, ``[n, 1]``.
+        last_use_batch_stats: One where a candidate's last normalisation takes the batch's statistics, else zero, ``[n,
+            1]``.
     """
 
     expansions: tuple[Expansion, ...]
     groups: tuple[Group, ...]
     dense: tuple[DenseCandidate, ...]
-    by_batch: Mapping[ConvNorm, bool]
+    use_batch_stats: Mapping[ConvNorm, bool]
     last: tuple[ConvNorm, ...]
     residual: Tensor
-    last_by_batch: Tensor
+    last_use_batch_stats: Tensor
 
 
 def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
@@ -249,7 +250,7 @@ def make_plan(
         item_bytes: Bytes of a number of the maps.
         device: Where they are.
     """
-    by_batch = dict(zip(units(candidates), modes, strict=True))
+    use_batch_stats = dict(zip(units(candidates), modes, strict=True))
     largest = chunk_channels(shape.pixels, item_bytes, device)
     expanded: dict[tuple[bool, float], list[DepthwiseCandidate]] = {}
     groups: list[Group] = []
@@ -257,29 +258,29 @@ def make_plan(
         if isinstance(candidate, DenseCandidate):
             continue
         if candidate.expand is None:
-            groups.append(_group([candidate], None, 0, by_batch, candidate.depthwise.channels))
+            groups.append(_group([candidate], None, 0, use_batch_stats, candidate.depthwise.channels))
         else:
-            key = (by_batch[candidate.expand], candidate.expand.norm.eps)
+            key = (use_batch_stats[candidate.expand], candidate.expand.norm.eps)
             expanded.setdefault(key, []).append(candidate)
     expansions: list[Expansion] = []
     for (from_batch, _), members in expanded.items():
         if from_batch and _is_direct(members[0], shape):
-            for together in _together(members, by_batch, largest):
-                groups.append(_group(together, None, 0, by_batch, largest, direct=True))
+            for together in _together(members, use_batch_stats, largest):
+                groups.append(_group(together, None, 0, use_batch_stats, largest, direct=True))
             continue
         number = len(expansions)
         stacked: list[ConvNorm] = []
         first_row = 0
-        for together in _together(members, by_batch, largest):
-            groups.append(_group(together, number, first_row, by_batch, largest))
+        for together in _together(members, use_batch_stats, largest):
+            groups.append(_group(together, number, first_row, use_batch_stats, largest))
             stacked += [member.expand for member in together if member.expand is not None]
             first_row += sum(member.depthwise.channels for member in together)
-        expansions.append(Expansion(tuple(stacked), by_batch[stacked[0]], stacked[0].norm.eps))
+        expansions.append(Expansion(tuple(stacked), use_batch_stats[stacked[0]], stacked[0].norm.eps))
     dense = tuple(candidate for candidate in candidates if isinstance(candidate, DenseCandidate))
     last = tuple(one.last for one in candidates)
     residual = torch.tensor([one.residual for one in candidates], device=device)
-    last_by_batch = torch.tensor([[by_batch[unit]] for unit in last], dtype=torch.float32, device=device)
-    return Plan(tuple(expansions), tuple(groups), dense, by_batch, last, residual, last_by_batch)
+    last_use_batch_stats = torch.tensor([[use_batch_stats[unit]] for unit in last], dtype=torch.float32, device=device)
+    return Plan(tuple(expansions), tuple(groups), dense, use_batch_stats, last, residual, last_use_batch_stats)
 
 
 def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:
@@ -290,13 +291,13 @@ def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:
 
 
 def _together(
-    members: Sequence[DepthwiseCandidate], by_batch: Mapping[ConvNorm, bool], largest: int
+    members: Sequence[DepthwiseCandidate], use_batch_stats: Mapping[ConvNorm, bool], largest: int
 ) -> list[list[DepthwiseCandidate]]:
     """Return candidates that share a depthwise convolution, as far as they fit one chunk."""
     alike: dict[tuple[object, ...], list[list[DepthwiseCandidate]]] = {}
     for member in members:
         conv, norm = member.depthwise.conv, member.depthwise.norm
-        key = (conv.kernel_size, conv.dilation, conv.stride, by_batch[member.depthwise], norm.eps)
+        key = (conv.kernel_size, conv.dilation, conv.stride, use_batch_stats[member.depthwise], norm.eps)
         sets = alike.setdefault(key, [[]])
         channels = sum(other.depthwise.channels for other in sets[-1])
         if sets[-1] and channels + member.depthwise.channels > largest:
@@ -309,7 +310,7 @@ def _group(
     members: Sequence[DepthwiseCandidate],
     expansion: int | None,
     first_row: int,
-    by_batch: Mapping[ConvNorm, bool],
+    use_batch_stats: Mapping[ConvNorm, bool],
     largest: int,
     *,
     direct: bool = False,
@@ -326,4 +327,4 @@ def _group(
             segments.append(Segment(member, slice(start, start + channels), slice(0, channels)))
             start += channels
         chunks.append(tuple(segments))
-    return Group(tuple(members), expansion, direct, first_row, by_batch[unit], unit.norm.eps, tuple(chunks))
+    return Group(tuple(members), expansion, direct, first_row, use_batch_stats[unit], unit.norm.eps, tuple(chunks))

@@ -292,10 +292,10 @@ def _copies(tensors: Outputs) -> Outputs:
     copied: dict[int, Tensor] = {}
     for kind, several in kinds.items():
         sizes = [tensor.numel() for tensor in several]
-        room = several[0].new_empty(sum(sizes), dtype=kind)
+        buffer = several[0].new_empty(sum(sizes), dtype=kind)
         parts = [
             part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
-            for part, tensor in zip(torch.split(room, sizes), several, strict=True)
+            for part, tensor in zip(torch.split(buffer, sizes), several, strict=True)
         ]
         torch._foreach_copy_(parts, several)
         copied |= {id(tensor): part for tensor, part in zip(several, parts, strict=True)}

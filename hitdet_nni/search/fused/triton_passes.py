@@ -18,9 +18,9 @@ from hitdet_nni.kernels.gpu.moments import Moments
 from hitdet_nni.kernels.gpu.normalization import normalize_relu, normalize_relu_gradient_
 from hitdet_nni.kernels.products import add_product, correlate, multiply
 from hitdet_nni.search.fused.batch_norm import RunningUpdates, Statistics, running_statistics
-from hitdet_nni.search.fused.call import Gradients, Output, kept_statistics, put_statistics
 from hitdet_nni.search.fused.dense_candidate import DensePass
 from hitdet_nni.search.fused.depthwise_group import GroupPass, inner_products
+from hitdet_nni.search.fused.forward_context import Gradients, Output, put_statistics, saved_statistics
 from hitdet_nni.search.fused.plan import width
 
 
@@ -59,75 +59,75 @@ class TritonGroupPass(GroupPass):
 
     def forward(self, output: Output, updates: RunningUpdates) -> None:
         """Add the candidates' weighted outputs, less what is the same at all pixels, to ``output``."""
-        call, candidates = self.call, self.group.candidates
+        context, candidates = self.context, self.group.candidates
         matrices, _ = self._matrices(updates)
         statistics = self._last_statistics(matrices, updates)
         slopes = self._weighted_scales() * statistics.inverse_deviation
         add_weighted_(output.total, matrices, slopes)
         for candidate, slope, mean in zip(candidates, slopes.unbind(), statistics.mean.unbind(), strict=True):
             output.last[candidate.index] = slope, mean
-        if call.kept.projections:
-            call.tape.put(matrices, "projections", self.number)
+        if context.policy.projections:
+            context.tape.put(matrices, "projections", self.number)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidates' part to ``gradients``."""
-        call, group = self.call, self.group
+        context, group = self.context, self.group
         maps: list[_Maps | None] = [None] * len(group.chunks)
-        matrices = call.tape.get("projections", self.number)
+        matrices = context.tape.get("projections", self.number)
         if matrices is None:
             matrices, maps = self._matrices(None)
         further = gradients.of_input or gradients.of_parameters
-        statistics = kept_statistics(call.tape, True, 0.0, "last", self.number)
-        by_matrices, by_scales, by_shift = last_gradient(
+        statistics = saved_statistics(context.tape, True, 0.0, "last", self.number)
+        grad_matrices, grad_scales, grad_shift = last_gradient(
             gradients.output.contiguous(),
             matrices,
             statistics.mean,
             statistics.inverse_deviation,
             self._weighted_scales() * statistics.inverse_deviation,
-            torch.stack([call.plan.last_by_batch[candidate.index] for candidate in group.candidates]),
+            torch.stack([context.plan.last_use_batch_stats[candidate.index] for candidate in group.candidates]),
             of_matrices=further,
-            joint_means=None if call.joint_out is None else call.joint_out.means,
+            joint_means=None if context.joint_out is None else context.joint_out.means,
         )
         del matrices
-        for candidate, by_scale in zip(group.candidates, by_scales.unbind(), strict=True):
-            gradients.last[candidate.index] = by_scale, by_shift
-        if by_matrices is None:
+        for candidate, grad_scale in zip(group.candidates, grad_scales.unbind(), strict=True):
+            gradients.last[candidate.index] = grad_scale, grad_shift
+        if grad_matrices is None:
             return
         for chunk in range(len(group.chunks)):
             one, maps[chunk] = maps[chunk], None
-            self._maps_backward(chunk, one or self._maps(chunk, None), by_matrices, gradients)
+            self._maps_backward(chunk, one or self._maps(chunk, None), grad_matrices, gradients)
 
     def _weighted_scales(self) -> Tensor:
         """Return the scales of the candidates' last normalisations times their weights, ``[n, C_out]``."""
-        return torch.stack([self.call.weighted_scales[candidate.index] for candidate in self.group.candidates])
+        return torch.stack([self.context.weighted_scales[candidate.index] for candidate in self.group.candidates])
 
     def _last_statistics(self, matrices: Tensor, updates: RunningUpdates) -> Statistics:
         """Return what the projections, ``[n, P_out, C_out]``, are normalised by; kept for the backward pass."""
-        call, group = self.call, self.group
+        context, group = self.context, self.group
         eps = [candidate.project.norm.eps for candidate in group.candidates]
         mean, variance, inverse = Moments.of(matrices).join(eps[0]).unbind()
-        if call.joint_out is not None:
-            mean, variance = call.joint_out.moments(mean, variance)
+        if context.joint_out is not None:
+            mean, variance = context.joint_out.moments(mean, variance)
             inverse = (variance + eps[0]).rsqrt()
         for index, candidate in enumerate(group.candidates):
             unit = candidate.project
-            if call.plan.by_batch[unit]:
+            if context.plan.use_batch_stats[unit]:
                 if eps[index] != eps[0]:
                     inverse[index] = (variance[index] + eps[index]).rsqrt()
-                updates.add(unit.norm, slice(None), mean[index], variance[index], call.pixels_out)
+                updates.add(unit.norm, slice(None), mean[index], variance[index], context.pixels_out)
             else:
                 mean[index], variance[index] = running_statistics(unit.norm)
                 inverse[index] = (variance[index] + eps[index]).rsqrt()
         statistics = Statistics(mean, variance, inverse, True, eps[0])
-        put_statistics(call.tape, statistics, "last", self.number)
+        put_statistics(context.tape, statistics, "last", self.number)
         return statistics
 
     def _matrices(self, updates: RunningUpdates | None) -> tuple[Tensor, list[_Maps | None]]:
         """Return the candidates' projections, ``[n, P_out, C_out]``; without ``updates``, all hidden maps too."""
-        call, group = self.call, self.group
+        context, group = self.context, self.group
         places = {candidate.index: place for place, candidate in enumerate(group.candidates)}
-        size = (len(places), call.shape_out.pixels, group.candidates[0].project.channels)
-        matrices = call.inputs.new_empty(size)
+        size = (len(places), context.shape_out.pixels, group.candidates[0].project.channels)
+        matrices = context.inputs.new_empty(size)
         computed: list[_Maps | None] = []
         begun: set[int] = set()
         for chunk, segments in enumerate(group.chunks):
@@ -141,14 +141,14 @@ class TritonGroupPass(GroupPass):
                 else:
                     torch.mm(part, kernels, out=matrices[place])
                     begun.add(place)
-            if updates is not None and call.kept.hidden and (group.direct or group.expansion is not None):
-                call.tape.put(maps.raw, "hidden", self.number, chunk)
+            if updates is not None and context.policy.hidden and (group.direct or group.expansion is not None):
+                context.tape.put(maps.raw, "hidden", self.number, chunk)
             if updates is None:
                 computed.append(maps)
         return matrices, computed
 
     def _geometry(self) -> depthwise.Geometry:
-        shape, conv = self.call.shape, self.group.conv
+        shape, conv = self.context.shape, self.group.conv
         return depthwise.Geometry(
             shape.count, shape.height, shape.width, conv.kernel_size[0], conv.stride[0], conv.dilation[0]
         )
@@ -159,27 +159,27 @@ class TritonGroupPass(GroupPass):
 
     def _maps(self, chunk: int, updates: RunningUpdates | None) -> _Maps:
         """Compute a chunk's hidden maps: in the forward pass with ``updates``, else from what is on the tape."""
-        call, group = self.call, self.group
+        context, group = self.context, self.group
         segments = group.chunks[chunk]
-        raw = call.tape.get("hidden", self.number, chunk)
+        raw = context.tape.get("hidden", self.number, chunk)
         raw_statistics = None
         if group.direct:
             if raw is None:
-                raw = multiply(call.inputs, self._expansion(segments).t())
+                raw = multiply(context.inputs, self._expansion(segments).t())
             eps = segments[0].candidate.unit("expand").norm.eps
             moments = None if updates is None else _moments(raw, eps)
             raw_statistics = self._statistics("expand", chunk, raw, updates, moments)
             affine = self._affine("expand", segments)
             source = normalize_relu(raw, raw_statistics.mean, raw_statistics.inverse_deviation, *affine)
         elif group.expansion is None:
-            raw = source = call.inputs
+            raw = source = context.inputs
         else:
             if raw is None:
-                raw = call.folded[group.expansion].before_relu(group.rows(chunk))
+                raw = context.folded[group.expansion].before_relu(group.rows(chunk))
             source = raw
         taps, (scale, shift) = depthwise.taps_outermost(self._kernels(segments)), self._affine("depthwise", segments)
         convolved, parts = depthwise.forward(
-            source, taps, self._geometry(), relu=self._has_relu, moments=updates is not None and group.by_batch
+            source, taps, self._geometry(), relu=self._has_relu, moments=updates is not None and group.use_batch_stats
         )
         joined = None
         if parts is not None:
@@ -188,21 +188,21 @@ class TritonGroupPass(GroupPass):
         statistics = self._statistics("depthwise", chunk, convolved, updates, joined)
         return _Maps(raw, raw_statistics, source, convolved, statistics, taps, scale, shift)
 
-    def _maps_backward(self, chunk: int, maps: _Maps, by_matrices: Tensor, gradients: Gradients) -> None:
-        call, group = self.call, self.group
+    def _maps_backward(self, chunk: int, maps: _Maps, grad_matrices: Tensor, gradients: Gradients) -> None:
+        context, group = self.context, self.group
         segments, geometry, statistics = group.chunks[chunk], self._geometry(), maps.statistics
         places = {candidate.index: place for place, candidate in enumerate(group.candidates)}
-        grad = by_matrices.new_empty(by_matrices.shape[1], width(segments))
+        grad = grad_matrices.new_empty(grad_matrices.shape[1], width(segments))
         activated = maps.activated() if gradients.of_parameters else None
         for segment in segments:
-            by_matrix = by_matrices[places[segment.candidate.index]]
-            torch.mm(by_matrix, self._projection(segment), out=grad[:, segment.columns])
-            room = gradients.parameters[segment.candidate.project.slot]
-            if activated is not None and room is not None:
-                matrix = room.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
-                correlate(matrix[:, segment.channels], by_matrix, activated[:, segment.columns])
+            grad_matrix = grad_matrices[places[segment.candidate.index]]
+            torch.mm(grad_matrix, self._projection(segment), out=grad[:, segment.columns])
+            buffer = gradients.parameters[segment.candidate.project.slot]
+            if activated is not None and buffer is not None:
+                matrix = buffer.flatten(1)  # [C_out, hidden, 1, 1] -> [C_out, hidden]
+                correlate(matrix[:, segment.channels], grad_matrix, activated[:, segment.columns])
         del activated
-        by_scale, by_shift = normalize_relu_gradient_(
+        grad_scale, grad_shift = normalize_relu_gradient_(
             grad,
             maps.convolved,
             statistics.mean,
@@ -210,33 +210,33 @@ class TritonGroupPass(GroupPass):
             maps.scale,
             maps.shift,
             maps.scale * statistics.inverse_deviation,
-            by_batch=statistics.by_batch,
+            use_batch_stats=statistics.use_batch_stats,
             joint_means=None if statistics.joint is None else statistics.joint.means,
         )
         if gradients.of_parameters:
-            by_kernels = depthwise.grad_weights(grad, maps.source, geometry, relu=self._has_relu)
+            grad_kernels = depthwise.grad_weights(grad, maps.source, geometry, relu=self._has_relu)
             for s in segments:
-                for offset, part in enumerate((by_kernels, by_scale, by_shift)):
-                    room = gradients.parameters[s.candidate.depthwise.slot + offset]
-                    if room is not None:
-                        room[s.channels] = part[s.columns]
+                for offset, part in enumerate((grad_kernels, grad_scale, grad_shift)):
+                    buffer = gradients.parameters[s.candidate.depthwise.slot + offset]
+                    if buffer is not None:
+                        buffer[s.channels] = part[s.columns]
         if not self._has_relu and not gradients.of_input:
             return
-        by_source, sums = depthwise.grad_x(
+        grad_source, sums = depthwise.grad_x(
             grad, maps.taps, maps.source if self._has_relu else None, geometry, sums=group.expansion is not None
         )
         del grad
         if not self._has_relu:
-            gradients.input += by_source
+            gradients.input += grad_source
         elif group.expansion is None:
-            self._direct_backward(segments, maps.raw, maps.raw_statistics, by_source, gradients)
+            self._direct_backward(segments, maps.raw, maps.raw_statistics, grad_source, gradients)
         else:
             rows = group.rows(chunk)
-            inner = inner_products(statistics, maps.scale, by_scale, by_shift)
-            gradients.expansions[group.expansion].add(rows, by_source, inner, sums)
+            inner = inner_products(statistics, maps.scale, grad_scale, grad_shift)
+            gradients.expansions[group.expansion].add(rows, grad_source, inner, sums)
             if gradients.of_input:
-                folded = call.folded[group.expansion].folded[rows]
-                gradients.input = add_product(gradients.input, by_source, folded)
+                folded = context.folded[group.expansion].folded[rows]
+                gradients.input = add_product(gradients.input, grad_source, folded)
 
 
 def _moments(matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -250,35 +250,35 @@ class TritonDensePass(DensePass):
 
     def forward(self, output: Output, updates: RunningUpdates) -> None:
         """Add the candidate's weighted output to ``output``."""
-        call, unit = self.call, self.candidate.unit
+        context, unit = self.context, self.candidate.unit
         convolved = self._convolved()
-        moments = _moments(convolved, unit.norm.eps) if call.plan.by_batch[unit] else None
-        statistics = call.new_statistics(unit, convolved, updates, moments)
+        moments = _moments(convolved, unit.norm.eps) if context.plan.use_batch_stats[unit] else None
+        statistics = context.new_statistics(unit, convolved, updates, moments)
         activated = normalize_relu(
-            convolved, statistics.mean, statistics.inverse_deviation, call.scale(unit), call.shift(unit)
+            convolved, statistics.mean, statistics.inverse_deviation, context.scale(unit), context.shift(unit)
         )
-        output.total.addcmul_(activated, call.weight_of[self.candidate.index])
-        call.keep_projection(self.candidate.index, convolved)
+        output.total.addcmul_(activated, context.weight_of[self.candidate.index])
+        context.keep_projection(self.candidate.index, convolved)
 
     def backward(self, gradients: Gradients) -> None:
         """Add the candidate's part to ``gradients``."""
-        call, unit, index = self.call, self.candidate.unit, self.candidate.index
-        convolved = call.tape.get("projection", index)
+        context, unit, index = self.context, self.candidate.unit, self.candidate.index
+        convolved = context.tape.get("projection", index)
         if convolved is None:
             convolved = self._convolved()
-        statistics = call.kept_statistics(unit)
+        statistics = context.saved_statistics(unit)
         grad = gradients.output.clone(memory_format=torch.contiguous_format)
-        by_scale, by_shift = normalize_relu_gradient_(
+        grad_scale, grad_shift = normalize_relu_gradient_(
             grad,
             convolved,
             statistics.mean,
             statistics.inverse_deviation,
-            call.scale(unit),
-            call.shift(unit),
-            call.weighted_scales[index] * statistics.inverse_deviation,
-            by_batch=statistics.by_batch,
+            context.scale(unit),
+            context.shift(unit),
+            context.weighted_scales[index] * statistics.inverse_deviation,
+            use_batch_stats=statistics.use_batch_stats,
             joint_means=None if statistics.joint is None else statistics.joint.means,
         )
-        gradients.last[index] = by_scale, by_shift
+        gradients.last[index] = grad_scale, grad_shift
         if gradients.of_input or gradients.of_parameters:
             self._through_convolution(grad, gradients)

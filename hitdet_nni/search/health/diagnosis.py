@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hitdet_nni.config.skeleton import component_of
-from hitdet_nni.search.health.evidence import Exchange
-from hitdet_nni.search.health.stats import Health
+from hitdet_nni.search.health.evidence import Permutation
+from hitdet_nni.search.health.stats import SearchStats
 
 MAX_P_VALUE = 0.01
 """A detector has learned from its annotations if chance gives what they gain with this probability or less."""
@@ -61,7 +61,7 @@ def chance_of_agreement(layers: int, agreeing: int, candidates: int) -> float:
     return min(1.0, candidates * tail)
 
 
-def diagnose(history: Sequence[Health], stage: str, *, decodes: bool) -> list[str]:
+def diagnose(history: Sequence[SearchStats], stage: str, *, decodes: bool) -> list[str]:
     """Return the warnings at the end of a search or a screening.
 
     Args:
@@ -78,31 +78,31 @@ def diagnose(history: Sequence[Health], stage: str, *, decodes: bool) -> list[st
     return [f"{where}: {finding}" for check in checks for finding in check(history)]
 
 
-def _uninformed(history: Sequence[Health]) -> Iterator[str]:
+def _uninformed(history: Sequence[SearchStats]) -> Iterator[str]:
     for kind, found in history[-1].evidence.items():
         if found.batches < MIN_BATCHES:
             yield (
                 f"all components: {found.batches} batches (threshold {MIN_BATCHES}) are too few to tell whether the "
-                f"detector has learned from the {_EXCHANGED[kind]}; try more validation pictures, in batches of two or "
+                f"detector has learned from the {_PERMUTED[kind]}; try more validation images, in batches of two or "
                 "more"
             )
         elif found.p_value > MAX_P_VALUE:
             yield (
-                f"all components: exchanging the {_EXCHANGED[kind]} changes the loss by {found.gain:.3g}, and chance "
+                f"all components: exchanging the {_PERMUTED[kind]} changes the loss by {found.gain:.3g}, and chance "
                 f"does so with probability {found.p_value:.2g} (threshold {MAX_P_VALUE:g}, {found.batches} batches): "
                 "the detector has learned nothing from them yet, and something else chooses the operators; check that "
-                "pictures and annotations belong together, then try more epochs, pretrained weights, or more "
-                "validation pictures to see a smaller difference"
+                "images and annotations belong together, then try more epochs, pretrained weights, or more "
+                "validation images to see a smaller difference"
             )
 
 
-_EXCHANGED: Mapping[Exchange, str] = {
-    "annotations": "annotations of held-out pictures",
+_PERMUTED: Mapping[Permutation, str] = {
+    "annotations": "annotations of held-out images",
     "categories": "categories of held-out boxes",
 }
 
 
-def _uniform(history: Sequence[Health]) -> Iterator[str]:
+def _uniform(history: Sequence[SearchStats]) -> Iterator[str]:
     last = history[-1]
     for component, entropy in last.entropy.items():
         candidates = last.candidates[component]
@@ -114,7 +114,7 @@ def _uniform(history: Sequence[Health]) -> Iterator[str]:
             )
 
 
-def _one_operator(history: Sequence[Health]) -> Iterator[str]:
+def _one_operator(history: Sequence[SearchStats]) -> Iterator[str]:
     last = history[-1]
     for component, candidates in last.candidates.items():
         chosen = [name for label, name in last.decoded.items() if component_of(label) == component]
@@ -128,7 +128,7 @@ def _one_operator(history: Sequence[Health]) -> Iterator[str]:
             )
 
 
-def _vanished(history: Sequence[Health]) -> Iterator[str]:
+def _vanished(history: Sequence[SearchStats]) -> Iterator[str]:
     searched = [health for health in history if health.searching]
     for component, norm in searched[-1].gradient_norm.items() if searched else ():
         limit = max(VANISHED_NORM, VANISHED_SHARE * searched[0].gradient_norm[component])
@@ -139,7 +139,7 @@ def _vanished(history: Sequence[Health]) -> Iterator[str]:
             )
 
 
-def _unsettled(history: Sequence[Health]) -> Iterator[str]:
+def _unsettled(history: Sequence[SearchStats]) -> Iterator[str]:
     searched = [health for health in history if health.searching]
     # The first epoch after warm-up leaves the random start: its changes say nothing.
     if len(searched) < 3:
@@ -154,7 +154,7 @@ def _unsettled(history: Sequence[Health]) -> Iterator[str]:
             )
 
 
-def _other_cost(history: Sequence[Health]) -> Iterator[str]:
+def _other_cost(history: Sequence[SearchStats]) -> Iterator[str]:
     last = history[-1]
     ratio = last.decoded_gflops / last.expected_gflops
     if max(ratio, 1 / ratio) > COST_RATIO:
@@ -166,7 +166,7 @@ def _other_cost(history: Sequence[Health]) -> Iterator[str]:
         )
 
 
-Check = Callable[[Sequence[Health]], Iterator[str]]
+Check = Callable[[Sequence[SearchStats]], Iterator[str]]
 CHECKS: tuple[Check, ...] = (_uninformed, _uniform, _one_operator, _vanished)
 """Signs that are bad in screening and search."""
 

@@ -1,7 +1,7 @@
 """Whether a detector has learned anything from its annotations: its held-out losses with theirs and with others'.
 
-Pictures exchange their annotations, and nothing else changes. For a detector that knows nothing of how pictures and
-annotations belong together, own and exchanged ones are equally likely, whatever its losses are; for one that does, they
+Images exchange their annotations, and nothing else changes. For a detector that knows nothing of how images and
+annotations belong together, own and permuted ones are equally likely, whatever its losses are; for one that does, they
 differ. The losses, the entropies and the gradients of the architecture parameters do not show this: they change on
 shuffled labels as they do on true ones (docs/design.md).
 """
@@ -18,11 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hitdet_nni.engine.randomness import own_random_numbers, random_state, set_random_state
+from hitdet_nni.engine.randomness import fork_rng, random_state, set_random_state
 from hitdet_nni.model.replacement import replaced
 
-Exchange = Literal["annotations", "categories"]
-"""What the pictures of a batch exchange: all annotations, or only the categories of their boxes."""
+Permutation = Literal["annotations", "categories"]
+"""What the images of a batch exchange: all annotations, or only the categories of their boxes."""
 
 Losses = Mapping[str, float]
 """The terms of a detector's loss by mmdet's names, and their sum, ``loss``."""
@@ -30,7 +30,7 @@ Losses = Mapping[str, float]
 MAX_BATCHES = 64
 """Batches compared at most by a process: enough to find small differences, however large the validation set is."""
 
-FLIPS = 9999
+NUM_SIGN_FLIPS = 9999
 """Random signs that the differences are compared with."""
 
 
@@ -39,7 +39,7 @@ class Evidence:
     """What exchanging annotations did to the losses.
 
     Attributes:
-        gain: Mean loss with exchanged annotations minus that with the pictures' own.
+        gain: Mean loss with permuted annotations minus that with the images' own.
         p_value: Probability of such differences, or larger ones, for a detector that knows nothing.
         batches: Batches compared.
     """
@@ -49,10 +49,10 @@ class Evidence:
     batches: int
 
     @classmethod
-    def of(cls, kind: Exchange, differences: Sequence[Losses], seed: int) -> Evidence:
+    def of(cls, kind: Permutation, differences: Sequence[Losses], seed: int) -> Evidence:
         """Judge the differences of several batches.
 
-        If own and exchanged annotations can change places, the differences of each batch can change their signs. The
+        If own and permuted annotations can change places, the differences of each batch can change their signs. The
         p-value is the share of random signs that give at least the statistic found; it assumes nothing else about the
         losses. With ``d_bk`` the difference of term k in batch b the statistic is
 
@@ -64,8 +64,8 @@ class Evidence:
         So a few batches prove nothing.
 
         Args:
-            kind: What was exchanged.
-            differences: Exchanged minus own losses of each batch.
+            kind: What was permuted.
+            differences: Permuted minus own losses of each batch.
             seed: Seed of the signs.
         """
         if not differences:
@@ -74,13 +74,13 @@ class Evidence:
         values = torch.tensor([[row[name] for name in names] for row in differences], dtype=torch.float64)
         scaled = values / values.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
         generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(2, (FLIPS, len(values)), generator=generator, dtype=torch.float64) * 2 - 1
+        signs = torch.randint(2, (NUM_SIGN_FLIPS, len(values)), generator=generator, dtype=torch.float64) * 2 - 1
         sums = torch.cat((scaled.sum(0, keepdim=True), signs @ scaled))
         statistics = sums[:, 0] if kind == "categories" else sums.square().sum(1)
         # Equal signs must count as equal, though they are summed in another order; NaN counts as reached.
         below = statistics[1:] < statistics[0] - 1e-9
         gain = sum(row["loss"] for row in differences) / len(differences)
-        return cls(gain, (1 + FLIPS - int(below.sum())) / (1 + FLIPS), len(differences))
+        return cls(gain, (1 + NUM_SIGN_FLIPS - int(below.sum())) / (1 + NUM_SIGN_FLIPS), len(differences))
 
 
 def detector_losses(detector: Any, batch: dict[str, Any]) -> Losses:
@@ -103,7 +103,7 @@ PARTS = ("backbone", "neck", "rpn_head", "bbox_head", "roi_head.bbox_head")
 def remembered_parts(detector: nn.Module) -> Iterator[None]:
     """Spare :data:`PARTS` within the context the inputs that they had in one of their last two calls.
 
-    The pictures of a batch do not change when their annotations are exchanged, and nor do the sampled RoIs when only
+    The images of a batch do not change when their annotations are permuted, and nor do the sampled RoIs when only
     categories are. Only for parts whose outputs follow from their inputs: without gradients, in evaluation mode.
     """
     modules = dict(detector.named_modules())
@@ -115,7 +115,7 @@ def remembered_parts(detector: nn.Module) -> Iterator[None]:
 class _Remembering(nn.Module):
     """Makes a class of modules, named behind it as a base, answer its last questions again without computing.
 
-    There are two: RoIs as the pictures' own annotations have them sampled come again after those of exchanged ones.
+    There are two: RoIs as the images' own annotations have them sampled come again after those of permuted ones.
     """
 
     answers: deque[tuple[tuple[Any, ...], Any]]
@@ -151,8 +151,11 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def held_out_losses(
-    losses: Callable[[dict[str, Any]], Losses], batches: Iterable[dict[str, Any]], kinds: Sequence[Exchange], seed: int
-) -> tuple[list[float], dict[Exchange, list[Losses]]]:
+    losses: Callable[[dict[str, Any]], Losses],
+    batches: Iterable[dict[str, Any]],
+    kinds: Sequence[Permutation],
+    seed: int,
+) -> tuple[list[float], dict[Permutation, list[Losses]]]:
     """Compute the loss of each batch, and what exchanging annotations adds to its terms.
 
     Args:
@@ -163,36 +166,36 @@ def held_out_losses(
 
     Returns:
         One loss a batch, and for each kind the differences of each of the first :data:`MAX_BATCHES` batches that have
-        something to exchange. Random numbers are drawn as if no annotation were exchanged.
+        something to permute. Random numbers are drawn as if no annotation were permuted.
     """
     own: list[float] = []
-    differences: dict[Exchange, list[Losses]] = {kind: [] for kind in kinds}
+    differences: dict[Permutation, list[Losses]] = {kind: [] for kind in kinds}
     for number, batch in enumerate(batches):
         state = random_state()
         before = losses(batch)
         own.append(before["loss"])
         for kind in kinds if number < MAX_BATCHES else ():
-            samples = exchanged(batch["data_samples"], kind, torch.Generator().manual_seed(seed + number))
+            samples = permute_annotations(batch["data_samples"], kind, torch.Generator().manual_seed(seed + number))
             if samples is None:
                 continue
-            with own_random_numbers():
+            with fork_rng():
                 set_random_state(state)  # the same sampling of RoIs
                 after = losses({**batch, "data_samples": samples})
             differences[kind].append({name: after[name] - value for name, value in before.items()})
     return own, differences
 
 
-def exchanged(samples: Sequence[Any], kind: Exchange, generator: torch.Generator) -> list[Any] | None:
-    """Give the pictures of a batch each other's annotations.
+def permute_annotations(samples: Sequence[Any], kind: Permutation, generator: torch.Generator) -> list[Any] | None:
+    """Give the images of a batch each other's annotations.
 
     Args:
-        samples: mmdet's ``DetDataSample`` of each picture; they are left as they are.
-        kind: ``"annotations"`` gives each picture those of the next one, boxes scaled to its size; ``"categories"``
+        samples: mmdet's ``DetDataSample`` of each image; they are left as they are.
+        kind: ``"annotations"`` gives each image those of the next one, boxes scaled to its size; ``"categories"``
             leaves the boxes and deals their categories at random.
         generator: Deals the categories.
 
     Returns:
-        New samples, or ``None`` where there is nothing to exchange: one picture, or one category.
+        New samples, or ``None`` where there is nothing to permute: one image, or one category.
     """
     copies = [sample.clone() for sample in samples]  # they share what they hold
     if kind == "annotations":

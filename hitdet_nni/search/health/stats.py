@@ -17,7 +17,7 @@ from torch import Tensor
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.errors import NonFiniteLossError
-from hitdet_nni.search.health.evidence import Evidence, Exchange
+from hitdet_nni.search.health.evidence import Evidence, Permutation
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import group_by_component, mean_entropy
 
@@ -26,7 +26,7 @@ def require_finite(
     loss: Tensor,
     stage: str,
     step: int,
-    picture_ids: Iterable[int],
+    image_ids: Iterable[int],
     checkpoint: Path | Callable[[], Path | None] | None,
 ) -> list[float]:
     """Stop a training whose loss is NaN or infinite; read ``loss`` once, so that a GPU waits no more than once.
@@ -35,7 +35,7 @@ def require_finite(
         loss: Losses of a step, of any shape; those of both phases stacked are read together.
         stage: The stage that is trained, e.g. ``"search"``.
         step: Steps finished before, over all epochs.
-        picture_ids: Ids of the pictures that the losses are of.
+        image_ids: Ids of the images that the losses are of.
         checkpoint: The last good checkpoint if there is one, or what finds it.
 
     Returns:
@@ -46,7 +46,7 @@ def require_finite(
     """
     values: list[float] = loss.detach().flatten().tolist()
     if not all(math.isfinite(value) for value in values):
-        raise NonFiniteLossError(stage, step, picture_ids, checkpoint() if callable(checkpoint) else checkpoint)
+        raise NonFiniteLossError(stage, step, image_ids, checkpoint() if callable(checkpoint) else checkpoint)
     return values
 
 
@@ -92,13 +92,13 @@ class GradientNorms:
 
 
 @dataclass(frozen=True)
-class Health:
+class SearchStats:
     """What is seen of a search at the end of an epoch, before its removals.
 
     Attributes:
         epoch: The epoch, from 0.
         searching: Whether the architecture parameters moved in it.
-        candidates: Operators in the race, by component.
+        candidates: Active operators, by component.
         decoded: The operator that decoding chooses, by layer: the argmax, or the best within a budget.
         entropy: Mean entropy of each component's probabilities, 1 for uniform, 0 for decided.
         changed: Share of each component's layers whose operator is another than an epoch before, not counting those
@@ -107,7 +107,7 @@ class Health:
             0 where none was made.
         expected_gflops: Expected cost under the architecture parameters (Eq. 7).
         cost_gap: What decoding adds to the expected cost, GFLOPs by component.
-        evidence: What the detector's loss on held-out pictures owes to their annotations and to their categories.
+        evidence: What the detector's loss on held-out images owes to their annotations and to their categories.
     """
 
     epoch: int
@@ -119,7 +119,7 @@ class Health:
     gradient_norm: dict[str, float]
     expected_gflops: float
     cost_gap: dict[str, float]
-    evidence: dict[Exchange, Evidence]
+    evidence: dict[Permutation, Evidence]
 
     @property
     def decoded_gflops(self) -> float:
@@ -143,22 +143,22 @@ class Health:
         return asdict(self)
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> Health:
+    def restore(cls, state: Mapping[str, Any]) -> SearchStats:
         """Restore the value that :meth:`state` wrote."""
         evidence = {kind: Evidence(**found) for kind, found in state["evidence"].items()}
         return cls(**{**state, "evidence": evidence})
 
 
 @torch.no_grad()
-def examine(
+def collect_stats(
     epoch: int,
     layers: Mapping[str, ColumnSparseMixedLayer],
     chosen: Mapping[str, str],
     cost: CostTable,
     gradient_norm: Mapping[str, float],
-    evidence: Mapping[Exchange, Evidence],
-    previous: Health | None,
-) -> Health:
+    evidence: Mapping[Permutation, Evidence],
+    previous: SearchStats | None,
+) -> SearchStats:
     """Look at a search at the end of an epoch.
 
     Args:
@@ -167,7 +167,7 @@ def examine(
         chosen: The operator that decoding chooses, by label.
         cost: Costs of the space, in GFLOPs.
         gradient_norm: :meth:`GradientNorms.take_means` of the epoch; empty in warm-up.
-        evidence: What exchanging annotations did to the loss on held-out pictures.
+        evidence: What exchanging annotations did to the loss on held-out images.
         previous: The epoch before; ``None`` in the first.
     """
     probabilities = {label: layer.all_probabilities() for label, layer in layers.items()}
@@ -186,7 +186,7 @@ def examine(
         before = decoded[label] if previous is None else previous.decoded[label]
         return before in layers[label].active_names and before != decoded[label]
 
-    return Health(
+    return SearchStats(
         epoch=epoch,
         searching=bool(gradient_norm),
         candidates={component: len(layers[labels[0]].active_names) for component, labels in groups.items()},

@@ -78,7 +78,7 @@ def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, dev
     changes.
 
     Args:
-        space: The mutated model space, its saving mode and batch normalisation chosen, not yet trained.
+        space: The mutated model space, its activation mode and batch normalisation chosen, not yet trained.
         settings: Gives batch size, precision and optimisers.
         skeleton: The supernet's skeleton.
         device: Where the search computes.

@@ -13,8 +13,8 @@ from hitdet_nni.search.memory.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.recompute import WithoutTrace
 
-ONE_BY_ONE = ("stock", "checkpoint")
-"""Ways of saving in which a layer goes through its candidates one after the other; others are measured as a whole."""
+ONE_BY_ONE = ("all", "checkpoint")
+"""Activation modes in which a layer goes through its candidates one after the other; others are measured as a whole."""
 
 SIDES = (4, 8)
 """Rows and columns of the two inputs that a footprint is measured on."""
@@ -52,7 +52,7 @@ def candidate_kind(candidate: nn.Module) -> Kind:
 
 
 def representatives(layer: ColumnSparseMixedLayer) -> dict[Kind, str]:
-    """Return the name of the first candidate of each kind that is in the race."""
+    """Return the name of the first candidate of each kind that is active."""
     kinds: dict[Kind, str] = {}
     for name in layer.active_names:
         kinds.setdefault(candidate_kind(layer[name]), name)
@@ -60,11 +60,11 @@ def representatives(layer: ColumnSparseMixedLayer) -> dict[Kind, str]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredFootprint:
     """What running a layer on small inputs tells about any input.
 
     Attributes:
-        small: Footprint for an input of ``SIDES[0]`` rows and columns of one picture.
+        small: Footprint for an input of ``SIDES[0]`` rows and columns of one image.
         large: Footprint for ``SIDES[1]``.
         out_channels: Channels of the output.
         stride: Rows of the input per row of the output.
@@ -78,7 +78,7 @@ class Measured:
     dtype: torch.dtype
 
     def footprint(self, places: int) -> Footprint:
-        """Return the footprint for an input of so many places: pictures times rows times columns.
+        """Return the footprint for an input of so many places: images times rows times columns.
 
         Activations grow with the places, and what does not, e.g. 16-bit copies of weights, stays.
         """
@@ -92,26 +92,26 @@ class Measured:
 
     def output_shape(self, input_shape: torch.Size) -> tuple[int, ...]:
         """Return the shape of the output for an input ``[N, C, H, W]``."""
-        pictures, _, *sides = input_shape
-        return (pictures, self.out_channels, *(-(-side // self.stride) for side in sides))
+        images, _, *sides = input_shape
+        return (images, self.out_channels, *(-(-side // self.stride) for side in sides))
 
 
-def measure(layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor, dtype: torch.dtype) -> Measured:
+def measure(layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor, dtype: torch.dtype) -> MeasuredFootprint:
     """Run a layer with some of its candidates forward and backward on small inputs. The layer stays as it was.
 
     Args:
         layer: A mixed layer.
-        names: Candidates that are in the race.
+        names: Candidates that are active.
         x: An input of the layer, ``[N, C, H, W]``; only its channels, type and need of a gradient matter.
         dtype: Type that the layer computes in.
     """
-    race = layer.active_names
-    layer.keep_only(names)
+    active_names = layer.active_names
+    layer.prune_to(names)
     try:
         (small, _), (large, output) = (_measure(layer, x, side, dtype) for side in SIDES)
     finally:
-        layer.set_extra_state(race)
-    return Measured(small, large, output.shape[1], SIDES[1] // output.shape[2], output.dtype)
+        layer.set_extra_state(active_names)
+    return MeasuredFootprint(small, large, output.shape[1], SIDES[1] // output.shape[2], output.dtype)
 
 
 def _measure(layer: ColumnSparseMixedLayer, like: Tensor, side: int, dtype: torch.dtype) -> tuple[Footprint, Tensor]:

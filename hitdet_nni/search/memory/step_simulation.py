@@ -1,4 +1,4 @@
-"""A search step on tensors without data: how many bytes it holds, known before any picture is read.
+"""A search step on tensors without data: how many bytes it holds, known before any image is read.
 
 The detector runs forward and backward in torch's ``FakeTensorMode``: every operator states shape, type and device of
 its result and computes nothing. Mixed layers, which hold nearly all operators, only replay their footprints.
@@ -21,12 +21,19 @@ from torch.func import functional_call
 from hitdet_nni.config.skeleton import DetectorKind, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.model.replacement import replaced
-from hitdet_nni.search.memory.footprint import ONE_BY_ONE, Footprint, Measured, candidate_kind, compose, measure
+from hitdet_nni.search.memory.footprint import (
+    ONE_BY_ONE,
+    Footprint,
+    MeasuredFootprint,
+    candidate_kind,
+    compose,
+    measure,
+)
 from hitdet_nni.search.memory.live_bytes import LiveBytes
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 
 BOXES = 8
-"""Boxes of a picture that its anchors are compared with; COCO has 7.3 on average."""
+"""Boxes of an image that its anchors are compared with; COCO has 7.3 on average."""
 
 IOU_NUMBERS = 9
 """Numbers that mmdet's ``bbox_overlaps`` holds for an anchor and a box: corners, sides, overlap, union, IoU."""
@@ -57,7 +64,7 @@ class StepSimulation:
     Args:
         detector: The mutated mmdet detector. It is left as it was.
         skeleton: Its skeleton.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         dtype: Type of the activations.
     """
 
@@ -67,7 +74,7 @@ class StepSimulation:
         self.batch_size = batch_size
         self.dtype = dtype
         self.layers = [layer for layer in detector.modules() if isinstance(layer, ColumnSparseMixedLayer)]
-        self._measured: dict[Any, Measured] = {}
+        self._measured: dict[Any, MeasuredFootprint] = {}
         self._live = LiveBytes()
         self._gradients: dict[nn.Module, Tensor] = {}
         self._turnover = 0
@@ -98,11 +105,11 @@ class StepSimulation:
                 yield name, tensor
 
     def _step(self) -> SimulatedStep:
-        height, width = picture_size(self.skeleton, self.batch_size)
-        pictures = torch.empty(self.batch_size, 3, height, width)
+        height, width = image_size(self.skeleton, self.batch_size)
+        images = torch.empty(self.batch_size, 3, height, width)
         with self._live:
             with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-                loss = LOSSES[self.skeleton.detector](self.detector, self.skeleton, pictures)
+                loss = LOSSES[self.skeleton.detector](self.detector, self.skeleton, images)
             held = self._live.now
             torch.autograd.backward(loss)
         return SimulatedStep(
@@ -119,14 +126,14 @@ class StepSimulation:
 
     def _replay(self, layer: ColumnSparseMixedLayer, x: Tensor) -> Tensor:
         with self._live.paused(), unset_fake_temporarily():
-            turns = [[name] for name in layer.active_names] if layer.saving in ONE_BY_ONE else [layer.active_names]
+            turns = [[name] for name in layer.active_names] if layer.activations in ONE_BY_ONE else [layer.active_names]
             measured = [self._measure(layer, names, x) for names in turns]
         places = x.numel() // x.shape[1]
         footprints = [part.footprint(places) for part in measured]
         output = measured[0].output_shape(x.shape)
         sum_size = math.prod(output) * 4  # the sum of Eq. 5 has 32 bits
         footprint = compose(footprints, x.nbytes if x.requires_grad else 0, sum_size)
-        if layer.saving in ONE_BY_ONE:  # the others work through memory of a few MB again and again
+        if layer.activations in ONE_BY_ONE:  # the others work through memory of a few MB again and again
             self._turnover = max(self._turnover, *(max(part.forward, part.backward) for part in footprints))
         trained = (layer.alpha, *(p for module in layer.active_candidates() for p in module.parameters()))
         gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
@@ -135,10 +142,10 @@ class StepSimulation:
         result: Tensor = _Replay.apply(x, trigger, empty, footprint, partial(self._keep, layer, x, gradients))
         return result
 
-    def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> Measured:
+    def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> MeasuredFootprint:
         """Measure a layer with some candidates, once for all candidates of the same kinds."""
         kinds = tuple(candidate_kind(layer[name]) for name in names)
-        key = (kinds, layer.saving, x.shape[1], x.dtype, x.requires_grad, layer.alpha.requires_grad)
+        key = (kinds, layer.activations, x.shape[1], x.dtype, x.requires_grad, layer.alpha.requires_grad)
         if key not in self._measured:
             self._measured[key] = measure(layer, names, x, self.dtype)
         return self._measured[key]
@@ -218,33 +225,33 @@ def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], al
             parameter.requires_grad_()
 
 
-def picture_size(skeleton: Skeleton, batch_size: int) -> tuple[int, int]:
+def image_size(skeleton: Skeleton, batch_size: int) -> tuple[int, int]:
     """Return the rows and columns of the largest batch, whose sides mmdet pads to multiples of 32.
 
-    Upright pictures are resized to the upright input size, so a batch with both kinds is as high as it is wide.
+    Upright images are resized to the upright input size, so a batch with both kinds is as high as it is wide.
     """
     height, width = (-(-side // 32) * 32 for side in skeleton.input_size)
     return (height, width) if batch_size == 1 else (max(height, width), max(height, width))
 
 
-def _two_stage_loss(detector: Any, skeleton: Skeleton, pictures: Tensor) -> Tensor:
-    features = detector.extract_feat(pictures)
+def _two_stage_loss(detector: Any, skeleton: Skeleton, images: Tensor) -> Tensor:
+    features = detector.extract_feat(images)
     loss = _anchor_loss(detector.rpn_head, *detector.rpn_head(features), one_hot=True)
     extractor = detector.roi_head.bbox_roi_extractor
-    rois = pictures.new_empty(len(pictures) * skeleton.roi_samples, 5).chunk(len(extractor.roi_layers))
+    rois = images.new_empty(len(images) * skeleton.roi_samples, 5).chunk(len(extractor.roi_layers))
     pooled = [layer(feature, part) for layer, feature, part in zip(extractor.roi_layers, features, rois, strict=False)]
     for output in detector.roi_head.bbox_head(torch.cat(pooled)):
         loss = loss + output.float().square().sum()
     return loss
 
 
-def _one_stage_loss(detector: Any, skeleton: Skeleton, pictures: Tensor) -> Tensor:
-    features = detector.extract_feat(pictures)
+def _one_stage_loss(detector: Any, skeleton: Skeleton, images: Tensor) -> Tensor:
+    features = detector.extract_feat(images)
     return _anchor_loss(detector.bbox_head, *detector.bbox_head(features), one_hot=False)
 
 
 def _anchor_loss(head: Any, scores: list[Tensor], offsets: list[Tensor], *, one_hot: bool) -> Tensor:
-    """Return the losses of all anchors, behind their comparison with the boxes of one picture after the other."""
+    """Return the losses of all anchors, behind their comparison with the boxes of one image after the other."""
     anchors = sum(offset[0].numel() // 4 for offset in offsets)
     offsets[0].new_empty(anchors, BOXES, IOU_NUMBERS, dtype=torch.float32)
     loss = offsets[0].new_zeros((), dtype=torch.float32)
@@ -263,4 +270,4 @@ LOSSES: Mapping[DetectorKind, Callable[[Any, Skeleton, Tensor], Tensor]] = {
     "faster_rcnn": _two_stage_loss,
     "retinanet": _one_stage_loss,
 }
-"""Losses of each kind of detector on pictures without data: all sizes are right, no value is."""
+"""Losses of each kind of detector on images without data: all sizes are right, no value is."""

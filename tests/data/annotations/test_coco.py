@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hitdet_nni.data.annotations.coco import check_same_classes, read_annotations
-from hitdet_nni.data.annotations.pixels import check_pictures, require_sound_pictures
+from hitdet_nni.data.annotations.pixels import check_images, require_sound_images
 from hitdet_nni.data.checks.box_uses import box_uses
 from hitdet_nni.data.halves import split_halves
 from hitdet_nni.errors import InputError
@@ -82,11 +82,11 @@ def test_good_file(folder):
     assert dataset.classes_in_file_order == ("cat", "toothbrush", "dog")
     assert dataset.image_classes == {7: {4, 90}, 3: {4}, 5: set()}
     summary = dataset.summary
-    assert (summary.pictures, summary.boxes, summary.boxes_per_class) == (3, 4, (3, 0, 1))
+    assert (summary.images, summary.boxes, summary.boxes_per_class) == (3, 4, (3, 0, 1))
     uses = box_uses(dataset, (64, 64))
     assert (uses.crowds, uses.dropped, uses.clipped, len(uses.unlabelled)) == (1, 1, 1, 1)
-    assert check_pictures(dataset).defects == []
-    require_sound_pictures(dataset)
+    assert check_images(dataset).defects == []
+    require_sound_images(dataset)
 
 
 GONE = "\0nothing"
@@ -161,7 +161,7 @@ def test_file_that_is_no_annotation_file(folder, content, shown):
 
 
 def test_bytes_that_are_no_text(folder):
-    (folder / "ann.json").write_bytes(b"\xff\xd8\xff\xe0 a picture")
+    (folder / "ann.json").write_bytes(b"\xff\xd8\xff\xe0 an image")
     with pytest.raises(InputError, match="is not JSON"):
         read_annotations(folder / "ann.json", folder / "images", key=KEY)
 
@@ -172,7 +172,7 @@ def test_unreadable_file(folder, name):
         read_annotations(folder / name, folder / "images", key=KEY)
 
 
-def test_missing_pictures_are_counted(folder):
+def test_missing_images_are_counted(folder):
     for name in ("a.png", "deep/b.jpg"):
         (folder / "images" / name).unlink()
     text = refusal(folder, GOOD)
@@ -180,7 +180,7 @@ def test_missing_pictures_are_counted(folder):
     assert "1 more" in text
 
 
-def test_missing_folder_of_pictures(folder):
+def test_missing_folder_of_images(folder):
     (folder / "images").rename(folder / "elsewhere")
     assert str(folder / "images") in refusal(folder, GOOD)
 
@@ -199,22 +199,22 @@ def test_empty_boxes_are_counted_on_demand(folder):
         read(folder, changed(("annotations", 1, "bbox"), [1, 2, -1, 3]), allow_empty_boxes=True)
 
 
-def test_pictures_are_decoded(folder):
+def test_images_are_decoded(folder):
     images = folder / "images"
     dataset = read(folder, GOOD)
     Image.effect_noise((20, 20), 80).save(images / "deep" / "b.jpg")
     whole = (images / "deep" / "b.jpg").read_bytes()
     (images / "deep" / "b.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     Image.new("RGB", (41, 30)).save(images / "a.png")
-    (images / "c.png").write_text("no picture")
-    defects = check_pictures(dataset).defects
+    (images / "c.png").write_text("no image")
+    defects = check_images(dataset).defects
     assert [defect.file for defect in defects] == [images / name for name in dataset.file_names]
     assert "41 x 30" in defects[0].problem
     assert "40 x 30" in defects[0].problem
     assert "cut short" in defects[1].problem
     assert "cannot be decoded" in defects[2].problem
     with pytest.raises(InputError, match=rf"a\.png: {KEY}: is 41 x 30 .*2 more") as caught:
-        require_sound_pictures(dataset)
+        require_sound_images(dataset)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -224,17 +224,17 @@ def test_size_is_that_after_exif_rotation(folder):
     exif[0x0112] = 6
     file = folder / "images" / "deep" / "b.jpg"
     Image.new("RGB", (20, 12)).save(file, exif=exif)
-    assert check_pictures(dataset).defects == []
+    assert check_images(dataset).defects == []
     Image.new("RGB", (12, 20)).save(file, exif=exif)
-    assert [defect.problem for defect in check_pictures(dataset).defects] == [
+    assert [defect.problem for defect in check_images(dataset).defects] == [
         "is 20 x 12 pixels, the annotations say 12 x 20"
     ]
 
 
-def test_vanished_picture_is_a_defect(folder):
+def test_vanished_image_is_a_defect(folder):
     dataset = read(folder, GOOD)
     (folder / "images" / "a.png").unlink()
-    assert "No such file" in check_pictures(dataset).defects[0].problem
+    assert "No such file" in check_images(dataset).defects[0].problem
 
 
 @pytest.mark.parametrize(
@@ -268,8 +268,8 @@ def test_shared_data(name):
         for split in ("train", "val")
     )
     check_same_classes(train, val)
-    assert (train.summary.pictures, val.summary.pictures) == {"cards": (296, 67), "coco_tiny": (48, 20)}[name]
+    assert (train.summary.images, val.summary.images) == {"cards": (296, 67), "coco_tiny": (48, 20)}[name]
     assert len(train.classes) == {"cards": 6, "coco_tiny": 80}[name]
-    assert check_pictures(val).defects == []
+    assert check_images(val).defects == []
     first, second = split_halves(train.image_ids, 0, image_classes=train.image_classes)
     assert len(first) == len(second)

@@ -16,7 +16,7 @@ CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]
 
 
 def write_part(root, name, ids):
-    """A folder of pictures and its annotation file, laid out as COCO 2014's; two boxes a picture."""
+    """A folder of images and its annotation file, laid out as COCO 2014's; two boxes an image."""
     (root / name).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     images, boxes = [], []
@@ -34,7 +34,7 @@ def write_part(root, name, ids):
 
 @pytest.fixture
 def coco2014(tmp_path):
-    """A folder of COCO 2014's layout: pictures 1 to 4 train, 11 to 15 validate, of them 12 and 14 minival."""
+    """A folder of COCO 2014's layout: images 1 to 4 train, 11 to 15 validate, of them 12 and 14 minival."""
     root = tmp_path / "coco"
     write_part(root, "train2014", range(1, 5))
     write_part(root, "val2014", range(11, 16))
@@ -53,7 +53,7 @@ def test_trainval35k_and_minival(coco2014, tmp_path):
         "val2014/COCO_val2014_000000000011.jpg",
     )
     assert (data.train.summary.boxes, data.val.summary.boxes) == (14, 4)
-    # mmdet finds the pictures.
+    # mmdet finds the images.
     dataset = CocoDataset(ann_file=str(data.train.ann), data_prefix={"img": str(data.train.images)}, pipeline=[])
     assert len(dataset) == 7
     assert all(Path(dataset.get_data_info(index)["img_path"]).is_file() for index in range(7))
@@ -134,14 +134,14 @@ def test_what_cannot_be_put_together(tmp_path, refused):
 
     shared = (first, write_part(tmp_path, "c", [1]))
     ids.write_text("1")
-    attempt(ids, "id 1 is that of several pictures", sources=shared, only=ids)
-    attempt(ids, "id 1 is that of several pictures", sources=shared, without=ids)
+    attempt(ids, "id 1 is that of several images", sources=shared, only=ids)
+    attempt(ids, "id 1 is that of several images", sources=shared, without=ids)
     ids.write_text("1\n8\n9")
     attempt(ids, "2 ids are in no annotation file", "8", only=ids)
     ids.write_text("8\n9")
     attempt(ids, "none of its 2 ids", without=ids)
     ids.write_text("1\n2\n3")
-    attempt(ids, "leaves no picture", without=ids)
+    attempt(ids, "leaves no image", without=ids)
     attempt(tmp_path / "absent", "No such file", without=tmp_path / "absent")
     content = json.loads(second[0].read_text())
     second[0].write_text(json.dumps({**content, "categories": content["categories"][::-1]}))

@@ -26,7 +26,7 @@ from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 
 SIZE = (48, 32)
-HALVES = ("train", "val")
+SPLITS = ("train", "val")
 
 
 def box(box_id, image_id, **more):
@@ -47,26 +47,26 @@ def changed(change):
     return content
 
 
-def write(folder, half, content=GOOD):
-    """A half's annotation file and its images; contents may be bytes."""
-    (folder / half).mkdir(parents=True, exist_ok=True)
+def write(folder, split, content=GOOD):
+    """A split's annotation file and its images; contents may be bytes."""
+    (folder / split).mkdir(parents=True, exist_ok=True)
     for number, entry in enumerate(GOOD["images"]):
         pixels = np.random.default_rng(number).integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / half / entry["file_name"])
-    ann = folder / f"{half}.json"
+        Image.fromarray(pixels).save(folder / split / entry["file_name"])
+    ann = folder / f"{split}.json"
     ann.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return {f"{half}_ann": ann, f"{half}_images": folder / half}
+    return {f"{split}_ann": ann, f"{split}_images": folder / split}
 
 
 @pytest.fixture
-def half_of(tmp_path):
-    """Write a half, the other one being good, and open both; the checked half."""
+def split_of(tmp_path):
+    """Write a split, the other one being good, and open both; the checked split."""
 
-    def opened(half, content, **more):
+    def opened(split, content, **more):
         paths = {}
-        for each in HALVES:
-            paths |= write(tmp_path, each, content if each == half else GOOD)
-        dataset = getattr(open_data(DataSettings(**paths, **more), 0), half)
+        for each in SPLITS:
+            paths |= write(tmp_path, each, content if each == split else GOOD)
+        dataset = getattr(open_data(DataSettings(**paths, **more), 0), split)
         # What mmdet is given means what it says: read again, nothing in it is taken otherwise.
         again = read_annotations(dataset.ann, dataset.images, key=dataset.key)
         assert again.ann == dataset.ann
@@ -87,12 +87,12 @@ def told(dataset):
 
 def instances(dataset):
     """Boxes and flags that mmdet trains with, by image id."""
-    pictures = build_dataset(dataset, load_settings("tiny").skeleton, training=True)
+    images = build_dataset(dataset, load_settings("tiny").skeleton, training=True)
     found = {}
-    for index in range(len(pictures)):
-        information = pictures.get_data_info(index)
+    for index in range(len(images)):
+        information = images.get_data_info(index)
         found[information["img_id"]] = [(each["bbox"], each["ignore_flag"]) for each in information["instances"]]
-        sample = pictures[index]["data_samples"]
+        sample = images[index]["data_samples"]
         assert len(sample.ignored_instances) == sum(each["ignore_flag"] for each in information["instances"])
         assert len(sample.gt_instances) == sum(not each["ignore_flag"] for each in information["instances"])
     return found
@@ -114,21 +114,21 @@ def average_precision(dataset, leave_out=()):
     return evaluation.stats[0]
 
 
-@pytest.mark.parametrize("half", HALVES)
-def test_a_file_in_which_nothing_is_to_be_taken_otherwise_is_read_itself(half_of, half, tmp_path):
-    dataset = half_of(half, changed(lambda c: c["images"][0].update(score=float("nan"))) | {"info": float("inf")})
-    assert dataset.ann == dataset.source == tmp_path / f"{half}.json"
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_file_in_which_nothing_is_to_be_taken_otherwise_is_read_itself(split_of, split, tmp_path):
+    dataset = split_of(split, changed(lambda c: c["images"][0].update(score=float("nan"))) | {"info": float("inf")})
+    assert dataset.ann == dataset.source == tmp_path / f"{split}.json"
     assert dataset.notes == ()
     assert average_precision(dataset) == 1
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(
     "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
 )
-def test_every_encoding_of_unicode(half_of, half, encoding):
+def test_every_encoding_of_unicode(split_of, split, encoding):
     content = changed(lambda c: c["categories"][0].update(name="cat"))
-    dataset = half_of(half, json.dumps(content, ensure_ascii=False).encode(encoding))
+    dataset = split_of(split, json.dumps(content, ensure_ascii=False).encode(encoding))
     (note,) = told(dataset)
     assert note.startswith("its text is UTF-")
     assert dataset.ann.read_bytes().isascii()
@@ -136,33 +136,33 @@ def test_every_encoding_of_unicode(half_of, half, encoding):
     assert average_precision(dataset) == 1
 
 
-def test_letters_in_a_locale_of_another_encoding(half_of, monkeypatch):
+def test_letters_in_a_locale_of_another_encoding(split_of, monkeypatch):
     content = json.dumps(
         changed(lambda c: c["categories"][0].update(name="cat")) | {"info": "Käse"}, ensure_ascii=False
     )
-    dataset = half_of("val", content.encode())
+    dataset = split_of("val", content.encode())
     assert dataset.ann == dataset.source
     monkeypatch.setattr("locale.getpreferredencoding", lambda _: "ISO-8859-1")
-    dataset = half_of("val", content.encode())
+    dataset = split_of("val", content.encode())
     assert told(dataset) == ["its text is UTF-8: read as that"]
     assert dataset.ann.read_bytes().isascii()
 
 
-def test_text_in_another_encoding_is_refused(half_of, refused, tmp_path):
+def test_text_in_another_encoding_is_refused(split_of, refused, tmp_path):
     content = changed(lambda c: c["categories"][0].update(name="Käse"))
     with refused(tmp_path / "train.json", "is not JSON: the byte at", "UTF-8, UTF-16 or UTF-32"):
-        half_of("train", json.dumps(content, ensure_ascii=False).encode("latin-1"))
+        split_of("train", json.dumps(content, ensure_ascii=False).encode("latin-1"))
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("mark", [1, True, 1.0])
-def test_boxes_marked_ignore_are_crowds(half_of, half, mark):
+def test_boxes_marked_ignore_are_crowds(split_of, split, mark):
     def change(content):
         content["annotations"][0]["ignore"] = mark
         content["annotations"][1] |= {"ignore": mark, "iscrowd": 1}
         content["annotations"][2]["ignore"] = 0
 
-    dataset = half_of(half, changed(change))
+    dataset = split_of(split, changed(change))
     assert told(dataset) == ["2 boxes are marked ignore: taken as crowds, in training and in evaluation"]
     assert box_uses(dataset, (64, 64)).crowds == 2
     assert instances(dataset) == {
@@ -174,14 +174,14 @@ def test_boxes_marked_ignore_are_crowds(half_of, half, mark):
     assert average_precision(dataset, leave_out=(10, 20)) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("half", HALVES)
-def test_missing_area_and_iscrowd(half_of, half):
+@pytest.mark.parametrize("split", SPLITS)
+def test_missing_area_and_iscrowd(split_of, split):
     def change(content):
         for entry in content["annotations"][:3]:
             del entry["area"]
         del content["annotations"][0]["iscrowd"]
 
-    dataset = half_of(half, changed(change))
+    dataset = split_of(split, changed(change))
     assert told(dataset) == ["3 boxes without area: width times height is taken", "1 box without iscrowd: 0 is taken"]
     assert [(each["area"], each["iscrowd"]) for each in json.loads(dataset.ann.read_text())["annotations"]] == [
         *[(85, 0)] * 3,
@@ -190,8 +190,8 @@ def test_missing_area_and_iscrowd(half_of, half):
     assert average_precision(dataset) == 1
 
 
-@pytest.mark.parametrize("half", HALVES)
-def test_whole_numbers_with_a_decimal_point_and_flags(half_of, half):
+@pytest.mark.parametrize("split", SPLITS)
+def test_whole_numbers_with_a_decimal_point_and_flags(split_of, split):
     def change(content):
         content["images"][0] |= {"id": 1.0, "width": 48.0}
         content["categories"][1]["id"] = 9.0
@@ -199,7 +199,7 @@ def test_whole_numbers_with_a_decimal_point_and_flags(half_of, half):
         content["annotations"][1]["iscrowd"] = 0.0
         content["annotations"][2]["iscrowd"] = True
 
-    dataset = half_of(half, changed(change))
+    dataset = split_of(split, changed(change))
     first = "the first of them"
     assert told(dataset) == [
         f"6 whole numbers are written with a decimal point, {first} images[0].id 1.0: taken as integers",
@@ -212,11 +212,11 @@ def test_whole_numbers_with_a_decimal_point_and_flags(half_of, half):
     assert dataset.image_ids == (1, 2, 3)
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("number", [0, -7, 10**30])
-def test_ids_that_the_evaluation_cannot_keep_are_renumbered(half_of, half, number, tmp_path):
+def test_ids_that_the_evaluation_cannot_keep_are_renumbered(split_of, split, number, tmp_path):
     content = changed(lambda c: c["annotations"][0].update(id=number))
-    dataset = half_of(half, content)
+    dataset = split_of(split, content)
     (note,) = told(dataset)
     assert "renumbered from 1" in note
     assert str(number) in note
@@ -226,14 +226,14 @@ def test_ids_that_the_evaluation_cannot_keep_are_renumbered(half_of, half, numbe
     assert dataset.ann.is_relative_to(cache_folder())
 
 
-def test_an_id_that_comes_twice_is_a_defect_however_it_is_written(half_of, refused):
+def test_an_id_that_comes_twice_is_a_defect_however_it_is_written(split_of, refused):
     for path, value in ((("annotations", 1), 10.0), (("images", 1), 1.0), (("categories", 1), 4.0)):
         with refused(f"{path[0]}[1].id"):
-            half_of("train", changed(lambda c, path=path, value=value: c[path[0]][path[1]].update(id=value)))
+            split_of("train", changed(lambda c, path=path, value=value: c[path[0]][path[1]].update(id=value)))
     # Renumbering hides none.
     content = changed(lambda c: [entry.update(id=0) for entry in c["annotations"][:2]])
     with refused("annotations[1].id", "is 0"):
-        half_of("train", content)
+        split_of("train", content)
 
 
 ROBOFLOW = [
@@ -243,7 +243,7 @@ ROBOFLOW = [
 ]
 
 
-def test_the_root_category_of_roboflow_is_left_out(half_of, tmp_path, refused):
+def test_the_root_category_of_roboflow_is_left_out(split_of, tmp_path, refused):
     content = {**GOOD, "categories": ROBOFLOW}
     paths = write(tmp_path, "train", content) | write(tmp_path, "val", content)
     data = open_data(DataSettings(**paths), 0)
@@ -275,15 +275,15 @@ def test_the_root_category_of_roboflow_is_left_out(half_of, tmp_path, refused):
         open_data(DataSettings(**paths), 0)
 
 
-@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_name_in_another_unicode_form(half_of, half, written, stored, tmp_path):
+def test_a_name_in_another_unicode_form(split_of, split, written, stored, tmp_path):
     name = "Bäume/Käse é.png"
-    on_disk = tmp_path / half / unicodedata.normalize(stored, name)
+    on_disk = tmp_path / split / unicodedata.normalize(stored, name)
     on_disk.parent.mkdir(parents=True)
     Image.new("RGB", SIZE, "teal").save(on_disk)
     content = changed(lambda c: c["images"][0].update(file_name=unicodedata.normalize(written, name)))
-    dataset = half_of(half, content)
+    dataset = split_of(split, content)
     assert dataset.file_names[0] == unicodedata.normalize(stored, name)
     (note,) = told(dataset)
     assert note.startswith("1 file name has another Unicode form than on disk")
@@ -291,19 +291,19 @@ def test_a_name_in_another_unicode_form(half_of, half, written, stored, tmp_path
     assert len(instances(dataset)) == 3
 
 
-@pytest.mark.parametrize("half", HALVES)
-def test_a_name_that_cannot_be_printed(half_of, half, tmp_path, capsys):
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_name_that_cannot_be_printed(split_of, split, tmp_path, capsys):
     """As `os.listdir` gives a Latin-1 name, and `json.dump` writes it."""
     name = "caf\udce9.png"
-    (tmp_path / half).mkdir()
-    Image.new("RGB", SIZE, "teal").save(os.fsencode(tmp_path / half / name).decode("utf-8", "surrogateescape"))
+    (tmp_path / split).mkdir()
+    Image.new("RGB", SIZE, "teal").save(os.fsencode(tmp_path / split / name).decode("utf-8", "surrogateescape"))
     content = changed(lambda c: c["images"][0].update(file_name=name))
-    assert len(instances(half_of(half, content))) == 3
+    assert len(instances(split_of(split, content))) == 3
     arguments = ["check-data", "--config", "coco_release"]
-    for each in HALVES:
-        for key, path in write(tmp_path, each, content if each == half else GOOD).items():
+    for each in SPLITS:
+        for key, path in write(tmp_path, each, content if each == split else GOOD).items():
             arguments += ["--set", f"data.{key}={path}"]
-    (tmp_path / half / name).write_bytes(b"no image")
+    (tmp_path / split / name).write_bytes(b"no image")
     assert cli.main(arguments) == 2
     said = capsys.readouterr()
     assert "caf\\udce9.png" in said.err
@@ -329,22 +329,22 @@ def test_the_stages_of_a_search_see_what_was_checked(tmp_path):
     assert found == {1: (2, 0), 2: (0, 1), 3: (0, 1)}
 
 
-def test_windows_paths_are_refused_with_the_way_out(half_of, refused):
+def test_windows_paths_are_refused_with_the_way_out(split_of, refused):
     for name in ("images\\1.png", "..\\..\\data\\1.png", "C:\\data\\1.png"):
         content = changed(lambda c, name=name: c["images"][0].update(file_name=name))
         with refused("images[0].file_name", "looks like a Windows path", "check-data --fix"):
-            half_of("val", content)
+            split_of("val", content)
 
 
-def test_changes_are_logged_and_the_file_is_written_once(half_of, caplog, tmp_path):
+def test_changes_are_logged_and_the_file_is_written_once(split_of, caplog, tmp_path):
     content = changed(lambda c: c["annotations"][0].pop("area"))
     with caplog.at_level(logging.INFO):
-        dataset = half_of("train", content)
+        dataset = split_of("train", content)
     assert caplog.text.count("1 box without area") == 1
     stamp = dataset.ann.stat().st_mtime_ns
-    assert half_of("train", content).ann.stat().st_mtime_ns == stamp
+    assert split_of("train", content).ann.stat().st_mtime_ns == stamp
     other = changed(lambda c: c["annotations"][1].pop("area"))
-    assert half_of("train", other).ann != dataset.ann
+    assert split_of("train", other).ann != dataset.ann
 
 
 def test_several_files_that_share_ids(tmp_path, refused):
@@ -370,7 +370,7 @@ def test_several_files_that_share_ids(tmp_path, refused):
     ids = tmp_path / "ids.txt"
     ids.write_text("2")
     for key in ("train_ids", "train_without"):
-        with refused(ids, f"data.{key}", "id 2 is that of several pictures"):
+        with refused(ids, f"data.{key}", "id 2 is that of several images"):
             open_data(settings.model_copy(update={key: ids}), 0)
 
 

@@ -33,7 +33,7 @@ def anchor_generator(skeleton):
 
 
 def write(folder, boxes_of, sizes):
-    """An annotation file with the boxes of each picture, ``(class, box, more)``; and its pictures."""
+    """An annotation file with the boxes of each image, ``(class, box, more)``; and its images."""
     (folder / "images").mkdir()
     images, annotations = [], []
     for number, (boxes, (width, height)) in enumerate(zip(boxes_of, sizes, strict=True), start=1):
@@ -52,7 +52,7 @@ def random_boxes(random, width, height):
     for _ in range(random.integers(0, 6)):
         left, top = random.uniform(-10, width - 1), random.uniform(-10, height - 1)
         size = random.uniform(0, 1.5, 2) if random.random() < 0.3 else random.uniform(0, 60, 2)
-        across, down = max(size[0], 1.1 - left), max(size[1], 1.1 - top)  # so that it reaches into the picture
+        across, down = max(size[0], 1.1 - left), max(size[1], 1.1 - top)  # so that it reaches into the image
         if random.random() < 0.5:
             across, down = size[0] * (left >= 0) or across, size[1] * (top >= 0) or down
         more = {"iscrowd": int(random.random() < 0.2)} | ({"area": 0} if random.random() < 0.1 else {})
@@ -110,7 +110,7 @@ def test_anchors_are_the_detector_s(detector):
 def test_no_anchor_of_the_grid_overlaps_more_than_a_centred_one():
     skeleton = Skeleton(input_size=(128, 128), anchor_scale=4)
     generator, assigner = anchor_generator(skeleton)
-    grid = [(128 // stride, 128 // stride) for stride in skeleton.pyramid_reductions]
+    grid = [(128 // stride, 128 // stride) for stride in skeleton.pyramid_strides]
     anchors = np.concatenate([level.numpy() for level in generator.grid_priors(grid, device="cpu")])
     random = np.random.default_rng(1)
     sides, corners = random.uniform(1, 60, (50, 2)), random.uniform(0, 60, (50, 2))
@@ -154,7 +154,7 @@ def test_objects_that_the_resize_leaves_nothing_of(tmp_path):
     dataset = write(tmp_path, [[(2, [5, 1, 9, 2], {})]], [(2000, 4)])
     (hint,) = size_hints(box_uses(dataset, (96, 96)), {2: "cat"}, TINY)
     assert "about 0 x 0 pixels" in hint
-    assert hint.endswith("the finest stride is 4 pixels; cut the pictures into tiles")
+    assert hint.endswith("the finest stride is 4 pixels; cut the images into tiles")
 
 
 def test_following_the_hint_helps(tmp_path):

@@ -30,37 +30,37 @@ GOOD = {
 }
 
 
-def write(folder, half, content=GOOD):
-    (folder / half).mkdir(parents=True, exist_ok=True)
+def write(folder, split, content=GOOD):
+    (folder / split).mkdir(parents=True, exist_ok=True)
     for number in range(1, 5):
         pixels = np.random.default_rng(number).integers(0, 255, (32, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / half / f"{number}.png")
-    ann = folder / f"{half}.json"
+        Image.fromarray(pixels).save(folder / split / f"{number}.png")
+    ann = folder / f"{split}.json"
     ann.write_text(json.dumps(content))
-    return {f"{half}_ann": ann, f"{half}_images": folder / half}
+    return {f"{split}_ann": ann, f"{split}_images": folder / split}
 
 
 @pytest.fixture
 def mended(tmp_path):
-    """Mend a half whose content was changed; its changes, the document, and both halves as they are read then."""
+    """Mend a split whose content was changed; its changes, the document, and both halves as they are read then."""
 
-    def mend(half, change):
+    def mend(split, change):
         content = copy.deepcopy(GOOD)
         change(content)
-        paths = write(tmp_path, "train") | write(tmp_path, "val") | write(tmp_path, half, content)
+        paths = write(tmp_path, "train") | write(tmp_path, "val") | write(tmp_path, split, content)
         for file, size in (("thin.png", (2000, 8)), ("bad.png", None)):
             if size is None:
-                (tmp_path / half / file).write_bytes(b"no image")
+                (tmp_path / split / file).write_bytes(b"no image")
             else:
-                Image.new("RGB", size, "teal").save(tmp_path / half / file)
+                Image.new("RGB", size, "teal").save(tmp_path / split / file)
         before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
         repaired = repair(DataSettings(**paths), 0, tmp_path / "out", INPUT)
         assert {path: path.read_bytes() for path in before} == before
-        files = {f"{each.half}_ann": each.file for each in repaired}
+        files = {f"{each.split}_ann": each.file for each in repaired}
         data = open_data(DataSettings(**{**paths, **files}), 0, INPUT)
-        found = next(each for each in repaired if each.half == half)
-        assert all(not each.changes for each in repaired if each.half != half)
-        return found.changes, json.loads(found.file.read_text()), getattr(data, half)
+        found = next(each for each in repaired if each.split == split)
+        assert all(not each.changes for each in repaired if each.split != split)
+        return found.changes, json.loads(found.file.read_text()), getattr(data, split)
 
     return mend
 
@@ -82,9 +82,9 @@ def spoil(content):
     boxes += [box(130, 4, ignore=1), {key: value for key, value in box(140, 4).items() if key != "area"}]
 
 
-@pytest.mark.parametrize("half", ["train", "val"])
-def test_what_can_be_mended_is_and_the_rest_is_left_out(mended, half):
-    changes, written, dataset = mended(half, spoil)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_can_be_mended_is_and_the_rest_is_left_out(mended, split):
+    changes, written, dataset = mended(split, spoil)
     expected = [
         "images[0] (id 1).height: '32' -> 32",
         "annotations[1] (id 20).bbox: ['1', '2.5', 10, 8] -> [1, 2.5, 10, 8]",
@@ -115,18 +115,18 @@ def test_what_can_be_mended_is_and_the_rest_is_left_out(mended, half):
     assert written["info"] == GOOD["info"]
     assert written["images"][0]["license"] == 3
     assert "segmentation" in written["annotations"][0]
-    pictures = build_dataset(dataset, load_settings("tiny").skeleton, training=True)
-    assert sum(len(pictures[index]["data_samples"].gt_instances) for index in range(len(pictures))) == 5
+    images = build_dataset(dataset, load_settings("tiny").skeleton, training=True)
+    assert sum(len(images[index]["data_samples"].gt_instances) for index in range(len(images))) == 5
 
 
-@pytest.mark.parametrize("half", ["train", "val"])
-def test_ids_are_numbered_anew_where_they_are_no_ids(mended, half):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_ids_are_numbered_anew_where_they_are_no_ids(mended, split):
     def change(content):
         content["annotations"][0]["id"] = 0
         content["annotations"][2]["id"] = 20
         content["annotations"][3]["id"] = "x"
 
-    changes, written, _ = mended(half, change)
+    changes, written, _ = mended(split, change)
     assert [line.partition(".id: ")[2] for line in changes] == ["0 -> 1", "20 -> 2", "20 -> 3", "'x' -> 4"]
     assert [each["id"] for each in written["annotations"]] == [1, 2, 3, 4]
 
@@ -225,8 +225,8 @@ def test_a_folder_without_a_validation_part(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert sum("annotations[4] (id 99): left out" in line for line in said) == 1
     ids = [
-        {entry["id"] for entry in json.loads((tmp_path / "out" / f"instances_{half}.json").read_text())["images"]}
-        for half in ("train", "val")
+        {entry["id"] for entry in json.loads((tmp_path / "out" / f"instances_{split}.json").read_text())["images"]}
+        for split in ("train", "val")
     ]
     assert [len(each) for each in ids] == [3, 1]
     assert ids[0] | ids[1] == {1, 2, 3, 4}

@@ -1,4 +1,4 @@
-"""The pictures of a detector: labels, and what is kept in memory."""
+"""The images of a detector: labels, and what is kept in memory."""
 
 import json
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from hitdet_nni.data.datasets.detection import KeptPictures, build_dataset
-from hitdet_nni.data.sampling import Draw, SeededPictures
+from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
+from hitdet_nni.data.sampling import Draw, SeededImages
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["steady", "flipped"])
-def pictures(request, tiny_data, tiny_settings):
+def images(request, tiny_data, tiny_settings):
     return build_dataset(tiny_data.train, tiny_settings.skeleton, training=True, flip=request.param)
 
 
@@ -23,15 +23,15 @@ def assert_same(one, other):
     assert torch.equal(ours.gt_instances.labels, theirs.gt_instances.labels)
 
 
-def test_a_kept_picture_is_the_one_that_is_read_every_time(pictures):
-    plain, memory = SeededPictures(pictures), SeededPictures(KeptPictures(pictures, room=10**9))
+def test_a_kept_image_is_the_one_that_is_read_every_time(images):
+    plain, memory = SeededImages(images), SeededImages(CachedDataset(images, capacity=10**9))
     for seed in range(6):  # both sides of the coin
-        for picture in range(3):
-            assert_same(plain[Draw(picture, seed)], memory[Draw(picture, seed)])
+        for image in range(3):
+            assert_same(plain[Draw(image, seed)], memory[Draw(image, seed)])
 
 
-def test_a_picture_is_read_once_and_what_is_done_to_it_later_changes_nothing(pictures, monkeypatch):
-    memory, plain = KeptPictures(pictures, room=10**9), pictures
+def test_a_image_is_read_once_and_what_is_done_to_it_later_changes_nothing(images, monkeypatch):
+    memory, plain = CachedDataset(images, capacity=10**9), images
     np.random.seed(0)
     before = plain[0]
     np.random.seed(0)
@@ -46,13 +46,13 @@ def test_a_picture_is_read_once_and_what_is_done_to_it_later_changes_nothing(pic
     assert not reads
 
 
-def test_room_is_bounded(pictures):
-    size = pictures[0]["inputs"].nbytes
-    memory = KeptPictures(pictures, room=2 * size + size // 2)
+def test_capacity_is_bounded(images):
+    size = images[0]["inputs"].nbytes
+    memory = CachedDataset(images, capacity=2 * size + size // 2)
     for index in range(5):
         memory[index]
-    assert len(memory._kept) == 2
-    assert len(memory) == len(pictures)
+    assert len(memory._cached) == 2
+    assert len(memory) == len(images)
 
 
 def test_labels_follow_the_annotation_file(tiny_settings, tiny_data):

@@ -1,4 +1,4 @@
-"""One reader decides on pictures: what is checked, shown and said of a file is what training reads."""
+"""One reader decides on images: what is checked, shown and said of a file is what training reads."""
 
 import base64
 import io
@@ -22,11 +22,11 @@ from PIL import Image
 from hitdet_nni import cli
 from hitdet_nni.config.settings import DataSettings, load_settings
 from hitdet_nni.data.annotations.coco import read_annotations
-from hitdet_nni.data.annotations.pixels import check_pictures, require_sound_pictures
-from hitdet_nni.data.datasets.detection import KeptPictures
-from hitdet_nni.data.images.picture_files import PICTURE_FORMATS, format_of, structure_problem
+from hitdet_nni.data.annotations.pixels import check_images, require_sound_images
+from hitdet_nni.data.datasets.detection import CachedDataset
+from hitdet_nni.data.images.image_files import IMAGE_FORMATS, format_of, structure_problem
 from hitdet_nni.data.images.quiet import quiet, said
-from hitdet_nni.data.images.reading import PictureError, decoded_size, read_picture, readable, resized, thin_problem
+from hitdet_nni.data.images.reading import ImageError, decoded_size, read_image, readable, resized, thin_problem
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
@@ -35,9 +35,9 @@ ORIENTATION = 0x0112
 SMOOTH = cv2.resize(np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8), (64, 40))
 
 
-def encoded(form, picture=SMOOTH, **options):
+def encoded(form, image=SMOOTH, **options):
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, form, **options)
+    Image.fromarray(image).save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -83,7 +83,7 @@ ORIENTED = {
 
 @pytest.fixture
 def write(tmp_path):
-    """Write pictures and their annotations, each of 64 x 40 unless said otherwise; the data set."""
+    """Write images and their annotations, each of 64 x 40 unless said otherwise; the data set."""
 
     def make(sizes=None, **contents):
         images = []
@@ -105,17 +105,17 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ORIENTED)
-def test_pictures_are_what_mmdet_loads(kind, orientation, tmp_path, write):
+def test_images_are_what_mmdet_loads(kind, orientation, tmp_path, write):
     file = tmp_path / "a.png"
     file.write_bytes(ORIENTED[kind](orientation))
     theirs = TRANSFORMS.build({"type": "LoadImageFromFile", "_scope_": "mmdet"})({"img_path": str(file)})
-    assert np.array_equal(read_picture(file), theirs["img"])
-    assert np.array_equal(read_picture(file), mmcv.imread(file))
+    assert np.array_equal(read_image(file), theirs["img"])
+    assert np.array_equal(read_image(file), mmcv.imread(file))
     size = theirs["ori_shape"][::-1]
     assert decoded_size(file) == size
     dataset = write({"a": size}, a=file.read_bytes())
-    assert check_pictures(dataset).defects == []
-    [defect] = check_pictures(write({"a": size[::-1]}, a=file.read_bytes())).defects
+    assert check_images(dataset).defects == []
+    [defect] = check_images(write({"a": size[::-1]}, a=file.read_bytes())).defects
     assert f"is {size[0]} x {size[1]} pixels, the annotations say {size[1]} x {size[0]}" in defect.problem
 
 
@@ -125,13 +125,13 @@ def test_the_call_is_mmdet_s():
     assert mmcv.image.io.imread_flags["color"] == cv2.IMREAD_COLOR
 
 
-@pytest.mark.parametrize("form", PICTURE_FORMATS)
+@pytest.mark.parametrize("form", IMAGE_FORMATS)
 def test_formats(form, tmp_path):
     content = encoded(form)
     assert (format_of(content), structure_problem(content)) == (form, None)
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(content)
-    assert np.array_equal(read_picture(file), mmcv.imread(file))
+    assert np.array_equal(read_image(file), mmcv.imread(file))
     for share in (0.1, 0.5, 0.9, 0.99):
         file.write_bytes(content[: int(len(content) * share)])
         assert str(decoded_size(file)).startswith("cannot be decoded: ")
@@ -141,7 +141,7 @@ def test_formats(form, tmp_path):
     ("content", "problem"),
     [
         (b"", "the file is empty"),
-        (b"no picture", "it is no picture"),
+        (b"no image", "it is no image"),
         (b"%PDF-1.4", "it is PDF"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
         (b"\0\0\0\x18ftypheic" + bytes(50), "it is HEIC"),
@@ -156,15 +156,15 @@ def test_formats(form, tmp_path):
 )
 def test_what_training_cannot_read(content, problem, write, tmp_path, refused):
     dataset = write(a=content)
-    [defect] = check_pictures(dataset).defects
+    [defect] = check_images(dataset).defects
     assert problem in defect.problem
     with refused(tmp_path / "a.png", problem):
-        require_sound_pictures(dataset)
+        require_sound_images(dataset)
     with refused(tmp_path / "a.png", problem):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
-def test_a_thumbnail_s_end_is_not_the_picture_s():
+def test_a_thumbnail_s_end_is_not_the_image_s():
     thumbnail = encoded("JPEG", SMOOTH[::4, ::4].copy())
     segment = b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail
     whole = encoded("JPEG")
@@ -176,29 +176,29 @@ def test_a_thumbnail_s_end_is_not_the_picture_s():
         assert structure_problem(encoded("JPEG", **form)) is None
 
 
-def test_pictures_that_other_readers_refuse_or_turn(write):
+def test_images_that_other_readers_refuse_or_turn(write):
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2_000_000)))
     profile = chunk(b"iCCP", b"x\0\0" + zlib.compress(b"no profile"))
     dataset = write(text=with_chunks(encoded("PNG"), text), profile=with_chunks(encoded("PNG"), profile))
-    report = check_pictures(dataset)
+    report = check_images(dataset)
     assert (report.defects, report.warnings) == ([], {})
 
 
 def test_more_pixels_than_pillow_reads(write, tmp_path):
     _, content = cv2.imencode(".png", np.full((9000, 20000), 128, np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     dataset = write({"large": (20000, 9000)}, large=content.tobytes())
-    assert check_pictures(dataset).defects == []
+    assert check_images(dataset).defects == []
 
 
 def test_more_pixels_than_opencv_reads(write, tmp_path, refused):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40000, 30000, 8, 0, 0, 0, 0))
     content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     with refused(tmp_path / "a.png", "1 073 741 824 pixels", "OPENCV_IO_MAX_IMAGE_PIXELS raises the limit"):
-        require_sound_pictures(write({"a": (40000, 30000)}, a=content))
+        require_sound_images(write({"a": (40000, 30000)}, a=content))
 
 
 @pytest.mark.parametrize("rows_columns", [(96, 96), (64, 128), (600, 1000)])
-def test_thin_pictures(rows_columns):
+def test_thin_images(rows_columns):
     rows, columns = rows_columns
     for width in (1, 2, 7, 191, 192, 193, 255, 256, 257, 1999, 2000, 2001):
         for size in ((width, 1), (1, width), (width, 8), (1000, width)):
@@ -209,15 +209,15 @@ def test_thin_pictures(rows_columns):
     assert thin_problem((2000, 1), None) is None
 
 
-def test_a_thin_picture_is_named_before_training_and_while_it_is_read(write, tmp_path, refused):
+def test_a_thin_image_is_named_before_training_and_while_it_is_read(write, tmp_path, refused):
     strip = np.full((8, 2000, 3), 99, np.uint8)
     dataset = write({"strip": (2000, 8)}, fine=encoded("PNG"), strip=encoded("PNG", strip))
     named = (tmp_path / "strip.png", "is 2000 x 8 pixels", "192 times the shorter")
     for decode in (True, False):
         with refused(*named):
-            require_sound_pictures(dataset, (96, 96), decode=decode)
-        require_sound_pictures(dataset, (96, 200), decode=decode)
-        require_sound_pictures(dataset, decode=decode)
+            require_sound_images(dataset, (96, 96), decode=decode)
+        require_sound_images(dataset, (96, 200), decode=decode)
+        require_sound_images(dataset, decode=decode)
     resize = TRANSFORMS.build({"type": "Resize", "scale": (96, 96), "keep_ratio": True, "_scope_": "mmdet"})
     with refused(*named), readable(tmp_path / "strip.png", (96, 96)):
         resize({"img": strip})
@@ -228,16 +228,16 @@ def test_a_thin_picture_is_named_before_training_and_while_it_is_read(write, tmp
         raise MemoryError
 
 
-def test_the_loader_names_a_thin_picture(tiny_data, tiny, write, tmp_path):
+def test_the_loader_names_a_thin_image(tiny_data, tiny, write, tmp_path):
     from hitdet_nni.data.datasets.detection import build_dataset
 
     dataset = write({"strip": (2000, 8)}, strip=encoded("PNG", np.full((8, 2000, 3), 99, np.uint8)))
-    with pytest.raises(PictureError, match=r"strip\.png: is 2000 x 8 pixels, of which"):
-        KeptPictures(build_dataset(dataset, tiny, training=False), room=0)[0]
+    with pytest.raises(ImageError, match=r"strip\.png: is 2000 x 8 pixels, of which"):
+        CachedDataset(build_dataset(dataset, tiny, training=False), capacity=0)[0]
 
 
 @pytest.mark.parametrize("half", ["train", "val"])
-def test_commands_name_a_thin_picture_of_either_half(write, tmp_path, capsys, half):
+def test_commands_name_a_thin_image_of_either_half(write, tmp_path, capsys, half):
     write(fine=encoded("PNG"))
     (tmp_path / "ann.json").rename(tmp_path / "fine.json")
     write({"strip": (2000, 8)}, strip=encoded("PNG", np.full((8, 2000, 3), 99, np.uint8)))
@@ -256,7 +256,7 @@ def test_commands_name_a_thin_picture_of_either_half(write, tmp_path, capsys, ha
         open_data(settings, 0, (96, 96))
 
 
-def test_pictures_that_decode_black_or_white_and_those_of_other_formats(write, tmp_path):
+def test_images_that_decode_black_or_white_and_those_of_other_formats(write, tmp_path):
     deep = SMOOTH[..., 0].astype(np.uint16) * 257
     _, sixteen = cv2.imencode(".png", deep)
     _, twelve = cv2.imencode(".png", deep >> 4)
@@ -269,15 +269,15 @@ def test_pictures_that_decode_black_or_white_and_those_of_other_formats(write, t
         "gif.gif": encoded("GIF"),
         "noname.xyz": encoded("GIF"),
     }
-    report = check_pictures(write(**contents))
+    report = check_images(write(**contents))
     assert report.defects == []
     found = {counted(2, text).split(" (")[0]: [file.name for file in files] for text, files in report.warnings.items()}
     assert found == {
-        "2 pictures that decode nearly black": ["twelve.png"],
-        "2 pictures that decode nearly white": ["white.png"],
-        "2 pictures that are GIF, whatever their names say": ["gif.jpg"],
+        "2 images that decode nearly black": ["twelve.png"],
+        "2 images that decode nearly white": ["white.png"],
+        "2 images that are GIF, whatever their names say": ["gif.jpg"],
     }
-    assert read_picture(tmp_path / "twelve.png").max() < 16
+    assert read_image(tmp_path / "twelve.png").max() < 16
 
 
 NOISY = {
@@ -295,13 +295,13 @@ def test_no_library_writes_on_the_terminal(name, write, tmp_path, capfd):
         cv2.imdecode(np.frombuffer(NOISY[name], np.uint8), cv2.IMREAD_COLOR)
         assert capfd.readouterr().err
     dataset = write(a=NOISY[name])
-    report = check_pictures(dataset)
+    report = check_images(dataset)
     decoded_size(tmp_path / "a.png")
     if not report.defects:
         with readable(tmp_path / "a.png"):
             mmcv.imread(tmp_path / "a.png")
     assert capfd.readouterr() == ("", "")
-    damaged = "JPEG {picture|pictures} with damaged data, of which OpenCV makes up a part"
+    damaged = "JPEG {image|images} with damaged data, of which OpenCV makes up a part"
     assert (damaged in report.warnings) == (name == "libjpeg")
 
 
@@ -327,7 +327,7 @@ def test_threads_may_read_at_once(tmp_path, capfd):
     assert capfd.readouterr().err == "after\n"
 
 
-def test_the_report_shows_pictures_as_trained(write, tmp_path, tiny, published, draw):
+def test_the_report_shows_images_as_trained(write, tmp_path, tiny, published, draw):
     from hitdet_nni.config.architecture import Architecture, Provenance
     from hitdet_nni.engine.weights_file import save_weights
     from hitdet_nni.model.detector import build_detector
@@ -359,10 +359,10 @@ def test_the_report_shows_pictures_as_trained(write, tmp_path, tiny, published, 
     assert [each.name for each in shown] == list(dataset.file_names)
     for each in shown:
         embedded = base64.b64decode(re.search(r"base64,([^\"]*)", each.truth)[1])
-        picture = cv2.imdecode(np.frombuffer(embedded, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(embedded, np.uint8), cv2.IMREAD_COLOR)
         theirs = mmcv.imread(tmp_path / each.name)
-        assert picture.shape == theirs.shape
-        assert np.abs(picture.astype(int) - theirs).mean() < 8
+        assert image.shape == theirs.shape
+        assert np.abs(image.astype(int) - theirs).mean() < 8
 
 
 def test_the_cases_of_the_shared_data(shared_data):
@@ -371,5 +371,5 @@ def test_the_cases_of_the_shared_data(shared_data):
         found = []
         for half in ("train", "val"):
             dataset = read_annotations(cases / case / f"{half}.json", cases / case / half, key=f"data.{half}_ann")
-            found += [Path(defect.file).name for defect in check_pictures(dataset, (96, 96)).defects]
+            found += [Path(defect.file).name for defect in check_images(dataset, (96, 96)).defects]
         assert found == problems

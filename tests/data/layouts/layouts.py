@@ -1,4 +1,4 @@
-"""Writers of the layouts that labelling tools leave, from one list of pictures and boxes."""
+"""Writers of the layouts that labelling tools leave, from one list of images and boxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 
 class Shot(NamedTuple):
-    """A picture with its boxes ``(class, left, top, width, height)`` in pixels."""
+    """An image with its boxes ``(class, left, top, width, height)`` in pixels."""
 
     file: Path
     size: tuple[int, int]
@@ -21,7 +21,7 @@ class Shot(NamedTuple):
 
 
 def shots(folder, count, classes=2, *, first=0, size=(64, 48)):
-    """Pictures made for a test, each with one box, the classes by turns."""
+    """Images made for a test, each with one box, the classes by turns."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number in range(first, first + count):

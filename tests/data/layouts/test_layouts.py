@@ -34,14 +34,14 @@ from hitdet_nni.config.settings import load_settings, parse_overrides
 from hitdet_nni.data.checks.inspection import inspect_detection
 from hitdet_nni.data.layouts import recognise
 from hitdet_nni.data.layouts.split import split_off
-from hitdet_nni.data.sources import half_source, open_data
+from hitdet_nni.data.sources import open_data, split_source
 
 CLASSES = ("zebra", "ant")
 
 
 @pytest.fixture
 def parts(tmp_path):
-    """Training and validation pictures."""
+    """Training and validation images."""
     return {"train": shots(tmp_path / "made", 6), "val": shots(tmp_path / "made", 3, first=6)}
 
 
@@ -61,7 +61,7 @@ def said(caplog, monkeypatch):
 def documents(root, **settings):
     """The COCO documents of both halves."""
     data = DataSettings(root=root, **settings)
-    return {half: json.loads(half_source(data, 0, half)[0].read_text()) for half in ("train", "val")}
+    return {split: json.loads(split_source(data, 0, split)[0].read_text()) for split in ("train", "val")}
 
 
 def boxes(document):
@@ -87,9 +87,9 @@ def test_four_layouts_hold_the_same(kind, root, parts, said):
     WRITERS[kind](root, parts, CLASSES)
     before = sorted(root.rglob("*"))
     found = documents(root)
-    for half, document in found.items():
-        assert files(document) == [shot.file.name for shot in parts[half]]
-        assert boxes(document) == made_boxes(parts[half])
+    for split, document in found.items():
+        assert files(document) == [shot.file.name for shot in parts[split]]
+        assert boxes(document) == made_boxes(parts[split])
         assert [each["name"] for each in document["categories"]] == list(CLASSES)
     opened = open_data(DataSettings(root=root), 0)
     assert (opened.train.summary.boxes, opened.val.summary.boxes) == (6, 3)
@@ -122,13 +122,13 @@ def test_line_of_a_yolo_set(root, parts, said):
     ],
 )  # fmt: skip
 def test_coco_names(ann, images, val_ann, val_images, root, parts):
-    for half, name, folder in (("train", ann, images), ("val", val_ann, val_images)):
-        copy(parts[half], root / folder)
-        write_json(root / name, coco(parts[half], CLASSES))
+    for split, name, folder in (("train", ann, images), ("val", val_ann, val_images)):
+        copy(parts[split], root / folder)
+        write_json(root / name, coco(parts[split], CLASSES))
     write_json(root / "annotations" / "captions_train2017.json", {"images": [], "annotations": []})
     data = DataSettings(root=root)
-    assert half_source(data, 0, "train") == (root / ann, root / images)
-    assert half_source(data, 0, "val") == (root / val_ann, root / val_images)
+    assert split_source(data, 0, "train") == (root / ann, root / images)
+    assert split_source(data, 0, "val") == (root / val_ann, root / val_images)
     assert open_data(data, 0).val.summary.boxes == 3
 
 
@@ -151,7 +151,7 @@ def test_a_single_coco_file_is_split(ann, folder, root, tmp_path, said):
     assert sorted(files(found["train"]) + files(found["val"])) == [shot.file.name for shot in made]
     assert len(files(found["val"])) == 4
     assert "no validation part" in said()
-    assert "4 of 20 pictures are split off for validation" in said()
+    assert "4 of 20 images are split off for validation" in said()
 
 
 def test_label_studio_s_file_names_its_folder(root, tmp_path):
@@ -161,7 +161,7 @@ def test_label_studio_s_file_names_its_folder(root, tmp_path):
     for image in content["images"]:
         image["file_name"] = f"images/{image['file_name']}"
     write_json(root / "result.json", content)
-    assert half_source(DataSettings(root=root), 0, "train")[1] == root
+    assert split_source(DataSettings(root=root), 0, "train")[1] == root
     # UTF-16 is recognised too; whether it is read is told by what reads it.
     (root / "result.json").write_text(json.dumps(content), encoding="utf-16")
     assert recognise.recognise(root).train.images == root
@@ -203,14 +203,14 @@ YOLO = [
 @pytest.mark.parametrize("case", YOLO, ids=str)
 def test_yolo_names(case, root, parts):
     images, labels, val_images, val_labels, description = case
-    for half, pictures, rows in (("train", images, labels), ("val", val_images, val_labels)):
-        copy(parts[half], root / pictures)
-        write_rows(parts[half], root / rows)
+    for split, folder, rows in (("train", images, labels), ("val", val_images, val_labels)):
+        copy(parts[split], root / folder)
+        write_rows(parts[split], root / rows)
     content = {"train": images, "val": val_images, "names": list(CLASSES), **description}
     (root / "data.yaml").write_text(yaml.safe_dump(content))
     found = documents(root)
-    assert {half: boxes(document) for half, document in found.items()} == {
-        half: made_boxes(made) for half, made in parts.items()
+    assert {split: boxes(document) for split, document in found.items()} == {
+        split: made_boxes(made) for split, made in parts.items()
     }
 
 
@@ -220,8 +220,8 @@ def test_what_is_taken_otherwise_than_data_yaml_says_is_told(root, parts, said):
     assert "data.yaml names '../images/train' for train: images/train is taken" in said()
 
 
-def test_lists_of_pictures(root, parts, tmp_path, refused):
-    """Text files that name pictures, with absolute paths elsewhere among them."""
+def test_lists_of_images(root, parts, tmp_path, refused):
+    """Text files that name images, with absolute paths elsewhere among them."""
     write_yolo(root, parts, CLASSES, train="train.txt", val=["val.txt"])
     far = tmp_path / "far" / "images"
     copy(parts["train"][3:], far)
@@ -238,12 +238,12 @@ def test_lists_of_pictures(root, parts, tmp_path, refused):
         documents(root)
 
 
-def test_pictures_of_one_name(root, parts, said):
-    """Two endings share a label file, in YOLO as in VOC, and both pictures are kept."""
+def test_images_of_one_name(root, parts, said):
+    """Two endings share a label file, in YOLO as in VOC, and both images are kept."""
     write_yolo(root, parts, CLASSES)
     shutil.copy(root / "images" / "train" / "p000.png", root / "images" / "train" / "p000.bmp")
     assert files(documents(root)["train"])[:3] == ["p000.bmp", "p000.png", "p001.png"]
-    assert "1 label file is that of several pictures of one name; the first: labels/train/p000.txt" in said()
+    assert "1 label file is that of several images of one name; the first: labels/train/p000.txt" in said()
     copy(parts["train"], root.parent / "voc")
     write_xml(parts["train"], root.parent / "voc", CLASSES)
     shutil.copy(root.parent / "voc" / "p000.png", root.parent / "voc" / "p000.bmp")
@@ -251,7 +251,7 @@ def test_pictures_of_one_name(root, parts, said):
 
 
 def test_cvat_s_lists(root, parts):
-    """Its lists of pictures begin with a folder that is not in the export."""
+    """Its lists of images begin with a folder that is not in the export."""
     write_yolo(root, parts, CLASSES, path=".", train="train.txt", names=dict(enumerate(CLASSES)))
     (root / "train.txt").write_text("".join(f"data/images/train/{shot.file.name}\n" for shot in parts["train"]))
     assert boxes(documents(root)["train"]) == made_boxes(parts["train"])
@@ -268,7 +268,7 @@ def test_yolo_without_description(names, root, tmp_path, said):
     found = documents(root)
     assert sorted(boxes(found["train"]) + boxes(found["val"])) == sorted(made_boxes(made))
     assert f"{names}, 2 classes" in said()
-    assert "2 of 10 pictures are split off" in said()
+    assert "2 of 10 images are split off" in said()
 
 
 def test_yolo_rows(root, parts, said):
@@ -294,8 +294,8 @@ def test_yolo_rows(root, parts, said):
     assert len(train["images"]) == 6
     lines = said()
     assert f"2 polygons are taken as the boxes around them; the first: {labels / 'p000.txt'} line 1" in lines
-    assert "1 picture has no label file: taken as a picture without objects; the first: images/train/p003.png" in lines
-    assert "1 label file has no picture and is left out; the first: labels/train/lost.txt" in lines
+    assert "1 image has no label file: taken as an image without objects; the first: images/train/p003.png" in lines
+    assert "1 label file has no image and is left out; the first: labels/train/lost.txt" in lines
     recognise._said.clear()
     documents(root)  # from the cache, which tells the same
     assert set(said().splitlines()[len(lines.splitlines()) :]) == set(lines.splitlines())
@@ -347,8 +347,8 @@ def test_bad_rows(row, problem, root, parts, refused):
         ({"nc": 3}, ["nc", "is 3", "names has 2"]),
         ({"train": "nowhere"}, ["train", "'nowhere' does not exist"]),
         ({"train": 3}, ["train", "is 3"]),
-        ({"train": "data.yaml"}, ["no list of pictures", ".txt"]),
-        ({"train": "labels/train"}, ["without a picture in labels/train"]),
+        ({"train": "data.yaml"}, ["no list of images", ".txt"]),
+        ({"train": "labels/train"}, ["without an image in labels/train"]),
         ({"path": 3}, ["path", "is 3"]),
         ({"kpt_shape": "x"}, ["kpt_shape", "'x'"]),
     ],
@@ -369,30 +369,30 @@ def test_yolo_without_names(root, parts, refused):
         documents(root)
 
 
-def test_pictures_behind_links_and_damaged_ones(root, parts, refused):
+def test_images_behind_links_and_damaged_ones(root, parts, refused):
     write_yolo(root, parts, CLASSES)
     moved = root.parent / "disk"
     (root / "images").rename(moved)
     (root / "images").symlink_to(moved)
     assert boxes(documents(root)["train"]) == made_boxes(parts["train"])
     open_data(DataSettings(root=root), 0)
-    (moved / "train" / "p001.png").write_bytes(b"no picture")
+    (moved / "train" / "p001.png").write_bytes(b"no image")
     with refused(moved / "train" / "p001.png", "decoded"):
         documents(root)
 
 
-def test_a_change_of_a_label_or_picture_is_seen(root, parts):
+def test_a_change_of_a_label_or_image_is_seen(root, parts):
     write_yolo(root, parts, CLASSES)
-    first = half_source(DataSettings(root=root), 0, "train")
-    assert half_source(DataSettings(root=root), 0, "train") == first
+    first = split_source(DataSettings(root=root), 0, "train")
+    assert split_source(DataSettings(root=root), 0, "train") == first
     (root / "labels" / "train" / "p000.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     assert boxes(documents(root)["train"])[0] == ("p000.png", "ant", 16, 12, 32, 24)
     shots(root / "images" / "train", 1, size=(128, 96))
     assert boxes(documents(root)["train"])[0] == ("p000.png", "ant", 32, 24, 64, 48)
 
 
-def test_turned_pictures_are_read_as_training_reads_them(root, tmp_path):
-    """The shares are those of the picture as it is shown."""
+def test_turned_images_are_read_as_training_reads_them(root, tmp_path):
+    """The shares are those of the image as it is shown."""
     from PIL import Image
 
     folder = root / "images"
@@ -407,22 +407,22 @@ def test_turned_pictures_are_read_as_training_reads_them(root, tmp_path):
     found = documents(root)
     sizes = {(each["width"], each["height"]) for document in found.values() for each in document["images"]}
     assert sizes == {(40, 60)}
-    assert [each["bbox"] for half in found.values() for each in half["annotations"]] == [[10, 15, 20, 30]]
+    assert [each["bbox"] for split in found.values() for each in split["annotations"]] == [[10, 15, 20, 30]]
 
 
 # --------------------------------------------------------------------------------------------------------------- VOC
 
 
 @pytest.mark.parametrize("images", ["", "train", "train/images"])
-def test_xml_beside_the_pictures(images, root, parts, said):
+def test_xml_beside_the_images(images, root, parts, said):
     """labelImg's files, Roboflow's VOC export; classes in the order of their names."""
     if images:
-        for half, name in (("train", "train"), ("val", "valid")):
-            copy(parts[half], root / images.replace("train", name))
-            write_xml(parts[half], root / images.replace("train", name), CLASSES)
+        for split, name in (("train", "train"), ("val", "valid")):
+            copy(parts[split], root / images.replace("train", name))
+            write_xml(parts[split], root / images.replace("train", name), CLASSES)
         found = documents(root)
-        assert {half: boxes(document) for half, document in found.items()} == {
-            half: made_boxes(made) for half, made in parts.items()
+        assert {split: boxes(document) for split, document in found.items()} == {
+            split: made_boxes(made) for split, made in parts.items()
         }
     else:
         copy(parts["train"], root)
@@ -443,8 +443,8 @@ def test_voc_lists(root, parts, refused):
     found = documents(root)
     assert len(found["train"]["images"]) + len(found["val"]["images"]) == 9
     (lists / "trainval.txt").rename(lists / "default.txt")
-    assert {half: files(each) for half, each in documents(root).items()} == {
-        half: files(each) for half, each in found.items()
+    assert {split: files(each) for split, each in documents(root).items()} == {
+        split: files(each) for split, each in found.items()
     }
     (lists / "default.txt").write_text("p000\nlost\n")
     with refused(lists / "default.txt", "line 2", "'lost'"):
@@ -464,8 +464,8 @@ def test_voc_objects(root, parts, said):
     assert {(each["width"], each["height"]) for each in document["images"]} == {(64, 48)}
     assert f"1 object is marked difficult: neither learned nor counted as missed; the first: {hard}" in said()
     assert "1 box begins at pixel 0" in said()
-    assert "1 picture has no label file" in said()
-    assert "1 XML file has no picture and is left out; the first: Annotations/lost.xml" in said()
+    assert "1 image has no label file" in said()
+    assert "1 XML file has no image and is left out; the first: Annotations/lost.xml" in said()
 
 
 def test_bad_voc(root, parts, refused):
@@ -486,7 +486,7 @@ def test_bad_voc(root, parts, refused):
     with refused(root / "labelmap.txt", "lacks 'ant'"):
         documents(root)
     shutil.rmtree(root / "JPEGImages")
-    with refused(root, "XML files", "no pictures"):
+    with refused(root, "XML files", "no images"):
         documents(root)
 
 
@@ -511,9 +511,9 @@ def test_unknown_folders(root, parts, refused, tmp_path):
     with refused(root, "data.root", "no known layout: it is empty", "COCO", "Roboflow", "YOLO", "PASCAL VOC"):
         documents(root)
     for number in range(12):
-        (root / f"picture{number:02d}.jpg").touch()
+        (root / f"photo{number:02d}.jpg").touch()
     (root / "notes").mkdir()
-    with refused("it holds notes/, picture00.jpg", "picture06.jpg and 5 more"):
+    with refused("it holds notes/, photo00.jpg", "photo06.jpg and 5 more"):
         documents(root)
     write_json(root / "a.json", {"shapes": [], "imagePath": "x"})
     with refused("a.json is labelme's own", "labelme2coco"):
@@ -545,7 +545,7 @@ def test_a_half_may_be_named_by_its_paths(root, parts, tmp_path, refused):
     write_json(own / "mine.json", coco(parts["val"], CLASSES))
     given = {"val_ann": own / "mine.json", "val_images": own}
     data = DataSettings(root=root, **given)
-    assert half_source(data, 0, "val") == (own / "mine.json", own)
+    assert split_source(data, 0, "val") == (own / "mine.json", own)
     assert boxes(documents(root, **given)["train"]) == made_boxes(parts["train"])
     given = {"train_ann": own / "mine.json", "train_images": own}
     assert boxes(documents(root, **given)["val"]) == made_boxes(parts["val"])
@@ -573,7 +573,7 @@ def test_split_of_every_class_its_share():
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_split_of_few(share, count, refused):
-    """Both parts have a picture, and a class of one picture is learned."""
+    """Both parts have an image, and a class of one image is learned."""
     classes = {number: {min(number, 1)} for number in range(count)}
     train, val = split_off(classes, share, 0, image_classes=classes)
     assert train
@@ -585,7 +585,7 @@ def test_split_of_few(share, count, refused):
 
 def test_the_split_is_the_same_every_time(root, tmp_path, refused):
     write_yolo(root, {"train": shots(tmp_path / "made", 20)}, CLASSES)
-    first = {half: files(document) for half, document in documents(root).items()}
+    first = {split: files(document) for split, document in documents(root).items()}
     data = DataSettings(root=root)
     for seed in (0, 3):  # retrainings of a study have a seed each
         opened = open_data(data, seed)
@@ -657,15 +657,15 @@ def card_forms(shared_data, tmp_path_factory):
     """The cards in four forms: COCO as they are, the others written from them."""
     folder = tmp_path_factory.mktemp("cards")
     parts, classes = {}, ()
-    for half in ("train", "val"):
-        content = json.loads((shared_data / "cards" / "annotations" / f"instances_{half}.json").read_text())
+    for split in ("train", "val"):
+        content = json.loads((shared_data / "cards" / "annotations" / f"instances_{split}.json").read_text())
         classes = tuple(each["name"] for each in content["categories"])
         numbers = {each["id"]: number for number, each in enumerate(content["categories"])}
         of = {image["id"]: [] for image in content["images"]}
         for box in content["annotations"]:
             of[box["image_id"]].append((numbers[box["category_id"]], *box["bbox"]))
-        parts[half] = [
-            Shot(shared_data / "cards" / half / image["file_name"], (image["width"], image["height"]), of[image["id"]])
+        parts[split] = [
+            Shot(shared_data / "cards" / split / image["file_name"], (image["width"], image["height"]), of[image["id"]])
             for image in content["images"]
         ]
     for kind in ("roboflow", "yolo", "voc"):
@@ -684,7 +684,7 @@ def test_cards_in_four_forms_are_the_same(card_forms):
         data = settings.data.model_copy(update={"root": card_forms / kind})
         inspected = inspect_detection(data, settings.skeleton, settings.seed)
         assert not [defect for each in inspected.values() for defect in each.defects]
-        tables.append({half: each.counts for half, each in inspected.items()})
+        tables.append({split: each.counts for split, each in inspected.items()})
         opened = open_data(data, settings.seed)
         batches.append(
             [next(iter(loader)) for loader in search_loaders(opened, data, settings.skeleton, settings.seed)]
@@ -693,8 +693,8 @@ def test_cards_in_four_forms_are_the_same(card_forms):
         pairs.append(content)
     for kind, table, batch, pair in zip(WRITERS, tables, batches, pairs, strict=True):
         assert table == tables[0], kind
-        for half in ("train", "val"):
-            ours, first = boxes(pair[half]), boxes(pairs[0][half])
+        for split in ("train", "val"):
+            ours, first = boxes(pair[split]), boxes(pairs[0][split])
             assert [each[:2] for each in ours] == [each[:2] for each in first]
             np.testing.assert_allclose([each[2:] for each in ours], [each[2:] for each in first], atol=0.01)
         for one, other in zip(batch, batches[0], strict=True):

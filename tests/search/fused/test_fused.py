@@ -23,8 +23,8 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
 from hitdet_nni.operators.registry import OPERATORS, build_operator
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.fused import SAVINGS, FusedMixture, fused_weighted_sum, plan
-from hitdet_nni.search.mixed import SAVING, set_saving
+from hitdet_nni.search.fused import FUSED_MODES, FusedMixture, fused_weighted_sum, plan
+from hitdet_nni.search.mixed import ACTIVATION_MODES, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 FAMILIES = ("ir_k3_d2_e3", "ir_k5_d1_e1", "sep_k3_d1", "conv_k3_d2")
@@ -67,8 +67,8 @@ def plain(modules):
     return lambda x, weights: sum(w * module(x) for w, module in zip(weights, modules.values(), strict=True))
 
 
-def fused(modules, saving="slim"):
-    return FusedMixture(dict(modules.items()), saving)
+def fused(modules, activations="fused-low"):
+    return FusedMixture(dict(modules.items()), activations)
 
 
 def results(function, modules, x, weights, grad):
@@ -92,54 +92,56 @@ def assert_equal(ours, theirs, tolerance, names=None):
         assert error <= tolerance * scale, (name, error, scale)
 
 
-def compare(names, layer, saving, dtype, norms="batch", mean=0.0, order=torch.channels_last):
+def compare(names, layer, activations, dtype, norms="batch", mean=0.0, order=torch.channels_last):
     in_channels, out_channels, stride, shape = layer
     reference = build(names, in_channels, out_channels, stride, dtype, norms)
     modules = copy.deepcopy(reference)
     x, weights, grad = draw(in_channels, out_channels, stride, shape, len(names), dtype, mean)
     x = x.contiguous(memory_format=order)
     expected = results(plain(reference), reference, x, weights, grad)
-    assert_equal(results(fused(modules, saving), modules, x, weights, grad), expected, EXACT[dtype])
+    assert_equal(results(fused(modules, activations), modules, x, weights, grad), expected, EXACT[dtype])
 
 
-@pytest.mark.parametrize("saving", SAVINGS)
+@pytest.mark.parametrize("activations", FUSED_MODES)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_all_operators_equal_their_plain_sum(layer, saving):
-    compare(OPERATORS, layer, saving, torch.float64)
+def test_all_operators_equal_their_plain_sum(layer, activations):
+    compare(OPERATORS, layer, activations, torch.float64)
 
 
 @pytest.mark.parametrize("norms", NORMS[1:])
 @pytest.mark.parametrize("layer", LAYERS[::3])
 def test_frozen_statistics(layer, norms):
-    compare(OPERATORS[::3], layer, "slim", torch.float64, norms)
+    compare(OPERATORS[::3], layer, "fused-low", torch.float64, norms)
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("layer", LAYERS[::3])
 def test_single_precision(layer, order):
-    compare(OPERATORS, layer, "mid", torch.float32, order=order)
+    compare(OPERATORS, layer, "fused", torch.float32, order=order)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("norms", NORMS)
 @pytest.mark.parametrize("dtype", EXACT)
-@pytest.mark.parametrize("saving", SAVINGS)
+@pytest.mark.parametrize("activations", FUSED_MODES)
 @pytest.mark.parametrize("layer", [*LAYERS, (16, 16, 1, (2, 20, 20)), (6, 6, 1, (40, 7, 7)), (5, 6, 2, (1, 33, 17))])
-def test_every_combination(layer, saving, dtype, norms, order):
-    compare(OPERATORS, layer, saving, dtype, norms, order=order)
+def test_every_combination(layer, activations, dtype, norms, order):
+    compare(OPERATORS, layer, activations, dtype, norms, order=order)
 
 
-@pytest.mark.parametrize(("saving", "norms"), [("mid", "batch"), ("slim", "some frozen"), ("lean", "batch")])
+@pytest.mark.parametrize(
+    ("activations", "norms"), [("fused", "batch"), ("fused-low", "some frozen"), ("fused-min", "batch")]
+)
 @pytest.mark.parametrize("layer", LAYERS[::3])
-def test_expansions_of_small_maps(layer, saving, norms, monkeypatch):
+def test_expansions_of_small_maps(layer, activations, norms, monkeypatch):
     """Normalised after their product rather than from the input's covariance."""
     monkeypatch.setattr(plan, "COVARIANCE_PIXELS", 1e9)
     mixture = fused(build(OPERATORS, 6, 6, 1, torch.float64))
     made = mixture.plan(layout.MapShape(3, 7, 7), torch.float64, torch.device("cpu"))
     assert not made.expansions
     assert sum(len(group.candidates) for group in made.groups if group.direct) == 20
-    compare(OPERATORS, layer, saving, torch.float64, norms)
+    compare(OPERATORS, layer, activations, torch.float64, norms)
 
 
 @pytest.mark.parametrize(("pixels", "direct"), [(8, True), (9, False)])
@@ -163,27 +165,27 @@ def test_equals_stock_nni():
     assert_equal(ours, expected, 1e-9)
 
 
-@pytest.mark.parametrize(("budget", "saving"), [(1, "slim"), (1, "lean"), (50_000, "mid")])
-def test_pieces_change_nothing(budget, saving, monkeypatch):
+@pytest.mark.parametrize(("budget", "activations"), [(1, "fused-low"), (1, "fused-min"), (50_000, "fused")])
+def test_pieces_change_nothing(budget, activations, monkeypatch):
     """Every candidate in many pieces; some together in one."""
     monkeypatch.setattr(layout, "CPU_CHUNK_BYTES", budget)
     monkeypatch.setattr(layout, "CHUNK_CHANNELS", 4)
-    mixture = fused(build(OPERATORS, 6, 6, 1, torch.float64), saving)
+    mixture = fused(build(OPERATORS, 6, 6, 1, torch.float64), activations)
     groups = mixture.plan(layout.MapShape(3, 7, 7), torch.float64, torch.device("cpu")).groups
     assert max(len(group.chunks) for group in groups) == (9 if budget == 1 else 1)
     assert max(len(group.candidates) for group in groups) == (1 if budget == 1 else 2)
-    compare(OPERATORS, LAYERS[0], saving, torch.float64)
+    compare(OPERATORS, LAYERS[0], activations, torch.float64)
 
 
 @pytest.mark.parametrize("covariance_pixels", [0, 1e9])
-@pytest.mark.parametrize("saving", SAVINGS)
-def test_phases_compute_only_what_they_train(saving, covariance_pixels, monkeypatch):
+@pytest.mark.parametrize("activations", FUSED_MODES)
+def test_phases_compute_only_what_they_train(activations, covariance_pixels, monkeypatch):
     monkeypatch.setattr(plan, "COVARIANCE_PIXELS", covariance_pixels)
     modules = build(FAMILIES, 6, 6, 1, torch.float64)
     x, weights, grad = draw(6, 6, 1, (2, 7, 7), len(FAMILIES), torch.float64)
     expected = results(plain(modules), modules, x, weights, grad)
     modules.zero_grad()
-    mixture = fused(modules, saving)
+    mixture = fused(modules, activations)
 
     def gradients(of_input, of_weights, of_parameters):
         given, shares = x.clone().requires_grad_(of_input), weights.clone().requires_grad_(of_weights)
@@ -223,7 +225,7 @@ def test_gradcheck():
     modules = build(FAMILIES, 2, 2, 1, torch.float64)
     x, weights, _ = draw(2, 2, 1, (2, 3, 3), len(FAMILIES), torch.float64)
     parameters = list(modules.parameters())
-    mixture = fused(modules, "lean")
+    mixture = fused(modules, "fused-min")
     assert torch.autograd.gradcheck(
         lambda x, weights, *_: mixture(x, weights),
         (x.requires_grad_(), weights.requires_grad_(), *parameters),
@@ -329,17 +331,17 @@ def test_modes_keep_less_and_less(covariance_pixels, monkeypatch):
     x, weights, _ = draw(6, 6, 1, (16, 20, 20), len(OPERATORS), torch.float32)
     x.requires_grad_()
     weights.requires_grad_()
-    kept = {mode: saved_bytes(fused(modules, mode), x, weights, modules.parameters()) for mode in SAVINGS}
+    kept = {mode: saved_bytes(fused(modules, mode), x, weights, modules.parameters()) for mode in FUSED_MODES}
     stock = saved_bytes(plain(modules), x, weights, modules.parameters())
-    assert kept["mid"] < 0.32 * stock
-    assert kept["slim"] < 0.10 * stock
-    assert kept["lean"] < 0.01 * stock
+    assert kept["fused"] < 0.32 * stock
+    assert kept["fused-low"] < 0.10 * stock
+    assert kept["fused-min"] < 0.01 * stock
 
 
 def test_nothing_is_left_behind():
     """Neither the mixture nor autograd holds a tensor after a step, whether it went backward or not."""
     modules = build(FAMILIES, 6, 6, 1, torch.float32)
-    mixture = fused(modules, "mid")
+    mixture = fused(modules, "fused")
     x, weights, grad = draw(6, 6, 1, (2, 9, 9), len(FAMILIES), torch.float32)
 
     def living():
@@ -362,17 +364,19 @@ def test_nothing_is_left_behind():
 def test_gradients_cannot_be_differentiated_again():
     modules = build(FAMILIES, 2, 2, 1, torch.float64)
     x, weights, _ = draw(2, 2, 1, (2, 3, 3), len(FAMILIES), torch.float64)
-    (by_input,) = torch.autograd.grad(fused(modules)(x.requires_grad_(), weights).square().sum(), x, create_graph=True)
+    (grad_input,) = torch.autograd.grad(
+        fused(modules)(x.requires_grad_(), weights).square().sum(), x, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        by_input.sum().backward()
+        grad_input.sum().backward()
 
 
-@pytest.mark.parametrize("saving", SAVINGS)
-def test_is_bitwise_repeatable(saving):
+@pytest.mark.parametrize("activations", FUSED_MODES)
+def test_is_bitwise_repeatable(activations):
     modules = build(OPERATORS, 6, 6, 1, torch.float32)
     x, weights, grad = draw(6, 6, 1, (3, 9, 9), len(OPERATORS), torch.float32)
     first, second = (copy.deepcopy(modules) for _ in range(2))
-    ours, again = (results(fused(one, saving), one, x, weights, grad) for one in (first, second))
+    ours, again = (results(fused(one, activations), one, x, weights, grad) for one in (first, second))
     assert all(torch.equal(again[name], value) for name, value in ours.items())
 
 
@@ -421,8 +425,8 @@ def test_statistics_of_several_processes_in_some_layers_only_are_refused(refused
     x, weights, _ = draw(6, 6, 1, (2, 5, 5), len(FAMILIES), torch.float64)
     apply_batch_norm(modules["sep_k3_d1"], "synced")
     torch.testing.assert_close(fused(modules)(x, weights), plain(modules)(x, weights), rtol=1e-9, atol=1e-9)
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
-    with refused("batch_norm", "one kind", "stock", "checkpoint"):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with refused("batch_norm", "one kind", "all", "checkpoint"):
         fused(modules)(x, weights)
     modules.eval()
     torch.testing.assert_close(fused(modules)(x, weights), plain(modules)(x, weights), rtol=1e-9, atol=1e-9)
@@ -456,10 +460,10 @@ class Layer(nn.Module):
 def test_removed_candidates_are_not_computed():
     layer = Layer()
     x, _, grad = draw(6, 6, 1, (2, 5, 5), len(FAMILIES), torch.float64)
-    fused_weighted_sum("slim", layer, x)
+    fused_weighted_sum("fused-low", layer, x)
     layer.active_names = [FAMILIES[0], FAMILIES[3]]
     counts = {name: int(buffer) for name, buffer in layer.named_buffers() if name.endswith("num_batches_tracked")}
-    y = fused_weighted_sum("slim", layer, x)
+    y = fused_weighted_sum("fused-low", layer, x)
     y.backward(grad)
     for name, parameter in layer.candidates.named_parameters():
         assert (parameter.grad is not None) == (name.split(".")[0] in layer.active_names)
@@ -473,7 +477,7 @@ def test_removed_candidates_are_not_computed():
 def test_a_layer_and_its_mixture_end_together():
     layer = Layer()
     x, _, _ = draw(6, 6, 1, (2, 5, 5), len(FAMILIES), torch.float64)
-    fused_weighted_sum("slim", layer, x)
+    fused_weighted_sum("fused-low", layer, x)
     candidate = weakref.ref(layer.candidates[FAMILIES[0]])
     del layer
     gc.collect()
@@ -483,7 +487,7 @@ def test_a_layer_and_its_mixture_end_together():
 def test_refuses_other_modules_and_modes(refused):
     with refused("skip", "Other", "InvertedResidual"):
         FusedMixture({"skip": Other()})
-    with refused("supernet.saving", "'none'", "mid", "slim", "lean"):
+    with refused("supernet.activations", "'none'", "fused", "fused-low", "fused-min"):
         fused(build(FAMILIES, 6, 6, 1, torch.float64), "none")
 
 
@@ -498,11 +502,11 @@ def test_whole_supernet(kind, tiny, tiny_settings, tiny_data, published, monkeyp
     reference = HitDetectorSpace(skeleton, space, len(tiny_data.classes))
     ColumnSparseDARTS().mutate_model(reference)
     computed = []
-    for mode in ("stock", *SAVINGS):
-        if mode != "stock":
-            monkeypatch.setitem(SAVING, mode, partial(fused_weighted_sum, mode))
+    for mode in ("all", *FUSED_MODES):
+        if mode != "all":
+            monkeypatch.setitem(ACTIVATION_MODES, mode, partial(fused_weighted_sum, mode))
         model = copy.deepcopy(reference).train()
-        set_saving(model, mode)
+        set_activations(model, mode)
         torch.manual_seed(1)
         loss = detection_loss(model.detector, copy.deepcopy(batch))
         loss.backward()
@@ -522,10 +526,10 @@ CUDA_LAYERS = [(6, 6, 1, (3, 7, 7)), (8, 6, 1, (2, 12, 10)), (6, 6, 2, (2, 24, 2
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("saving", SAVINGS)
+@pytest.mark.parametrize("activations", FUSED_MODES)
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layer", CUDA_LAYERS)
-def test_cuda(layer, kind, saving, monkeypatch):
+def test_cuda(layer, kind, activations, monkeypatch):
     """As near to double precision as the plain sum in the same arithmetic, but for a factor of three."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     in_channels, out_channels, stride, shape = layer
@@ -544,21 +548,21 @@ def test_cuda(layer, kind, saving, monkeypatch):
         found = results(cast, modules, *given, grad.to(kind).cuda())
         return {name: float((found[name].cpu() - expected[name]).norm() / expected[name].norm()) for name in NAMES}
 
-    ours, theirs = error(lambda modules: fused(modules, saving)), error(plain)
+    ours, theirs = error(lambda modules: fused(modules, activations)), error(plain)
     tolerance = {torch.float32: 1e-5, torch.float16: 0.003, torch.bfloat16: 0.02}[kind]
     assert all(ours[name] <= max(tolerance, 3 * theirs[name]) for name in NAMES), (ours, theirs)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("saving", SAVINGS)
-def test_recorded_passes_equal_themselves(saving, monkeypatch):
+@pytest.mark.parametrize("activations", FUSED_MODES)
+def test_recorded_passes_equal_themselves(activations, monkeypatch):
     """Steps of both phases, most of them replayed, give what they give without recordings, bit by bit."""
 
     def train(recorded):
         if not recorded:
             monkeypatch.setattr(FusedMixture, "recording", lambda *_: None)
         modules = build(OPERATORS, 8, 8, 1, torch.float32).cuda()
-        mixture = fused(modules, saving)
+        mixture = fused(modules, activations)
         alpha = nn.Parameter(torch.zeros(len(OPERATORS), device="cuda"))
         optimizers = (torch.optim.SGD([alpha], 0.1), torch.optim.SGD(modules.parameters(), 0.01))
         torch.manual_seed(5)

@@ -17,15 +17,17 @@ LAYERS = ((6, 6, 1, (5, 7, 6)), (6, 8, 2, (5, 7, 6)))
 SPLIT = 2
 """Maps of the first process; the second has the other three."""
 WAYS = {
-    "slim": {},
-    "lean": {"saving": "lean"},
-    "mid, small maps": {"saving": "mid", "small": True},
-    "slim, programs": {"names": FEW, "programs": True},
-    "mid, small maps, programs": {"names": FEW[:3], "saving": "mid", "small": True, "programs": True},
+    "fused-low": {},
+    "fused-min": {"activations": "fused-min"},
+    "fused, small maps": {"activations": "fused", "small": True},
+    "fused-low, programs": {"names": FEW, "programs": True},
+    "fused, small maps, programs": {"names": FEW[:3], "activations": "fused", "small": True, "programs": True},
 }
 
 
-def share(rank, names=OPERATORS, saving="slim", small=False, programs=False, alphas_only=False, layer=LAYERS[0]):
+def share(
+    rank, names=OPERATORS, activations="fused-low", small=False, programs=False, alphas_only=False, layer=LAYERS[0]
+):
     """Outputs, gradients and buffers of a step with one process's maps, or with all (``rank`` None)."""
     in_channels, out_channels, stride, shape = layer
     modules = build(names, in_channels, out_channels, stride, torch.float64)
@@ -40,7 +42,7 @@ def share(rank, names=OPERATORS, saving="slim", small=False, programs=False, alp
     if programs:
         backend.uses_triton = function.uses_triton = lambda x: True
     try:
-        return results(fused(modules, saving), modules, x[own], weights, grad[own])
+        return results(fused(modules, activations), modules, x[own], weights, grad[own])
     finally:
         plan.COVARIANCE_PIXELS, backend.uses_triton, function.uses_triton = before
 
@@ -52,7 +54,7 @@ def collect():
         for way, kind in WAYS.items()
         for number, layer in enumerate(LAYERS)
     }
-    for way in ("slim", "slim, programs"):
+    for way in ("fused-low", "fused-low, programs"):
         found[f"alphas by {way}"] = share(rank, alphas_only=True, **WAYS[way])
     return found
 
@@ -83,7 +85,7 @@ def test_two_processes_are_one_with_the_whole_batch(way, number, shares):
             near(first[name] + second[name], expected)
 
 
-@pytest.mark.parametrize("way", ["slim", "slim, programs"])
+@pytest.mark.parametrize("way", ["fused-low", "fused-low, programs"])
 def test_without_gradients_of_the_parameters(way, shares):
     whole = share(None, WAYS[way].get("names", OPERATORS))
     first, second = (found[f"alphas by {way}"] for found in shares)

@@ -18,18 +18,18 @@ from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.operators.blocks import InvertedResidual
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.fused import SAVINGS
+from hitdet_nni.search.fused import FUSED_MODES
 from hitdet_nni.search.fused.fixed import FusedBlock
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 STEPS = 10
 
 
-def trained(reference, batches, saving):
+def trained(reference, batches, activations):
     """Losses of both phases of every step, and the architecture parameters at the end."""
     model = copy.deepcopy(reference).train()
-    set_saving(model, saving)
+    set_activations(model, activations)
     layers = [module for module in model.modules() if isinstance(module, ColumnSparseMixedLayer)]
     alphas = [layer.alpha for layer in layers]
     architecture = {id(alpha) for alpha in alphas}
@@ -54,11 +54,11 @@ def trained(reference, batches, saving):
 
 
 def in_double_precision(batch):
-    """The batch with pictures and boxes of the type that everything is computed in."""
-    pictures = [picture.double() for picture in batch["inputs"]]
+    """The batch with images and boxes of the type that everything is computed in."""
+    images = [image.double() for image in batch["inputs"]]
     for sample in batch["data_samples"]:
         sample.gt_instances.bboxes.tensor = sample.gt_instances.bboxes.tensor.double()
-    return {**batch, "inputs": pictures}
+    return {**batch, "inputs": images}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +95,7 @@ def screening(_double_precision, supernet, tiny_data):
 
 
 def test_fixed_layers_are_fused_too(screening):
-    expected, results = (trained(*screening, saving) for saving in ("stock", "slim"))
+    expected, results = (trained(*screening, activations) for activations in ("all", "fused-low"))
     for ours, theirs in zip(results, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
@@ -107,7 +107,7 @@ def test_fixed_layers_go_back_to_their_own_forward_pass(screening):
     blocks = list(places.values())
     parameters = dict(space.named_parameters())
     fixed = [block for block in blocks if block.expand.conv.weight.shape[0] == 3 * block.expand.conv.weight.shape[1]]
-    set_saving(space, "slim")
+    set_activations(space, "fused-low")
     now = [space.get_submodule(name) for name in places]
     assert [isinstance(module, FusedBlock) for module in now] == [block in fixed for block in blocks]
     assert [module.replaced if isinstance(module, FusedBlock) else module for module in now] == blocks
@@ -122,7 +122,7 @@ def test_fixed_layers_go_back_to_their_own_forward_pass(screening):
         pairs = zip(module.replaced.parameters(), module.parameters(), strict=True)
         assert all(one is two for one, two in pairs)
     space.eval()
-    set_saving(space, "checkpoint")
+    set_activations(space, "checkpoint")
     assert [space.get_submodule(name) for name in places] == blocks
     assert not any(block.training for block in blocks)
     assert list(space.state_dict()) == names
@@ -132,7 +132,7 @@ def test_fixed_layers_go_back_to_their_own_forward_pass(screening):
 def test_fixed_layers_of_tensors_without_data(screening):
     """Their own forward pass runs, whose operators state shapes."""
     space, _ = copy.deepcopy(screening)
-    set_saving(space, "slim")
+    set_activations(space, "fused-low")
     block = next(module for module in space.modules() if isinstance(module, FusedBlock))
     channels = block.expand.conv.in_channels
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -142,17 +142,17 @@ def test_fixed_layers_of_tensors_without_data(screening):
 
 
 @pytest.fixture(scope="module")
-def stock(supernet):
-    return trained(*supernet, "stock")
+def full(supernet):
+    return trained(*supernet, "all")
 
 
 @pytest.mark.parametrize(
-    "saving", [mode if mode == "slim" else pytest.param(mode, marks=pytest.mark.slow) for mode in SAVINGS]
+    "activations", [mode if mode == "fused-low" else pytest.param(mode, marks=pytest.mark.slow) for mode in FUSED_MODES]
 )
-def test_ten_steps(saving, supernet, stock):
-    losses, alphas = trained(*supernet, saving)
-    torch.testing.assert_close(losses, stock[0], rtol=1e-9, atol=0)
-    moved = stock[1].abs().max()
+def test_ten_steps(activations, supernet, full):
+    losses, alphas = trained(*supernet, activations)
+    torch.testing.assert_close(losses, full[0], rtol=1e-9, atol=0)
+    moved = full[1].abs().max()
     assert moved > 0.05  # ten steps of Adam have changed the architecture
-    torch.testing.assert_close(alphas, stock[1], rtol=0, atol=1e-9)
+    torch.testing.assert_close(alphas, full[1], rtol=0, atol=1e-9)
     assert losses[-2:].mean() < losses[:2].mean()

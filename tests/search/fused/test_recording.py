@@ -38,11 +38,11 @@ def record(monkeypatch):
     return start
 
 
-def train(saving="slim"):
+def train(activations="fused-low"):
     """Outputs, gradients and the final state of steps of both phases."""
     in_channels, _, _, (count, height, width) = LAYER
     modules = build(FAMILIES, *LAYER[:3], torch.float64)
-    mixture = fused(modules, saving)
+    mixture = fused(modules, activations)
     alpha = nn.Parameter(torch.zeros(len(FAMILIES), dtype=torch.float64))
     optimizers = (torch.optim.SGD([alpha], 0.1), torch.optim.SGD(modules.parameters(), 0.01))
     torch.manual_seed(5)
@@ -65,11 +65,11 @@ def equal(some, others):
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
-@pytest.mark.parametrize("saving", ["mid", "slim", "lean"])
-def test_replayed_steps_equal_the_others_bit_by_bit(record, saving):
-    plainly = train(saving)
+@pytest.mark.parametrize("activations", ["fused", "fused-low", "fused-min"])
+def test_replayed_steps_equal_the_others_bit_by_bit(record, activations):
+    plainly = train(activations)
     made = record(again)
-    assert equal(train(saving), plainly)
+    assert equal(train(activations), plainly)
     (recordings,) = made.values()
     (recording,) = recordings.by_size.values()
     assert recording.generation == STEPS - 2

@@ -8,7 +8,7 @@ from test_fused import LAYERS, NORMS, build, compare, fused
 from torch import nn
 
 from hitdet_nni.operators.registry import OPERATORS
-from hitdet_nni.search.fused import SAVINGS, backend, function, plan
+from hitdet_nni.search.fused import FUSED_MODES, backend, function, plan
 from hitdet_nni.search.fused.depthwise_group import GroupPass
 
 NAMES = ("ir_k3_d1_e1", "ir_k3_d1_e3", "sep_k3_d2", "conv_k3_d1")
@@ -22,17 +22,17 @@ def on_triton(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("layer", "saving", "norms"),
-    [(LAYERS[0], "slim", "batch"), (LAYERS[2], "mid", "some frozen"), (LAYERS[3], "lean", "batch")],
+    ("layer", "activations", "norms"),
+    [(LAYERS[0], "fused-low", "batch"), (LAYERS[2], "fused", "some frozen"), (LAYERS[3], "fused-min", "batch")],
 )
-def test_equals_the_plain_sum(layer, saving, norms):
-    compare(NAMES, layer, saving, torch.float64, norms)
+def test_equals_the_plain_sum(layer, activations, norms):
+    compare(NAMES, layer, activations, torch.float64, norms)
 
 
 def test_expansions_of_small_maps(monkeypatch):
     """Normalised after their product rather than from the input's covariance."""
     monkeypatch.setattr(plan, "COVARIANCE_PIXELS", 1e9)
-    compare(NAMES[:3], (6, 6, 1, (2, 4, 5)), "slim", torch.float64)
+    compare(NAMES[:3], (6, 6, 1, (2, 4, 5)), "fused-low", torch.float64)
 
 
 def test_the_programs_do_compute(monkeypatch):
@@ -48,7 +48,7 @@ def test_the_programs_do_compute(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norms", NORMS)
-@pytest.mark.parametrize("saving", SAVINGS)
+@pytest.mark.parametrize("activations", FUSED_MODES)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_every_operator(layer, saving, norms):
-    compare(OPERATORS, layer, saving, torch.float64, norms)
+def test_every_operator(layer, activations, norms):
+    compare(OPERATORS, layer, activations, torch.float64, norms)

@@ -50,7 +50,7 @@ def test_remembering_changes_no_bit_and_saves_passes(held_out):
         remembered = losses_of(detector, batches)
     for hook in hooks:
         hook.remove()
-    # RoIs depend on the boxes, so that those of exchanged annotations are others.
+    # RoIs depend on the boxes, so that those of permuted annotations are others.
     assert passes == {"stem": len(batches), "head": (2 if two_stage else 1) * len(batches)}
     assert remembered == plain
     assert any(abs(row["loss"]) > 0 for row in plain[1]["annotations"])

@@ -30,8 +30,14 @@ from hitdet_nni.search.health.diagnosis import (
     diagnose,
     standing_out_entropy,
 )
-from hitdet_nni.search.health.evidence import MAX_BATCHES, Evidence, detector_losses, exchanged, held_out_losses
-from hitdet_nni.search.health.stats import GradientNorms, Health, examine, require_finite
+from hitdet_nni.search.health.evidence import (
+    MAX_BATCHES,
+    Evidence,
+    detector_losses,
+    held_out_losses,
+    permute_annotations,
+)
+from hitdet_nni.search.health.stats import GradientNorms, SearchStats, collect_stats, require_finite
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, mean_entropy
 from hitdet_nni.search.screening import screen_components
@@ -60,7 +66,7 @@ def test_a_loss_that_is_not_finite_says_where_and_from_what_to_go_on(bad, tmp_pa
     with pytest.raises(NonFiniteLossError) as caught:
         require_finite(torch.tensor([1.0, bad]), "screening neck", 41, iter([7, 9]), lambda: tmp_path / "step.pt")
     error = caught.value
-    assert (error.stage, error.step, error.picture_ids) == ("screening neck", 41, (7, 9))
+    assert (error.stage, error.step, error.image_ids) == ("screening neck", 41, (7, 9))
     assert error.checkpoint == tmp_path / "step.pt"
     assert "\n" not in str(error)
     for part in ("screening neck", "7, 9", str(tmp_path)):
@@ -138,7 +144,7 @@ def set_winner(layer, name):
 def test_the_cost_gap_is_that_between_the_decoded_detector_and_the_expectation(tiny, layers):
     model = CostModel(tiny, num_classes=3)
     cost = CostTable(model, SPACE)
-    health = examine(0, layers, argmax(layers), cost, {}, {}, None)
+    health = collect_stats(0, layers, argmax(layers), cost, {}, {}, None)
     decoded = {label: SPACE["neck"][int(layer.alpha.argmax())] for label, layer in layers.items()}
     assert health.decoded == decoded
     probabilities = {label: layer.all_probabilities().detach() for label, layer in layers.items()}
@@ -159,7 +165,7 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
     sep, conv = SPACE["neck"]
     for layer in layers.values():
         set_winner(layer, sep)
-    first = examine(0, layers, argmax(layers), cost, {}, {}, None)
+    first = collect_stats(0, layers, argmax(layers), cost, {}, {}, None)
     assert first.changed == dict.fromkeys(SPACE, 0.0)
     assert (first.searching, first.gradient_norm) == (False, dict.fromkeys(SPACE, 0.0))
     set_winner(layers["backbone/l02"], conv)
@@ -167,8 +173,8 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
         set_winner(layers[label], conv)
     for label, layer in layers.items():
         if label.startswith("head"):
-            layer.keep_only([conv])
-    second = examine(1, layers, argmax(layers), cost, {"backbone": 2.0, "neck": 3.0, "head": 4.0}, {}, first)
+            layer.prune_to([conv])
+    second = collect_stats(1, layers, argmax(layers), cost, {"backbone": 2.0, "neck": 3.0, "head": 4.0}, {}, first)
     assert second.changed == {"backbone": 1 / 4, "neck": 2 / 8, "head": 0.0}
     assert second.candidates == {"backbone": 2, "neck": 2, "head": 1}
     assert second.searching
@@ -180,8 +186,10 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
 def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
     cost = CostTable(CostModel(tiny, num_classes=3), SPACE)
     evidence = {"annotations": Evidence(0.5, 0.01, 9), "categories": Evidence(0.25, 0.5, 9)}
-    warm_up = examine(0, layers, argmax(layers), cost, {}, evidence, None)
-    searching = examine(1, layers, argmax(layers), cost, {"backbone": 0.1, "neck": 0.2, "head": 0.3}, evidence, warm_up)
+    warm_up = collect_stats(0, layers, argmax(layers), cost, {}, evidence, None)
+    searching = collect_stats(
+        1, layers, argmax(layers), cost, {"backbone": 0.1, "neck": 0.2, "head": 0.3}, evidence, warm_up
+    )
     assert list(warm_up.metrics()) == list(searching.metrics())
     metrics = searching.metrics()
     assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
@@ -192,9 +200,11 @@ def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
 
 def test_health_survives_a_weights_only_checkpoint(tiny, layers, tmp_path):
     cost = CostTable(CostModel(tiny, num_classes=3), SPACE)
-    health = examine(2, layers, argmax(layers), cost, {"neck": 0.1}, {"annotations": Evidence(0.5, 0.01, 9)}, None)
+    health = collect_stats(
+        2, layers, argmax(layers), cost, {"neck": 0.1}, {"annotations": Evidence(0.5, 0.01, 9)}, None
+    )
     torch.save(health.state(), tmp_path / "health.pt")
-    assert Health.restore(torch.load(tmp_path / "health.pt", weights_only=True)) == health
+    assert SearchStats.restore(torch.load(tmp_path / "health.pt", weights_only=True)) == health
 
 
 def test_the_decoded_architecture_is_the_one_given(tiny, layers):
@@ -204,7 +214,7 @@ def test_the_decoded_architecture_is_the_one_given(tiny, layers):
         layer.label: min(SPACE[layer.component], key=lambda name, layer=layer: model.layer_cost(layer, name).flops)
         for layer in model.layers
     }
-    health = examine(0, layers, cheapest, CostTable(model, SPACE), {}, {}, None)
+    health = collect_stats(0, layers, cheapest, CostTable(model, SPACE), {}, {}, None)
     assert health.decoded == cheapest != argmax(layers)
     assert health.decoded_gflops == pytest.approx(model.architecture(cheapest)["total"].flops / 1e9, rel=1e-9)
 
@@ -228,7 +238,7 @@ def healthy(epoch, **changes):
         "cost_gap": {"backbone": -4.0, "head": 6.0},
         "evidence": {kind: Evidence(0.1, 0.001, 20) for kind in KINDS},
     }
-    return Health(**{**values, **changes})
+    return SearchStats(**{**values, **changes})
 
 
 def history(**changes):
@@ -392,21 +402,21 @@ def contents(samples):
     ]
 
 
-def test_annotations_go_to_the_next_picture_and_are_scaled_to_its_size():
+def test_annotations_go_to_the_next_image_and_are_scaled_to_its_size():
     batch = [sample([[0, 0, 4, 8]], [1], (10, 20)), sample([[1, 2, 3, 4], [0, 0, 1, 1]], [2, 5], (20, 20))]
     before = contents(batch)
-    first, second = exchanged(batch, "annotations", torch.Generator())
+    first, second = permute_annotations(batch, "annotations", torch.Generator())
     assert contents(batch) == before
     assert contents([first]) == [([[1, 1, 3, 2], [0, 0, 1, 0.5]], [2, 5], (10, 20))]
     assert contents([second]) == [([[0, 0, 4, 16]], [1], (20, 20))]
-    assert exchanged(batch[:1], "annotations", torch.Generator()) is None
+    assert permute_annotations(batch[:1], "annotations", torch.Generator()) is None
 
 
 def test_categories_are_dealt_among_the_boxes_of_a_batch():
     labels = [[0, 1, 2], [], [3, 4, 5, 6]]
     batch = [sample([[0, 0, 1, 1]] * len(row), row, (10, 10)) for row in labels]
     before = contents(batch)
-    dealt = exchanged(batch, "categories", torch.Generator().manual_seed(0))
+    dealt = permute_annotations(batch, "categories", torch.Generator().manual_seed(0))
     assert contents(batch) == before
     after = [data.gt_instances.labels.tolist() for data in dealt]
     flat, flat_before = (list(itertools.chain(*rows)) for rows in (after, labels))
@@ -414,7 +424,7 @@ def test_categories_are_dealt_among_the_boxes_of_a_batch():
     assert sorted(flat) == sorted(flat_before)
     assert flat != flat_before
     one = [sample([[0, 0, 1, 1]], [4], (10, 10))] * 2
-    assert exchanged(one, "categories", torch.Generator()) is None
+    assert permute_annotations(one, "categories", torch.Generator()) is None
 
 
 def test_exchanging_leaves_the_held_out_loss_and_its_random_numbers_alone(tiny, tiny_settings, tiny_data):
@@ -453,7 +463,7 @@ def test_a_large_validation_set_is_sampled(monkeypatch):
 
 
 def shuffled(data, what, folder, seed):
-    """The same pictures with the categories dealt among all boxes, or with the boxes of other pictures."""
+    """The same images with the categories dealt among all boxes, or with the boxes of other images."""
     rng = random.Random(seed)
     splits = []
     for name, dataset in (("train", data.train), ("val", data.val)):
@@ -487,7 +497,7 @@ def end_of_search(settings, data, epochs, warmup_epochs):
     ("what", "epochs", "warmup_epochs", "val"), [("annotations", 3, 2, 60), ("categories", 8, 6, 100)]
 )
 def test_shuffled_labels_are_noticed_and_true_ones_are_not(what, epochs, warmup_epochs, val, tmp_path, figure):
-    """Boxes given to other pictures, or categories dealt among all boxes, of the training and validation pictures."""
+    """Boxes given to other images, or categories dealt among all boxes, of the training and validation images."""
     settings = load_settings("tiny", {"data.train": 240, "data.val": val})
     data = open_data(settings.data, settings.seed)
     healthy, quiet = end_of_search(settings, data, epochs, warmup_epochs)

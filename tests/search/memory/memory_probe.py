@@ -1,6 +1,6 @@
 """Run by test_memory.py in a process of its own: estimates the memory of a search step, then takes steps.
 
-The argument is JSON: ``component`` (or ``trinity``), ``saving``, ``device``, ``steps``, ``settings`` by dotted key.
+The argument is JSON: ``component`` (or ``trinity``), ``mode``, ``device``, ``steps``, ``settings`` by dotted key.
 Writes JSON.
 """
 
@@ -18,7 +18,7 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.memory.estimate import estimate_step_memory, peak_memory
-from hitdet_nni.search.mixed import set_saving
+from hitdet_nni.search.mixed import set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 
@@ -38,7 +38,7 @@ def main():
     space = HitDetectorSpace(settings.skeleton, searched_space(case["component"], settings), 10)
     space.to(memory_format=torch.channels_last)
     ColumnSparseDARTS().mutate_model(space)
-    set_saving(space, case["saving"])
+    set_activations(space, case["mode"])
     data = open_data(settings.data, 0)
     loaders = search_loaders(data, settings.data, settings.skeleton, 0)
     estimate = estimate_step_memory(space, settings, settings.skeleton, device)

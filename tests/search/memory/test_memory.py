@@ -22,8 +22,8 @@ from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.memory.estimate import MemoryEstimate, estimate_step_memory, free_memory
 from hitdet_nni.search.memory.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.search.memory.live_bytes import LiveBytes
-from hitdet_nni.search.memory.step_simulation import StepSimulation, picture_size
-from hitdet_nni.search.mixed import SAVING, ColumnSparseMixedLayer, set_saving
+from hitdet_nni.search.memory.step_simulation import StepSimulation, image_size
+from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 CPU = torch.device("cpu")
@@ -34,11 +34,11 @@ SPACE = {
 }
 
 
-def supernet(skeleton, saving="stock"):
+def supernet(skeleton, mode="all"):
     torch.manual_seed(0)
     space = HitDetectorSpace(skeleton, SPACE, 10)
     ColumnSparseDARTS().mutate_model(space)
-    set_saving(space, saving)
+    set_activations(space, mode)
     return space
 
 
@@ -112,10 +112,10 @@ def test_footprint_does_not_depend_on_kernel_and_dilation(tiny):
     assert one == other
 
 
-@pytest.mark.parametrize("saving", SAVING)
-def test_footprint_of_a_single_pixel_is_not_negative(saving, tiny):
-    """Such maps stand at the top of a RetinaNet's pyramid of small pictures."""
-    layer = first_layer(supernet(tiny, saving), "neck")
+@pytest.mark.parametrize("mode", ACTIVATION_MODES)
+def test_footprint_of_a_single_pixel_is_not_negative(mode, tiny):
+    """Such maps stand at the top of a RetinaNet's pyramid of small images."""
+    layer = first_layer(supernet(tiny, mode), "neck")
     measured = measure(layer, SPACE["neck"], torch.empty(1, tiny.widths[0], 1, 1, requires_grad=True), torch.float32)
     smallest = measured.footprint(1)
     assert min(astuple(smallest)) >= 0
@@ -143,22 +143,22 @@ def real_peak(space, settings, data, alphas, precision):
 
 
 @pytest.mark.parametrize(
-    ("kind", "saving", "alphas", "precision"),
+    ("kind", "mode", "alphas", "precision"),
     [
-        ("faster_rcnn", "stock", True, "fp32"),
-        ("faster_rcnn", "stock", False, "fp32"),
+        ("faster_rcnn", "all", True, "fp32"),
+        ("faster_rcnn", "all", False, "fp32"),
         ("faster_rcnn", "checkpoint", False, "fp32"),
-        ("retinanet", "stock", False, "fp32"),
-        pytest.param("faster_rcnn", "stock", False, "bf16", marks=pytest.mark.slow),
+        ("retinanet", "all", False, "fp32"),
+        pytest.param("faster_rcnn", "all", False, "bf16", marks=pytest.mark.slow),
         pytest.param("faster_rcnn", "checkpoint", True, "fp32", marks=pytest.mark.slow),
-        pytest.param("retinanet", "stock", True, "fp32", marks=pytest.mark.slow),
+        pytest.param("retinanet", "all", True, "fp32", marks=pytest.mark.slow),
         pytest.param("retinanet", "checkpoint", False, "fp32", marks=pytest.mark.slow),
     ],
 )
-def test_simulation_equals_the_tensors_of_a_real_step(kind, saving, alphas, precision, tiny_settings, tiny_data):
+def test_simulation_equals_the_tensors_of_a_real_step(kind, mode, alphas, precision, tiny_settings, tiny_data):
     skeleton = Skeleton(**{**tiny_settings.skeleton.model_dump(), "detector": kind})
     settings = tiny_settings.model_copy(update={"skeleton": skeleton})
-    space = supernet(skeleton, saving)
+    space = supernet(skeleton, mode)
     chosen = Precision(precision, CPU)
     simulated = StepSimulation(space.detector, skeleton, settings.data.batch_size, chosen.dtype).run(alphas=alphas)
     real = real_peak(space, settings, tiny_data, alphas, chosen)
@@ -171,7 +171,7 @@ def test_simulation_equals_the_tensors_of_a_real_step(kind, saving, alphas, prec
 def test_estimate_changes_nothing(tiny_settings):
     space = supernet(tiny_settings.skeleton, "checkpoint")
     layer = first_layer(space, "neck")
-    layer.keep_only(SPACE["neck"][:1])
+    layer.prune_to(SPACE["neck"][:1])
     before, random = copy.deepcopy(space.state_dict()), torch.get_rng_state()
     estimate = estimate_step_memory(space, tiny_settings, tiny_settings.skeleton, CPU)
     after = space.state_dict()
@@ -189,29 +189,29 @@ def test_estimate_changes_nothing(tiny_settings):
     assert estimate.optimisers == sum(p.nbytes for p in space.parameters()) + alphas
 
 
-def test_estimate_knows_batch_saving_and_race(tiny_settings):
+def test_estimate_knows_batch_mode_and_active_candidates(tiny_settings):
     skeleton = tiny_settings.skeleton
 
-    def activations(saving="stock", batch_size=4, kept=3):
+    def activations(mode="all", batch_size=4, kept=3):
         settings = tiny_settings.model_copy(
             update={"data": tiny_settings.data.model_copy(update={"batch_size": batch_size})}
         )
-        space = supernet(skeleton, saving)
+        space = supernet(skeleton, mode)
         for layer in space.modules():
             if isinstance(layer, ColumnSparseMixedLayer):
-                layer.keep_only(layer.names[:kept])
+                layer.prune_to(layer.names[:kept])
         return estimate_step_memory(space, settings, skeleton, CPU).activations
 
-    stock = activations()
-    assert activations(batch_size=8) == pytest.approx(2 * stock, rel=0.05)
-    assert activations(saving="checkpoint") < 0.4 * stock
-    assert activations(kept=1) < 0.8 * stock
+    full = activations()
+    assert activations(batch_size=8) == pytest.approx(2 * full, rel=0.05)
+    assert activations(mode="checkpoint") < 0.4 * full
+    assert activations(kept=1) < 0.8 * full
 
 
 def test_batches_of_both_orientations_are_square():
     skeleton = Skeleton(input_size=(800, 1200))
-    assert picture_size(skeleton, 1) == (800, 1216)
-    assert picture_size(skeleton, 2) == (1216, 1216)
+    assert image_size(skeleton, 1) == (800, 1216)
+    assert image_size(skeleton, 2) == (1216, 1216)
 
 
 def test_the_sentence_has_the_parts_and_their_sum():
@@ -231,8 +231,8 @@ def test_the_sentence_has_the_parts_and_their_sum():
     )
 
 
-def probe(component, saving, settings=None, device="cpu", steps=3):
-    case = {"component": component, "saving": saving, "settings": settings or {}, "device": device, "steps": steps}
+def probe(component, mode, settings=None, device="cpu", steps=3):
+    case = {"component": component, "mode": mode, "settings": settings or {}, "device": device, "steps": steps}
     script = Path(__file__).with_name("memory_probe.py")
     command = [sys.executable, str(script), json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -258,35 +258,35 @@ def describe(result):
 
 
 def test_estimate_is_near_what_a_process_takes(figure):
-    result = probe("head", "stock", steps=2)
+    result = probe("head", "all", steps=2)
     figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.25)
     assert result["measured"] > result["process"] + result["weights"] + result["activations"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saving", ["stock", "checkpoint", "slim"])
+@pytest.mark.parametrize("mode", ["all", "checkpoint", "fused-low"])
 @pytest.mark.parametrize(
     ("component", "batch_size"), [("trinity", 2), ("trinity", 4), ("backbone", 2), ("neck", 2), ("head", 2)]
 )
-def test_estimate_is_near_what_a_larger_process_takes(component, batch_size, saving, figure):
-    result = probe(component, saving, {**LARGER, "data.batch_size": batch_size})
+def test_estimate_is_near_what_a_larger_process_takes(component, batch_size, mode, figure):
+    result = probe(component, mode, {**LARGER, "data.batch_size": batch_size})
     figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.25)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saving", ["stock", "checkpoint"])
-def test_estimate_is_near_what_a_process_takes_in_bf16(saving, figure):
-    result = probe("trinity", saving, {"precision": "bf16", "data.batch_size": 2})
+@pytest.mark.parametrize("mode", ["all", "checkpoint"])
+def test_estimate_is_near_what_a_process_takes_in_bf16(mode, figure):
+    result = probe("trinity", mode, {"precision": "bf16", "data.batch_size": 2})
     figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.25)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("saving", ["stock", "checkpoint"])
-def test_estimate_is_near_what_a_gpu_takes(saving, precision, figure):
-    result = probe("trinity", saving, {**LARGER, "precision": precision}, device="cuda")
+@pytest.mark.parametrize("mode", ["all", "checkpoint"])
+def test_estimate_is_near_what_a_gpu_takes(mode, precision, figure):
+    result = probe("trinity", mode, {**LARGER, "precision": precision}, device="cuda")
     figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.25)

@@ -101,7 +101,7 @@ def convolve(
 
 @triton.jit(do_not_specialize=[*SIZES, "tiles", "parts"])
 def strided_grad_x(
-    grad, weight, source, by_x, sums,
+    grad, weight, source, grad_x, sums,
     count, height, width, height_out, width_out, channel_units, dilation, tiles, parts,
     UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, MASK: tl.constexpr, SUMS: tl.constexpr,
     PIXELS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
@@ -135,8 +135,8 @@ def strided_grad_x(
         written = exists[:, None] & known[None, :]
         if MASK:
             total = tl.where(tl.load(source + entry, mask=written, other=0.0) <= 0, 0.0, total)
-        rounded = total.to(by_x.dtype.element_ty)
-        tl.store(by_x + entry, rounded, mask=written)
+        rounded = total.to(grad_x.dtype.element_ty)
+        tl.store(grad_x + entry, rounded, mask=written)
         if SUMS:
             columns += tl.where(written, rounded.to(SUM), 0.0)
     if SUMS:

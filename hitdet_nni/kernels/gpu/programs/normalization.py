@@ -43,8 +43,8 @@ def sums(
     narrow = tl.load(inverse + channel, mask=known, other=0.0)
     factor = tl.load(scale + channel, mask=known, other=0.0)
     offset = tl.load(shift + channel, mask=known, other=0.0)
-    by_shift = tl.zeros([PIXELS, CHANNELS], SUM)
-    by_scale = tl.zeros([PIXELS, CHANNELS], SUM)
+    grad_shift = tl.zeros([PIXELS, CHANNELS], SUM)
+    grad_scale = tl.zeros([PIXELS, CHANNELS], SUM)
     for tile in range(part, tiles, tl.num_programs(1)):
         pixel = tile * PIXELS + tl.arange(0, PIXELS)
         there = (pixel < positions)[:, None] & known[None, :]
@@ -52,12 +52,12 @@ def sums(
         given = tl.load(grad + entry, mask=there, other=0.0).to(SUM)
         normal = (tl.load(y + entry, mask=there, other=0.0).to(SUM) - middle[None, :]) * narrow[None, :]
         given = tl.where(normal * factor[None, :] + offset[None, :] <= 0, 0.0, given)
-        by_shift += given
-        by_scale += tl.where(there, given * normal, 0.0)
+        grad_shift += given
+        grad_scale += tl.where(there, given * normal, 0.0)
     entry = part * channels + channel
     size = tl.num_programs(1) * channels
-    tl.store(parts + entry, tl.sum(by_scale, 0), mask=known)
-    tl.store(parts + size + entry, tl.sum(by_shift, 0), mask=known)
+    tl.store(parts + entry, tl.sum(grad_scale, 0), mask=known)
+    tl.store(parts + size + entry, tl.sum(grad_shift, 0), mask=known)
 
 
 @triton.jit(do_not_specialize=["positions", "channel_units"])
@@ -80,8 +80,8 @@ def gradient(
     normal = (tl.load(y + entry, mask=there, other=0.0).to(SUM) - middle[None, :]) * narrow[None, :]
     given = tl.where(normal * factor[None, :] + offset[None, :] <= 0, 0.0, given)
     if BY_BATCH:
-        by_scale = tl.load(sums + channel, mask=known, other=0.0) * inverse_positions
-        by_shift = tl.load(sums + channels + channel, mask=known, other=0.0) * inverse_positions
-        given = given - by_shift[None, :] - normal * by_scale[None, :]
+        grad_scale = tl.load(sums + channel, mask=known, other=0.0) * inverse_positions
+        grad_shift = tl.load(sums + channels + channel, mask=known, other=0.0) * inverse_positions
+        given = given - grad_shift[None, :] - normal * grad_scale[None, :]
     given = given * tl.load(slope + channel, mask=known, other=0.0)[None, :]
     tl.store(grad + entry, given.to(grad.dtype.element_ty), mask=there)

@@ -19,7 +19,7 @@ from hitdet_nni.search.fused.batch_norm import (
 from hitdet_nni.search.fused.expansion import ExpansionGradient, FoldedExpansion
 from hitdet_nni.search.fused.joint import Joint
 from hitdet_nni.search.fused.plan import ConvNorm, Plan
-from hitdet_nni.search.fused.saving import Kept, Tape
+from hitdet_nni.search.fused.save_policy import SavePolicy, Tape
 
 KEPT_STATISTICS = ("mean", "variance", "inverse_deviation")
 
@@ -30,19 +30,21 @@ def put_statistics(tape: Tape, statistics: Statistics, *key: Hashable) -> None:
         tape.put(getattr(statistics, name), name, *key)
 
 
-def kept_statistics(tape: Tape, by_batch: bool, eps: float, *key: Hashable, joint: Joint | None = None) -> Statistics:
+def saved_statistics(
+    tape: Tape, use_batch_stats: bool, eps: float, *key: Hashable, joint: Joint | None = None
+) -> Statistics:
     """Return the statistics that :func:`put_statistics` kept under a key, ``[C]`` each."""
     mean, variance, inverse_deviation = (tape[(name, *key)] for name in KEPT_STATISTICS)
-    return Statistics(mean, variance, inverse_deviation, by_batch, eps, joint)
+    return Statistics(mean, variance, inverse_deviation, use_batch_stats, eps, joint)
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a mixed layer.
+class ForwardContext:
+    """What the passes of one call of a mixed layer share.
 
     Attributes:
         plan: What is computed together.
-        kept: What is kept for the backward pass.
+        policy: What is kept for the backward pass.
         parameters: Parameters of all candidates, by slot.
         weights: Weights of the candidates, ``[n]``, in the type of statistics.
         given: The input as a matrix ``[P, C]``, of its own type.
@@ -51,14 +53,14 @@ class Call:
         shape_out: Size of the output's maps.
         folded: The plan's expansions, folded.
         tape: Tensors for the backward pass.
-        room: In a forward pass on a CPU that keeps the projections, where they go, ``[candidates, P_out, C_out]``: one
-            tensor, as many that outlive the maps between which they were made would leave the memory in pieces.
+        buffer: In a forward pass on a CPU that keeps the projections, where they go, ``[candidates, P_out, C_out]``:
+            one tensor, as many that outlive the maps between which they were made would leave the memory in pieces.
         joint: Pixels of the input in all processes, where these share statistics.
         joint_out: Likewise of the output.
     """
 
     plan: Plan
-    kept: Kept
+    policy: SavePolicy
     parameters: Sequence[Tensor]
     weights: Tensor
     given: Tensor
@@ -67,7 +69,7 @@ class Call:
     shape_out: MapShape
     folded: Sequence[FoldedExpansion]
     tape: Tape
-    room: Tensor | None = None
+    buffer: Tensor | None = None
     joint: Joint | None = None
     joint_out: Joint | None = None
 
@@ -115,9 +117,9 @@ class Call:
 
     def keep_projection(self, index: int, matrix: Tensor) -> None:
         """Keep the map before a candidate's last normalisation, ``[P_out, C_out]``, if the mode keeps it."""
-        if self.room is not None:
-            self.tape.put(self.room[index].copy_(matrix), "projection", index)
-        elif self.kept.projections:
+        if self.buffer is not None:
+            self.tape.put(self.buffer[index].copy_(matrix), "projection", index)
+        elif self.policy.projections:
             self.tape.put(matrix, "projection", index)
 
     def new_statistics(
@@ -127,21 +129,23 @@ class Call:
 
         ``moments`` are mean and variance of the output's columns where they are known.
         """
-        by_batch = self.plan.by_batch[unit]
-        if by_batch:
+        use_batch_stats = self.plan.use_batch_stats[unit]
+        if use_batch_stats:
             mean, variance = batch_moments(matrix) if moments is None else moments
             if self.joint_out is not None:
                 mean, variance = self.joint_out.moments(mean, variance)
             updates.add(unit.norm, slice(None), mean, variance, self.pixels_out)
         else:
             mean, variance = (one.clone() for one in running_statistics(unit.norm))
-        statistics = Statistics.of(mean, variance, by_batch, unit.norm.eps, self.joint_out)
+        statistics = Statistics.of(mean, variance, use_batch_stats, unit.norm.eps, self.joint_out)
         put_statistics(self.tape, statistics, unit.slot)
         return statistics
 
-    def kept_statistics(self, unit: ConvNorm) -> Statistics:
+    def saved_statistics(self, unit: ConvNorm) -> Statistics:
         """Return what :meth:`new_statistics` returned in the forward pass."""
-        return kept_statistics(self.tape, self.plan.by_batch[unit], unit.norm.eps, unit.slot, joint=self.joint_out)
+        return saved_statistics(
+            self.tape, self.plan.use_batch_stats[unit], unit.norm.eps, unit.slot, joint=self.joint_out
+        )
 
     @property
     def pixels(self) -> int | Tensor:
@@ -167,13 +171,13 @@ class Output:
     total: Tensor
     last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def add_constant(self, call: Call) -> None:
+    def add_constant(self, context: ForwardContext) -> None:
         """Add to every pixel what the last normalisations of the depthwise candidates add."""
         if not self.last:
             return
         slopes, means = (torch.stack(part) for part in zip(*self.last.values(), strict=True))
-        weights = torch.stack([call.weight_of[index] for index in self.last])
-        shifts = torch.stack([call.shift(call.plan.last[index]) for index in self.last])
+        weights = torch.stack([context.weight_of[index] for index in self.last])
+        shifts = torch.stack([context.shift(context.plan.last[index]) for index in self.last])
         self.total += weights @ shifts - (slopes * means).sum(0)
 
 
@@ -202,17 +206,17 @@ class Gradients:
     last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     expansions: list[ExpansionGradient] = field(default_factory=list)
 
-    def finish_last(self, call: Call) -> Tensor:
+    def finish_last(self, context: ForwardContext) -> Tensor:
         """Return the gradient by the candidates' weights, ``[n]``; the last normalisations' go to their slots."""
-        pairs = [self.last[index] for index in range(len(call.plan.last))]
-        by_scales, by_shifts = (torch.stack(part) for part in zip(*pairs, strict=True))
-        by_weights = (call.last_scales * by_scales + call.last_shifts * by_shifts).sum(1)
+        pairs = [self.last[index] for index in range(len(context.plan.last))]
+        grad_scales, grad_shifts = (torch.stack(part) for part in zip(*pairs, strict=True))
+        grad_weights = (context.last_scales * grad_scales + context.last_shifts * grad_shifts).sum(1)
         if self.input_products is not None:
-            by_weights += call.plan.residual * self.input_products
+            grad_weights += context.plan.residual * self.input_products
         if self.of_parameters:
-            weights = call.weights[:, None]
+            weights = context.weights[:, None]
             for unit, *both in zip(
-                call.plan.last, (weights * by_scales).unbind(), (weights * by_shifts).unbind(), strict=True
+                context.plan.last, (weights * grad_scales).unbind(), (weights * grad_shifts).unbind(), strict=True
             ):
                 self.parameters[unit.slot + 1], self.parameters[unit.slot + 2] = both
-        return by_weights
+        return grad_weights

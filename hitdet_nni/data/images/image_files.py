@@ -1,4 +1,4 @@
-"""Files of pictures by their bytes: which format they are, and whether they are whole; nothing is decoded.
+"""Files of images by their bytes: which format they are, and whether they are whole; nothing is decoded.
 
 OpenCV fills the lost part of some files that are cut short with grey, by version and format, and reads the first frame
 of an animation. Both are seen here from the structure of the file.
@@ -14,8 +14,8 @@ import re
 from pathlib import PurePath
 from typing import Final
 
-PICTURE_FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "GIF", "AVIF")
-"""Formats that OpenCV, which reads pictures in training, decodes; others that it knows are not tested."""
+IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "GIF", "AVIF")
+"""Formats that OpenCV, which reads images in training, decodes; others that it knows are not tested."""
 
 _SIGNATURES: Final = {
     b"\xff\xd8\xff": "JPEG",
@@ -58,7 +58,7 @@ _ALONE: Final = (0x01, 0xD8)  # markers without a length
 
 
 def format_of(content: bytes) -> str | None:
-    """Return the format of a file by its first bytes, of :data:`PICTURE_FORMATS` or another; ``None`` if unknown."""
+    """Return the format of a file by its first bytes, of :data:`IMAGE_FORMATS` or another; ``None`` if unknown."""
     return next((name for pattern, name in _PATTERNS if pattern.match(content)), None)
 
 
@@ -85,7 +85,7 @@ def structure_problem(content: bytes) -> str | None:
 
 
 def _jpeg_ends(content: bytes) -> bool:
-    """Whether the end of the picture comes after its data; the thumbnail's, inside a segment, is none."""
+    """Whether the end of the image comes after its data; the thumbnail's, inside a segment, is none."""
     place, data = 2, False
     while found := _MARKER.search(content, place):
         marker, place = found[1][0], found.end()

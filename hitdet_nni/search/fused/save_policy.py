@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-Saving = Literal["mid", "slim", "lean"]
+FusedMode = Literal["fused", "fused-low", "fused-min"]
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavePolicy:
     """What a mode keeps besides the layer's input and a few numbers a channel.
 
     Attributes:
@@ -24,14 +24,14 @@ class Kept:
     projections: bool
 
 
-SAVINGS: dict[Saving, Kept] = {
-    "mid": Kept(hidden=True, projections=True),
-    "slim": Kept(hidden=False, projections=True),
-    "lean": Kept(hidden=False, projections=False),
+FUSED_MODES: dict[FusedMode, SavePolicy] = {
+    "fused": SavePolicy(hidden=True, projections=True),
+    "fused-low": SavePolicy(hidden=False, projections=True),
+    "fused-min": SavePolicy(hidden=False, projections=False),
 }
 """The modes, from fast and large to slow and small."""
 
-NOTHING = Kept(hidden=False, projections=False)
+NOTHING = SavePolicy(hidden=False, projections=False)
 """Where no gradient will be asked for."""
 
 

@@ -1,4 +1,4 @@
-"""Which saving mode each component of a supernet gets: the one that is set, or the fastest that fits in memory."""
+"""Which activation mode each component of a supernet gets: the one that is set, or the fastest that fits in memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hitdet_nni.config.settings import SavingByComponent, Settings
+from hitdet_nni.config.settings import ActivationsByComponent, Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
-from hitdet_nni.search.mixed import AUTO, SAVING, describe_fallback, set_saving
+from hitdet_nni.search.mixed import ACTIVATION_MODES, AUTO, describe_fallback, set_activations
 from hitdet_nni.search.step_timing import StepCost, StepTimer
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ TOLERANCE = 0.01
 """Share of a step's time that the choice may lose to one that needs more memory: what a timing does not tell from
 chance."""
 
-FROM_SMALL = ("lean", "checkpoint", "slim", "mid", "stock")
+FROM_SMALL = ("fused-min", "checkpoint", "fused-low", "fused", "all")
 """Modes from the one that needs least memory; the order of the last three holds wherever they have been measured."""
 
-FILE = "supernet_saving.json"
+FILE = "supernet_activations.json"
 """Name of the file beside a stage's checkpoints."""
 
 Modes = Mapping[Component, str]
@@ -41,7 +41,7 @@ Measure = Callable[[Modes], StepCost | None]
 
 
 @dataclass(frozen=True)
-class SavingChoice:
+class ActivationChoice:
     """The modes of a supernet, and what was measured for them.
 
     Attributes:
@@ -72,12 +72,12 @@ def describe_modes(modes: Mapping[Component, str]) -> str:
     return values.pop() if len(values) == 1 else ", ".join(f"{component} {mode}" for component, mode in modes.items())
 
 
-def choose_modes(options: Mapping[Component, tuple[str, ...]], measure: Measure, available: int) -> SavingChoice:
+def choose_modes(options: Mapping[Component, tuple[str, ...]], measure: Measure, available: int) -> ActivationChoice:
     """Choose the fastest modes whose sum fits in memory.
 
     Each component is varied by itself while the others are in the mode that needs least memory; times and bytes add up.
     If those of the fastest modes do not fit together, that change is made which loses the least time for a byte saved,
-    until they do. What comes out has run, and is no slower than all components in ``stock``, where that fits, but for
+    until they do. What comes out has run, and is no slower than all components in ``all``, where that fits, but for
     :data:`TOLERANCE`.
 
     Args:
@@ -90,7 +90,7 @@ def choose_modes(options: Mapping[Component, tuple[str, ...]], measure: Measure,
     """
     base, cost = _smallest(options, measure)
     if cost is None:
-        return SavingChoice(base)
+        return ActivationChoice(base)
     tried: dict[Component, dict[str, StepCost]] = {
         component: {
             mode: found
@@ -122,12 +122,12 @@ def choose_modes(options: Mapping[Component, tuple[str, ...]], measure: Measure,
         else:
             chosen[change[0]] = change[1]
             found = together(chosen)
-    plain = dict.fromkeys(options, "stock")
+    plain = dict.fromkeys(options, "all")
     theirs = None if chosen == plain else together(plain)
     if theirs is not None and theirs.seconds < found.seconds - slack:
         chosen, found = plain, theirs
     times = {part: {mode: row[mode].seconds for mode in row} for part, row in tried.items()}
-    return SavingChoice(chosen, found.seconds, times)
+    return ActivationChoice(chosen, found.seconds, times)
 
 
 def _smallest(
@@ -168,12 +168,12 @@ def _best_change(tried: Mapping[Component, Mapping[str, StepCost]], chosen: Mode
 def component_options(space: Any) -> dict[Component, tuple[str, ...]]:
     """Return each component's modes to choose from; a layer fixed at one operator has none to compute one by one."""
     return {
-        component: tuple(mode for mode in SAVING if mode != "checkpoint" or len(space.space[component]) > 1)
+        component: tuple(mode for mode in ACTIVATION_MODES if mode != "checkpoint" or len(space.space[component]) > 1)
         for component in COMPONENTS
     }
 
 
-def settle_saving(
+def choose_activations(
     space: Any,
     settings: Settings,
     skeleton: Skeleton,
@@ -184,7 +184,7 @@ def settle_saving(
 ) -> dict[Component, str]:
     """Set how a supernet's layers are computed, as the settings say or, where they leave it open, by timing.
 
-    Where they leave it open, a mixed layer with a candidate that the fused layer does not know is computed as ``stock``
+    Where they leave it open, a mixed layer with a candidate that the fused layer does not know is computed as ``all``
     whatever fused mode its component has. That follows from the candidates alone, removed ones too, so it is the same
     in a training that goes on.
 
@@ -195,7 +195,7 @@ def settle_saving(
         space: The mutated model space, its batch normalisation chosen. Only its modes change, and where it lies.
         settings: The run's settings.
         skeleton: The supernet's skeleton.
-        loaders: Those of the pictures for the weights and for the architecture parameters.
+        loaders: Those of the images for the weights and for the architecture parameters.
         steps: Steps of the training.
         stage: What is trained, for the log.
         folder: Folder of the stage's checkpoints, or ``None``.
@@ -207,22 +207,22 @@ def settle_saving(
         InputError: If the kept choice cannot be read, or the settings ask for a fused mode in a layer with a candidate
             that the fused layer does not know.
     """
-    wanted = settings.supernet.saving
+    wanted = settings.supernet.activations
     if wanted != AUTO:
         modes: dict[Component, str] = {
-            component: getattr(wanted, component) if isinstance(wanted, SavingByComponent) else wanted
+            component: getattr(wanted, component) if isinstance(wanted, ActivationsByComponent) else wanted
             for component in COMPONENTS
         }
-        set_saving(space, modes)
+        set_activations(space, modes)
         return modes
     choice: dict[Component, str] | None = None
     if distributed.is_main():
         choice = _kept_or_new(space, settings, skeleton, loaders, steps, stage, folder)
-    choice = distributed.from_main(choice)
-    set_saving(space, choice, fallback=True)
+    choice = distributed.broadcast_object(choice)
+    set_activations(space, choice, fallback=True)
     fallback = describe_fallback(space)
     if fallback is not None and distributed.is_main():
-        logger.info("%s: supernet.saving: %s", stage, fallback)
+        logger.info("%s: supernet.activations: %s", stage, fallback)
     return choice
 
 
@@ -239,14 +239,14 @@ def _kept_or_new(
     if file is not None and file.exists():
         return _read(file)
     device = distributed.device()
-    choice = SavingChoice(dict.fromkeys(COMPONENTS, "slim"))
+    choice = ActivationChoice(dict.fromkeys(COMPONENTS, "fused-low"))
     if device.type in TIMED and steps >= MIN_STEPS:
         options = component_options(space)
         with StepTimer(space, settings, skeleton, loaders, device) as timer:
             choice = choose_modes(options, timer, timer.available)
     elif device.type in TIMED:
-        logger.info("%s: %d steps, fewer than %d: supernet.saving is not timed", stage, steps, MIN_STEPS)
-    logger.info("%s: supernet.saving: %s", stage, choice.sentence())
+        logger.info("%s: %d steps, fewer than %d: supernet.activations is not timed", stage, steps, MIN_STEPS)
+    logger.info("%s: supernet.activations: %s", stage, choice.sentence())
     if file is not None:
         write_json(file, asdict(choice))
     return choice.modes
@@ -255,6 +255,6 @@ def _kept_or_new(
 def _read(file: Path) -> dict[Component, str]:
     content = read_json(file)
     modes = content.get("modes") if isinstance(content, dict) else None
-    if not isinstance(modes, dict) or set(modes) != set(COMPONENTS) or not set(modes.values()) <= set(SAVING):
-        raise InputError("is not a choice of saving modes", source=file, allowed="the file as it was, or --force")
+    if not isinstance(modes, dict) or set(modes) != set(COMPONENTS) or not set(modes.values()) <= set(ACTIVATION_MODES):
+        raise InputError("is not a choice of activation modes", source=file, allowed="the file as it was, or --force")
     return {component: modes[component] for component in COMPONENTS}

@@ -270,8 +270,8 @@ def test_the_documentation_says_how_to_start_it_by_hand():
 
 @pytest.fixture
 def annotated(tmp_path):
-    """Write an annotation file of one picture with a file name, beside a folder of pictures and one that is not."""
-    for folder in ("pictures", "private"):
+    """Write an annotation file of one image with a file name, beside a folder of images and one that is not."""
+    for folder in ("images", "private"):
         (tmp_path / folder / "below").mkdir(parents=True)
         for name in ("a.png", "below/a.png"):
             Image.new("RGB", (32, 32)).save(tmp_path / folder / name)
@@ -282,34 +282,34 @@ def annotated(tmp_path):
         image = {"id": 1, "file_name": file_name, "width": 32, "height": 32}
         content = {"images": [image], "categories": [{"id": 1, "name": "cat"}], "annotations": [box]}
         ann.write_text(json.dumps(content))
-        return read_annotations(ann, tmp_path / "pictures", key="data.train_ann")
+        return read_annotations(ann, tmp_path / "images", key="data.train_ann")
 
     return write
 
 
 @pytest.mark.parametrize("name", ["../private/a.png", "below/../../private/a.png", "/etc/hostname", "{private}/a.png"])
-def test_a_picture_outside_its_folder_is_refused(annotated, tmp_path, refused, name):
+def test_a_image_outside_its_folder_is_refused(annotated, tmp_path, refused, name):
     name = name.format(private=tmp_path / "private")
-    with refused(tmp_path / "ann.json", "images[0].file_name", name, "leads outside the folder of pictures"):
+    with refused(tmp_path / "ann.json", "images[0].file_name", name, "leads outside the folder of images"):
         annotated(name)
 
 
-def test_a_link_out_of_the_folder_of_pictures_is_refused(annotated, tmp_path, refused):
-    pictures = tmp_path / "pictures"
-    (pictures / "file.png").symlink_to(tmp_path / "private" / "a.png")
-    (pictures / "folder").symlink_to(tmp_path / "private")
-    (pictures / "loop.png").symlink_to("loop.png")
+def test_a_link_out_of_the_folder_of_images_is_refused(annotated, tmp_path, refused):
+    images = tmp_path / "images"
+    (images / "file.png").symlink_to(tmp_path / "private" / "a.png")
+    (images / "folder").symlink_to(tmp_path / "private")
+    (images / "loop.png").symlink_to("loop.png")
     for name in ("file.png", "folder/a.png", "folder/below/a.png", "loop.png"):
         with refused(tmp_path / "ann.json", "images[0].file_name", name, "no links out of that folder"):
             annotated(name)
 
 
-def test_links_inside_a_folder_of_pictures_and_to_it_are_followed(annotated, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.rename(tmp_path / "disk")
-    pictures.symlink_to(tmp_path / "disk")
-    (pictures / "file.png").symlink_to("below/a.png")
-    (pictures / "folder").symlink_to("below")
+def test_links_inside_a_folder_of_images_and_to_it_are_followed(annotated, tmp_path):
+    images = tmp_path / "images"
+    images.rename(tmp_path / "disk")
+    images.symlink_to(tmp_path / "disk")
+    (images / "file.png").symlink_to("below/a.png")
+    (images / "folder").symlink_to("below")
     for name in ("a.png", "below/a.png", "file.png", "folder/a.png"):
         assert annotated(name).file_names == (name,)
 

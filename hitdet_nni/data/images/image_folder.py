@@ -17,7 +17,7 @@ def stays_inside(name: str) -> bool:
     return "\0" not in name and path.name != "" and not path.is_absolute() and ".." not in path.parts
 
 
-class PictureFolder:
+class ImageFolder:
     """The files below a folder, each folder in it listed once when it is asked for.
 
     Asking for 118 thousand files one by one takes minutes on a network drive.

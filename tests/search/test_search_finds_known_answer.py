@@ -22,7 +22,7 @@ from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS
 # One family: a residual block would pass on its input's noise, and be rejected for that where a dense one is not.
 OPERATORS = ("conv_k3_d1", "conv_k3_d2", "conv_k3_d3", "conv_k5_d1", "conv_k5_d2")
 SIZE, BATCH, STEPS = 32, 4, 15
-ROIS = torch.tensor([(picture, x, x, x + 16.0, x + 16.0) for picture in range(BATCH) for x in (0.0, 8.0, 16.0)])
+ROIS = torch.tensor([(image, x, x, x + 16.0, x + 16.0) for image in range(BATCH) for x in (0.0, 8.0, 16.0)])
 
 
 class Noisy(nn.Module):
@@ -38,7 +38,7 @@ class Noisy(nn.Module):
 
 
 class Reconstruction(LightningModule):
-    """Every searched layer is to hand on the picture: a 1x1 convolution on its output is to give its colours."""
+    """Every searched layer is to hand on the image: a 1x1 convolution on its output is to give its colours."""
 
     def __init__(self, layers):
         super().__init__()
@@ -48,7 +48,7 @@ class Reconstruction(LightningModule):
     def key(label):
         return label.replace("/", "_")
 
-    def training_step(self, pictures, batch_idx):
+    def training_step(self, images, batch_idx):
         outputs = {}
         hooks = [
             module.register_forward_hook(lambda layer, _, output: outputs.update({layer.label: output}))
@@ -56,16 +56,16 @@ class Reconstruction(LightningModule):
             if isinstance(module, ColumnSparseMixedLayer)
         ]
         detector = self.model.detector
-        pyramid = detector.extract_feat(pictures)
+        pyramid = detector.extract_feat(images)
         head = detector.roi_head
         head.bbox_head(head.bbox_roi_extractor(pyramid[: head.bbox_roi_extractor.num_inputs], ROIS))
         for hook in hooks:
             hook.remove()
-        crops = roi_align(pictures, ROIS, outputs["head/l01"].shape[-2:])
+        crops = roi_align(images, ROIS, outputs["head/l01"].shape[-2:])
         losses = [
             F.mse_loss(
                 self.readouts[self.key(label)](output),
-                crops if label.startswith("head/") else F.adaptive_avg_pool2d(pictures, output.shape[-2:]),
+                crops if label.startswith("head/") else F.adaptive_avg_pool2d(images, output.shape[-2:]),
             )
             for label, output in outputs.items()
         ]
