@@ -23,7 +23,7 @@ from hitdet_nni.kernels.products import multiply
 Step = Callable[[], Any]
 
 GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns, by kind of device, of the product of matrices whose FLOP/s stand for what the machine can do."""
+"""Height and width, by kind of device, of the product of matrices whose FLOP/s stand for what the machine can do."""
 
 
 def echo(text: str) -> None:

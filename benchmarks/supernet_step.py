@@ -95,7 +95,7 @@ class SupernetCase:
     Attributes:
         name: What it is.
         space: Operators of each component.
-        side: Rows and columns of its images.
+        side: Height and width of its images.
         modes: Modes to measure.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def printable(text: str) -> str:
-    """The text with what no encoding can hold, such as the bytes of a Latin-1 file name, written as escapes."""
+    """Return the text with what no encoding can hold, such as the bytes of a Latin-1 file name, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -75,7 +75,7 @@ class WriteError(StoppedError):
         )
 
     def __reduce__(self) -> tuple[type[WriteError], tuple[str, str]]:
-        """How another process gets it."""
+        """Return how another process gets it."""
         return type(self), (self.path, self.reason)
 
 
@@ -94,7 +94,7 @@ class LostWorkerError(StoppedError):
         )
 
     def __reduce__(self) -> tuple[type[LostWorkerError], tuple[str]]:
-        """How another process gets it."""
+        """Return how another process gets it."""
         return type(self), (self.problem,)
 
 
@@ -121,5 +121,5 @@ class NonFiniteLossError(StoppedError):
         )
 
     def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[object, ...]]:
-        """How another process gets it."""
+        """Return how another process gets it."""
         return type(self), (self.stage, self.step, self.image_ids, self.checkpoint)

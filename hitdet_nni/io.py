@@ -31,7 +31,7 @@ _locks: set[IO[str]] = set()
 
 
 def expanded(path: str) -> Path:
-    """A path that a user wrote, with the home folder in place of ``~``.
+    """Return a path that a user wrote, with the home folder in place of ``~``.
 
     Args:
         path: The path.
@@ -156,7 +156,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of ``path`` when the context ends, and is gone where an error ends it.
+    """Open a new file that takes the place of ``path`` when the context ends, and is gone where an error ends it.
 
     Raises:
         WriteError: If it cannot be written; ``path`` is as it was.
@@ -242,7 +242,7 @@ def append_epoch(path: Path, epoch: int, rows: Sequence[Mapping[str, object]]) -
 
 
 def _end_of_earlier(path: Path, stream: IO[bytes], header: bytes, epoch: int) -> int:
-    """Length in bytes of the header line and the rows of earlier epochs; 0 where there is no header."""
+    """Return the length in bytes of the header line and the rows of earlier epochs; 0 where there is no header."""
     stream.seek(0)
     first = stream.readline()
     if not first.endswith(b"\n"):
@@ -273,7 +273,7 @@ def _is_before(line: bytes, epoch: int) -> bool:
 
 
 def whole_lines(text: str) -> list[str]:
-    """The lines of a file that grows by appending, without a last one that is still being written or was cut short."""
+    """Return the lines of a file that grows by appending, without a last one that is not, or not yet, whole."""
     return text[: text.rfind("\n") + 1].splitlines()
 
 

@@ -20,12 +20,12 @@ class Command(Protocol):
     """What a module of a command defines.
 
     Attributes:
-        PLACE: Commands are listed by ascending places.
+        HELP_ORDER: Commands are listed in ascending order of this.
         HELP: What it does, in a line.
         EXAMPLE: A call.
     """
 
-    PLACE: int
+    HELP_ORDER: int
     HELP: str
     EXAMPLE: str
 
@@ -37,19 +37,19 @@ class Command(Protocol):
 
 
 def find_modules(package: str) -> dict[str, ModuleType]:
-    """Import the modules of a folder, which define ``PLACE``.
+    """Import the modules of a folder, which define ``HELP_ORDER``.
 
     Args:
         package: Its dotted name.
 
     Returns:
-        The modules by what users call them, in the order of their places.
+        The modules by what users call them, in the order of the help.
     """
     (folder,) = importlib.import_module(package).__path__
     # Not `pkgutil`: it loads `inspect`, which takes as long as all these modules.
     names = (file.stem for file in Path(folder).glob("[!_]*.py"))
     found = {name.replace("_", "-"): importlib.import_module(f"{package}.{name}") for name in names}
-    return dict(sorted(found.items(), key=lambda item: item[1].PLACE))
+    return dict(sorted(found.items(), key=lambda item: item[1].HELP_ORDER))
 
 
 def find_commands() -> dict[str, Command]:

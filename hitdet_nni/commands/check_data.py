@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hitdet_nni.config.settings import Settings
     from hitdet_nni.data.checks.inspection import Inspection
 
-PLACE = 20
+HELP_ORDER = 20
 HELP = "read annotations and images fully and list every defect"
 EXAMPLE = "hitdet-nni check-data --config my_data.yml"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hitdet_nni.commands.shared.options import add_file
 
-PLACE = 150
+HELP_ORDER = 150
 HELP = "write a page of several runs: their figures, and accuracy against cost"
 EXAMPLE = "hitdet-nni compare runs/mine runs/other --out runs.html"
 

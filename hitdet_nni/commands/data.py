@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-PLACE = 10
+HELP_ORDER = 10
 HELP = "make the embedded data set, or COCO annotation files of PASCAL VOC"
 EXAMPLE = "hitdet-nni data digits --out digits --train 300 --val 60 --size 128 --seed 0"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hitdet_nni.commands.shared.options import add_config, add_json
 
-PLACE = 110
+HELP_ORDER = 110
 HELP = "evaluate a trained architecture as COCO does"
 EXAMPLE = "hitdet-nni evaluate --architecture mine.json --weights weights.pth --config tiny"
 

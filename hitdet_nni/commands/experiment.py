@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-PLACE = 55
+HELP_ORDER = 55
 HELP = "run one NNI experiment from start to end, its web UI on loopback only"
 EXAMPLE = "hitdet-nni experiment experiments/search.yml --runs runs"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture
     from hitdet_nni.runs.run_directory import RunDirectory
 
-PLACE = 60
+HELP_ORDER = 60
 HELP = "write a run's architecture, or a trained detector as a file that runs without this package"
 EXAMPLE = "hitdet-nni export runs/mine-retrained --format onnx --out mine.onnx"
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from hitdet_nni.commands.shared.options import add_config, add_file
 
-PLACE = 70
+HELP_ORDER = 70
 HELP = "write a self-contained mmdet config of an architecture"
 EXAMPLE = "hitdet-nni export-config mine.json --config tiny -o hit.py"
 

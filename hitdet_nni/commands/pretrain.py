@@ -11,7 +11,7 @@ from hitdet_nni.commands.shared.options import add_json, add_training
 if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture
 
-PLACE = 30
+HELP_ORDER = 30
 HELP = "train the backbone of a supernet (the config's space), or of an architecture, as a classifier"
 EXAMPLE = (
     "hitdet-nni pretrain --config my_data.yml --set pretrain.train_images=imagenet/train "

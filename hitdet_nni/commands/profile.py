@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hitdet_nni.cost.cost_model import Cost
     from hitdet_nni.cost.profile import Profile
 
-PLACE = 80
+HELP_ORDER = 80
 HELP = "print parameters and FLOPs of an architecture, a run, or any mmdet config"
 EXAMPLE = "hitdet-nni profile hit_detector --shape 800 1216 --proposals 1000 --convention paper"
 

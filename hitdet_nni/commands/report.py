@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hitdet_nni.commands.shared.options import add_overwrite
 
-PLACE = 140
+HELP_ORDER = 140
 HELP = "write a page of a run in any state: one HTML file that needs no network"
 EXAMPLE = "hitdet-nni report runs/mine --out mine.html"
 

@@ -11,7 +11,7 @@ from hitdet_nni.commands.shared.options import add_json, add_training
 if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture
 
-PLACE = 90
+HELP_ORDER = 90
 HELP = "train an architecture, from scratch or from the supernet's weights, and evaluate it as COCO does"
 EXAMPLE = "hitdet-nni retrain --architecture mine.json --config tiny --out runs/mine-retrained"
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from hitdet_nni.commands.shared.options import add_training
 
-PLACE = 40
+HELP_ORDER = 40
 HELP = "screen the sub search space of each component"
 EXAMPLE = "hitdet-nni screen --config tiny --out runs/mine"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hitdet_nni.commands.shared.options import add_training
 
-PLACE = 50
+HELP_ORDER = 50
 HELP = "search the three components together (screens first where that has not been done)"
 EXAMPLE = "hitdet-nni search --config tiny --set search.flops_weight=0.1 --out runs/mine"
 

@@ -13,7 +13,7 @@ from hitdet_nni.commands import find_modules
 if TYPE_CHECKING:
     from hitdet_nni.config.settings import Settings
 
-PLACE = 120
+HELP_ORDER = 120
 HELP = "compare with random architectures, or take the method apart as section 4.4 does"
 EXAMPLE = "hitdet-nni study random --run runs/mine --architectures 8 --seeds 3 --out runs/study"
 KINDS = "hitdet_nni.commands.study_kinds"

@@ -12,7 +12,7 @@ from hitdet_nni.commands.shared.options import add_json
 if TYPE_CHECKING:
     from hitdet_nni.paper_tables.tables import CostOf
 
-PLACE = 130
+HELP_ORDER = 130
 HELP = "print the paper's cost tables, counted again, beside the published figures"
 EXAMPLE = "hitdet-nni tables 2"
 

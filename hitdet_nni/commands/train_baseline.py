@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hitdet_nni.data.sources import DetectionData
     from hitdet_nni.runs.run_directory import RunDirectory
 
-PLACE = 100
+HELP_ORDER = 100
 HELP = "train a baseline, or any mmdet config, as `retrain` trains a found detector, and evaluate it"
 EXAMPLE = (
     "hitdet-nni train-baseline fpn_r50_2fc --config coco2017 --set data.root=/data/coco "

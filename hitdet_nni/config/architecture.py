@@ -24,7 +24,7 @@ class CostRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     convention: Literal["macs", "paper"]
-    shape: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns of the input")
+    shape: tuple[PositiveInt, PositiveInt] = Field(description="height and width of the input")
     proposals: NonNegativeInt = Field(description="RoIs that the head sees")
     params: dict[str, NonNegativeInt] = Field(description="parameters by part")
     flops: dict[str, NonNegativeInt] = Field(description="multiply-adds by part")

@@ -18,7 +18,7 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 """The detector trinity, in the order of the data flow (section 3.1)."""
 
 ROI_SIZE = 7
-"""Rows and columns of the RoIAlign output that the head sees (facts of the released configuration)."""
+"""Height and width of the RoIAlign output that the head sees (facts of the released configuration)."""
 
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 """Height to width of the anchors of both kinds of detector."""
@@ -162,7 +162,7 @@ class Skeleton(BaseModel):
 
     detector: DetectorKind = Field("faster_rcnn", description="kind of detector")
     input_size: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]] = Field(
-        (800, 1216), description="rows and columns of the network's input; images are resized to fit and padded"
+        (800, 1216), description="height and width of the network's input; images are resized to fit and padded"
     )
     stem_channels: PositiveInt = Field(16, description="channels of the stride-2 stem")
     widths: tuple[PositiveInt, ...] = Field((48, 96, 184, 256, 352), description="channels of each stage")

@@ -23,7 +23,7 @@ class CostModel:
     Args:
         skeleton: The parts that are not searched.
         num_classes: Object classes, without background.
-        shape: Rows and columns of the network's input; the skeleton's input size by default.
+        shape: Height and width of the network's input; the skeleton's input size by default.
         proposals: RoIs that the head sees per image; the skeleton's number in testing by default. A one-stage
             detector sees none, whatever is given: its ``proposals`` is 0.
         convention: How FLOPs are counted.

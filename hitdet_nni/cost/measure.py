@@ -14,7 +14,7 @@ class Measure:
     """What FLOPs are counted for, and how.
 
     Attributes:
-        shape: Rows and columns of the network's input.
+        shape: Height and width of the network's input.
         proposals: RoIs that the head sees per image.
         convention: What is counted.
     """
@@ -24,7 +24,7 @@ class Measure:
     convention: Convention
 
     def size(self, stride: int) -> Size:
-        """Return the rows and columns of a map whose side is the image's divided by ``stride``."""
+        """Return the height and width of a map whose side is the image's divided by ``stride``."""
         return halved(self.shape, stride)
 
     def shared(self, strides: Iterable[int], cost_at: Callable[[Size], Cost]) -> Cost:

@@ -63,7 +63,7 @@ def profile_config(
 
     Args:
         name: A ``.py`` file, or the bare name of a shipped baseline.
-        shape: Rows and columns of the image; the paper's by default.
+        shape: Height and width of the image; the paper's by default.
         proposals: RoIs that the head sees; those of the config in testing by default. A one-stage detector sees none,
             whatever is given.
         convention: How FLOPs are counted.
@@ -82,7 +82,7 @@ def counted_costs(baseline: str, shape: Size) -> dict[str, Cost]:
 
     Args:
         baseline: A ``.py`` file, or the bare name of a shipped baseline.
-        shape: Rows and columns of the image.
+        shape: Height and width of the image.
 
     Raises:
         InputError: If the config cannot be read, built or counted.

@@ -204,7 +204,7 @@ def detector_cost(
 
     Args:
         detector: An mmdet detector on the ``meta`` device, in evaluation mode.
-        shape: Rows and columns of the image, as padded.
+        shape: Height and width of the image, as padded.
         proposals: RoIs that a two-stage detector's head sees.
         convention: How FLOPs are counted.
         source: The file that the detector comes from, for errors.

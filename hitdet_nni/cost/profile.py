@@ -49,7 +49,7 @@ class Profile:
 
     Attributes:
         name: Its name, for people.
-        shape: Rows and columns of the image.
+        shape: Height and width of the image.
         proposals: RoIs that the head sees; 0 in a one-stage detector.
         convention: How FLOPs were counted.
         costs: Cost by part, and ``total``.

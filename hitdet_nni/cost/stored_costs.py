@@ -27,7 +27,7 @@ def _content() -> Any:
 
 
 def size_name(shape: Size) -> str:
-    """Return what the file calls an input size: rows x columns."""
+    """Return what the file calls an input size: height x width."""
     return "x".join(map(str, shape))
 
 
@@ -36,7 +36,7 @@ def stored_costs(baseline: str, shape: Size) -> dict[str, Cost]:
 
     Args:
         baseline: Its bare name.
-        shape: Rows and columns of the image.
+        shape: Height and width of the image.
 
     Raises:
         InputError: If the file does not have it.

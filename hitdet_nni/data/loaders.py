@@ -185,8 +185,8 @@ def resolve_num_workers(settings: DataSettings, skeleton: Skeleton, *splits: Coc
         skeleton: Gives the size to which images are resized.
         splits: What is to be loaded.
     """
-    rows, columns = skeleton.input_size
-    needed = 3 * rows * columns * sum(len(annotations.image_ids) for annotations in splits)
+    height, width = skeleton.input_size
+    needed = 3 * height * width * sum(len(annotations.image_ids) for annotations in splits)
     fit = needed <= settings.cache_mb * 10**6
     workers = settings.workers
     cores = available_cores()

@@ -96,7 +96,7 @@ class SeededImages(Dataset[Any]):
         self.images = images
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, draw: Draw) -> Any:

@@ -53,7 +53,7 @@ def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | N
     Args:
         settings: The ``data`` section.
         seed: Seed of the embedded set.
-        input_size: Rows and columns that training resizes images to fit; ``None``: no training follows.
+        input_size: Height and width that training resizes images to fit; ``None``: no training follows.
 
     Raises:
         InputError: If a file is missing or has a defect that training would not survive.

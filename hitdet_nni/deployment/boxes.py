@@ -32,7 +32,7 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
 
 
 def grid_anchors(base: Tensor, level: Tensor, stride: int) -> Tensor:
-    """Return the anchors of all places of a map.
+    """Return the anchors of all positions of a map.
 
     Args:
         base: Anchors of one place, ``[A, 4]``.

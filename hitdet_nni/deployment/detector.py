@@ -44,9 +44,9 @@ class Detector(nn.Module):
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Return the pyramid of ``[1, 3, H, W]``, normalised and then padded with zeros at the right and the bottom."""
         x = (images.float() - self.mean) / self.std
-        rows, columns = x.size(2), x.size(3)
-        below = (rows + self.divisor - 1) // self.divisor * self.divisor - rows
-        beside = (columns + self.divisor - 1) // self.divisor * self.divisor - columns
+        height, width = x.size(2), x.size(3)
+        below = (height + self.divisor - 1) // self.divisor * self.divisor - height
+        beside = (width + self.divisor - 1) // self.divisor * self.divisor - width
         pyramid: list[Tensor] = self.neck(self.backbone(F.pad(x, [0, beside, 0, below])))
         return pyramid
 

@@ -38,7 +38,7 @@ OPSET = 18
 """Version of ONNX's operators; RoIAlign samples as torchvision's does from 16 on."""
 
 EXAMPLE = (128, 192)
-"""Rows and columns of the image that a model is traced with; files take any."""
+"""Height and width of the image that a model is traced with; files take any."""
 
 SMALLEST, LARGEST = 32, 8192
 """Sides in pixels of the images that a torch.export file takes."""
@@ -106,7 +106,7 @@ def _onnx(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> byte
     import onnx  # noqa: PLC0415  # an extra of the package
 
     results = model(images)
-    axes = {INPUT: {2: "rows", 3: "columns"}}
+    axes = {INPUT: {2: "height", 3: "width"}}
     for name, result in zip(metadata["outputs"], results, strict=True):
         axes[name] = {2: f"{name}_rows", 3: f"{name}_columns"} if result.dim() == 4 else {0: f"{name}_count"}
     with TemporaryDirectory() as folder:
@@ -143,7 +143,7 @@ def _torch_export(model: nn.Module, images: Tensor, metadata: Mapping[str, Any])
         raise InputError(
             f"torch {torch.__version__} is too old for it", key="--format", allowed="a newer torch, onnx or torchscript"
         )
-    sides = {axis: torch.export.Dim(name, min=SMALLEST, max=LARGEST) for axis, name in ((2, "rows"), (3, "columns"))}
+    sides = {axis: torch.export.Dim(name, min=SMALLEST, max=LARGEST) for axis, name in ((2, "height"), (3, "width"))}
     buffer = io.BytesIO()
     # Otherwise maps of one pixel would be excluded, which the coarsest levels of small images are.
     with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # installed at run time

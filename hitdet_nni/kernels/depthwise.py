@@ -199,7 +199,7 @@ def _toeplitz_weight_gradient(grad: Tensor, x: Tensor, kernel_size: int, stride:
     """Compute the weight gradient of small maps: all products of pixels, then the sum of those that a tap joins.
 
     A channel's convolution is a (Toeplitz) matrix ``[H_out W_out, H W]``. The matrix's gradient is one product over the
-    batch; an entry of the kernel occurs at the places where ``_taps`` is one.
+    batch; an entry of the kernel occurs at the positions where ``_taps`` is one.
     """
     _, channels, height, width = x.shape
     taps = _taps(height, width, kernel_size, stride, dilation, x.dtype, x.device)

@@ -105,7 +105,7 @@ def choose_tiling(
 
 
 def _taps(kernel_size: int) -> range:
-    """Return the places of a kernel's taps in one direction, in pixels from its centre."""
+    """Return the positions of a kernel's taps in one direction, in pixels from its centre."""
     reach = (kernel_size - 1) // 2
     return range(-reach, reach + 1)
 

@@ -1,6 +1,6 @@
 """The three building blocks behind the operator names (Figure 2).
 
-Every block pads by ``(kernel_size - 1) * dilation / 2``, so its output has ``ceil(size / stride)`` rows and columns
+Every block pads by ``(kernel_size - 1) * dilation / 2``, so its output has height and width ``ceil(size / stride)``
 whatever its kernel, and uses batch normalisation after each convolution and ReLU as the activation.
 """
 

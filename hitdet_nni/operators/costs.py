@@ -15,7 +15,7 @@ from typing import Literal
 
 Convention = Literal["macs", "paper"]
 Size = tuple[int, int]
-"""Rows and columns."""
+"""Height and width."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Cost:
 
 def halved(size: Size, stride: int) -> Size:
     """Return the output size of a padded layer: ``ceil(side / stride)``."""
-    rows, columns = size
-    return -(-rows // stride), -(-columns // stride)
+    height, width = size
+    return -(-height // stride), -(-width // stride)
 
 
 def conv_cost(
@@ -50,11 +50,11 @@ def conv_cost(
     bias: bool = False,
 ) -> Cost:
     """Return the cost of a convolution with the given output size (square kernel)."""
-    places = output[0] * output[1]
+    positions = output[0] * output[1]
     weights = kernel_size**2 * (in_channels // groups) * out_channels
     bias_terms = out_channels if bias else 0
     counted_bias = bias_terms if convention == "paper" else 0
-    return Cost(weights + bias_terms, (weights + counted_bias) * places)
+    return Cost(weights + bias_terms, (weights + counted_bias) * positions)
 
 
 def norm_relu_cost(channels: int, size: Size, convention: Convention, *, relu: bool) -> Cost:

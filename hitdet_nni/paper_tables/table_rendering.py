@@ -85,8 +85,8 @@ def _cell(value: float | Decimal | None, form: str) -> str:
 
 def conditions() -> str:
     """Tell what all FLOPs are counted for, in a line."""
-    rows, columns = PAPER_SHAPE
-    return f"Input {rows} x {columns} unless a row says otherwise, {PROPOSALS} proposals, convention {CONVENTION!r}."
+    height, width = PAPER_SHAPE
+    return f"Input {height} x {width} unless a row says otherwise, {PROPOSALS} proposals, convention {CONVENTION!r}."
 
 
 def summary(compared: Compared) -> str:

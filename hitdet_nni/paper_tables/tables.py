@@ -46,7 +46,7 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shape: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns")
+    shape: tuple[PositiveInt, PositiveInt] = Field(description="height and width")
     reason: str
 
 
@@ -98,7 +98,7 @@ class RowComparison:
 
     Attributes:
         row: The row of the paper.
-        shape: Rows and columns of the image that FLOPs are for.
+        shape: Height and width of the image that FLOPs are for.
         published: The printed figures, as far as there are any.
         ours: The counted figures; none where the row is not rebuilt.
         remark: What there is to say about it; may be empty.
@@ -187,7 +187,7 @@ def compare(table: PaperTable, cost_of: CostOf = stored_costs) -> tuple[RowCompa
             RowComparison(row, PAPER_SHAPE, published, _figures(table, row, PAPER_SHAPE, cost_of), remark)
         )
         if row.variant is not None:
-            rows, columns = shape = row.variant.shape
+            height, width = shape = row.variant.shape
             ours = _figures(table, row, shape, cost_of)
-            comparisons.append(RowComparison(row, shape, published, ours, row.variant.reason, f"{rows} x {columns}"))
+            comparisons.append(RowComparison(row, shape, published, ours, row.variant.reason, f"{height} x {width}"))
     return tuple(comparisons)

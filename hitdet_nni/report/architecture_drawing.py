@@ -88,10 +88,10 @@ class _Drawing:
         )
 
     def _titles(self) -> tuple[str, str, str]:
-        rows, columns = self.skeleton.input_size
+        height, width = self.skeleton.input_size
         head = "RoI head" if self.skeleton.layout.pooled else "One-stage head, on every level of the pyramid"
         channels = self.skeleton.neck_width
-        return f"Backbone, input {rows} × {columns}", f"Neck, {channels} channels", head
+        return f"Backbone, input {height} × {width}", f"Neck, {channels} channels", head
 
     def _level_columns(self) -> list[int]:
         """Return the column of each map that the neck takes; the stem is column 0."""
@@ -269,8 +269,8 @@ class _Drawing:
         self.parts.append(circle + cross)
 
     def _arrow(self, *points: tuple[float, float]) -> None:
-        places = " ".join(f"{svg.plain(float(x))},{svg.plain(float(y))}" for x, y in points)
-        self.arrows.append(svg.element("polyline", points=places, class_="flow", marker_end="url(#arrowhead)"))
+        positions = " ".join(f"{svg.plain(float(x))},{svg.plain(float(y))}" for x, y in points)
+        self.arrows.append(svg.element("polyline", points=positions, class_="flow", marker_end="url(#arrowhead)"))
 
 
 def _arrowhead() -> Markup:

@@ -1,4 +1,4 @@
-"""Axes of a chart: numbers to places, round ticks, the frame with its labels."""
+"""Axes of a chart: numbers to positions, round ticks, the frame with its labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hitdet_nni.report import svg
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps numbers to places along an axis.
+    """Maps numbers to positions along an axis.
 
     Attributes:
         low: Least number.
@@ -119,5 +119,5 @@ class Axes:
 
     def path(self, points: Sequence[tuple[float, float]], class_: str) -> Markup:
         """Draw a line through points."""
-        places = " ".join(f"{svg.plain(self.x(x))},{svg.plain(self.y(y))}" for x, y in points)
-        return svg.element("polyline", points=places, class_=class_)
+        positions = " ".join(f"{svg.plain(self.x(x))},{svg.plain(self.y(y))}" for x, y in points)
+        return svg.element("polyline", points=positions, class_=class_)

@@ -36,7 +36,7 @@ class Compared:
         accuracy: mAP in percent, if it was retrained.
         params_m: Parameters in millions, if it has an architecture or is a baseline that could be counted.
         gflops: Multiply-adds in 10^9, likewise.
-        input_size: Rows and columns of the input that they are for.
+        input_size: Height and width of the input that they are for.
         seconds: Wall time of all stages, if it is known.
         seed: The seed.
         goal: Budget or lambda, or that it is a baseline.
@@ -150,14 +150,14 @@ def _scatter(runs: Sequence[Compared], front: Sequence[int]) -> Markup:
     parts = axes.frame()
     stairs = _steps([points[index] for index in front], axes.x.high)
     parts.append(axes.path(stairs, "front"))
-    places = {index: (axes.x(cost), axes.y(accuracy)) for index, (cost, accuracy) in points.items()}
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]
+    positions = {index: (axes.x(cost), axes.y(accuracy)) for index, (cost, accuracy) in points.items()}
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in positions.values()]
     corners = [(axes.x(cost), axes.y(accuracy)) for cost, accuracy in stairs]
     taken += [
         (min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1)
         for (x, y), (to_x, to_y) in pairwise(corners)
     ]
-    for index, (x, y) in places.items():
+    for index, (x, y) in positions.items():
         run, best = runs[index], index in front
         left, base = _place_name(run.name, x, y, taken)
         title = svg.element("title", f"{run.name}: mAP {run.precisions[0]}, {number(run.gflops or 0.0)} GFLOPs")

@@ -105,8 +105,8 @@ def line_chart(
 
 
 def _epochs(series: Sequence[Series]) -> tuple[float, float]:
-    places = [x for each in series for x, _ in each.points]
-    low, high = min(places), max(places)
+    positions = [x for each in series for x, _ in each.points]
+    low, high = min(positions), max(positions)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 

@@ -102,7 +102,7 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
         x, y = axes.x(end[0]), axes.y(end[1])
         cross = svg.element("path", d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6", class_="cross")
         parts.append(svg.element("g", title, axes.path(curves[operator], "curve gone"), cross))
-    places = spread({name: axes.y(curves[name][-1][1]) for name in kept}, TOP, HEIGHT - BOTTOM)
+    positions = spread({name: axes.y(curves[name][-1][1]) for name in kept}, TOP, HEIGHT - BOTTOM)
     for operator in kept:
         end = curves[operator][-1]
         look = f"fam-{family_of(operator)}"
@@ -110,8 +110,8 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
             "title", f"{operator}: kept, score {number(last_scores[operator])} after epoch {number(end[0])}"
         )
         x, y = axes.x(end[0]), axes.y(end[1])
-        lead = svg.element("path", d=f"M{x:.1f} {y:.1f}L{x + 8:.1f} {places[operator]:.1f}", class_="lead")
-        name = svg.text(operator, x + 10, places[operator] + 4, class_="end")
+        lead = svg.element("path", d=f"M{x:.1f} {y:.1f}L{x + 8:.1f} {positions[operator]:.1f}", class_="lead")
+        name = svg.text(operator, x + 10, positions[operator] + 4, class_="end")
         dot = svg.element("circle", cx=x, cy=y, r=2.6, class_=f"mark {look}")
         parts.append(svg.element("g", title, axes.path(curves[operator], f"curve {look}"), lead, dot, name))
     label = f"Screening scores of the {component}: {len(curves)} operators, kept are {', '.join(kept)}"
@@ -127,11 +127,11 @@ def spread(wanted: Mapping[str, float], low: float, high: float) -> dict[str, fl
         high: Largest height.
     """
     names = sorted(wanted, key=lambda name: wanted[name])
-    places: list[float] = []
+    positions: list[float] = []
     for name in names:
-        places.append(max(wanted[name], places[-1] + LINE_HEIGHT if places else low))
+        positions.append(max(wanted[name], positions[-1] + LINE_HEIGHT if positions else low))
     ceiling = high
-    for index in reversed(range(len(places))):
-        places[index] = min(places[index], ceiling)
-        ceiling = places[index] - LINE_HEIGHT
-    return dict(zip(names, places, strict=True))
+    for index in reversed(range(len(positions))):
+        positions[index] = min(positions[index], ceiling)
+        ceiling = positions[index] - LINE_HEIGHT
+    return dict(zip(names, positions, strict=True))

@@ -38,7 +38,7 @@ class Size:
     Attributes:
         params_m: Parameters, in millions.
         gflops: Multiply-adds, in 10^9.
-        input_size: Rows and columns of the input.
+        input_size: Height and width of the input.
         proposals: RoIs that the head sees; 0 where there are none.
     """
 
@@ -60,8 +60,8 @@ def size_of(run: Run) -> Size | None:
 def _size_of_result(result: Result | None) -> Size | None:
     if result is None or result.params_m is None or result.gflops is None or result.shape is None:
         return None
-    rows, columns = result.shape
-    return Size(result.params_m, result.gflops, f"{rows} × {columns}", result.proposals or 0)
+    height, width = result.shape
+    return Size(result.params_m, result.gflops, f"{height} × {width}", result.proposals or 0)
 
 
 def state_of(run: Run) -> str:
@@ -127,8 +127,8 @@ def duration(seconds: float) -> str:
 def searched(run: Run) -> Iterator[tuple[str, str]]:
     """Yield what was searched, or which baseline was trained, as terms and descriptions."""
     if run.baseline is not None:
-        rows, columns = run.settings.skeleton.input_size
-        yield "baseline", f"{run.baseline}, input {rows} × {columns}"
+        height, width = run.settings.skeleton.input_size
+        yield "baseline", f"{run.baseline}, input {height} × {width}"
         yield "images", _images(run.settings)
         return
     skeleton = run.settings.skeleton if run.architecture is None else run.architecture.skeleton

@@ -103,7 +103,7 @@ def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int]:
     Args:
         name: As :func:`train_baseline`.
         num_classes: Object classes, without background.
-        shape: Rows and columns of the input.
+        shape: Height and width of the input.
 
     Raises:
         InputError: If the config cannot be read, built or counted.

@@ -41,14 +41,14 @@ def test_a_module_is_a_command_by_being_there(tmp_path, monkeypatch):
     folder = tmp_path / "some_commands"
     (folder / "shared").mkdir(parents=True)
     for name, place in (("__init__", 0), ("second_one", 2), ("first", 1), ("shared/helper", 3)):
-        (folder / f"{name}.py").write_text(f"PLACE = {place}\n")
+        (folder / f"{name}.py").write_text(f"HELP_ORDER = {place}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert list(find_modules("some_commands")) == ["first", "second-one"]
 
 
 def test_commands_have_places_of_their_own():
     for package in ("hitdet_nni.commands", "hitdet_nni.commands.study_kinds"):
-        places = [module.PLACE for module in find_modules(package).values()]
+        places = [module.HELP_ORDER for module in find_modules(package).values()]
         assert len(set(places)) == len(places)
         assert places == sorted(places)
 

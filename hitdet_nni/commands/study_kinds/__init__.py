@@ -1,6 +1,6 @@
 """The kinds of ``study``: every module is one, with its arguments and what it trains.
 
-A module defines ``PLACE``, ``HELP``, ``add_arguments(parser)`` and ``run(options)``, which returns
+A module defines ``HELP_ORDER``, ``HELP``, ``add_arguments(parser)`` and ``run(options)``, which returns
 :class:`~hitdet_nni.commands.shared.findings.Findings`. As in :mod:`hitdet_nni.commands`, what ``--help`` does not need
 is imported inside the functions.
 """

@@ -10,7 +10,7 @@ from hitdet_nni.commands.shared.options import PARTS, add_jobs, add_study
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
 
-PLACE = 20
+HELP_ORDER = 20
 HELP = "one operator at a random layer of one part of the baseline (Fig. 3)"
 
 

@@ -10,7 +10,7 @@ from hitdet_nni.commands.shared.options import add_studied_run, add_study
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
 
-PLACE = 50
+HELP_ORDER = 50
 HELP = "each searched part alone in the baseline (Table 5)"
 
 

@@ -10,7 +10,7 @@ from hitdet_nni.commands.shared.options import add_studied_run, add_study
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
 
-PLACE = 10
+HELP_ORDER = 10
 HELP = "the found architecture against random ones of its cost, all retrained under one protocol"
 
 

@@ -10,7 +10,7 @@ from hitdet_nni.commands.shared.options import PARTS, add_study
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
 
-PLACE = 30
+HELP_ORDER = 30
 HELP = "the scores of screening with several weights of the column-sparse term (Fig. 4)"
 
 

@@ -10,7 +10,7 @@ from hitdet_nni.commands.shared.options import add_studied_run, add_study
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
 
-PLACE = 40
+HELP_ORDER = 40
 HELP = "one sub search space for all components against one each (Table 4)"
 
 

@@ -46,7 +46,7 @@ def check_images(annotations: CocoAnnotations, input_size: tuple[int, int] | Non
 
     Args:
         annotations: A checked annotation file; reading COCO's 118 thousand images takes a quarter of an hour.
-        input_size: Rows and columns that training resizes images to fit; ``None``: not looked at.
+        input_size: Height and width that training resizes images to fit; ``None``: not looked at.
     """
     report = ImageReport()
     for file_name, size in zip(annotations.file_names, annotations.sizes, strict=True):
@@ -74,7 +74,7 @@ def require_sound_images(
 
     Args:
         annotations: A checked annotation file.
-        input_size: Rows and columns that training resizes images to fit; ``None``: not looked at.
+        input_size: Height and width that training resizes images to fit; ``None``: not looked at.
         decode: Whether to read the files; otherwise the annotated sizes alone are looked at.
 
     Raises:

@@ -52,7 +52,7 @@ def box_uses(annotations: CocoAnnotations, input_size: tuple[int, int]) -> BoxUs
 
     Args:
         annotations: A checked annotation file without defects; it is read once more.
-        input_size: Rows and columns of the network's input.
+        input_size: Height and width of the network's input.
     """
     entries: list[Mapping[str, Any]] = json.loads(annotations.ann.read_bytes())["annotations"]
     places = {image_id: place for place, image_id in enumerate(annotations.image_ids)}

@@ -67,7 +67,7 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         seed: Seed of the embedded set.
         out: Folder in which ``instances_train.json`` and ``instances_val.json`` are written; with a number where a
             split has several files. A folder without a validation part is split as it would be without this.
-        input_size: Rows and columns that training resizes images to fit; ``None``: not looked at.
+        input_size: Height and width that training resizes images to fit; ``None``: not looked at.
 
     Returns:
         What was written, in the order of the settings.

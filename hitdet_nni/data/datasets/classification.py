@@ -54,7 +54,7 @@ class FolderImages(Dataset[Any]):
         self.transform = transform
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.images.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int] | ImageDefect:

@@ -36,11 +36,11 @@ def dataset_config(
         training: Whether boxes are loaded and images without boxes left out.
         flip: Whether half of the training images are mirrored.
     """
-    rows, columns = skeleton.input_size
+    height, width = skeleton.input_size
     pipeline: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "Resize", "scale": (columns, rows), "keep_ratio": True},
+        {"type": "Resize", "scale": (width, height), "keep_ratio": True},
     ]
     if flip:
         pipeline.append({"type": "RandomFlip", "prob": 0.5})
@@ -91,7 +91,7 @@ class CachedDataset(Dataset[Any]):
         self._cached: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:

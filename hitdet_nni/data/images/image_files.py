@@ -98,7 +98,7 @@ def _jpeg_ends(content: bytes) -> bool:
 
 
 def _png_frames(content: bytes) -> int | None:
-    """Number of frames; ``None`` if the end is missing."""
+    """Return the number of frames; ``None`` if the end is missing."""
     place, frames = 8, 1
     while place + 12 <= len(content):
         length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
@@ -111,7 +111,7 @@ def _png_frames(content: bytes) -> int | None:
 
 
 def _gif_frames(content: bytes) -> int | None:
-    """Number of frames; ``None`` if the end is missing."""
+    """Return the number of frames; ``None`` if the end is missing."""
     place, frames = 13 + _table(content, 10), 0
     while place < len(content):
         kind = content[place]

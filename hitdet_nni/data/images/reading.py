@@ -82,7 +82,7 @@ def resized(size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, in
 
     Args:
         size: Width and height of the image.
-        input_size: Rows and columns of the network's input, which it is resized to fit with its ratio kept.
+        input_size: Height and width of the network's input, which it is resized to fit with its ratio kept.
     """
     scale = min(max(input_size) / max(size), min(input_size) / min(size))
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
@@ -93,7 +93,7 @@ def thin_problem(size: tuple[int, int], input_size: tuple[int, int] | None) -> s
 
     Args:
         size: Its width and height.
-        input_size: Rows and columns that training resizes images to fit; ``None``: it is not resized.
+        input_size: Height and width that training resizes images to fit; ``None``: it is not resized.
     """
     if input_size is None or min(resized(size, input_size)) >= 1:
         return None
@@ -109,7 +109,7 @@ def readable(file: Path, input_size: tuple[int, int] | None = None) -> Iterator[
 
     Args:
         file: The image.
-        input_size: Rows and columns that it is resized to fit, if it is.
+        input_size: Height and width that it is resized to fit, if it is.
 
     Raises:
         ImageError: If it is cut short, which OpenCV may fill with grey, or reading or resizing it fails.

@@ -58,7 +58,7 @@ class FusedBlock(nn.Module):
 
 
 def fuse_fixed_blocks(module: nn.Module, activations: FusedMode | None, mixed: type[nn.Module]) -> None:
-    """Permutation every block inside ``module`` that is no candidate for a :class:`FusedBlock`, or put the blocks back.
+    """Exchange every block inside ``module`` that is no candidate for a :class:`FusedBlock`, or put the blocks back.
 
     Blocks of families that the fused layer does not know stay as they are.
 

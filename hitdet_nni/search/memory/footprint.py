@@ -17,7 +17,7 @@ ONE_BY_ONE = ("all", "checkpoint")
 """Activation modes in which a layer goes through its candidates one after the other; others are measured as a whole."""
 
 SIDES = (4, 8)
-"""Rows and columns of the two inputs that a footprint is measured on."""
+"""Height and width of the two inputs that a footprint is measured on."""
 
 Kind = tuple[Any, ...]
 """What the sizes of a candidate's activations depend on."""
