@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import get_args
 
 from hitdet_nni.config.skeleton import SearchedLayer, Skeleton
+from hitdet_nni.cost.counting import CountingConditions
 from hitdet_nni.cost.fixed_cost import DetectorPart, fixed_layers
-from hitdet_nni.cost.measure import Measure
 from hitdet_nni.operators.costs import Convention, Cost, Size
 from hitdet_nni.operators.registry import operator_cost, parse_operator
 
@@ -48,8 +48,8 @@ class CostModel:
         self.proposals = rois if skeleton.layout.pooled else 0
         self.convention = convention
         self.layers = skeleton.searched_layers()
-        self._measure = Measure(self.shape, self.proposals, convention)
-        self.fixed = tuple(fixed_layers(skeleton, num_classes, self._measure))
+        self._conditions = CountingConditions(self.shape, self.proposals, convention)
+        self.fixed = tuple(fixed_layers(skeleton, num_classes, self._conditions))
 
     def layer_cost(self, layer: SearchedLayer, name: str) -> Cost:
         """Return the cost of one searched layer with the operator called ``name``.
@@ -59,7 +59,7 @@ class CostModel:
         """
         operator = parse_operator(name)
         channels = (layer.in_channels, layer.out_channels, layer.stride)
-        return self._measure.shared(
+        return self._conditions.shared(
             layer.input_strides, lambda size: operator_cost(operator, *channels, size, self.convention)
         )
 

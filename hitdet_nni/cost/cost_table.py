@@ -23,12 +23,12 @@ class Unit:
 
     Attributes:
         name: For people.
-        measure: The field of :class:`~hitdet_nni.operators.costs.Cost` that is counted.
+        field: The field of :class:`~hitdet_nni.operators.costs.Cost` that is counted, a whole number.
         scale: Counts in one unit.
     """
 
     name: str
-    measure: Literal["flops", "params"]
+    field: Literal["flops", "params"]
     scale: int
 
 
@@ -36,6 +36,7 @@ UNITS: Mapping[UnitKey, Unit] = {
     "gflops": Unit("GFLOPs", "flops", 10**9),
     "params_m": Unit("M parameters", "params", 10**6),
 }
+"""The units, by their keys of ``search.budget``."""
 
 
 class CostTable:
@@ -63,11 +64,11 @@ class CostTable:
             if not space[component]:
                 raise InputError("no candidate operator", key=component)
         self.unit = UNITS[key]
-        measure, scale = self.unit.measure, self.unit.scale
+        field, scale = self.unit.field, self.unit.scale
         candidates = layer_candidates(model.skeleton, space)
-        self.fixed: int = sum(getattr(layer.cost, measure) for layer in model.fixed)
+        self.fixed: int = sum(getattr(layer.cost, field) for layer in model.fixed)
         self.counts: dict[str, dict[str, int]] = {
-            layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in candidates[layer.label]}
+            layer.label: {name: getattr(model.layer_cost(layer, name), field) for name in candidates[layer.label]}
             for layer in model.layers
         }
         self._rows = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.cost.cost_table import CostTable, UnitKey
+from hitdet_nni.cost.cost_table import UNITS, CostTable, UnitKey
 from hitdet_nni.cost.knapsack import Scores, decode_within, least_cost
 from hitdet_nni.errors import InputError
 
@@ -33,7 +33,7 @@ class Budget:
     """
 
     def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], settings: BudgetSettings) -> None:
-        self.key: UnitKey = "params_m" if settings.gflops is None else "gflops"
+        self.key: UnitKey = next(key for key in UNITS if getattr(settings, key) is not None)
         self.costs = CostTable(model, space, self.key)
         self.limit = float(getattr(settings, self.key))
         # The shortest decimal of a float is the number as it was typed: 0.3 means 300 000 000 FLOPs, not one less.

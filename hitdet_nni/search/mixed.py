@@ -200,7 +200,7 @@ def describe_fallback(module: nn.Module) -> str | None:
         return None
     names = dict.fromkeys(name for layer in layers for name in layer.fell_back)
     labels = ", ".join(layer.label for layer in layers)
-    return f"stock in {labels}: the fused mixed layer cannot compute {', '.join(names)}"
+    return f"all in {labels}: the fused mixed layer cannot compute {', '.join(names)}"
 
 
 def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:

@@ -28,7 +28,7 @@ def test_halves_are_disjoint_and_batches_full(tiny_settings, tiny_data):
 def test_loader_processes_share_the_capacity(tiny_settings, tiny_data):
     data = tiny_settings.data.model_copy(update={"cache_mb": 4, "workers": 2})
     train, val = retraining_loaders(tiny_data, data, tiny_settings.skeleton, 0)
-    assert train.dataset.images._room == val.dataset._room == 2 * 10**6
+    assert train.dataset.images._capacity == val.dataset._capacity == 2 * 10**6
 
 
 def test_the_machine_chooses_only_where_no_number_is_given(tiny_settings, tiny_data, caplog, monkeypatch):

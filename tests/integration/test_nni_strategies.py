@@ -40,7 +40,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.integration import multi_trial
-from hitdet_nni.integration.experiment import node_options
+from hitdet_nni.integration.launcher.nni_manager import node_options
 from hitdet_nni.integration.multi_trial import InheritedWeights, retrain_sample
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample, strongest_sample
 from hitdet_nni.model.detector import build_detector

@@ -63,7 +63,9 @@ def test_the_file_is_made_once_and_anew_for_other_content(coco2014, tmp_path):
     sources = [write_part(tmp_path, "a", [1, 2]), write_part(tmp_path, "b", [3])]
 
     def make(**lists):
-        return one_annotation_file(sources, tmp_path / "made", half="train", **{"only": None, "without": None, **lists})
+        return one_annotation_file(
+            sources, tmp_path / "made", split="train", **{"only": None, "without": None, **lists}
+        )
 
     first, root = make()
     stamp = first.stat().st_mtime_ns
@@ -129,7 +131,7 @@ def test_what_cannot_be_put_together(tmp_path, refused):
 
     def attempt(*fragments, sources=(first, second), **lists):
         with refused("data.train", *fragments):
-            one_annotation_file(sources, tmp_path / "made", half="train", **{"only": None, "without": None, **lists})
+            one_annotation_file(sources, tmp_path / "made", split="train", **{"only": None, "without": None, **lists})
         assert not list((tmp_path / "made").glob("*.json"))
 
     shared = (first, write_part(tmp_path, "c", [1]))

@@ -10,7 +10,7 @@ from hitdet_nni.operators.costs import Convention, Cost, Size, halved
 
 
 @dataclass(frozen=True)
-class Measure:
+class CountingConditions:
     """What FLOPs are counted for, and how.
 
     Attributes:
