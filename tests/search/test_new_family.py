@@ -151,7 +151,7 @@ def test_auto_sums_its_layers_one_by_one_and_fuses_the_others(settings, tiny_dat
     assert any("pool" in name for name in candidates)
     for each in (gradients, stock_gradients):
         assert [name for name in candidates if not each[name].abs().sum() > 0] == []
-    lines = [record.message for record in caplog.records if "stock in" in record.message]
+    lines = [record.message for record in caplog.records if "all in" in record.message]
     labels = [layer.label for component in PLAIN for layer in layers_of(space)[component]]
     assert lines == [
         f"search: supernet.activations: all in {', '.join(labels)}: "
