@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
 from hitdet_nni.config.data_settings import Section
@@ -90,19 +91,6 @@ class ScreeningSettings(Section):
     def _time_to_remove(self) -> ScreeningSettings:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
-        return self
-
-
-class BudgetSettings(Section):
-    """What the found detector may cost at most; one of the two."""
-
-    gflops: PositiveFloat | None = Field(None, description="GFLOPs (multiply-adds) at the skeleton's input size")
-    params_m: PositiveFloat | None = Field(None, description="parameters, in millions")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> BudgetSettings:
-        if (self.gflops is None) == (self.params_m is None):
-            raise ValueError("give gflops or params_m, one of the two")
         return self
 
 

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hitdet_nni.config.budget_settings import BudgetKey
 from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.errors import InputError
-
-UnitKey = Literal["gflops", "params_m"]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What costs are counted in.
-
-    Attributes:
-        name: For people.
-        field: The field of :class:`~hitdet_nni.operators.costs.Cost` that is counted, a whole number.
-        scale: Counts in one unit.
-    """
-
-    name: str
-    field: Literal["flops", "params"]
-    scale: int
-
-
-UNITS: Mapping[UnitKey, Unit] = {
-    "gflops": Unit("GFLOPs", "flops", 10**9),
-    "params_m": Unit("M parameters", "params", 10**6),
-}
-"""The units, by their keys of ``search.budget``."""
 
 
 class CostTable:
@@ -59,7 +35,7 @@ class CostTable:
         Eq. 7: FLOPs(o, l), for every operator o and layer l.
     """
 
-    def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], key: UnitKey = "gflops") -> None:
+    def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], key: BudgetKey = "gflops") -> None:
         for component in COMPONENTS:
             if not space[component]:
                 raise InputError("no candidate operator", key=component)

@@ -37,4 +37,4 @@ class CountingConditions:
         costs = [cost_at(self.size(stride)) for stride in strides]
         if not costs:
             return cost_at((ROI_SIZE, ROI_SIZE)).times(self.proposals)
-        return Cost(costs[0].params, sum(cost.flops for cost in costs))
+        return Cost.shared(costs)

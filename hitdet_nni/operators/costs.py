@@ -10,6 +10,7 @@ FLOPs are multiply-adds at a stated input size and RoI count, counted by one of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,15 @@ class Cost:
     def times(self, count: int) -> Cost:
         """Return the cost of applying the same layer ``count`` times: the FLOPs grow, the parameters do not."""
         return Cost(self.params, self.flops * count)
+
+    @classmethod
+    def shared(cls, applications: Sequence[Cost]) -> Cost:
+        """Return the cost of one layer that is applied to several maps: the parameters once, the FLOPs of all.
+
+        Args:
+            applications: Its cost on each map, at least one.
+        """
+        return cls(applications[0].params, sum(cost.flops for cost in applications))
 
 
 def halved(size: Size, stride: int) -> Size:

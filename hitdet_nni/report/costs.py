@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.config.settings import BudgetSettings
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.cost.cost_model import PARTS, Convention, Cost, CostModel
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Scale, number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hitdet_nni.config.settings import BudgetSettings
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.report.line_chart import Chart, Level, Series, line_chart
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS

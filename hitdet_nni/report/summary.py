@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
 from hitdet_nni.runs.reading import Run
@@ -91,9 +92,7 @@ def goal_of(settings: Settings) -> tuple[str, str, str]:
     budget = settings.search.budget
     if budget is None:
         return "λ", number(settings.search.flops_weight), "weight of a GFLOP in the search's loss"
-    if budget.gflops is not None:
-        return "budget", number(budget.gflops), "GFLOPs"
-    return "budget", number(budget.params_m or 0.0), "M parameters"
+    return "budget", number(budget.limit), UNITS[budget.key].name
 
 
 def figures(run: Run) -> list[Figure]:

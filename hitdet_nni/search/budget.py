@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 
-from hitdet_nni.config.settings import BudgetSettings
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.cost.cost_table import UNITS, CostTable, UnitKey
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.cost.knapsack import Scores, decode_within, least_cost
 from hitdet_nni.errors import InputError
 
@@ -33,9 +33,9 @@ class Budget:
     """
 
     def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], settings: BudgetSettings) -> None:
-        self.key: UnitKey = next(key for key in UNITS if getattr(settings, key) is not None)
+        self.key = settings.key
         self.costs = CostTable(model, space, self.key)
-        self.limit = float(getattr(settings, self.key))
+        self.limit = settings.limit
         # The shortest decimal of a float is the number as it was typed: 0.3 means 300 000 000 FLOPs, not one less.
         self._count = int(Decimal(repr(self.limit)) * self.costs.unit.scale)
 

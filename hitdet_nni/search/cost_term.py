@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hitdet_nni.config.settings import BudgetSettings
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable

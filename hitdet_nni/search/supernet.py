@@ -10,8 +10,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import layer_candidates
-from hitdet_nni.config.settings import BudgetSettings, Settings, describe_lr, scaled_lr
+from hitdet_nni.config.settings import Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable

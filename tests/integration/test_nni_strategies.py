@@ -33,7 +33,7 @@ from torch import nn
 
 from hitdet_nni import HitDetectorSpace
 from hitdet_nni.config.architecture import check_sample, load_architecture
-from hitdet_nni.config.settings import BudgetSettings
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import layer_candidates
-from hitdet_nni.config.settings import BudgetSettings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.cost import knapsack
 from hitdet_nni.cost.cost_model import CostModel
