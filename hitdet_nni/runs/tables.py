@@ -6,6 +6,7 @@ file                       a row                                               c
 ``screening/<part>.csv``   an operator in an epoch of screening                the fields of :class:`Score`
 ``search/alphas.csv``      an architecture parameter after an epoch of search  :data:`ALPHA_COLUMNS`
 ``search/metrics.csv``     an epoch of search                                  ``epoch``, then what was measured
+``metrics.csv``            an epoch of pretraining                             the same
 =========================  ==================================================  ======================================
 
 What was measured in an epoch is up to who measures: a new number of ``EpochRecord.metrics`` in
@@ -107,8 +108,20 @@ def append_metrics(path: Path, epoch: int, metrics: Mapping[str, float]) -> None
     append_epoch(path, epoch, [{"epoch": epoch, **metrics}])
 
 
+def write_metrics(path: Path, epochs: Sequence[Mapping[str, float]]) -> None:
+    """Write what was measured in the epochs of a pretraining.
+
+    Args:
+        path: ``metrics.csv``.
+        epochs: For each epoch, at least one, its number as ``epoch`` and what was measured; the same names in all.
+    """
+    write_csv(path, list(epochs[0]), epochs)
+
+
 def read_metrics(path: Path) -> tuple[EpochMetrics, ...]:
-    """Read what was measured after each epoch of a search, in the file's order; a line without its end is left out.
+    """Read what was measured after each epoch of a search or a pretraining, in the file's order.
+
+    A line without its end is left out.
 
     Raises:
         InputError: If the file cannot be read, or is not such a table.

@@ -28,9 +28,10 @@ from hitdet_nni.engine.step_progress import StepProgress
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.engine.training_state import Stateful
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import WEIGHTS_FILE, read_json, write_csv, write_json
+from hitdet_nni.io import WEIGHTS_FILE, read_json, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import write_metrics
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training.classification import (
@@ -155,8 +156,7 @@ def pretrain(
         return finished
 
     def keep(records: list[EpochAccuracy]) -> None:
-        rows = [asdict(record) for record in records]
-        write_csv(run.path / "metrics.csv", list(rows[0]), rows)
+        write_metrics(run.path / "metrics.csv", [asdict(record) for record in records])
         on_epoch(records[-1])
         progress.end_epoch({"loss": records[-1].train_loss, "top1": records[-1].val_top1})
 

@@ -1,7 +1,6 @@
 """Pretraining: it learns, its alphas stand still, it resumes exactly, and its weights arrive in detectors."""
 
 import contextlib
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -21,6 +20,7 @@ from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_metrics
 from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training import classification
@@ -118,10 +118,10 @@ def test_it_learns(tmp_path, settings, data, architecture):
     assert result["val_top1"] > 0.6  # chance is .25
     assert result["val_top5"] == 1.0
     assert result == json.loads(run.metrics.read_text())
-    rows = list(csv.DictReader((run.path / "metrics.csv").open()))
-    assert [int(row["epoch"]) for row in rows] == list(range(10))
-    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
-    assert float(rows[-1]["val_top1"]) == result["val_top1"]
+    rows = read_metrics(run.path / "metrics.csv")
+    assert [row["epoch"] for row in rows] == list(range(10))
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["val_top1"] == result["val_top1"]
 
 
 def test_supernet_is_the_mean_of_its_candidates(tiny):
