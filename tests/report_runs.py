@@ -13,7 +13,7 @@ from hitdet_nni.io import read_json, write_json, write_text
 from hitdet_nni.pipeline import write_epoch
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.health.evidence import Evidence
+from hitdet_nni.search.health.permutation_test import PermutationResult
 from hitdet_nni.search.health.stats import SearchStats
 from hitdet_nni.search.provenance import cost_records, describe_architecture
 from hitdet_nni.search.screening import Screened
@@ -108,6 +108,6 @@ def records(skeleton, space, model, epochs, rng):
             gradient_norm=share,
             expected_gflops=gflops * 1.1,
             cost_gap=dict.fromkeys(COMPONENTS, -gflops * 0.1 / 3),
-            evidence={kind: Evidence(rng.random(), 10.0**-epoch, 8) for kind in ("annotations", "categories")},
+            evidence={kind: PermutationResult(rng.random(), 10.0**-epoch, 8) for kind in ("annotations", "categories")},
         )
         yield EpochRecord(epoch, 3 - epoch / 4, 3.1 - epoch / 4, 0.01, health, probabilities, alphas, {}, 7.5)

@@ -16,7 +16,13 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.health.evidence import Evidence, Permutation, detector_losses, held_out_losses, remembered_parts
+from hitdet_nni.search.health.permutation_test import (
+    Permutation,
+    PermutationResult,
+    detector_losses,
+    held_out_losses,
+    remembered_parts,
+)
 from hitdet_nni.search.health.stats import SearchStats, collect_stats
 from hitdet_nni.search.strategy import ColumnSparseLightningModule
 
@@ -91,7 +97,7 @@ class SearchMonitor(pl.Callback):  # type: ignore[misc]
         ]
 
     @torch.no_grad()
-    def _held_out(self, pl_module: ColumnSparseLightningModule) -> tuple[float, dict[Permutation, Evidence]]:
+    def _held_out(self, pl_module: ColumnSparseLightningModule) -> tuple[float, dict[Permutation, PermutationResult]]:
         """Return the mean loss of all processes' validation images, and what it owes to their annotations."""
         detector = pl_module.model.detector
         detector.eval()
@@ -103,7 +109,7 @@ class SearchMonitor(pl.Callback):  # type: ignore[misc]
         parts = distributed.gather(found)
         own = [loss for losses, _ in parts for loss in losses]
         evidence = {
-            kind: Evidence.of(kind, [row for _, differences in parts for row in differences[kind]], self.seed)
+            kind: PermutationResult.of(kind, [row for _, differences in parts for row in differences[kind]], self.seed)
             for kind in get_args(Permutation)
         }
         return sum(own) / len(own), evidence

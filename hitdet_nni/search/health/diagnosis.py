@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hitdet_nni.config.skeleton import component_of
-from hitdet_nni.search.health.evidence import Permutation
+from hitdet_nni.search.health.permutation_test import Permutation
 from hitdet_nni.search.health.stats import SearchStats
 
 MAX_P_VALUE = 0.01

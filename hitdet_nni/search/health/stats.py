@@ -17,7 +17,7 @@ from torch import Tensor
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.errors import NonFiniteLossError
-from hitdet_nni.search.health.evidence import Evidence, Permutation
+from hitdet_nni.search.health.permutation_test import Permutation, PermutationResult
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import group_by_component, mean_entropy
 
@@ -119,7 +119,7 @@ class SearchStats:
     gradient_norm: dict[str, float]
     expected_gflops: float
     cost_gap: dict[str, float]
-    evidence: dict[Permutation, Evidence]
+    evidence: dict[Permutation, PermutationResult]
 
     @property
     def decoded_gflops(self) -> float:
@@ -145,7 +145,7 @@ class SearchStats:
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> SearchStats:
         """Restore the value that :meth:`state` wrote."""
-        evidence = {kind: Evidence(**found) for kind, found in state["evidence"].items()}
+        evidence = {kind: PermutationResult(**found) for kind, found in state["evidence"].items()}
         return cls(**{**state, "evidence": evidence})
 
 
@@ -156,7 +156,7 @@ def collect_stats(
     chosen: Mapping[str, str],
     cost: CostTable,
     gradient_norm: Mapping[str, float],
-    evidence: Mapping[Permutation, Evidence],
+    evidence: Mapping[Permutation, PermutationResult],
     previous: SearchStats | None,
 ) -> SearchStats:
     """Look at a search at the end of an epoch.

@@ -30,9 +30,9 @@ from hitdet_nni.search.health.diagnosis import (
     diagnose,
     standing_out_entropy,
 )
-from hitdet_nni.search.health.evidence import (
+from hitdet_nni.search.health.permutation_test import (
     MAX_BATCHES,
-    Evidence,
+    PermutationResult,
     detector_losses,
     held_out_losses,
     permute_annotations,
@@ -185,7 +185,7 @@ def test_changed_layers_are_counted_but_not_those_whose_operator_was_removed(tin
 
 def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
     cost = CostTable(CostModel(tiny, num_classes=3), SPACE)
-    evidence = {"annotations": Evidence(0.5, 0.01, 9), "categories": Evidence(0.25, 0.5, 9)}
+    evidence = {"annotations": PermutationResult(0.5, 0.01, 9), "categories": PermutationResult(0.25, 0.5, 9)}
     warm_up = collect_stats(0, layers, argmax(layers), cost, {}, evidence, None)
     searching = collect_stats(
         1, layers, argmax(layers), cost, {"backbone": 0.1, "neck": 0.2, "head": 0.3}, evidence, warm_up
@@ -201,7 +201,7 @@ def test_metrics_are_flat_and_have_the_same_keys_in_every_epoch(tiny, layers):
 def test_health_survives_a_weights_only_checkpoint(tiny, layers, tmp_path):
     cost = CostTable(CostModel(tiny, num_classes=3), SPACE)
     health = collect_stats(
-        2, layers, argmax(layers), cost, {"neck": 0.1}, {"annotations": Evidence(0.5, 0.01, 9)}, None
+        2, layers, argmax(layers), cost, {"neck": 0.1}, {"annotations": PermutationResult(0.5, 0.01, 9)}, None
     )
     torch.save(health.state(), tmp_path / "health.pt")
     assert SearchStats.restore(torch.load(tmp_path / "health.pt", weights_only=True)) == health
@@ -236,7 +236,7 @@ def healthy(epoch, **changes):
         "gradient_norm": dict.fromkeys(layers, 0.1 if epoch >= 2 else 0.0),
         "expected_gflops": 100.0,
         "cost_gap": {"backbone": -4.0, "head": 6.0},
-        "evidence": {kind: Evidence(0.1, 0.001, 20) for kind in KINDS},
+        "evidence": {kind: PermutationResult(0.1, 0.001, 20) for kind in KINDS},
     }
     return SearchStats(**{**values, **changes})
 
@@ -254,10 +254,22 @@ ALL_ONE = {f"backbone/l{i:02d}": "a" if i < 18 else "b" for i in range(20)} | {
     f"head/l{i:02d}": "ab"[i % 2] for i in range(4)
 }
 CASES = {
-    "annotations": ({"evidence": {"annotations": Evidence(0.004, 0.02, 20)}}, ["all components", "0.02", "0.01"], True),
-    "categories": ({"evidence": {"categories": Evidence(0.004, 0.5, 20)}}, ["all components", "categories"], True),
-    "too few": ({"evidence": {"annotations": Evidence(0.5, 0.016, 7)}}, ["7 batches", "threshold 8"], True),
-    "nothing to exchange": ({"evidence": {"annotations": Evidence(0.0, 1.0, 0)}}, ["0 batches", "too few"], True),
+    "annotations": (
+        {"evidence": {"annotations": PermutationResult(0.004, 0.02, 20)}},
+        ["all components", "0.02", "0.01"],
+        True,
+    ),
+    "categories": (
+        {"evidence": {"categories": PermutationResult(0.004, 0.5, 20)}},
+        ["all components", "categories"],
+        True,
+    ),
+    "too few": ({"evidence": {"annotations": PermutationResult(0.5, 0.016, 7)}}, ["7 batches", "threshold 8"], True),
+    "nothing to exchange": (
+        {"evidence": {"annotations": PermutationResult(0.0, 1.0, 0)}},
+        ["0 batches", "too few"],
+        True,
+    ),
     "uniform": ({"entropy": {"backbone": 0.7, "head": 0.99}}, ["head", "0.9900", "0.9826", "alphas.lr"], True),
     "one operator": ({"decoded": ALL_ONE}, ["backbone", "a took 18 of 20", "0.9"], True),
     "vanished": ({"gradient_norm": {"backbone": 9e-4, "head": 0.1}}, ["backbone", "0.0009", "0.001"], True),
@@ -280,7 +292,7 @@ def test_each_sign_has_one_warning_that_names_what_is_wrong(case):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"evidence": {"annotations": Evidence(-0.1, 0.0099, 20)}},  # finding more objects may raise the loss
+        {"evidence": {"annotations": PermutationResult(-0.1, 0.0099, 20)}},  # finding more objects may raise the loss
         {"entropy": {"backbone": 0.98, "head": 0.98}},
         {"decoded": {**ALL_ONE, "backbone/l00": "c"}},
         {"gradient_norm": {"backbone": 1.1e-3, "head": 0.1}},
@@ -310,7 +322,10 @@ def test_a_single_epoch_of_search_can_neither_settle_nor_vanish_against_itself()
 
 def test_enough_batches_can_be_significant():
     for kind in KINDS:
-        found = [Evidence.of(kind, rows([(1.0, 1.0)] * count), 0).p_value for count in (MIN_BATCHES - 2, MIN_BATCHES)]
+        found = [
+            PermutationResult.of(kind, rows([(1.0, 1.0)] * count), 0).p_value
+            for count in (MIN_BATCHES - 2, MIN_BATCHES)
+        ]
         assert found[0] > MAX_P_VALUE > found[1]
 
 
@@ -346,7 +361,7 @@ def test_without_information_the_p_value_is_below_a_level_as_often_as_the_level_
     def draw():
         return rng.expovariate(1) * rng.choice([-1, 1]), rng.gauss(0, 2)
 
-    found = [Evidence.of(kind, rows([draw() for _ in range(12)]), seed).p_value for seed in range(300)]
+    found = [PermutationResult.of(kind, rows([draw() for _ in range(12)]), seed).p_value for seed in range(300)]
     for level in (0.05, 0.2, 0.5):
         share = sum(value <= level for value in found) / len(found)
         assert abs(share - level) < 3 * math.sqrt(level * (1 - level) / len(found))
@@ -355,7 +370,7 @@ def test_without_information_the_p_value_is_below_a_level_as_often_as_the_level_
 def test_annotations_are_known_where_terms_differ_though_their_sum_does_not():
     rng = random.Random(0)
     differences = rows([(value := rng.uniform(0.5, 1.5), -value) for _ in range(12)])
-    found = Evidence.of("annotations", differences, 0)
+    found = PermutationResult.of("annotations", differences, 0)
     assert found.gain == pytest.approx(0)
     assert found.p_value < 0.002
     assert found.batches == 12
@@ -363,26 +378,26 @@ def test_annotations_are_known_where_terms_differ_though_their_sum_does_not():
 
 def test_categories_are_known_only_where_the_own_ones_have_the_lower_loss():
     worse = rows([(1.0 + i / 9, 0.1) for i in range(12)])
-    found = Evidence.of("categories", worse, 0)
+    found = PermutationResult.of("categories", worse, 0)
     assert found.gain == pytest.approx(statistics.mean(row["loss"] for row in worse))
     assert found.p_value < 0.002
     better = [{name: -value for name, value in row.items()} for row in worse]
-    assert Evidence.of("categories", better, 0).p_value > 0.99
-    assert Evidence.of("annotations", better, 0).p_value < 0.002
+    assert PermutationResult.of("categories", better, 0).p_value > 0.99
+    assert PermutationResult.of("annotations", better, 0).p_value < 0.002
 
 
 @pytest.mark.parametrize("batches", [1, 2, 4])
 def test_few_batches_prove_nothing(batches):
     differences = rows([(1.0, 2.0)] * batches)
-    assert Evidence.of("annotations", differences, 0).p_value == pytest.approx(2 ** (1 - batches), rel=0.1)
-    assert Evidence.of("categories", differences, 0).p_value == pytest.approx(2**-batches, rel=0.1)
+    assert PermutationResult.of("annotations", differences, 0).p_value == pytest.approx(2 ** (1 - batches), rel=0.1)
+    assert PermutationResult.of("categories", differences, 0).p_value == pytest.approx(2**-batches, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_evidence_of_nothing(kind):
-    assert Evidence.of(kind, [], 0) == Evidence(0.0, 1.0, 0)
-    assert Evidence.of(kind, rows([(0.0, 0.0)] * 12), 0).p_value == 1
-    assert Evidence.of(kind, rows([(1.0, math.nan)] * 12), 0).p_value == 1
+    assert PermutationResult.of(kind, [], 0) == PermutationResult(0.0, 1.0, 0)
+    assert PermutationResult.of(kind, rows([(0.0, 0.0)] * 12), 0).p_value == 1
+    assert PermutationResult.of(kind, rows([(1.0, math.nan)] * 12), 0).p_value == 1
 
 
 def sample(boxes, labels, shape):
@@ -503,7 +518,7 @@ def test_shuffled_labels_are_noticed_and_true_ones_are_not(what, epochs, warmup_
     healthy, quiet = end_of_search(settings, data, epochs, warmup_epochs)
     ill, warnings = end_of_search(settings, shuffled(data, what, tmp_path, 0), epochs, warmup_epochs)
     for name, health in (("true", healthy), ("shuffled", ill)):
-        figure(f"{what}, {name}: {health.evidence[what]}, entropy {health.entropy}")
+        figure(f"{what}, {name}: {health.permutation_test[what]}, entropy {health.entropy}")
     exchanging = f"exchanging the {what} of"
     assert not [line for line in quiet if exchanging in line]
     assert [line for line in warnings if exchanging in line]

@@ -6,7 +6,7 @@ import torch
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.search.health.evidence import detector_losses, held_out_losses, remembered_parts
+from hitdet_nni.search.health.permutation_test import detector_losses, held_out_losses, remembered_parts
 
 
 @pytest.fixture(scope="module", params=["faster_rcnn", "retinanet"])

@@ -35,7 +35,7 @@ NUM_SIGN_FLIPS = 9999
 
 
 @dataclass(frozen=True)
-class Evidence:
+class PermutationResult:
     """What exchanging annotations did to the losses.
 
     Attributes:
@@ -49,7 +49,7 @@ class Evidence:
     batches: int
 
     @classmethod
-    def of(cls, kind: Permutation, differences: Sequence[Losses], seed: int) -> Evidence:
+    def of(cls, kind: Permutation, differences: Sequence[Losses], seed: int) -> PermutationResult:
         """Judge the differences of several batches.
 
         If own and permuted annotations can change places, the differences of each batch can change their signs. The
