@@ -197,7 +197,7 @@ def summary(wing: str) -> str:
     folder = PACKAGE / wing
     path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0].rstrip(".").replace("``", "`")
+    return re.sub(r":\w+:`([^`]+)`", r"`\1`", text.partition("\n")[0].rstrip(".").replace("``", "`"))
 
 
 def table() -> str:

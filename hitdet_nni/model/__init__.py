@@ -1,1 +1,1 @@
-"""The detector: operators, blocks, the three components, and what stands behind the neck."""
+"""The detector: its three components with their searched layers, and what stands behind the neck."""
