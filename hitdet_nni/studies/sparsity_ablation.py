@@ -16,9 +16,6 @@ from hitdet_nni.pipeline import screen_group
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_scores
 
-FIGURE_4 = (0.0, 0.01, 0.1)
-"""The weights mu of Fig. 4."""
-
 
 @dataclass(frozen=True)
 class ScoreCurves:

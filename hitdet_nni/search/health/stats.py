@@ -5,10 +5,8 @@ A search always ends with an architecture, whether it learned anything or not. T
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,38 +14,9 @@ from torch import Tensor
 
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.search.health.permutation_test import Permutation, PermutationResult
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import group_by_component, mean_entropy
-
-
-def require_finite(
-    loss: Tensor,
-    stage: str,
-    step: int,
-    image_ids: Iterable[int],
-    checkpoint: Path | Callable[[], Path | None] | None,
-) -> list[float]:
-    """Stop a training whose loss is NaN or infinite; read ``loss`` once, so that a GPU waits no more than once.
-
-    Args:
-        loss: Losses of a step, of any shape; those of both phases stacked are read together.
-        stage: The stage that is trained, e.g. ``"search"``.
-        step: Steps finished before, over all epochs.
-        image_ids: Ids of the images that the losses are of.
-        checkpoint: The last good checkpoint if there is one, or what finds it.
-
-    Returns:
-        The losses.
-
-    Raises:
-        NonFiniteLossError: With all of these.
-    """
-    values: list[float] = loss.detach().flatten().tolist()
-    if not all(math.isfinite(value) for value in values):
-        raise NonFiniteLossError(stage, step, image_ids, checkpoint() if callable(checkpoint) else checkpoint)
-    return values
 
 
 class GradientNorms:

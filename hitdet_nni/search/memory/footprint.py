@@ -51,14 +51,6 @@ def candidate_kind(candidate: nn.Module) -> Kind:
     )
 
 
-def representatives(layer: ColumnSparseMixedLayer) -> dict[Kind, str]:
-    """Return the name of the first candidate of each kind that is active."""
-    kinds: dict[Kind, str] = {}
-    for name in layer.active_names:
-        kinds.setdefault(candidate_kind(layer[name]), name)
-    return kinds
-
-
 @dataclass(frozen=True)
 class MeasuredFootprint:
     """What running a layer on small inputs tells about any input.

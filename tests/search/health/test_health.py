@@ -37,7 +37,7 @@ from hitdet_nni.search.health.permutation_test import (
     held_out_losses,
     permute_annotations,
 )
-from hitdet_nni.search.health.stats import GradientNorms, SearchStats, collect_stats, require_finite
+from hitdet_nni.search.health.stats import GradientNorms, SearchStats, collect_stats
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.regularizers import column_sparsity, mean_entropy
 from hitdet_nni.search.screening import screen_components
@@ -55,26 +55,13 @@ def argmax(layers):
     return {label: layer.export({})[label] for label, layer in layers.items()}
 
 
-def test_finite_losses_are_returned():
-    losses = torch.tensor([1.5, 2.0], requires_grad=True)
-    assert require_finite(losses, "search", 3, [], None) == [1.5, 2.0]
-    assert require_finite(losses.sum(), "search", 3, [], None) == [3.5]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_says_where_and_from_what_to_go_on(bad, tmp_path):
-    with pytest.raises(NonFiniteLossError) as caught:
-        require_finite(torch.tensor([1.0, bad]), "screening neck", 41, iter([7, 9]), lambda: tmp_path / "step.pt")
-    error = caught.value
+def test_the_error_of_a_loss_that_is_not_finite_says_where_and_from_what_to_go_on(tmp_path):
+    error = NonFiniteLossError("screening neck", 41, iter([7, 9]), tmp_path / "step.pt")
     assert (error.stage, error.step, error.image_ids) == ("screening neck", 41, (7, 9))
     assert error.checkpoint == tmp_path / "step.pt"
     assert "\n" not in str(error)
     for part in ("screening neck", "7, 9", str(tmp_path)):
         assert part in str(error)
-
-
-def test_the_checkpoint_is_looked_for_only_when_it_is_needed():
-    require_finite(torch.ones(()), "search", 0, [], lambda: pytest.fail("looked for"))
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
