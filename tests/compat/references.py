@@ -19,7 +19,8 @@ def plain_iou(a, b, offset=0):
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + offset)
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + offset)
     area_a, area_b = ((box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b))
-    return width * height / (area_a + area_b - width * height)
+    union = area_a + area_b - width * height
+    return width * height / union if union else 0.0
 
 
 def random_boxes(count, size=30.0):

@@ -43,8 +43,8 @@ from hitdet_nni.compat.torchvision_ops.switchable import SAConv2d
 from hitdet_nni.compat.torchvision_ops.sync_bn import SyncBatchNorm
 
 __all__ = [
-    "BaseMergeCell",
     "CARAFE",
+    "BaseMergeCell",
     "CARAFENaive",
     "CARAFEPack",
     "ConcatCell",

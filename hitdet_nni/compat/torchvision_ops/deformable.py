@@ -44,14 +44,14 @@ def modulated_deform_conv2d(
             f"offset has {offset.size(1)} channels, weight {weight.size(1)} input channels; allowed with {taps} taps, "
             f"deform_groups={deform_groups}, groups={groups}: {2 * deform_groups * taps}, {input.size(1) / groups:g}"
         )
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    strides, paddings, dilations = _pair(stride), _pair(padding), _pair(dilation)
     # Where offsets are predicted under autocast, they alone are in half precision.
     input, weight = input.to(offset.dtype), weight.to(offset.dtype)
     bias, mask = (None if part is None else part.to(offset.dtype) for part in (bias, mask))
     if offset.requires_grad:
-        inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], stride, padding, dilation)
+        inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], strides, paddings, dilations)
         offset = torch.where(inside, offset, offset.detach())
-    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, strides, paddings, dilations, mask)
     return output
 
 
@@ -68,7 +68,8 @@ def _inside(
     torchvision gives the offsets of samples at exactly -1 the slope towards the image. With padding many samples lie
     there when a training starts, with all offsets zero.
     """
-    moves = offset.unflatten(1, (-1, kernel[0], kernel[1], 2))  # (N, deform_groups, kh, kw, 2, H', W')
+    # (N, deform_groups, kh, kw, 2, H', W')
+    moves = offset.reshape(len(offset), offset.size(1) // (2 * math.prod(kernel)), *kernel, 2, *offset.shape[2:])
     inside = torch.ones((), dtype=torch.bool, device=offset.device)
     for axis in (0, 1):
         taps = torch.arange(kernel[axis], device=offset.device) * dilation[axis] - padding[axis]
