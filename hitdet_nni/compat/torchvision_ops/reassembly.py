@@ -122,7 +122,9 @@ class CARAFEPack(nn.Module):
 
     def init_weights(self) -> None:
         """Draw the weights so that the upsampling starts near a plain mean of the neighbourhood."""
-        xavier_init(self.channel_compressor, distribution="uniform")
+        # The encoder is drawn twice as in mmcv, so that a seed gives the same weights.
+        for conv in (self.channel_compressor, self.content_encoder):
+            xavier_init(conv, distribution="uniform")
         normal_init(self.content_encoder, std=0.001)
 
     def kernel_normalizer(self, mask: Tensor) -> Tensor:
