@@ -199,23 +199,7 @@ class DeformConv2d(_DeformConv):
         )
 
 
-class _RenamesOldKeys(nn.Module):
-    """Loads checkpoints of before version 2, whose ``conv1_offset.weight`` is now ``conv1.conv_offset.weight``."""
-
-    _version = 2
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        if (local_metadata.get("version") or 1) < 2:
-            for name in ("weight", "bias"):
-                old, new = f"{prefix.removesuffix('.')}_offset.{name}", f"{prefix}conv_offset.{name}"
-                if old in state_dict and new not in state_dict:
-                    state_dict[new] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-
-class DeformConv2dPack(_RenamesOldKeys, DeformConv2d):
+class DeformConv2dPack(DeformConv2d):
     """A :class:`DeformConv2d` that predicts its offsets, ``DCN`` in the registry; used like nn.Conv2d."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -297,7 +281,7 @@ class ModulatedDeformConv2d(_DeformConv):
         )
 
 
-class ModulatedDeformConv2dPack(_RenamesOldKeys, ModulatedDeformConv2d):
+class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
     """A :class:`ModulatedDeformConv2d` that predicts offsets and masks, ``DCNv2`` in the registry."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
