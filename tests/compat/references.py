@@ -44,3 +44,16 @@ def plain_iou(a, b, offset=0):
 def random_boxes(count, size=30.0):
     corner = torch.rand(count, 2, dtype=torch.double) * size
     return torch.cat([corner, corner + 1 + torch.rand(count, 2, dtype=torch.double) * size / 2], dim=1)
+
+
+def sample_edge(feature_map, y, x):
+    """Interpolate (C, H, W) at a point; within a pixel outside its edge is read, further outside zero."""
+    height, width = feature_map.shape[1:]
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return feature_map.new_zeros(len(feature_map))
+    y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
+    y0, x0 = int(y), int(x)
+    y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
+    top = feature_map[:, y0, x0] * (1 - (x - x0)) + feature_map[:, y0, x1] * (x - x0)
+    bottom = feature_map[:, y1, x0] * (1 - (x - x0)) + feature_map[:, y1, x1] * (x - x0)
+    return top * (1 - (y - y0)) + bottom * (y - y0)
