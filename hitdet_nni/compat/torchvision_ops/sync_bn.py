@@ -45,7 +45,7 @@ class SyncBatchNorm(nn.Module):
         (N, C, ...) to the same; with ``"N"`` N may be 0 in some processes.
 
     Raises:
-        ValueError: For another ``stats_mode``; when called, for an input without channels.
+        ValueError: For another ``stats_mode``.
     """
 
     weight: Tensor | None
@@ -101,7 +101,11 @@ class SyncBatchNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise by the statistics of the batch, in evaluation by the running ones."""
+        """Normalise by the statistics of the batch, in evaluation by the running ones.
+
+        Raises:
+            ValueError: If the input has no channels.
+        """
         if input.dim() < 2:
             raise ValueError(f"input {tuple(input.shape)}; allowed: (N, {self.num_features}, ...)")
         if not self.training and self.track_running_stats:
