@@ -113,6 +113,7 @@ def test_sync_bn_gradients_and_shapes():
     assert half.dtype == torch.bfloat16
     turned = IMAGES.to(memory_format=torch.channels_last)  # not contiguous
     torch.testing.assert_close(norm(turned), norm(IMAGES))
+    assert norm(turned).stride() == turned.stride()
 
 
 def test_sync_bn_starts_as_mmcvs():
