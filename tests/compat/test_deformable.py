@@ -95,6 +95,8 @@ def test_deform_conv_computes_in_the_type_of_the_offsets():
     x, offset, weight, bias = torch.randn(1, 2, 4, 4), torch.zeros(1, 18, 4, 4), torch.randn(3, 2, 3, 3), torch.ones(3)
     out = ops.modulated_deform_conv2d(x, offset.double(), torch.ones(1, 9, 4, 4), weight, bias, 1, 1)
     torch.testing.assert_close(out, F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
+    narrow = ops.modulated_deform_conv2d(x, offset.bfloat16(), torch.ones(1, 9, 4, 4), weight, bias, 1, 1)
+    torch.testing.assert_close(narrow, out.bfloat16())
     turned = x.to(memory_format=torch.channels_last), offset.to(memory_format=torch.channels_last)  # not contiguous
     torch.testing.assert_close(ops.deform_conv2d(*turned, weight, 1, 1), F.conv2d(x, weight, padding=1))
     assert ops.deform_conv2d(x[:0], offset[:0], weight, 1, 1).shape == (0, 3, 4, 4)
