@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,23 +27,101 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """Convolve with samples moved by ``offset`` and scaled by ``mask`` (none: 1).
+    """Convolve with samples moved by ``offset`` and scaled by ``mask`` (none: 1), in the type of ``offset``.
+
+    Offsets whose sample lies on or beyond the first row or column outside the image have no gradient, as in mmcv. Of
+    offsets and masks of a larger map than the output the first numbers of each sample are taken, as mmcv does: mmdet's
+    DyHead convolves three levels with the offsets of the middle one.
 
     Shape:
         input (N, C, H, W); offset (N, deform_groups * 2 * kh * kw, H', W'), (dy, dx) per tap, in pixels; mask
-        (N, deform_groups * kh * kw, H', W'); weight (out, C / groups, kh, kw).
+        (N, deform_groups * kh * kw, H', W'); weight (out, C / groups, kh, kw); bias (out,).
 
     Raises:
-        ValueError: If offset or weight do not fit ``deform_groups`` or ``groups``.
+        ValueError: If the shapes do not fit each other, ``deform_groups`` or ``groups``.
     """
+    size = _output_size(input, weight, _pair(stride), _pair(padding), _pair(dilation))
+    offset, mask = _leading(offset, size), None if mask is None else _leading(mask, size)
+    return _deform_conv(input, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
+
+
+def _output_size(
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int]:
+    height, width = (
+        (input.size(2 + axis) + 2 * padding[axis] - dilation[axis] * (weight.size(2 + axis) - 1) - 1) // stride[axis]
+        + 1
+        for axis in (0, 1)
+    )
+    return height, width
+
+
+def _leading(part: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the first numbers of each sample of (N, C, h, w) as (N, C, H', W'), or all where they are too few."""
+    count = part.size(1) * math.prod(size)
+    if tuple(part.shape[2:]) == size or part[:1].numel() < count:
+        return part
+    return part.flatten(1)[:, :count].reshape(len(part), part.size(1), *size)
+
+
+def _deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
     taps = weight.size(2) * weight.size(3)
     if offset.size(1) != 2 * deform_groups * taps or input.size(1) != groups * weight.size(1):
         raise ValueError(
             f"offset has {offset.size(1)} channels, weight {weight.size(1)} input channels; allowed with {taps} taps, "
             f"deform_groups={deform_groups}, groups={groups}: {2 * deform_groups * taps}, {input.size(1) / groups:g}"
         )
-    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, _pair(stride), _pair(padding), _pair(dilation), mask)
-    return output
+    strides, paddings, dilations = _pair(stride), _pair(padding), _pair(dilation)
+    size = _output_size(input, weight, strides, paddings, dilations)
+    sizes = [tuple(part.shape[2:]) for part in (offset, mask) if part is not None]
+    if min(size) < 1 or any(given != size for given in sizes):
+        raise ValueError(f"offset (and mask) of {sizes} for an output of {size}; allowed: its size, at least 1 x 1")
+    # Where offsets are predicted under autocast, they alone are in half precision. torchvision has no bfloat16.
+    result_type = offset.dtype
+    kind = torch.float32 if result_type == torch.bfloat16 else result_type
+    input, offset, weight = input.to(kind), offset.to(kind), weight.to(kind)
+    bias, mask = (None if part is None else part.to(kind) for part in (bias, mask))
+    if offset.requires_grad:
+        inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], strides, paddings, dilations)
+        offset = torch.where(inside, offset, offset.detach())
+    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, strides, paddings, dilations, mask)
+    return output.to(result_type)
+
+
+def _inside(
+    offset: Tensor,
+    image: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return which offsets move a sample to less than a pixel from the image, in the shape of ``offset``.
+
+    torchvision gives the offsets of samples at exactly -1 the slope towards the image. With padding many samples lie
+    there when a training starts, with all offsets zero.
+    """
+    # (N, deform_groups, kh, kw, 2, H', W')
+    moves = offset.reshape(len(offset), offset.size(1) // (2 * math.prod(kernel)), *kernel, 2, *offset.shape[2:])
+    inside = torch.ones((), dtype=torch.bool, device=offset.device)
+    for axis in (0, 1):
+        taps = torch.arange(kernel[axis], device=offset.device) * dilation[axis] - padding[axis]
+        starts = torch.arange(offset.size(2 + axis), device=offset.device) * stride[axis]
+        # (kh, 1, H', 1) of the rows, (kw, 1, W') of the columns
+        positions = (taps.view(-1, *[1] * (3 - axis)) + starts.view(-1, *[1] * (1 - axis))) + moves[:, :, :, :, axis]
+        inside = inside & (positions > -1) & (positions < image[axis])
+    return inside[:, :, :, :, None].expand_as(moves).flatten(1, 4)
 
 
 def deform_conv2d(
@@ -60,11 +139,11 @@ def deform_conv2d(
     """Call :func:`modulated_deform_conv2d` without mask and bias; ``im2col_step`` has no effect.
 
     Raises:
-        ValueError: If ``bias`` is true.
+        ValueError: If ``bias`` is true, or the offsets have another size than the output.
     """
     if bias:
         raise ValueError("deform_conv2d bias=True; allowed: False")
-    return modulated_deform_conv2d(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
+    return _deform_conv(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
 
 
 class _DeformConv(nn.Module):
@@ -97,12 +176,9 @@ class _DeformConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
 
     def _offset_conv(self, channels_per_tap: int) -> nn.Conv2d:
-        """Return a convolution that predicts zeros until it is trained: the layer starts as a plain convolution."""
+        """Return the convolution that predicts ``channels_per_tap`` numbers for each tap of each group."""
         channels = channels_per_tap * self.deform_groups * math.prod(self.kernel_size)
-        conv = nn.Conv2d(self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation)
-        nn.init.zeros_(conv.weight)
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        return conv
+        return nn.Conv2d(self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 class DeformConv2d(_DeformConv):
@@ -173,6 +249,12 @@ class DeformConv2dPack(DeformConv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conv_offset = self._offset_conv(2)
+        self.init_offset()
+
+    def init_offset(self) -> None:
+        """Let the layer predict zeros until it is trained: it starts as a plain convolution."""
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve (N, C, H, W)."""
@@ -249,6 +331,7 @@ class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conv_offset = self._offset_conv(3)
+        self.init_weights()
 
     def init_weights(self) -> None:
         """Initialise as the parent does, and the prediction to zeros: mmengine calls this after its initialisers."""
