@@ -269,8 +269,9 @@ def test_a_seed_decides_the_paths(space):
     model_space = space({**SPACE, "head": ["conv_k3_d1", "sep_k3_d1"]})
     strategy = SeededRandomOneShot()
     strategy.mutate_model(model_space)
-    module = strategy.configure_oneshot_module(pl.LightningModule())
-    module.set_model(model_space)
+    trained = pl.LightningModule()
+    trained.model = model_space
+    module = strategy.configure_oneshot_module(trained)
     layers = {layer.label: layer for layer in module.supernet_modules()}
     draws = []
     for seed in (1, 1, 2):
