@@ -64,7 +64,7 @@ class Choice:
         return tuple(self.layers[0].active_names) if self.layers else self.options
 
     def active_alpha(self) -> Tensor:
-        """Return the parameters of the options that have not been removed."""
+        """Return the parameters of the options that have not been removed, shape ``[len(active_options())]``."""
         return self.layers[0].active_alpha() if self.layers else self.alpha
 
     def active_columns(self) -> tuple[Hashable, ...]:
@@ -72,11 +72,11 @@ class Choice:
         return self.active_options()[: len(self.columns)]
 
     def active_row(self) -> Tensor:
-        """Return the parameters of :meth:`active_columns`."""
+        """Return the parameters of :meth:`active_columns`, shape ``[len(active_columns())]``."""
         return self.active_alpha()[: len(self.columns)]
 
     def active_probabilities(self) -> Tensor:
-        """Return the weights of the options that have not been removed; they sum to 1."""
+        """Return the weights of :meth:`active_options`, shape ``[len(active_options())]``; they sum to 1."""
         weights: Tensor = self._softmax(self.active_alpha())
         return weights
 

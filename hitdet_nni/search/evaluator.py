@@ -67,7 +67,11 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         self.resume = resume
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that would search wrongly without a word; have images go where the detector will be."""
+        """Refuse what would be searched wrongly without a word; have images go where the detector will be.
+
+        Raises:
+            InputError: For a strategy that cannot search a detector space, or a space that is no detector's.
+        """
         refuse_unsupported(self.trainer.lightning_module)
         if not hasattr(self.model, "detector"):
             allowed = "a HitDetectorSpace; other spaces have Lightning evaluators of their own"

@@ -22,7 +22,6 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -548,25 +547,46 @@ def test_a_image_spoiled_before_it_is_evaluated(files, peace, run, monkeypatch):
     assert line.startswith(f"hitdet-nni: {image}: cannot be decoded: ")
 
 
-def kill_a_loader_process():
-    workers = [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
-    os.kill(workers[0].pid, signal.SIGKILL)
+KILLED_LOADER = """
+import json, os, signal, sys
+import psutil
+from hitdet_nni import cli
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+
+save, saved = CheckpointFolder.save, 0
+
+def saving(*arguments, **keywords):
+    global saved
+    saved += 1
+    if saved == 2:
+        children = psutil.Process().children()
+        loaders = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+        os.kill(loaders[0].pid, signal.SIGKILL)
+    return save(*arguments, **keywords)
+
+CheckpointFolder.save = saving
+sys.exit(cli.main(json.loads(sys.argv[1])))
+"""
 
 
 @pytest.mark.parametrize("command", ["search", pytest.param("retrain", marks=pytest.mark.slow)])
-def test_a_killed_loader_process(files, peace, tmp_path, run, monkeypatch, command):
+def test_a_killed_loader_process(files, peace, tmp_path, run, command):
+    """In a process of its own: the system tells the parent of a child's death by a signal, at any moment."""
     out = tmp_path / "run"
-    options = ["--set", "data.workers=1"]
-    with monkeypatch.context() as patched:
-        happening = Moment(patched, CheckpointFolder, "save", kill_a_loader_process, 2)
-        status, lines = run(COMMANDS[command](files, out, *options))
-    assert happening.happened, lines
-    assert status == 1, lines
-    (line,) = lines
+    arguments = COMMANDS[command](files, out, "--set", "data.workers=1")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_LOADER, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
     assert re.match(r"hitdet-nni: (DataLoader worker \(pid|a process that loads images has ended)", line)
     assert "data.workers" in line
     assert "--resume" in line
-    assert run(COMMANDS[command](files, out, "--resume", *options))[0] == 0
+    assert run([*arguments, "--resume"])[0] == 0
     assert results(out) == peace[command]
 
 

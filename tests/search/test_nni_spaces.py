@@ -128,7 +128,7 @@ def nothing_slow(name):
 SLOW = {"MobileNetV3", "ShuffleNet", "ShuffleNet, channels too", "NASNet"}
 
 
-@pytest.mark.parametrize("name", map(nothing_slow, HUB))
+@pytest.mark.parametrize("name", [*map(nothing_slow, HUB)])
 def test_spaces_of_the_hub(name):
     """A step of each phase: gradients equal to those of NNI's DARTS, what is exported frozen."""
     notes = Gradients(), Gradients()
@@ -138,8 +138,9 @@ def test_spaces_of_the_hub(name):
     assert notes[0].found.keys() == notes[1].found.keys()
     for alpha, gradient in notes[0].found.items():
         assert gradient is not None
-        assert gradient.abs().max() > 0
         torch.testing.assert_close(notes[1].found[alpha], gradient, rtol=1e-4, atol=1e-7)
+    moved = sum(bool(gradient.any()) for gradient in notes[1].found.values())
+    assert moved >= 0.9 * len(notes[1].found)  # one width of MobileNetV3 has none, in NNI's either
     module = strategies[1].oneshot_module
     assert {*map(id, module.arch_parameters())} == {*map(id, named_alphas(module.model).values())}
     decided = HUB[name]().freeze(module.export()).eval()
