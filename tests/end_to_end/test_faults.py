@@ -548,8 +548,7 @@ def test_a_image_spoiled_before_it_is_evaluated(files, peace, run, monkeypatch):
 
 
 KILLED_LOADER = """
-import json, os, signal, sys
-import psutil
+import json, multiprocessing, os, signal, sys
 from hitdet_nni import cli
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 
@@ -559,9 +558,7 @@ def saving(*arguments, **keywords):
     global saved
     saved += 1
     if saved == 2:
-        children = psutil.Process().children()
-        loaders = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
-        os.kill(loaders[0].pid, signal.SIGKILL)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     return save(*arguments, **keywords)
 
 CheckpointFolder.save = saving
