@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.io import read_text
-from hitdet_nni.runs.result import PRECISIONS
 
 _TRAIN = re.compile(r"Epoch\(train\)\s+\[(\d{1,9})\]\[\s*(\d{1,9})/\s*(\d{1,9})\].*?\sloss: ([-+.\w]+)")
 _VAL = re.compile(r"Epoch\(val\)\s+\[(\d{1,9})\]\[\s*\d+/\s*\d+\](.*)")
-_EMPTY = "The testing results of the whole dataset is empty"
 _METRIC = re.compile(r"coco/bbox_(\w+): ([-+.\w]+)")
 
 
@@ -32,9 +30,7 @@ class TrainingLog:
 def read_training_log(folder: Path) -> TrainingLog:
     """Read all logs of a retraining; where it was stopped and went on, the later log counts.
 
-    Where nothing at all was detected, mmengine prints the metrics of the evaluation before; the average precisions are
-    zero then, as in :func:`hitdet_nni.training.coco_evaluation.coco_metrics`. Lines of any other form are passed over:
-    the file is a log for people, and its last line may be cut off.
+    Lines of any other form are passed over: the file is a log for people, and its last line may be cut off.
 
     Args:
         folder: The run's ``retrain`` folder. mmengine makes a folder in it each time it starts, named by the time.
@@ -45,16 +41,13 @@ def read_training_log(folder: Path) -> TrainingLog:
     losses: dict[float, float] = {}
     evaluations: dict[int, dict[str, float]] = {}
     for log in sorted(folder.glob("*/*.log")):
-        empty = False
         for line in read_text(log).splitlines():
-            empty = empty or _EMPTY in line
             if (found := _TRAIN.search(line)) and int(found[3]):
                 loss = _finite(found[4])
                 if loss is not None:
                     losses[int(found[1]) - 1 + int(found[2]) / int(found[3])] = loss
             elif found := _VAL.search(line):
-                metrics = dict.fromkeys(PRECISIONS, 0.0) if empty else _metrics(found[2])
-                empty = False
+                metrics = _metrics(found[2])
                 if "mAP" in metrics:
                     evaluations[int(found[1])] = metrics
     return TrainingLog(tuple(sorted(losses.items())), tuple(sorted(evaluations.items())))

@@ -16,12 +16,8 @@ METRICS = STATS
 
 
 def coco_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the average precisions in [0, 1] by their bare names; -1 where a size has no boxes.
-
-    mmdet gives none where nothing at all was detected, as by an untrained one-stage detector: they are zero then.
-    """
-    found = {name: float(metrics[f"coco/bbox_{name}"]) for name in METRICS if f"coco/bbox_{name}" in metrics}
-    return found or dict.fromkeys(METRICS, 0.0)
+    """Return the average precisions in [0, 1] by their bare names; -1 where a size has no boxes."""
+    return {name: float(metrics[f"coco/bbox_{name}"]) for name in METRICS if f"coco/bbox_{name}" in metrics}
 
 
 def exact(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdet.evaluation.metrics import CocoMetric
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hitdet_nni.runs.result import PRECISIONS
@@ -29,8 +30,8 @@ class ExactCocoMetric(CocoMetric):  # type: ignore[misc]
             results: For each image what mmdet's :meth:`process` collected.
 
         Returns:
-            Average precisions in [0, 1] by the names of :data:`STATS` behind ``bbox_``, -1 where a size has no boxes;
-            zeros where nothing was detected. (mmdet gives none then, and mmengine's log repeats the last ones.)
+            Average precisions in [0, 1] by the names of :data:`STATS` behind ``bbox_``, -1 where a size has no boxes,
+            also where nothing was detected. (mmdet gives none then, and mmengine's log repeats the last ones.)
         """
         truth = self._coco_api
         if self.cat_ids is None:
@@ -38,9 +39,8 @@ class ExactCocoMetric(CocoMetric):  # type: ignore[misc]
         with TemporaryDirectory() as folder:
             files = self.results2json([detections for _, detections in results], str(Path(folder) / "found"))
             found = json.loads(Path(files["bbox"]).read_bytes())
-        if not found:
-            return {f"bbox_{name}": 0.0 for name in STATS}
-        evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+        # pycocotools loads no empty list of detections, but evaluates one.
+        evaluation = COCOeval(truth, truth.loadRes(found) if found else COCO(), "bbox")
         evaluation.params.catIds = self.cat_ids
         evaluation.evaluate()
         evaluation.accumulate()

@@ -16,7 +16,8 @@ class CocoSummary:
         boxes: Number of boxes of every kind.
         classes: Class names in the order of their category ids.
         boxes_per_class: Number of boxes of each of `classes`.
-        boxes_by_size: Boxes below 32 x 32 pixels of area, below 96 x 96, and above, as COCO's metrics count them.
+        boxes_by_size: Boxes below 32 x 32 pixels of area, below 96 x 96, and above. (COCO's metrics count a box of
+            exactly such an area in both sizes.)
     """
 
     images: int

@@ -1,0 +1,46 @@
+"""Boxes of label files are torchvision's: no side is a pixel longer or shorter than the file says."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.ops import box_area, box_convert
+
+from hitdet_nni.data.layouts.parts import Labelled, Notes
+from hitdet_nni.data.layouts.voc_devkit import read_objects
+from hitdet_nni.data.layouts.yolo_labels import YoloReader
+
+
+def test_yolo_s_centres_and_sides(tmp_path):
+    generator = np.random.default_rng(0)
+    sides = generator.uniform(0, 0.5, (100, 2))
+    rows = np.concatenate([sides / 2 + generator.uniform(0, 1, (100, 2)) * (1 - sides), sides], axis=1)
+    labels = tmp_path / "image.txt"
+    labels.write_text("\n".join(" ".join(["0", *map(repr, row)]) for row in rows.tolist()))
+    size, boxes = YoloReader(1).read(Labelled("image", Path("image.png"), labels), lambda: (641, 427), Notes())
+    scale = torch.tensor(size * 2, dtype=torch.float64)
+    found = torch.tensor([each.box for each in boxes], dtype=torch.float64)
+    torch.testing.assert_close(found, box_convert(torch.from_numpy(rows), "cxcywh", "xywh") * scale, rtol=0, atol=1e-9)
+
+
+def test_voc_s_pixels_counted_from_one(tmp_path):
+    corners = np.random.default_rng(0).integers(1, 300, (50, 2, 2))
+    corners.sort(axis=1)
+    names = ("xmin", "ymin", "xmax", "ymax")
+    objects = [
+        "".join(f"<{name}>{value}</{name}>" for name, value in zip(names, box, strict=True))
+        for box in corners.reshape(-1, 4).tolist()
+    ]
+    file = tmp_path / "image.xml"
+    boxes = "".join(f"<object><name>cat</name><bndbox>{each}</bndbox></object>" for each in objects)
+    file.write_text(f"<annotation>{boxes}</annotation>")
+    found = box_convert(torch.tensor([each.box for each in read_objects(file)[1]]), "xywh", "xyxy")
+    # The pixels of a box, both ends among them, fill it.
+    covered = np.zeros((50, 300, 300), dtype=bool)
+    for pixels, ((left, top), (right, bottom)) in zip(covered, corners, strict=True):
+        pixels[top - 1 : bottom, left - 1 : right] = True
+    assert box_area(found).tolist() == covered.sum(axis=(1, 2)).tolist()
+    places = [
+        (*np.argwhere(pixels).min(axis=0)[::-1], *(np.argwhere(pixels).max(axis=0)[::-1] + 1)) for pixels in covered
+    ]
+    assert found.tolist() == [list(map(float, place)) for place in places]
