@@ -35,6 +35,7 @@ from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
 from hitdet_nni.data.images.reading import ImageError, cut_short
 from hitdet_nni.data.loaders import detection_loader
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.process import translate_io_errors
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import LostWorkerError, StoppedError, WriteError
 from hitdet_nni.io import append_epoch, locked, whole_file, write_csv, write_json, write_text
@@ -579,12 +580,34 @@ def test_a_killed_loader_process(files, peace, tmp_path, run, command):
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    (line,) = done.stderr.splitlines()
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    (line,) = lines
     assert re.match(r"hitdet-nni: (DataLoader worker \(pid|a process that loads images has ended)", line)
     assert "data.workers" in line
     assert "--resume" in line
     assert run([*arguments, "--resume"])[0] == 0
     assert results(out) == peace[command]
+
+
+class Destroyed:
+    """Fails when it is destroyed, as a loader does where the signal of a lost process arrives at that moment."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_a_process_lost_while_something_is_destroyed_is_told_once(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: told.append(str(what.exc_value)))
+    with translate_io_errors(tmp_path):
+        Destroyed(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+        Destroyed(RuntimeError("anything else"))
+    Destroyed(RuntimeError("DataLoader worker (pid 8) is killed by signal: Killed."))
+    assert told == ["anything else", "DataLoader worker (pid 8) is killed by signal: Killed."]
 
 
 @pytest.mark.parametrize(
