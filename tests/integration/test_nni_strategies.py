@@ -704,8 +704,15 @@ def run_block(block, names=None):
     return names
 
 
+def test_the_example_of_another_space(run):
+    found = run_block(blocks_of_the_page()[3])
+    (sample,) = found["experiment"].export_top_models(formatter="dict")
+    assert sample["signals/depth"] in (1, 2, 3)
+    assert len(sample) == 1 + len(found["strategy"].oneshot_module.mixed_layers())
+
+
 def test_the_one_shot_example_of_the_page(run):
-    first, _, second_stage = blocks_of_the_page()
+    first, _, second_stage, _ = blocks_of_the_page()
     found = run_block(first)
     written = load_architecture(Path("darts.json"))
     assert written.sample == found["sample"]
