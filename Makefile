@@ -26,10 +26,10 @@ search: install
 	$(BIN)/python -m hitdet_nni experiment $(if $(RESUME),--resume $(RESUME),$(CONFIG)) --runs runs $(if $(PORT),--port $(PORT))
 
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0 -m "not slow and not gpu"
 
 test-slow: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0 -m "slow and not gpu"
 
 # Root, debootstrap, twenty minutes: a Debian 13 with nothing, from the installation to a retrained detector.
 test-fresh:

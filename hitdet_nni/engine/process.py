@@ -9,13 +9,17 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
+from types import TracebackType
 
 from hitdet_nni.errors import LostWorkerError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_HANDOVER = resource_sharer.__file__
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)[^.\n]*")
 
 
@@ -48,6 +52,9 @@ def translate_io_errors(folder: Path) -> Iterator[None]:
         WriteError: In place of the system's error where there is no room to write.
         LostWorkerError: In place of torch's error where a process that loads images has ended.
     """
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = partial(_tell_unless_lost_worker, sys.unraisablehook)
+    sys.excepthook = partial(_tell_unless_torn_handover, sys.excepthook)  # loader processes are forked, and have it too
     try:
         yield
     except (OSError, EOFError, RuntimeError) as error:
@@ -59,6 +66,30 @@ def translate_io_errors(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise WriteError(error.filename or folder, error.strerror or str(error)) from error
         raise
+    finally:
+        sys.unraisablehook, sys.excepthook = hooks
+
+
+def _tell_unless_lost_worker(tell: Callable[[sys.UnraisableHookArgs], object], what: sys.UnraisableHookArgs) -> None:
+    """Tell what Python could not raise, unless it is the end of a process that loads images.
+
+    Torch raises that at whatever is being computed when the system's signal arrives. Where this is a destructor, Python
+    prints a traceback and goes on, and the loss is noticed once more where the next batch is received.
+    """
+    if not (isinstance(what.exc_value, RuntimeError) and _LOST_WORKER.match(str(what.exc_value))):
+        tell(what)
+
+
+def _tell_unless_torn_handover(
+    tell: Callable[[type[BaseException], BaseException, TracebackType | None], object],
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+) -> None:
+    """Tell what nothing has caught, unless a loader process was about to hand a batch to one that has turned away."""
+    codes = (frame.f_code for frame, _ in traceback.walk_tb(trace))
+    if not (isinstance(error, (ConnectionError, EOFError)) and any(c.co_filename == _HANDOVER for c in codes)):
+        tell(kind, error, trace)
 
 
 def _was_receiving(error: BaseException) -> bool:

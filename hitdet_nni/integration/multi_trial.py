@@ -25,7 +25,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.recalibration import recalibrate
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError
-from hitdet_nni.integration.nni_results import complete_sample, describe_sample
+from hitdet_nni.integration.nni_results import complete_sample, describe_sample, require_detector_space
 from hitdet_nni.io import WEIGHTS_FILE
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.pipeline import retrain_architecture
@@ -59,6 +59,7 @@ def retrain_sample(
         InputError: If a setting or the data is bad, the space is for another number of classes, or NNI did not make
             the model in its simplified format.
     """
+    require_detector_space(model, "retrain_sample")
     settings = load_settings(config, overrides).model_copy(update={"skeleton": model.skeleton})
     torch.set_num_threads(settings.threads)
     sample = current_sample(model)
@@ -135,6 +136,7 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
     ) -> None:
         if batches < 1:
             raise InputError(f"got {batches}", source="InheritedWeights", key="batches", allowed="at least 1")
+        require_detector_space(supernet, "InheritedWeights")
         self.supernet = supernet
         self.settings = settings.model_copy(update={"skeleton": supernet.skeleton})
         self.data = data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
@@ -19,6 +20,21 @@ from hitdet_nni.search.mixed import active_alphas
 from hitdet_nni.search.provenance import describe_architecture
 
 
+def require_detector_space(space: Any, source: str) -> None:
+    """Refuse what only detector spaces have, in other spaces.
+
+    Args:
+        space: Any model space.
+        source: What needs a detector's.
+
+    Raises:
+        InputError: Naming what other spaces have in its place.
+    """
+    if not isinstance(space, HitDetectorSpace):
+        allowed = 'a HitDetectorSpace; of other spaces export_top_models(formatter="dict") tells what was found'
+        raise InputError(f"got a {type(space).__name__}", source=source, allowed=allowed)
+
+
 def complete_sample(space: HitDetectorSpace, exported: Mapping[str, str]) -> dict[str, str]:
     """Return one operator for every searched layer out of what NNI exports.
 
@@ -29,8 +45,9 @@ def complete_sample(space: HitDetectorSpace, exported: Mapping[str, str]) -> dic
         exported: Operator name by label, as ``export_top_models(formatter="dict")`` gives it.
 
     Raises:
-        InputError: If a label is missing or unknown, or a name is none of the candidates.
+        InputError: If a label is missing or unknown, a name is none of the candidates, or the space is no detector's.
     """
+    require_detector_space(space, "complete_sample")
     candidates = layer_candidates(space.skeleton, space.space)
     for label, names in candidates.items():
         name = exported.get(label, names[0] if len(names) == 1 else None)
@@ -53,9 +70,11 @@ def strongest_sample(strategy: OneShotStrategy, budget: Budget | None = None) ->
         budget: What the whole detector may cost.
 
     Raises:
-        InputError: If the strategy has no architecture parameters, or nothing in the space is within the budget.
+        InputError: If the strategy has no architecture parameters, nothing in the space is within the budget, or the
+            space is no detector's.
     """
     space = strategy.supernet
+    require_detector_space(space, "strongest_sample")
     alphas = {
         layer.label: active_alphas(layer) for layer in space.modules() if isinstance(layer, DifferentiableMixedLayer)
     }
@@ -83,8 +102,10 @@ def describe_sample(
         source: What found it, e.g. ``"DARTS of NNI"``.
 
     Raises:
-        InputError: If it is not a sample of the space, or the data has another number of classes than the space.
+        InputError: If it is not a sample of the space, the data has another number of classes than the space, or the
+            space is no detector's.
     """
+    require_detector_space(space, "describe_sample")
     if space.num_classes != len(data.classes):
         raise InputError(
             f"the data has {len(data.classes)} classes",

@@ -17,7 +17,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.epoch_losses import EpochLosses
 from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.optimizers import WeightOptimizer
-from hitdet_nni.errors import NonFiniteLossError
+from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.search.one_shot import refuse_unsupported
 
 
@@ -67,8 +67,15 @@ class DetectionModule(LightningModule):  # type: ignore[misc]
         self.resume = resume
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that would search wrongly without a word; have images go where the detector will be."""
+        """Refuse what would be searched wrongly without a word; have images go where the detector will be.
+
+        Raises:
+            InputError: For a strategy that cannot search a detector space, or a space that is no detector's.
+        """
         refuse_unsupported(self.trainer.lightning_module)
+        if not hasattr(self.model, "detector"):
+            allowed = "a HitDetectorSpace; other spaces have Lightning evaluators of their own"
+            raise InputError(f"got a {type(self.model).__name__}", source="detection_evaluator", allowed=allowed)
         # Lightning moves the tensors of the preprocessor, but only its own `to` tells it where images are to go.
         self.model.detector.data_preprocessor.to(self.trainer.strategy.root_device)
 

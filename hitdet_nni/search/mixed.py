@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from nni.nas.oneshot.pytorch.supermodule._expression_utils import weighted_sum
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 
@@ -44,12 +45,13 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     in place, so state dicts keep their keys.
 
     Attributes:
-        active_names: Names of the candidates still active, in the order of the parameters.
+        active_names: Names of the candidates still active, in the order of the parameters; numbers where the candidates
+            have none.
         activations: What is kept for the gradients, a key of :data:`ACTIVATION_MODES`; see :func:`set_activations`.
         fell_back: Candidates for whose sake the layer is computed as ``all`` instead of fused.
 
     Args:
-        paths: Candidate modules by name; all map ``[N, C, H, W]`` to one common shape.
+        paths: Candidate modules by name, or in a list; all map to outputs of one common form and shape.
         alpha: Architecture parameters, shape ``[len(paths)]``.
         softmax: Module that turns architecture parameters into weights.
         label: Label of the layer.
@@ -63,17 +65,19 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     fell_back: tuple[str, ...] = ()
     _active_index: Tensor
 
-    def __init__(self, paths: dict[str, nn.Module], alpha: nn.Parameter, softmax: nn.Module, label: str) -> None:
+    def __init__(
+        self, paths: dict[str, nn.Module] | list[nn.Module], alpha: nn.Parameter, softmax: nn.Module, label: str
+    ) -> None:
         super().__init__(paths, alpha, softmax, label)
-        self._set_active(list(paths))
+        self._set_active(self.names)
 
     @property
     def alpha(self) -> nn.Parameter:
         """The architecture parameters of all candidates, removed ones included, shape ``[len(names)]``."""
         return alpha_of(self)
 
-    def _set_active(self, names: list[str]) -> None:
-        self.active_names = names
+    def _set_active(self, names: Iterable[str]) -> None:
+        self.active_names = list(names)
         index = torch.tensor([self.names.index(name) for name in names], device=self.alpha.device)
         self.register_buffer("_active_index", index, persistent=False)
 
@@ -83,7 +87,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
 
     def set_extra_state(self, state: list[str]) -> None:
         """Restore the candidates still active from a checkpoint."""
-        self._set_active(list(state))
+        self._set_active(state)
 
     def active_candidates(self) -> list[nn.Module]:
         """Return the modules of the candidates still active, in the order of ``active_names``."""
@@ -203,30 +207,35 @@ def describe_fallback(module: nn.Module) -> str | None:
     return f"all in {labels}: the fused mixed layer cannot compute {', '.join(names)}"
 
 
-def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, torch.dtype]:
-    """Compute a candidate's term of Eq. 5; return it and the type of the candidate's output.
+def _share(candidate: nn.Module, weight: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, torch.dtype | None]:
+    """Compute a candidate's term of Eq. 5; return it and, of a tensor, the type of the candidate's output.
 
     Terms of 16-bit outputs have 32 bits: else the gradients of the weights, whose differences are what the alphas
     learn from, would be rounded to 16 bits.
     """
     output = candidate(*args, **kwargs)
+    if not isinstance(output, Tensor):  # such as the output and the state of a recurrent layer
+        return weighted_sum([output], [weight]), None
     if output.dtype != weight.dtype:
         weight = weight.reshape([1] * output.dim())  # a scalar would take the output's type
     return output * weight, output.dtype
 
 
 def _sum_of_shares(
-    share: Callable[..., tuple[Tensor, torch.dtype]], layer: ColumnSparseMixedLayer, *args: Any, **kwargs: Any
-) -> Tensor:
+    share: Callable[..., tuple[Any, torch.dtype | None]], layer: ColumnSparseMixedLayer, *args: Any, **kwargs: Any
+) -> Any:
     """Compute Eq. 5 term by term, so that no more than one term and the sum are held."""
     weights = layer.probabilities().unbind()
     (first, *others) = zip(layer.active_candidates(), weights, strict=True)
     total, dtype = share(*first, *args, **kwargs)
     for candidate, weight in others:
         term, other_dtype = share(candidate, weight, *args, **kwargs)
-        total += term
-        dtype = torch.promote_types(dtype, other_dtype)
-    return total.to(dtype)
+        if dtype is None or other_dtype is None:
+            total = weighted_sum([total, term])
+        else:
+            total += term
+            dtype = torch.promote_types(dtype, other_dtype)
+    return total if dtype is None else total.to(dtype)
 
 
 ACTIVATION_MODES: Mapping[str, Callable[..., Tensor]] = {

@@ -1,4 +1,4 @@
-"""NNI's other one-shot strategies on detector spaces: what is refused, paths that a seed decides, and ENAS."""
+"""NNI's other one-shot strategies: what is refused, paths that a seed decides, and ENAS."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule, GumbelDartsLightningModule
-from nni.nas.oneshot.pytorch.sampling import EnasLightningModule, has_tianshou
-from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingLayer
-from nni.nas.strategy import ENAS
+from nni.nas.oneshot.pytorch.sampling import EnasLightningModule, RandomSamplingLightningModule, has_tianshou
+from nni.nas.strategy import ENAS, RandomOneShot
+from numpy.random import RandomState
 from torch import Tensor, randint
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.strategy import ColumnSparseLightningModule
+from hitdet_nni.search.strategy import ColumnSparseLightningModule, refuse_penalty
 
 ENAS_REQUIREMENTS = ("tianshou==0.4.11", "gym==0.26.2")
 """What NNI's controller needs besides NNI; its code fits no later release of either."""
@@ -48,12 +48,7 @@ def refuse_unsupported(module: Any) -> None:
             "NNI's ENAS forgets its controller before it exports", source=name, allowed="ControllerENAS of one_shot"
         )
     if isinstance(module, DartsLightningModule) and module.penalty is not None:
-        raise InputError(
-            "NNI's penalty gives the architecture parameters no gradient",
-            source=name,
-            key="penalty",
-            allowed="none; ColumnSparseDARTS has cost",
-        )
+        refuse_penalty(name)
     if isinstance(module, GumbelDartsLightningModule) and module.temperature_scheduler.init <= 0:
         raise InputError(
             f"got {module.temperature_scheduler.init}", source=name, key="temperature", allowed="a positive number"
@@ -66,25 +61,34 @@ def refuse_unsupported(module: Any) -> None:
         )
 
 
-class SeededPathLayer(PathSamplingLayer):  # type: ignore[misc]
-    """NNI's single-path layer, but drawing from torch's generator, so that a seed decides the paths.
+class SeededPathsModule(RandomSamplingLightningModule):  # type: ignore[misc]
+    """The training of :class:`SeededRandomOneShot`: every path is drawn before NNI's modules are asked for theirs."""
 
-    NNI seeds each draw anew from the operating system. Give this layer to the strategy:
-    ``RandomOneShot(mutation_hooks=[SeededPathLayer.mutate])``.
+    def resample(self) -> dict[str, Any]:
+        """Draw a path that the filter lets pass, and have all modules take it."""
+        path: dict[str, Any] = self._repeat_until_valid(self._draw)
+        for module in self.supernet_modules():
+            module.resample(memo=path)
+        return path
+
+    def export(self) -> dict[str, Any]:
+        """Draw a path: none is better than another to this strategy."""
+        return self._draw()
+
+    def _draw(self) -> dict[str, Any]:
+        random = RandomState(int(randint(2**31, ())))
+        return {label: choice.random(random_state=random) for label, choice in sorted(self.model.simplify().items())}
+
+
+class SeededRandomOneShot(RandomOneShot):  # type: ignore[misc]
+    """NNI's RandomOneShot, but drawing from torch's generator, so that a seed decides the paths.
+
+    NNI seeds each draw anew from the operating system.
     """
 
-    def resample(self, memo: Mapping[str, Any]) -> dict[str, Any]:
-        """Draw a candidate, or take the one that ``memo`` has for the label."""
-        self._sampled = memo[self.label] if self.label in memo else self._draw()
-        return {self.label: self._sampled}
-
-    def export(self, memo: Mapping[str, Any]) -> dict[str, Any]:
-        """Draw a candidate: no path is better than another to this layer."""
-        return {} if self.label in memo else {self.label: self._draw()}
-
-    def _draw(self) -> str:
-        name: str = self.names[int(randint(len(self.names), ()))]
-        return name
+    def configure_oneshot_module(self, training_module: Any) -> SeededPathsModule:
+        """Wrap the evaluator's Lightning module."""
+        return SeededPathsModule(training_module, filter=self.filter)
 
 
 def negative_loss(loss: float, sample: Mapping[str, str]) -> float:
@@ -173,7 +177,10 @@ class ControllerModule(EnasLightningModule):  # type: ignore[misc]
     def _judge_path(self, images: Any, batch_idx: int) -> Tensor:
         self.policy.train()
         sample = self.resample()
-        loss: Tensor = self.training_module.validation_step(images, batch_idx)
+        loss: Tensor | None = self.training_module.validation_step(images, batch_idx)
+        if loss is None:
+            name = type(self.training_module).__name__
+            raise InputError("returns nothing, so no path can be judged", source=name, key="validation_step")
         self._replay_buffer.update(self.generator.send_reward(self.reward(float(loss), sample)))
         self._trajectory_counter += 1
         if self._trajectory_counter % self.batches_per_update == 0:

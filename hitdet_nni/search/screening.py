@@ -12,7 +12,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.runs.tables import Score
 from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.strategy import PruningSchedule
+from hitdet_nni.search.pruning import PruningSchedule
 from hitdet_nni.search.supernet import Phase, train_supernet
 
 

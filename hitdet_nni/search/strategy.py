@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import torch
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.strategy import DARTS
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
+from hitdet_nni.errors import InputError
+from hitdet_nni.search.choices import Choice, ColumnGroup, find_choices, group_columns
 from hitdet_nni.search.cost_term import NO_COST, CostTerm
 from hitdet_nni.search.decode import log_probabilities
 from hitdet_nni.search.health.stats import GradientNorms
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, active_alphas
-from hitdet_nni.search.regularizers import column_sparsity, group_by_component
-
-RankBy = Literal["probability", "norm"]
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer
+from hitdet_nni.search.pruning import PruningSchedule, RankBy, check_removal, operator_scores, remove_lowest
+from hitdet_nni.search.regularizers import column_sparsity
 
 
 @dataclass(frozen=True)
@@ -36,34 +36,6 @@ class AlphaOptimizer:
     lr: float = 4e-4
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
-
-
-@dataclass(frozen=True)
-class PruningSchedule:
-    """How many operators screening leaves active, and by what it ranks them.
-
-    Attributes:
-        keep: Operators left of each component at the end (N_b, N_n, N_h).
-        rank_by: ``"probability"`` sums the softmax probability over a component's layers; ``"norm"`` is the column
-            norm of Eq. 4, which also ranks a column of very negative parameters high.
-    """
-
-    keep: Mapping[str, int]
-    rank_by: RankBy = "probability"
-
-    def remaining(self, component: str, start: int, epoch: int, warmup_epochs: int, epochs: int) -> int:
-        """Return the operators left at the end of an epoch: constant in warm-up, then an even descent to ``keep``.
-
-        Args:
-            component: The component screened.
-            start: Operators at the outset.
-            epoch: The epoch that ends, from 0.
-            warmup_epochs: Epochs before the architecture parameters move.
-            epochs: Epochs in all.
-        """
-        keep = min(self.keep[component], start)
-        progress = max(0, epoch + 1 - warmup_epochs) / (epochs - warmup_epochs)
-        return start - math.floor((start - keep) * min(1.0, progress) + 1e-9)
 
 
 class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
@@ -80,6 +52,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         warmup_epochs: Epochs before the architecture parameters move.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in.
+        log_prob_every_n_step: Steps between two logs of the probabilities, where there is a logger.
 
     Attributes:
         gradient_norms: Takes the gradients of the architecture parameters.
@@ -96,12 +69,14 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         warmup_epochs: int,
         gradient_clip_val: float | None,
         precision: Precision,
+        log_prob_every_n_step: int = 10,
     ) -> None:
         super().__init__(
             training_module,
             arc_learning_rate=alpha_optimizer.lr,
             warmup_epochs=warmup_epochs,
             gradient_clip_val=gradient_clip_val,
+            log_prob_every_n_step=log_prob_every_n_step,
         )
         self.sparsity_weight = sparsity_weight
         self.cost = cost
@@ -109,49 +84,65 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.pruning = pruning
         self.precision = precision
         self.gradient_norms = GradientNorms()
-        self._mixed_layers: OrderedDict[str, ColumnSparseMixedLayer] | None = None
+        self._choices: OrderedDict[str, Choice] | None = None
         self._parameter_list: list[nn.Parameter] | None = None
 
+    def choices(self) -> OrderedDict[str, Choice]:
+        """Return what the supernet decides, by label, in label order; looked for once, among thousands of modules."""
+        if self._choices is None:
+            self._choices = find_choices(dict(self.model.named_modules()))
+        return self._choices
+
     def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
-        """Return the mixed layers by label, in label order; looked for once among the thousands of modules."""
-        if self._mixed_layers is None:
-            layers = (module for module in self.supernet_modules() if isinstance(module, ColumnSparseMixedLayer))
-            self._mixed_layers = OrderedDict(sorted((layer.label, layer) for layer in layers))
-        return self._mixed_layers
+        """Return the mixed layers by label, in label order; of those that share a label the first."""
+        return OrderedDict((label, choice.layers[0]) for label, choice in self.choices().items() if choice.layers)
+
+    def column_groups(self) -> list[ColumnGroup]:
+        """Return the matrices of Eq. 4: one a component in a detector space."""
+        return group_columns(self.choices().values())
 
     def probabilities(self) -> dict[str, Tensor]:
-        """Return the weights ``[N]`` of each layer's candidates by label, 0 if removed; gradients reach the alphas."""
-        return {label: layer.all_probabilities() for label, layer in self.mixed_layers().items()}
+        """Return the weights ``[N]`` of each choice's options by label, 0 if removed; gradients reach the alphas."""
+        return {label: choice.probabilities() for label, choice in self.choices().items()}
 
-    def alphas(self) -> dict[str, dict[str, float]]:
-        """Return the architecture parameter of every active candidate, by label."""
-        return {label: active_alphas(layer) for label, layer in self.mixed_layers().items()}
+    def alphas(self) -> dict[str, dict[Any, float]]:
+        """Return the architecture parameter of every active option (candidate, in a layer), by label."""
+        return {
+            label: dict(zip(choice.active_options(), choice.active_alpha().tolist(), strict=True))
+            for label, choice in self.choices().items()
+        }
 
-    def decode(self, candidates: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Decide one operator for each layer, as the cost term does.
+    def decode(self, candidates: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """Decide one option for each layer and each value, as the cost term does.
 
         Args:
-            candidates: Names of all candidates of each layer to decide, by label; those of all mixed layers at least.
+            candidates: All options of each choice to decide, by label; those of all choices of one option at least.
 
         Raises:
             InputError: If no architecture that is left is within the budget.
         """
-        return self.cost.decode(log_probabilities(self.alphas()), candidates)
+        choices = self.choices()
+        alphas = {label: alphas for label, alphas in self.alphas().items() if choices[label].is_value}
+        return self.cost.decode(log_probabilities(alphas), candidates)
 
-    def export(self) -> dict[str, str]:
-        """Return the operator of each mixed layer for NNI, which knows no others."""
-        return self.decode({label: layer.names for label, layer in self.mixed_layers().items()})
+    def export(self) -> dict[str, Any]:
+        """Return a sample of the space for NNI: what the cost term decides, and what NNI makes of cells and inputs."""
+        sample = self.decode({label: choice.options for label, choice in self.choices().items() if choice.is_value})
+        for module in self.supernet_modules():
+            sample.update(module.export(memo=sample))
+        return sample
 
     def regularization(self) -> Tensor:
         """Return what the architecture loss adds to the validation loss.
 
         Returns:
             ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus the cost term (Eq. 6), a scalar.
+            In other spaces layers with the same candidates take the place of a component.
         """
         total = torch.zeros((), device=self.arch_parameters()[0].device)
         if self.sparsity_weight:
-            alphas = {label: layer.active_alpha() for label, layer in self.mixed_layers().items()}
-            for rows in group_by_component(alphas).values():
+            for group in self.column_groups():
+                rows = [choice.active_row() for choice in group.choices]
                 total = total + self.sparsity_weight * column_sparsity(rows)
         if self.cost.weight:
             total = total + self.cost.loss(self.probabilities())
@@ -159,19 +150,26 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return the architecture parameters in label order (NNI's own order changes from process to process)."""
-        return [layer.alpha for layer in self.mixed_layers().values()]
+        return [choice.alpha for choice in self.choices().values()]
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         """Build Adam over all architecture parameters.
 
         Raises:
-            ValueError: If the space has none.
+            InputError: If the space has none, or nothing that the column-sparse term or the removal can be applied to.
         """
-        parameters = self.arch_parameters()
-        if not parameters:
-            raise ValueError("the model space has no LayerChoice: nothing to search")
+        source, groups = "ColumnSparseDARTS", self.column_groups()
+        if not self.choices():
+            raise InputError("the model space has nothing to search", source=source, allowed="LayerChoice and its kin")
+        if self.sparsity_weight and not groups:
+            problem = "no choice of the model space is one among operators, which the column-sparse term is about"
+            raise InputError(problem, source=source, key="sparsity_weight", allowed="0")
+        if self.pruning is not None:
+            check_removal(self.pruning, list(self.choices().values()), groups)
         settings = self.alpha_optimizer
-        return torch.optim.Adam(parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(
+            self.arch_parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
 
     @property
     def searching(self) -> bool:
@@ -200,6 +198,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
     def on_train_start(self) -> None:
         """Let all processes start from the same parameters."""
         super().on_train_start()
+        check_evaluator(self.training_module, self.optimizers())
         distributed.broadcast_state(self)
 
     def on_train_epoch_start(self) -> None:
@@ -222,6 +221,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             self._phase(alphas, batch["val"], 2 * batch_idx, searching=True)
         output = self._phase(weights, batch["train"], 2 * batch_idx + 1, searching=False)
         self.advance_lr_schedulers(batch_idx)
+        if self.trainer.loggers and batch_idx % self.log_prob_every_n_step == 0:
+            self.log_probs(self.export_probs())
         return output
 
     def _phase(self, optimizer: Any, batch: Any, batch_idx: int, *, searching: bool) -> Any:
@@ -234,7 +235,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             self.precision.backward(loss + self.regularization() if searching else loss, self.manual_backward)
             distributed.average_gradients(parameters)
             if searching:
-                gradients = ((label, layer.alpha.grad) for label, layer in self.mixed_layers().items())
+                gradients = ((label, choice.alpha.grad) for label, choice in self.choices().items())
                 found = {label: gradient for label, gradient in gradients if gradient is not None}
                 self.gradient_norms.add(found, self.precision.scaler.get_scale())
             self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
@@ -246,40 +247,41 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.training_module.on_train_epoch_end()
         distributed.require_equal(self.arch_parameters(), "the architecture parameters")
         if self.pruning is not None:
-            self.remove_lowest(self.pruning, self.trainer.current_epoch, self.trainer.max_epochs)
+            epoch, epochs = self.trainer.current_epoch, self.trainer.max_epochs
+            remove_lowest(self.column_groups(), self.pruning, epoch, self.warmup_epochs, epochs)
 
-    def scores(self, rank_by: RankBy = "probability") -> dict[str, dict[str, float]]:
-        """Return the score of each active operator, by component; the larger, the better."""
-        columns: dict[str, dict[str, list[Tensor]]] = {}
-        for label, layer in self.mixed_layers().items():
-            values = layer.probabilities() if rank_by == "probability" else layer.active_alpha()
-            component = columns.setdefault(component_of(label), {})
-            for name, value in zip(layer.active_names, values.detach(), strict=True):
-                component.setdefault(name, []).append(value)
+    def scores(self, rank_by: RankBy = "probability") -> dict[str, dict[Any, float]]:
+        """Return the score of each active operator, by component or other group; the larger, the better."""
+        return {group.title: operator_scores(group, rank_by) for group in self.column_groups()}
 
-        def score(values: list[Tensor]) -> float:
-            column = torch.stack(values)
-            return float(column.sum() if rank_by == "probability" else torch.linalg.vector_norm(column))
 
-        return {
-            component: {name: score(values) for name, values in column.items()} for component, column in columns.items()
-        }
+def refuse_penalty(source: str) -> NoReturn:
+    """Refuse NNI's penalty for a cost.
 
-    def remove_lowest(self, pruning: PruningSchedule, epoch: int, epochs: int) -> None:
-        """Remove the lowest-ranked operators of each component down to the number that the schedule states.
+    Raises:
+        InputError: Always: NNI computes the penalty from exported numbers.
+    """
+    problem = "NNI's penalty gives the architecture parameters no gradient"
+    raise InputError(problem, source=source, key="penalty", allowed="None; ColumnSparseDARTS has cost")
 
-        Source:
-            Section 3.2: "the last several candidates will be removed from search space gradually".
-        """
-        for component, scores in self.scores(pruning.rank_by).items():
-            layers = [layer for label, layer in self.mixed_layers().items() if component_of(label) == component]
-            start = len(layers[0].names)
-            remaining = pruning.remaining(component, start, epoch, self.warmup_epochs, epochs)
-            ranked = sorted(scores, key=lambda name: scores[name], reverse=True)
-            kept = distributed.broadcast_object(ranked[:remaining])
-            if len(kept) < len(ranked):
-                for layer in layers:
-                    layer.prune_to(kept)
+
+def check_evaluator(module: Any, optimizers: Any) -> None:
+    """Refuse an evaluator that the strategy would train in another way than it asks for.
+
+    Args:
+        module: The evaluator's Lightning module.
+        optimizers: All optimisers, that of the architecture parameters included.
+
+    Raises:
+        InputError: Naming what of the evaluator would have no effect.
+    """
+    source = f"ColumnSparseDARTS: {type(module).__name__}"
+    if not module.automatic_optimization or len(optimizers) != 2:
+        raise InputError("optimises by itself", source=source, allowed="one optimiser that the strategy steps")
+    for hook in ("configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad"):
+        if is_overridden(hook, module):
+            allowed = "the strategy's own, as gradient_clip_val"
+            raise InputError("would not be called", source=source, key=hook, allowed=allowed)
 
 
 class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
@@ -297,10 +299,12 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in; float32 by default.
+        log_prob_every_n_step: Steps between two logs of the probabilities, where the evaluator's trainer has a logger.
         kwargs: Arguments of NNI's ``OneShotStrategy``.
 
     Raises:
         ValueError: If ``sparsity_weight`` is negative.
+        InputError: If there is a ``penalty``: NNI's gives the architecture parameters no gradient.
 
     Source:
         Sections 3.2 to 3.4.
@@ -316,14 +320,18 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = None,
         precision: Precision | None = None,
+        log_prob_every_n_step: int = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             arc_learning_rate=alpha_optimizer.lr,
             warmup_epochs=warmup_epochs,
             gradient_clip_val=gradient_clip_val,
+            log_prob_every_n_step=log_prob_every_n_step,
             **kwargs,
         )
+        if self.penalty is not None:
+            refuse_penalty("ColumnSparseDARTS")
         if sparsity_weight < 0:
             raise ValueError(f"sparsity_weight must not be negative, got {sparsity_weight}")
         self.sparsity_weight = sparsity_weight
@@ -343,6 +351,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             warmup_epochs=self.warmup_epochs,
             gradient_clip_val=self.gradient_clip_val,
             precision=self.precision,
+            log_prob_every_n_step=self.log_prob_every_n_step,
         )
 
     def default_mutation_hooks(self) -> list[Any]:

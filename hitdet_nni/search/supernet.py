@@ -38,7 +38,8 @@ from hitdet_nni.search.epoch_watcher import SearchMonitor
 from hitdet_nni.search.evaluator import detection_evaluator
 from hitdet_nni.search.health.diagnosis import diagnose
 from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
-from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule, PruningSchedule
+from hitdet_nni.search.pruning import PruningSchedule
+from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule
 
 logger = logging.getLogger(__name__)
 

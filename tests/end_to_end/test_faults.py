@@ -22,7 +22,6 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -36,6 +35,7 @@ from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
 from hitdet_nni.data.images.reading import ImageError, cut_short
 from hitdet_nni.data.loaders import detection_loader
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.process import translate_io_errors
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import LostWorkerError, StoppedError, WriteError
 from hitdet_nni.io import append_epoch, locked, whole_file, write_csv, write_json, write_text
@@ -548,26 +548,66 @@ def test_a_image_spoiled_before_it_is_evaluated(files, peace, run, monkeypatch):
     assert line.startswith(f"hitdet-nni: {image}: cannot be decoded: ")
 
 
-def kill_a_loader_process():
-    workers = [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
-    os.kill(workers[0].pid, signal.SIGKILL)
+KILLED_LOADER = """
+import json, multiprocessing, os, signal, sys
+from hitdet_nni import cli
+from hitdet_nni.engine.checkpoints import CheckpointFolder
+
+save, saved = CheckpointFolder.save, 0
+
+def saving(*arguments, **keywords):
+    global saved
+    saved += 1
+    if saved == 2:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    return save(*arguments, **keywords)
+
+CheckpointFolder.save = saving
+sys.exit(cli.main(json.loads(sys.argv[1])))
+"""
 
 
 @pytest.mark.parametrize("command", ["search", pytest.param("retrain", marks=pytest.mark.slow)])
-def test_a_killed_loader_process(files, peace, tmp_path, run, monkeypatch, command):
+def test_a_killed_loader_process(files, peace, tmp_path, run, command):
+    """In a process of its own: the system tells the parent of a child's death by a signal, at any moment."""
     out = tmp_path / "run"
-    options = ["--set", "data.workers=1"]
-    with monkeypatch.context() as patched:
-        happening = Moment(patched, CheckpointFolder, "save", kill_a_loader_process, 2)
-        status, lines = run(COMMANDS[command](files, out, *options))
-    assert happening.happened, lines
-    assert status == 1, lines
+    arguments = COMMANDS[command](files, out, "--set", "data.workers=1")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_LOADER, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
     (line,) = lines
     assert re.match(r"hitdet-nni: (DataLoader worker \(pid|a process that loads images has ended)", line)
     assert "data.workers" in line
     assert "--resume" in line
-    assert run(COMMANDS[command](files, out, "--resume", *options))[0] == 0
+    assert run([*arguments, "--resume"])[0] == 0
     assert results(out) == peace[command]
+
+
+class Destroyed:
+    """Fails when it is destroyed, as a loader does where the signal of a lost process arrives at that moment."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_a_process_lost_while_something_is_destroyed_is_told_once(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: told.append(str(what.exc_value)))
+    with translate_io_errors(tmp_path):
+        Destroyed(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+        Destroyed(RuntimeError("anything else"))
+    Destroyed(RuntimeError("DataLoader worker (pid 8) is killed by signal: Killed."))
+    assert told == ["anything else", "DataLoader worker (pid 8) is killed by signal: Killed."]
 
 
 @pytest.mark.parametrize(

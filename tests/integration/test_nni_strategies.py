@@ -48,15 +48,13 @@ from hitdet_nni.operators.registry import OPERATORS, build_operator
 from hitdet_nni.search import evaluator, one_shot
 from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.evaluator import detection_evaluator
-from hitdet_nni.search.one_shot import ControllerENAS, SeededPathLayer, refuse_unsupported
+from hitdet_nni.search.one_shot import ControllerENAS, SeededRandomOneShot, refuse_unsupported
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "nni_strategies.md").read_text()
 SPACE = {"backbone": ["ir_k3_d1_e1", "sep_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"], "head": ["conv_k3_d1"]}
 FIXED = {"head/l01": "conv_k3_d1", "head/l02": "conv_k3_d1"}
 LITTLE = {"data.train": 16, "data.val": 4, "retrain.epochs": 1}
-
-SEEDED = partial(strategies.RandomOneShot, mutation_hooks=[SeededPathLayer.mutate])
 
 
 @pytest.fixture
@@ -170,7 +168,7 @@ def test_random_one_shot_trains_the_path_drawn_and_no_other(space, one_shot_eval
     monkeypatch.setattr(
         torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: (norms.append(norm), clip(parameters, norm))
     )
-    experiment = run(model_space, lightning, SEEDED())
+    experiment = run(model_space, lightning, SeededRandomOneShot())
     assert len(watched.training) == 2
     assert norms == [35.0, 35.0]
     for step in watched.steps:
@@ -267,20 +265,25 @@ def test_candidates_leave_their_input_alone(name):
     assert torch.equal(x, copy)
 
 
-def test_a_seed_decides_the_paths():
-    with frozen_context():
-        layer = SeededPathLayer.mutate(choice_of({name: nn.Identity() for name in "abc"}), "", {}, {})
+def test_a_seed_decides_the_paths(space):
+    model_space = space({**SPACE, "head": ["conv_k3_d1", "sep_k3_d1"]})
+    strategy = SeededRandomOneShot()
+    strategy.mutate_model(model_space)
+    trained = pl.LightningModule()
+    trained.model = model_space
+    module = strategy.configure_oneshot_module(trained)
+    layers = {layer.label: layer for layer in module.supernet_modules()}
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append([layer.resample({})["neck/l01"] for _ in range(3000)])
+        draws.append([module.resample() for _ in range(200)])
+        assert draws[-1][-1] == {label: layer._sampled for label, layer in layers.items()}
     assert draws[0] == draws[1] != draws[2]
-    assert all(abs(draws[0].count(name) - 1000) < 150 for name in "abc")  # 5.8 standard deviations
-    assert layer.resample({"neck/l01": "b"}) == {"neck/l01": layer._sampled} == {"neck/l01": "b"}
-    assert layer.export({"neck/l01": "b"}) == {}
+    for label, layer in layers.items():
+        drawn = [path[label] for path in draws[0]]
+        assert all(abs(drawn.count(name) - 100) < 40 for name in layer.names)  # 5.7 standard deviations
     torch.manual_seed(1)
-    assert layer.export({}) == {"neck/l01": draws[0][0]}
-    assert layer._sampled == "b"
+    assert module.export() == draws[0][0]
 
 
 def test_random_one_shot_draws_within_a_budget(space):
@@ -295,7 +298,7 @@ def test_random_one_shot_draws_within_a_budget(space):
     labels = model_space.simplify()
     free = [gflops({label: rng.choice(SPACE[label.split("/")[0]]) for label in labels}) for _ in range(50)]
     budget = sorted(free)[25]
-    strategy = SEEDED(filter=lambda sample: gflops(sample) <= budget)
+    strategy = SeededRandomOneShot(filter=lambda sample: gflops(sample) <= budget)
     strategy.mutate_model(model_space)
     module = strategy.configure_oneshot_module(pl.LightningModule())
     module.training_module.model = model_space
@@ -388,7 +391,7 @@ def test_the_strongest_sample_is_the_argmax(space, refused):
         cheapest[layer.label] = min(flops, key=flops.get)
     least = Budget(model, model_space.space, BudgetSettings(gflops=model.architecture(cheapest)["total"].flops / 1e9))
     assert strongest_sample(strategy, least) == cheapest != strongest_sample(strategy)
-    without = SEEDED()
+    without = SeededRandomOneShot()
     without._mutated_model_space = SimpleNamespace(model_space=without.mutate_model(space()))
     with refused("RandomOneShot", "no architecture parameters"):
         strongest_sample(without)
@@ -658,7 +661,7 @@ def test_inherited_weights(space, tiny_settings, tiny_data, run, monkeypatch):
 
     NNI makes the judged models anew from the supernet's arguments.
     """
-    supernet = SEEDED().mutate_model(space())
+    supernet = SeededRandomOneShot().mutate_model(space())
     with torch.no_grad():
         for parameter in supernet.parameters():
             parameter.add_(0.01)  # weights that no new detector has
@@ -701,8 +704,15 @@ def run_block(block, names=None):
     return names
 
 
+def test_the_example_of_another_space(run):
+    found = run_block(blocks_of_the_page()[3])
+    (sample,) = found["experiment"].export_top_models(formatter="dict")
+    assert sample["signals/depth"] in (1, 2, 3)
+    assert len(sample) == 1 + len(found["strategy"].oneshot_module.mixed_layers())
+
+
 def test_the_one_shot_example_of_the_page(run):
-    first, _, second_stage = blocks_of_the_page()
+    first, _, second_stage, _ = blocks_of_the_page()
     found = run_block(first)
     written = load_architecture(Path("darts.json"))
     assert written.sample == found["sample"]

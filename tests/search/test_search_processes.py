@@ -8,7 +8,7 @@ from mmdet.models.task_modules.samplers import RandomSampler
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
-from hitdet_nni.search.strategy import PruningSchedule
+from hitdet_nni.search.pruning import PruningSchedule
 from hitdet_nni.search.supernet import Phase, train_supernet
 
 SPACE = {

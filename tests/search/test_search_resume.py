@@ -9,7 +9,7 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.search import evaluator
-from hitdet_nni.search.strategy import PruningSchedule
+from hitdet_nni.search.pruning import PruningSchedule
 from hitdet_nni.search.supernet import Phase, train_supernet
 
 SPACE = {

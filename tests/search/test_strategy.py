@@ -17,7 +17,8 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from hitdet_nni.search.cost_term import WeightedCost
-from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, PruningSchedule
+from hitdet_nni.search.pruning import PruningSchedule, remove_lowest
+from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS
 
 LAYERS = ("backbone/l01", "backbone/l02", "neck/l01")
 NAMES = ("a", "b", "c", "d")
@@ -209,7 +210,7 @@ def test_ranking(rank_by, left):
         assert scores["backbone"]["b"] == pytest.approx(3 * math.sqrt(2))
     else:
         assert sum(scores["backbone"].values()) == pytest.approx(2)  # two layers
-    module.remove_lowest(pruning, epoch=0, epochs=1)
+    remove_lowest(module.column_groups(), pruning, epoch=0, warmup_epochs=0, epochs=1)
     assert all(layer.active_names == left for layer in module.mixed_layers().values())
 
 
