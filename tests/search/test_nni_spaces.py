@@ -125,7 +125,7 @@ def nothing_slow(name):
     return pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
-SLOW = {"MobileNetV3", "ShuffleNet", "ShuffleNet, channels too", "NASNet"}
+SLOW = {"ProxylessNAS", "DARTS", "MobileNetV3", "ShuffleNet", "ShuffleNet, channels too", "NASNet"}
 
 
 @pytest.mark.parametrize("name", [*map(nothing_slow, HUB)])
