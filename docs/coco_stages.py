@@ -24,7 +24,8 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.operators.costs import Cost
 from hitdet_nni.search.memory.estimate import estimate_step_memory
 from hitdet_nni.search.mixed import set_activations
-from hitdet_nni.search.strategy import ColumnSparseDARTS, PruningSchedule
+from hitdet_nni.search.pruning import PruningSchedule
+from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 PAGE = Path(__file__).resolve().parent / "coco.md"
 

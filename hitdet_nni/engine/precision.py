@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -66,9 +67,12 @@ class Precision:
         self.dtype = DTYPES[kind]
         self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
 
-    def autocast(self) -> torch.autocast:
-        """Return the context for a forward pass and its losses; backward belongs outside."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.kind != "fp32")
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context for a forward pass and its losses; backward belongs outside.
+
+        For fp32 it changes nothing: a user's own Lightning trainer may compute in a precision of its own.
+        """
+        return nullcontext() if self.kind == "fp32" else torch.autocast(self.device.type, self.dtype)
 
     def backward(self, loss: Tensor, manual_backward: Callable[[Tensor], Any] = Tensor.backward) -> None:
         """Compute the gradients of a loss, scaled where the precision needs it.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
-from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.search_space import layer_candidates
@@ -15,8 +14,8 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.budget import Budget
+from hitdet_nni.search.choices import find_choices
 from hitdet_nni.search.decode import decode, log_probabilities
-from hitdet_nni.search.mixed import active_alphas
 from hitdet_nni.search.provenance import describe_architecture
 
 
@@ -75,9 +74,7 @@ def strongest_sample(strategy: OneShotStrategy, budget: Budget | None = None) ->
     """
     space = strategy.supernet
     require_detector_space(space, "strongest_sample")
-    alphas = {
-        layer.label: active_alphas(layer) for layer in space.modules() if isinstance(layer, DifferentiableMixedLayer)
-    }
+    alphas = {label: choice.alphas() for label, choice in find_choices(space).items()}
     if not alphas:
         raise InputError("has no architecture parameters", source=type(strategy).__name__, allowed="DARTS and its kin")
     return decode(log_probabilities(alphas), layer_candidates(space.skeleton, space.space), budget)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Choice:
         is_value: Whether NNI's sample takes one of the options under this label. What cells and input choices sample
             follows from several vectors, or is several options.
         columns: The options that are operators: columns of the matrix of Eq. 4, if there are any. They come first.
-        kinds: What tells operators apart that have no names.
+        kinds: What tells operators apart that have no names: their types and those of the modules inside them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Choice:
         *,
         is_value: bool,
         columns: Sequence[Hashable] = (),
-        kinds: Sequence[str] = (),
+        kinds: Sequence[Hashable] = (),
     ) -> None:
         self.label = label
         self.alpha = alpha
@@ -63,9 +63,18 @@ class Choice:
         """Return the options that have not been removed."""
         return tuple(self.layers[0].active_names) if self.layers else self.options
 
+    @property
+    def removable(self) -> bool:
+        """Whether options can be removed: candidates of layers can."""
+        return bool(self.layers)
+
     def active_alpha(self) -> Tensor:
         """Return the parameters of the options that have not been removed, shape ``[len(active_options())]``."""
-        return self.layers[0].active_alpha() if self.layers else self.alpha
+        return self.layers[0].active_alpha() if self.layers else self.alpha.flatten()
+
+    def alphas(self) -> dict[Any, float]:
+        """Return the parameter of each option that has not been removed."""
+        return dict(zip(self.active_options(), self.active_alpha().tolist(), strict=True))
 
     def active_columns(self) -> tuple[Hashable, ...]:
         """Return the operators that have not been removed; they come first among the active options."""
@@ -77,7 +86,7 @@ class Choice:
 
     def active_probabilities(self) -> Tensor:
         """Return the weights of :meth:`active_options`, shape ``[len(active_options())]``; they sum to 1."""
-        weights: Tensor = self._softmax(self.active_alpha())
+        weights: Tensor = self.layers[0].probabilities() if self.layers else self._softmax(self.alpha.flatten())
         return weights
 
     def probabilities(self) -> Tensor:
@@ -97,25 +106,39 @@ class ColumnGroup:
     title: str
     choices: tuple[Choice, ...]
 
+    @property
+    def removable(self) -> bool:
+        """Whether operators can be removed: those of layers, not those of cells."""
+        return self.choices[0].removable
+
+    def rows(self) -> list[Tensor]:
+        """Return the parameters of the active operators of each choice, shape ``[N]``, all in one order."""
+        order = self.choices[0].active_columns()
+        return [_in_order(choice, order) for choice in self.choices]
+
     def layers(self) -> list[ColumnSparseMixedLayer]:
         """Return the layers of the group, those that share a label included."""
         return [layer for choice in self.choices for layer in choice.layers]
 
 
-def find_choices(modules: Mapping[str, nn.Module]) -> OrderedDict[str, Choice]:
+def find_choices(model: nn.Module) -> OrderedDict[str, Choice]:
     """Find all choices of a supernet of NNI's differentiable modules, in label order.
 
     Args:
-        modules: All modules by their names, as ``dict(supernet.named_modules())``.
+        model: The supernet.
 
     Raises:
         ValueError: If two modules have different parameters under one label.
     """
     found: dict[str, Choice] = {}
-    supernet = {name: module for name, module in modules.items() if isinstance(module, BaseSuperNetModule)}
+    supernet = {name: module for name, module in model.named_modules() if isinstance(module, BaseSuperNetModule)}
+    seen: set[int] = set()
     for name, module in supernet.items():
         for choice in _choices_of(name, module):
+            if choice.label not in found and id(choice.alpha) in seen:
+                continue  # modules of the user's own that share a parameter
             known = found.setdefault(choice.label, choice)
+            seen.add(id(choice.alpha))
             if known.alpha is not choice.alpha:
                 raise ValueError(f"{choice.label}: {type(module).__name__} {name} has parameters of its own")
             if isinstance(module, ColumnSparseMixedLayer):
@@ -127,14 +150,29 @@ def group_columns(choices: Iterable[Choice]) -> list[ColumnGroup]:
     """Group the choices that have columns, in label order.
 
     Choices form one matrix where their operators have the same names, or where they have none and are modules of the
-    same types in the same order; in our detectors only within a component.
+    same types, inner modules included, in the same order; in our detectors only within a component. Layers and the
+    edges of cells are apart, because operators can be removed from layers only.
     """
     groups: dict[Hashable, list[Choice]] = {}
     for choice in choices:
         if choice.columns:
-            key = (_component(choice.label), choice.columns, choice.kinds)
+            key = (_component(choice.label), frozenset(choice.columns), choice.kinds, choice.removable)
             groups.setdefault(key, []).append(choice)
-    return [ColumnGroup(_component(rows[0].label) or rows[0].label, tuple(rows)) for rows in groups.values()]
+    components = Counter(_component(rows[0].label) for rows in groups.values())
+
+    def title(label: str) -> str:
+        component = _component(label)
+        return component if component is not None and components[component] == 1 else label
+
+    return [ColumnGroup(title(rows[0].label), tuple(rows)) for rows in groups.values()]
+
+
+def _in_order(choice: Choice, order: Sequence[Hashable]) -> Tensor:
+    """Return the parameters of a choice's active operators in a given order."""
+    own = choice.active_columns()
+    if own == order:
+        return choice.active_row()
+    return choice.active_row()[[own.index(option) for option in order]]
 
 
 def _component(label: str) -> str | None:
@@ -148,7 +186,8 @@ def _choices_of(name: str, module: BaseSuperNetModule) -> Iterator[Choice]:
     alphas: Any = getattr(module, ALPHA, None)  # one vector, or several by label
     if isinstance(module, DifferentiableMixedLayer):
         named = not isinstance(module.names[0], int)
-        kinds = () if named else tuple(type(module[option]).__qualname__ for option in module.names)
+        inside = () if named else (module[option].modules() for option in module.names)
+        kinds = [tuple(type(part) for part in parts) for parts in inside]
         yield Choice(module.label, alphas, module.names, softmax, is_value=True, columns=module.names, kinds=kinds)
     elif isinstance(module, DifferentiableMixedInput):
         yield Choice(module.label, alphas, range(module.n_candidates), softmax, is_value=False)
@@ -166,4 +205,4 @@ def _choices_of(name: str, module: BaseSuperNetModule) -> Iterator[Choice]:
     elif hasattr(module, "arch_parameters"):
         parameters: Iterable[nn.Parameter] = module.arch_parameters()  # of a module that the user brings
         for index, alpha in enumerate(parameters):
-            yield Choice(f"{name}/{index}", alpha, range(len(alpha)), softmax, is_value=False)
+            yield Choice(f"{name}/{index}", alpha, range(alpha.numel()), softmax, is_value=False)

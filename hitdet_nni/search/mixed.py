@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,19 +23,6 @@ from hitdet_nni.search.fused import (
     unknown_candidates,
 )
 from hitdet_nni.search.recompute import recomputed
-
-
-def alpha_of(layer: DifferentiableMixedLayer) -> nn.Parameter:
-    """Return the architecture parameters of any of NNI's differentiable mixed layers, shape ``[len(layer.names)]``."""
-    alpha: nn.Parameter = getattr(layer, ALPHA)
-    return alpha
-
-
-def active_alphas(layer: DifferentiableMixedLayer) -> dict[str, float]:
-    """Return the architecture parameter of each candidate that can still be chosen, by operator name."""
-    if isinstance(layer, ColumnSparseMixedLayer):
-        return dict(zip(layer.active_names, layer.active_alpha().tolist(), strict=True))
-    return dict(zip(layer.names, alpha_of(layer).tolist(), strict=True))
 
 
 class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
@@ -60,7 +47,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         Eq. 5; the removal is section 3.2's.
     """
 
-    active_names: list[str]
+    active_names: list[Any]
     activations: str = "all"
     fell_back: tuple[str, ...] = ()
     _active_index: Tensor
@@ -74,18 +61,19 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
     @property
     def alpha(self) -> nn.Parameter:
         """The architecture parameters of all candidates, removed ones included, shape ``[len(names)]``."""
-        return alpha_of(self)
+        alpha: nn.Parameter = getattr(self, ALPHA)
+        return alpha
 
-    def _set_active(self, names: Iterable[str]) -> None:
+    def _set_active(self, names: Iterable[Hashable]) -> None:
         self.active_names = list(names)
         index = torch.tensor([self.names.index(name) for name in names], device=self.alpha.device)
         self.register_buffer("_active_index", index, persistent=False)
 
-    def get_extra_state(self) -> list[str]:
+    def get_extra_state(self) -> list[Any]:
         """Return the names of the candidates still active, so that a checkpoint knows what has been removed."""
         return self.active_names
 
-    def set_extra_state(self, state: list[str]) -> None:
+    def set_extra_state(self, state: list[Any]) -> None:
         """Restore the candidates still active from a checkpoint."""
         self._set_active(state)
 
@@ -134,7 +122,8 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         """Return the candidate with the largest architecture parameter, among those still active."""
         if self.label in memo:
             return {}
-        return decode(log_probabilities({self.label: active_alphas(self)}), {self.label: self.names})
+        alphas = dict(zip(self.active_names, self.active_alpha().tolist(), strict=True))
+        return decode(log_probabilities({self.label: alphas}), {self.label: self.names})
 
     def export_probs(self, memo: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         """Return the weight of every candidate still active."""
@@ -233,7 +222,7 @@ def _sum_of_shares(
         if dtype is None or other_dtype is None:
             total = weighted_sum([total, term])
         else:
-            total += term
+            total = total.add_(term) if term.shape == total.shape else total + term
             dtype = torch.promote_types(dtype, other_dtype)
     return total if dtype is None else total.to(dtype)
 

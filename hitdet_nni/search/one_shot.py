@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from nni.mutable.annotation import Constraint
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule, GumbelDartsLightningModule
@@ -19,6 +20,9 @@ from hitdet_nni.search.strategy import ColumnSparseLightningModule, refuse_penal
 
 ENAS_REQUIREMENTS = ("tianshou==0.4.11", "gym==0.26.2")
 """What NNI's controller needs besides NNI; its code fits no later release of either."""
+
+MOST_DRAWS = 1000
+"""Paths drawn in search of one that a space's constraints allow."""
 
 Reward = Callable[[float, Mapping[str, str]], float]
 """Reward of a path by the detection loss of a batch and the path's operator names by label."""
@@ -76,8 +80,18 @@ class SeededPathsModule(RandomSamplingLightningModule):  # type: ignore[misc]
         return self._draw()
 
     def _draw(self) -> dict[str, Any]:
+        """Draw every choice, and once more until the space's constraints hold."""
         random = RandomState(int(randint(2**31, ())))
-        return {label: choice.random(random_state=random) for label, choice in sorted(self.model.simplify().items())}
+        mutables = sorted(self.model.simplify().items())
+        constraints = [each for _, each in mutables if isinstance(each, Constraint)]
+        for _ in range(MOST_DRAWS):
+            path = {
+                label: each.random(random_state=random) for label, each in mutables if not isinstance(each, Constraint)
+            }
+            if all(constraint.check_contains(path) is None for constraint in constraints):
+                return path
+        problem = f"none of {MOST_DRAWS} paths keeps the constraints of the space"
+        raise InputError(problem, source="SeededRandomOneShot", allowed="constraints that more paths keep")
 
 
 class SeededRandomOneShot(RandomOneShot):  # type: ignore[misc]

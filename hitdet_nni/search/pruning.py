@@ -51,14 +51,14 @@ class PruningSchedule:
 
 def removable(groups: Iterable[ColumnGroup]) -> list[ColumnGroup]:
     """Return the groups whose operators can be removed: those of layer choices, not those of cells."""
-    return [group for group in groups if group.layers()]
+    return [group for group in groups if group.removable]
 
 
 def check_removal(pruning: PruningSchedule, choices: Sequence[Choice], groups: Sequence[ColumnGroup]) -> None:
     """Refuse a removal that the space does not allow, and name in one line of the log what it leaves alone.
 
     Raises:
-        InputError: If no layer has candidates to remove, or the schedule has no number for one.
+        InputError: If no layer has candidates to remove, or the schedule has no number for one, or less than 1.
     """
     source, titles = "ColumnSparseDARTS", [group.title for group in removable(groups)]
     if not titles:
@@ -68,10 +68,28 @@ def check_removal(pruning: PruningSchedule, choices: Sequence[Choice], groups: S
     if missing:
         allowed = f"one number for all layers, or one for each of {', '.join(titles)}"
         raise InputError(f"no number for {missing[0]}", source=source, key="pruning.keep", allowed=allowed)
-    others = [choice.label for choice in choices if not choice.layers]
+    least = pruning.keep if isinstance(pruning.keep, int) else min(pruning.keep.values())
+    if least < 1:
+        raise InputError(f"got {least}", source=source, key="pruning.keep", allowed="1 or more")
+    others = [choice.label for choice in choices if not choice.removable]
     if others and distributed.is_main():
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         logger.warning("operators are removed from LayerChoice only; what %s can choose stays", shown)
+
+
+def check_epochs(warmup_epochs: int, epochs: int | None) -> None:
+    """Refuse a training whose epochs give the removal nothing to go by.
+
+    Args:
+        warmup_epochs: Epochs before the architecture parameters move.
+        epochs: Epochs in all, as Lightning's trainer has them: -1 or ``None`` where it counts steps.
+
+    Raises:
+        InputError: If there are no epochs after warm-up, or their number is not known.
+    """
+    if epochs is None or epochs <= warmup_epochs:
+        allowed = f"max_epochs above warmup_epochs, {warmup_epochs}: operators are removed at the ends of epochs"
+        raise InputError(f"got {epochs}", source="ColumnSparseDARTS", key="max_epochs", allowed=allowed)
 
 
 def operator_scores(group: ColumnGroup, rank_by: RankBy = "probability") -> dict[Hashable, float]:
@@ -106,7 +124,7 @@ def remove_lowest(
     """
     for group in removable(groups):
         scores = operator_scores(group, pruning.rank_by)
-        start = len(group.choices[0].options)
+        start = len(group.choices[0].columns)
         remaining = pruning.remaining(group.title, start, epoch, warmup_epochs, epochs)
         ranked = sorted(scores, key=lambda name: scores[name], reverse=True)
         left = distributed.broadcast_object(ranked[:remaining])

@@ -22,7 +22,14 @@ from hitdet_nni.search.cost_term import NO_COST, CostTerm
 from hitdet_nni.search.decode import log_probabilities
 from hitdet_nni.search.health.stats import GradientNorms
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-from hitdet_nni.search.pruning import PruningSchedule, RankBy, check_removal, operator_scores, remove_lowest
+from hitdet_nni.search.pruning import (
+    PruningSchedule,
+    RankBy,
+    check_epochs,
+    check_removal,
+    operator_scores,
+    remove_lowest,
+)
 from hitdet_nni.search.regularizers import column_sparsity
 
 
@@ -90,7 +97,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
     def choices(self) -> OrderedDict[str, Choice]:
         """Return what the supernet decides, by label, in label order; looked for once, among thousands of modules."""
         if self._choices is None:
-            self._choices = find_choices(dict(self.model.named_modules()))
+            self._choices = find_choices(self.model)
         return self._choices
 
     def mixed_layers(self) -> OrderedDict[str, ColumnSparseMixedLayer]:
@@ -107,22 +114,19 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
 
     def alphas(self) -> dict[str, dict[Any, float]]:
         """Return the architecture parameter of every active option (candidate, in a layer), by label."""
-        return {
-            label: dict(zip(choice.active_options(), choice.active_alpha().tolist(), strict=True))
-            for label, choice in self.choices().items()
-        }
+        return {label: choice.alphas() for label, choice in self.choices().items()}
 
     def decode(self, candidates: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """Decide one option for each layer and each value, as the cost term does.
 
         Args:
-            candidates: All options of each choice to decide, by label; those of all choices of one option at least.
+            candidates: All options of every choice of which a sample has one, by label; labels that are no choice,
+                because they have a single option, may be among them.
 
         Raises:
             InputError: If no architecture that is left is within the budget.
         """
-        choices = self.choices()
-        alphas = {label: alphas for label, alphas in self.alphas().items() if choices[label].is_value}
+        alphas = {label: choice.alphas() for label, choice in self.choices().items() if choice.is_value}
         return self.cost.decode(log_probabilities(alphas), candidates)
 
     def export(self) -> dict[str, Any]:
@@ -142,8 +146,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         total = torch.zeros((), device=self.arch_parameters()[0].device)
         if self.sparsity_weight:
             for group in self.column_groups():
-                rows = [choice.active_row() for choice in group.choices]
-                total = total + self.sparsity_weight * column_sparsity(rows)
+                total = total + self.sparsity_weight * column_sparsity(group.rows())
         if self.cost.weight:
             total = total + self.cost.loss(self.probabilities())
         return total
@@ -196,9 +199,20 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
                 parameter.requires_grad_()
 
     def on_train_start(self) -> None:
-        """Let all processes start from the same parameters."""
+        """Let all processes start from the same parameters.
+
+        Raises:
+            InputError: If the evaluator or the trainer asks for what the strategy does not do, or processes were launched
+                that do not know of each other.
+        """
         super().on_train_start()
         check_evaluator(self.training_module, self.optimizers())
+        if self.pruning is not None:
+            check_epochs(self.warmup_epochs, self.trainer.max_epochs)
+        if distributed.launched() and distributed.world_size() == 1 and self.trainer.world_size == 1:
+            problem = "several processes were launched, and each would search a supernet of its own"
+            allowed = "hitdet_nni.engine.distributed.init() first, or a strategy of Lightning's trainer, as ddp"
+            raise InputError(problem, source="ColumnSparseDARTS", allowed=allowed)
         distributed.broadcast_state(self)
 
     def on_train_epoch_start(self) -> None:
@@ -276,8 +290,10 @@ def check_evaluator(module: Any, optimizers: Any) -> None:
         InputError: Naming what of the evaluator would have no effect.
     """
     source = f"ColumnSparseDARTS: {type(module).__name__}"
-    if not module.automatic_optimization or len(optimizers) != 2:
-        raise InputError("optimises by itself", source=source, allowed="one optimiser that the strategy steps")
+    count = len(optimizers) if isinstance(optimizers, list) else 1
+    if not module.automatic_optimization or count != 2:
+        allowed = "one optimiser, which the strategy steps"
+        raise InputError(f"brings {count - 1} optimisers, or steps by itself", source=source, allowed=allowed)
     for hook in ("configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad"):
         if is_overridden(hook, module):
             allowed = "the strategy's own, as gradient_clip_val"

@@ -94,3 +94,13 @@ def test_deform_roi_pool_refuses_bad_input():
         ops.deform_roi_pool(features, rois, torch.zeros(3, 2, 3, 3), 2)
     with pytest.raises(ValueError, match="input has 2 channels; allowed: output_channels=4"):
         ops.DeformRoIPoolPack(2, 4)(features, rois)
+
+
+def test_pooling_under_autocast():
+    features, offset = torch.randn(2, 3, 8, 8), torch.randn(2, 2, 3, 3)
+    rois = torch.tensor([[0.0, 1, 1, 6, 6], [1, 2, 0, 7, 5]])
+    expected = ops.deform_roi_pool(features, rois, offset, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.deform_roi_pool(features.bfloat16(), rois, offset, 3)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)

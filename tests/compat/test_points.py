@@ -74,3 +74,16 @@ def test_simple_roi_align_reads_the_middle_of_each_bin():
     columns = torch.arange(10.0).expand(1, 1, 8, 10)
     pooled = ops.SimpleRoIAlign(2, 0.5)(columns, torch.tensor([[0.0, 4, 4, 12, 12]]))
     torch.testing.assert_close(pooled, torch.tensor([[[[2.5, 4.5], [2.5, 4.5]]]]))  # x = 6, 10 of the image
+
+
+def test_simple_roi_align_under_autocast():
+    features = torch.randn(2, 3, 8, 8, requires_grad=True)
+    rois = torch.tensor([[0.0, 1, 1, 6, 6], [1, 2, 0, 7, 5]])
+    layer = ops.SimpleRoIAlign(4, 1.0)
+    expected = layer(features, rois)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(features.bfloat16(), rois)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    found.sum().backward()
+    assert features.grad.abs().sum() > 0

@@ -193,17 +193,17 @@ class Classifier(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def train(make, strategy, steps, *, form=FORM, dtype=torch.float32, module=None, epochs=1):
-    """Search a space from a fixed start; return it as a supernet."""
+def train(make, strategy, steps, *, form=FORM, dtype=torch.float32, module=None, epochs=1, **options):
+    """Search a space from a fixed start, with options of the trainer; return it as a supernet."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # NNI's mixed operations make their weights anew
     try:
-        return _train(make, strategy, steps, form, module or Classifier(), epochs)
+        return _train(make, strategy, steps, form, module or Classifier(), {"max_epochs": epochs, **options})
     finally:
         torch.set_default_dtype(before)
 
 
-def _train(make, strategy, steps, form, module, epochs):
+def _train(make, strategy, steps, form, module, options):
     torch.manual_seed(0)
     space = make()
     images = torch.randn(2 * steps, *form)
@@ -212,8 +212,8 @@ def _train(make, strategy, steps, form, module, epochs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
-            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
-            enable_checkpointing=False, enable_model_summary=False, limit_val_batches=0,
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+            enable_model_summary=False, limit_val_batches=0, **options,
         )  # fmt: skip
         loaders = DataLoader(data, batch_size=2), DataLoader(data[::-1], batch_size=2)
         evaluator = Lightning(module, trainer, *loaders)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 
+import nni
+import nni.nas.nn.pytorch as searchable
 import pytest
 import torch
+from nni.mutable.annotation import ExpressionConstraint
 from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.profiler.pytorch.flops import FlopsProfiler
 from nni.nas.strategy import DARTS
 from nni_spaces import (
@@ -31,9 +35,11 @@ from nni_spaces import (
 from torch import nn
 
 from hitdet_nni.data.loaders import search_loaders
+from hitdet_nni.engine import distributed
 from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.integration.multi_trial import InheritedWeights, retrain_sample
 from hitdet_nni.integration.nni_results import complete_sample, strongest_sample
+from hitdet_nni.search import one_shot
 from hitdet_nni.search.cost_term import CostTerm
 from hitdet_nni.search.evaluator import detection_evaluator
 from hitdet_nni.search.one_shot import SeededRandomOneShot
@@ -100,6 +106,62 @@ def test_what_is_exported_is_a_model(make):
         decided.load_state_dict(inherited.state_dict())
         torch.testing.assert_close(decided(x), inherited(x))
     assert decided(x).shape == (2, CLASSES)
+
+
+def test_the_precision_of_the_trainer_holds():
+    supernets = [train(Dicts, strategy, 4, precision="bf16-mixed") for strategy in (theirs(), ours())]
+    plain = named_alphas(train(Dicts, ours(), 4))
+    for (name, alpha), found in zip(
+        named_alphas(supernets[0]).items(), named_alphas(supernets[1]).values(), strict=True
+    ):
+        assert (found - alpha).abs().max() <= 1e-3
+        assert not torch.equal(found, plain[name])
+
+
+class Shapes(Net, label_prefix="net"):
+    """Outputs that broadcast."""
+
+    def searched(self):
+        yield LayerChoice([nn.AdaptiveAvgPool2d(1), conv(3)])
+
+
+class Gate(BaseSuperNetModule):
+    """A module of the user's own, with parameters that it shares with others."""
+
+    def __init__(self, vector, scalar):
+        super().__init__()
+        self.vector, self.scalar = vector, scalar
+
+    def forward(self, x):
+        return x * self.scalar + self.vector.softmax(0)[0]
+
+    def arch_parameters(self):
+        return [self.vector, self.scalar]
+
+    def resample(self, memo):
+        return {}
+
+    def export(self, memo):
+        return {}
+
+    def export_probs(self, memo):
+        return {}
+
+
+class Gates(Net, label_prefix="net"):
+    def searched(self):
+        vector, scalar = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(()))
+        yield from (Gate(vector, scalar), conv(3), Gate(vector, scalar), LayerChoice([conv(1), conv(3)]))
+
+
+@pytest.mark.parametrize("make", [Shapes, Gates])
+def test_unusual_spaces_equal_nni(make):
+    strategies = theirs(), ours()
+    expected, found = (dict(train(make, each, 4, dtype=torch.float64).named_parameters()) for each in strategies)
+    assert expected.keys() == found.keys()
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter, rtol=1e-6, atol=1e-8)
+    assert len(strategies[1].oneshot_module.arch_parameters()) == (3 if make is Gates else 1)
 
 
 class Gradients(Classifier):
@@ -177,6 +239,37 @@ def test_unnamed_candidates_are_told_apart_by_their_types():
     assert len(module.column_groups()[groups.index(convs)].layers()) == 3  # two of them share a row
 
 
+class Orders(Net, label_prefix="net"):
+    """The same names in another order; the same outer types around others."""
+
+    def searched(self):
+        yield LayerChoice({"a": conv(1), "b": conv(3)}, label="one")
+        yield LayerChoice({"b": conv(3), "a": conv(1)}, label="two")
+        yield LayerChoice([nn.Sequential(conv(1)), nn.Sequential(conv(3))], label="three")
+        yield LayerChoice([nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh())], label="four")
+
+
+def test_names_count_and_not_their_order():
+    module, alphas = sparsity_of(Orders)
+    groups = {tuple(choice.label for choice in group.choices) for group in module.column_groups()}
+    assert groups == {("net/one", "net/two"), ("net/three",), ("net/four",)}
+    matrix = torch.stack([alphas["net/one"], alphas["net/two"].flip(0)])
+    expected = matrix.norm(dim=0).sum() + alphas["net/three"].abs().sum() + alphas["net/four"].abs().sum()
+    torch.testing.assert_close(module.regularization(), 0.5 * expected)
+
+
+class Prefixed(Net, label_prefix="head"):
+    """A prefix that is a component's name in our detectors."""
+
+    def searched(self):
+        yield LayerChoice({"a": conv(1), "b": conv(3)}, label="one")
+        yield LayerChoice({"c": conv(1), "d": conv(3)}, label="two")
+
+
+def test_groups_have_titles_of_their_own():
+    assert set(module_of(Prefixed).scores()) == {"head/one", "head/two"}
+
+
 def test_edges_of_a_cell_are_rows_of_operators():
     module, alphas = sparsity_of(Cells)
     rows = torch.stack([alpha[:3] for alpha in alphas.values()])  # the last entry says that no operator is taken
@@ -229,6 +322,23 @@ def test_unnamed_candidates_are_removed():
     assert other.export() == module.export()
 
 
+class CellAndLayer(Cells, label_prefix="net"):
+    """A cell, and a layer of operators of the same names."""
+
+    def __init__(self):
+        super().__init__()
+        operators = {"conv": conv(3), "pool": nn.AvgPool2d(3, 1, 1), "skip": nn.Identity()}
+        self.stem = nn.Sequential(self.stem, LayerChoice(operators, label="layer"))
+
+
+def test_a_cell_keeps_what_a_layer_of_the_same_names_loses():
+    strategy = ours(pruning=PruningSchedule(keep=1), sparsity_weight=0.1)
+    train(CellAndLayer, strategy, 2, epochs=4)
+    left = {label: len(choice.active_options()) for label, choice in strategy.oneshot_module.choices().items()}
+    assert left.pop("net/layer") == 1
+    assert set(left.values()) == {4}
+
+
 def test_removal_ranks_the_groups_apart():
     strategy = ours(pruning=PruningSchedule(keep={"net/1": 2, "net/last": 1}))
     train(Dicts, strategy, 1)
@@ -271,6 +381,26 @@ def test_a_removal_that_forgets_a_group_is_refused(refused):
         module.configure_architecture_optimizers()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ({}, {"epochs": -1, "max_steps": 2}),
+        ({"warmup_epochs": 1}, {"epochs": 1}),
+        ({"warmup_epochs": 3}, {"epochs": 2}),
+    ],
+)
+def test_a_removal_without_epochs_is_refused(strategy, options, refused):
+    with refused("ColumnSparseDARTS", "max_epochs", f"got {options['epochs']}"):
+        train(Dicts, ours(pruning=PruningSchedule(keep=1), **strategy), 1, **options)
+
+
+@pytest.mark.parametrize("keep", [0, {"net/1": 1, "net/last": -1}])
+def test_a_removal_of_everything_is_refused(keep, refused):
+    module = module_of(Dicts, pruning=PruningSchedule(keep=keep))
+    with refused("pruning.keep", "1 or more"):
+        module.configure_architecture_optimizers()
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -289,6 +419,11 @@ class TwoOptimizers(Classifier):
         return [torch.optim.SGD(self.model.stem.parameters(), 0.1), torch.optim.SGD(self.model.head.parameters(), 0.1)]
 
 
+class NoOptimizer(Classifier):
+    def configure_optimizers(self):
+        return None
+
+
 class ByHand(Classifier):
     automatic_optimization = False
 
@@ -299,11 +434,23 @@ class OwnStep(Classifier):
 
 
 @pytest.mark.parametrize(
-    ("evaluator", "named"), [(TwoOptimizers, "one optimiser"), (ByHand, "one optimiser"), (OwnStep, "optimizer_step")]
+    ("evaluator", "named"),
+    [
+        (TwoOptimizers, "one optimiser"),
+        (NoOptimizer, "one optimiser"),
+        (ByHand, "one optimiser"),
+        (OwnStep, "optimizer_step"),
+    ],
 )
 def test_evaluators_that_step_by_themselves_are_refused(evaluator, named, refused):
     with refused("ColumnSparseDARTS", evaluator.__name__, named):
         train(Dicts, ours(), 1, module=evaluator())
+
+
+def test_processes_that_have_not_joined_are_refused(monkeypatch, refused):
+    monkeypatch.setattr(distributed, "launched", lambda: True)
+    with refused("ColumnSparseDARTS", "several processes", "distributed.init()"):
+        train(Dicts, ours(), 1)
 
 
 def test_a_penalty_of_nni_is_refused(refused):
@@ -336,6 +483,28 @@ def test_a_seed_decides_the_paths_of_any_space(make):
             assert module.resample(memo=paths[-1][-1]).items() <= paths[-1][-1].items()
     assert paths[0] == paths[1]
     assert any(path != paths[0][0] for path in paths[0])
+
+
+class Constrained(Net, label_prefix="net"):
+    """Two widths, the second at least the first."""
+
+    def searched(self):
+        first, second = nni.choice("first", [2, 4, 6]), nni.choice("second", [2, 4, 6])
+        self.add_mutable(ExpressionConstraint(first <= second, label="order"))
+        yield searchable.MutableConv2d(4, first, 1)
+        yield searchable.MutableConv2d(first, second, 1)
+        yield searchable.MutableConv2d(second, 4, 1)
+
+
+def test_paths_keep_the_constraints_of_the_space(refused, monkeypatch):
+    strategy = SeededRandomOneShot()
+    train(Constrained, strategy, 1)
+    paths = [strategy.oneshot_module.resample() for _ in range(50)]
+    assert all(path["net/first"] <= path["net/second"] for path in paths)
+    assert len({tuple(path.values()) for path in paths}) == 6
+    monkeypatch.setattr(one_shot, "MOST_DRAWS", 0)
+    with refused("SeededRandomOneShot", "constraints"):
+        strategy.oneshot_module.resample()
 
 
 def test_what_only_detector_spaces_have_is_refused(refused, tiny_settings, tiny_data):

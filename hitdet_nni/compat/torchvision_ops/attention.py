@@ -34,23 +34,20 @@ def multi_scale_deformable_attn_pytorch(
     batch, _, heads, channels = value.shape
     shapes: list[list[int]] = torch.as_tensor(value_spatial_shapes).tolist()
     # A half-precision location would miss its pixel on a large level: the sum is taken in the wider of the types.
-    kind = torch.promote_types(value.dtype, sampling_locations.dtype)
-    grids = (
-        (2 * sampling_locations.to(kind) - 1).transpose(1, 2).flatten(0, 1)
-    )  # (N * heads, queries, levels, points, 2)
-    weights = (
-        attention_weights.to(kind).transpose(1, 2).flatten(0, 1)[:, None]
-    )  # (N * heads, 1, queries, levels, points)
-    output = value.new_zeros(batch * heads, channels, sampling_locations.size(1), dtype=kind)
+    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
+    # (N * heads, queries, levels, points, 2) and (N * heads, 1, queries, levels, points)
+    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)
+    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)[:, None]
+    output = value.new_zeros(batch * heads, channels, sampling_locations.size(1), dtype=dtype)
     for level, features in enumerate(torch.split(value, [height * width for height, width in shapes], dim=1)):
-        maps = features.to(kind).permute(0, 2, 3, 1).reshape(batch * heads, channels, *shapes[level])
+        maps = features.to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, channels, *shapes[level])
         sampled = F.grid_sample(maps, grids[:, :, level], align_corners=False)  # (N * heads, channels, queries, points)
         output = output + (sampled * weights[:, :, :, level]).sum(dim=-1)
     return output.view(batch, heads * channels, -1).transpose(1, 2).contiguous().to(value.dtype)
 
 
 class MultiScaleDeformableAttnFunction:
-    """Calls :func:`multi_scale_deformable_attn_pytorch` as mmcv's program for GPUs is called."""
+    """Calls :func:`multi_scale_deformable_attn_pytorch` as mmcv's CUDA kernel is called."""
 
     @staticmethod
     def apply(

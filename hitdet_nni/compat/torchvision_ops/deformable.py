@@ -89,9 +89,9 @@ def _deform_conv(
         raise ValueError(f"offset (and mask) of {sizes} for an output of {size}; allowed: its size, at least 1 x 1")
     # Where offsets are predicted under autocast, they alone are in half precision. torchvision has no bfloat16.
     result_type = offset.dtype
-    kind = torch.float32 if result_type == torch.bfloat16 else result_type
-    input, offset, weight = input.to(kind), offset.to(kind), weight.to(kind)
-    bias, mask = (None if part is None else part.to(kind) for part in (bias, mask))
+    dtype = torch.float32 if result_type == torch.bfloat16 else result_type
+    input, offset, weight = input.to(dtype), offset.to(dtype), weight.to(dtype)
+    bias, mask = (None if part is None else part.to(dtype) for part in (bias, mask))
     if offset.requires_grad:
         inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], strides, paddings, dilations)
         offset = torch.where(inside, offset, offset.detach())

@@ -57,11 +57,13 @@ def deform_roi_pool(
     columns, rows = (torch.arange(count, device=rois.device) for count in (width, height))
     cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).to(bins)  # (2, height, width)
     start = boxes[:, :2, None, None] - 0.5 + cells * bins[:, :, None, None] + gamma * extent[:, :, None, None] * offset
-    pooled = input.new_zeros(len(rois), input.size(1), height, width)
+    pooled = start.new_zeros(len(rois), input.size(1), height, width)
+    features = input.to(start.dtype)
     for image in torch.unique(images).tolist():
         chosen = images == image
-        pooled[chosen] = _mean_of_samples(input[image], start[chosen], bins[chosen], counts[chosen])
-    return pooled
+        means = _mean_of_samples(features[image], start[chosen], bins[chosen], counts[chosen])
+        pooled[chosen] = means.to(pooled.dtype)  # autocast samples in 32 bits
+    return pooled.to(input.dtype)
 
 
 def _mean_of_samples(features: Tensor, start: Tensor, bins: Tensor, counts: Tensor) -> Tensor:

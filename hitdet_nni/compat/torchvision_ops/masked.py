@@ -89,7 +89,7 @@ class MaskedConv2d(nn.Conv2d):
         """
         if mask is None:
             return super().forward(input)
-        # mmcv ignores these two, and the stride, and so computes another convolution than the layer is without a mask.
+        # mmcv ignores stride, dilation and groups here: another convolution than the layer is without a mask.
         if (self.stride, self.dilation, self.groups) != ((1, 1), (1, 1), 1):
             raise ValueError(
                 f"MaskedConv2d stride={self.stride}, dilation={self.dilation}, groups={self.groups}; allowed with a "

@@ -1,4 +1,4 @@
-"""How much boxes overlap: upright ones, and ones turned about their centre."""
+"""How much boxes overlap: upright ones, and ones turned about their center."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def box_iou_rotated(
     """Return the overlap of rotated boxes, exact but for rounding; no gradient.
 
     Args:
-        bboxes1: (M, 5): centre x and y, width, height in pixels, angle in radians.
+        bboxes1: (M, 5): center x and y, width, height in pixels, angle in radians.
         bboxes2: (N, 5), likewise.
         mode: ``"iou"``: intersection over union; ``"iof"``: intersection over the area of the first box.
         aligned: Compare the i-th boxes with each other (M = N) instead of all pairs.
@@ -117,11 +117,11 @@ def _common_area(first: Tensor, second: Tensor) -> Tensor:
     """
     cos, sin = second[..., 4].cos(), second[..., 4].sin()
     dx, dy = (first[..., :2] - second[..., :2]).unbind(-1)
-    centre = torch.stack([dx * cos + dy * sin, dy * cos - dx * sin], dim=-1)
+    center = torch.stack([dx * cos + dy * sin, dy * cos - dx * sin], dim=-1)
     turn = first[..., 4] - second[..., 4]
     half_x = 0.5 * first[..., 2, None] * torch.stack([turn.cos(), turn.sin()], dim=-1)
     half_y = 0.5 * first[..., 3, None] * torch.stack([-turn.sin(), turn.cos()], dim=-1)
-    corners = [centre - half_x - half_y, centre + half_x - half_y, centre + half_x + half_y, centre - half_x + half_y]
+    corners = [center - half_x - half_y, center + half_x - half_y, center + half_x + half_y, center - half_x + half_y]
     start = torch.stack(corners, dim=-2)  # (..., 4, 2), with the x axis ahead of the y axis
     end = start.roll(-1, dims=-2)
     limit_x, limit_y = (0.5 * second[..., 2:4, None]).unbind(-2)

@@ -17,7 +17,7 @@ def bilinear_grid_sample(im: Tensor, grid: Tensor, align_corners: bool = False) 
     Args:
         im: Features (N, C, H, W).
         grid: (x, y), -1..1 from edge to edge, (N, height, width, 2).
-        align_corners: Whether -1 and 1 are the centres of the outer pixels instead of their outer edges.
+        align_corners: Whether -1 and 1 are the centers of the outer pixels instead of their outer edges.
 
     Returns:
         (N, C, height, width).
@@ -31,7 +31,7 @@ def point_sample(input: Tensor, points: Tensor, align_corners: bool = False, **k
     Args:
         input: Features (N, C, H, W).
         points: (x, y) in 0..1, (N, P, 2) or (N, height, width, 2).
-        align_corners: Whether 0 and 1 are the centres of the outer pixels instead of their outer edges.
+        align_corners: Whether 0 and 1 are the centers of the outer pixels instead of their outer edges.
         **kwargs: Further arguments of torch's grid_sample.
 
     Returns:
@@ -67,7 +67,7 @@ class SimpleRoIAlign(nn.Module):
     Args:
         output_size: Bins, (height, width) or one number for both.
         spatial_scale: Feature pixels per image pixel: 1 / stride.
-        aligned: Whether pixel centres lie at .5; otherwise the outer pixels' centres are the edges of the image.
+        aligned: Whether pixel centers lie at .5; otherwise the outer pixels' centres are the edges of the image.
 
     Shape:
         features (N, C, H, W) and rois (K, 5), with the image index first, to (K, C, height, width), in the order of
@@ -88,12 +88,13 @@ class SimpleRoIAlign(nn.Module):
         """Sample the RoIs."""
         height, width = self.output_size
         rows, columns = ((torch.arange(count, device=rois.device) + 0.5) / count for count in (height, width))
-        centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).to(rois).view(1, -1, 2)
-        points = rel_roi_point_to_rel_img_point(rois.detach(), centres, features, self.spatial_scale)
+        centers = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).to(rois).view(1, -1, 2)
+        points = rel_roi_point_to_rel_img_point(rois.detach(), centers, features, self.spatial_scale)
         images = rois[:, 0].long()
-        pooled = features.new_zeros(len(rois), features.size(1), height, width)
+        pooled = points.new_zeros(len(rois), features.size(1), height, width)
         for image in torch.unique(images).tolist():
             chosen = images == image
             sampled = point_sample(features[image, None], points[None, chosen], align_corners=not self.aligned)
-            pooled[chosen] = sampled[0].transpose(0, 1).reshape(-1, features.size(1), height, width)
-        return pooled
+            maps = sampled[0].transpose(0, 1).reshape(-1, features.size(1), height, width)
+            pooled[chosen] = maps.to(pooled.dtype)  # autocast samples in 32 bits
+        return pooled.to(features.dtype)

@@ -42,17 +42,17 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
     # (N, groups, taps, 1, H, scale, W, scale) beside (N, groups, channels of a group, H, 1, W, 1)
     fine = (height, scale_factor, width, scale_factor)
     kernels = masks.reshape(batch, group_size, kernel_size**2, 1, *fine)
-    kind = torch.promote_types(features.dtype, masks.dtype)
-    output = torch.zeros(*group, *fine, dtype=kind, device=features.device)
+    dtype = torch.promote_types(features.dtype, masks.dtype)
+    output = torch.zeros(*group, *fine, dtype=dtype, device=features.device)
     for tap in range(kernel_size**2):
         row, column = divmod(tap, kernel_size)
-        neighbour = padded[..., row : row + height, column : column + width]
-        output.addcmul_(neighbour[..., :, None, :, None], kernels[:, :, tap])
+        neighbor = padded[..., row : row + height, column : column + width]
+        output.addcmul_(neighbor[..., :, None, :, None], kernels[:, :, tap])
     return output.reshape(batch, channels, *expected[2:])
 
 
 carafe_naive = carafe
-"""mmcv's plainer program for the same result."""
+"""mmcv's plainer implementation of the same result."""
 
 
 class CARAFE(nn.Module):

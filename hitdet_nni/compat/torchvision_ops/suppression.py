@@ -176,11 +176,11 @@ def batched_nms(
     options = dict(nms_cfg)
     class_agnostic = options.pop("class_agnostic", class_agnostic)
     split_thr = options.pop("split_thr", 10000)
-    kind = options.pop("type", "nms")
+    method = options.pop("type", "nms")
     named = {"nms": nms, "nms_rotated": nms_rotated, "soft_nms": soft_nms}
-    if not callable(kind) and kind not in named:
-        raise ValueError(f"nms type {kind!r}; allowed: {', '.join(named)} (a compiled mmcv provides others)")
-    suppress = kind if callable(kind) else named[kind]
+    if not callable(method) and method not in named:
+        raise ValueError(f"nms type {method!r}; allowed: {', '.join(named)} (a compiled mmcv provides others)")
+    suppress = method if callable(method) else named[method]
     if not len(boxes):
         return boxes.new_zeros(0, boxes.size(-1) + 1), idxs.new_zeros(0, dtype=torch.long)
     moved = boxes if class_agnostic else _moved_apart(boxes, idxs)

@@ -117,12 +117,12 @@ class SyncBatchNorm(nn.Module):
         share = images if self.stats_mode == "N" else torch.ones_like(images)
         mean, total, images = self._sum(torch.cat([share * _mean(values), share, images])).tensor_split([-2, -1])
         mean = mean / total.clamp(min=1)
-        centred = values - mean.view(wide)
-        variance = self._sum(share * _mean(centred.square())) / total.clamp(min=1)
+        centered = values - mean.view(wide)
+        variance = self._sum(share * _mean(centered.square())) / total.clamp(min=1)
         if self.training:
             count = input[:, 0].numel() * self.group_size
             self._track(mean, variance * (count / (count - 1) if count > 1 else 1), images)
-        output = centred * torch.rsqrt(variance + self.eps).view(wide)
+        output = centered * torch.rsqrt(variance + self.eps).view(wide)
         if self.weight is not None and self.bias is not None:
             output = output * self.weight.view(wide) + self.bias.view(wide)
         return output.to(input.dtype)

@@ -37,7 +37,7 @@ class GradientNorms:
             scale: What the loss was multiplied with before backward.
         """
         for component, rows in group_by_component(gradients).items():
-            norm = torch.linalg.vector_norm(torch.cat([row.detach() for row in rows]).double()) / scale
+            norm = torch.linalg.vector_norm(torch.cat([row.detach().flatten() for row in rows]).double()) / scale
             finite = norm.isfinite()
             self._steps[component] = self._steps.get(component, 0.0) + finite.double()
             self._sums[component] = self._sums.get(component, 0.0) + torch.where(finite, norm, 0.0)
