@@ -202,8 +202,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """Let all processes start from the same parameters.
 
         Raises:
-            InputError: If the evaluator or the trainer asks for what the strategy does not do, or processes were launched
-                that do not know of each other.
+            InputError: If the evaluator or the trainer asks for what the strategy does not do, or several processes
+                were launched that do not know of each other.
         """
         super().on_train_start()
         check_evaluator(self.training_module, self.optimizers())
