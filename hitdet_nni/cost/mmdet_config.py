@@ -13,7 +13,8 @@ from mmengine.config import Config
 from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.cost.cost_model import Convention, Cost, Size
-from hitdet_nni.cost.module_cost import build_on_meta, detector_cost
+from hitdet_nni.cost.detector_cost import detector_cost
+from hitdet_nni.cost.module_cost import build_on_meta
 from hitdet_nni.cost.profile import PAPER_SHAPE, Profile, find_config
 from hitdet_nni.cost.stored_costs import CONVENTION
 from hitdet_nni.errors import InputError

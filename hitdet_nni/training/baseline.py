@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.config.settings import Settings
+from hitdet_nni.cost.detector_cost import detector_cost
 from hitdet_nni.cost.mmdet_config import load_config, tested_proposals
-from hitdet_nni.cost.module_cost import build_on_meta, detector_cost
+from hitdet_nni.cost.module_cost import build_on_meta
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.mmengine_resume import OnEvaluation

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.detector_cost import detector_cost
 from hitdet_nni.cost.mmdet_config import load_config, profile_config
-from hitdet_nni.cost.module_cost import FlopCount, build_on_meta, detector_cost, formula_of, parameter_count
+from hitdet_nni.cost.module_cost import FlopCount, build_on_meta, formula_of, parameter_count
 from hitdet_nni.cost.profile import baseline_names
 from hitdet_nni.model.detector import detector_config
 
