@@ -21,33 +21,37 @@ PACKAGE = "mmcv.ops"
 IMPLEMENTATION = "hitdet_nni.compat.torchvision_ops"
 
 SERVED: dict[str, tuple[str, ...]] = {
+    "bbox": ("bbox_overlaps",),
+    "box_iou_rotated": ("box_iou_rotated",),
+    "carafe": ("CARAFE", "CARAFENaive", "CARAFEPack", "carafe", "carafe_naive"),
+    "corner_pool": ("CornerPool",),
     "deform_conv": ("DeformConv2d", "DeformConv2dPack", "deform_conv2d"),
-    "focal_loss": ("SigmoidFocalLoss", "sigmoid_focal_loss"),
+    "focal_loss": ("SigmoidFocalLoss", "SoftmaxFocalLoss", "sigmoid_focal_loss", "softmax_focal_loss"),
     "info": ("get_compiler_version", "get_compiling_cuda_version"),
+    "masked_conv": ("MaskedConv2d", "masked_conv2d"),
     "merge_cells": ("BaseMergeCell", "ConcatCell", "GlobalPoolingCell", "SumCell"),
     "modulated_deform_conv": ("ModulatedDeformConv2d", "ModulatedDeformConv2dPack", "modulated_deform_conv2d"),
-    "nms": ("batched_nms", "nms", "nms_match", "soft_nms"),
-    "point_sample": ("point_sample", "rel_roi_point_to_rel_img_point"),
+    "multi_scale_deform_attn": (
+        "MultiScaleDeformableAttention",
+        "MultiScaleDeformableAttnFunction",
+        "multi_scale_deformable_attn_pytorch",
+    ),
+    "nms": ("batched_nms", "nms", "nms_match", "nms_rotated", "soft_nms"),
+    "point_sample": ("SimpleRoIAlign", "bilinear_grid_sample", "point_sample", "rel_roi_point_to_rel_img_point"),
     "roi_align": ("RoIAlign", "roi_align"),
     "roi_pool": ("RoIPool", "roi_pool"),
+    "saconv": ("SAConv2d",),
+    "sync_bn": ("SyncBatchNorm",),
 }
 """Submodule of ``mmcv.ops`` -> the names that ``hitdet_nni.compat.torchvision_ops`` implements."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "carafe": ("CARAFE", "CARAFENaive", "CARAFEPack", "carafe", "carafe_naive"),
-    "corner_pool": ("CornerPool",),
-    "focal_loss": ("SoftmaxFocalLoss", "softmax_focal_loss"),
-    "masked_conv": ("MaskedConv2d", "masked_conv2d"),
-    "multi_scale_deform_attn": ("MultiScaleDeformableAttention",),
-    "nms": ("nms_quadri", "nms_rotated"),
-    "point_sample": ("SimpleRoIAlign",),
-    "saconv": ("SAConv2d",),
-    "sync_bn": ("SyncBatchNorm",),
+    "deform_roi_pool": ("DeformRoIPool", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack", "deform_roi_pool"),
+    "nms": ("nms_quadri",),
 }
 """Submodule of ``mmcv.ops`` -> the names that can be imported and subclassed, and fail when used."""
 
-# mmcv 2.1's names in mmengine's MODELS. The refused ones are registered too, so that a configuration that asks for
-# one of them meets the refusal instead of "not in the registry".
+# mmcv 2.1's names in mmengine's MODELS.
 REGISTERED: dict[str, str] = {
     "CARAFEPack": "carafe",
     "DeformConv2dPack": "DCN",

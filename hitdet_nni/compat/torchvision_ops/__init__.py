@@ -6,6 +6,12 @@ with a compiled mmcv work unchanged; :mod:`hitdet_nni.compat.mmcv_ops` decides w
 
 from __future__ import annotations
 
+from hitdet_nni.compat.torchvision_ops.attention import (
+    MultiScaleDeformableAttention,
+    MultiScaleDeformableAttnFunction,
+    multi_scale_deformable_attn_pytorch,
+)
+from hitdet_nni.compat.torchvision_ops.corner_pool import CornerPool
 from hitdet_nni.compat.torchvision_ops.deformable import (
     DeformConv2d,
     DeformConv2dPack,
@@ -14,36 +20,71 @@ from hitdet_nni.compat.torchvision_ops.deformable import (
     deform_conv2d,
     modulated_deform_conv2d,
 )
-from hitdet_nni.compat.torchvision_ops.focal import SigmoidFocalLoss, sigmoid_focal_loss
+from hitdet_nni.compat.torchvision_ops.focal import (
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
 from hitdet_nni.compat.torchvision_ops.info import get_compiler_version, get_compiling_cuda_version
+from hitdet_nni.compat.torchvision_ops.masked import MaskedConv2d, masked_conv2d
 from hitdet_nni.compat.torchvision_ops.merge_cells import BaseMergeCell, ConcatCell, GlobalPoolingCell, SumCell
-from hitdet_nni.compat.torchvision_ops.points import point_sample, rel_roi_point_to_rel_img_point
+from hitdet_nni.compat.torchvision_ops.overlaps import bbox_overlaps, box_iou_rotated
+from hitdet_nni.compat.torchvision_ops.points import (
+    SimpleRoIAlign,
+    bilinear_grid_sample,
+    point_sample,
+    rel_roi_point_to_rel_img_point,
+)
+from hitdet_nni.compat.torchvision_ops.reassembly import CARAFE, CARAFENaive, CARAFEPack, carafe, carafe_naive
 from hitdet_nni.compat.torchvision_ops.roi import RoIAlign, RoIPool, roi_align, roi_pool
-from hitdet_nni.compat.torchvision_ops.suppression import batched_nms, nms, nms_match, soft_nms
+from hitdet_nni.compat.torchvision_ops.suppression import batched_nms, nms, nms_match, nms_rotated, soft_nms
+from hitdet_nni.compat.torchvision_ops.switchable import SAConv2d
+from hitdet_nni.compat.torchvision_ops.sync_bn import SyncBatchNorm
 
 __all__ = [
     "BaseMergeCell",
+    "CARAFE",
+    "CARAFENaive",
+    "CARAFEPack",
     "ConcatCell",
+    "CornerPool",
     "DeformConv2d",
     "DeformConv2dPack",
     "GlobalPoolingCell",
+    "MaskedConv2d",
     "ModulatedDeformConv2d",
     "ModulatedDeformConv2dPack",
+    "MultiScaleDeformableAttention",
+    "MultiScaleDeformableAttnFunction",
     "RoIAlign",
     "RoIPool",
+    "SAConv2d",
     "SigmoidFocalLoss",
+    "SimpleRoIAlign",
+    "SoftmaxFocalLoss",
     "SumCell",
+    "SyncBatchNorm",
     "batched_nms",
+    "bbox_overlaps",
+    "bilinear_grid_sample",
+    "box_iou_rotated",
+    "carafe",
+    "carafe_naive",
     "deform_conv2d",
     "get_compiler_version",
     "get_compiling_cuda_version",
+    "masked_conv2d",
     "modulated_deform_conv2d",
+    "multi_scale_deformable_attn_pytorch",
     "nms",
     "nms_match",
+    "nms_rotated",
     "point_sample",
     "rel_roi_point_to_rel_img_point",
     "roi_align",
     "roi_pool",
     "sigmoid_focal_loss",
     "soft_nms",
+    "softmax_focal_loss",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """Convolve with samples moved by ``offset`` and scaled by ``mask`` (none: 1).
+    """Convolve with samples moved by ``offset`` and scaled by ``mask`` (none: 1), in the type of ``offset``.
+
+    Offsets whose sample lies on or beyond the first row or column outside the image have no gradient, as in mmcv.
 
     Shape:
         input (N, C, H, W); offset (N, deform_groups * 2 * kh * kw, H', W'), (dy, dx) per tap, in pixels; mask
@@ -41,8 +44,39 @@ def modulated_deform_conv2d(
             f"offset has {offset.size(1)} channels, weight {weight.size(1)} input channels; allowed with {taps} taps, "
             f"deform_groups={deform_groups}, groups={groups}: {2 * deform_groups * taps}, {input.size(1) / groups:g}"
         )
-    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, _pair(stride), _pair(padding), _pair(dilation), mask)
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    # Where offsets are predicted under autocast, they alone are in half precision.
+    input, weight = input.to(offset.dtype), weight.to(offset.dtype)
+    bias, mask = (None if part is None else part.to(offset.dtype) for part in (bias, mask))
+    if offset.requires_grad:
+        inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], stride, padding, dilation)
+        offset = torch.where(inside, offset, offset.detach())
+    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
     return output
+
+
+def _inside(
+    offset: Tensor,
+    image: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return which offsets move a sample to less than a pixel from the image, in the shape of ``offset``.
+
+    torchvision gives the offsets of samples at exactly -1 the slope towards the image. With padding many samples lie
+    there when a training starts, with all offsets zero.
+    """
+    moves = offset.unflatten(1, (-1, kernel[0], kernel[1], 2))  # (N, deform_groups, kh, kw, 2, H', W')
+    inside = torch.ones((), dtype=torch.bool, device=offset.device)
+    for axis in (0, 1):
+        taps = torch.arange(kernel[axis], device=offset.device) * dilation[axis] - padding[axis]
+        starts = torch.arange(offset.size(2 + axis), device=offset.device) * stride[axis]
+        # (kh, 1, H', 1) of the rows, (kw, 1, W') of the columns
+        positions = (taps.view(-1, *[1] * (3 - axis)) + starts.view(-1, *[1] * (1 - axis))) + moves[:, :, :, :, axis]
+        inside = inside & (positions > -1) & (positions < image[axis])
+    return inside[:, :, :, :, None].expand_as(moves).flatten(1, 4)
 
 
 def deform_conv2d(
@@ -97,12 +131,9 @@ class _DeformConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
 
     def _offset_conv(self, channels_per_tap: int) -> nn.Conv2d:
-        """Return a convolution that predicts zeros until it is trained: the layer starts as a plain convolution."""
+        """Return the convolution that predicts ``channels_per_tap`` numbers for each tap of each group."""
         channels = channels_per_tap * self.deform_groups * math.prod(self.kernel_size)
-        conv = nn.Conv2d(self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation)
-        nn.init.zeros_(conv.weight)
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        return conv
+        return nn.Conv2d(self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 class DeformConv2d(_DeformConv):
@@ -167,12 +198,34 @@ class DeformConv2d(_DeformConv):
         )
 
 
-class DeformConv2dPack(DeformConv2d):
+class _RenamesOldKeys(nn.Module):
+    """Loads checkpoints of before version 2, whose ``conv1_offset.weight`` is now ``conv1.conv_offset.weight``."""
+
+    _version = 2
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if (local_metadata.get("version") or 1) < 2:
+            for name in ("weight", "bias"):
+                old, new = f"{prefix.removesuffix('.')}_offset.{name}", f"{prefix}conv_offset.{name}"
+                if old in state_dict and new not in state_dict:
+                    state_dict[new] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class DeformConv2dPack(_RenamesOldKeys, DeformConv2d):
     """A :class:`DeformConv2d` that predicts its offsets, ``DCN`` in the registry; used like nn.Conv2d."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conv_offset = self._offset_conv(2)
+        self.init_offset()
+
+    def init_offset(self) -> None:
+        """Let the layer predict zeros until it is trained: it starts as a plain convolution."""
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Convolve (N, C, H, W)."""
@@ -243,12 +296,13 @@ class ModulatedDeformConv2d(_DeformConv):
         )
 
 
-class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
+class ModulatedDeformConv2dPack(_RenamesOldKeys, ModulatedDeformConv2d):
     """A :class:`ModulatedDeformConv2d` that predicts offsets and masks, ``DCNv2`` in the registry."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conv_offset = self._offset_conv(3)
+        self.init_weights()
 
     def init_weights(self) -> None:
         """Initialise as the parent does, and the prediction to zeros: mmengine calls this after its initialisers."""

@@ -1,11 +1,28 @@
-"""Features at points, and points of a RoI as points of the image."""
+"""Features at points, points of a RoI as points of the image, and the RoI align that samples one point a bin."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.common_types import _size_2_t as Size
+from torch.nn.modules.utils import _pair
+
+
+def bilinear_grid_sample(im: Tensor, grid: Tensor, align_corners: bool = False) -> Tensor:
+    """Sample features at points of a grid, zeros outside.
+
+    Args:
+        im: Features (N, C, H, W).
+        grid: (x, y), -1..1 from edge to edge, (N, height, width, 2).
+        align_corners: Whether -1 and 1 are the centres of the outer pixels instead of their outer edges.
+
+    Returns:
+        (N, C, height, width).
+    """
+    return F.grid_sample(im, grid, align_corners=align_corners)
 
 
 def point_sample(input: Tensor, points: Tensor, align_corners: bool = False, **kwargs: Any) -> Tensor:
@@ -42,3 +59,41 @@ def rel_roi_point_to_rel_img_point(
     height, width = img.shape[2:] if isinstance(img, Tensor) else img
     low, high = rois[:, None, -4:-2], rois[:, None, -2:]
     return (low + rel_roi_points * (high - low)) * spatial_scale / low.new_tensor([width, height])
+
+
+class SimpleRoIAlign(nn.Module):
+    """RoI align that takes one bilinear sample at the centre of each bin, as PointRend does.
+
+    Args:
+        output_size: Bins, (height, width) or one number for both.
+        spatial_scale: Feature pixels per image pixel: 1 / stride.
+        aligned: Whether pixel centres lie at .5; otherwise the outer pixels' centres are the edges of the image.
+
+    Shape:
+        features (N, C, H, W) and rois (K, 5), with the image index first, to (K, C, height, width), in the order of
+        the RoIs.
+
+    Source:
+        Kirillov et al., PointRend, CVPR 2020, section 3.1.
+    """
+
+    def __init__(self, output_size: Size, spatial_scale: float, aligned: bool = True) -> None:
+        super().__init__()
+        self.output_size = _pair(output_size)
+        self.spatial_scale = float(spatial_scale)
+        self.aligned = aligned
+        self.use_torchvision = False
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """Sample the RoIs."""
+        height, width = self.output_size
+        rows, columns = ((torch.arange(count, device=rois.device) + 0.5) / count for count in (height, width))
+        centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).to(rois).view(1, -1, 2)
+        points = rel_roi_point_to_rel_img_point(rois.detach(), centres, features, self.spatial_scale)
+        images = rois[:, 0].long()
+        pooled = features.new_zeros(len(rois), features.size(1), height, width)
+        for image in images.unique().tolist():
+            chosen = images == image
+            sampled = point_sample(features[image, None], points[None, chosen], align_corners=not self.aligned)
+            pooled[chosen] = sampled[0].transpose(0, 1).unflatten(-1, (height, width))
+        return pooled

@@ -1,4 +1,4 @@
-"""Suppression of overlapping boxes, (x1, y1, x2, y2) in pixels: NMS, soft-NMS, and NMS per class."""
+"""Suppression of overlapping boxes, (x1, y1, x2, y2) in pixels or rotated: NMS, soft-NMS, and NMS per class."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 import torchvision.ops as tv
 from mmengine.utils import deprecated_api_warning
 from torch import Tensor
+
+from hitdet_nni.compat.torchvision_ops.overlaps import box_iou_rotated
 
 Array = Any
 """A torch.Tensor or a numpy.ndarray; the result is of the kind of the first argument."""
@@ -111,22 +113,59 @@ def soft_nms(
     return _like(boxes, torch.cat([all_boxes[keep], lowered[keep, None]], dim=1), keep)
 
 
+def nms_rotated(
+    dets: Tensor, scores: Tensor, iou_threshold: float, labels: Tensor | None = None, clockwise: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Keep the best box of each group of rotated boxes that overlap.
+
+    Args:
+        dets: (N, 5): centre x and y, width, height in pixels, angle in radians.
+        scores: (N,).
+        iou_threshold: A box goes when its IoU with a better, kept one is larger.
+        labels: (N,), the class of each box: those of different classes do not suppress each other. None: one class.
+        clockwise: Whether a positive angle turns the x axis (to the right) towards the y axis (down).
+
+    Returns:
+        Boxes with their score (n, 6), best first, and their indices (n,) in the input; of no boxes, as in mmcv, these
+        (0, 5) and None.
+
+    Raises:
+        ValueError: For other shapes.
+    """
+    if not len(dets):
+        return dets, None
+    if dets.dim() != 2 or dets.size(1) != 5 or len(scores) != len(dets):
+        raise ValueError(f"dets {tuple(dets.shape)} and scores {tuple(scores.shape)}; allowed: (N, 5) and (N,)")
+    boxes = dets.detach()
+    remaining = scores.detach().argsort(descending=True, stable=True)
+    kept: list[Tensor] = []
+    while len(remaining):
+        best, remaining = remaining[:1], remaining[1:]
+        kept.append(best)
+        suppressed = box_iou_rotated(boxes[best], boxes[remaining], clockwise=clockwise)[0] > iou_threshold
+        if labels is not None:
+            suppressed &= labels[remaining] == labels[best]
+        remaining = remaining[~suppressed]
+    keep = torch.cat(kept)
+    return torch.cat([dets[keep], scores[keep, None]], dim=1), keep
+
+
 def batched_nms(
     boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: Mapping[str, Any] | None, class_agnostic: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Suppress overlapping boxes of the same class.
 
     Args:
-        boxes: (N, 4), in pixels.
+        boxes: (N, 4), in pixels; of ``"nms_rotated"`` (N, 5).
         scores: (N,).
         idxs: (N,), the class or group of each box, from 0.
-        nms_cfg: None only sorts by score. Otherwise ``type`` (``"nms"``, ``"soft_nms"`` or a function), that
-            function's arguments, ``class_agnostic``, and ``split_thr``: from this many boxes (10000) the groups are
+        nms_cfg: None only sorts by score. Otherwise ``type`` (``"nms"``, ``"soft_nms"``, ``"nms_rotated"`` or a
+            function), that function's arguments, ``class_agnostic``, and ``split_thr``: from this many boxes (10000) the groups are
             suppressed one after another and ``max_num`` bounds their union.
         class_agnostic: Ignore ``idxs``. As in mmcv, it has no effect from ``split_thr`` boxes on.
 
     Returns:
-        Boxes with their score (n, 5), best first, and their indices (n,) in the input.
+        Boxes with their score (n, 5 or 6), best first, and their indices (n,) in the input.
 
     Raises:
         ValueError: For another ``type``.
@@ -138,14 +177,13 @@ def batched_nms(
     class_agnostic = options.pop("class_agnostic", class_agnostic)
     split_thr = options.pop("split_thr", 10000)
     kind = options.pop("type", "nms")
-    named = {"nms": nms, "soft_nms": soft_nms}
+    named = {"nms": nms, "nms_rotated": nms_rotated, "soft_nms": soft_nms}
     if not callable(kind) and kind not in named:
         raise ValueError(f"nms type {kind!r}; allowed: {', '.join(named)} (a compiled mmcv provides others)")
     suppress = kind if callable(kind) else named[kind]
     if not len(boxes):
-        return boxes.new_zeros(0, 5), idxs.new_zeros(0, dtype=torch.long)
-    # Classes are moved apart by more than the largest coordinate, so that boxes of two classes cannot overlap.
-    moved = boxes if class_agnostic else boxes + (idxs.to(boxes) * (boxes.max() + 1))[:, None]
+        return boxes.new_zeros(0, boxes.size(-1) + 1), idxs.new_zeros(0, dtype=torch.long)
+    moved = boxes if class_agnostic else _moved_apart(boxes, idxs)
     if len(boxes) < split_thr:
         dets, keep = suppress(moved, scores, **options)
         return torch.cat([boxes[keep], dets[:, -1:]], dim=1), keep
@@ -157,6 +195,14 @@ def batched_nms(
     count = max_num if max_num > 0 else len(keep)
     keep, ordered = keep[order][:count], ordered[:count]
     return torch.cat([boxes[keep], ordered[:, None]], dim=1), keep
+
+
+def _moved_apart(boxes: Tensor, idxs: Tensor) -> Tensor:
+    """Move the classes apart by more than the largest coordinate, so that boxes of two classes cannot overlap."""
+    if boxes.size(-1) == 4:
+        return boxes + (idxs.to(boxes) * (boxes.max() + 1))[:, None]
+    reach = boxes[:, :2].max() + boxes[:, 2:4].max()
+    return torch.cat([boxes[:, :2] + (idxs.to(boxes) * (reach + 1))[:, None], boxes[:, 2:]], dim=1)
 
 
 def nms_match(dets: Array, iou_threshold: float) -> list[Array]:
