@@ -6,7 +6,6 @@ python docs/zoo_family.py dino
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import logging
@@ -43,6 +42,7 @@ CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 
 PACKAGES: Mapping[str, str] = {
     "detectron2": "detectron2",
+    "fairscale": "fairscale",
     "lap": "lap",
     "mmpretrain": "mmpretrain",
     "motmetrics": "motmetrics",
@@ -51,11 +51,16 @@ PACKAGES: Mapping[str, str] = {
 }
 """Packages that configs need and mmdet does not bring: name of the import -> name to install."""
 
+FAULTS: Mapping[str, str] = {
+    "'SSDHead' object has no attribute 'loss_cls'": "SSDHead cannot predict",
+    "CascadeRPNHead.__init__() missing 1 required positional argument": "RPN cannot build a CascadeRPNHead",
+    "unexpected keyword argument 'force_grad_on_level'": "FPN has no such setting as the config's",
+}
+"""Faults of mmdet 3.3.0 itself: what its error says -> what is wrong."""
+
 DECLARED: Mapping[str, str] = {
-    "cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py": "mmdet's RPN, which gives CascadeRPNHead no num_classes",
     "dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py": "op DeformRoIPoolPack",
     "dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco.py": "op ModulatedDeformRoIPoolPack",
-    "v3det/fcos_swinb_fpn_8x4_sample1e-3_mstrain_v3det_2x.py": "mmdet's FPN, which has no force_grad_on_level",
 }
 """What keeps a config from being built where its error does not say; nothing here may build."""
 
@@ -63,10 +68,10 @@ SIDE = 128
 """Height and width of the images, in pixels."""
 
 LARGE_SIDE = 320
-"""The same for what has no smaller input: SSD, whose last maps would have no pixel."""
+"""The same for what takes no smaller ones: see :func:`side_of`."""
 
 IMAGES = 2
-"""Images of a batch, frames of a video: batch normalisation of a 1 x 1 map needs two."""
+"""Images of a batch in training, frames of a video: batch normalisation of a 1 x 1 map needs two."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +82,17 @@ class Row:
         family: Its folder.
         configs: Files that hold a model; others are parts, such as a schedule.
         built: Those that build.
-        config: The smallest that builds, or the first of all where none does; empty where there is none.
-        detector: Type of its model.
+        config: The smallest of them that predicts and learns; the smallest where none does, empty where none builds.
         params: Parameters of its model.
         runs: Whether it predicts, and learns from finite losses.
-        needs: What keeps the other configs from being built, or this one from running: ``package lap``, ``op CARAFE``.
+        needs: What keeps others from being built, and smaller ones from running, each by its kind: ``package lap``,
+            ``op CARAFE``, ``file PATH``, ``fault WORDS``.
     """
 
     family: str
     configs: int
     built: int
     config: str
-    detector: str
     params: int
     runs: bool
     needs: tuple[str, ...]
@@ -100,7 +104,7 @@ def families() -> list[str]:
 
 
 def reason(error: BaseException, config: str) -> str:
-    """Return what kept a config from being built or run: an op of mmcv, a package, a file, or what is declared.
+    """Return what kept a config from being built or run: an op of mmcv, a package, a file, or a fault of mmdet.
 
     Raises:
         BaseException: The error itself, if it names nothing of these.
@@ -108,6 +112,9 @@ def reason(error: BaseException, config: str) -> str:
     if config in DECLARED:
         return DECLARED[config]
     text = str(error)
+    for words, fault in FAULTS.items():
+        if words in text:
+            return f"fault {fault}"
     op = re.search(r"mmcv\.ops\.(\w+) is not available", text)
     if op:
         return f"op {op[1]}"
@@ -124,8 +131,10 @@ def without_downloads(part: Any) -> Any:
     """Return a config without the weights that it would load."""
     if isinstance(part, Mapping):
         kept = {key: without_downloads(value) for key, value in part.items()}
+        if "teacher_config" in kept:  # relative to the folder above
+            kept["teacher_config"] = str(CONFIGS.parent / kept["teacher_config"])
         return kept | {key: None for key in ("init_cfg", "teacher_ckpt", "pretrained") if loads(kept.get(key))}
-    return [without_downloads(each) for each in part] if isinstance(part, list | tuple) else part
+    return type(part)(map(without_downloads, part)) if isinstance(part, list | tuple) else part
 
 
 def loads(value: Any) -> bool:
@@ -138,46 +147,44 @@ def loads(value: Any) -> bool:
 def model_of(config: Path) -> dict[str, Any] | None:
     """Return the model of a config, ``None`` where it has none."""
     model = Config.fromfile(config).get("model")
-    return {"_scope_": "mmdet", **without_downloads(model.to_dict())} if isinstance(model, dict) else None
+    return without_downloads(model.to_dict()) if isinstance(model, dict) else None
 
 
 def survey(family: str) -> Row:
-    """Build every config of a family, then run the smallest that builds."""
+    """Build every config of a family, then run those that build, from the smallest, until one predicts and learns."""
     built: list[tuple[int, str, dict[str, Any]]] = []
     failed: list[str] = []
     needs = set()
-    with contextlib.chdir(CONFIGS.parent):  # some name other configs relative to it
-        for path in sorted((CONFIGS / family).rglob("*.py")):
-            name = path.relative_to(CONFIGS).as_posix()
-            try:
-                model = model_of(path)
-                if model is not None:
-                    built.append((parameter_count(build_on_meta(model, name)), name, model))
-            except Exception as error:  # the file is a program, the model anything
-                failed.append(name)
-                needs.add(reason(error.__cause__ or error, name))
-            else:
-                assert name not in DECLARED, f"{name} builds"
-        if not built:
-            first = failed[0] if failed else ""
-            return Row(family, len(failed), 0, first, "", 0, False, tuple(sorted(needs)))
-        params, name, model = min(built, key=lambda each: each[:2])
+    for path in sorted((CONFIGS / family).rglob("*.py")):
+        name = path.relative_to(CONFIGS).as_posix()
+        try:
+            model = model_of(path)
+            if model is not None:
+                built.append((parameter_count(build_on_meta(model, name)), name, model))
+        except Exception as error:  # the file is a program, the model anything
+            failed.append(name)
+            needs.add(reason(error.__cause__ or error, name))
+        else:
+            assert name not in DECLARED, f"{name} builds"
+    count = len(built) + len(failed)
+    for params, name, model in sorted(built, key=lambda each: each[:2]):
         try:
             exercise(model)
-        except Exception as error:
-            needs, runs = {reason(error, name)}, False
+        except Exception as error:  # whatever a model raises
+            needs.add(reason(error, name))
         else:
-            runs = True
-    row = Row(family, len(built) + len(failed), len(built), name, model["type"], params, runs, tuple(sorted(needs)))
-    gc.collect()
-    return row
+            return Row(family, count, len(built), name, params, True, tuple(sorted(needs)))
+        finally:
+            gc.collect()
+    params, name, _ = min(built, key=lambda each: each[:2], default=(0, "", {}))
+    return Row(family, count, len(built), name, params, False, tuple(sorted(needs)))
 
 
 # ------------------------------------------------------------------------------------------------------ one config
 
 
 def exercise(model: Mapping[str, Any]) -> None:
-    """Have the model of a config predict on two images, and learn from two objects in each.
+    """Have the model of a config learn from two images with two objects in each, and predict on one.
 
     Raises:
         AssertionError: If a loss, a gradient or a prediction is not finite, or no gradient differs from zero.
@@ -186,8 +193,8 @@ def exercise(model: Mapping[str, Any]) -> None:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         MessageHub.get_current_instance().update_info("iter", 0)  # what a training loop tells augmentations
-        detector = build_initialised(dict(model))
-        side = LARGE_SIDE if "SSD" in str(model) else SIDE
+        detector = build_initialised({"_scope_": "mmdet", **model})
+        side = side_of(model)
         total, _ = detector.parse_losses(detector(**training_batch(detector, side), mode="loss"))
         assert math.isfinite(total.item()), f"the loss is {total.item()}"
         total.backward()
@@ -202,6 +209,14 @@ def exercise(model: Mapping[str, Any]) -> None:
     assert len(found) == len(batch["inputs"])
     for tensor in (each for result in found for each in predicted(result)):
         assert tensor.isfinite().all(), "a prediction is not finite"
+
+
+def side_of(model: Mapping[str, Any]) -> int:
+    """Return the height and width of the images that a model is tried on.
+
+    The last maps of SSD would have no pixel in small ones, and DINO chooses its queries among the positions of all maps.
+    """
+    return LARGE_SIDE if "SSD" in str(model) or model["type"] == "DINO" else SIDE
 
 
 def predicted(result: DetDataSample | TrackDataSample) -> Iterator[torch.Tensor]:
@@ -232,13 +247,13 @@ def training_batch(detector: nn.Module, side: int) -> dict[str, Any]:
 
 def testing_batch(detector: nn.Module, side: int) -> dict[str, Any]:
     """Return images as the model takes them in testing."""
-    return video(side) if is_tracker(detector) else images(side)
+    return video(side) if is_tracker(detector) else images(side, 1)
 
 
-def images(side: int) -> dict[str, Any]:
+def images(side: int, count: int = IMAGES) -> dict[str, Any]:
     """Return square images of noise with two objects each."""
-    inputs = [torch.randint(0, 256, (3, side, side), dtype=torch.uint8) for _ in range(IMAGES)]
-    return {"inputs": inputs, "data_samples": [annotated(side, index) for index in range(IMAGES)]}
+    inputs = [torch.randint(0, 256, (3, side, side), dtype=torch.uint8) for _ in range(count)]
+    return {"inputs": inputs, "data_samples": [annotated(side, index) for index in range(count)]}
 
 
 def video(side: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from mmdet.models.roi_heads import CascadeRoIHead
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from hitdet_nni.cost.cost_model import PARTS, Convention, Cost, DetectorPart, Si
 from hitdet_nni.cost.module_cost import FlopCount, parameter_count
 from hitdet_nni.errors import InputError
 
-_IMAGE_PARTS = ("data_preprocessor", "backbone", "neck", "rpn_head", "roi_head", "bbox_head")
-_ROI_PARTS = ("bbox_head", "mask_head", "shared_head")
+_IMAGE_PARTS: tuple[str, ...] = ("data_preprocessor", "backbone", "neck", "rpn_head", "roi_head", "bbox_head")
+_ROI_PARTS: tuple[str, ...] = ("bbox_head", "mask_head", "shared_head")
 
 
 def detector_cost(
@@ -25,9 +26,9 @@ def detector_cost(
     """Return the cost of a detector in testing by part, and their ``total``.
 
     The backbone, the neck and the dense head (``rpn`` where it proposes RoIs, ``head`` in a one-stage detector) see one
-    image. Box heads, all of a cascade's, see ``proposals`` RoIs; a mask head, as many as detections are kept. A detector
-    of other parts, such as a transformer, runs as mmdet's ``forward`` has it, and what is neither backbone, neck nor
-    RPN is ``head``.
+    image. Box heads, all of a cascade's, see ``proposals`` RoIs; a mask head, as many as detections are kept. A
+    detector of other parts, such as a transformer, runs as mmdet's ``forward`` has it, and what is neither backbone,
+    neck nor RPN is ``head``.
 
     Args:
         detector: An mmdet detector of :func:`~hitdet_nni.cost.module_cost.build_on_meta`.
@@ -42,6 +43,10 @@ def detector_cost(
     if not hasattr(detector, "backbone"):
         problem = f"{type(detector).__name__} is around detectors, or none"
         raise InputError(problem, source=source, key="model.type", allowed="a detector with a backbone")
+    roi_head = getattr(detector, "roi_head", None)
+    if roi_head is not None and not proposals and not hasattr(detector, "rpn_head"):
+        problem = "has no RPN: how many proposals it is given is not said"
+        raise InputError(problem, source=source, key="model.rpn_head", allowed="--proposals")
     try:
         if _is_plain(detector):
             return _Run(copy.deepcopy(detector).to("meta"), shape, convention, "meta").by_parts(proposals)
@@ -52,7 +57,7 @@ def detector_cost(
 
 def _is_plain(detector: nn.Module) -> bool:
     """Whether a detector has parts that take the maps, or the RoIs, that the one before gives, and no other."""
-    pairs = [(detector, _IMAGE_PARTS)]
+    pairs: list[tuple[nn.Module, tuple[str, ...]]] = [(detector, _IMAGE_PARTS)]
     roi_head = getattr(detector, "roi_head", None)
     if roi_head is not None:
         pairs.append((roi_head, _ROI_PARTS))
@@ -65,7 +70,10 @@ def _is_plain(detector: nn.Module) -> bool:
 
 def _with_values(detector: nn.Module) -> nn.Module:
     """Give the parameters zeros: no product is computed of them, but mmdet's code asks for values elsewhere."""
-    return detector._apply(lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    for module in detector.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(torch.zeros_like(parameter, device="cpu")))
+    return detector
 
 
 class _Run:
@@ -83,8 +91,10 @@ class _Run:
         self.convention: Convention = convention
         self.costs: dict[str, Cost] = {part: Cost() for part in PARTS}
         self.image = torch.zeros(1, 3, *shape, device=device)
-        meta = {key: shape for key in ("img_shape", "ori_shape", "pad_shape", "batch_input_shape")}
-        self.samples = [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})]
+        meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), shape)
+        sample = DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)})
+        sample.gt_instances = InstanceData(bboxes=self.image.new_zeros(0, 4), labels=self.image.new_zeros(0).long())
+        self.samples = [sample]
 
     def _call(self, part: DetectorPart, modules: Sequence[nn.Module], call: Callable[[], Any]) -> Any:
         with torch.no_grad(), FlopCount(self.convention).of(*modules) as counted:
@@ -115,22 +125,39 @@ class _Run:
         """Return the cost of any other detector: the heads run as in mmdet's ``forward``."""
         detector, features = self.detector, self._features()
         head = [part for name, part in detector.named_children() if name not in ("backbone", "neck", "rpn_head")]
-        if not hasattr(detector, "roi_head"):
-            before = sum((cost.flops for cost in self.costs.values()), 0)
+        if hasattr(detector, "roi_head"):
+            found = [InstanceData(bboxes=_boxes(proposals, self.image))]
+            if detector.with_rpn:
+                rpn = detector.rpn_head
+                proposed = self._call("rpn", [rpn], lambda: rpn.predict(features, self.samples))
+                found = proposed if "features" in proposed[0] else found  # learned proposals come with features
+            self._call("head", head, lambda: self._heads(features, found))
+            self._leave_out_masks_of_rejected(features, found)
+        else:
+            before = sum(cost.flops for cost in self.costs.values())
             masks_of_boxes = detector.with_bbox and detector.with_mask
             mode = "predict" if masks_of_boxes else "tensor"
             self._call("head", head, lambda: detector(self.image, self.samples, mode=mode))
             self.costs["head"] += Cost(flops=-before)  # it ran on the image
-            return self._with_total()
-        found = [InstanceData(bboxes=_boxes(proposals, self.image))]
-        if detector.with_rpn:
-            rpn = detector.rpn_head
-            proposed = self._call("rpn", [rpn], lambda: rpn.predict(features, self.samples))
-            found = proposed if "features" in proposed[0] else found  # learned proposals come with features
-        self._call("head", head, lambda: detector.roi_head.forward(features, found, self.samples))
-        if hasattr(detector, "semantic_head"):
-            self._call("head", [], lambda: detector.semantic_head(features))
         return self._with_total()
+
+    def _heads(self, features: Any, found: list[InstanceData]) -> None:
+        self.detector.roi_head.forward(features, found, self.samples)
+        if hasattr(self.detector, "semantic_head"):
+            self.detector.semantic_head(features)
+
+    def _leave_out_masks_of_rejected(self, features: Any, found: list[InstanceData]) -> None:
+        """Subtract the masks that a cascade's ``forward`` makes of RoIs beyond the detections that are kept."""
+        roi_head = self.detector.roi_head
+        beyond = len(found[0]) - _detections(roi_head, len(found[0]))
+        if not (isinstance(roi_head, CascadeRoIHead) and roi_head.with_mask and beyond):
+            return
+        with torch.no_grad(), FlopCount(self.convention).of(roi_head) as both:
+            roi_head.forward(features, [found[0][:beyond]], self.samples)
+        roi_head.mask_head = None
+        with torch.no_grad(), FlopCount(self.convention).of(roi_head) as boxes:
+            roi_head.forward(features, [found[0][:beyond]], self.samples)
+        self.costs["head"] += Cost(flops=boxes.flops - both.flops)
 
     def _with_total(self) -> dict[str, Cost]:
         return {**self.costs, "total": sum(self.costs.values(), Cost())}
@@ -142,10 +169,16 @@ def _boxes(count: int, image: Tensor) -> Tensor:
     return torch.tensor([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]]).repeat(count, 1)
 
 
+def _detections(roi_head: Any, proposals: int) -> int:
+    """Return how many of its proposals a detector keeps at most."""
+    kept: int = min(proposals, roi_head.test_cfg.get("max_per_img", proposals))
+    return kept
+
+
 def _roi_heads(roi_head: Any, proposals: int) -> Iterator[tuple[nn.Module, Tensor]]:
     """Yield every head behind the RoI extraction, with the RoIs that it sees."""
-    detections = min(proposals, roi_head.test_cfg.get("max_per_img", proposals))
-    kinds = [("bbox", proposals)] + ([("mask", detections)] if roi_head.with_mask else [])
+    masks = [("mask", _detections(roi_head, proposals))] if roi_head.with_mask else []
+    kinds = [("bbox", proposals), *masks]
     for kind, count in kinds:
         for head, extractor in _pairs(getattr(roi_head, f"{kind}_head"), getattr(roi_head, f"{kind}_roi_extractor")):
             rois = torch.empty(count, extractor.out_channels, *extractor.roi_layers[0].output_size, device="meta")

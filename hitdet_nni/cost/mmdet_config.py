@@ -51,9 +51,11 @@ def _model(name: str) -> tuple[Any, int]:
 
 
 def tested_proposals(model: Mapping[str, Any]) -> int:
-    """Return how many RoIs the head of an mmdet model sees in testing; 0 of a one-stage detector."""
+    """Return how many RoIs the head of an mmdet model sees in testing; 0 of one without RPN."""
+    if "roi_head" not in model or "rpn_head" not in model:
+        return 0
     rpn = model.get("test_cfg", {}).get("rpn") or {}
-    proposals: int = rpn.get("max_per_img", 0) if "roi_head" in model else 0
+    proposals: int = model["rpn_head"].get("num_proposals", rpn.get("max_per_img", 0))
     return proposals
 
 

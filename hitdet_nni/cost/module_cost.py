@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from mmcv.cnn import Scale
-from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, MultiScaleDeformableAttention, SAConv2d
 from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.models.necks.ssd_neck import L2Norm
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hitdet_nni.cost.cost_model import Convention
@@ -53,6 +53,16 @@ def _bias(module: Any, outputs: Tensors, convention: Convention) -> int:
 def conv_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
     """Count every weight once per output position; ``paper`` adds the bias. Sampling at offsets is not counted."""
     return int(module.weight.numel()) * _places(outputs) + _bias(module, outputs, convention)
+
+
+def switchable_conv_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
+    """Count both convolutions between which each position chooses."""
+    return 2 * int(module.weight.numel()) * _places(outputs)
+
+
+def deformable_attention_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
+    """Count the weighted sum of the samples, of every channel; sampling is not counted, the projections are modules."""
+    return _elements(outputs) * int(module.num_levels) * int(module.num_points)
 
 
 def transposed_conv_flops(module: Any, inputs: Tensors, outputs: Tensors, convention: Convention) -> int:
@@ -90,6 +100,8 @@ FORMULAS: Mapping[type[nn.Module], Formula] = {
     DeformConv2d: conv_flops,
     ModulatedDeformConv2d: conv_flops,
     TridentConv: conv_flops,
+    SAConv2d: switchable_conv_flops,
+    MultiScaleDeformableAttention: deformable_attention_flops,
     nn.Linear: linear_flops,
     _BatchNorm: norm_flops,
     nn.ReLU: elementwise_flops,
@@ -147,8 +159,9 @@ class FlopCount:
             if formula is not None:
                 handles.append(module.register_forward_pre_hook(self._begin))
                 handles.append(module.register_forward_hook(self._hook(formula)))
-                if next(module.parameters(recurse=False), None) is not None:
-                    self._idle.add(module)
+                has_parameters = next(module.parameters(recurse=False), None) is not None
+                if has_parameters and not isinstance(module, NonDynamicallyQuantizableLinear):
+                    self._idle.add(module)  # that one's weights are multiplied by the attention around it
         try:
             with products(self._count_product):
                 yield self
@@ -195,7 +208,7 @@ def build_on_meta(model: Mapping[str, Any], source: str) -> nn.Module:
         with warnings.catch_warnings():
             # mmcv on NAS-FPN, whose convolutions have a bias before their normalisation.
             warnings.filterwarnings("ignore", message="Unnecessary conv bias")
-            detector: nn.Module = MODELS.build(ConfigDict(model))
+            detector: nn.Module = MODELS.build(ConfigDict({"_scope_": "mmdet", **model}))
     except Exception as error:  # whatever a constructor makes of a wrong argument
         raise InputError(f"mmdet cannot build it: {error}", source=source, key="model") from error
     finally:
@@ -204,7 +217,7 @@ def build_on_meta(model: Mapping[str, Any], source: str) -> nn.Module:
     return detector
 
 
-def _without_storage(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+def _without_storage(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
     """Replace a parameter that a module is given by one of shapes alone, before anything initialises it.
 
     All else that a constructor computes, such as the rates of Swin's dropped paths, has values.

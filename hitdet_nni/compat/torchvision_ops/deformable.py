@@ -33,7 +33,8 @@ def modulated_deform_conv2d(
 
     Shape:
         input (N, C, H, W); offset (N, deform_groups * 2 * kh * kw, H', W'), (dy, dx) per tap, in pixels; mask
-        (N, deform_groups * kh * kw, H', W'); weight (out, C / groups, kh, kw).
+        (N, deform_groups * kh * kw, H', W'); weight (out, C / groups, kh, kw). Offset and mask may be larger than the
+        output, see :func:`_as_in_memory`.
 
     Raises:
         ValueError: If offset or weight do not fit ``deform_groups`` or ``groups``.
