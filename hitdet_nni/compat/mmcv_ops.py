@@ -26,6 +26,7 @@ SERVED: dict[str, tuple[str, ...]] = {
     "carafe": ("CARAFE", "CARAFENaive", "CARAFEPack", "carafe", "carafe_naive"),
     "corner_pool": ("CornerPool",),
     "deform_conv": ("DeformConv2d", "DeformConv2dPack", "deform_conv2d"),
+    "deform_roi_pool": ("DeformRoIPool", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack", "deform_roi_pool"),
     "focal_loss": ("SigmoidFocalLoss", "SoftmaxFocalLoss", "sigmoid_focal_loss", "softmax_focal_loss"),
     "info": ("get_compiler_version", "get_compiling_cuda_version"),
     "masked_conv": ("MaskedConv2d", "masked_conv2d"),
@@ -46,7 +47,6 @@ SERVED: dict[str, tuple[str, ...]] = {
 """Submodule of ``mmcv.ops`` -> the names that ``hitdet_nni.compat.torchvision_ops`` implements."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "deform_roi_pool": ("DeformRoIPool", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack", "deform_roi_pool"),
     "nms": ("nms_quadri",),
 }
 """Submodule of ``mmcv.ops`` -> the names that can be imported and subclassed, and fail when used."""

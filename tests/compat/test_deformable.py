@@ -64,6 +64,42 @@ def test_deform_conv_gradients():
     assert torch.autograd.gradcheck(lambda *a: ops.modulated_deform_conv2d(*a, None, 1, 1), (x, offset, mask, weight))
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_offsets_of_samples_at_the_first_pixel_outside_have_no_gradient(modulated):
+    """As in mmcv: a sample at y <= -1 or y >= H is none, and neither coordinate has a slope there."""
+    x, weight = torch.full((1, 1, 3, 4), 7.0, dtype=torch.double), torch.ones(1, 1, 3, 3, dtype=torch.double)
+    offset = torch.zeros(1, 18, 3, 4, dtype=torch.double, requires_grad=True)
+    mask = [torch.ones(1, 9, 3, 4, dtype=torch.double)] if modulated else []
+    function = ops.modulated_deform_conv2d if modulated else ops.deform_conv2d
+    function(x, offset, *mask, weight, *([None] if modulated else []), 1, 1).sum().backward()
+    for tap, i, j in itertools.product(range(9), range(3), range(4)):
+        row, column = i - 1 + tap // 3, j - 1 + tap % 3
+        inside = 0 <= row < 3 and 0 <= column < 4
+        # The slope is that towards larger coordinates: to the zeros behind the last row and column.
+        expected = [-7.0 * (inside and row == 2), -7.0 * (inside and column == 3)]
+        assert offset.grad[0, 2 * tap : 2 * tap + 2, i, j].tolist() == expected
+    shifted = torch.full_like(offset, 1e-3).requires_grad_()  # a thousandth of a pixel inside, the slope is there
+    function(x, shifted, *mask, weight, *([None] if modulated else []), 1, 1).sum().backward()
+    assert shifted.grad[0, 0, 0, 1:3].tolist() == pytest.approx([7.0, 7.0])
+
+
+def test_no_gradient_is_lost_by_strides_and_groups():
+    parts = [torch.randn(1, 4, 4, 5).double(), 3 * torch.randn(1, 2 * 2 * 6, 2, 2).double()]
+    parts += [torch.rand(1, 2 * 6, 2, 2).double(), torch.randn(2, 2, 2, 3).double(), torch.randn(2).double()]
+    parts = [part.requires_grad_() for part in parts]
+    arguments = ((2, 3), (1, 1), (2, 1), 2, 2)
+    assert torch.autograd.gradcheck(lambda *given: ops.modulated_deform_conv2d(*given, *arguments), parts)
+
+
+def test_deform_conv_computes_in_the_type_of_the_offsets():
+    x, offset, weight, bias = torch.randn(1, 2, 4, 4), torch.zeros(1, 18, 4, 4), torch.randn(3, 2, 3, 3), torch.ones(3)
+    out = ops.modulated_deform_conv2d(x, offset.double(), torch.ones(1, 9, 4, 4), weight, bias, 1, 1)
+    torch.testing.assert_close(out, F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
+    turned = x.to(memory_format=torch.channels_last), offset.to(memory_format=torch.channels_last)  # not contiguous
+    torch.testing.assert_close(ops.deform_conv2d(*turned, weight, 1, 1), F.conv2d(x, weight, padding=1))
+    assert ops.deform_conv2d(x[:0], offset[:0], weight, 1, 1).shape == (0, 3, 4, 4)
+
+
 def test_deform_conv_pads_inputs_smaller_than_the_kernel():
     conv = ops.DeformConv2d(2, 3, 3, padding=1).double()
     x, offset = torch.randn(1, 2, 2, 5).double(), torch.randn(1, 18, 2, 5).double()

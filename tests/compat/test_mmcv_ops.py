@@ -2,6 +2,7 @@ import ast
 import inspect
 import itertools
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -13,7 +14,6 @@ import pytest
 from mmcv import ops
 from mmdet.registry import MODELS
 from references import mmcv_source
-from torch import nn
 
 from hitdet_nni.compat import mmcv_ops
 
@@ -136,10 +136,27 @@ def test_refused_ops_can_be_subclassed_and_say_why_they_fail(name):
             make()
 
 
-def test_the_registry_knows_served_and_refused_layers():
-    assert isinstance(MODELS.build({"type": "DCN", "in_channels": 2, "out_channels": 2, "kernel_size": 3}), nn.Module)
-    with pytest.raises(NotImplementedError, match=r"mmcv\.ops\.CARAFEPack"):
-        MODELS.build({"type": "carafe"})
+@pytest.mark.parametrize(("name", "registered"), mmcv_ops.REGISTERED.items())
+def test_the_registry_knows_the_layers_by_mmcvs_names(name, registered):
+    assert MODELS.get(registered) is getattr(ops, name)
+    tree = ast.parse(
+        "".join(mmcv_source(submodule).read_text() for submodule, names in mmcv_ops.SERVED.items() if name in names)
+    )
+    node = next(node for node in tree.body if getattr(node, "name", None) == name)
+    assert registered in (name, *(each.value for each in ast.walk(node.decorator_list[0]) if hasattr(each, "value")))
+
+
+def test_every_layer_that_mmdets_configurations_name_exists():
+    """Whatever mmcv.ops defines and a shipped configuration asks for is served."""
+    defined, named = set(mmcv_ops.REGISTERED.values()), set()
+    for file in mmcv_source("nms").parent.glob("*.py"):
+        defined |= {node.name for node in ast.parse(file.read_text()).body if hasattr(node, "name")}
+    for file in (Path(mmdet.__file__).parent / ".mim" / "configs").rglob("*.py"):
+        named |= set(re.findall(r"type=['\"]?(\w+)", file.read_text(encoding="utf-8")))
+    wanted = named & defined
+    assert {"DCN", "DCNv2", "SAC", "carafe", "MMSyncBN", "SimpleRoIAlign", "soft_nms", "DeformRoIPoolPack"} <= wanted
+    served = set(itertools.chain(*mmcv_ops.SERVED.values())) | set(mmcv_ops.REGISTERED.values())
+    assert wanted <= served
 
 
 def mmcv_arguments(tree, name):
@@ -151,7 +168,7 @@ def mmcv_arguments(tree, name):
     }
     node = next(node for node in tree.body if getattr(node, "name", None) == aliases.get(name, name))
     if isinstance(node, ast.ClassDef):
-        method = "forward" if name in aliases else "__init__"
+        method = "forward" if name in aliases or name.endswith("Function") else "__init__"
         node = next(item for item in node.body if getattr(item, "name", None) == method)
     names = [argument.arg for argument in node.args.args if argument.arg not in ("self", "ctx")]
     return names, [ast.unparse(default) for default in node.args.defaults]
@@ -163,12 +180,13 @@ def mmcv_arguments(tree, name):
         (submodule, name)
         for submodule, names in mmcv_ops.SERVED.items()
         for name in names
-        if submodule != "info" and not name.endswith("Pack")
+        if submodule != "info" and not name.endswith("Conv2dPack")
     ],
 )
 def test_arguments_are_those_of_mmcv(submodule, name):
     names, defaults = mmcv_arguments(ast.parse(mmcv_source(submodule).read_text()), name)
-    ours = [p for p in inspect.signature(getattr(ops, name)).parameters.values() if p.kind != p.VAR_KEYWORD]
+    ours = getattr(ops, name).apply if name.endswith("Function") else getattr(ops, name)
+    ours = [p for p in inspect.signature(ours).parameters.values() if p.kind != p.VAR_KEYWORD]
     assert [p.name for p in ours] == names
     our_defaults = [p.default for p in ours if p.default is not inspect.Parameter.empty]
     for default, text in zip(our_defaults, defaults, strict=True):

@@ -4,20 +4,10 @@ import math
 import pytest
 import torch
 from mmcv import ops
+from references import sample_edge
 
 
 def plain_roi_align(features, rois, size, scale, ratio, aligned):
-    def sample(feature_map, y, x):
-        height, width = feature_map.shape[1:]
-        if not (-1 <= y <= height and -1 <= x <= width):
-            return feature_map.new_zeros(len(feature_map))
-        y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
-        y0, x0 = int(y), int(x)
-        y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
-        top = feature_map[:, y0, x0] * (1 - (x - x0)) + feature_map[:, y0, x1] * (x - x0)
-        bottom = feature_map[:, y1, x0] * (1 - (x - x0)) + feature_map[:, y1, x1] * (x - x0)
-        return top * (1 - (y - y0)) + bottom * (y - y0)
-
     pooled = []
     for image, *box in rois.tolist():
         x1, y1, x2, y2 = (value * scale - (0.5 if aligned else 0.0) for value in box)
@@ -26,7 +16,7 @@ def plain_roi_align(features, rois, size, scale, ratio, aligned):
         grid_h, grid_w = ratio or math.ceil(bin_h), ratio or math.ceil(bin_w)
         for i, j in itertools.product(range(size[0]), range(size[1])):
             samples = [
-                sample(
+                sample_edge(
                     features[int(image)], y1 + (i + (p + 0.5) / grid_h) * bin_h, x1 + (j + (q + 0.5) / grid_w) * bin_w
                 )
                 for p, q in itertools.product(range(grid_h), range(grid_w))

@@ -191,5 +191,49 @@ def test_batched_nms_edges():
         assert dets.shape == (0, 5)
         assert keep.shape == (0,)
         assert keep.dtype == torch.long
-    with pytest.raises(ValueError, match=r"nms type 'nms_rotated'; allowed: nms, soft_nms \(a compiled mmcv"):
-        ops.batched_nms(boxes, scores, torch.zeros(5), {"type": "nms_rotated"})
+    with pytest.raises(ValueError, match=r"nms type 'nms_quadri'; allowed: nms, nms_rotated, soft_nms \(a compiled"):
+        ops.batched_nms(boxes, scores, torch.zeros(5), {"type": "nms_quadri"})
+
+
+def rotated(count):
+    boxes = random_boxes(count)
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], 3 * torch.rand(count, 1, dtype=torch.double)], dim=1)
+
+
+def plain_rotated(boxes, scores, groups, threshold):
+    overlaps, kept = ops.box_iou_rotated(boxes, boxes), []
+    for i in scores.argsort(descending=True).tolist():
+        if all(overlaps[i, j] <= threshold or groups[i] != groups[j] for j in kept):
+            kept.append(i)
+    return kept
+
+
+def test_nms_rotated_equals_the_plain_loop():
+    boxes, scores, classes = rotated(50), torch.rand(50, dtype=torch.double), torch.randint(0, 3, (50,))
+    dets, keep = ops.nms_rotated(boxes, scores, 0.2)
+    assert keep.tolist() == plain_rotated(boxes, scores, [0] * 50, 0.2)
+    assert torch.equal(dets, torch.cat([boxes[keep], scores[keep, None]], dim=1))
+    mirrored = boxes * torch.tensor([1, 1, 1, 1, -1])
+    dets, mirrored_keep = ops.nms_rotated(mirrored, scores, 0.2, clockwise=False)
+    assert torch.equal(mirrored_keep, keep)
+    assert torch.equal(dets[:, :5], mirrored[keep])
+    per_class = plain_rotated(boxes, scores, classes.tolist(), 0.2)
+    assert ops.nms_rotated(boxes, scores, 0.2, labels=classes)[1].tolist() == per_class
+    for split_thr in (10000, 20):
+        cfg = {"type": "nms_rotated", "iou_threshold": 0.2, "split_thr": split_thr}
+        dets, batched_keep = ops.batched_nms(boxes, scores, classes, cfg)
+        assert batched_keep.tolist() == per_class
+        assert torch.equal(dets, torch.cat([boxes, scores[:, None]], dim=1)[batched_keep])
+    assert 5 < len(keep) < len(per_class) < 50
+
+
+def test_nms_rotated_edges():
+    upright = torch.tensor([[5.0, 5, 10, 10, 0], [5, 5, 10, 10, math.pi / 2], [30, 5, 10, 10, 0.7]])
+    assert ops.nms_rotated(upright, torch.tensor([0.1, 0.2, 0.15]), 0.9)[1].tolist() == [1, 2]
+    dets, keep = ops.nms_rotated(torch.zeros(0, 5), torch.zeros(0), 0.5)
+    assert dets.shape == (0, 5)
+    assert keep is None
+    dets, keep = ops.batched_nms(torch.zeros(0, 5), torch.zeros(0), torch.zeros(0), {"type": "nms_rotated"})
+    assert (dets.shape, keep.shape) == ((0, 6), (0,))
+    with pytest.raises(ValueError, match=r"dets \(2, 4\) and scores \(2,\); allowed: \(N, 5\) and \(N,\)"):
+        ops.nms_rotated(torch.zeros(2, 4), torch.zeros(2), 0.5)

@@ -20,6 +20,12 @@ from hitdet_nni.compat.torchvision_ops.deformable import (
     deform_conv2d,
     modulated_deform_conv2d,
 )
+from hitdet_nni.compat.torchvision_ops.deformable_roi import (
+    DeformRoIPool,
+    DeformRoIPoolPack,
+    ModulatedDeformRoIPoolPack,
+    deform_roi_pool,
+)
 from hitdet_nni.compat.torchvision_ops.focal import (
     SigmoidFocalLoss,
     SoftmaxFocalLoss,
@@ -43,18 +49,21 @@ from hitdet_nni.compat.torchvision_ops.switchable import SAConv2d
 from hitdet_nni.compat.torchvision_ops.sync_bn import SyncBatchNorm
 
 __all__ = [
-    "BaseMergeCell",
     "CARAFE",
+    "BaseMergeCell",
     "CARAFENaive",
     "CARAFEPack",
     "ConcatCell",
     "CornerPool",
     "DeformConv2d",
     "DeformConv2dPack",
+    "DeformRoIPool",
+    "DeformRoIPoolPack",
     "GlobalPoolingCell",
     "MaskedConv2d",
     "ModulatedDeformConv2d",
     "ModulatedDeformConv2dPack",
+    "ModulatedDeformRoIPoolPack",
     "MultiScaleDeformableAttention",
     "MultiScaleDeformableAttnFunction",
     "RoIAlign",
@@ -72,6 +81,7 @@ __all__ = [
     "carafe",
     "carafe_naive",
     "deform_conv2d",
+    "deform_roi_pool",
     "get_compiler_version",
     "get_compiling_cuda_version",
     "masked_conv2d",

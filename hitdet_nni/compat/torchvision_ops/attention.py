@@ -42,7 +42,7 @@ def multi_scale_deformable_attn_pytorch(
         attention_weights.to(kind).transpose(1, 2).flatten(0, 1)[:, None]
     )  # (N * heads, 1, queries, levels, points)
     output = value.new_zeros(batch * heads, channels, sampling_locations.size(1), dtype=kind)
-    for level, features in enumerate(value.split([height * width for height, width in shapes], dim=1)):
+    for level, features in enumerate(torch.split(value, [height * width for height, width in shapes], dim=1)):
         maps = features.to(kind).permute(0, 2, 3, 1).reshape(batch * heads, channels, *shapes[level])
         sampled = F.grid_sample(maps, grids[:, :, level], align_corners=False)  # (N * heads, channels, queries, points)
         output = output + (sampled * weights[:, :, :, level]).sum(dim=-1)
@@ -182,8 +182,8 @@ class MultiScaleDeformableAttention(BaseModule):  # type: ignore[misc]
         if not self.batch_first:
             query, value = query.transpose(0, 1), value.transpose(0, 1)
         if spatial_shapes is None or int(spatial_shapes.prod(dim=1).sum()) != value.size(1):
-            given = None if spatial_shapes is None else spatial_shapes.tolist()
-            raise ValueError(f"spatial_shapes {given}; allowed: as many positions as values, {value.size(1)}")
+            sizes = None if spatial_shapes is None else spatial_shapes.tolist()
+            raise ValueError(f"spatial_shapes {sizes}; allowed: as many positions as values, {value.size(1)}")
         value = self.value_proj(value)
         if key_padding_mask is not None:
             value = value.masked_fill(key_padding_mask[..., None], 0.0)
@@ -201,5 +201,5 @@ class MultiScaleDeformableAttention(BaseModule):  # type: ignore[misc]
             value.unflatten(-1, (self.num_heads, -1)), spatial_shapes, locations, weights
         )
         output = self.output_proj(read)
-        output = self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity
-        return output
+        result: Tensor = self.dropout(output if self.batch_first else output.transpose(0, 1)) + identity
+        return result

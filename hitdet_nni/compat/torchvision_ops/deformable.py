@@ -45,14 +45,14 @@ def modulated_deform_conv2d(
             f"offset has {offset.size(1)} channels, weight {weight.size(1)} input channels; allowed with {taps} taps, "
             f"deform_groups={deform_groups}, groups={groups}: {2 * deform_groups * taps}, {input.size(1) / groups:g}"
         )
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    strides, paddings, dilations = _pair(stride), _pair(padding), _pair(dilation)
     # Where offsets are predicted under autocast, they alone are in half precision.
     input, weight = input.to(offset.dtype), weight.to(offset.dtype)
     bias, mask = (None if part is None else part.to(offset.dtype) for part in (bias, mask))
     if offset.requires_grad:
-        inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], stride, padding, dilation)
+        inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], strides, paddings, dilations)
         offset = torch.where(inside, offset, offset.detach())
-    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+    output: Tensor = tv.deform_conv2d(input, offset, weight, bias, strides, paddings, dilations, mask)
     return output
 
 
@@ -69,7 +69,8 @@ def _inside(
     torchvision gives the offsets of samples at exactly -1 the slope towards the image. With padding many samples lie
     there when a training starts, with all offsets zero.
     """
-    moves = offset.unflatten(1, (-1, kernel[0], kernel[1], 2))  # (N, deform_groups, kh, kw, 2, H', W')
+    # (N, deform_groups, kh, kw, 2, H', W')
+    moves = offset.reshape(len(offset), offset.size(1) // (2 * math.prod(kernel)), *kernel, 2, *offset.shape[2:])
     inside = torch.ones((), dtype=torch.bool, device=offset.device)
     for axis in (0, 1):
         taps = torch.arange(kernel[axis], device=offset.device) * dilation[axis] - padding[axis]
@@ -199,23 +200,7 @@ class DeformConv2d(_DeformConv):
         )
 
 
-class _RenamesOldKeys(nn.Module):
-    """Loads checkpoints of before version 2, whose ``conv1_offset.weight`` is now ``conv1.conv_offset.weight``."""
-
-    _version = 2
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        if (local_metadata.get("version") or 1) < 2:
-            for name in ("weight", "bias"):
-                old, new = f"{prefix.removesuffix('.')}_offset.{name}", f"{prefix}conv_offset.{name}"
-                if old in state_dict and new not in state_dict:
-                    state_dict[new] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-
-class DeformConv2dPack(_RenamesOldKeys, DeformConv2d):
+class DeformConv2dPack(DeformConv2d):
     """A :class:`DeformConv2d` that predicts its offsets, ``DCN`` in the registry; used like nn.Conv2d."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -297,7 +282,7 @@ class ModulatedDeformConv2d(_DeformConv):
         )
 
 
-class ModulatedDeformConv2dPack(_RenamesOldKeys, ModulatedDeformConv2d):
+class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
     """A :class:`ModulatedDeformConv2d` that predicts offsets and masks, ``DCNv2`` in the registry."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

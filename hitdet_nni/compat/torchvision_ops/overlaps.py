@@ -92,7 +92,7 @@ def box_iou_rotated(
         overlaps = _rotated_overlaps(first, second, mode)
     else:
         rows = max(1, _PAIRS_AT_ONCE // max(1, len(second)))
-        chunks = [_rotated_overlaps(some[:, None], second, mode) for some in first.split(rows)]
+        chunks = [_rotated_overlaps(some[:, None], second, mode) for some in torch.split(first, rows)]
         overlaps = torch.cat(chunks) if chunks else first.new_zeros(0, len(second))
     return overlaps.to(bboxes1.dtype)
 
@@ -127,7 +127,7 @@ def _common_area(first: Tensor, second: Tensor) -> Tensor:
     limit_x, limit_y = (0.5 * second[..., 2:4, None]).unbind(-2)
     x0, x1 = (torch.clamp(point[..., 0], -limit_x, limit_x) for point in (start, end))
     y0, y1 = (_height_at(x, start, end) for x in (x0, x1))
-    # Around the box in this order the lower edges go to larger x: what lies between them and the upper ones is negative.
+    # The edges of smaller y go to larger x, so that the upper limit of each interval counts with the other sign.
     return ((x0 - x1) * _mean_limited(y0, y1, limit_y)).sum(dim=-1).clamp(min=0)
 
 

@@ -92,8 +92,8 @@ class SimpleRoIAlign(nn.Module):
         points = rel_roi_point_to_rel_img_point(rois.detach(), centres, features, self.spatial_scale)
         images = rois[:, 0].long()
         pooled = features.new_zeros(len(rois), features.size(1), height, width)
-        for image in images.unique().tolist():
+        for image in torch.unique(images).tolist():
             chosen = images == image
             sampled = point_sample(features[image, None], points[None, chosen], align_corners=not self.aligned)
-            pooled[chosen] = sampled[0].transpose(0, 1).unflatten(-1, (height, width))
+            pooled[chosen] = sampled[0].transpose(0, 1).reshape(-1, features.size(1), height, width)
         return pooled

@@ -36,15 +36,14 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, s
     expected = (batch, group_size * kernel_size**2, height * scale_factor, width * scale_factor)
     if tuple(masks.shape) != expected:
         raise ValueError(f"masks {tuple(masks.shape)}; allowed for features {tuple(features.shape)}: {expected}")
-    padded = F.pad(features, [kernel_size // 2] * 4).unflatten(1, (group_size, -1))
+    group = (batch, group_size, channels // group_size)
+    padded = F.pad(features, [kernel_size // 2] * 4)
+    padded = padded.reshape(*group, *padded.shape[2:])
     # (N, groups, taps, 1, H, scale, W, scale) beside (N, groups, channels of a group, H, 1, W, 1)
-    kernels = masks.unflatten(3, (width, scale_factor)).unflatten(2, (height, scale_factor))
-    kernels = kernels.unflatten(1, (group_size, -1))[:, :, :, None]
-    output = torch.zeros(
-        *(batch, group_size, channels // group_size, height, scale_factor, width, scale_factor),
-        dtype=torch.promote_types(features.dtype, masks.dtype),
-        device=features.device,
-    )
+    fine = (height, scale_factor, width, scale_factor)
+    kernels = masks.reshape(batch, group_size, kernel_size**2, 1, *fine)
+    kind = torch.promote_types(features.dtype, masks.dtype)
+    output = torch.zeros(*group, *fine, dtype=kind, device=features.device)
     for tap in range(kernel_size**2):
         row, column = divmod(tap, kernel_size)
         neighbour = padded[..., row : row + height, column : column + width]
@@ -123,13 +122,16 @@ class CARAFEPack(nn.Module):
 
     def init_weights(self) -> None:
         """Draw the weights so that the upsampling starts near a plain mean of the neighbourhood."""
-        xavier_init(self.channel_compressor, distribution="uniform")
+        # The encoder is drawn twice as in mmcv, so that a seed gives the same weights.
+        for conv in (self.channel_compressor, self.content_encoder):
+            xavier_init(conv, distribution="uniform")
         normal_init(self.content_encoder, std=0.001)
 
     def kernel_normalizer(self, mask: Tensor) -> Tensor:
         """Arrange predictions (N, groups * taps * scale^2, H, W) as kernels of the output that sum to 1."""
         kernels = F.pixel_shuffle(mask, self.scale_factor)
-        return kernels.unflatten(1, (-1, self.up_kernel**2)).softmax(dim=2).flatten(1, 2)
+        taps = kernels.reshape(len(mask), self.up_group, self.up_kernel**2, *kernels.shape[2:])
+        return taps.softmax(dim=2).flatten(1, 2)
 
     def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
         """Upsample features (N, C, H, W) by kernels of the output, see :func:`carafe`."""

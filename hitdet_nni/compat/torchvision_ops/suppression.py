@@ -160,8 +160,8 @@ def batched_nms(
         scores: (N,).
         idxs: (N,), the class or group of each box, from 0.
         nms_cfg: None only sorts by score. Otherwise ``type`` (``"nms"``, ``"soft_nms"``, ``"nms_rotated"`` or a
-            function), that function's arguments, ``class_agnostic``, and ``split_thr``: from this many boxes (10000) the groups are
-            suppressed one after another and ``max_num`` bounds their union.
+            function), that function's arguments, ``class_agnostic``, and ``split_thr``: from this many boxes (10000)
+            the groups are suppressed one after another and ``max_num`` bounds their union.
         class_agnostic: Ignore ``idxs``. As in mmcv, it has no effect from ``split_thr`` boxes on.
 
     Returns:

@@ -121,7 +121,7 @@ class SyncBatchNorm(nn.Module):
         output = centred * torch.rsqrt(variance + self.eps)[:, None]
         if self.weight is not None and self.bias is not None:
             output = output * self.weight[:, None] + self.bias[:, None]
-        return output.unflatten(1, (len(input), *input.shape[2:])).transpose(0, 1).to(input.dtype)
+        return output.view(len(output), len(input), *input.shape[2:]).transpose(0, 1).to(input.dtype)
 
     def _sum(self, x: Tensor) -> Tensor:
         if self.group_size == 1:
