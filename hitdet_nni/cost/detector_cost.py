@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmdet.models.roi_heads import CascadeRoIHead
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from hitdet_nni.cost.cost_model import PARTS, Convention, Cost, DetectorPart, Size
 from hitdet_nni.cost.module_cost import FlopCount, parameter_count
 from hitdet_nni.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _IMAGE_PARTS: tuple[str, ...] = ("data_preprocessor", "backbone", "neck", "rpn_head", "roi_head", "bbox_head")
 _ROI_PARTS: tuple[str, ...] = ("bbox_head", "mask_head", "shared_head")
@@ -47,9 +50,12 @@ def detector_cost(
     if roi_head is not None and not proposals and not hasattr(detector, "rpn_head"):
         problem = "has no RPN: how many proposals it is given is not said"
         raise InputError(problem, source=source, key="model.rpn_head", allowed="--proposals")
-    try:
-        if _is_plain(detector):
+    if _is_plain(detector):
+        try:
             return _Run(copy.deepcopy(detector).to("meta"), shape, convention, "meta").by_parts(proposals)
+        except Exception as error:  # what asks for values, or cannot take the shape, which is then said below
+            logger.info("%s does not run on shapes alone: %s", source, error)
+    try:
         return _Run(_with_values(copy.deepcopy(detector)), shape, convention, "cpu").as_mmdet_runs_it(proposals)
     except Exception as error:  # whatever a module says to shapes that it cannot take
         raise InputError(f"does not run on {shape[0]} x {shape[1]}: {error}", source=source) from error
@@ -97,7 +103,7 @@ class _Run:
         self.samples = [sample]
 
     def _call(self, part: DetectorPart, modules: Sequence[nn.Module], call: Callable[[], Any]) -> Any:
-        with torch.no_grad(), FlopCount(self.convention).of(*modules) as counted:
+        with self._counted(*modules) as counted:
             outputs = call()
         self.costs[part] += Cost(parameter_count(*modules), counted.flops)
         return outputs
@@ -131,33 +137,39 @@ class _Run:
                 rpn = detector.rpn_head
                 proposed = self._call("rpn", [rpn], lambda: rpn.predict(features, self.samples))
                 found = proposed if "features" in proposed[0] else found  # learned proposals come with features
-            self._call("head", head, lambda: self._heads(features, found))
-            self._leave_out_masks_of_rejected(features, found)
+            flops = self._roi_head_flops(features, found[0], head)
         else:
-            before = sum(cost.flops for cost in self.costs.values())
-            masks_of_boxes = detector.with_bbox and detector.with_mask
-            mode = "predict" if masks_of_boxes else "tensor"
-            self._call("head", head, lambda: detector(self.image, self.samples, mode=mode))
-            self.costs["head"] += Cost(flops=-before)  # it ran on the image
+            mode = "predict" if detector.with_bbox and detector.with_mask else "tensor"  # masks are of predicted boxes
+            with self._counted(detector) as counted:
+                detector(self.image, self.samples, mode=mode)
+            flops = counted.flops - self.costs["backbone"].flops - self.costs["neck"].flops
+        self.costs["head"] += Cost(parameter_count(*head), flops)
         return self._with_total()
 
-    def _heads(self, features: Any, found: list[InstanceData]) -> None:
-        self.detector.roi_head.forward(features, found, self.samples)
-        if hasattr(self.detector, "semantic_head"):
-            self.detector.semantic_head(features)
-
-    def _leave_out_masks_of_rejected(self, features: Any, found: list[InstanceData]) -> None:
-        """Subtract the masks that a cascade's ``forward`` makes of RoIs beyond the detections that are kept."""
+    def _roi_head_flops(self, features: Any, found: InstanceData, head: Sequence[nn.Module]) -> int:
+        """Return the FLOPs of a head for all RoIs, of its masks for as many as are kept, and of a semantic head."""
         roi_head = self.detector.roi_head
-        beyond = len(found[0]) - _detections(roi_head, len(found[0]))
-        if not (isinstance(roi_head, CascadeRoIHead) and roi_head.with_mask and beyond):
-            return
-        with torch.no_grad(), FlopCount(self.convention).of(roi_head) as both:
-            roi_head.forward(features, [found[0][:beyond]], self.samples)
-        roi_head.mask_head = None
-        with torch.no_grad(), FlopCount(self.convention).of(roi_head) as boxes:
-            roi_head.forward(features, [found[0][:beyond]], self.samples)
-        self.costs["head"] += Cost(flops=boxes.flops - both.flops)
+        masks = roi_head.mask_head if roi_head.with_mask else None
+        kept = found[: _detections(roi_head, len(found))]
+        with self._counted(*head) as counted:
+            if hasattr(self.detector, "semantic_head"):
+                self.detector.semantic_head(features)
+            if masks is not None:
+                roi_head.mask_head = None
+            roi_head.forward(features, [found], self.samples)
+            all_boxes = counted.flops
+            if masks is None:
+                return all_boxes
+            roi_head.forward(features, [kept], self.samples)
+            boxes_of_kept = counted.flops - all_boxes
+            roi_head.mask_head = masks
+            roi_head.forward(features, [kept], self.samples)
+            return counted.flops - 2 * boxes_of_kept
+
+    @contextmanager
+    def _counted(self, *modules: nn.Module) -> Iterator[FlopCount]:
+        with torch.no_grad(), FlopCount(self.convention).of(*modules) as counted:
+            yield counted
 
     def _with_total(self) -> dict[str, Cost]:
         return {**self.costs, "total": sum(self.costs.values(), Cost())}

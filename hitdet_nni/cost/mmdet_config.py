@@ -68,7 +68,7 @@ def profile_config(
         name: A ``.py`` file, or the bare name of a shipped baseline.
         shape: Height and width of the image; the paper's by default.
         proposals: RoIs that the head sees; those of the config in testing by default. A one-stage detector sees none,
-            whatever is given.
+            and one with learned proposals these, whatever is given.
         convention: How FLOPs are counted.
 
     Raises:
@@ -76,7 +76,8 @@ def profile_config(
     """
     detector, default = _model(name)
     size = shape or PAPER_SHAPE
-    count = default if proposals is None or not hasattr(detector, "roi_head") else proposals
+    fixed = not hasattr(detector, "roi_head") or hasattr(getattr(detector, "rpn_head", None), "num_proposals")
+    count = default if proposals is None or fixed else proposals
     return Profile(Path(name).stem, size, count, convention, detector_cost(detector, size, count, convention, name))
 
 

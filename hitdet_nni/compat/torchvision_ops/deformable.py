@@ -46,6 +46,10 @@ def modulated_deform_conv2d(
             f"deform_groups={deform_groups}, groups={groups}: {2 * deform_groups * taps}, {input.size(1) / groups:g}"
         )
     strides, paddings, dilations = _pair(stride), _pair(padding), _pair(dilation)
+    sizes = zip(input.shape[2:], weight.shape[2:], strides, paddings, dilations, strict=True)
+    output_size = [(side + 2 * pad - rate * (taps - 1) - 1) // step + 1 for side, taps, step, pad, rate in sizes]
+    offset = _as_in_memory(offset, output_size)
+    mask = None if mask is None else _as_in_memory(mask, output_size)
     # Where offsets are predicted under autocast, they alone are in half precision.
     input, weight = input.to(offset.dtype), weight.to(offset.dtype)
     bias, mask = (None if part is None else part.to(offset.dtype) for part in (bias, mask))
@@ -54,6 +58,18 @@ def modulated_deform_conv2d(
         offset = torch.where(inside, offset, offset.detach())
     output: Tensor = tv.deform_conv2d(input, offset, weight, bias, strides, paddings, dilations, mask)
     return output
+
+
+def _as_in_memory(field: Tensor, size: list[int]) -> Tensor:
+    """Return offsets or masks (N, channels, H', W') that are larger than the output as mmcv's programs take them.
+
+    These read the numbers of an image in their order in memory. DyHead depends on it: it gives a coarser level the
+    offsets of a finer one.
+    """
+    channels, needed = field.size(1), field.size(1) * math.prod(size)
+    if list(field.shape[2:]) == size or field[0].numel() < needed:
+        return field
+    return field.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
 
 def _inside(

@@ -1,6 +1,8 @@
-"""One family of mmdet's shipped configs: which build, and whether the smallest that builds predicts and trains.
+"""The families of configs that mmdet ships: which build, predict, train and are counted; writes ``mmdet_zoo.md``.
 
-python docs/zoo_family.py dino
+python docs/mmdet_zoo.py             # tries every family, each in a process of its own: half an hour
+python docs/mmdet_zoo.py dino detr   # tries these again
+python docs/mmdet_zoo.py --page      # writes the page alone, from mmdet_zoo.json
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,19 +27,25 @@ import hitdet_nni  # noqa: F401  serves mmcv.ops before mmdet imports it
 # isort: split
 
 import mmdet
-import mmdet.models  # noqa: F401  registers the detectors
 import numpy as np
 import torch
+from mmdet.models import FastRCNN, MultiBranchDataPreprocessor, TrackDataPreprocessor
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
-from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
+from hitdet_nni.cost.mmdet_config import load_config, profile_config
 from hitdet_nni.cost.module_cost import build_on_meta, parameter_count
+from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
+
+PAGE = Path(__file__).resolve().parent / "mmdet_zoo.md"
+DATA = PAGE.with_suffix(".json")
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 """Folders of the families, each with configs, and ``_base_`` with what they share."""
@@ -52,23 +62,25 @@ PACKAGES: Mapping[str, str] = {
 """Packages that configs need and mmdet does not bring: name of the import -> name to install."""
 
 FAULTS: Mapping[str, str] = {
-    "'SSDHead' object has no attribute 'loss_cls'": "SSDHead cannot predict",
+    "SSDHead' object has no attribute 'loss_cls'": "SSDHead cannot predict",
+    "batch_norm eps must be positive during training": "NAS-FCOS sets an eps of 0, which torch refuses",
     "CascadeRPNHead.__init__() missing 1 required positional argument": "RPN cannot build a CascadeRPNHead",
+    "upper bound and lower bound inconsistent": "on a CPU, masks cannot be pasted for boxes outside the image",
     "unexpected keyword argument 'force_grad_on_level'": "FPN has no such setting as the config's",
 }
 """Faults of mmdet 3.3.0 itself: what its error says -> what is wrong."""
-
-DECLARED: Mapping[str, str] = {
-    "dcn/faster-rcnn_r50_fpn_dpool_1x_coco.py": "op DeformRoIPoolPack",
-    "dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco.py": "op ModulatedDeformRoIPoolPack",
-}
-"""What keeps a config from being built where its error does not say; nothing here may build."""
 
 SIDE = 128
 """Height and width of the images, in pixels."""
 
 LARGE_SIDE = 320
 """The same for what takes no smaller ones: see :func:`side_of`."""
+
+COUNTED_SHAPE = (512, 512)
+"""Height and width of the image that costs are counted for."""
+
+PROPOSALS = 1000
+"""RoIs of a Fast R-CNN, which gets them from a file."""
 
 IMAGES = 2
 """Images of a batch in training, frames of a video: batch normalisation of a 1 x 1 map needs two."""
@@ -84,6 +96,7 @@ class Row:
         built: Those that build.
         config: The smallest of them that predicts and learns; the smallest where none does, empty where none builds.
         params: Parameters of its model.
+        flops: Its multiply-adds at :data:`COUNTED_SHAPE`; 0 where they are not counted.
         runs: Whether it predicts, and learns from finite losses.
         needs: What keeps others from being built, and smaller ones from running, each by its kind: ``package lap``,
             ``op CARAFE``, ``file PATH``, ``fault WORDS``.
@@ -94,8 +107,23 @@ class Row:
     built: int
     config: str
     params: int
+    flops: int
     runs: bool
     needs: tuple[str, ...]
+
+
+def counted(config: str) -> int:
+    """Return the multiply-adds of a config, 0 where it is refused; of what has no RPN, with :data:`PROPOSALS` RoIs."""
+    try:
+        return profile_config(str(CONFIGS / config), COUNTED_SHAPE, proposals_of(config)).costs["total"].flops
+    except InputError:
+        return 0
+
+
+def proposals_of(config: str) -> int | None:
+    """Return how many RoIs are to be counted where the config does not say."""
+    model = load_config(str(CONFIGS / config)).model
+    return PROPOSALS if "roi_head" in model and "rpn_head" not in model else None
 
 
 def families() -> list[str]:
@@ -103,14 +131,12 @@ def families() -> list[str]:
     return sorted(each.name for each in CONFIGS.iterdir() if each.is_dir() and each.name != "_base_")
 
 
-def reason(error: BaseException, config: str) -> str:
+def reason(error: BaseException) -> str:
     """Return what kept a config from being built or run: an op of mmcv, a package, a file, or a fault of mmdet.
 
     Raises:
         BaseException: The error itself, if it names nothing of these.
     """
-    if config in DECLARED:
-        return DECLARED[config]
     text = str(error)
     for words, fault in FAULTS.items():
         if words in text:
@@ -163,21 +189,19 @@ def survey(family: str) -> Row:
                 built.append((parameter_count(build_on_meta(model, name)), name, model))
         except Exception as error:  # the file is a program, the model anything
             failed.append(name)
-            needs.add(reason(error.__cause__ or error, name))
-        else:
-            assert name not in DECLARED, f"{name} builds"
+            needs.add(reason(error.__cause__ or error))
     count = len(built) + len(failed)
     for params, name, model in sorted(built, key=lambda each: each[:2]):
         try:
             exercise(model)
         except Exception as error:  # whatever a model raises
-            needs.add(reason(error, name))
+            needs.add(reason(error))
         else:
-            return Row(family, count, len(built), name, params, True, tuple(sorted(needs)))
+            return Row(family, count, len(built), name, params, counted(name), True, tuple(sorted(needs)))
         finally:
             gc.collect()
     params, name, _ = min(built, key=lambda each: each[:2], default=(0, "", {}))
-    return Row(family, count, len(built), name, params, False, tuple(sorted(needs)))
+    return Row(family, count, len(built), name, params, 0, False, tuple(sorted(needs)))
 
 
 # ------------------------------------------------------------------------------------------------------ one config
@@ -192,8 +216,9 @@ def exercise(model: Mapping[str, Any]) -> None:
     """
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        MessageHub.get_current_instance().update_info("iter", 0)  # what a training loop tells augmentations
-        detector = build_initialised({"_scope_": "mmdet", **model})
+        # What augments whole batches pads them to a thousand pixels.
+        preprocessor = {key: value for key, value in model["data_preprocessor"].items() if key != "batch_augments"}
+        detector = build_initialised({"_scope_": "mmdet", **model, "data_preprocessor": preprocessor})
         side = side_of(model)
         total, _ = detector.parse_losses(detector(**training_batch(detector, side), mode="loss"))
         assert math.isfinite(total.item()), f"the loss is {total.item()}"
@@ -214,7 +239,7 @@ def exercise(model: Mapping[str, Any]) -> None:
 def side_of(model: Mapping[str, Any]) -> int:
     """Return the height and width of the images that a model is tried on.
 
-    The last maps of SSD would have no pixel in small ones, and DINO chooses its queries among the positions of all maps.
+    The last maps of SSD would have no pixel in small ones, and DINO chooses its queries among all positions.
     """
     return LARGE_SIDE if "SSD" in str(model) or model["type"] == "DINO" else SIDE
 
@@ -230,27 +255,42 @@ def predicted(result: DetDataSample | TrackDataSample) -> Iterator[torch.Tensor]
 
 def is_tracker(detector: nn.Module) -> bool:
     """Whether a model takes videos."""
-    return type(detector.data_preprocessor).__name__ == "TrackDataPreprocessor"
+    return isinstance(detector.data_preprocessor, TrackDataPreprocessor)
 
 
 def training_batch(detector: nn.Module, side: int) -> dict[str, Any]:
     """Return preprocessed images with annotations as the model takes them in training."""
-    if is_tracker(detector) and not detector.data_preprocessor.use_det_processor:
+    preprocessor = detector.data_preprocessor
+    if is_tracker(detector) and not preprocessor.use_det_processor:
         batch: dict[str, Any] = video(side)
-    elif type(detector.data_preprocessor).__name__ == "MultiBranchDataPreprocessor":
-        branches = {name: images(side) for name in ("sup", "unsup_teacher", "unsup_student")}
+    elif isinstance(preprocessor, MultiBranchDataPreprocessor):
+        branches = {name: images(side, IMAGES) for name in ("sup", "unsup_teacher", "unsup_student")}
         batch = {key: {name: branch[key] for name, branch in branches.items()} for key in ("inputs", "data_samples")}
     else:
-        batch = images(side)
-    return detector.data_preprocessor(batch, True)
+        batch = images(side, IMAGES)
+        leave_out(batch, detector)
+    return preprocessor(batch, True)
 
 
 def testing_batch(detector: nn.Module, side: int) -> dict[str, Any]:
-    """Return images as the model takes them in testing."""
-    return video(side) if is_tracker(detector) else images(side, 1)
+    """Return an image, or a video, as the model takes it in testing."""
+    if is_tracker(detector):
+        return video(side)
+    batch = images(side, 1)
+    leave_out(batch, detector)
+    return batch
 
 
-def images(side: int, count: int = IMAGES) -> dict[str, Any]:
+def leave_out(batch: dict[str, Any], detector: nn.Module) -> None:
+    """Take from the samples what the model would use although its data have none: proposals beside an RPN, masks."""
+    for sample in batch["data_samples"]:
+        if not isinstance(detector, FastRCNN) or detector.with_rpn:
+            del sample.proposals
+        if not getattr(detector.data_preprocessor, "pad_mask", False):
+            del sample.gt_instances.masks
+
+
+def images(side: int, count: int) -> dict[str, Any]:
     """Return square images of noise with two objects each."""
     inputs = [torch.randint(0, 256, (3, side, side), dtype=torch.uint8) for _ in range(count)]
     return {"inputs": inputs, "data_samples": [annotated(side, index) for index in range(count)]}
@@ -258,7 +298,7 @@ def images(side: int, count: int = IMAGES) -> dict[str, Any]:
 
 def video(side: int) -> dict[str, Any]:
     """Return one video, whose first frame is the key and whose second is the reference."""
-    frames = images(side)
+    frames = images(side, IMAGES)
     sample = TrackDataSample(metainfo={"key_frames_inds": [0], "ref_frames_inds": [1]})
     sample.video_data_samples = frames["data_samples"]
     return {"inputs": [torch.stack(frames["inputs"])], "data_samples": [sample]}
@@ -293,9 +333,100 @@ def annotated(side: int, index: int) -> DetDataSample:
     return sample
 
 
-if __name__ == "__main__":
-    logging.disable(logging.WARNING)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# -------------------------------------------------------------------------------------------------------- the page
+
+
+INTRODUCTION = """\
+# mmdet's configs
+
+Written by `python docs/mmdet_zoo.py`, which tries what it says; a slow test tries it again.
+
+mmdet 3.3.0 ships {configs} configs of models in {families} families. With `mmcv.ops` served from torchvision, and no
+package but those of `requirements.lock`, {built} of them build. Of each family the smallest config that can was
+trained for a step on two images of {side} px with two objects each (SSD and DINO on {large} px), without pretrained
+weights: finite losses, gradients that are not all zero; and it predicted on one image. **{running} families run.**
+`hitdet-nni profile` counts {counted} of these; those that it refuses, it refuses in a line: trackers and
+semi-supervised detectors, which are around detectors and have no cost of their own.
+
+`build` is how many of the family's configs build, `GFLOPs` the multiply-adds of the config that ran at
+{shape} ([what is counted](design.md#what-is-counted)), Fast R-CNN with {proposals} RoIs. The last column says what
+kept the family's other configs from being built or run: an op of mmcv that is not served, a package that is not
+installed, a file that mmdet does not ship, or a fault of mmdet's own. Where several are missing, it is the first that
+is met.
+
+"""
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return the page from what became of the families."""
+    running = [row for row in rows if row.runs]
+    words = INTRODUCTION.format(
+        configs=sum(row.configs for row in rows),
+        families=len(rows),
+        built=sum(row.built for row in rows),
+        running=len(running),
+        counted=sum(row.flops > 0 for row in running),
+        side=SIDE,
+        large=LARGE_SIDE,
+        shape=" x ".join(map(str, COUNTED_SHAPE)),
+        proposals=PROPOSALS,
+    )
+    header = ("family", "build", "runs", "config", "params (M)", "GFLOPs", "what others need")
+    marks = ("---", "---:", "---", "---", "---:", "---:", "---")
+    return words + "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *map(cells_of, rows))) + "\n"
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    """Return a family's line of the table."""
+    if not row.configs:
+        return (row.family, "-", "-", "parts of configs, no model", "", "", "")
+    name = f"`{row.config.partition('/')[2]}`" if row.config else ""
+    params = f"{row.params / 1e6:.1f}" if row.config else ""
+    flops = f"{row.flops / 1e9:.1f}" if row.flops else ""
+    needs = ", ".join(map(words_of, row.needs))
+    return (row.family, f"{row.built} of {row.configs}", "yes" if row.runs else "no", name, params, flops, needs)
+
+
+def words_of(need: str) -> str:
+    """Return what is missing as the page says it."""
+    kind, _, what = need.partition(" ")
+    return f"mmdet's fault: {what}" if kind == "fault" else f"{kind} `{what}`"
+
+
+def read_rows() -> list[Row]:
+    """Read what is known of the families."""
+    rows = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else []
+    return [Row(**{**row, "needs": tuple(row["needs"])}) for row in rows]
+
+
+def tried(family: str) -> Row:
+    """Try a family in a process of its own, whose memory is free again afterwards."""
+    command = [sys.executable, "-W", "ignore", __file__, "--row", family]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ONE_THREAD})
+    if done.returncode:
+        raise RuntimeError(f"{family}: {done.stderr[-2000:]}")
+    row = json.loads(done.stdout.splitlines()[-1])
+    return Row(**{**row, "needs": tuple(row["needs"])})
+
+
+def main() -> None:
+    """Try families, and write what is known of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("family", choices=families())
-    print(json.dumps(asdict(survey(parser.parse_args().family)), indent=1))  # noqa: T201
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="families to try (default: all)")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    parser.add_argument("--row", action="store_true", help="print what becomes of one family instead, as JSON")
+    options = parser.parse_args()
+    if options.row:
+        logging.disable(logging.WARNING)
+        print(json.dumps(asdict(survey(options.families[0]))))  # noqa: T201
+        return
+    rows = {row.family: row for row in read_rows()}
+    if not options.page:
+        rows |= {family: tried(family) for family in options.families or families()}
+    known = [rows[family] for family in families()]
+    DATA.write_text(json.dumps([asdict(row) for row in known], indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(known), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
