@@ -95,6 +95,8 @@ def test_deform_conv_computes_in_the_type_of_the_offsets():
     x, offset, weight, bias = torch.randn(1, 2, 4, 4), torch.zeros(1, 18, 4, 4), torch.randn(3, 2, 3, 3), torch.ones(3)
     out = ops.modulated_deform_conv2d(x, offset.double(), torch.ones(1, 9, 4, 4), weight, bias, 1, 1)
     torch.testing.assert_close(out, F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
+    narrow = ops.modulated_deform_conv2d(x, offset.bfloat16(), torch.ones(1, 9, 4, 4), weight, bias, 1, 1)
+    torch.testing.assert_close(narrow, out.bfloat16())
     turned = x.to(memory_format=torch.channels_last), offset.to(memory_format=torch.channels_last)  # not contiguous
     torch.testing.assert_close(ops.deform_conv2d(*turned, weight, 1, 1), F.conv2d(x, weight, padding=1))
     assert ops.deform_conv2d(x[:0], offset[:0], weight, 1, 1).shape == (0, 3, 4, 4)
@@ -116,6 +118,23 @@ def test_deform_conv_pads_inputs_smaller_than_the_kernel():
 def test_weights_are_drawn_as_in_mmcv(layer, bound):
     largest = layer(16, 32, 3, groups=2).weight.abs().max().item()  # mmcv's modulated layer ignores the groups
     assert 0.98 * bound < largest <= bound
+
+
+def test_modulated_offsets_of_a_larger_map_are_read_from_their_start():
+    """As mmcv's program does, which is not told their size: mmdet's DyHead passes those of another level."""
+    x, weight = torch.randn(2, 3, 3, 4).double(), torch.randn(2, 3, 3, 3).double()
+    offset, mask = torch.randn(2, 18, 6, 8).double().requires_grad_(), torch.rand(2, 9, 6, 8).double()
+    small = offset.detach().flatten(1)[:, : 18 * 12].view(2, 18, 3, 4), mask.flatten(1)[:, : 9 * 12].view(2, 9, 3, 4)
+    out = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1)
+    torch.testing.assert_close(out, plain_deform_conv(x, *small, weight, torch.zeros(2), 1, 1, 1, 1, 1))
+    out.sum().backward()
+    assert [bool(part.any()) for part in offset.grad[0].flatten().split([18 * 12, 18 * 36])] == [True, False]
+    with pytest.raises(ValueError, match=r"of \[\(2, 4\), \(3, 4\)\] for an output of \(3, 4\); allowed: its size"):
+        ops.modulated_deform_conv2d(x, offset[:, :, :2, :4], mask, weight, None, 1, 1)
+    with pytest.raises(ValueError, match=r"of \[\(6, 8\)\] for an output of \(3, 4\); allowed: its size"):
+        ops.deform_conv2d(x, offset, weight, 1, 1)  # here mmcv refuses too
+    with pytest.raises(ValueError, match=r"an output of \(-1, 0\); allowed: its size, at least 1 x 1"):
+        ops.deform_conv2d(x, offset, weight, 1, 0, 2)
 
 
 @pytest.mark.parametrize(("kind", "per_tap", "share"), [("DCN", 2, 1.0), ("DCNv2", 3, 0.5)])

@@ -1,7 +1,8 @@
 """The ops of ``mmcv.ops`` that mmdet needs, on torch and torchvision alone.
 
 Names, arguments, defaults, results and state-dict keys are those of mmcv 2.1.0, so that mmdet and checkpoints made
-with a compiled mmcv work unchanged; :mod:`hitdet_nni.compat.mmcv_ops` decides whether they are used.
+with a compiled mmcv work unchanged; docs/deviations.md lists the few results that differ.
+:mod:`hitdet_nni.compat.mmcv_ops` decides whether they are used.
 """
 
 from __future__ import annotations

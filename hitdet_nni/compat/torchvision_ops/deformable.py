@@ -29,16 +29,53 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """Convolve with samples moved by ``offset`` and scaled by ``mask`` (none: 1), in the type of ``offset``.
 
-    Offsets whose sample lies on or beyond the first row or column outside the image have no gradient, as in mmcv.
+    Offsets whose sample lies on or beyond the first row or column outside the image have no gradient, as in mmcv. Of
+    offsets and masks of a larger map than the output the first numbers of each sample are taken, as mmcv does: mmdet's
+    DyHead convolves three levels with the offsets of the middle one.
 
     Shape:
         input (N, C, H, W); offset (N, deform_groups * 2 * kh * kw, H', W'), (dy, dx) per tap, in pixels; mask
-        (N, deform_groups * kh * kw, H', W'); weight (out, C / groups, kh, kw). Offset and mask may be larger than the
-        output, see :func:`_as_in_memory`.
+        (N, deform_groups * kh * kw, H', W'); weight (out, C / groups, kh, kw); bias (out,).
 
     Raises:
-        ValueError: If offset or weight do not fit ``deform_groups`` or ``groups``.
+        ValueError: If the shapes do not fit each other, ``deform_groups`` or ``groups``.
     """
+    size = _output_size(input, weight, _pair(stride), _pair(padding), _pair(dilation))
+    offset, mask = _leading(offset, size), None if mask is None else _leading(mask, size)
+    return _deform_conv(input, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
+
+
+def _output_size(
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int]:
+    height, width = (
+        (input.size(2 + axis) + 2 * padding[axis] - dilation[axis] * (weight.size(2 + axis) - 1) - 1) // stride[axis]
+        + 1
+        for axis in (0, 1)
+    )
+    return height, width
+
+
+def _leading(part: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the first numbers of each sample of (N, C, h, w) as (N, C, H', W'), or all where they are too few."""
+    count = part.size(1) * math.prod(size)
+    if tuple(part.shape[2:]) == size or part[:1].numel() < count:
+        return part
+    return part.flatten(1)[:, :count].reshape(len(part), part.size(1), *size)
+
+
+def _deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    groups: int,
+    deform_groups: int,
+) -> Tensor:
     taps = weight.size(2) * weight.size(3)
     if offset.size(1) != 2 * deform_groups * taps or input.size(1) != groups * weight.size(1):
         raise ValueError(
@@ -46,30 +83,20 @@ def modulated_deform_conv2d(
             f"deform_groups={deform_groups}, groups={groups}: {2 * deform_groups * taps}, {input.size(1) / groups:g}"
         )
     strides, paddings, dilations = _pair(stride), _pair(padding), _pair(dilation)
-    sizes = zip(input.shape[2:], weight.shape[2:], strides, paddings, dilations, strict=True)
-    output_size = [(side + 2 * pad - rate * (taps - 1) - 1) // step + 1 for side, taps, step, pad, rate in sizes]
-    offset = _as_in_memory(offset, output_size)
-    mask = None if mask is None else _as_in_memory(mask, output_size)
-    # Where offsets are predicted under autocast, they alone are in half precision.
-    input, weight = input.to(offset.dtype), weight.to(offset.dtype)
-    bias, mask = (None if part is None else part.to(offset.dtype) for part in (bias, mask))
+    size = _output_size(input, weight, strides, paddings, dilations)
+    sizes = [tuple(part.shape[2:]) for part in (offset, mask) if part is not None]
+    if min(size) < 1 or any(given != size for given in sizes):
+        raise ValueError(f"offset (and mask) of {sizes} for an output of {size}; allowed: its size, at least 1 x 1")
+    # Where offsets are predicted under autocast, they alone are in half precision. torchvision has no bfloat16.
+    result_type = offset.dtype
+    kind = torch.float32 if result_type == torch.bfloat16 else result_type
+    input, offset, weight = input.to(kind), offset.to(kind), weight.to(kind)
+    bias, mask = (None if part is None else part.to(kind) for part in (bias, mask))
     if offset.requires_grad:
         inside = _inside(offset.detach(), input.shape[2:], weight.shape[2:], strides, paddings, dilations)
         offset = torch.where(inside, offset, offset.detach())
     output: Tensor = tv.deform_conv2d(input, offset, weight, bias, strides, paddings, dilations, mask)
-    return output
-
-
-def _as_in_memory(field: Tensor, size: list[int]) -> Tensor:
-    """Return offsets or masks (N, channels, H', W') that are larger than the output as mmcv's programs take them.
-
-    These read the numbers of an image in their order in memory. DyHead depends on it: it gives a coarser level the
-    offsets of a finer one.
-    """
-    channels, needed = field.size(1), field.size(1) * math.prod(size)
-    if list(field.shape[2:]) == size or field[0].numel() < needed:
-        return field
-    return field.flatten(1)[:, :needed].reshape(-1, channels, *size)
+    return output.to(result_type)
 
 
 def _inside(
@@ -112,11 +139,11 @@ def deform_conv2d(
     """Call :func:`modulated_deform_conv2d` without mask and bias; ``im2col_step`` has no effect.
 
     Raises:
-        ValueError: If ``bias`` is true.
+        ValueError: If ``bias`` is true, or the offsets have another size than the output.
     """
     if bias:
         raise ValueError("deform_conv2d bias=True; allowed: False")
-    return modulated_deform_conv2d(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
+    return _deform_conv(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
 
 
 class _DeformConv(nn.Module):

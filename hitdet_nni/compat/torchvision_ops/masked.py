@@ -65,9 +65,6 @@ class MaskedConv2d(nn.Conv2d):
 
     Shape:
         input (N, C, H, W), and a mask (1, H, W) or none, to (N, out, H', W'); N is 1 with a mask.
-
-    Raises:
-        ValueError: When called with a mask that :func:`masked_conv2d` or the layer's dilation or groups do not allow.
     """
 
     def __init__(
@@ -84,7 +81,12 @@ class MaskedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Convolve everywhere, or where the mask is positive."""
+        """Convolve everywhere, or where the mask is positive.
+
+        Raises:
+            ValueError: If there is a mask that :func:`masked_conv2d` or the layer's stride, dilation or groups do not
+                allow.
+        """
         if mask is None:
             return super().forward(input)
         # mmcv ignores these two, and the stride, and so computes another convolution than the layer is without a mask.

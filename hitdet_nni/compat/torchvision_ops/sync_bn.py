@@ -45,7 +45,7 @@ class SyncBatchNorm(nn.Module):
         (N, C, ...) to the same; with ``"N"`` N may be 0 in some processes.
 
     Raises:
-        ValueError: For another ``stats_mode``; when called, for an input without channels.
+        ValueError: For another ``stats_mode``.
     """
 
     weight: Tensor | None
@@ -101,27 +101,31 @@ class SyncBatchNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise by the statistics of the batch, in evaluation by the running ones."""
+        """Normalise by the statistics of the batch, in evaluation by the running ones.
+
+        Raises:
+            ValueError: If the input has no channels.
+        """
         if input.dim() < 2:
             raise ValueError(f"input {tuple(input.shape)}; allowed: (N, {self.num_features}, ...)")
         if not self.training and self.track_running_stats:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        # (C, everything else) in single precision at least
-        values = input.to(torch.promote_types(input.dtype, torch.float32)).transpose(0, 1).flatten(1)
+        values = input.to(torch.promote_types(input.dtype, torch.float32))  # single precision at least
+        wide = (-1, *[1] * (input.dim() - 2))  # of channels (C,) beside (N, C, ...)
         images = values.new_tensor([len(input)])
         # A process's share of the statistics: by mmcv's default one without images has the same as any other.
         share = images if self.stats_mode == "N" else torch.ones_like(images)
         mean, total, images = self._sum(torch.cat([share * _mean(values), share, images])).tensor_split([-2, -1])
         mean = mean / total.clamp(min=1)
-        centred = values - mean[:, None]
+        centred = values - mean.view(wide)
         variance = self._sum(share * _mean(centred.square())) / total.clamp(min=1)
         if self.training:
-            count = values.size(1) * self.group_size
+            count = input[:, 0].numel() * self.group_size
             self._track(mean, variance * (count / (count - 1) if count > 1 else 1), images)
-        output = centred * torch.rsqrt(variance + self.eps)[:, None]
+        output = centred * torch.rsqrt(variance + self.eps).view(wide)
         if self.weight is not None and self.bias is not None:
-            output = output * self.weight[:, None] + self.bias[:, None]
-        return output.view(len(output), len(input), *input.shape[2:]).transpose(0, 1).to(input.dtype)
+            output = output * self.weight.view(wide) + self.bias.view(wide)
+        return output.to(input.dtype)
 
     def _sum(self, x: Tensor) -> Tensor:
         if self.group_size == 1:
@@ -142,5 +146,5 @@ class SyncBatchNorm(nn.Module):
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Return the mean of each channel of (C, count); zeros where nothing is counted."""
-    return values.sum(dim=1) / max(values.size(1), 1)
+    """Return the mean of each channel of (N, C, ...); zeros where there are no images."""
+    return values.sum(dim=[0, *range(2, values.dim())]) / max(values[:, 0].numel(), 1)
