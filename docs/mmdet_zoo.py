@@ -342,17 +342,44 @@ INTRODUCTION = """\
 Written by `python docs/mmdet_zoo.py`, which tries what it says; a slow test tries it again.
 
 mmdet 3.3.0 ships {configs} configs of models in {families} families. With `mmcv.ops` served from torchvision, and no
-package but those of `requirements.lock`, {built} of them build. Of each family the smallest config that can was
-trained for a step on two images of {side} px with two objects each (SSD and DINO on {large} px), without pretrained
-weights: finite losses, gradients that are not all zero; and it predicted on one image. **{running} families run.**
-`hitdet-nni profile` counts {counted} of these; those that it refuses, it refuses in a line: trackers and
-semi-supervised detectors, which are around detectors and have no cost of their own.
+package but those of `requirements.lock`, {built} of them build. Of each family the smallest config that can has learned
+for a step from two images of {side} px with two objects each (SSD and DINO: {large} px), without pretrained weights,
+with finite losses and gradients that are not all zero, and has predicted on one image. **{running} families run**, and
+`hitdet-nni profile` counts {counted} of these; it refuses trackers and a teacher with its pupil, which are around
+detectors.
 
-`build` is how many of the family's configs build, `GFLOPs` the multiply-adds of the config that ran at
-{shape} ([what is counted](design.md#what-is-counted)), Fast R-CNN with {proposals} RoIs. The last column says what
-kept the family's other configs from being built or run: an op of mmcv that is not served, a package that is not
-installed, a file that mmdet does not ship, or a fault of mmdet's own. Where several are missing, it is the first that
-is met.
+## What is counted
+
+By both conventions the multiply-adds of convolutions (deformable ones, too), of linear layers, and of every other
+product of matrices wherever it is computed: the products of attention, einsum, dynamic convolutions. Of deformable
+attention the weighted sum of the samples is counted. Not counted are sampling between pixels (deformable layers,
+RoIAlign, interpolation), additions, normalisation, softmax and NMS; the convention `paper` adds biases of convolutions,
+2 per batch-norm output and 1 per input of a ReLU module, as the counter behind the published figures does. Faster R-CNN
+and RetinaNet on ResNet-50 at 800 x 1280 have by it the 207.07 and 239.32 G that mmdet's counter gave, and DINO at that
+size 277.9 G by `macs`, where its authors say 279.
+
+The backbone, the neck and the heads run on shapes alone where these suffice. Otherwise (transformers, heads with parts
+of their own) the detector runs as mmdet's `forward` has it, with zeros in place of every product. Heads see as many
+RoIs as in testing; masks are counted for as many detections as are kept.
+
+## Training one
+
+`train-baseline` takes the model of any config that learns from boxes, as a file or a shipped name, to train it as a
+found detector is: the protocol, the optimiser among it, is that of the settings and not of the config. RTMDet-tiny and
+DINO are shipped as names. DINO picks 900 queries among the positions of its maps, so its images have at least 224 px.
+
+```sh
+hitdet-nni profile dino_r50
+hitdet-nni train-baseline rtmdet_tiny --config digits_minimal --out runs/rtmdet
+hitdet-nni train-baseline dino_r50 --config digits_minimal --set skeleton.input_size=[224,224] --out runs/dino
+```
+
+## Families
+
+`build` is how many of a family's configs build. `GFLOPs` are multiply-adds at {shape} (`macs`), of Fast R-CNN with
+{proposals} RoIs. The last column says what kept other configs from being built, or smaller ones from running: an op of
+mmcv that is not served, a package that is not installed, a file that mmdet does not ship, or a fault of mmdet's own.
+Where several are missing, it is the first that is met.
 
 """
 
@@ -409,6 +436,13 @@ def tried(family: str) -> Row:
     return Row(**{**row, "needs": tuple(row["needs"])})
 
 
+def write(rows: Mapping[str, Row]) -> None:
+    """Write what is known of the families, and the page."""
+    known = [rows[family] for family in families() if family in rows]
+    DATA.write_text(json.dumps([asdict(row) for row in known], indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(known), encoding="utf-8")
+
+
 def main() -> None:
     """Try families, and write what is known of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -421,11 +455,10 @@ def main() -> None:
         print(json.dumps(asdict(survey(options.families[0]))))  # noqa: T201
         return
     rows = {row.family: row for row in read_rows()}
-    if not options.page:
-        rows |= {family: tried(family) for family in options.families or families()}
-    known = [rows[family] for family in families()]
-    DATA.write_text(json.dumps([asdict(row) for row in known], indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(known), encoding="utf-8")
+    for family in [] if options.page else options.families or families():
+        rows[family] = tried(family)
+        write(rows)  # so that a stopped call is not lost
+    write(rows)
 
 
 if __name__ == "__main__":

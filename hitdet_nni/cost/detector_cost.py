@@ -130,28 +130,29 @@ class _Run:
     def as_mmdet_runs_it(self, proposals: int) -> dict[str, Cost]:
         """Return the cost of any other detector: the heads run as in mmdet's ``forward``."""
         detector, features = self.detector, self._features()
-        head = [part for name, part in detector.named_children() if name not in ("backbone", "neck", "rpn_head")]
         if hasattr(detector, "roi_head"):
             found = [InstanceData(bboxes=_boxes(proposals, self.image))]
             if detector.with_rpn:
                 rpn = detector.rpn_head
                 proposed = self._call("rpn", [rpn], lambda: rpn.predict(features, self.samples))
                 found = proposed if "features" in proposed[0] else found  # learned proposals come with features
-            flops = self._roi_head_flops(features, found[0], head)
+            flops = self._roi_head_flops(features, found[0])
         else:
             mode = "predict" if detector.with_bbox and detector.with_mask else "tensor"  # masks are of predicted boxes
             with self._counted(detector) as counted:
                 detector(self.image, self.samples, mode=mode)
             flops = counted.flops - self.costs["backbone"].flops - self.costs["neck"].flops
-        self.costs["head"] += Cost(parameter_count(*head), flops)
+        counted_elsewhere = sum(cost.params for cost in self.costs.values())
+        self.costs["head"] += Cost(parameter_count(detector) - counted_elsewhere, flops)
         return self._with_total()
 
-    def _roi_head_flops(self, features: Any, found: InstanceData, head: Sequence[nn.Module]) -> int:
+    def _roi_head_flops(self, features: Any, found: InstanceData) -> int:
         """Return the FLOPs of a head for all RoIs, of its masks for as many as are kept, and of a semantic head."""
         roi_head = self.detector.roi_head
         masks = roi_head.mask_head if roi_head.with_mask else None
         kept = found[: _detections(roi_head, len(found))]
-        with self._counted(*head) as counted:
+        heads = [part for name, part in self.detector.named_children() if name in ("roi_head", "semantic_head")]
+        with self._counted(*heads) as counted:
             if hasattr(self.detector, "semantic_head"):
                 self.detector.semantic_head(features)
             if masks is not None:

@@ -7,6 +7,7 @@ attention, and any other product of matrices, wherever it is computed.
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -208,7 +209,8 @@ def build_on_meta(model: Mapping[str, Any], source: str) -> nn.Module:
         with warnings.catch_warnings():
             # mmcv on NAS-FPN, whose convolutions have a bias before their normalisation.
             warnings.filterwarnings("ignore", message="Unnecessary conv bias")
-            detector: nn.Module = MODELS.build(ConfigDict({"_scope_": "mmdet", **model}))
+            # Some constructors write into what they are given.
+            detector: nn.Module = MODELS.build(ConfigDict({"_scope_": "mmdet", **copy.deepcopy(dict(model))}))
     except Exception as error:  # whatever a constructor makes of a wrong argument
         raise InputError(f"mmdet cannot build it: {error}", source=source, key="model") from error
     finally:

@@ -100,6 +100,8 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
             backbone["frozen_stages"] = -1
         if "norm_eval" in backbone:
             backbone["norm_eval"] = False
+        if "requires_grad" in (backbone.get("norm_cfg") or {}):
+            backbone["norm_cfg"]["requires_grad"] = True
     return model
 
 

@@ -100,16 +100,7 @@ def test_hooks_are_gone_after_counting():
     assert counted.flops == 0
 
 
-def test_what_has_no_formula_is_refused_and_what_does_not_run_is_told(refused, caplog):
-    class Gate(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(3))
-
-    with refused("Gate", "Conv2d", "BatchNorm"):
-        formula_of(Gate())
-    with refused("MultiheadAttention"), FlopCount("macs").of(nn.MultiheadAttention(4, 2)):
-        pass
+def test_what_does_not_run_is_told(caplog):
     assert formula_of(nn.Sigmoid()) is None
     with FlopCount("macs").of(nn.Conv2d(3, 7, 1)):
         pass
@@ -187,7 +178,8 @@ def test_a_mask_head_sees_the_detections_only():
         ("lr = 0.1", ["model", "missing"]),
         ("model = dict(type='Nothing')", ["model", "Nothing"]),
         ("_base_ = './absent.py'", ["absent.py"]),
-        ("_base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'", ["model", "encoder"]),
+        ("_base_ = 'mmdet::qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py'", ["model.type", "QDTrack", "backbone"]),
+        ("_base_ = 'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py'", ["model.rpn_head", "--proposals"]),
         (
             "_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'\nmodel = dict(neck=dict(in_channels=[1, 2, 3, 4]))",
             ["does not run"],
