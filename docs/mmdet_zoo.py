@@ -370,8 +370,8 @@ DINO are shipped as names. DINO picks 900 queries among the positions of its map
 
 ```sh
 hitdet-nni profile dino_r50
-hitdet-nni train-baseline rtmdet_tiny --config digits_minimal --out runs/rtmdet
-hitdet-nni train-baseline dino_r50 --config digits_minimal --set skeleton.input_size=[224,224] --out runs/dino
+hitdet-nni train-baseline rtmdet_tiny --config digits --out runs/rtmdet
+hitdet-nni train-baseline dino_r50 --config digits --set skeleton.input_size=[224,224] --out runs/dino
 ```
 
 ## Families

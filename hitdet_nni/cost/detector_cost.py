@@ -58,7 +58,8 @@ def detector_cost(
     try:
         return _Run(_with_values(copy.deepcopy(detector)), shape, convention, "cpu").as_mmdet_runs_it(proposals)
     except Exception as error:  # whatever a module says to shapes that it cannot take
-        raise InputError(f"does not run on {shape[0]} x {shape[1]}: {error}", source=source) from error
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"does not run on {shape[0]} x {shape[1]}: {words}", source=source) from error
 
 
 def _is_plain(detector: nn.Module) -> bool:

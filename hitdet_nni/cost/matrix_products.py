@@ -32,11 +32,11 @@ _OURS: Mapping[Any, Callable[[Sequence[Any], Tensor], int]] = {
 """Operations that torch's table of products lacks and that take long: multiply-adds from arguments and result."""
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells of every product, and returns zeros in its place."""
 
     def __init__(self, tell: Callable[[int], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tell = tell
 
     def __torch_dispatch__(

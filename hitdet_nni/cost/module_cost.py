@@ -212,7 +212,8 @@ def build_on_meta(model: Mapping[str, Any], source: str) -> nn.Module:
             # Some constructors write into what they are given.
             detector: nn.Module = MODELS.build(ConfigDict({"_scope_": "mmdet", **copy.deepcopy(dict(model))}))
     except Exception as error:  # whatever a constructor makes of a wrong argument
-        raise InputError(f"mmdet cannot build it: {error}", source=source, key="model") from error
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"mmdet cannot build it: {words}", source=source, key="model") from error
     finally:
         hook.remove()
     detector.eval()  # returns nothing in a detector with a teacher
