@@ -26,18 +26,16 @@ import hitdet_nni  # noqa: F401  serves mmcv.ops before mmdet imports it
 
 # isort: split
 
-import mmdet
 import numpy as np
 import torch
 from mmdet.models import FastRCNN, MultiBranchDataPreprocessor, TrackDataPreprocessor
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from hitdet_nni.cost.mmdet_config import load_config, profile_config
+from hitdet_nni.cost.mmdet_config import MMDET, load_config, profile_config
 from hitdet_nni.cost.module_cost import build_on_meta, parameter_count
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
@@ -47,7 +45,7 @@ DATA = PAGE.with_suffix(".json")
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
+CONFIGS = MMDET / "configs"
 """Folders of the families, each with configs, and ``_base_`` with what they share."""
 
 PACKAGES: Mapping[str, str] = {
@@ -157,8 +155,6 @@ def without_downloads(part: Any) -> Any:
     """Return a config without the weights that it would load."""
     if isinstance(part, Mapping):
         kept = {key: without_downloads(value) for key, value in part.items()}
-        if "teacher_config" in kept:  # relative to the folder above
-            kept["teacher_config"] = str(CONFIGS.parent / kept["teacher_config"])
         return kept | {key: None for key in ("init_cfg", "teacher_ckpt", "pretrained") if loads(kept.get(key))}
     return type(part)(map(without_downloads, part)) if isinstance(part, list | tuple) else part
 
@@ -172,8 +168,12 @@ def loads(value: Any) -> bool:
 
 def model_of(config: Path) -> dict[str, Any] | None:
     """Return the model of a config, ``None`` where it has none."""
-    model = Config.fromfile(config).get("model")
-    return without_downloads(model.to_dict()) if isinstance(model, dict) else None
+    try:
+        return without_downloads(load_config(str(config)).model.to_dict())
+    except InputError as error:
+        if error.key == "model":
+            return None
+        raise
 
 
 def survey(family: str) -> Row:
@@ -286,7 +286,7 @@ def leave_out(batch: dict[str, Any], detector: nn.Module) -> None:
     for sample in batch["data_samples"]:
         if not isinstance(detector, FastRCNN) or detector.with_rpn:
             del sample.proposals
-        if not getattr(detector.data_preprocessor, "pad_mask", False):
+        if not any("mask" in name for name, _ in detector.named_modules()):
             del sample.gt_instances.masks
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import mmdet
 from mmengine.config import Config
 
 from hitdet_nni.config.architecture import load_architecture
@@ -19,6 +20,9 @@ from hitdet_nni.cost.profile import PAPER_SHAPE, Profile, find_config
 from hitdet_nni.cost.stored_costs import CONVENTION
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import detector_config
+
+MMDET = Path(mmdet.__file__).parent / ".mim"
+"""What mmdet's own configs name files relative to, such as the config of a teacher."""
 
 
 def load_config(name: str) -> Config:
@@ -40,6 +44,9 @@ def load_config(name: str) -> Config:
         raise InputError(f"not an mmdet config: {type(error).__name__}: {error}", source=path) from error
     if not isinstance(config.get("model"), dict):
         raise InputError("missing", source=path, key="model", allowed="an mmdet detector's config")
+    teacher = config.model.get("teacher_config")
+    if isinstance(teacher, str) and not Path(teacher).exists():
+        config.model.teacher_config = str(MMDET / teacher)
     return config
 
 
@@ -47,6 +54,8 @@ def load_config(name: str) -> Config:
 def _model(name: str) -> tuple[Any, int]:
     """Build a config's detector on the meta device; return it and how many RoIs its head sees in testing."""
     model = load_config(name).model
+    if "teacher_ckpt" in model:
+        model.teacher_ckpt = None  # weights that would be fetched, of what has no part in testing
     return build_on_meta(model, name), tested_proposals(model)
 
 
