@@ -72,8 +72,9 @@ def run(options: Namespace) -> None:
         costs = model.architecture(architecture.sample)
         found = Profile(architecture.name, model.shape, model.proposals, model.convention, costs)
         rows += model.rows(architecture.sample) if options.layers else []
-    if options.proposals and not found.proposals:
-        sys.stderr.write(f"hitdet-nni: {found.name} has one stage and no RoIs: --proposals changes nothing\n")
+    if options.proposals and options.proposals != found.proposals:
+        why = f"its {found.proposals} RoIs are learned" if found.proposals else "it has one stage and no RoIs"
+        sys.stderr.write(f"hitdet-nni: {found.name}: {why}: --proposals changes nothing\n")
     if options.json:
         echo(json_text(_profile_values(found, rows if options.layers else None)))
     else:

@@ -50,11 +50,12 @@ def run(options: Namespace) -> None:
     with at_work(options, f"{options.config}, {options.baseline}") as view:
         images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
-        from hitdet_nni.training.baseline import model_config
+        from hitdet_nni.training.baseline import check_queries, model_config
         from hitdet_nni.training.retrain import check_start
 
         check_start(settings, None)
-        model_config(options.baseline, len(images.classes), new_weights=True)
+        model = model_config(options.baseline, len(images.classes), new_weights=True)
+        check_queries(model, settings.skeleton.input_size, options.baseline)
         directory.open(settings, force=options.force, resume=options.resume)
         _keep_config(directory, options.baseline)
         if not distributed.broadcast_object(directory.metrics.exists()):

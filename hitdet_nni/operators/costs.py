@@ -2,7 +2,7 @@
 
 FLOPs are multiply-adds at a stated input size and RoI count, counted by one of two declared conventions:
 
-- ``macs``: the multiply-adds of convolutions and linear layers, nothing else;
+- ``macs``: the multiply-adds of convolutions, linear layers and other products of matrices, nothing else;
 - ``paper``: the counter behind the published figures (old mmdetection): convolutions with their bias, linear layers
   without, 2 per batch-norm output, 1 per input of a ReLU module. Functional operations (the RPN's ReLU,
   interpolation, pooling, additions), RoIAlign and NMS are not counted.

@@ -1,4 +1,4 @@
-"""Backbones and the neck of the paper's baselines that mmdet does not have, as mmdet modules."""
+"""What the paper's baselines need and mmdet does not have, as mmdet modules: backbones, a neck, a head."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmdet.models.dense_heads import SSDHead
 from mmdet.models.necks import NASFPN
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
@@ -161,3 +162,10 @@ class PooledInputNASFPN(NASFPN):  # type: ignore[misc]
         coarsest = F.max_pool2d(inputs[-1], 2, ceil_mode=True)
         levels: tuple[Tensor, ...] = super().forward((*inputs, coarsest))
         return levels
+
+
+@MODELS.register_module()
+class PredictingSSDHead(SSDHead):  # type: ignore[misc]
+    """SSD's head, with what mmdet 3.3.0 asks every head for when it predicts, and its own SSD lacks."""
+
+    loss_cls = None

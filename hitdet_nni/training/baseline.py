@@ -8,6 +8,7 @@ statistics; one of new weights trains as a whole.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.config.settings import Settings
+from hitdet_nni.cost.detector_cost import detector_cost
 from hitdet_nni.cost.mmdet_config import load_config, tested_proposals
-from hitdet_nni.cost.module_cost import build_on_meta, detector_cost
+from hitdet_nni.cost.module_cost import build_on_meta
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
-from hitdet_nni.operators.costs import Cost, Size
+from hitdet_nni.operators.costs import Cost, Size, halved
 from hitdet_nni.training.retrain import Retrained, check_start, train_detector
 
 _ORIGIN = "weights of the config's backbone, e.g. torchvision's for a ResNet"
@@ -78,12 +80,16 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
         new_weights: Whether the backbone has new weights: nothing of it may be frozen then.
 
     Raises:
-        InputError: If the config cannot be read, or its model learns from masks.
+        InputError: If the config cannot be read, or its model is no detector that learns from boxes alone.
     """
     model: dict[str, Any] = load_config(name).model.to_dict()
-    heads = model.get("roi_head") or {}
-    if "mask_head" in heads or "mask_head" in model:
-        raise InputError("learns from masks", source=name, key="model.roi_head.mask_head", allowed="boxes alone")
+    if "backbone" not in model:
+        problem = f"{model.get('type')} is around detectors, or none"
+        raise InputError(problem, source=name, key="model.backbone", allowed="a detector with a backbone")
+    for place, part in (("model", model), ("model.roi_head", model.get("roi_head") or {})):
+        for head in ("mask_head", "panoptic_head", "semantic_head"):
+            if head in part:
+                raise InputError("learns from masks", source=name, key=f"{place}.{head}", allowed="boxes alone")
     for part, value in model.items():
         if part != "backbone":
             _set_classes(value, num_classes)
@@ -94,7 +100,30 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
             backbone["frozen_stages"] = -1
         if "norm_eval" in backbone:
             backbone["norm_eval"] = False
+        if "requires_grad" in (backbone.get("norm_cfg") or {}):
+            backbone["norm_cfg"]["requires_grad"] = True
     return model
+
+
+def check_queries(model: Mapping[str, Any], shape: Size, name: str) -> None:
+    """Refuse an image that has fewer positions than a two-stage transformer picks as its queries.
+
+    Args:
+        model: Of :func:`model_config`.
+        shape: Height and width of the input.
+        name: Where the model comes from, for errors.
+
+    Raises:
+        InputError: If there are fewer.
+    """
+    if not model.get("as_two_stage"):
+        return
+    finest = 2 + min(model["backbone"]["out_indices"])  # stage 0 has stride 4
+    positions = sum(math.prod(halved(shape, 2 ** (finest + level))) for level in range(model["neck"]["num_outs"]))
+    if positions < model["num_queries"]:
+        problem = f"picks {model['num_queries']} queries of {positions} positions in {shape[0]} x {shape[1]}"
+        allowed = "larger images (skeleton.input_size), or fewer queries"
+        raise InputError(problem, source=name, key="model.num_queries", allowed=allowed)
 
 
 def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int]:

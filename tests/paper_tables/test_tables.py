@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 
 from hitdet_nni import cli
@@ -13,6 +12,7 @@ from hitdet_nni.config.architecture import load_architecture, save_architecture
 from hitdet_nni.cost.mmdet_config import counted_costs, load_config, profile_config
 from hitdet_nni.cost.profile import baseline_names
 from hitdet_nni.cost.stored_costs import stored_costs
+from hitdet_nni.model.detector import build_initialised
 from hitdet_nni.paper_tables.measured import load_measured
 from hitdet_nni.paper_tables.table_rendering import END, markdown, plain, section, update_markdown
 from hitdet_nni.paper_tables.tables import Row, compare, load_tables
@@ -175,13 +175,14 @@ def test_command(capsys, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", baseline_names())
 def test_every_baseline_learns(name):
-    """One step on two small images: finite losses, and a gradient for every trainable parameter that is used."""
+    """One step on two small images: finite losses, a gradient for every trainable parameter in use; predictions."""
     torch.manual_seed(0)
     model = load_config(name).model
     if "roi_head" in model:
         model.train_cfg.rcnn.sampler.num = 16  # RoIs that the head's loss is taken on
-    detector = MODELS.build(model)
-    side = 512 if name.startswith("ssd") else 128
+    model["backbone"].pop("init_cfg", None)  # weights that would be fetched
+    detector = build_initialised({"_scope_": "mmdet", **model})
+    side = 512 if name.startswith("ssd") else 256 if name.startswith("dino") else 128
     inputs = demo_mm_inputs(2, (3, side, side), num_items=[3, 3], num_classes=80, with_mask=name.startswith("mask"))
     batch = detector.data_preprocessor(inputs, training=True)
     losses, _ = detector.parse_losses(detector.loss(batch["inputs"], batch["data_samples"]))
@@ -189,6 +190,10 @@ def test_every_baseline_learns(name):
     losses.backward()
     idle = [key for key, value in detector.named_parameters() if value.requires_grad and value.grad is None]
     assert all(key.startswith("backbone.conv2.") for key in idle), idle  # MobileNetV2's last 1x1 leads nowhere
+    detector.eval()
+    with torch.no_grad():
+        found = detector.predict(batch["inputs"][:1], batch["data_samples"][:1])
+    assert found[0].pred_instances.bboxes.isfinite().all()
 
 
 def test_a_run_supplies_accuracies_for_its_architecture(tmp_path, tiny_settings, capsys, refused):

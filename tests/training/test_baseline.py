@@ -14,7 +14,7 @@ from hitdet_nni.paper_tables.measured import add_measured, load_measured
 from hitdet_nni.paper_tables.tables import Row, RowComparison
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training import baseline
-from hitdet_nni.training.baseline import load_backbone_state, model_config, train_baseline
+from hitdet_nni.training.baseline import check_queries, load_backbone_state, model_config, train_baseline
 
 
 def mentions(value, key):
@@ -24,7 +24,9 @@ def mentions(value, key):
     return [f for v in value for f in mentions(v, key)] if isinstance(value, list | tuple) else []
 
 
-@pytest.mark.parametrize("name", ["fpn_resnext101_32x4d", "nas_fpn_detnas", "searched_head", "ssd512_vgg16"])
+@pytest.mark.parametrize(
+    "name", ["dino_r50", "fpn_resnext101_32x4d", "nas_fpn_detnas", "rtmdet_tiny", "searched_head", "ssd512_vgg16"]
+)
 def test_baselines_learn_the_data_s_classes_without_a_download(name):
     model = model_config(name, 7, new_weights=True)
     heads = {part: value for part, value in model.items() if part != "backbone"}
@@ -32,6 +34,7 @@ def test_baselines_learn_the_data_s_classes_without_a_download(name):
     assert "Pretrained" not in json.dumps(model["backbone"])
     assert model["backbone"].get("frozen_stages", -1) == -1
     assert not model["backbone"].get("norm_eval", False)
+    assert model["backbone"].get("norm_cfg", {}).get("requires_grad", True)
 
 
 def test_what_the_config_freezes_stays_frozen_with_given_weights():
@@ -39,9 +42,57 @@ def test_what_the_config_freezes_stays_frozen_with_given_weights():
     assert (backbone["frozen_stages"], backbone["norm_eval"]) == (1, True)
 
 
-def test_masks_are_refused(refused):
-    with refused("mask_rcnn_r50", "mask_head", "boxes"):
-        model_config("mask_rcnn_r50", 80, new_weights=True)
+@pytest.mark.parametrize(
+    ("base", "names"),
+    [
+        ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", ["model.roi_head.mask_head", "boxes"]),
+        ("solo/solo_r50_fpn_1x_coco.py", ["model.mask_head", "boxes"]),
+        ("maskformer/maskformer_r50_ms-16xb1-75e_coco.py", ["model.panoptic_head", "boxes"]),
+        ("qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py", ["model.backbone", "QDTrack"]),
+    ],
+)
+def test_what_learns_from_more_than_boxes_is_refused(base, names, tmp_path, refused):
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = 'mmdet::{base}'\n")
+    with refused(path, *names):
+        model_config(str(path), 80, new_weights=True)
+
+
+def test_a_transformer_picks_its_queries_among_enough_positions(refused):
+    model = model_config("dino_r50", 10, new_weights=True)
+    check_queries(model, (224, 200), "dino_r50")  # 28 x 25 + 14 x 13 + 7 x 7 + 4 x 4 = 947
+    with refused("dino_r50", "model.num_queries", "900 queries of 340 positions in 128 x 128"):
+        check_queries(model, (128, 128), "dino_r50")
+    model["num_queries"] = 340
+    check_queries(model, (128, 128), "dino_r50")
+    check_queries(model_config("rtmdet_tiny", 10, new_weights=True), (32, 32), "rtmdet_tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "side", "params"), [("rtmdet_tiny", 96, 4.876), ("dino_r50", 224, 47.558)])
+def test_later_detectors_learn_the_digits_by_command(name, side, params, tmp_path, capsys):
+    """Two steps of two images; every trainable weight that has a gradient moves."""
+    values = {
+        "data.train": 4,
+        "data.val": 2,
+        "data.batch_size": 2,
+        "skeleton.input_size": [side, side],
+        "retrain.epochs": 1,
+        "retrain.warmup_iterations": 0,
+    }
+    overrides = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    assert cli.main(["train-baseline", name, "--config", "tiny", *overrides, "--out", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert result["params_m"] == pytest.approx(params, abs=1e-3)
+    assert result["gflops"] > 0
+    assert set(result["metrics"]) == set(result["metrics_before_training"])
+    after = torch.load(tmp_path / "run" / result["weights"], weights_only=True)["state_dict"]
+    settings = load_settings("tiny", values)
+    before = baseline._detector(name, settings, 10)[0]
+    assert {key for key, value in after.items() if not value.isfinite().all()} == set()
+    still = {key for key, value in before.named_parameters() if torch.equal(value, after[key].float())}
+    assert {key for key in still if key.startswith("backbone.")} == set()
+    assert len(still) < 0.1 * len(list(before.parameters())), still
 
 
 @pytest.fixture
