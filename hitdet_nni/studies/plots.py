@@ -133,7 +133,8 @@ def plot_ranks(
         axes.grid(visible=False)
         axes.imshow(ranks[order], cmap="Blues_r", aspect="auto", vmin=1, vmax=1.5 * len(order))
         for row, column in zip(*np.nonzero(chosen[order]), strict=True):
-            axes.text(column, row, chosen[order][row, column], ha="center", va="center", color=COLOURS[1], fontsize=8)
+            count = chosen[order][row, column]
+            axes.text(column, row, count, ha="center", va="center", color="white", fontsize=8, weight="bold")
         axes.set_yticks(range(len(order)), [space[component][number] for number in order], fontsize=7)
         axes.set_xticks(range(len(seeds)), seeds)
         axes.set(title=component, xlabel="seed")
