@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 120
-HELP = "compare with random architectures, or take the method apart as section 4.4 does"
+HELP = "compare with random architectures or other seeds, or take the method apart as section 4.4 does"
 EXAMPLE = "hitdet-nni study random --run runs/mine --architectures 8 --seeds 3 --out runs/study"
 KINDS = "hitdet_nni.commands.study_kinds"
 

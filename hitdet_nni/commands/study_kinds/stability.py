@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 15
-HELP = "the screening or the search with several seeds on the same images: do they agree more than chance?"
+HELP = "the screening or the search with several seeds on the same images: their agreement, beside what chance gives"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
