@@ -51,7 +51,7 @@ def _no_estimate(monkeypatch):
 
 def arguments(space, out, *more):
     pairs = {**SMALL, "space": space}
-    return ["--config", "tiny", "--out", str(out), *more, *(f"--set={key}={value}" for key, value in pairs.items())]
+    return ["--config", "tiny", "--out", str(out), *(f"--set={key}={value}" for key, value in pairs.items()), *more]
 
 
 def study(space, out, *more):
