@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 120
-HELP = "compare with random architectures, or take the method apart as section 4.4 does"
+HELP = "compare with random architectures or other seeds, or take the method apart as section 4.4 does"
 EXAMPLE = "hitdet-nni study random --run runs/mine --architectures 8 --seeds 3 --out runs/study"
 KINDS = "hitdet_nni.commands.study_kinds"
 
@@ -44,13 +44,15 @@ def run(options: Namespace) -> None:
         raise InputError(f"got {options.slack}", source="--slack", allowed="above 0, at most 1")
     if min(getattr(options, "weights", [0])) < 0:
         raise InputError(f"got {min(options.weights)}", source="--weights", allowed="numbers of 0 or more")
-    settings = _settings(options)
+    settings, kind = _settings(options), find_modules(KINDS)[options.kind]
+    if hasattr(kind, "check"):
+        kind.check(options, settings)
     with at_work(options, f"{options.kind}, {getattr(options, 'run', None) or options.config}") as view:
         load_libraries(view, settings)
         from hitdet_nni.commands.shared.findings import print_findings
 
         with RunDirectory(options.out).timed("study"):
-            findings = find_modules(KINDS)[options.kind].run(options)
+            findings = kind.run(options)
     if distributed.launched_as_main():
         print_findings(findings, as_json=options.json)
 

@@ -63,6 +63,11 @@ class DataSettings(Section):
     train: PositiveInt = Field(300, description="training images of the embedded set")
     val: PositiveInt = Field(60, description="validation images of the embedded set")
     size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's images, pixels")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None,
+        description="seed of the embedded set and of the halves of a search, apart from the run's seed, so that runs "
+        "with other seeds have the same images in the same halves; null: the run's seed",
+    )
     layout: Layout | None = Field(None, description="public set that lies in root as its publishers lay it out")
     root: Path | None = Field(
         None,
@@ -140,6 +145,10 @@ class DataSettings(Section):
     def is_recognised(self) -> bool:
         """Whether the data, or a split of them, is what lies in ``root``."""
         return self.root is not None and self.layout is None
+
+    def seed_of(self, run_seed: int) -> int:
+        """Return the seed of the embedded set and of the halves in a run of a given seed."""
+        return run_seed if self.seed is None else self.seed
 
     @staticmethod
     def _listed(paths: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:

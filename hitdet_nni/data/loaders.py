@@ -54,7 +54,7 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
         data: The images.
         settings: The ``data`` section.
         skeleton: Gives the input size.
-        seed: Seed of the halves, of order and augmentation.
+        seed: Seed of order and augmentation; that of the halves, unless the settings give them their own.
 
     Returns:
         Three loaders of batches ``{"inputs": [tensor, ...], "data_samples": [DetDataSample, ...]}``; the ``sampler`` of
@@ -69,7 +69,8 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
     settings = resolve_num_workers(settings, skeleton, data.train, data.val)
     train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
     index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
-    halves = load_or_create_split(data.halves, index, seed, image_classes=data.train.image_classes)
+    split_seed = settings.seed_of(seed)
+    halves = load_or_create_split(data.halves, index, split_seed, image_classes=data.train.image_classes)
     images = _in_memory(train, settings)
     longest = max(map(len, halves))
     training = [

@@ -52,7 +52,7 @@ def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | N
 
     Args:
         settings: The ``data`` section.
-        seed: Seed of the embedded set.
+        seed: The run's seed; that of the embedded set, unless the settings give it its own.
         input_size: Height and width that training resizes images to fit; ``None``: no training follows.
 
     Raises:
@@ -83,7 +83,8 @@ def split_parts(settings: DataSettings, seed: int) -> dict[Split, tuple[tuple[Pa
 
     Args:
         settings: The ``data`` section.
-        seed: Seed of the embedded set, which is made where it is asked for.
+        seed: The run's seed; that of the embedded set, unless the settings give it its own. The set is made where it
+            is asked for.
 
     Raises:
         InputError: If the settings name no data, or a folder that is not recognised, or labels in it have a defect.
@@ -91,7 +92,7 @@ def split_parts(settings: DataSettings, seed: int) -> dict[Split, tuple[tuple[Pa
     if settings.is_recognised:
         return _recognised(settings)
     if settings.builtin is not None:
-        root = _embedded_set(settings, seed)
+        root = _embedded_set(settings, settings.seed_of(seed))
         return {split: ((root / "annotations" / f"instances_{split}.json", root / split),) for split in SPLITS}
     if settings.layout is not None and not settings.train_sources:
         allowed = f"the folder of {settings.layout}, which holds {LAYOUTS[settings.layout]['val_ann']}"
@@ -109,7 +110,7 @@ def split_source(settings: DataSettings, seed: int, split: Split) -> tuple[Path,
 
     Args:
         settings: The ``data`` section.
-        seed: Seed of the embedded set.
+        seed: The run's seed; that of the embedded set, unless the settings give it its own.
         split: Which split.
 
     Raises:

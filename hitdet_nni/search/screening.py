@@ -106,6 +106,9 @@ def screen_components(
         ),
     )
     seed = screening_seed(settings.seed, components)
+    # Each screening has halves of its own, which do not depend on the run's seed where the data has one.
+    split_seed = screening_seed(settings.data.seed_of(settings.seed), components)
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"seed": split_seed})})
     trained = train_supernet(phase, settings, data, seed, on_epoch, checkpoints)
     left = {component_of(label): tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
     kept: dict[Component, tuple[str, ...]] = {component: left[component] for component in components}

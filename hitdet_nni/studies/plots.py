@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.studies.operator_ablation import OperatorEffect
 from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.rank_agreement import Preferences
 from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves
 
@@ -22,8 +26,8 @@ CURVES = 4
 """Operators drawn in Fig. 4."""
 
 
-def _figure(panels: int, *, share: bool = True) -> tuple[Figure, Sequence[Any]]:
-    figure = Figure(figsize=(4.2 * panels, 4), layout="constrained")
+def _figure(panels: int, *, share: bool = True, height: float = 4) -> tuple[Figure, Sequence[Any]]:
+    figure = Figure(figsize=(4.2 * panels, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, sharey=share, squeeze=False)[0]
     for one in axes:
@@ -103,4 +107,35 @@ def plot_scores(found: Sequence[ScoreCurves], seed: int, path: Path) -> None:
         axes.set(title=f"mu = {curves.weight:g}", xlabel="epoch")
     panels[0].set_ylabel("score: probability summed over layers")
     panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_ranks(
+    found: Sequence[Mapping[Component, Preferences]], space: SearchSpace, seeds: Sequence[int], path: Path
+) -> None:
+    """Plot each operator's place with each seed, one panel a component: the darker, the better.
+
+    The operators stand in the order of their mean place; a number says how many layers chose the operator (1 where
+    it is kept), and where none is there none did.
+
+    Args:
+        found: What each seed makes of the components.
+        space: The operators of each component.
+        seeds: The seeds.
+        path: The file.
+    """
+    rows = max(len(space[component]) for component in found[0])
+    figure, panels = _figure(len(found[0]), share=False, height=1.2 + 0.2 * rows)
+    for axes, component in zip(panels, found[0], strict=True):
+        ranks = np.array([one[component].ranks().mean(axis=0) for one in found]).T  # [N, S]
+        chosen = np.array([one[component].chosen.sum(axis=0) for one in found]).T
+        order = np.argsort(ranks.mean(axis=1), kind="stable")
+        axes.grid(visible=False)
+        axes.imshow(ranks[order], cmap="Blues_r", aspect="auto", vmin=1, vmax=1.5 * len(order))
+        for row, column in zip(*np.nonzero(chosen[order]), strict=True):
+            count = chosen[order][row, column]
+            axes.text(column, row, count, ha="center", va="center", color="white", fontsize=8, weight="bold")
+        axes.set_yticks(range(len(order)), [space[component][number] for number in order], fontsize=7)
+        axes.set_xticks(range(len(seeds)), seeds)
+        axes.set(title=component, xlabel="seed")
     figure.savefig(path, dpi=120)

@@ -5,6 +5,7 @@ import logging
 import torch
 
 from hitdet_nni.data.loaders import MOST_WORKERS, resolve_num_workers, retraining_loaders, search_loaders
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.machine import available_cores
 
 
@@ -23,6 +24,19 @@ def test_halves_are_disjoint_and_batches_full(tiny_settings, tiny_data):
         assert len(batch["inputs"]) == data.batch_size
         assert batch["inputs"][0].dtype == torch.uint8
         assert max(batch["inputs"][0].shape[1:]) == max(tiny_settings.skeleton.input_size)
+
+
+def test_the_data_s_seed_fixes_images_and_halves_and_leaves_the_order_to_the_run(tiny_settings, tiny_data):
+    """Runs with other seeds have other images in other halves, unless the data has a seed of its own."""
+    own = tiny_settings.data.model_copy(update={"seed": tiny_settings.seed})
+    assert open_data(own, 1).train.ann == tiny_data.train.ann != open_data(tiny_settings.data, 1).train.ann
+
+    def orders(data, seed):
+        return [image_ids(loader) for loader in search_loaders(tiny_data, data, tiny_settings.skeleton, seed)[:2]]
+
+    first, same, other = (orders(*given) for given in ((tiny_settings.data, 0), (own, 1), (tiny_settings.data, 1)))
+    assert list(map(set, same)) == list(map(set, first)) != list(map(set, other))
+    assert all(one != two for one, two in zip(first, same, strict=True))
 
 
 def test_loader_processes_share_the_capacity(tiny_settings, tiny_data):

@@ -385,7 +385,15 @@ def read_only(folder):
 
 @pytest.mark.parametrize(
     "command",
-    ["search", "retrain --architecture hit_detector", "pretrain", "screen", "study sparsity", "study operators"],
+    [
+        "search",
+        "retrain --architecture hit_detector",
+        "pretrain",
+        "screen",
+        "study sparsity",
+        "study operators",
+        "study stability",
+    ],
 )
 def test_an_out_that_cannot_be_written_is_refused_before_anything(files, tmp_path, run, command):
     (tmp_path / "file").write_text("mine")

@@ -227,6 +227,8 @@ def test_the_package_and_help_load_nothing_heavy(statement, tmp_path):
         ("export-config nosuch.json --config tiny -o hit.py", 2),
         ("study random --run nosuch --out new", 2),
         ("study parts --run run --seeds 0 --out new", 2),
+        ("study stability --config tiny --seeds 1 --out new", 2),
+        ("study stability --config tiny --set screening.keep.head=33 --out new", 2),
         ("profile mine.json", 0),
         ("profile run --layers", 0),
         ("profile nosuch.py", 2),

@@ -63,9 +63,9 @@ def add_study(parser: ArgumentParser) -> None:
     add_json(parser)
 
 
-def add_jobs(parser: ArgumentParser) -> None:
-    """Add ``--jobs``."""
-    parser.add_argument("--jobs", type=int, default=1, help="retrainings side by side (default: %(default)s)")
+def add_jobs(parser: ArgumentParser, what: str = "retrainings") -> None:
+    """Add ``--jobs`` for ``what`` a study trains side by side."""
+    parser.add_argument("--jobs", type=int, default=1, help=f"{what} side by side (default: %(default)s)")
 
 
 def add_studied_run(parser: ArgumentParser) -> None:

@@ -1,0 +1,120 @@
+"""The trainings of a study: each in a run directory of its own, finished ones never repeated, several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
+from hitdet_nni.runs.run_directory import RunDirectory
+
+POLL_INTERVAL = 1.0
+"""Seconds between two looks at how far the trainings of other processes are."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a study.
+
+    Attributes:
+        settings: All settings; their seed is the training's.
+        folder: Its run directory.
+    """
+
+    settings: Settings
+    folder: Path
+
+
+J = TypeVar("J", bound=Job)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Work(Generic[J, R]):
+    """What is done for every training of a study.
+
+    Attributes:
+        stage: What it is called in messages.
+        run: Does it, or reads what is there already; a function of a module, so that another process finds it.
+        results: What is told of its end, by the names of :class:`~hitdet_nni.engine.progress.Progress`.
+    """
+
+    stage: str
+    run: Callable[[J], R]
+    results: Callable[[R], Mapping[str, float]] = lambda result: {}
+
+
+def run_jobs(
+    work: Work[J, R], jobs: Sequence[J], processes: int, on_result: Callable[[int, int, J, R], None]
+) -> list[R]:
+    """Run the trainings of a study.
+
+    Args:
+        work: What each is.
+        jobs: The trainings.
+        processes: Trainings side by side, each in a process of its own; 1 trains in this process.
+        on_result: Told of trainings as they end: how many have, how many there are, which, and its result.
+
+    Returns:
+        The results in the order of the trainings.
+    """
+    results: dict[int, R] = {}
+    with _runner(work, processes) as run:
+        for number, result in run(jobs):
+            results[number] = result
+            on_result(len(results), len(jobs), jobs[number], result)
+    return [results[number] for number in range(len(jobs))]
+
+
+@contextmanager
+def _runner(work: Work[J, R], processes: int) -> Iterator[Callable[[Sequence[J]], Iterator[tuple[int, R]]]]:
+    """Yield a function that runs trainings and gives number and result of each as it ends."""
+    if processes == 1:
+        yield lambda jobs: ((number, work.run(job)) for number, job in enumerate(jobs))
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+
+        def run(jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
+            futures = {pool.submit(work.run, job): number for number, job in enumerate(jobs)}
+            pending = set(futures)
+            try:
+                while pending:
+                    ended, pending = wait(pending, POLL_INTERVAL, FIRST_COMPLETED)
+                    for number in (futures[future] for future in pending):
+                        progress = read_progress(jobs[number].folder / PROGRESS_FILE)
+                        if progress is not None:
+                            tell(progress)
+                    for future in ended:
+                        number, result = futures[future], future.result()
+                        who, results = jobs[number].folder.name, work.results(result)
+                        tell(Progress(work.stage, "ended", results=results, who=who))
+                        yield number, result
+            finally:
+                for future in futures:  # an error ends the study after those that have begun
+                    future.cancel()
+
+        yield run
+
+
+@contextmanager
+def opened(job: Job) -> Iterator[RunDirectory]:
+    """Prepare this process for a training and keep others out of its run directory, which is yielded."""
+    prepare_process(job.settings.threads)
+    run = RunDirectory(job.folder)
+    with run.held() if distributed.is_main() else nullcontext(), named(job.folder.name):
+        run.open(job.settings, resume=True)
+        with _heard(run):
+            yield run
+
+
+def _heard(run: RunDirectory) -> AbstractContextManager[None]:
+    """Have the process that started this one hear of the progress, where it is another one."""
+    return nullcontext() if parent_process() is None else written(run.path)

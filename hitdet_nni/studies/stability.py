@@ -1,0 +1,272 @@
+"""The same screening or search with several seeds on the same images: do they come to the same operators?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from hitdet_nni.config.architecture import load_architecture
+from hitdet_nni.config.search_space import SearchSpace, load_search_space, save_search_space
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.data.sources import DetectionData, open_data
+from hitdet_nni.engine import distributed
+from hitdet_nni.errors import InputError
+from hitdet_nni.pipeline import screen, search
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_alphas, read_scores
+from hitdet_nni.search.checks import whole_space
+from hitdet_nni.studies.jobs import Job, opened
+from hitdet_nni.studies.rank_agreement import Agreement, Preferences
+
+Stage = Literal["screening", "search"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+MAX_P_VALUE = 0.01
+"""Seeds agree better than chance if chance gives their agreement with this probability or less."""
+
+
+@dataclass(frozen=True)
+class Repetition(Job):
+    """A screening or a search with one seed.
+
+    Attributes:
+        stage: What is repeated.
+        space: The operators of each component.
+    """
+
+    stage: Stage
+    space: SearchSpace
+
+
+def repetitions(settings: Settings, stage: Stage, space: SearchSpace, seeds: int, folder: Path) -> list[Repetition]:
+    """Return the same screening or search with several seeds.
+
+    The seed decides on the weights and the architecture parameters at the outset, on order and augmentation of the
+    images, and on the sampled RoIs. All have the images and the halves of the first one, which is the screening or the
+    search of the settings as they stand.
+
+    Args:
+        settings: All settings; the first seed is theirs, the others follow it.
+        stage: What is repeated.
+        space: The operators of each component.
+        seeds: How many.
+        folder: Where the run directories go.
+    """
+    data = settings.data.model_copy(update={"seed": settings.data.seed_of(settings.seed)})
+    return [
+        Repetition(
+            settings.model_copy(update={"seed": seed, "data": data}), folder / f"{stage}-seed-{seed}", stage, space
+        )
+        for seed in ((settings.seed + number) % 2**32 for number in range(seeds))
+    ]
+
+
+def repeat(one: Repetition) -> RunDirectory:
+    """Screen or search with one seed, or go on where that stopped; return the run directory."""
+    with opened(one) as run:
+        data = open_data(one.settings.data, one.settings.seed, one.settings.skeleton.input_size)
+        with run.timed(one.stage):
+            if one.stage == "screening":
+                screen(run, one.space, one.settings, data)
+            else:
+                _put_sub_spaces(run, one.space)
+                search(run, one.space, one.settings, data)
+    return run
+
+
+def shared_sub_spaces(
+    run: RunDirectory, given: SearchSpace | None, settings: Settings, data: DetectionData
+) -> SearchSpace:
+    """Return the sub search spaces that the searches of all seeds have: those given, or else those of one screening.
+
+    Args:
+        run: The study's directory, which keeps them.
+        given: A search space, or ``None`` to screen.
+        settings: All settings, of the screening.
+        data: The images.
+
+    Raises:
+        InputError: If others are given than the study began with.
+    """
+    if distributed.broadcast_object(run.sub_spaces.is_file()):
+        kept = load_search_space(run.sub_spaces)
+        if given is not None and given != kept:
+            allowed = "those, another --out, or --force to begin again there"
+            raise InputError("the study began with other sub-spaces", source=run.sub_spaces, allowed=allowed)
+        return kept
+    if given is None:
+        return screen(run, whole_space(settings), settings, data)
+    _put_sub_spaces(run, given)
+    return given
+
+
+def _put_sub_spaces(run: RunDirectory, space: SearchSpace) -> None:
+    if distributed.is_main():
+        save_search_space(space, run.sub_spaces)
+    distributed.barrier()
+
+
+def preferences(run: RunDirectory, one: Repetition) -> dict[Component, Preferences]:
+    """Return what a seed makes of the operators of each component that has several.
+
+    Raises:
+        InputError: If a table of the run is missing or damaged.
+    """
+    searched = [component for component in COMPONENTS if len(one.space[component]) > 1]
+    if one.stage == "screening":
+        return {component: screened_preferences(run, component, one.space[component]) for component in searched}
+    return {
+        component: searched_preferences(run, one.settings.skeleton.labels(component), one.space[component])
+        for component in searched
+    }
+
+
+def screened_preferences(run: RunDirectory, component: Component, operators: Sequence[str]) -> Preferences:
+    """Return the order that a screening ends with, and what it keeps, as one row.
+
+    An operator that was active for longer stands above one that was removed before; those removed at the end of one
+    epoch stand by its scores, and so do those that are kept, by the last epoch's. This is the order by which screening
+    decides. The scores of the last epoch in which all were active would be of one kind, but with the gradual removal of
+    section 3.2 that epoch is the first one after warm-up, and says nothing of what the later ones have learned. Equal
+    scores are ties.
+
+    Args:
+        run: Run directory of the screening.
+        component: The component.
+        operators: All operators of the component.
+
+    Raises:
+        InputError: If the scores are missing or damaged, or are those of other operators.
+    """
+    scores = read_scores(run.scores(component))
+    last = {score.operator: (score.epoch, not score.removed, score.score) for score in scores}
+    if last.keys() != set(operators):
+        allowed = f"the {len(operators)} operators of the space"
+        raise InputError("holds scores of other operators", source=run.scores(component), allowed=allowed)
+    places = {key: place for place, key in enumerate(sorted(set(last.values())))}
+    kept = set(run.kept_operators(component))
+    return Preferences(
+        np.array([[float(places[last[name]]) for name in operators]]), np.array([[name in kept for name in operators]])
+    )
+
+
+def searched_preferences(run: RunDirectory, labels: Sequence[str], operators: Sequence[str]) -> Preferences:
+    """Return the probabilities that a search ends with and the operators that are decoded, one row a layer.
+
+    Args:
+        run: Run directory of the search.
+        labels: The layers of one component.
+        operators: Their operators.
+
+    Raises:
+        InputError: If the table of architecture parameters or the architecture is missing or damaged.
+    """
+    alphas = read_alphas(run.alphas)
+    sample = load_architecture(run.architecture).sample
+    layers = alphas[max(alphas)] if alphas else {}
+    missing = [f"{label} {name}" for label in labels for name in operators if name not in layers.get(label, {})]
+    if missing:
+        raise InputError(f"has no probability of {missing[0]}", source=run.alphas, allowed="all layers and operators")
+    return Preferences(
+        np.array([[layers[label][name].probability for name in operators] for label in labels]),
+        np.array([[sample[label] == name for name in operators] for label in labels]),
+    )
+
+
+def compare(found: Sequence[Mapping[Component, Preferences]]) -> dict[Component, Agreement]:
+    """Return how far the seeds agree on each component.
+
+    Args:
+        found: What each seed makes of the components.
+    """
+    return {component: Agreement.of([one[component] for one in found]) for component in found[0]}
+
+
+def agreement_rows(found: Mapping[Component, Agreement], seeds: Sequence[int]) -> list[dict[str, object]]:
+    """Return a row for every two seeds, and one of their mean with its p-values, for each component.
+
+    Columns: ``rho`` is Spearman's rank correlation, ``common`` the choices in common ``of`` how many, ``chance`` what
+    chance gives of them.
+    """
+    rows: list[dict[str, object]] = []
+    for component, agreement in found.items():
+        fixed = {"of": agreement.possible, "chance": agreement.chance}
+        rows += [
+            {
+                "part": component,
+                "seeds": f"{seeds[pair.first]} {seeds[pair.second]}",
+                "rho": pair.spearman,
+                "rho_p": None,
+                "common": float(pair.common),
+                **fixed,
+                "common_p": None,
+            }
+            for pair in agreement.pairs
+        ]
+        rows.append(
+            {
+                "part": component,
+                "seeds": "mean",
+                "rho": agreement.spearman,
+                "rho_p": agreement.spearman_p,
+                "common": agreement.common,
+                **fixed,
+                "common_p": agreement.common_p,
+            }
+        )
+    return rows
+
+
+def rank_rows(
+    found: Sequence[Mapping[Component, Preferences]], space: SearchSpace, seeds: Sequence[int]
+) -> list[dict[str, object]]:
+    """Return one row a component, operator and seed: its place, mean over the layers, and how many layers chose it."""
+    return [
+        {
+            "part": component,
+            "operator": operator,
+            "seed": seed,
+            "rank": float(one[component].ranks()[:, number].mean()),
+            "chosen": int(one[component].chosen[:, number].sum()),
+        }
+        for component in found[0]
+        for number, operator in enumerate(space[component])
+        for seed, one in zip(seeds, found, strict=True)
+    ]
+
+
+def judgement(found: Mapping[Component, Agreement], stage: Stage, seeds: int) -> list[str]:
+    """Return what the agreement means, one sentence a component."""
+    return [f"{component}: {_verdict(agreement, stage, seeds)}" for component, agreement in found.items()]
+
+
+def _verdict(found: Agreement, stage: Stage, seeds: int) -> str:
+    chosen, counted = {
+        "screening": ("kept operators", "kept operators"),
+        "search": ("decoded operators", "layers with the same operator"),
+    }[stage]
+    common = f"{found.common:.1f} of {found.possible} {counted}, {found.chance:.1f} by chance, p {found.common_p:.2g}"
+    order = f"rho {found.spearman:+.2f}, p {found.spearman_p:.2g}"
+    if found.least_p == 1:
+        return f"every operator is kept, so there is no choice to agree on; the order: {order}"
+    if found.common_p <= MAX_P_VALUE:
+        return f"{seeds} seeds agree better than chance ({common}): the {chosen} are not the seed's alone"
+    if found.least_p > MAX_P_VALUE:
+        return (
+            f"{seeds} seeds are too few to tell ({common}; the order: {order}): chance gives all of them the same "
+            f"{chosen} with probability {found.least_p:.2g} (threshold {MAX_P_VALUE:g}); try more seeds"
+        )
+    if found.spearman_p <= MAX_P_VALUE:
+        return (
+            f"{seeds} seeds agree better than chance on the order of the operators ({order}), but not on the {chosen} "
+            f"({common}): try more epochs after warm-up, or keep more operators"
+        )
+    return (
+        f"{seeds} seeds agree no better than chance ({common}): the {chosen} say nothing about your data; try more "
+        "epochs after warm-up, more images, or pretrained weights"
+    )
