@@ -27,6 +27,7 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
 from hitdet_nni.config.data_settings import Section
+from hitdet_nni.config.screening_settings import PerComponent as PerComponent
 from hitdet_nni.config.screening_settings import ScreeningSettings
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import Skeleton

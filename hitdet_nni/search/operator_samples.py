@@ -95,7 +95,7 @@ def effect_scores(effects: Mapping[str, Mapping[str, float]]) -> dict[str, dict[
     Args:
         effects: What each operator adds to the loss, by label, as :func:`operator_effects` gives it.
     """
-    columns: dict[Component, dict[str, list[float]]] = {}
+    columns: dict[str, dict[str, list[float]]] = {}
     for label, row in effects.items():
         for name, effect in row.items():
             columns.setdefault(component_of(label), {}).setdefault(name, []).append(effect)
