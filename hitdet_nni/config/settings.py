@@ -27,12 +27,13 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
 from hitdet_nni.config.data_settings import Section
+from hitdet_nni.config.screening_settings import PerComponent as PerComponent
+from hitdet_nni.config.screening_settings import ScreeningSettings
 from hitdet_nni.config.shipped import shipped
-from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.config.validation import BY_COMPONENT, ONE_VALUE, one_line, refuse_booleans
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import expanded, parse_as_written, read_yaml
-from hitdet_nni.operators.registry import parse_operator
 
 logger = logging.getLogger(__name__)
 
@@ -46,52 +47,6 @@ PATHS = {
 """Keys that name files or folders; relative ones in a config file are relative to the file's folder."""
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-
-
-class PerComponent(Section):
-    """Operators that screening leaves a component (section 3.3)."""
-
-    backbone: PositiveInt = Field(8, description="N_b")
-    neck: PositiveInt = Field(8, description="N_n")
-    head: PositiveInt = Field(8, description="N_h")
-
-
-class FixedOperators(Section):
-    """The operator at which a component stands while another one is screened."""
-
-    backbone: str = Field("ir_k3_d1_e3", description="operator of every searched block of the backbone")
-    neck: str = Field("sep_k3_d1", description="operator of every layer of the neck")
-    head: str = Field("ir_k3_d1_e3", description="operator of every block of the head")
-
-    @model_validator(mode="after")
-    def _known(self) -> FixedOperators:
-        for component in COMPONENTS:
-            parse_operator(getattr(self, component))
-        return self
-
-
-class ScreeningSettings(Section):
-    """Screening of the sub search spaces (section 3.2, Eq. 4)."""
-
-    epochs: PositiveInt = Field(12, description="epochs a component (section 4.2)")
-    warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
-    sparsity_weight: NonNegativeFloat = Field(0.1, description="mu of Eq. 4 (section 4.2)")
-    keep: PerComponent = Field(PerComponent(), description="operators left: N_b, N_n, N_h (section 3.3)")
-    rank_by: Literal["probability", "norm"] = Field(
-        "probability", description="rank operators by softmax probability summed over layers, or by column norm"
-    )
-    fixed: FixedOperators = Field(FixedOperators(), description="operators of the components not being screened")
-    joint: bool = Field(False, description="screen all components in one supernet, not one after the other")
-    depths: tuple[PositiveInt, ...] | None = Field(
-        None, description="blocks a stage in the screening supernet (section 4.2 halves them), the skeleton's if null"
-    )
-    pretrained: Path | None = Field(None, description="weights of `pretrain` for the screening supernet's backbone")
-
-    @model_validator(mode="after")
-    def _time_to_remove(self) -> ScreeningSettings:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
-        return self
 
 
 ActivationMode = Literal["all", "checkpoint", "fused", "fused-low", "fused-min"]
@@ -136,6 +91,11 @@ class WeightSettings(Section):
     weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
     grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
     warmup_iterations: NonNegativeInt = Field(0, description="iterations of linear warm-up of the learning rate")
+    candidate_gradients: Literal["weighted", "full"] = Field(
+        "weighted",
+        description="gradients of the weights of a layer's N active candidates: weighted, as Eq. 5 gives them, about "
+        "1/N of what each would get alone; full, N times that, before grad_clip takes their norm",
+    )
 
 
 class AlphaSettings(Section):

@@ -28,7 +28,7 @@ from hitdet_nni.data.datasets.classification import (
     validation_transform,
 )
 from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset, dataset_config
-from hitdet_nni.data.halves import load_or_create_split
+from hitdet_nni.data.halves import HALF_NAMES, load_or_create_split
 from hitdet_nni.data.sampling import ResumableSampler, SeededImages, steps_an_epoch
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
@@ -67,20 +67,30 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
         Section 3.4: weights on 50 % of the training data, architecture parameters on the rest.
     """
     settings = resolve_num_workers(settings, skeleton, data.train, data.val)
-    train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
-    index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
-    split_seed = settings.seed_of(seed)
-    halves = load_or_create_split(data.halves, index, split_seed, image_classes=data.train.image_classes)
-    images = _in_memory(train, settings)
+    halves = _training_halves(data, settings, skeleton, seed)
     longest = max(map(len, halves))
-    training = [
-        _training_loader(
-            Subset(images, [index[image_id] for image_id in half]), settings, seed + number, longest=longest
-        )
-        for number, half in enumerate(halves)
-    ]
+    training = [_training_loader(half, settings, seed + number, longest=longest) for number, half in enumerate(halves)]
     val = _in_memory(build_dataset(data.val, skeleton, training=False), settings)
     return (*training, detection_loader(Subset(val, _own_share(len(val))), settings))
+
+
+def architecture_loader(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int, images: int) -> Any:
+    """Build a loader of some images of the half for architecture parameters, by which architectures are compared.
+
+    Args:
+        data: The images.
+        settings: The ``data`` section.
+        skeleton: Gives the input size.
+        seed: Seed of the halves, as :func:`search_loaders` had it, and of the choice and augmentation of the images.
+        images: Images at most; there are full batches of them, at least one.
+
+    Returns:
+        A loader of batches as :func:`search_loaders` has them: the same ones each time, in every process.
+    """
+    half = _training_halves(data, settings, skeleton, seed)[HALF_NAMES.index("alphas")]
+    steps = steps_an_epoch(min(images, len(half)), settings.batch_size)
+    sampler = ResumableSampler(len(half), settings.batch_size, steps, seed + len(HALF_NAMES))
+    return detection_loader(SeededImages(half), settings, sampler)
 
 
 def retraining_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any]:
@@ -206,6 +216,16 @@ def resolve_num_workers(settings: DataSettings, skeleton: Skeleton, *splits: Coc
 def _in_memory(dataset: Any, settings: DataSettings) -> CachedDataset:
     """Build an mmdet data set with the memory that settled settings give to it; loader processes share the room."""
     return CachedDataset(dataset, settings.cache_mb * 10**6 // max(1, settings.workers or 0))
+
+
+def _training_halves(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> list[Subset[Any]]:
+    """Return the training images of each half, in the order of :data:`HALF_NAMES`."""
+    train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
+    index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
+    split_seed = settings.seed_of(seed)
+    halves = load_or_create_split(data.halves, index, split_seed, image_classes=data.train.image_classes)
+    images = _in_memory(train, settings)
+    return [Subset(images, [index[image_id] for image_id in half]) for half in halves]
 
 
 def _training_loader(images: Any, settings: DataSettings, seed: int, *, longest: int | None = None) -> Any:

@@ -1,7 +1,7 @@
 """The scores of a component's operators over the epochs of its screening, and when each was removed.
 
-Scores are drawn relative to the mean of the active operators, because probabilities grow by themselves as
-operators leave.
+Probabilities are drawn relative to the mean of the active operators, because they grow by themselves as operators
+leave; scores by samples, which may have either sign, as they are.
 """
 
 from __future__ import annotations
@@ -80,18 +80,20 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
     active_scores: dict[int, list[float]] = {}
     for score in scores:
         active_scores.setdefault(score.epoch, []).append(score.score)
+    signed = any(score.score < 0 for score in scores)
     curves: dict[str, list[tuple[float, float]]] = {}
     last_scores: dict[str, float] = {}
     for score in sorted(scores, key=lambda score: score.epoch):
         mean = sum(active_scores[score.epoch]) / len(active_scores[score.epoch])
-        curves.setdefault(score.operator, []).append((score.epoch + 1, score.score / mean if mean else 1.0))
+        height = score.score if signed else score.score / mean if mean else 1.0
+        curves.setdefault(score.operator, []).append((score.epoch + 1, height))
         last_scores[score.operator] = score.score
     last = max(score.epoch for score in scores) + 1
     axes = Axes(
         x=Scale(min(1, last - 1), last, LEFT, WIDTH - RIGHT),
         y=Scale(*span(y for curve in curves.values() for _, y in curve), HEIGHT - BOTTOM, TOP),
         x_label="epoch",
-        y_label="score / mean of the active",
+        y_label="score" if signed else "score / mean of the active",
     )
     parts = axes.frame()
     for operator in (name for name in curves if name not in kept):

@@ -16,7 +16,8 @@ def whole_space(settings: Settings) -> SearchSpace:
     """Return the search space that the settings name.
 
     Raises:
-        InputError: If it is missing or broken, or a component has fewer operators than screening is to keep.
+        InputError: If it is missing or broken, or a component has fewer operators than screening is to keep, or more
+            than it samples architectures.
     """
     space = load_search_space(settings.space)
     for component, names in space.items():
@@ -24,6 +25,9 @@ def whole_space(settings: Settings) -> SearchSpace:
         if keep > len(names):
             key = f"screening.keep.{component}"
             raise InputError(f"got {keep}", key=key, allowed=f"1 to {len(names)}, the operators of {settings.space}")
+        if settings.screening.rank_by == "samples" and settings.screening.samples < len(names):
+            allowed = f"{len(names)} or more, the operators that {settings.space} has for the {component}"
+            raise InputError(f"got {settings.screening.samples}", key="screening.samples", allowed=allowed)
     return space
 
 

@@ -132,6 +132,19 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         return {self.label: dict(zip(self.active_names, self.probabilities().tolist(), strict=True))}
 
 
+def scale_candidate_gradients(layers: Iterable[ColumnSparseMixedLayer]) -> None:
+    """Multiply the gradients of every layer's candidates by the number of those that are active, in place.
+
+    In Eq. 5 a candidate's weights get ``p`` times the gradient that they would get alone, and ``p`` is about one by
+    that number. The gradients are what a backward pass has left, whatever the layer keeps for it.
+    """
+    for layer in layers:
+        weights = (weight for candidate in layer.active_candidates() for weight in candidate.parameters())
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, float(len(layer.active_names)))
+
+
 AUTO = "auto"
 """Lets :func:`set_activations` choose."""
 

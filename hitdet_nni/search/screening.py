@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, component_of
+from hitdet_nni.data.loaders import architecture_loader
 from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.progress import Stage
 from hitdet_nni.runs.tables import Score
 from hitdet_nni.search.epoch_record import EpochRecord
+from hitdet_nni.search.operator_samples import score_operators
 from hitdet_nni.search.pruning import PruningSchedule
-from hitdet_nni.search.supernet import Phase, train_supernet
+from hitdet_nni.search.supernet import Phase, TrainedSupernet, train_supernet
 
 
 @dataclass(frozen=True)
@@ -25,22 +29,33 @@ class Screened:
         records: One record an epoch.
         warnings: What the signs of health give reason to doubt; one line each.
         activations: How each component's layers were computed.
+        sampled: Scores of each component's operators by evaluated samples, where they were ranked so.
     """
 
     kept: Mapping[Component, tuple[str, ...]]
     records: tuple[EpochRecord, ...]
     warnings: tuple[str, ...] = ()
     activations: Mapping[Component, str] = field(default_factory=dict)
+    sampled: Mapping[str, Mapping[str, float]] | None = None
 
     def scores(self, component: Component) -> list[Score]:
-        """Return a score for each epoch and active operator, and tell whether the epoch's end removed it."""
+        """Return a score for each epoch and active operator, and tell whether the epoch's end removed it.
+
+        Operators that were ranked by samples have scores after the last epoch only.
+        """
+        if self.sampled is not None:
+            return _ranked(self.records[-1].epoch, self.sampled[component], self.kept[component])
         rows: list[Score] = []
         for record, following in zip(self.records, [*self.records[1:], None], strict=True):
-            scores = record.scores[component]
             left = self.kept[component] if following is None else following.scores[component]
-            for rank, name in enumerate(sorted(scores, key=lambda name: scores[name], reverse=True), start=1):
-                rows.append(Score(record.epoch, name, scores[name], rank, removed=name not in left))
+            rows += _ranked(record.epoch, record.scores[component], left)
         return rows
+
+
+def _ranked(epoch: int, scores: Mapping[str, float], left: Container[str]) -> list[Score]:
+    """Return the scores of an epoch, the best first, and which operators its end left."""
+    order = sorted(scores, key=lambda name: scores[name], reverse=True)
+    return [Score(epoch, name, scores[name], rank, removed=name not in left) for rank, name in enumerate(order, 1)]
 
 
 def screening_groups(joint: bool) -> list[tuple[Component, ...]]:
@@ -81,9 +96,13 @@ def screen_components(
         on_epoch: Called at the end of every epoch.
         checkpoints: Where checkpoints are saved; the screening goes on from the newest that is there already.
 
+    With ``screening.rank_by: samples`` the supernet is trained with its architecture parameters as they are
+    initialised, all nearly equal, and nothing is removed before the operators are scored at the end. A screening that
+    was interrupted while they are scored begins that anew, from the checkpoint of the last epoch.
+
     Source:
         Section 3.2, Eq. 4; section 4.2 for the schedule. The paper screens one component at a time "due to the GPU
-        memory constraint".
+        memory constraint". Scores by samples are an addition.
     """
     screening = settings.screening
     skeleton = settings.skeleton
@@ -98,18 +117,50 @@ def screen_components(
             for component in COMPONENTS
         },
         epochs=screening.epochs,
-        warmup_epochs=screening.warmup_epochs,
-        sparsity_weight=screening.sparsity_weight,
-        pruning=PruningSchedule(
-            keep={component: getattr(screening.keep, component) for component in components},
-            rank_by=screening.rank_by,
-        ),
+        warmup_epochs=screening.epochs,
     )
+    keep: dict[str, int] = {component: getattr(screening.keep, component) for component in components}
+    if screening.rank_by != "samples":
+        phase = replace(
+            phase,
+            warmup_epochs=screening.warmup_epochs,
+            sparsity_weight=screening.sparsity_weight,
+            pruning=PruningSchedule(keep, screening.rank_by),
+        )
     seed = screening_seed(settings.seed, components)
     # Each screening has halves of its own, which do not depend on the run's seed where the data has one.
     split_seed = screening_seed(settings.data.seed_of(settings.seed), components)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"seed": split_seed})})
     trained = train_supernet(phase, settings, data, seed, on_epoch, checkpoints)
+    if screening.rank_by == "samples":
+        sampled = _sampled_scores(trained, phase, settings, data, seed)
+        best = {component: _best(sampled[component], keep[component]) for component in components}
+        return Screened(best, trained.records, trained.warnings, trained.activations, sampled)
     left = {component_of(label): tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
     kept: dict[Component, tuple[str, ...]] = {component: left[component] for component in components}
     return Screened(kept, trained.records, trained.warnings, trained.activations)
+
+
+def _sampled_scores(
+    trained: TrainedSupernet, phase: Phase, settings: Settings, data: DetectionData, seed: int
+) -> dict[str, dict[str, float]]:
+    """Score the operators of a trained supernet by samples, and tell how far that is."""
+    screening, detector = settings.screening, trained.module.model.detector
+    detector.to(distributed.device())
+    batches = architecture_loader(data, settings.data, phase.skeleton, seed, screening.sample_images)
+    own = len(range(distributed.rank(), screening.samples, distributed.world_size()))
+    progress = Stage(f"{phase.stage}, samples", 1, own * len(batches))
+    try:
+        scores = score_operators(
+            detector, trained.module.mixed_layers(), batches, screening.samples, seed, progress.step
+        )
+    finally:
+        batches._iterator = None  # ends its workers at once
+    progress.end_epoch({})
+    return scores
+
+
+def _best(scores: Mapping[str, float], count: int) -> tuple[str, ...]:
+    """Return the operators with the largest scores, in the order of the scores."""
+    best = sorted(scores, key=lambda name: scores[name], reverse=True)[:count]
+    return tuple(name for name in scores if name in best)

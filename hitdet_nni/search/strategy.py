@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
@@ -21,7 +21,7 @@ from hitdet_nni.search.choices import Choice, ColumnGroup, find_choices, group_c
 from hitdet_nni.search.cost_term import NO_COST, CostTerm
 from hitdet_nni.search.decode import log_probabilities
 from hitdet_nni.search.health.stats import GradientNorms
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, scale_candidate_gradients
 from hitdet_nni.search.pruning import (
     PruningSchedule,
     RankBy,
@@ -31,6 +31,9 @@ from hitdet_nni.search.pruning import (
     remove_lowest,
 )
 from hitdet_nni.search.regularizers import column_sparsity
+
+CandidateGradients = Literal["weighted", "full"]
+"""What the candidates' own weights learn from: gradients of the weighted sum, or those times the active candidates."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         warmup_epochs: Epochs before the architecture parameters move.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in.
+        candidate_gradients: What the weights of candidates learn from.
         log_prob_every_n_step: Steps between two logs of the probabilities, where there is a logger.
 
     Attributes:
@@ -76,6 +80,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         warmup_epochs: int,
         gradient_clip_val: float | None,
         precision: Precision,
+        candidate_gradients: CandidateGradients = "weighted",
         log_prob_every_n_step: int = 10,
     ) -> None:
         super().__init__(
@@ -90,6 +95,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.alpha_optimizer = alpha_optimizer
         self.pruning = pruning
         self.precision = precision
+        self.candidate_gradients = candidate_gradients
         self.gradient_norms = GradientNorms()
         self._choices: OrderedDict[str, Choice] | None = None
         self._parameter_list: list[nn.Parameter] | None = None
@@ -252,6 +258,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
                 gradients = ((label, choice.alpha.grad) for label, choice in self.choices().items())
                 found = {label: gradient for label, gradient in gradients if gradient is not None}
                 self.gradient_norms.add(found, self.precision.scaler.get_scale())
+            elif self.candidate_gradients == "full":
+                scale_candidate_gradients(layer for choice in self.choices().values() for layer in choice.layers)
             self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
             optimizer.zero_grad()  # the other phase is not to hold this one's gradients
         return output
@@ -315,6 +323,9 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in; float32 by default.
+        candidate_gradients: What the weights of a layer's N active candidates learn from: ``"weighted"``, what Eq. 5
+            gives each, about 1/N of what it would get alone, or ``"full"``, N times that. The norm that
+            ``gradient_clip_val`` limits is then that of the multiplied gradients.
         log_prob_every_n_step: Steps between two logs of the probabilities, where the evaluator's trainer has a logger.
         kwargs: Arguments of NNI's ``OneShotStrategy``.
 
@@ -336,6 +347,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         warmup_epochs: int = 0,
         gradient_clip_val: float | None = None,
         precision: Precision | None = None,
+        candidate_gradients: CandidateGradients = "weighted",
         log_prob_every_n_step: int = 10,
         **kwargs: Any,
     ) -> None:
@@ -355,6 +367,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         self.alpha_optimizer = alpha_optimizer
         self.pruning = pruning
         self.precision = precision or Precision("fp32", distributed.device())
+        self.candidate_gradients = candidate_gradients
 
     def configure_oneshot_module(self, training_module: Any) -> ColumnSparseLightningModule:
         """Wrap the evaluator's Lightning module."""
@@ -367,6 +380,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             warmup_epochs=self.warmup_epochs,
             gradient_clip_val=self.gradient_clip_val,
             precision=self.precision,
+            candidate_gradients=self.candidate_gradients,
             log_prob_every_n_step=self.log_prob_every_n_step,
         )
 

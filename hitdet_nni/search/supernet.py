@@ -149,6 +149,7 @@ def train_supernet(
         warmup_epochs=phase.warmup_epochs,
         gradient_clip_val=settings.weights.grad_clip,
         precision=precision,
+        candidate_gradients=settings.weights.candidate_gradients,
     )
     _mutate(space, strategy, phase, settings)
     loaders, steps = (weights_loader, alphas_loader), phase.epochs * len(weights_loader)
@@ -210,7 +211,7 @@ def _tell_memory(space: HitDetectorSpace, phase: Phase, settings: Settings) -> N
 
 
 def _weight_optimizer(settings: Settings) -> WeightOptimizer:
-    given = settings.weights.model_dump(exclude={"grad_clip"})
+    given = settings.weights.model_dump(exclude={"grad_clip", "candidate_gradients"})
     scaling = (settings.weights.lr, settings.data.batch_size, distributed.world_size(), settings.lr_batch_size)
     given["lr"] = scaled_lr(*scaling)
     logger.info("%s", describe_lr(*scaling))

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 from itertools import pairwise
 
 import pytest
@@ -18,10 +19,10 @@ from hitdet_nni.report.config_view import config_view, shipped_base
 from hitdet_nni.report.heat_map import MAX_VALUES, heat_maps
 from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.scalars import write_scalars
-from hitdet_nni.report.screening_chart import LINE_HEIGHT, spread
+from hitdet_nni.report.screening_chart import LINE_HEIGHT, show_screening, spread
 from hitdet_nni.report.search_curves import health_charts
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.runs.tables import Alpha, append_metrics, read_metrics, read_scores
+from hitdet_nni.runs.tables import Alpha, Score, append_metrics, read_metrics, read_scores
 from hitdet_nni.runs.training_log import read_training_log
 
 
@@ -119,6 +120,22 @@ def test_labels_do_not_overlap():
     assert all(after - before >= LINE_HEIGHT - 1e-9 for before, after in pairwise(heights))
     assert heights[0] >= 0
     assert heights[-1] <= 200
+
+
+def test_scores_of_either_sign_keep_their_order():
+    names = ["ir_k3_d1_e3", "sep_k3_d1", "conv_k3_d1", "sep_k5_d1"]
+    rows = [
+        Score(7, name, score, rank, removed=rank > 2)
+        for rank, (name, score) in enumerate(zip(names, [0.3, 0.1, -0.1, -0.3], strict=True), 1)
+    ]
+    shown = show_screening("head", rows)
+    assert shown.kept == tuple(names[:2])
+    (gone,) = shown.removals
+    assert (gone.epoch, gone.operators, gone.left) == (8, tuple(names[2:]), 2)
+    heights = [float(y) for y in re.findall(r'<circle cx="[^"]*" cy="([^"]*)"', shown.chart.drawing)]
+    assert heights == sorted(heights)  # the best first, and upwards is less
+    assert len(set(heights)) == 2
+    assert ">score<" in shown.chart.drawing
 
 
 # ------------------------------------------------------------------------------------------------- the retraining's log

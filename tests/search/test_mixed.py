@@ -19,7 +19,12 @@ from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate
 from hitdet_nni.model.searchable import searched_layer
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import mixed_layer
-from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
+from hitdet_nni.search.mixed import (
+    ACTIVATION_MODES,
+    ColumnSparseMixedLayer,
+    scale_candidate_gradients,
+    set_activations,
+)
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 NAMES = ["ir_k3_d1_e3", "sep_k3_d1", "conv_k3_d2", "sep_k5_d1"]
@@ -69,6 +74,33 @@ def test_is_the_weighted_sum(x):
     weights = torch.tensor(ALPHA).exp() / torch.tensor(ALPHA).exp().sum()
     expected = sum(weight * layer[name](x) for weight, name in zip(weights, NAMES, strict=True))
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("mode", ACTIVATION_MODES)
+@pytest.mark.parametrize("left", [NAMES, LEFT])
+def test_full_gradients_are_those_that_a_candidate_gets_alone(x, mode, left):
+    """With equal weights a candidate has 1/N of the gradient that the same loss would give it by itself."""
+    layer = mixed()
+    layer.alpha.data.zero_()
+    layer.prune_to(left)
+    set_activations(layer, mode)
+    torch.manual_seed(6)
+    wanted = torch.randn(2, 4, 6, 6)
+    expected = {}
+    for name in left:
+        weights = list(layer[name].parameters())
+        expected[name] = torch.autograd.grad((layer[name](x) * wanted).sum(), weights)
+        assert any(gradient.abs().max() > 1e-3 for gradient in expected[name])
+    (layer(x) * wanted).sum().backward()
+    alpha = layer.alpha.grad.clone()
+    scale_candidate_gradients([layer])
+    for name in NAMES:
+        gradients = [weight.grad for weight in layer[name].parameters()]
+        if name in left:
+            torch.testing.assert_close(gradients, list(expected[name]), rtol=1e-4, atol=1e-4)
+        else:
+            assert gradients == [None] * len(gradients)
+    assert torch.equal(layer.alpha.grad, alpha)
 
 
 def test_removed_candidates_have_no_part(x):

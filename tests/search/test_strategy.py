@@ -51,6 +51,17 @@ class Toy(ModelSpace):
         return x
 
 
+class Stemmed(Toy):
+    """The same behind a layer that is not searched."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return super().forward(self.stem(x).tanh())
+
+
 class Recorder(LightningModule):
     """Plain regression that writes down the state it meets in every step."""
 
@@ -117,11 +128,11 @@ def run(tmp_path, monkeypatch):
         experiment.stop()
 
 
-def search_module(**kwargs):
+def search_module(space=Toy, **kwargs):
     """The Lightning module of the strategy around a mutated space, without a trainer."""
     strategy = ColumnSparseDARTS(**kwargs)
     recorder = Recorder([])
-    recorder.set_model(strategy.mutate_model(Toy()))
+    recorder.set_model(strategy.mutate_model(space()))
     module = strategy.configure_oneshot_module(recorder)
     torch.manual_seed(2)
     for layer in module.mixed_layers().values():
@@ -265,6 +276,38 @@ def test_screening_removes_down_to_keep(run):
     (top,) = experiment.export_top_models(formatter="dict")
     assert all(top[label] in layers[label].active_names for label in LAYERS)
     assert len(record) == STEPS + 2 * 2 * STEPS
+
+
+def weight_step(module, batch):
+    """Take a weight step of plain SGD with rate 1; return by name what it took from each parameter."""
+    named = {name: p for name, p in module.named_parameters() if "_arch_alpha" not in name}
+    module.manual_backward = lambda value: value.backward()
+    module.training_module._trainer = SimpleNamespace(current_epoch=0)
+    module.training_module.training_step = lambda batch, _: (
+        (module.training_module.model(batch[0]) - batch[1]).square().mean()
+    )
+    before = {name: p.detach().clone() for name, p in named.items()}
+    module._phase(torch.optim.SGD(named.values(), lr=1.0), batch, 0, searching=False)
+    return {name: before[name] - p.detach() for name, p in named.items()}
+
+
+def test_full_gradients_are_of_the_candidates_and_what_is_clipped():
+    """Times the active candidates of its layer, the stem's as they are; the limit is that of the whole step."""
+    batch = next(iter(loaders()[0]))
+    steps = {}
+    for kind, clip in (("weighted", None), ("full", None), ("full", 0.01)):
+        module = search_module(Stemmed, candidate_gradients=kind, gradient_clip_val=clip)
+        module.mixed_layers()["neck/l01"].prune_to(["a", "c"])
+        steps[kind, clip] = weight_step(module, batch)
+    moved = 0
+    for name, step in steps["weighted", None].items():
+        factor = 1 if "stem" in name else 2 if ".layers.2." in name else 4
+        torch.testing.assert_close(steps["full", None][name], factor * step)
+        moved += bool(step.abs().max() > 0)
+    assert moved == 2 * (1 + 4 + 4 + 2)
+    full, clipped = (torch.cat([s.flatten() for s in steps["full", clip].values()]) for clip in (None, 0.01))
+    assert full.norm() > 0.02
+    torch.testing.assert_close(clipped, full * 0.01 / full.norm(), rtol=1e-3, atol=1e-7)
 
 
 def test_gradients_are_those_of_the_sum(run):

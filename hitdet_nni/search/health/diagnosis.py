@@ -71,9 +71,12 @@ def diagnose(history: Sequence[SearchStats], stage: str, *, decodes: bool) -> li
             layers, so that the argmax of a layer and its cost do not matter there.
 
     Returns:
-        One line each, naming component, value, threshold and epoch; empty where all is well.
+        One line each, naming component, value, threshold and epoch; empty where all is well. Where no epoch trained
+        the architecture parameters, only what the weights have learned is judged.
     """
     checks = (*CHECKS, *(DECODING_CHECKS if decodes else ()))
+    if not any(health.searching for health in history):
+        checks = (_uninformed,)
     where = f"{stage}, epoch {history[-1].epoch + 1}"
     return [f"{where}: {finding}" for check in checks for finding in check(history)]
 

@@ -100,14 +100,20 @@ PARTS = ("backbone", "neck", "rpn_head", "bbox_head", "roi_head.bbox_head")
 
 
 @contextmanager
-def remembered_parts(detector: nn.Module) -> Iterator[None]:
+def remembered_parts(detector: nn.Module, changing: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Spare :data:`PARTS` within the context the inputs that they had in one of their last two calls.
 
     The images of a batch do not change when their annotations are permuted, and nor do the sampled RoIs when only
-    categories are. Only for parts whose outputs follow from their inputs: without gradients, in evaluation mode.
+    categories are. Only for parts whose outputs follow from their inputs: without gradients, in evaluation mode or by
+    batch statistics.
+
+    Args:
+        detector: An mmdet detector.
+        changing: Modules inside it that do not stay what they are; parts that contain one compute every time.
     """
-    modules = dict(detector.named_modules())
-    parts = [modules[name] for name in PARTS if name in modules]
+    modules, others = dict(detector.named_modules()), set(changing)
+    found = [modules[name] for name in PARTS if name in modules]
+    parts = [part for part in found if others.isdisjoint(part.modules())]
     with replaced(detector, {part: _remembering(part) for part in parts}):
         yield
 
