@@ -267,6 +267,6 @@ def _verdict(found: Agreement, stage: Stage, seeds: int) -> str:
             f"({common}): try more epochs after warm-up, or keep more operators"
         )
     return (
-        f"{seeds} seeds agree no better than chance ({common}): the {chosen} say nothing about your data; try more "
-        "epochs after warm-up, more images, or pretrained weights"
+        f"{seeds} seeds agree no better than chance ({common}): as far as they show, the {chosen} say nothing about "
+        "your data; try more epochs after warm-up, more images, or pretrained weights"
     )
