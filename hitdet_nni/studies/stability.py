@@ -250,23 +250,24 @@ def _verdict(found: Agreement, stage: Stage, seeds: int) -> str:
         "screening": ("kept operators", "kept operators"),
         "search": ("decoded operators", "layers with the same operator"),
     }[stage]
-    common = f"{found.common:.1f} of {found.possible} {counted}, {found.chance:.1f} by chance, p {found.common_p:.2g}"
+    common = f"{found.common:.3g} of {found.possible} {counted}, {found.chance:.3g} by chance, p {found.common_p:.2g}"
     order = f"rho {found.spearman:+.2f}, p {found.spearman_p:.2g}"
+    limit = (
+        f"chance gives all of them the same {chosen} with probability {found.least_p:.2g} (threshold {MAX_P_VALUE:g}); "
+        "try more seeds"
+    )
     if found.least_p == 1:
         return f"every operator is kept, so there is no choice to agree on; the order: {order}"
     if found.common_p <= MAX_P_VALUE:
         return f"{seeds} seeds agree better than chance ({common}): the {chosen} are not the seed's alone"
-    if found.least_p > MAX_P_VALUE:
-        return (
-            f"{seeds} seeds are too few to tell ({common}; the order: {order}): chance gives all of them the same "
-            f"{chosen} with probability {found.least_p:.2g} (threshold {MAX_P_VALUE:g}); try more seeds"
-        )
     if found.spearman_p <= MAX_P_VALUE:
-        return (
-            f"{seeds} seeds agree better than chance on the order of the operators ({order}), but not on the {chosen} "
-            f"({common}): try more epochs after warm-up, or keep more operators"
-        )
+        agreed = f"{seeds} seeds agree better than chance on the order of the operators ({order})"
+        if found.least_p > MAX_P_VALUE:
+            return f"{agreed}, and are too few to tell of the {chosen} ({common}): {limit}"
+        return f"{agreed}, but not on the {chosen} ({common}): try more epochs after warm-up"
+    if found.least_p > MAX_P_VALUE:
+        return f"{seeds} seeds are too few to tell ({common}; the order: {order}): {limit}"
     return (
-        f"{seeds} seeds agree no better than chance ({common}): the {chosen} say nothing about your data; try more "
-        "epochs after warm-up, more images, or pretrained weights"
+        f"{seeds} seeds agree no better than chance ({common}): as far as they show, the {chosen} say nothing about "
+        "your data; try more epochs after warm-up, more images, or pretrained weights"
     )

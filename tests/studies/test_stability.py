@@ -236,8 +236,10 @@ def agreement(common_p, spearman_p, least_p):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (agreement(0.01, 0.5, 1e-9), "agree better than chance (3.0 of 8 kept operators, 2.0 by chance, p 0.01)"),
+        (agreement(0.01, 0.5, 1e-9), "agree better than chance (3 of 8 kept operators, 2 by chance, p 0.01)"),
         (agreement(0.02, 0.01, 1e-9), "agree better than chance on the order of the operators (rho +0.50, p 0.01)"),
+        (agreement(0.02, 0.01, 1e-9), "but not on the kept operators (3 of 8 kept operators, 2 by chance, p 0.02)"),
+        (agreement(0.02, 0.01, 0.02), "and are too few to tell of the kept operators"),
         (agreement(0.02, 0.02, 1e-9), "agree no better than chance"),
         (agreement(0.02, 0.02, 0.02), "are too few to tell"),
         (agreement(1.0, 0.02, 1.0), "every operator is kept"),
