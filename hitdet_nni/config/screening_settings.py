@@ -56,7 +56,8 @@ class ScreeningSettings(Section):
         "equally often in every layer if it is a multiple of their number",
     )
     sample_images: PositiveInt = Field(
-        64, description="images of the half for alphas that each drawn architecture's loss is computed on, in full batches"
+        64,
+        description="images of the half for alphas that each drawn architecture's loss is computed on, in full batches",
     )
     fixed: FixedOperators = Field(FixedOperators(), description="operators of the components not being screened")
     joint: bool = Field(False, description="screen all components in one supernet, not one after the other")
