@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmdet.models import BaseDetector
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def detector_cost(
     Raises:
         InputError: If it is no detector of single images, or does not run on the shape.
     """
-    if not hasattr(detector, "backbone"):
+    if not hasattr(detector, "backbone") or not isinstance(detector, BaseDetector):
         problem = f"{type(detector).__name__} is around detectors, or none"
         raise InputError(problem, source=source, key="model.type", allowed="a detector with a backbone")
     roi_head = getattr(detector, "roi_head", None)
