@@ -127,7 +127,12 @@ def test_equals_the_cost_model(kind, convention, tiny, draw):
 # ------------------------------------------------------------------------------------------------- mmdet's configs
 
 
-@pytest.mark.parametrize("name", baseline_names())
+SLOW = {"dino_r50"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in baseline_names()]
+)
 def test_every_baseline_builds_and_is_counted_whole(name, caplog):
     profile = profile_config(name, (512, 512), convention="macs")  # SSD512 has no smaller size
     detector = build_on_meta(load_config(name).model, name)
