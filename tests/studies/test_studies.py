@@ -365,6 +365,14 @@ def test_sparsity_from_the_command_line(tmp_path, capsys):
     assert "--weights: got -1.0" in capsys.readouterr().err
 
 
+def test_sparsity_refuses_a_screening_without_its_term(tmp_path, capsys):
+    out = tmp_path / "study"
+    arguments = ["study", "sparsity", "--config", "tiny", "--set", "screening.rank_by=samples", "--out", str(out)]
+    assert main(arguments) == 2
+    assert "screening.rank_by: got 'samples'" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -9,6 +9,7 @@ from hitdet_nni.commands.shared.options import PARTS, add_study
 
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
+    from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 30
 HELP = "the scores of screening with several weights of the column-sparse term (Fig. 4)"
@@ -22,6 +23,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=float, nargs="+", default=[0.0, 0.01, 0.1], metavar="MU", help="mu (default: 0 0.01 0.1)"
     )
+
+
+def check(options: Namespace, settings: Settings) -> None:
+    """Refuse a screening that the column-sparse term has no part in.
+
+    Raises:
+        InputError: If operators are ranked by sampled architectures.
+    """
+    from hitdet_nni.errors import InputError
+
+    if settings.screening.rank_by == "samples":
+        problem = "got 'samples', which mu has no effect on"
+        raise InputError(problem, source=options.config, key="screening.rank_by", allowed="probability, norm")
 
 
 def run(options: Namespace) -> Findings:
