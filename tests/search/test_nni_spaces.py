@@ -202,7 +202,7 @@ def test_spaces_of_the_hub(name):
         assert gradient is not None
         torch.testing.assert_close(notes[1].found[alpha], gradient, rtol=1e-4, atol=1e-7)
     moved = sum(bool(gradient.any()) for gradient in notes[1].found.values())
-    assert moved >= 0.9 * len(notes[1].found)  # one width of MobileNetV3 has none, in NNI's either
+    assert moved >= 0.8 * len(notes[1].found)  # small widths that round to one number of channels have none
     module = strategies[1].oneshot_module
     assert {*map(id, module.arch_parameters())} == {*map(id, named_alphas(module.model).values())}
     decided = HUB[name]().freeze(module.export()).eval()
