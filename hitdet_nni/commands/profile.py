@@ -57,6 +57,9 @@ def run(options: Namespace) -> None:
         if options.layers:
             raise InputError("lists the layers of architectures only", source="--layers", allowed="an architecture")
         find_config(options.target)
+        from hitdet_nni.engine.process import prepare_process
+
+        prepare_process(1)
         from hitdet_nni.cost.mmdet_config import profile_config
 
         found = profile_config(options.target, shape, options.proposals, options.convention)
