@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ class Options:
         toy: Whether to take sizes that a CPU computes in seconds.
         cards: Folder with annotations, train and val of another data set, or ``None``.
         work: Folder for what is not kept.
+        cases: Pattern of the cases that are measured of layers, supernets, auto, profile and largest; empty for all.
     """
 
     out: Path
@@ -61,6 +63,7 @@ class Options:
     toy: bool
     cards: Path | None
     work: Path
+    cases: str = ""
 
     @property
     def sizes(self) -> list[str]:
@@ -125,7 +128,7 @@ def measuring_command(part: str) -> Callable[[Options, Path, float], list[str] |
 
     def command(options: Options, figures: Path, until: float) -> list[str] | str:
         script = [sys.executable, str(BENCHMARKS / "gpu_parts.py"), part, "--out", str(figures)]
-        return [*script, "--until", str(until), *options.sizes]
+        return [*script, "--until", str(until), "--cases", options.cases, *options.sizes]
 
     return command
 
@@ -286,12 +289,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--toy", action="store_true", help="sizes that a CPU computes in seconds")
     parser.add_argument("--cards", type=Path, help="folder with annotations, train and val: searched too")
+    parser.add_argument(
+        "--cases", default="", help="pattern of the cases to measure, e.g. '^(?!trinity, fp32)' (default: all)"
+    )
     parser.add_argument("--commit", help="commit that is measured (default: $HITDET_COMMIT, or the checkout's)")
     given = parser.parse_args(arguments)
     given.parts = given.parts.split(",")
     unknown = [name for name in given.parts if name not in PARTS]
     if unknown:
         parser.error(f"--parts: got {', '.join(unknown)}; allowed: {', '.join(PARTS)}")
+    try:
+        re.compile(given.cases)
+    except re.error as error:
+        parser.error(f"--cases: {given.cases!r} is not a pattern: {error}")
     if given.cards is not None and not given.cards.is_dir():
         parser.error(f"--cards: {given.cards} is not a folder")
     return given
@@ -315,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = describe(given.device, find_commit(given.commit), environment)
         report |= {"toy": given.toy, "parts": {}}
         log.line(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "parts"))
-        options = Options(out, given.device, given.toy, cards, Path(work))
+        options = Options(out, given.device, given.toy, cards, Path(work), given.cases)
         waiting = [name for name in PARTS if name in given.parts]
         while waiting:
             name = waiting[0]

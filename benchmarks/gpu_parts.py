@@ -89,16 +89,21 @@ class SupernetFigures:
 def layers(options: Options) -> None:
     """Single mixed layers: ours in every mode against NNI's, interleaved."""
     published = load_search_space("hit_detector")
-    chosen = [
+    plan = [
         (case, tuple(names[:TOY_OPERATORS] if options.toy else names), precision)
         for case in (TOY_LAYERS if options.toy else GPU_LAYERS)
         for names in (OPERATORS, published[case.component])[: 1 if options.toy else None]
         for precision in PRECISIONS
     ]
-    chosen.sort(key=lambda case: PRECISIONS.index(case[2]))  # all of single precision first
+    plan.sort(key=lambda case: PRECISIONS.index(case[2]))  # all of single precision first
+    named = [
+        (f"{case.name}, {len(names)} candidates, {precision}", case, names, precision)
+        for case, names, precision in plan
+    ]
+    named = [case for case in named if options.chosen(case[0])]
     figures: list[dict[str, Any]] = []
     echo(HEADER)
-    for index, (case, names, precision) in enumerate(chosen):
+    for index, (_, case, names, precision) in enumerate(named):
         if not options.time_left:
             break
         rounds = 1 if options.toy else 3
@@ -107,10 +112,7 @@ def layers(options: Options) -> None:
             echo(line(row))
         figures += [asdict(row) for row in found]
         release(options.device)
-        missing = [
-            f"{case.name}, {len(names)} candidates, {precision}" for case, names, precision in chosen[index + 1 :]
-        ]
-        options.write(figures, missing)
+        options.write(figures, [name for name, *_ in named[index + 1 :]])
 
 
 def forward_flops(case: Case) -> float:
@@ -124,11 +126,15 @@ def forward_flops(case: Case) -> float:
 def supernets(options: Options) -> None:
     """Whole supernets: ours against NNI's, one after the other in one process, each with its peak memory."""
     available = supernet_cases(options.toy)
-    plan = list(supernet_plan(options.toy))
+    named = [
+        (f"{name}, {precision}, batch {batch}", name, precision, batch)
+        for name, precision, batch in supernet_plan(options.toy)
+    ]
+    plan = [case for case in named if options.chosen(case[0])]
     implementations = (STOCK, "fused-low") if options.toy else (STOCK, "fused", "fused-low")
     gemms = {precision: gemm_flops(options.device, DTYPES[precision]) for precision in PRECISIONS}
     figures: list[dict[str, Any]] = []
-    for index, (name, precision, batch) in enumerate(plan):
+    for index, (_, name, precision, batch) in enumerate(plan):
         if not options.time_left:
             break
         case = available[name]
@@ -155,8 +161,7 @@ def supernets(options: Options) -> None:
             echo(" ".join(f"{key} {short(value)}" for key, value in asdict(row).items()))
             figures.append(asdict(row))
         more = {"config": "tiny" if options.toy else "coco_paper", "input_size": case[0].input_size}
-        missing = [f"{name}, {precision}, batch {batch}" for name, precision, batch in plan[index + 1 :]]
-        options.write(figures, missing, gemm_flops=gemms, **more)
+        options.write(figures, [name for name, *_ in plan[index + 1 :]], gemm_flops=gemms, **more)
 
 
 @dataclass(frozen=True)
@@ -192,9 +197,10 @@ def automatic(options: Options) -> None:
     """What ``supernet.activations: auto`` chooses, what the choice takes, and a step with it against NNI's."""
     available = supernet_cases(options.toy)
     plan: list[tuple[str, PrecisionKind]] = [("trinity", "fp32"), ("screening head", "fp32"), ("trinity", "bf16")]
+    plan = [case for case in plan[: 1 if options.toy else None] if options.chosen(", ".join(case))]
     batch = 1
     figures: list[dict[str, Any]] = []
-    for index, (name, precision) in enumerate(plan[:1] if options.toy else plan):
+    for index, (name, precision) in enumerate(plan):
         if not options.time_left:
             break
         case = available[name]
@@ -222,7 +228,7 @@ def automatic(options: Options) -> None:
         row |= {"speedup": median_ratio(times, STOCK, "auto") if both else None, "peaks": peaks}
         echo(f"{name}, {precision}: NNI {short(row['stock_s'])} s, auto {short(row['seconds'])} s a step")
         figures.append(row)
-        options.write(figures, [f"{name}, {precision}" for name, precision in plan[index + 1 :]])
+        options.write(figures, [", ".join(case) for case in plan[index + 1 :]])
 
 
 def profiles(options: Options) -> None:
@@ -236,6 +242,7 @@ def profiles(options: Options) -> None:
             for precision in PRECISIONS
             for mode in ("fused-low", "fused")
         ]
+    plan = [case for case in plan if options.chosen(", ".join(case))]
     figures: list[dict[str, Any]] = []
     for index, (name, precision, mode) in enumerate(plan):
         if not options.time_left:
@@ -249,8 +256,7 @@ def profiles(options: Options) -> None:
         row |= profile_step(lambda trainer=trainer, batch=batch: trainer.step(batch), options.device)  # type: ignore[misc]
         figures.append(row)
         echo(describe_profile(row))
-        missing = [f"{name}, {precision}, {mode}" for name, precision, mode in plan[index + 1 :]]
-        options.write(figures, missing)
+        options.write(figures, [", ".join(case) for case in plan[index + 1 :]])
         del trainer
 
 
@@ -272,12 +278,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--toy", action="store_true", help="sizes that a CPU computes in seconds")
     parser.add_argument("--until", type=float, default=math.inf, help="no case is begun after this time (Unix time)")
+    parser.add_argument("--cases", default="", help="pattern of the cases to measure (default: all)")
     parser.add_argument("--case", default="trinity", help="supernet of the part step")
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the part step")
     given = parser.parse_args()
     prepare_process(1)
     logging.disable(logging.WARNING)
-    options = Options(torch.device(given.device), given.toy, given.until, given.out)
+    options = Options(torch.device(given.device), given.toy, given.until, given.out, given.cases)
     if given.part == "step":
         step_once(options, given.case, given.precision)
     else:

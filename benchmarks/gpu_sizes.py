@@ -34,7 +34,13 @@ WARMING = 6
 
 def warm(options: Options) -> None:
     """Let Triton compile what the other parts run, supernets side by side, into the cache that processes share."""
-    plan = sorted({(name, precision) for name, precision, _ in supernet_plan(options.toy)})
+    plan = sorted(
+        {
+            (name, precision)
+            for name, precision, batch in supernet_plan(options.toy)
+            if options.chosen(f"{name}, {precision}, batch {batch}")
+        }
+    )
 
     def compile_one(case: tuple[str, PrecisionKind]) -> dict[str, Any]:
         name, precision = case
@@ -74,8 +80,10 @@ def largest(options: Options) -> None:
     ]
     if options.toy:
         available, plan = supernet_cases(toy=True), [("trinity", "fp32", "fused-low")]
+    named = [(f"{name}, {way}, {precision}", name, precision, way) for name, precision, way in plan]
+    named = [case for case in named if options.chosen(case[0])]
     figures: list[dict[str, Any]] = []
-    for index, (name, precision, way) in enumerate(plan):
+    for index, (_, name, precision, way) in enumerate(named):
         if not options.time_left:
             break
         found = largest_batch(available[name], way, precision, options)
@@ -87,9 +95,8 @@ def largest(options: Options) -> None:
             row = {"case": name, "precision": precision, "implementation": way, "batch": 0, "gb": None}
             figures.append(row | {"seconds": None, "largest": True})
             echo(f"{name}, {precision}, {way}: one image needs more memory than there is")
-        missing = [f"{name}, {way}, {precision}" for name, precision, way in plan[index + 1 :]]
         more = {"config": config, "input_size": available[name][0].input_size}
-        options.write(figures, missing, **more)
+        options.write(figures, [name for name, *_ in named[index + 1 :]], **more)
 
 
 def largest_batch(case: Case, way: Way, precision: PrecisionKind, options: Options) -> dict[int, Held]:

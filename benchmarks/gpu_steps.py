@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,12 +36,18 @@ class Options:
         toy: Whether to take sizes that a CPU computes in seconds.
         until: When no further case is begun, by ``time.time``.
         out: File for the figures.
+        cases: Pattern of the names of the cases that are measured; empty for all.
     """
 
     device: torch.device
     toy: bool
     until: float
     out: Path
+    cases: str = ""
+
+    def chosen(self, name: str) -> bool:
+        """Whether a case is to be measured, by its name in the list of what is missing."""
+        return re.search(self.cases, name) is not None
 
     @property
     def time_left(self) -> bool:
