@@ -35,6 +35,7 @@ from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.engine.precision import Precision, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
@@ -105,7 +106,7 @@ class Trainer:
         self.model.to(device).train()
         self.model.detector.data_preprocessor.to(device)
         layers = [m for m in self.model.modules() if isinstance(m, DifferentiableMixedLayer | ColumnSparseMixedLayer)]
-        self.alphas = [layer.alpha for layer in layers]
+        self.alphas = [getattr(layer, ALPHA) for layer in layers]
         architecture = {id(alpha) for alpha in self.alphas}
         self.weights = [parameter for parameter in self.model.parameters() if id(parameter) not in architecture]
         self.optimizers = (torch.optim.Adam(self.alphas, 1e-4), torch.optim.SGD(self.weights, 1e-4, momentum=0.9))

@@ -44,6 +44,7 @@ from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.operators.registry import OPERATORS
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.fused import FUSED_MODES
@@ -175,7 +176,7 @@ def supernet_step(case: SupernetCase, implementation: str, device: torch.device)
 
 def _two_phases(model: HitDetectorSpace, batches: Sequence[Any], phases: bool) -> Step:
     layers = [m for m in model.modules() if isinstance(m, DifferentiableMixedLayer | ColumnSparseMixedLayer)]
-    alphas = [layer.alpha for layer in layers]
+    alphas = [getattr(layer, ALPHA) for layer in layers]
     architecture = {id(alpha) for alpha in alphas}
     weights = [parameter for parameter in model.parameters() if id(parameter) not in architecture]
 
