@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,22 @@ from hitdet_nni.config.search_space import SearchSpace, save_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.data.sampling import steps_an_epoch
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.io import locked, read_json, write_json
+from hitdet_nni.runs.reliability import write_reliability
 from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory, plain
-from hitdet_nni.runs.tables import append_alphas, append_metrics
+from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
 from hitdet_nni.search.checks import check_budget
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.provenance import describe_architecture
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
+from hitdet_nni.search.screening_reliability import mean_scores, num_supernets, reliability_of, share_of
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.training.retrain import Retrained, retrain
 
@@ -51,53 +54,65 @@ def screening_key(settings: Settings, space: SearchSpace) -> str:
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Screening:
+    """The part of a screening that one supernet does.
+
+    Attributes:
+        components: The components that are screened in it.
+        supernet: Its number, from 1, where several screen them; ``None`` where it is the only one.
+    """
+
+    components: tuple[Component, ...]
+    supernet: int | None = None
+
+    def scores(self, run: RunDirectory, component: Component) -> Path:
+        """Return the file of its scores."""
+        if self.supernet is None:
+            return run.scores(component)
+        return run.supernet_scores(component, self.supernet)
+
+    def is_done(self, run: RunDirectory) -> bool:
+        """Whether all its scores are there."""
+        return all(self.scores(run, component).exists() for component in self.components)
+
+
+def screenings(components: Sequence[Component], supernets: int) -> list[Screening]:
+    """Return the parts of the screening of some components."""
+    numbers = [None] if supernets == 1 else range(1, supernets + 1)
+    return [Screening(tuple(components), number) for number in numbers]
+
+
 def screen(
     run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
 ) -> SearchSpace:
     """Screen every component that ``run`` has no scores of yet, and write ``screening/sub_spaces.yml``.
 
-    Several processes may work on one directory: each takes components that no other one is at.
+    Several runs may work on one directory: each takes supernets that no other one is at.
 
     Source:
         Section 3.2.
     """
-    pending = _unscreened(run, settings)
+    groups = screening_groups(settings.screening.joint)
+    supernets = _num_supernets(settings, data)
+    parts = [part for components in groups for part in screenings(components, supernets)]
     wait = False
-    while pending:
-        for components in pending:
-            with _claimed(run, components, wait) as mine:
+    while pending := _not_done(run, parts):
+        if wait:
+            tell(Progress(screening_stage(pending[0].components, pending[0].supernet), "waiting"))
+        for part in pending:
+            with _claimed(run, part, wait) as mine:
                 if mine:
-                    screen_group(run, components, space, settings, data, on_epoch)
+                    _screen_part(run, part, supernets, space, settings, data, on_epoch)
         # What is left is another run's; waiting for its lock also covers its death.
         wait = True
-        pending = _unscreened(run, settings)
-        if pending:
-            tell(Progress(screening_stage(pending[0]), "waiting"))
+    for components in groups:
+        _join_supernets(run, screenings(components, supernets), space, settings)
     kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
     if distributed.is_main() and not run.sub_spaces.exists():
         save_search_space(kept, run.sub_spaces)
     distributed.barrier()
     return kept
-
-
-def _has_scores(run: RunDirectory, components: Sequence[Component]) -> bool:
-    return all(run.scores(component).exists() for component in components)
-
-
-def _unscreened(run: RunDirectory, settings: Settings) -> list[tuple[Component, ...]]:
-    groups = screening_groups(settings.screening.joint)
-    pending: list[tuple[Component, ...]] = distributed.broadcast_object(
-        [components for components in groups if not _has_scores(run, components)]
-    )
-    return pending
-
-
-@contextmanager
-def _claimed(run: RunDirectory, components: Sequence[Component], wait: bool) -> Iterator[bool]:
-    """Whether this run (all its processes) is to screen some components, which no other run then does."""
-    lock = run.screening / f".{screening_name(components)}.lock"
-    with locked(lock, wait=wait) if distributed.is_main() else nullcontext(False) as mine:
-        yield distributed.broadcast_object(mine and not _has_scores(run, components))
 
 
 def screen_group(
@@ -108,18 +123,83 @@ def screen_group(
     data: DetectionData,
     on_epoch: OnEpoch = ignore_epoch,
 ) -> None:
-    """Screen some components in one supernet and write their scores; goes on from the newest checkpoint."""
-    stage = screening_stage(components)
-    logger.info("%s: %d operators", stage, max(len(space[component]) for component in components))
+    """Screen some components at once and write their scores; goes on from what is there."""
+    supernets = _num_supernets(settings, data)
+    parts = screenings(components, supernets)
+    for part in _not_done(run, parts):
+        _screen_part(run, part, supernets, space, settings, data, on_epoch)
+    _join_supernets(run, parts, space, settings)
+
+
+def _num_supernets(settings: Settings, data: DetectionData) -> int:
+    half = len(data.train.image_ids) // 2
+    return num_supernets(settings.screening, steps_an_epoch(half, settings.data.batch_size, distributed.world_size()))
+
+
+def _not_done(run: RunDirectory, parts: Sequence[Screening]) -> list[Screening]:
+    pending: list[Screening] = distributed.broadcast_object([part for part in parts if not part.is_done(run)])
+    return pending
+
+
+@contextmanager
+def _claimed(run: RunDirectory, part: Screening, wait: bool) -> Iterator[bool]:
+    """Whether this run (all its processes) is to do a part of the screening, which no other run then does."""
+    lock = run.screening / f".{screening_stage(part.components, part.supernet).replace(' ', '-')}.lock"
+    with locked(lock, wait=wait) if distributed.is_main() else nullcontext(False) as mine:
+        yield distributed.broadcast_object(mine and not part.is_done(run))
+
+
+def _screen_part(
+    run: RunDirectory,
+    part: Screening,
+    supernets: int,
+    space: SearchSpace,
+    settings: Settings,
+    data: DetectionData,
+    on_epoch: OnEpoch,
+) -> None:
+    """Screen components by one supernet and write its scores; goes on from the newest checkpoint."""
+    components = part.components
+    stage = screening_stage(components, part.supernet)
+    operators = max(len(space[component]) for component in components)
+    logger.info("%s: %d operators", stage, operators)
     checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
     data = replace(data, halves=run.screening / f"{screening_name(components)}_halves.json")
-    screened = screen_components(components, space, settings, data, lambda record: on_epoch(stage, record), checkpoints)
+    share = share_of(settings.screening, supernets, operators) if part.supernet is not None else settings.screening
+    screened = screen_components(
+        components,
+        space,
+        settings.model_copy(update={"screening": share}),
+        data,
+        lambda record: on_epoch(stage, record),
+        checkpoints,
+        part.supernet,
+    )
     if distributed.is_main():
         run.note_warnings(stage, screened.warnings)
         run.note_activations(stage, screened.activations)
         for component in components:
-            run.write_scores(component, screened.scores(component))
+            write_scores(part.scores(run, component), screened.scores(component))
         checkpoints.clear()
+    distributed.barrier()
+
+
+def _join_supernets(run: RunDirectory, parts: Sequence[Screening], space: SearchSpace, settings: Settings) -> None:
+    """Write the scores of components by the mean of several supernets, and how far these agree.
+
+    Does nothing where one supernet has screened them. Runs that share the directory all write the same.
+    """
+    if len(parts) > 1 and distributed.is_main():
+        for component in parts[0].components:
+            operators = space[component]
+            tables = [read_scores(part.scores(run, component)) for part in parts]
+            found = reliability_of(tables, operators)
+            write_reliability(run.reliability(component), found)
+            run.write_scores(component, mean_scores(tables, operators, getattr(settings.screening.keep, component)))
+            sentence = found.sentence(component)
+            doubtful = found.better_than_chance is False
+            run.note_warnings(f"screening {component}", [sentence] if doubtful else [])
+            logger.log(logging.WARNING if doubtful else logging.INFO, "screening %s", sentence)
     distributed.barrier()
 
 

@@ -41,6 +41,12 @@ class ScreeningSettings(Section):
     warmup_epochs: NonNegativeInt = Field(
         6, description="epochs before the alphas move (section 4.2); with rank_by samples they never do"
     )
+    supernets: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="supernets of independent initialisation that share epochs and samples: operators are ranked by "
+        "the mean of their places, and a warning says so where the supernets agree no better than chance; auto: 2 "
+        "where a screening has at most 2,000 steps, otherwise 1, as in the paper",
+    )
     sparsity_weight: NonNegativeFloat = Field(
         0.1, description="mu of Eq. 4 (section 4.2); without effect with rank_by samples"
     )
@@ -70,4 +76,6 @@ class ScreeningSettings(Section):
     def _time_to_remove(self) -> ScreeningSettings:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        if self.supernets != "auto" and self.supernets > self.epochs:
+            raise ValueError(f"supernets {self.supernets} must be at most epochs {self.epochs}, which they share")
         return self

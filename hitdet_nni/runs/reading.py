@@ -12,6 +12,7 @@ from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.io import WEIGHTS_FILE, read_json, read_yaml
+from hitdet_nni.runs.reliability import Reliability, read_reliability
 from hitdet_nni.runs.result import Result, read_result, validated
 from hitdet_nni.runs.run_directory import find_run
 from hitdet_nni.runs.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
@@ -52,6 +53,7 @@ class Run:
         settings: The resolved settings.
         metadata: Commit, seed, versions, machine, seconds, warnings.
         scores: Screening scores of each component that has been screened.
+        reliability: How far the supernets that have screened a component agree, where there are several.
         space: The sub search space, once all components have been screened.
         metrics: What was measured after each epoch of the search.
         alphas: The architecture parameters after each epoch of the search.
@@ -67,6 +69,7 @@ class Run:
     settings: Settings
     metadata: Metadata
     scores: dict[Component, tuple[Score, ...]]
+    reliability: dict[Component, Reliability]
     space: SearchSpace | None
     metrics: tuple[EpochMetrics, ...]
     alphas: AlphaHistory
@@ -100,6 +103,11 @@ def read_run(path: Path) -> Run:
             component: read_scores(found.scores(component))
             for component in COMPONENTS
             if found.scores(component).is_file()
+        },
+        reliability={
+            component: read_reliability(found.reliability(component))
+            for component in COMPONENTS
+            if found.reliability(component).is_file()
         },
         space=load_search_space(found.sub_spaces) if found.sub_spaces.is_file() else None,
         metrics=read_metrics(found.search_metrics) if found.search_metrics.is_file() else (),

@@ -124,6 +124,14 @@ class RunDirectory:
         """Return the file of the screening scores of one component."""
         return self.screening / f"{component}.csv"
 
+    def supernet_scores(self, component: Component, number: int) -> Path:
+        """Return the file of one supernet's scores, where several screen the component; from 1."""
+        return self.screening / f"{component}_supernet_{number}.csv"
+
+    def reliability(self, component: Component) -> Path:
+        """Return the file that says how far several supernets agree on the component's operators."""
+        return self.screening / f"{component}_reliability.json"
+
     @property
     def _lock(self) -> Path:
         return self.path / "run.lock"

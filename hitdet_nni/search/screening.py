@@ -68,14 +68,15 @@ def screening_name(components: Sequence[Component]) -> str:
     return "+".join(components)
 
 
-def screening_seed(seed: int, components: Sequence[Component]) -> int:
-    """Return the seed of a screening, so that it does not depend on what was screened before it."""
-    return (seed + zlib.crc32(screening_name(components).encode())) % 2**32
+def screening_seed(seed: int, components: Sequence[Component], supernet: int = 1) -> int:
+    """Return the seed of a screening by one supernet, so that it does not depend on what was screened before it."""
+    name = screening_name(components) + (f" {supernet}" if supernet > 1 else "")
+    return (seed + zlib.crc32(name.encode())) % 2**32
 
 
-def screening_stage(components: Sequence[Component]) -> str:
-    """Return what the screening of some components is called in messages."""
-    return f"screening {screening_name(components)}"
+def screening_stage(components: Sequence[Component], supernet: int | None = None) -> str:
+    """Return what the screening of some components is called in messages, or one supernet's part of it."""
+    return f"screening {screening_name(components)}" + ("" if supernet is None else f" {supernet}")
 
 
 def screen_components(
@@ -85,16 +86,19 @@ def screen_components(
     data: DetectionData,
     on_epoch: Callable[[EpochRecord], None],
     checkpoints: CheckpointFolder | None = None,
+    supernet: int | None = None,
 ) -> Screened:
     """Screen components in one supernet, while the others stand at a fixed operator.
 
     Args:
         components: The components to screen.
         space: The whole search space.
-        settings: The run's settings.
+        settings: The run's settings; its epochs and samples are this supernet's.
         data: The images.
         on_epoch: Called at the end of every epoch.
         checkpoints: Where checkpoints are saved; the screening goes on from the newest that is there already.
+        supernet: Its number, from 1, where several screen the components. They have the same images and halves of
+            them, and nothing else in common.
 
     With ``screening.rank_by: samples`` the supernet is trained with its architecture parameters as they are
     initialised, all nearly equal, and nothing is removed before the operators are scored at the end. A screening that
@@ -109,7 +113,7 @@ def screen_components(
     if screening.depths is not None:
         skeleton = skeleton.model_copy(update={"depths": screening.depths})
     phase = Phase(
-        stage=screening_stage(components),
+        stage=screening_stage(components, supernet),
         pretrained=screening.pretrained,
         skeleton=skeleton,
         space={
@@ -127,7 +131,7 @@ def screen_components(
             sparsity_weight=screening.sparsity_weight,
             pruning=PruningSchedule(keep, screening.rank_by),
         )
-    seed = screening_seed(settings.seed, components)
+    seed = screening_seed(settings.seed, components, supernet or 1)
     # Each screening has halves of its own, which do not depend on the run's seed where the data has one.
     split_seed = screening_seed(settings.data.seed_of(settings.seed), components)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"seed": split_seed})})

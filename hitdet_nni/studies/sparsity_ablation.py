@@ -66,7 +66,9 @@ def screen_with(
         Section 4.4, Fig. 4.
     """
     kept = PerComponent(**{name: len(names) for name, names in space.items()})
-    screening = settings.screening.model_copy(update={"sparsity_weight": weight, "keep": kept, "joint": False})
+    screening = settings.screening.model_copy(
+        update={"sparsity_weight": weight, "keep": kept, "joint": False, "supernets": 1}
+    )
     settings = settings.model_copy(update={"screening": screening})
     run = RunDirectory(folder)
     run.open(settings, resume=True)

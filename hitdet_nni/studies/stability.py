@@ -17,17 +17,16 @@ from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.pipeline import screen, search
+from hitdet_nni.runs.reliability import MAX_P_VALUE
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_alphas, read_scores
 from hitdet_nni.search.checks import whole_space
+from hitdet_nni.search.health.rank_agreement import Agreement, Preferences
+from hitdet_nni.search.screening_reliability import final_preferences, same_operators
 from hitdet_nni.studies.jobs import Job, opened
-from hitdet_nni.studies.rank_agreement import Agreement, Preferences
 
 Stage = Literal["screening", "search"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-
-MAX_P_VALUE = 0.01
-"""Seeds agree better than chance if chance gives their agreement with this probability or less."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,6 @@ def preferences(run: RunDirectory, one: Repetition) -> dict[Component, Preferenc
 def screened_preferences(run: RunDirectory, component: Component, operators: Sequence[str]) -> Preferences:
     """Return the order that a screening ends with, and what it keeps, as one row.
 
-    An operator that was active for longer stands above one that was removed before; those removed at the end of one
-    epoch stand by its scores, and so do those that are kept, by the last epoch's. This is the order by which screening
-    decides. The scores of the last epoch in which all were active would be of one kind, but with the gradual removal of
-    section 3.2 that epoch is the first one after warm-up, and says nothing of what the later ones have learned. Equal
-    scores are ties.
-
     Args:
         run: Run directory of the screening.
         component: The component.
@@ -144,15 +137,10 @@ def screened_preferences(run: RunDirectory, component: Component, operators: Seq
         InputError: If the scores are missing or damaged, or are those of other operators.
     """
     scores = read_scores(run.scores(component))
-    last = {score.operator: (score.epoch, not score.removed, score.score) for score in scores}
-    if last.keys() != set(operators):
+    if not same_operators(scores, operators):
         allowed = f"the {len(operators)} operators of the space"
         raise InputError("holds scores of other operators", source=run.scores(component), allowed=allowed)
-    places = {key: place for place, key in enumerate(sorted(set(last.values())))}
-    kept = set(run.kept_operators(component))
-    return Preferences(
-        np.array([[float(places[last[name]]) for name in operators]]), np.array([[name in kept for name in operators]])
-    )
+    return final_preferences(scores, operators)
 
 
 def searched_preferences(run: RunDirectory, labels: Sequence[str], operators: Sequence[str]) -> Preferences:

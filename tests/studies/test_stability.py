@@ -15,7 +15,7 @@ from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import Score, read_alphas
-from hitdet_nni.studies.rank_agreement import Agreement, Pair
+from hitdet_nni.search.health.rank_agreement import Agreement, Pair
 from hitdet_nni.studies.stability import (
     agreement_rows,
     judgement,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom, spearmanr
 
-from hitdet_nni.studies.rank_agreement import NUM_RELABELLINGS, Agreement, Preferences
+from hitdet_nni.search.health.rank_agreement import NUM_RELABELLINGS, Agreement, Preferences
 
 
 def keeping(scores, keep):
