@@ -69,6 +69,10 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         index = torch.tensor([self.names.index(name) for name in names], device=self.alpha.device)
         self.register_buffer("_active_index", index, persistent=False)
 
+    def use_weights(self, weights: nn.Module) -> None:
+        """Let another module than NNI's softmax turn the active architecture parameters into weights."""
+        self._softmax = weights
+
     def get_extra_state(self) -> list[Any]:
         """Return the names of the candidates still active, so that a checkpoint knows what has been removed."""
         return self.active_names
@@ -88,7 +92,7 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         return self.alpha.index_select(0, self._active_index)
 
     def probabilities(self) -> Tensor:
-        """Return the weights of the candidates still active, shape ``[len(active_names)]``; they sum to 1."""
+        """Return the weights of the candidates still active, shape ``[len(active_names)]``; a softmax's sum to 1."""
         weights: Tensor = self._softmax(self.active_alpha())
         return weights
 
@@ -98,6 +102,14 @@ class ColumnSparseMixedLayer(DifferentiableMixedLayer):  # type: ignore[misc]
         if len(self.active_names) == len(self.names):
             return weights
         return weights.new_zeros(len(self.names)).index_copy(0, self._active_index, weights)
+
+    def distribution(self) -> Tensor:
+        """Return each candidate's share of the sum of the weights, shape ``[len(names)]``; uniform if all are 0."""
+        weights = self.all_probabilities()
+        if isinstance(self._softmax, nn.Softmax):
+            return weights
+        total = weights.sum()
+        return weights / total if total > 0 else torch.full_like(weights, 1 / len(weights))
 
     def unknown_to_the_fused_layer(self) -> tuple[str, ...]:
         """Return the names of the candidates, removed ones too, that the fused layer cannot compute."""

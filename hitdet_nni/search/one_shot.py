@@ -16,7 +16,8 @@ from torch import Tensor, randint
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.strategy import ColumnSparseLightningModule, refuse_penalty
+from hitdet_nni.search.one_shot_checks import refuse_penalty
+from hitdet_nni.search.strategy import ColumnSparseLightningModule
 
 ENAS_REQUIREMENTS = ("tianshou==0.4.11", "gym==0.26.2")
 """What NNI's controller needs besides NNI; its code fits no later release of either."""

@@ -129,6 +129,7 @@ def screen_components(
             phase,
             warmup_epochs=screening.warmup_epochs,
             sparsity_weight=screening.sparsity_weight,
+            gates=screening.gates,
             pruning=PruningSchedule(keep, screening.rank_by),
         )
     seed = screening_seed(settings.seed, components, supernet or 1)

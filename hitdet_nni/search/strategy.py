@@ -6,12 +6,11 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.strategy import DARTS
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from hitdet_nni.engine import distributed
@@ -20,8 +19,10 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.search.choices import Choice, ColumnGroup, find_choices, group_columns
 from hitdet_nni.search.cost_term import NO_COST, CostTerm
 from hitdet_nni.search.decode import log_probabilities
+from hitdet_nni.search.gates import Gates, open_gates, shrink_columns
 from hitdet_nni.search.health.stats import GradientNorms
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, scale_candidate_gradients
+from hitdet_nni.search.one_shot_checks import check_evaluator, refuse_penalty
 from hitdet_nni.search.pruning import (
     PruningSchedule,
     RankBy,
@@ -63,6 +64,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in.
         candidate_gradients: What the weights of candidates learn from.
+        gates: What turns architecture parameters into weights; with ``"positive"`` Eq. 4 is a proximal step.
         log_prob_every_n_step: Steps between two logs of the probabilities, where there is a logger.
 
     Attributes:
@@ -81,6 +83,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         gradient_clip_val: float | None,
         precision: Precision,
         candidate_gradients: CandidateGradients = "weighted",
+        gates: Gates = "softmax",
         log_prob_every_n_step: int = 10,
     ) -> None:
         super().__init__(
@@ -96,6 +99,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         self.pruning = pruning
         self.precision = precision
         self.candidate_gradients = candidate_gradients
+        self.gates = gates
         self.gradient_norms = GradientNorms()
         self._choices: OrderedDict[str, Choice] | None = None
         self._parameter_list: list[nn.Parameter] | None = None
@@ -147,10 +151,11 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
 
         Returns:
             ``mu * sum_i sqrt(sum_l alpha_{l,i}^2)`` over each component (Eq. 4) plus the cost term (Eq. 6), a scalar.
-            In other spaces layers with the same candidates take the place of a component.
+            In other spaces layers with the same candidates take the place of a component. With positive gates the
+            first term is not here but in the step.
         """
         total = torch.zeros((), device=self.arch_parameters()[0].device)
-        if self.sparsity_weight:
+        if self.sparsity_weight and self.gates == "softmax":
             for group in self.column_groups():
                 total = total + self.sparsity_weight * column_sparsity(group.rows())
         if self.cost.weight:
@@ -261,6 +266,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             elif self.candidate_gradients == "full":
                 scale_candidate_gradients(layer for choice in self.choices().values() for layer in choice.layers)
             self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
+            if searching and self.gates == "positive":
+                shrink_columns(self.column_groups(), self.alpha_optimizer.lr * self.sparsity_weight)
             optimizer.zero_grad()  # the other phase is not to hold this one's gradients
         return output
 
@@ -275,37 +282,6 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
     def scores(self, rank_by: RankBy = "probability") -> dict[str, dict[Any, float]]:
         """Return the score of each active operator, by component or other group; the larger, the better."""
         return {group.title: operator_scores(group, rank_by) for group in self.column_groups()}
-
-
-def refuse_penalty(source: str) -> NoReturn:
-    """Refuse NNI's penalty for a cost.
-
-    Raises:
-        InputError: Always: NNI computes the penalty from exported numbers.
-    """
-    problem = "NNI's penalty gives the architecture parameters no gradient"
-    raise InputError(problem, source=source, key="penalty", allowed="None; ColumnSparseDARTS has cost")
-
-
-def check_evaluator(module: Any, optimizers: Any) -> None:
-    """Refuse an evaluator that the strategy would train in another way than it asks for.
-
-    Args:
-        module: The evaluator's Lightning module.
-        optimizers: All optimisers, that of the architecture parameters included.
-
-    Raises:
-        InputError: Naming what of the evaluator would have no effect.
-    """
-    source = f"ColumnSparseDARTS: {type(module).__name__}"
-    count = len(optimizers) if isinstance(optimizers, list) else 1
-    if not module.automatic_optimization or count != 2:
-        allowed = "one optimiser, which the strategy steps"
-        raise InputError(f"brings {count - 1} optimisers, or steps by itself", source=source, allowed=allowed)
-    for hook in ("configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad"):
-        if is_overridden(hook, module):
-            allowed = "the strategy's own, as gradient_clip_val"
-            raise InputError("would not be called", source=source, key=hook, allowed=allowed)
 
 
 class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
@@ -326,6 +302,9 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         candidate_gradients: What the weights of a layer's N active candidates learn from: ``"weighted"``, what Eq. 5
             gives each, about 1/N of what it would get alone, or ``"full"``, N times that. The norm that
             ``gradient_clip_val`` limits is then that of the multiplied gradients.
+        gates: What turns the architecture parameters of layers into weights: ``"softmax"``, or ``"positive"``, the
+            parameters themselves, which then start at 1 and which the term of Eq. 4 shrinks by a proximal step after
+            each step of Adam, of the learning rate times ``sparsity_weight``.
         log_prob_every_n_step: Steps between two logs of the probabilities, where the evaluator's trainer has a logger.
         kwargs: Arguments of NNI's ``OneShotStrategy``.
 
@@ -348,6 +327,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         gradient_clip_val: float | None = None,
         precision: Precision | None = None,
         candidate_gradients: CandidateGradients = "weighted",
+        gates: Gates = "softmax",
         log_prob_every_n_step: int = 10,
         **kwargs: Any,
     ) -> None:
@@ -368,6 +348,18 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         self.pruning = pruning
         self.precision = precision or Precision("fp32", distributed.device())
         self.candidate_gradients = candidate_gradients
+        self.gates = gates
+
+    def mutate_model(self, model: Any) -> Any:
+        """Turn a model space into a supernet, as NNI does; with positive gates all of them are then 1.
+
+        Raises:
+            InputError: If nothing of the space has gates.
+        """
+        mutated = super().mutate_model(model)
+        if self.gates == "positive":
+            open_gates(model)
+        return mutated
 
     def configure_oneshot_module(self, training_module: Any) -> ColumnSparseLightningModule:
         """Wrap the evaluator's Lightning module."""
@@ -381,6 +373,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             gradient_clip_val=self.gradient_clip_val,
             precision=self.precision,
             candidate_gradients=self.candidate_gradients,
+            gates=self.gates,
             log_prob_every_n_step=self.log_prob_every_n_step,
         )
 

@@ -36,6 +36,7 @@ from hitdet_nni.search.cost_term import make_cost_term
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.epoch_watcher import SearchMonitor
 from hitdet_nni.search.evaluator import detection_evaluator
+from hitdet_nni.search.gates import Gates
 from hitdet_nni.search.health.diagnosis import diagnose
 from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.search.pruning import PruningSchedule
@@ -59,6 +60,7 @@ class Phase:
         pruning: Operators to remove on the way, or ``None``.
         stage: What it is called in messages, e.g. ``"screening backbone"``.
         pretrained: Weights of a classification training for the backbone, or ``None``.
+        gates: What turns the architecture parameters into weights.
     """
 
     skeleton: Skeleton
@@ -71,6 +73,7 @@ class Phase:
     pruning: PruningSchedule | None = None
     stage: str = "search"
     pretrained: Path | None = None
+    gates: Gates = "softmax"
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def train_supernet(
         gradient_clip_val=settings.weights.grad_clip,
         precision=precision,
         candidate_gradients=settings.weights.candidate_gradients,
+        gates=phase.gates,
     )
     _mutate(space, strategy, phase, settings)
     loaders, steps = (weights_loader, alphas_loader), phase.epochs * len(weights_loader)

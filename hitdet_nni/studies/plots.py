@@ -96,15 +96,15 @@ def plot_effects(effects: Sequence[OperatorEffect], baseline: float, path: Path)
 
 
 def plot_scores(found: Sequence[ScoreCurves], seed: int, path: Path) -> None:
-    """Plot the scores of some operators, chosen at random, over the epochs, one panel a weight (as Fig. 4)."""
+    """Plot the scores of some operators, chosen at random, over the epochs, one panel a reading and mu (as Fig. 4)."""
     operators = sorted(found[0].scores)
     chosen = random.Random(seed).sample(operators, min(CURVES, len(operators)))
-    figure, panels = _figure(len(found))
+    figure, panels = _figure(len(found), share=len({one.gates for one in found}) == 1)
     for axes, curves in zip(panels, found, strict=True):
         for colour, operator in zip(COLOURS, chosen, strict=False):
             row = curves.scores[operator]
             axes.plot(range(1, len(row) + 1), row, color=colour, label=operator)
-        axes.set(title=f"mu = {curves.weight:g}", xlabel="epoch")
+        axes.set(title=f"{curves.gates}, mu = {curves.weight:g}", xlabel="epoch")
     panels[0].set_ylabel("score: probability summed over layers")
     panels[0].legend(frameon=False)
     figure.savefig(path, dpi=120)

@@ -352,14 +352,20 @@ def test_sparsity_from_the_command_line(tmp_path, capsys):
     arguments = ["study", "sparsity", "--config", "tiny", *overrides(), *few, "--set", f"space={space}"]
     assert main([*arguments, "--weights", "0", "0.1", "--out", str(out)]) == 0
     report = read(out, "sparsity")
-    assert [row["mu"] for row in report["rows"]] == [0.0, 0.1]
+    readings = [("softmax", 0.0), ("softmax", 0.1), ("positive", 0.0), ("positive", 0.1)]
+    assert [(row["gates"], row["mu"]) for row in report["rows"]] == readings
     curves = list(csv.DictReader((out / "scores.csv").open()))
-    assert len(curves) == 2 * 2 * len(SPACE["backbone"])
+    assert len(curves) == len(readings) * 2 * 2 * len(SPACE["backbone"])
+    layers = len(load_settings("tiny").skeleton.labels("backbone"))
     for row in report["rows"]:
-        last = [float(one["score"]) for one in curves if float(one["mu"]) == row["mu"] and one["epoch"] == "1"]
-        assert row["deviation"] == pytest.approx(statistics.pstdev(last))
-        assert row["range"] == pytest.approx(max(last) - min(last))
-        assert sum(last) == pytest.approx(len(load_settings("tiny").skeleton.labels("backbone")), rel=1e-5)
+        own = [one for one in curves if one["gates"] == row["gates"] and float(one["mu"]) == row["mu"]]
+        last = [[float(one["score"]) for one in own if one["epoch"] == "1" and one["seed"] == seed] for seed in "01"]
+        assert row["deviation"] == pytest.approx(statistics.fmean(map(statistics.pstdev, last)))
+        assert row["range"] == pytest.approx(statistics.fmean(max(one) - min(one) for one in last))
+        assert -1 <= row["rho"] <= 1
+        assert row["of"] == 1
+        if row["gates"] == "softmax":
+            assert [sum(one) for one in last] == pytest.approx([layers, layers], rel=1e-5)
     capsys.readouterr()
     assert main([*arguments, "--weights", "-1", "--out", str(tmp_path / "refused")]) == 2
     assert "--weights: got -1.0" in capsys.readouterr().err

@@ -139,7 +139,7 @@ def collect_stats(
         evidence: What exchanging annotations did to the loss on held-out images.
         previous: The epoch before; ``None`` in the first.
     """
-    probabilities = {label: layer.all_probabilities() for label, layer in layers.items()}
+    probabilities = {label: layer.distribution() for label, layer in layers.items()}
     # NNI's labels are a subclass of str, which a checkpoint that executes nothing cannot hold.
     decoded = {str(label): str(chosen[label]) for label in layers}
     expected = float(cost.expected(probabilities))
@@ -161,7 +161,7 @@ def collect_stats(
         candidates={component: len(layers[labels[0]].active_names) for component, labels in groups.items()},
         decoded=decoded,
         entropy={
-            component: mean_entropy([layers[label].probabilities() for label in labels])
+            component: mean_entropy([_active(layers[label]) for label in labels])
             for component, labels in groups.items()
         },
         changed={component: sum(map(moved, labels)) / len(labels) for component, labels in groups.items()},
@@ -170,6 +170,12 @@ def collect_stats(
         cost_gap=gap,
         evidence=dict(evidence),
     )
+
+
+def _active(layer: ColumnSparseMixedLayer) -> torch.Tensor:
+    """Return the shares of the candidates still active."""
+    shares = layer.distribution()
+    return shares[[layer.names.index(name) for name in layer.active_names]]
 
 
 def _one_hot(layer: ColumnSparseMixedLayer, name: str) -> Tensor:
