@@ -23,7 +23,10 @@ Gates = Literal["softmax", "positive"]
 
 
 class PositiveGates(nn.Module):
-    """Architecture parameters as weights: each, where it is not negative, over their number.
+    """Architecture parameters as weights: each over their number.
+
+    The proximal step keeps them from being negative. It is not done here, so that a gate at zero has a gradient and can
+    open again.
 
     Shape:
         ``[N]`` to ``[N]``: of N gates of 1 each weight is ``1 / N``, as a uniform softmax has it.
@@ -31,7 +34,7 @@ class PositiveGates(nn.Module):
 
     def forward(self, alpha: Tensor) -> Tensor:
         """Return the weights."""
-        return alpha.clamp(min=0) / alpha.numel()
+        return alpha / alpha.numel()
 
 
 @torch.no_grad()
