@@ -36,6 +36,9 @@ from hitdet_nni.engine.machine import available_cores
 
 logger = logging.getLogger(__name__)
 
+LARGER_WITHOUT_GRADIENTS = 4
+"""How many times a training batch a batch may be that needs no gradients: its single path keeps no activations."""
+
 MOST_WORKERS = 4
 """Loader processes of a loader at most, where the machine chooses."""
 
@@ -82,15 +85,18 @@ def architecture_loader(data: DetectionData, settings: DataSettings, skeleton: S
         settings: The ``data`` section.
         skeleton: Gives the input size.
         seed: Seed of the halves, as :func:`search_loaders` had it, and of the choice and augmentation of the images.
-        images: Images at most; there are full batches of them, at least one.
+        images: Images at most; there are full batches of them, at least one. A batch is up to
+            :data:`LARGER_WITHOUT_GRADIENTS` times as large as in training.
 
     Returns:
         A loader of batches as :func:`search_loaders` has them: the same ones each time, in every process.
     """
     half = _training_halves(data, settings, skeleton, seed)[HALF_NAMES.index("alphas")]
-    steps = steps_an_epoch(min(images, len(half)), settings.batch_size)
-    sampler = ResumableSampler(len(half), settings.batch_size, steps, seed + len(HALF_NAMES))
-    return detection_loader(SeededImages(half), settings, sampler)
+    images = min(images, len(half))
+    batch_size = max(settings.batch_size, min(images, LARGER_WITHOUT_GRADIENTS * settings.batch_size))
+    larger = settings.model_copy(update={"batch_size": batch_size})
+    sampler = ResumableSampler(len(half), batch_size, steps_an_epoch(images, batch_size), seed + len(HALF_NAMES))
+    return detection_loader(SeededImages(half), larger, sampler)
 
 
 def retraining_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any]:

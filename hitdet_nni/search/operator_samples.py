@@ -1,8 +1,9 @@
 """Operators ranked by evaluated samples: what each adds to the losses of architectures drawn from a trained supernet.
 
-A sampled architecture has one operator in each searched layer and the supernet's weights. Its held-out loss is taken
-to be a constant plus what the operator of each layer adds; fitted to the losses of many, an operator's score is minus
-the mean of what it adds, over the layers of its component.
+A sampled architecture has one operator in each searched layer and the supernet's weights. The place of its held-out
+loss among those of all samples is taken to be a constant plus what the operator of each layer adds; fitted to many, an
+operator's score is minus the mean of what it adds, over the layers of its component. Places stand in for losses because
+few architectures with a very large loss would otherwise decide the fit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import nn
 
 from hitdet_nni.config.skeleton import component_of
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 Sampled = Mapping[str, str]
 """A sampled architecture: the operator of each searched layer by its label."""
 
-RIDGE = 2.0
+RIDGE = 1.0
 """Penalty of the fit, in samples: an effect seen in n samples is shrunk to ``n / (n + RIDGE)`` of itself."""
 
 
@@ -51,6 +53,20 @@ def draw_architectures(candidates: Mapping[str, Sequence[str]], count: int, seed
         rounds = math.ceil(count / len(names))
         columns[label] = [names[index] for _ in range(rounds) for index in generator.permutation(len(names))]
     return [{label: column[number] for label, column in columns.items()} for number in range(count)]
+
+
+def loss_places(losses: Sequence[float]) -> list[float]:
+    """Return the share of the samples whose loss is below each one's, of equal losses the middle one.
+
+    Args:
+        losses: One a sample.
+
+    Source:
+        Conover and Iman, Rank transformations as a bridge between parametric and nonparametric statistics, The American
+        Statistician 35, 1981.
+    """
+    places: list[float] = ((rankdata(losses) - 1) / max(1, len(losses) - 1)).tolist()
+    return places
 
 
 def operator_effects(
@@ -225,4 +241,4 @@ def score_operators(
         np.std(losses),
         time.monotonic() - started,
     )
-    return effect_scores(operator_effects(samples, losses, candidates))
+    return effect_scores(operator_effects(samples, loss_places(losses), candidates))

@@ -27,9 +27,11 @@ from hitdet_nni.search.checks import whole_space
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.operator_samples import (
+    RIDGE,
     architecture_losses,
     draw_architectures,
     effect_scores,
+    loss_places,
     operator_effects,
     score_operators,
     shared_losses,
@@ -109,7 +111,7 @@ def test_the_fit_against_the_normal_equations():
     samples, losses = draw_architectures(CANDIDATES, 20, seed=2), np.random.default_rng(0).normal(size=20)
     columns = [(label, name) for label, names in CANDIDATES.items() for name in names]
     x = np.array([[sample[label] == name for label, name in columns] for sample in samples], dtype=float)
-    solved = np.linalg.solve(x.T @ x + 2.0 * np.eye(len(columns)), x.T @ (losses - losses.mean()))
+    solved = np.linalg.solve(x.T @ x + RIDGE * np.eye(len(columns)), x.T @ (losses - losses.mean()))
     found = operator_effects(samples, losses, CANDIDATES)
     for label, row in found.items():
         expected = np.array([w for (other, _), w in zip(columns, solved, strict=True) if other == label])
@@ -159,16 +161,18 @@ def image_ids(batches):
 def test_images_are_of_the_half_for_alphas_and_the_same_in_every_process(
     supernet, tiny_settings, tiny_data, monkeypatch
 ):
-    two_batches = image_ids(supernet[2])
+    one_batch = image_ids(supernet[2])
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     second = architecture_loader(tiny_data, tiny_settings.data, tiny_settings.skeleton, 0, 7)
     monkeypatch.undo()
     weights, alphas, _ = search_loaders(tiny_data, tiny_settings.data, tiny_settings.skeleton, 0)
-    assert image_ids(second) == two_batches[:4]  # full batches within the number
-    assert len(set(two_batches)) == 8
-    assert set(two_batches) == set(image_ids(alphas))
-    assert not set(two_batches) & set(image_ids(weights))
+    # Seven images make one batch, where training has batches of four; asked for eight, they are one batch of eight.
+    assert len(second) == len(supernet[2]) == 1
+    assert image_ids(second) == one_batch[:7]
+    assert len(set(one_batch)) == 8
+    assert set(one_batch) == set(image_ids(alphas))
+    assert not set(one_batch) & set(image_ids(weights))
 
 
 def test_losses_are_those_of_the_decided_detectors_and_leave_no_trace(supernet):
@@ -250,6 +254,28 @@ def scores_in_a_group():
     layers = {part.label: part for part in space.modules() if isinstance(part, ColumnSparseMixedLayer)}
     batches = architecture_loader(data, settings.data, settings.skeleton, 0, 8)
     return score_operators(space.detector, dict(sorted(layers.items())), batches, 5, 0)
+
+
+def test_places_are_shares_of_what_is_below():
+    assert loss_places([3.0, 1.0, 2.0, 5.0, 4.0]) == [0.5, 0.0, 0.25, 1.0, 0.75]
+    assert loss_places([1.0, 2.0, 2.0]) == [0.0, 0.75, 0.75]
+    assert loss_places([2.0]) == [0.0]
+
+
+def test_a_single_diverged_sample_does_not_decide_the_order():
+    """By places the planted order is found, whatever the worst loss; by the losses themselves it is not."""
+    samples = draw_architectures(CANDIDATES, 96, seed=5)
+    effects = planted(5)
+    losses = additive(samples, effects)
+    worst = int(np.argmax(losses))
+    losses[worst] = 1e4
+
+    def order(fitted):
+        return [sorted(row, key=row.__getitem__) for row in fitted.values()]
+
+    expected = order(effects)
+    assert order(operator_effects(samples, loss_places(losses), CANDIDATES)) == expected
+    assert order(operator_effects(samples, losses, CANDIDATES)) != expected
 
 
 @pytest.mark.slow
