@@ -17,8 +17,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from document_gpu import REPLACED, gpu_parts, gpu_section, take_gpu
+from document_gpu import REPLACED, gpu_parts, gpu_section
 from document_tables import DOCS, FIGURES, Report, number, surroundings, table
+from gpu_figures import take_gpu
 
 PAGE = DOCS / "benchmarks.md"
 INTRODUCTION = """\
@@ -68,10 +69,11 @@ LARGEST_BATCH = """\
 ## The largest batch on one GPU
 
 By the estimate that a search prints before its first step, not by running it: the tensors of a step counted without
-data, without what the driver and libraries hold. It is too large: for NNI's own layers by 27 and 37 percent where
-they have been run (above: a further image of the trinity takes 38.2 GB, of the backbone's screening 20.7), for the
-fused modes by more, as it lets what passes within a layer grow with the maps where the layer would work in pieces.
-They hold at least the batch named.
+data, in the order in which a CPU computes them. For NNI's own layers it is too large, by 22 to 31 percent where they
+have been run (above: a further image of the trinity takes 39.2 GB, the first of the backbone's screening 21.7, of the
+joint screening 98.3). For the fused modes it is too small on a GPU, where the programs work on whole maps and recorded
+passes hold their memory between steps: the trinity has taken 42.2 GB with one image in `fused`, and in `fused-low` 25.6
+with one, 41.8 with two and 133.8 with eleven (above). There the batches named for these modes are out of reach.
 """
 
 START_UP = """\
@@ -199,10 +201,11 @@ def page(folder: Path = FIGURES) -> str:
 def main() -> None:
     """Take figures in, if any are given, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gpu", type=Path, help="gpu.json of gpu.sh: its parts are kept in docs/benchmarks")
+    parser.add_argument("--gpu", type=Path, help="gpu.json of gpu.sh: its figures are kept in docs/benchmarks")
+    parser.add_argument("--note", default="", help="words for the page beside the figures of --gpu")
     options = parser.parse_args()
     if options.gpu is not None:
-        take_gpu(options.gpu)
+        take_gpu(options.gpu, note=options.note)
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ makes the page of them. Tuned block sizes lie in OUT/blocks.json.
 
     bash benchmarks/gpu.sh OUT                                  # everything, nine minutes
     bash benchmarks/gpu.sh OUT --parts layers,search --minutes 6
+    bash benchmarks/gpu.sh OUT --cases 'bf16'                   # these cases; document.py leaves all others as they are
     bash benchmarks/gpu.sh OUT --device cpu --toy               # whether it runs, without a GPU
 """
 
@@ -55,7 +56,7 @@ class Options:
         toy: Whether to take sizes that a CPU computes in seconds.
         cards: Folder with annotations, train and val of another data set, or ``None``.
         work: Folder for what is not kept.
-        cases: Pattern of the cases that are measured of layers, supernets, auto, profile and largest; empty for all.
+        cases: Pattern of the cases that are measured of the parts of gpu_cases.NAMES; empty for all.
     """
 
     out: Path
@@ -323,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         report = describe(given.device, find_commit(given.commit), environment)
-        report |= {"toy": given.toy, "parts": {}}
+        report |= {"toy": given.toy, "cases": given.cases, "parts": {}}
         log.line(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "parts"))
         options = Options(out, given.device, given.toy, cards, Path(work), given.cases)
         waiting = [name for name in PARTS if name in given.parts]

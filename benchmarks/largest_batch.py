@@ -1,8 +1,8 @@
 """The largest batch of the paper's setting that one GPU holds, by the estimate that a search prints first.
 
-No GPU is needed and none is asked: the tensors of a step are counted without data (docs/design.md), without what the
-driver and libraries hold. Of the fused modes the estimate is too large, as it lets what passes within a layer grow with
-the maps, where the layer would work in pieces; so they hold at least the batch that is named.
+No GPU is needed and none is asked: the tensors of a step are counted without data, in the order in which a CPU
+computes them. Of the fused modes a GPU needs more than that: its programs work on whole maps, and recorded passes hold
+their memory between steps.
 
     python benchmarks/largest_batch.py             # several minutes
     python benchmarks/largest_batch.py --json
