@@ -206,7 +206,8 @@ def tests_text(report: Report) -> str:
     """Outcome of the tests, and what they measured."""
     failed = "".join(f"\n- failed: `{name}`" for name in report["failed"])
     figures = "".join(f"\n- `{name}`: {text}" for name, text in report["figures"].items())
-    numbers = f"{report['passed']} passed, {len(report['failed'])} failed, {report['skipped']} skipped."
+    numbers = f"{report['passed']} passed, {len(report['failed'])} failed, {report['skipped']} skipped"
+    numbers += f", {report['unfinished']} ended by the clock." if report.get("unfinished") else "."
     return numbers + ("\n" + failed + figures if failed or figures else "")
 
 

@@ -42,6 +42,9 @@ ECHO = 3000
 TEST_PROCESSES = 4
 """Processes that share the tests."""
 
+SLOWEST = 15
+"""Tests of which the log tells the time, the longest."""
+
 GRACE = 10.0
 """Seconds that a part has to end after it was asked to."""
 
@@ -96,8 +99,11 @@ def read_json(path: Path) -> Any:
 def read_tests(path: Path) -> dict[str, Any]:
     """Outcome of a test run: numbers, what failed, and what the tests measured."""
     cases = list(ElementTree.parse(path).getroot().iter("testcase"))
-    outcome: dict[str, Any] = {"passed": 0, "failed": [], "skipped": 0, "figures": {}}
+    outcome: dict[str, Any] = {"passed": 0, "failed": [], "skipped": 0, "unfinished": 0, "figures": {}}
     for case in cases:
+        if case.get("name") is None:  # so pytest writes a test in which it was interrupted
+            outcome["unfinished"] += 1
+            continue
         name = f"{case.get('classname', '').split('.')[-1]}::{case.get('name')}"
         kinds = {child.tag for child in case}
         if kinds & {"failure", "error"}:
@@ -117,6 +123,7 @@ def tests_command(options: Options, figures: Path, until: float) -> list[str] | 
     found = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
     found.sort(key=lambda path: (path.name == "test_memory.py", path))  # whose tests start a process each
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    command += [f"--durations={SLOWEST}"]
     if options.device == "cuda":
         command += [f"--junitxml={figures}", "-n", str(TEST_PROCESSES), "--dist", "worksteal"]
     else:

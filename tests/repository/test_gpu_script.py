@@ -22,6 +22,7 @@ def scripts():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import document
+        import document_gpu
         import full_size
         import gpu
         import gpu_figures
@@ -31,7 +32,7 @@ def scripts():
         import supernet_step
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-    modules = (document, full_size, gpu, gpu_figures, gpu_parts, gpu_search, gpu_steps, supernet_step)
+    modules = (document, document_gpu, full_size, gpu, gpu_figures, gpu_parts, gpu_search, gpu_steps, supernet_step)
     return {module.__name__: module for module in modules}
 
 
@@ -225,8 +226,22 @@ def test_tests_part_reads_what_pytest_writes(scripts, tmp_path):
         "passed": 1,
         "failed": ["test_some::test_bad"],
         "skipped": 1,
+        "unfinished": 0,
         "figures": {"test_some::test_good": "3 ms"},
     }
+
+
+def test_a_test_in_which_pytest_was_interrupted_has_not_passed(scripts, tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "def test_good():\n    pass\ndef test_long():\n    raise KeyboardInterrupt\ndef test_later():\n    pass\n"
+    )
+    file = tmp_path / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={file}", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    outcome = scripts["gpu"].read_tests(file)
+    assert (outcome["passed"], outcome["failed"], outcome["unfinished"]) == (1, [], 1)
+    text = scripts["document_gpu"].tests_text(outcome)
+    assert text == "1 passed, 0 failed, 0 skipped, 1 ended by the clock."
 
 
 def test_every_file_with_gpu_tests_is_run(scripts, tmp_path):
