@@ -6,10 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from document_tables import FIGURES, Report, number, surroundings, table
-
-GPU_STEM = "gpu"
-"""Stem of the file of what gpu.sh wrote."""
+from document_tables import Report, number, surroundings, table
+from gpu_figures import GPU_STEM, part_runs
 
 LAYERS = """\
 ## Layers on a GPU
@@ -104,8 +102,7 @@ def supernets_table(report: Report) -> str:
         for row in report["figures"]
     )
     height, width = report["input_size"]
-    rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in report["gemm_flops"].items())
-    return f"`{report['config']}`: {height} x {width}. A large product of matrices: {rates}.\n\n{table(header, rows)}"
+    return f"`{report['config']}`: {height} x {width}.\n\n{table(header, rows)}"
 
 
 def automatic_table(report: Report) -> str:
@@ -209,7 +206,8 @@ def tests_text(report: Report) -> str:
     """Outcome of the tests, and what they measured."""
     failed = "".join(f"\n- failed: `{name}`" for name in report["failed"])
     figures = "".join(f"\n- `{name}`: {text}" for name, text in report["figures"].items())
-    numbers = f"{report['passed']} passed, {len(report['failed'])} failed, {report['skipped']} skipped."
+    numbers = f"{report['passed']} passed, {len(report['failed'])} failed, {report['skipped']} skipped"
+    numbers += f", {report['unfinished']} ended by the clock." if report.get("unfinished") else "."
     return numbers + ("\n" + failed + figures if failed or figures else "")
 
 
@@ -241,7 +239,19 @@ def gpu_parts(folder: Path) -> dict[str, Report]:
 def gpu_section(name: str, part: Report) -> str:
     """The section of one part of gpu.sh."""
     text, rows = GPU_SECTIONS[name]
-    made = part["made"]
+    runs = part_runs(name, part)
+    missing = part["report"].get("missing")
+    left = f"\nNot measured: {'; '.join(missing)}.\n" if missing else ""
+    if len(runs) > 1:
+        lines = (" ".join(filter(None, (_origin(run), _cases(run), run.get("note")))) for run in runs)
+        return f"{text}\n{chr(10).join(f'- {line}' for line in lines)}\n\n{rows(part['report'])}\n{left}"
+    note = f"\n{part['note']}\n" if part.get("note") else ""
+    return f"{text}\n{_origin(runs[0])}\n\n{rows(part['report'])}\n{left}{note}"
+
+
+def _origin(run: Report) -> str:
+    """On what machine, by what, when and from what commit a run's figures are."""
+    made = run["made"]
     where = surroundings(made)
     if made.get("triton"):
         where += f" Triton {made['triton']}."
@@ -249,22 +259,12 @@ def gpu_section(name: str, part: Report) -> str:
         where += f" Commit {made['commit'][:12]}."
     if made["toy"]:
         where += " At toy sizes, which say nothing but that it runs."
-    missing = part["report"].get("missing")
-    left = f"\nNot measured: {'; '.join(missing)}.\n" if missing else ""
-    note = f"\n{part['note']}\n" if part.get("note") else ""
-    return f"{text}\n{where}\n\n{rows(part['report'])}\n{left}{note}"
+    if run.get("gemm_flops"):
+        rates = (f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in run["gemm_flops"].items())
+        where += f" A large product of matrices: {', '.join(rates)}."
+    return where
 
 
-def take_gpu(written: Path, folder: Path = FIGURES) -> None:
-    """Keep what gpu.sh wrote: parts that have figures replace those of an earlier file, the others stay.
-
-    Args:
-        written: Its gpu.json.
-        folder: Where figures are kept.
-    """
-    path = folder / f"{GPU_STEM}.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
-    report = json.loads(written.read_text(encoding="utf-8"))
-    made = {key: value for key, value in report.items() if key != "parts"}
-    new = {name: {"made": made, **part} for name, part in report["parts"].items() if "report" in part}
-    path.write_text(json.dumps({"parts": kept | new}, indent=1) + "\n", encoding="utf-8")
+def _cases(run: Report) -> str:
+    """The cases that a run measured, where another measured the rest."""
+    return f"It measured: {'; '.join(run['cases'])}."

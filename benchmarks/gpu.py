@@ -6,6 +6,7 @@ makes the page of them. Tuned block sizes lie in OUT/blocks.json.
 
     bash benchmarks/gpu.sh OUT                                  # everything, nine minutes
     bash benchmarks/gpu.sh OUT --parts layers,search --minutes 6
+    bash benchmarks/gpu.sh OUT --cases 'bf16'                   # these cases; document.py leaves all others as they are
     bash benchmarks/gpu.sh OUT --device cpu --toy               # whether it runs, without a GPU
 """
 
@@ -41,6 +42,9 @@ ECHO = 3000
 TEST_PROCESSES = 4
 """Processes that share the tests."""
 
+SLOWEST = 15
+"""Tests of which the log tells the time, the longest."""
+
 GRACE = 10.0
 """Seconds that a part has to end after it was asked to."""
 
@@ -55,7 +59,7 @@ class Options:
         toy: Whether to take sizes that a CPU computes in seconds.
         cards: Folder with annotations, train and val of another data set, or ``None``.
         work: Folder for what is not kept.
-        cases: Pattern of the cases that are measured of layers, supernets, auto, profile and largest; empty for all.
+        cases: Pattern of the cases that are measured of the parts of gpu_cases.NAMES; empty for all.
     """
 
     out: Path
@@ -95,8 +99,11 @@ def read_json(path: Path) -> Any:
 def read_tests(path: Path) -> dict[str, Any]:
     """Outcome of a test run: numbers, what failed, and what the tests measured."""
     cases = list(ElementTree.parse(path).getroot().iter("testcase"))
-    outcome: dict[str, Any] = {"passed": 0, "failed": [], "skipped": 0, "figures": {}}
+    outcome: dict[str, Any] = {"passed": 0, "failed": [], "skipped": 0, "unfinished": 0, "figures": {}}
     for case in cases:
+        if case.get("name") is None:  # so pytest writes a test in which it was interrupted
+            outcome["unfinished"] += 1
+            continue
         name = f"{case.get('classname', '').split('.')[-1]}::{case.get('name')}"
         kinds = {child.tag for child in case}
         if kinds & {"failure", "error"}:
@@ -116,6 +123,7 @@ def tests_command(options: Options, figures: Path, until: float) -> list[str] | 
     found = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
     found.sort(key=lambda path: (path.name == "test_memory.py", path))  # whose tests start a process each
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    command += [f"--durations={SLOWEST}"]
     if options.device == "cuda":
         command += [f"--junitxml={figures}", "-n", str(TEST_PROCESSES), "--dist", "worksteal"]
     else:
@@ -323,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         report = describe(given.device, find_commit(given.commit), environment)
-        report |= {"toy": given.toy, "parts": {}}
+        report |= {"toy": given.toy, "cases": given.cases, "parts": {}}
         log.line(" | ".join(f"{key}: {value}" for key, value in report.items() if key != "parts"))
         options = Options(out, given.device, given.toy, cards, Path(work), given.cases)
         waiting = [name for name in PARTS if name in given.parts]

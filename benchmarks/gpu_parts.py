@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from full_size import CLASSES, STOCK, Trainer
+from gpu_cases import case_name
 from gpu_profile import describe_profile, profile_step
 from gpu_sizes import largest, step_once, warm
 from gpu_steps import (
@@ -97,7 +98,7 @@ def layers(options: Options) -> None:
     ]
     plan.sort(key=lambda case: PRECISIONS.index(case[2]))  # all of single precision first
     named = [
-        (f"{case.name}, {len(names)} candidates, {precision}", case, names, precision)
+        (case_name("layers", case=case.name, candidates=len(names), precision=precision), case, names, precision)
         for case, names, precision in plan
     ]
     named = [case for case in named if options.chosen(case[0])]
@@ -127,7 +128,7 @@ def supernets(options: Options) -> None:
     """Whole supernets: ours against NNI's, one after the other in one process, each with its peak memory."""
     available = supernet_cases(options.toy)
     named = [
-        (f"{name}, {precision}, batch {batch}", name, precision, batch)
+        (case_name("supernets", case=name, precision=precision, batch=batch), name, precision, batch)
         for name, precision, batch in supernet_plan(options.toy)
     ]
     plan = [case for case in named if options.chosen(case[0])]
@@ -197,10 +198,11 @@ def automatic(options: Options) -> None:
     """What ``supernet.activations: auto`` chooses, what the choice takes, and a step with it against NNI's."""
     available = supernet_cases(options.toy)
     plan: list[tuple[str, PrecisionKind]] = [("trinity", "fp32"), ("screening head", "fp32"), ("trinity", "bf16")]
-    plan = [case for case in plan[: 1 if options.toy else None] if options.chosen(", ".join(case))]
+    named = [(case_name("auto", case=name, precision=precision), name, precision) for name, precision in plan]
+    named = [case for case in named[: 1 if options.toy else None] if options.chosen(case[0])]
     batch = 1
     figures: list[dict[str, Any]] = []
-    for index, (name, precision) in enumerate(plan):
+    for index, (_, name, precision) in enumerate(named):
         if not options.time_left:
             break
         case = available[name]
@@ -228,7 +230,7 @@ def automatic(options: Options) -> None:
         row |= {"speedup": median_ratio(times, STOCK, "auto") if both else None, "peaks": peaks}
         echo(f"{name}, {precision}: NNI {short(row['stock_s'])} s, auto {short(row['seconds'])} s a step")
         figures.append(row)
-        options.write(figures, [", ".join(case) for case in plan[index + 1 :]])
+        options.write(figures, [name for name, *_ in named[index + 1 :]])
 
 
 def profiles(options: Options) -> None:
@@ -242,9 +244,13 @@ def profiles(options: Options) -> None:
             for precision in PRECISIONS
             for mode in ("fused-low", "fused")
         ]
-    plan = [case for case in plan if options.chosen(", ".join(case))]
+    named = [
+        (case_name("profile", case=name, precision=precision, implementation=mode), name, precision, mode)
+        for name, precision, mode in plan
+    ]
+    named = [case for case in named if options.chosen(case[0])]
     figures: list[dict[str, Any]] = []
-    for index, (name, precision, mode) in enumerate(plan):
+    for index, (_, name, precision, mode) in enumerate(named):
         if not options.time_left:
             break
         release(options.device)
@@ -256,7 +262,7 @@ def profiles(options: Options) -> None:
         row |= profile_step(lambda trainer=trainer, batch=batch: trainer.step(batch), options.device)  # type: ignore[misc]
         figures.append(row)
         echo(describe_profile(row))
-        options.write(figures, [", ".join(case) for case in plan[index + 1 :]])
+        options.write(figures, [name for name, *_ in named[index + 1 :]])
         del trainer
 
 

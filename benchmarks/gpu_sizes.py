@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from full_size import STOCK, Trainer
+from gpu_cases import case_name
 from gpu_steps import (
     PRECISIONS,
     Case,
@@ -38,7 +39,7 @@ def warm(options: Options) -> None:
         {
             (name, precision)
             for name, precision, batch in supernet_plan(options.toy)
-            if options.chosen(f"{name}, {precision}, batch {batch}")
+            if options.chosen(case_name("supernets", case=name, precision=precision, batch=batch))
         }
     )
 
@@ -80,7 +81,10 @@ def largest(options: Options) -> None:
     ]
     if options.toy:
         available, plan = supernet_cases(toy=True), [("trinity", "fp32", "fused-low")]
-    named = [(f"{name}, {way}, {precision}", name, precision, way) for name, precision, way in plan]
+    named = [
+        (case_name("largest", case=name, implementation=way, precision=precision), name, precision, way)
+        for name, precision, way in plan
+    ]
     named = [case for case in named if options.chosen(case[0])]
     figures: list[dict[str, Any]] = []
     for index, (_, name, precision, way) in enumerate(named):

@@ -1,8 +1,8 @@
 """The largest batch of the paper's setting that one GPU holds, by the estimate that a search prints first.
 
-No GPU is needed and none is asked: the tensors of a step are counted without data (docs/design.md), without what the
-driver and libraries hold. Of the fused modes the estimate is too large, as it lets what passes within a layer grow with
-the maps, where the layer would work in pieces; so they hold at least the batch that is named.
+No GPU is needed and none is asked: the tensors of a step are counted without data, in the order in which a CPU
+computes them. Of the fused modes a GPU needs more than that: its programs work on whole maps, and recorded passes hold
+their memory between steps.
 
     python benchmarks/largest_batch.py             # several minutes
     python benchmarks/largest_batch.py --json
@@ -24,7 +24,7 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.memory.estimate import estimate_step_memory
+from hitdet_nni.search.memory.estimate import MemoryEstimate, estimate_step_memory
 from hitdet_nni.search.mixed import ACTIVATION_MODES, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
@@ -32,7 +32,8 @@ CLASSES = 80
 """COCO's."""
 
 BATCHES = (2, 3)
-"""Batches that are estimated; memory grows by the same for each further image."""
+"""Batches that are estimated; memory grows by the same for each further image. Their images are padded to squares, as
+those of a batch in which some are upright; one image by itself is not."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class BatchFigures:
         case: The supernet.
         candidates: Operators of a searched layer.
         implementation: A value of ``supernet.activations``.
+        one_gb: GB of a step with one image of the input size over parameters and optimisers, as it is measured.
         fixed_gb: GB that do not depend on the batch.
         image_gb: GB an image.
         largest: Largest batch within the memory, 0 for none.
@@ -51,6 +53,7 @@ class BatchFigures:
     case: str
     candidates: int
     implementation: str
+    one_gb: float
     fixed_gb: float
     image_gb: float
     largest: int
@@ -80,17 +83,22 @@ def measure(
     figures = []
     for activations in ACTIVATION_MODES:
         set_activations(supernet, activations)
-        needs = []
-        for batch in BATCHES:
-            data = settings.data.model_copy(update={"batch_size": batch})
-            chosen = settings.model_copy(update={"data": data})
-            needs.append(estimate_step_memory(supernet, chosen, skeleton, torch.device("cuda")).total / 1e9)
+        one, *estimates = (estimate(supernet, skeleton, settings, batch) for batch in (1, *BATCHES))
+        needs = [found.total / 1e9 for found in estimates]
         image = (needs[1] - needs[0]) / (BATCHES[1] - BATCHES[0])
         fixed = needs[0] - BATCHES[0] * image
         largest = max(0, int((memory_gb - fixed) // image))
         candidates = max(len(names) for names in space.values())
-        figures.append(BatchFigures(name, candidates, activations, fixed, image, largest))
+        one_gb = (one.total - one.weights - one.optimisers) / 1e9
+        figures.append(BatchFigures(name, candidates, activations, one_gb, fixed, image, largest))
     return figures
+
+
+def estimate(supernet: HitDetectorSpace, skeleton: Skeleton, settings: Settings, batch: int) -> MemoryEstimate:
+    """Estimate a step with so many images on a GPU."""
+    data = settings.data.model_copy(update={"batch_size": batch})
+    chosen = settings.model_copy(update={"data": data})
+    return estimate_step_memory(supernet, chosen, skeleton, torch.device("cuda"))
 
 
 def main() -> None:
@@ -113,7 +121,7 @@ def main() -> None:
     }
     if not options.json:
         echo(f"{options.config}, {settings.skeleton.input_size}, {settings.precision}, {options.memory:g} GB")
-        echo(f"{'case':20} {'cand.':>5} {'':10} {'fixed GB':>9} {'GB an image':>12} {'batch':>6}")
+        echo(f"{'case':20} {'cand.':>5} {'':10} {'one, GB':>9} {'fixed GB':>9} {'GB an image':>12} {'batch':>6}")
     for name, (skeleton, space) in cases(settings).items():
         if options.only not in name:
             continue
@@ -121,8 +129,8 @@ def main() -> None:
             report["figures"].append(asdict(found))
             if not options.json:
                 echo(
-                    f"{found.case:20} {found.candidates:5} {found.implementation:10} {found.fixed_gb:9.2f} "
-                    f"{found.image_gb:12.2f} {found.largest:6}"
+                    f"{found.case:20} {found.candidates:5} {found.implementation:10} {found.one_gb:9.2f} "
+                    f"{found.fixed_gb:9.2f} {found.image_gb:12.2f} {found.largest:6}"
                 )
     if options.json:
         echo(json.dumps(report, indent=1))

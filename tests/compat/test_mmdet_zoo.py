@@ -25,6 +25,7 @@ def zoo():
     specification = importlib.util.spec_from_file_location("mmdet_zoo", DOCS / "mmdet_zoo.py")
     module = importlib.util.module_from_spec(specification)
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)  # as for a script, which finds what lies beside it
         patch.setitem(sys.modules, "mmdet_zoo", module)  # dataclasses look for their module
         specification.loader.exec_module(module)
         yield module

@@ -1,6 +1,7 @@
 """The one command that measures on a GPU: that it runs, keeps to its time, and that its page has what it wrote."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,11 +22,18 @@ def scripts():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import document
+        import document_gpu
+        import full_size
         import gpu
+        import gpu_figures
+        import gpu_parts
         import gpu_search
+        import gpu_steps
+        import supernet_step
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-    return {"document": document, "gpu": gpu, "search": gpu_search}
+    modules = (document, document_gpu, full_size, gpu, gpu_figures, gpu_parts, gpu_search, gpu_steps, supernet_step)
+    return {module.__name__: module for module in modules}
 
 
 @pytest.fixture
@@ -160,11 +169,46 @@ def test_with_little_time_the_first_parts_run(scripts, instant, tmp_path):
     }
 
 
-@pytest.mark.parametrize("options", [["--parts", "layers,lyaers"], ["--cards", "/nowhere/cards"]])
+@pytest.mark.parametrize(
+    "options", [["--parts", "layers,lyaers"], ["--cards", "/nowhere/cards"], ["--cases", "trinity, (fp32"]]
+)
 def test_refuses_what_is_not_there(scripts, tmp_path, options, capsys):
     with pytest.raises(SystemExit):
         scripts["gpu"].main([str(tmp_path), *options])
-    assert options[1].split(",")[-1] in capsys.readouterr().err
+    *_, problem = capsys.readouterr().err.splitlines()
+    assert problem.startswith(f"gpu.sh: error: {options[0]}: ")
+    assert options[1].split(",")[-1] in problem
+
+
+def test_only_the_chosen_cases_are_measured(scripts, tmp_path):
+    gpu, path = scripts["gpu"], tmp_path / "layers.json"
+    command = gpu.measuring_command("layers")(gpu.Options(tmp_path, "cpu", True, None, tmp_path, "bf16$"), path, 0.0)
+    assert command[command.index("--cases") + 1] == "bf16$"
+    chosen = scripts["gpu_steps"].Options(torch.device("cpu"), True, math.inf, path, "bf16$")
+    scripts["gpu_parts"].layers(chosen)
+    report = json.loads(path.read_text())
+    assert {row["precision"] for row in report["figures"]} == {"bf16"}
+    assert report["missing"] == []
+
+
+@pytest.mark.parametrize("way", ["NNI", "fused-low"])
+def test_a_supernet_of_the_benchmarks_makes_a_step(scripts, way):
+    """NNI's own layers and ours name their parameters each in their way."""
+    case = scripts["gpu_steps"].supernet_cases(toy=True)["trinity"]
+    trainer = scripts["full_size"].Trainer(*case, way, "fp32", torch.device("cpu"))
+    parameters = (trainer.alphas, trainer.weights)
+    before = [[parameter.detach().clone() for parameter in group] for group in parameters]
+    trainer.step(trainer.batch(1, 1))
+    for group, old in zip(parameters, before, strict=True):
+        assert any(not torch.equal(one, other) for one, other in zip(group, old, strict=True))
+
+
+@pytest.mark.parametrize("way", ["stock", "fused-low"])
+def test_a_supernet_of_the_cpu_s_benchmark_makes_a_step(scripts, way):
+    module = scripts["supernet_step"]
+    space = {component: names[:2] for component, names in module.supernet_spaces()["trinity"].items()}
+    step = module.supernet_step(module.SupernetCase("toy", space, 64, ()), way, torch.device("cpu"))
+    step()
 
 
 def test_tests_part_reads_what_pytest_writes(scripts, tmp_path):
@@ -182,8 +226,22 @@ def test_tests_part_reads_what_pytest_writes(scripts, tmp_path):
         "passed": 1,
         "failed": ["test_some::test_bad"],
         "skipped": 1,
+        "unfinished": 0,
         "figures": {"test_some::test_good": "3 ms"},
     }
+
+
+def test_a_test_in_which_pytest_was_interrupted_has_not_passed(scripts, tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "def test_good():\n    pass\ndef test_long():\n    raise KeyboardInterrupt\ndef test_later():\n    pass\n"
+    )
+    file = tmp_path / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={file}", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    outcome = scripts["gpu"].read_tests(file)
+    assert (outcome["passed"], outcome["failed"], outcome["unfinished"]) == (1, [], 1)
+    text = scripts["document_gpu"].tests_text(outcome)
+    assert text == "1 passed, 0 failed, 0 skipped, 1 ended by the clock."
 
 
 def test_every_file_with_gpu_tests_is_run(scripts, tmp_path):
@@ -195,7 +253,7 @@ def test_every_file_with_gpu_tests_is_run(scripts, tmp_path):
 
 
 def test_size_of_the_search_follows_from_the_time(scripts):
-    search = scripts["search"]
+    search = scripts["gpu_search"]
     named = {size.name: size for size in search.SIZES}
     assert search.choose_size(10.0, None) is named["tiny"]
     assert search.choose_size(named["short"].seconds(120) + 1, None) is named["short"]
@@ -271,14 +329,14 @@ def measured():
 
 
 def test_page_has_a_section_a_part_in_place_of_the_older_ones(scripts, measured, tmp_path):
-    document = scripts["document"]
+    document, figures = scripts["document"], scripts["gpu_figures"]
     folder = tmp_path / "figures"
     shutil.copytree(document.FIGURES, folder)
     (folder / "gpu.json").unlink(missing_ok=True)
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps(measured))
     before = document.page(folder)
-    document.take_gpu(file, folder)
+    figures.take_gpu(file, folder)
     page = document.page(folder)
     assert before.count("## Layers on a GPU") == page.count("## Layers on a GPU") == 1
     assert before.count("## Whole supernets on a GPU") == page.count("## Whole supernets on a GPU") == 1
@@ -300,12 +358,93 @@ def test_page_has_a_section_a_part_in_place_of_the_older_ones(scripts, measured,
 
 
 def test_parts_of_a_later_file_replace_their_own_only(scripts, measured, tmp_path):
-    document = scripts["document"]
+    document, figures = scripts["document"], scripts["gpu_figures"]
     file = tmp_path / "gpu.json"
     for commit, names in (("a" * 40, {"layers", "search", "tune"}), ("b" * 40, {"search"})):
         parts = {name: part for name, part in measured["parts"].items() if name in names}
         file.write_text(json.dumps({**measured, "commit": commit, "parts": parts}))
         (tmp_path / "figures").mkdir(exist_ok=True)
-        document.take_gpu(file, tmp_path / "figures")
+        figures.take_gpu(file, tmp_path / "figures")
     found = document.gpu_parts(tmp_path / "figures")
     assert {name: part["made"]["commit"][0] for name, part in found.items()} == {"layers": "a", "search": "b"}
+
+
+def rows(precision, *, batch=1, seconds=1.0, ways=("NNI", "fused")):
+    found = {"case": "trinity", "candidates": 8, "precision": precision, "batch": batch, "seconds": seconds}
+    return [
+        found | {"implementation": way, "speedup": 1.0, "peak_gb": 1.0, "peak_share": 1.0, "gemm_share": 0.1}
+        for way in ways
+    ]
+
+
+@pytest.fixture
+def taken(scripts, measured, tmp_path):
+    """Take in supernets' figures of a run by its commit; return what is then kept of them, and the page's section."""
+    folder = tmp_path / "figures"
+    folder.mkdir()
+
+    def take(commit, figures, missing=(), *, cases="", note="", **changed):
+        report = {**measured["parts"]["supernets"]["report"], "figures": figures, "missing": list(missing), **changed}
+        parts = {"supernets": {"status": "done", "report": report}}
+        file = tmp_path / "gpu.json"
+        file.write_text(json.dumps({**measured, "commit": commit, "cases": cases, "parts": parts}))
+        scripts["gpu_figures"].take_gpu(file, folder, note)
+        part = scripts["document"].gpu_parts(folder)["supernets"]
+        return part, scripts["document"].gpu_section("supernets", part)
+
+    return take
+
+
+def test_chosen_cases_of_a_later_run_stand_beside_the_others(taken):
+    """Rows that both have are the later run's; missing is what neither has; each run is named with its cases."""
+    missing = ["trinity, bf16, batch 1", "trinity, bf16, batch 2", "screening head, fp32, batch 1"]
+    _, page = taken("aaaa", rows("fp32") + rows("fp32", batch=2), missing, note="The first.")
+    assert "\nThe first.\n" in page
+    assert "It measured" not in page
+    later = rows("fp32", batch=2, seconds=2.0, ways=("NNI",)) + rows("bf16", seconds=3.0)
+    part, page = taken("bbbb", later, missing[1:2], cases="batch", note="The second.", gemm_flops={"bf16": 8e14})
+    figures = [
+        (row["precision"], row["batch"], row["implementation"], row["seconds"]) for row in part["report"]["figures"]
+    ]
+    assert figures == [
+        ("fp32", 1, "NNI", 1.0),
+        ("fp32", 1, "fused", 1.0),
+        ("fp32", 2, "NNI", 2.0),
+        ("bf16", 1, "NNI", 3.0),
+        ("bf16", 1, "fused", 3.0),
+    ]
+    assert part["report"]["missing"] == missing[1:]
+    first, second = (line for line in page.splitlines() if line.startswith("- "))
+    assert "Commit aaaa. A large product of matrices: 790 TFLOP/s in bf16." in first
+    assert first.endswith("It measured: trinity, fp32, batch 1. The first.")
+    assert "Commit bbbb. A large product of matrices: 800 TFLOP/s in bf16." in second
+    assert second.endswith("It measured: trinity, fp32, batch 2; trinity, bf16, batch 1. The second.")
+    assert "Not measured: trinity, bf16, batch 2; screening head, fp32, batch 1.\n" in page
+
+
+def test_a_run_that_has_no_case_left_is_not_named(taken):
+    taken("aaaa", rows("fp32"))
+    taken("bbbb", rows("bf16"), cases="bf16")
+    part, page = taken("cccc", rows("fp32", seconds=2.0), cases="fp32")
+    assert [run["made"]["commit"] for run in part["earlier"]] == ["bbbb"]
+    assert "aaaa" not in page
+    part, page = taken("dddd", rows("bf16"))  # of all cases: replaces the part
+    assert "earlier" not in part
+    assert [commit for commit in ("bbbb", "cccc", "dddd") if commit in page] == ["dddd"]
+
+
+def test_cases_of_another_size_are_not_merged(taken):
+    taken("aaaa", rows("fp32"))
+    with pytest.raises(ValueError, match=r"^supernets: input_size is \[64, 64\], of the figures .* \[800, 1216\]$"):
+        taken("bbbb", rows("bf16"), cases="bf16", input_size=[64, 64])
+
+
+def test_a_case_is_named_as_its_rows_say(scripts):
+    """By the same words as the list of what is missing, whatever the part."""
+    parts = json.loads((scripts["gpu_figures"].FIGURES / "gpu.json").read_text(encoding="utf-8"))["parts"]
+    for name in scripts["gpu_figures"].NAMES:
+        report = parts[name]["report"]
+        known = scripts["gpu_figures"].by_case(name, report["figures"])
+        assert known
+        assert not set(known) & set(report["missing"])
+        assert {case.count(",") for case in (*known, *report["missing"])} == {case.count(",") for case in known}

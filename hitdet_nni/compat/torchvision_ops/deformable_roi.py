@@ -134,12 +134,16 @@ class DeformRoIPoolPack(DeformRoIPool):
         self.output_channels = output_channels
         self.deform_fc_channels = deform_fc_channels
         bins = math.prod(self.output_size)
+        self._make_layers(bins, bins * output_channels, deform_fc_channels)
+
+    def _make_layers(self, bins: int, features: int, hidden: int) -> None:
+        """Make what predicts something of each bin from a RoI's aligned features, through hidden layers."""
         self.offset_fc = nn.Sequential(
-            nn.Linear(bins * output_channels, deform_fc_channels),
+            nn.Linear(features, hidden),
             nn.ReLU(inplace=True),
-            nn.Linear(deform_fc_channels, deform_fc_channels),
+            nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
-            _zero_linear(deform_fc_channels, 2 * bins),
+            _zero_linear(hidden, 2 * bins),
         )
 
     def _aligned(self, input: Tensor, rois: Tensor) -> Tensor:
@@ -160,22 +164,10 @@ class DeformRoIPoolPack(DeformRoIPool):
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     """A :class:`DeformRoIPoolPack` that also predicts a factor of each bin, 0..1; its arguments are those."""
 
-    def __init__(
-        self,
-        output_size: Size,
-        output_channels: int,
-        deform_fc_channels: int = 1024,
-        spatial_scale: float = 1.0,
-        sampling_ratio: int = 0,
-        gamma: float = 0.1,
-    ) -> None:
-        super().__init__(output_size, output_channels, deform_fc_channels, spatial_scale, sampling_ratio, gamma)
-        bins = math.prod(self.output_size)
+    def _make_layers(self, bins: int, features: int, hidden: int) -> None:
+        super()._make_layers(bins, features, hidden)
         self.mask_fc = nn.Sequential(
-            nn.Linear(bins * output_channels, deform_fc_channels),
-            nn.ReLU(inplace=True),
-            _zero_linear(deform_fc_channels, bins),
-            nn.Sigmoid(),
+            nn.Linear(features, hidden), nn.ReLU(inplace=True), _zero_linear(hidden, bins), nn.Sigmoid()
         )
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]

@@ -19,7 +19,7 @@ from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.memory.estimate import MemoryEstimate, estimate_step_memory, free_memory
+from hitdet_nni.search.memory.estimate import GPU_LIBRARIES, MemoryEstimate, estimate_step_memory, free_memory
 from hitdet_nni.search.memory.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.search.memory.live_bytes import LiveBytes
 from hitdet_nni.search.memory.step_simulation import StepSimulation, image_size
@@ -206,6 +206,19 @@ def test_estimate_knows_batch_mode_and_active_candidates(tiny_settings):
     assert activations(batch_size=8) == pytest.approx(2 * full, rel=0.05)
     assert activations(mode="checkpoint") < 0.4 * full
     assert activations(kept=1) < 0.8 * full
+
+
+def test_a_gpu_s_libraries_are_counted_with_every_step(tiny_settings):
+    """Nothing of the host's process, but a constant for what torch takes from a GPU beside tensors."""
+    space = supernet(tiny_settings.skeleton)
+    host, gpu = (
+        estimate_step_memory(space, tiny_settings, tiny_settings.skeleton, torch.device(kind))
+        for kind in ("cpu", "cuda")
+    )
+    assert (gpu.process, gpu.allocator, gpu.present) == (0, GPU_LIBRARIES, 0)
+    tensors = gpu.weights + gpu.optimisers + gpu.gradients + gpu.activations
+    assert gpu.total == gpu.to_come == tensors + GPU_LIBRARIES
+    assert (gpu.weights, gpu.optimisers) == (host.weights, host.optimisers)
 
 
 def test_batches_of_both_orientations_are_square():
