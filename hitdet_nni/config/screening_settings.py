@@ -62,13 +62,13 @@ class ScreeningSettings(Section):
         "add to the losses of sampled architectures after the last epoch, before which none is removed (samples)",
     )
     samples: PositiveInt = Field(
-        160,
-        description="architectures drawn with rank_by samples, at least one for each operator; each operator comes "
+        128,
+        description="architectures evaluated with rank_by samples, at least one for each operator; each operator comes "
         "equally often in every layer if it is a multiple of their number",
     )
     sample_images: PositiveInt = Field(
-        64,
-        description="images of the half for alphas that each drawn architecture's loss is computed on, in full batches",
+        96,
+        description="images of the half for alphas that each sampled architecture's loss is computed on, in full batches",
     )
     fixed: FixedOperators = Field(FixedOperators(), description="operators of the components not being screened")
     joint: bool = Field(False, description="screen all components in one supernet, not one after the other")

@@ -73,6 +73,20 @@ def test_every_block_of_samples_has_each_operator_once_in_each_layer():
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
+def test_first_round_is_uniform_and_later_ones_are_pairs_and_their_exchanges():
+    candidates = {f"neck/l0{number}": tuple("abcdefg") for number in range(1, 6)} | {"head/l01": ("x", "y")}
+    samples = draw_architectures(candidates, 21, seed=2)
+    necks = [[sample[f"neck/l0{number}"] for number in range(1, 6)] for sample in samples]
+    assert sorted(map("".join, necks[:7])) == [name * 5 for name in "abcdefg"]
+    for start in (7, 14):
+        for first, second in zip(necks[start : start + 6 : 2], necks[start + 1 : start + 7 : 2], strict=True):
+            assert sorted(Counter(first).values()) == [2, 3]
+            assert Counter(second) == {name: 5 - count for name, count in Counter(first).items()}
+            assert all(one != other for one, other in zip(first, second, strict=True))
+        assert len(set(necks[start + 6])) == 1  # of seven operators one has no other
+    assert necks[7:14] != necks[14:]
+
+
 def test_the_seed_decides_and_layers_have_orders_of_their_own():
     assert draw_architectures(CANDIDATES, 8, seed=0) == draw_architectures(CANDIDATES, 8, seed=0)
     assert draw_architectures(CANDIDATES, 8, seed=0) != draw_architectures(CANDIDATES, 8, seed=1)
