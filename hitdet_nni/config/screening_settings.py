@@ -68,7 +68,7 @@ class ScreeningSettings(Section):
     )
     sample_images: PositiveInt = Field(
         96,
-        description="images of the half for alphas that each sampled architecture's loss is computed on, in full batches",
+        description="images of the half for alphas on which each sampled architecture's loss is computed, full batches",
     )
     fixed: FixedOperators = Field(FixedOperators(), description="operators of the components not being screened")
     joint: bool = Field(False, description="screen all components in one supernet, not one after the other")

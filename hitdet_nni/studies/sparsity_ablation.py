@@ -88,6 +88,8 @@ def sparse_screenings(
 ) -> list[SparseScreening]:
     """Return the screenings of one component with every reading of Eq. 4 and every seed, all on the same images.
 
+    Where the settings rank by samples, which mu has no part in, these rank by probability.
+
     Args:
         settings: All settings; all but the reading, mu, the seed and the number of operators kept is used.
         component: The component.
@@ -100,7 +102,8 @@ def sparse_screenings(
     data = settings.data.model_copy(update={"seed": settings.data.seed_of(settings.seed)})
     jobs = []
     for (gates, weight), number in product(readings, range(seeds)):
-        fixed = {"keep": kept, "joint": False, "supernets": 1}
+        rank_by = settings.screening.rank_by if settings.screening.rank_by != "samples" else "probability"
+        fixed = {"keep": kept, "joint": False, "supernets": 1, "rank_by": rank_by}
         screening = settings.screening.model_copy(update={"gates": gates, "sparsity_weight": weight, **fixed})
         seed = (settings.seed + number) % 2**32
         own = settings.model_copy(update={"screening": screening, "seed": seed, "data": data})

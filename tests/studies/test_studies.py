@@ -42,6 +42,7 @@ from hitdet_nni.studies.operator_ablation import (
 from hitdet_nni.studies.random_architectures import random_samples
 from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.retrainings import Trained
+from hitdet_nni.studies.sparsity_ablation import ScoreCurves, reading_rows, sparse_screenings
 from hitdet_nni.studies.sub_space_ablation import common_sub_space, final_order
 from hitdet_nni.studies.supernet_score import supernet_loss
 
@@ -371,12 +372,43 @@ def test_sparsity_from_the_command_line(tmp_path, capsys):
     assert "--weights: got -1.0" in capsys.readouterr().err
 
 
-def test_sparsity_refuses_a_screening_without_its_term(tmp_path, capsys):
+def test_sparsity_ranks_by_what_mu_is_about(tmp_path):
+    space = {component: SPACE[component] for component in COMPONENTS}
+    for given, used in (("samples", "probability"), ("probability", "probability"), ("norm", "norm")):
+        settings = load_settings("tiny", {"screening.rank_by": given, "seed": 7})
+        jobs = sparse_screenings(settings, "neck", space, [("softmax", 0.0), ("positive", 0.1)], 2, tmp_path)
+        assert {job.settings.screening.rank_by for job in jobs} == {used}
+        assert [job.reading for job in jobs] == [("softmax", 0.0)] * 2 + [("positive", 0.1)] * 2
+        assert [job.settings.seed for job in jobs] == [7, 8, 7, 8]
+        assert len({job.folder for job in jobs}) == 4
+        assert {job.settings.data.seed for job in jobs} == {7}
+        assert {job.settings.screening.supernets for job in jobs} == {1}
+
+
+def test_sparsity_needs_a_seed(tmp_path, capsys):
     out = tmp_path / "study"
-    arguments = ["study", "sparsity", "--config", "tiny", "--set", "screening.rank_by=samples", "--out", str(out)]
-    assert main(arguments) == 2
-    assert "screening.rank_by: got 'samples'" in capsys.readouterr().err
+    assert main(["study", "sparsity", "--config", "tiny", "--seeds", "0", "--out", str(out)]) == 2
+    assert "--seeds: got 0" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_spread_and_agreement_stand_side_by_side():
+    """Two seeds of one order and two of opposite orders, by hand."""
+    names = [f"o{number}" for number in range(10)]
+    up = {name: (0.0, float(number)) for number, name in enumerate(names)}
+    down = {name: (0.0, float(9 - number)) for number, name in enumerate(names)}
+    found = [
+        ScoreCurves("softmax", 0.1, 0, up),
+        ScoreCurves("softmax", 0.1, 1, up),
+        ScoreCurves("positive", 0.1, 0, up),
+        ScoreCurves("positive", 0.1, 1, down),
+    ]
+    same, opposite = reading_rows(found, 4)
+    assert same["deviation"] == pytest.approx(statistics.pstdev(range(10)))
+    assert same["range"] == 9
+    assert same["relative"] == pytest.approx(statistics.pstdev(range(10)) / 4.5)
+    assert (same["rho"], same["common"], same["of"], same["chance"]) == (pytest.approx(1), 4, 4, pytest.approx(1.6))
+    assert (opposite["rho"], opposite["common"]) == (pytest.approx(-1), 0)
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(options: Namespace, settings: Settings) -> None:
-    """Refuse a screening that the column-sparse term has no part in, and one without a seed.
+    """Refuse a study without a seed.
 
     Raises:
-        InputError: If operators are ranked by sampled architectures, or there is no seed.
+        InputError: Naming the option.
     """
     from hitdet_nni.errors import InputError
 
-    if settings.screening.rank_by == "samples":
-        problem = "got 'samples', which mu has no effect on"
-        raise InputError(problem, source=options.config, key="screening.rank_by", allowed="probability, norm")
     if options.seeds < 1:
         raise InputError(f"got {options.seeds}", source="--seeds", allowed="1 or more")
 
