@@ -50,10 +50,10 @@ class ScreeningSettings(Section):
     sparsity_weight: NonNegativeFloat = Field(
         0.1, description="mu of Eq. 4 (section 4.2); without effect with rank_by samples"
     )
-    gates: Literal["softmax", "positive"] = Field(
-        "softmax",
-        description="weights of a layer's candidates: the softmax of the alphas, with mu's term in the loss; or the "
-        "alphas themselves, positive and 1 at first, with mu's term a proximal step that shortens their columns",
+    gates: Literal["positive", "softmax"] = Field(
+        "positive",
+        description="weights of a layer's candidates: the alphas themselves, positive and 1 at first, with mu's term a "
+        "proximal step that shortens their columns; or the softmax of the alphas, with mu's term in the loss",
     )
     keep: PerComponent = Field(PerComponent(), description="operators left: N_b, N_n, N_h (section 3.3)")
     rank_by: Literal["probability", "norm", "samples"] = Field(
