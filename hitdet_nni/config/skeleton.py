@@ -57,8 +57,8 @@ class DetectorLayout:
     """What distinguishes the kinds of detector, as far as searched layers and their sizes go.
 
     Attributes:
-        start_level: Index of the finest backbone map that the neck takes; 0 is C1.
-        extra_levels: Levels that the neck adds behind the coarsest map.
+        finest_stride: Default of the skeleton's finest stride.
+        extra_levels: Default of the skeleton's extra levels.
         extra_convs: Whether strided convolutions make the extra levels, or else subsampling.
         towers: Stacks of searched blocks in the head.
         pooled: Whether the head sees pooled RoIs, or else every level of the pyramid.
@@ -68,7 +68,7 @@ class DetectorLayout:
         negative_iou: Overlap below which an anchor is to find nothing.
     """
 
-    start_level: int
+    finest_stride: int
     extra_levels: int
     extra_convs: bool
     towers: int
@@ -81,7 +81,7 @@ class DetectorLayout:
 
 LAYOUTS: Mapping[DetectorKind, DetectorLayout] = {
     "faster_rcnn": DetectorLayout(
-        start_level=0,
+        finest_stride=4,
         extra_levels=1,
         extra_convs=False,
         towers=1,
@@ -92,7 +92,7 @@ LAYOUTS: Mapping[DetectorKind, DetectorLayout] = {
         negative_iou=0.3,
     ),
     "retinanet": DetectorLayout(
-        start_level=1,
+        finest_stride=8,
         extra_levels=2,
         extra_convs=True,
         towers=2,
@@ -176,16 +176,23 @@ class Skeleton(BaseModel):
     anchor_scale: PositiveInt = Field(
         8, description="side of the smallest square anchor in units of its level's stride; 4 by default for a RetinaNet"
     )
+    finest_stride: Literal[4, 8] = Field(
+        4, description="stride of the pyramid's finest level: 4 takes the backbone's C1, 8 by default for a RetinaNet"
+    )
+    extra_levels: Annotated[int, Field(ge=0, le=2)] = Field(
+        1, description="levels that the neck adds behind the backbone's coarsest map; 2 by default for a RetinaNet"
+    )
     proposals_train: PositiveInt = Field(2000, description="proposals kept in training (Faster R-CNN only)")
     proposals_test: PositiveInt = Field(1000, description="proposals kept in testing (Faster R-CNN only)")
     roi_samples: PositiveInt = Field(512, description="RoIs sampled for the head's loss (Faster R-CNN only)")
 
     @model_validator(mode="before")
     @classmethod
-    def _anchor_scale_of_the_kind(cls, values: Any) -> Any:
+    def _defaults_of_the_kind(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or values.get("detector") not in get_args(DetectorKind):
             return values  # the fields' own checks speak
-        return {"anchor_scale": LAYOUTS[values["detector"]].anchor_scale, **values}
+        layout = LAYOUTS[values["detector"]]
+        return {**{key: getattr(layout, key) for key in ("anchor_scale", "finest_stride", "extra_levels")}, **values}
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Skeleton:
@@ -222,19 +229,24 @@ class Skeleton(BaseModel):
         return tuple(4 * 2**level for level in range(len(self.feature_channels)))
 
     @property
+    def start_level(self) -> int:
+        """Index of the finest backbone map that the neck takes; 0 is C1."""
+        return self.feature_strides.index(self.finest_stride)
+
+    @property
     def neck_channels(self) -> tuple[int, ...]:
         """Channels of the maps that the neck takes."""
-        return self.feature_channels[self.layout.start_level :]
+        return self.feature_channels[self.start_level :]
 
     @property
     def neck_strides(self) -> tuple[int, ...]:
         """Ratio of the image's side to that of each map that the neck takes."""
-        return self.feature_strides[self.layout.start_level :]
+        return self.feature_strides[self.start_level :]
 
     @property
     def extra_strides(self) -> tuple[int, ...]:
         """Ratio of the image's side to that of each level that the neck adds behind the coarsest map."""
-        return tuple(self.feature_strides[-1] * 2**level for level in range(1, self.layout.extra_levels + 1))
+        return tuple(self.feature_strides[-1] * 2**level for level in range(1, self.extra_levels + 1))
 
     @property
     def pyramid_strides(self) -> tuple[int, ...]:

@@ -75,14 +75,14 @@ class Neck(nn.Module):
 
     def __init__(self, skeleton: Skeleton, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        layout, width = skeleton.layout, skeleton.neck_width
+        extra_convs, width = skeleton.layout.extra_convs, skeleton.neck_width
         levels = len(skeleton.neck_channels)
         self.top_down = nn.ModuleList(layers[:levels])
         self.bottom_up = nn.ModuleList(layers[levels:])
         self.fuse = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(levels - 1))
-        self.start_level = layout.start_level
-        self.subsampled_levels = 0 if layout.extra_convs else layout.extra_levels
-        convolved_levels = layout.extra_levels if layout.extra_convs else 0
+        self.start_level = skeleton.start_level
+        self.subsampled_levels = 0 if extra_convs else skeleton.extra_levels
+        convolved_levels = skeleton.extra_levels if extra_convs else 0
         self.extra = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(convolved_levels))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:

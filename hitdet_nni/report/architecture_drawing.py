@@ -68,7 +68,7 @@ class _Drawing:
         skeleton = self.skeleton
         columns = 1 + len(skeleton.depths) + (skeleton.tail is not None)
         levels = self._level_columns()
-        extra = skeleton.layout.extra_levels
+        extra = skeleton.extra_levels
         width = max(columns, levels[-1] + 1 + extra, self._head_columns()) * COLUMN - GAP + 2 * EDGE
         bottom = self._backbone()
         neck_bottom = self._neck(bottom + PITCH)
@@ -98,7 +98,7 @@ class _Drawing:
         columns = [1 + stage for stage in self.skeleton.output_stages]
         if self.skeleton.tail is not None:
             columns[-1] = 1 + len(self.skeleton.depths)
-        return columns[self.skeleton.layout.start_level :]
+        return columns[self.skeleton.start_level :]
 
     def _head_columns(self) -> int:
         return self.skeleton.head_blocks + (4 if self.skeleton.layout.pooled else 3)
@@ -154,7 +154,7 @@ class _Drawing:
         merged = second + HEIGHT + 14 + SUM
         fused = merged + SUM + 12
         bus = fused + HEIGHT + 30
-        start = self.skeleton.layout.start_level
+        start = self.skeleton.start_level
         self.parts.append(svg.text("top-down", self._x(0), sums + 4, class_="note"))
         self.parts.append(svg.text("bottom-up", self._x(0), merged + 4, class_="note"))
         for level, column in enumerate(columns):
@@ -188,13 +188,13 @@ class _Drawing:
                 self._arrow((middle, fused + HEIGHT), (middle, bus))
             self.parts.append(svg.text(f"N{level + start + 2}", middle + 6, bus - 4, class_="note"))
         self._extra_levels(columns[-1], fused, bus, start + count + 2)
-        right = self._x(columns[-1] + self.skeleton.layout.extra_levels) + BLOCK / 2
+        right = self._x(columns[-1] + self.skeleton.extra_levels) + BLOCK / 2
         self.parts.append(svg.line(self._x(0) + BLOCK / 2, bus, right, bus, "bus"))
         return bus
 
     def _extra_levels(self, column: int, y: float, bus: float, level: int) -> None:
         kind = "conv 3×3 /2" if self.skeleton.layout.extra_convs else "subsample /2"
-        for index in range(self.skeleton.layout.extra_levels):
+        for index in range(self.skeleton.extra_levels):
             x = self._x(column + 1 + index)
             self._arrow((x - GAP, y + HEIGHT / 2), (x, y + HEIGHT / 2))
             self._fixed(kind, x, y, "a level behind the coarsest map")

@@ -232,6 +232,9 @@ def test_architecture_round_trip(document, tmp_path):
         ("skeleton.neck_width", "wide", ["skeleton.neck_width", "'wide'", "integer"]),
         ("skeleton.neck_width", -4, ["skeleton.neck_width", "-4", "above 0"]),
         ("skeleton.detector", "yolo", ["skeleton.detector", "'yolo'", "faster_rcnn"]),
+        ("skeleton.finest_stride", 16, ["skeleton.finest_stride", "16", "4, 8"]),
+        ("skeleton.extra_levels", 3, ["skeleton.extra_levels", "3", "at most 2"]),
+        ("skeleton.extra_levels", -1, ["skeleton.extra_levels", "-1", "at least 0"]),
         ("skeleton.depths", [1, 1, 1], ["skeleton", "4, 3 and 4"]),
         ("skeleton.depths", [1, 1, 1, 10**9], ["skeleton.depths.3", "1000000000", "99"]),
         ("skeleton.strides", [2, 2, 2, 1], ["skeleton", "four stages", "3"]),
@@ -526,6 +529,19 @@ def test_retinanet_skeleton():
     assert {x.input_strides for x in layers if x.component == "head"} == {(8, 16, 32, 64, 128)}
     assert skeleton.anchor_scale == 4
     assert Skeleton(detector="retinanet", anchor_scale=8).anchor_scale == 8
+    assert Skeleton.model_validate(skeleton.model_dump(mode="json")) == skeleton
+
+
+def test_levels_of_the_pyramid():
+    """From the finest stride on; what is not given is the kind's."""
+    assert Skeleton().pyramid_strides == (4, 8, 16, 32, 64)
+    assert Skeleton(finest_stride=8, extra_levels=0).pyramid_strides == (8, 16, 32)
+    assert Skeleton(detector="retinanet", finest_stride=4).pyramid_strides == (4, 8, 16, 32, 64, 128)
+    skeleton = Skeleton(detector="retinanet", finest_stride=4, extra_levels=0)
+    assert skeleton.pyramid_strides == (4, 8, 16, 32)
+    assert (skeleton.start_level, skeleton.neck_channels) == (0, (48, 96, 256, 2048))
+    assert len(skeleton.labels("neck")) == 8
+    assert skeleton.anchor_sides[0] == 16
     assert Skeleton.model_validate(skeleton.model_dump(mode="json")) == skeleton
 
 

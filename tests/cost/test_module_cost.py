@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hitdet_nni.config.search_space import load_search_space
-from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.detector_cost import detector_cost
 from hitdet_nni.cost.mmdet_config import load_config, profile_config
@@ -109,10 +109,19 @@ def test_what_does_not_run_is_told(caplog):
 
 
 @pytest.mark.parametrize("convention", ["macs", "paper"])
-@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
-def test_equals_the_cost_model(kind, convention, tiny, draw):
+@pytest.mark.parametrize(
+    ("kind", "levels"),
+    [
+        ("faster_rcnn", {}),
+        ("faster_rcnn", {"finest_stride": 8, "extra_levels": 2}),
+        ("retinanet", {}),
+        ("retinanet", {"finest_stride": 4, "extra_levels": 0}),
+    ],
+)
+def test_equals_the_cost_model(kind, levels, convention, tiny, draw):
     """Random architectures as mmdet configs: this counter and the closed forms know nothing of each other."""
-    skeleton = tiny.model_copy(update={"detector": kind})
+    own = tiny.model_dump(exclude={"finest_stride", "extra_levels"})
+    skeleton = Skeleton(**{**own, **levels, "detector": kind})
     for seed in range(3):
         rng = random.Random(seed)
         sample = draw(skeleton, load_search_space("full"), seed)

@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 
 from hitdet_nni import cli
 from hitdet_nni.config.architecture import Architecture, Provenance, load_architecture, save_architecture
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.deployment import FORMATS, formats
 from hitdet_nni.deployment.boxes import base_anchors
@@ -83,7 +84,8 @@ def made(tmp_path_factory, tiny):
     found = {}
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
-        skeleton = Skeleton(**{**tiny.model_dump(), "detector": kind, "head_blocks": 1 if kind == "retinanet" else 2})
+        overrides = {"skeleton.detector": kind, "skeleton.head_blocks": 1 if kind == "retinanet" else 2}
+        skeleton = load_settings("tiny", overrides).skeleton
         labels = [layer.label for layer in skeleton.searched_layers()]
         sample = dict(zip(labels, itertools.cycle(("conv_k3_d1", "ir_k3_d2_e3", "conv_k5_d1", "sep_k5_d2"))))
         provenance = Provenance(classes=tuple("abcdefghij"))
@@ -284,6 +286,19 @@ def test_the_skeleton_s_tail(tiny, published, draw, tmp_path):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_a_retinanet_from_stride_4_on(published, draw, tmp_path):
+    skeleton = load_settings("digits_retinanet").skeleton
+    sample, provenance = draw(skeleton, published, 0), Provenance(classes=("a", "b"))
+    architecture = Architecture(schema_version=1, name="fine", skeleton=skeleton, sample=sample, provenance=provenance)
+    torch.manual_seed(0)
+    detector = enliven(build_detector(skeleton, sample, 2))
+    save_weights(detector, tmp_path / "w.pth")
+    plain = load_detector(architecture, tmp_path / "w.pth")
+    for image in images():
+        with torch.no_grad():
+            check_same(plain(image), predicted(detector, image))
+
+
 def test_nothing_of_nni_or_mmdet_is_needed(made, tmp_path):
     """With these packages out of reach, a process exports and runs the detector."""
     case = made["faster_rcnn"]
@@ -473,7 +488,6 @@ def test_the_page_s_program_needs_onnxruntime_and_opencv(made, exported, tmp_pat
 @pytest.mark.slow
 def test_a_detector_trained_on_digits(tmp_path, capsys, figure):
     """Fifty images that it was not trained on, from the file as from mmdet."""
-    from hitdet_nni.config.settings import load_settings
     from hitdet_nni.data.datasets.detection import build_dataset
     from hitdet_nni.data.sources import open_data
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hitdet_nni.config.skeleton import Skeleton
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import MIN_SCALE, Precision
@@ -182,7 +182,7 @@ def test_averaged_gradients_decide_alike(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
 def test_a_detector_supernet_takes_both_steps_in_bf16(kind, tiny_settings, tiny_data):
-    skeleton = Skeleton(**{**tiny_settings.skeleton.model_dump(), "detector": kind})
+    skeleton = load_settings("tiny", {"skeleton.detector": kind}).skeleton
     torch.manual_seed(0)
     space = HitDetectorSpace(skeleton, SPACE, 10)
     ColumnSparseDARTS().mutate_model(space)

@@ -366,6 +366,21 @@ def test_initialisation_of_retinanet_s_outputs():
     assert head.retina_reg.bias.abs().sum() == 0
 
 
+def test_a_retinanet_from_stride_4_on():
+    """The towers see C1 to C4 and nothing behind them, each with anchors of four times its stride."""
+    skeleton = load_settings("digits_retinanet").skeleton
+    detector = build_detector(skeleton, {x.label: "sep_k3_d1" for x in skeleton.searched_layers()}, CLASSES)
+    scores, offsets = detector(torch.zeros(2, 3, 96, 96), mode="tensor")
+    assert [tuple(map_.shape[2:]) for map_ in scores] == [(side, side) for side in (24, 12, 6, 3)]
+    assert [tuple(map_.shape[2:]) for map_ in offsets] == [(side, side) for side in (24, 12, 6, 3)]
+    anchors = detector.bbox_head.prior_generator
+    assert anchors.strides == [(side, side) for side in (4, 8, 16, 32)]
+    areas = [(base[:, 2:] - base[:, :2]).prod(dim=1).sqrt().min().item() for base in anchors.base_anchors]
+    assert areas == pytest.approx([16, 32, 64, 128])
+    loss_of(detector, "retinanet").backward()
+    assert all(parameter.grad is not None for parameter in detector.bbox_head.parameters())
+
+
 def test_settings_of_retinanet_are_mmdet_s():
     """All of mmdet's `retinanet_r50_fpn` but backbone, neck and towers."""
     path = Path(mmdet.__file__).parent / ".mim" / "configs" / "_base_" / "models" / "retinanet_r50_fpn.py"

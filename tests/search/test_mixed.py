@@ -11,7 +11,7 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from nni.nas.strategy import DARTS
 from torch import nn
 
-from hitdet_nni.config.skeleton import Skeleton
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
@@ -324,7 +324,7 @@ def test_unknown_mode_is_refused(refused):
 
 @pytest.mark.parametrize(("kind", "phase"), [("faster_rcnn", "alphas"), ("retinanet", "weights")])
 def test_recomputation_changes_no_bit_of_a_detector(kind, phase, tiny_settings, tiny_data):
-    skeleton = Skeleton(**{**tiny_settings.skeleton.model_dump(), "detector": kind})
+    skeleton = load_settings("tiny", {"skeleton.detector": kind}).skeleton
     space = {"backbone": NAMES[:2], "neck": NAMES[1:3], "head": NAMES[2:]}
     batch = next(iter(search_loaders(tiny_data, tiny_settings.data, skeleton, 0)[0]))
     results = []

@@ -145,6 +145,9 @@ def _advice(reason: str, missed: _Missed, skeleton: Skeleton) -> str:
     smallest, largest, stride = skeleton.anchor_sides[0], skeleton.anchor_sides[-1], skeleton.pyramid_strides[0]
     if reason == "thin":
         thinner, advice = min(missed.width, missed.height), "cut the images into tiles"
+        finest = skeleton.feature_strides[0]
+        if thinner >= finest:
+            return f"the finest stride is {stride} pixels; try skeleton.finest_stride {finest}"
         if thinner * _MOST_ENLARGED >= stride:
             size = [math.ceil(length * stride / thinner) for length in skeleton.input_size]
             advice = f"try skeleton.input_size {size}, or {advice}"

@@ -157,6 +157,14 @@ def test_objects_that_the_resize_leaves_nothing_of(tmp_path):
     assert hint.endswith("the finest stride is 4 pixels; cut the images into tiles")
 
 
+def test_a_pyramid_from_stride_8_on_may_be_too_coarse(tmp_path):
+    dataset = write(tmp_path, [[(2, [5, 5, 7, 9], {})]], [(96, 96)])
+    coarse, fine = (Skeleton(detector="retinanet", anchor_scale=2, finest_stride=stride) for stride in (8, 4))
+    (hint,) = size_hints(box_uses(dataset, (96, 96)), {2: "cat"}, coarse)
+    assert hint.endswith("the finest stride is 8 pixels; try skeleton.finest_stride 4")
+    assert not list(size_hints(box_uses(dataset, (96, 96)), {2: "cat"}, fine))
+
+
 def test_following_the_hint_helps(tmp_path):
     dataset = write(tmp_path, [[(2, [5, 5, 7, 7], {}), (5, [1, 1, 150, 150], {})]], [(600, 600)])
     names = {2: "cat", 5: "dog"}

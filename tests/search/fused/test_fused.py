@@ -14,7 +14,8 @@ from nni.mutable import frozen_context
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import nn
 
-from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
@@ -492,9 +493,9 @@ def test_refuses_other_modules_and_modes(refused):
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", pytest.param("retinanet", marks=pytest.mark.slow)])
-def test_whole_supernet(kind, tiny, tiny_settings, tiny_data, published, monkeypatch):
+def test_whole_supernet(kind, tiny_settings, tiny_data, published, monkeypatch):
     """Detection loss and gradients of a supernet, each mixed layer by NNI's sum and fused."""
-    skeleton = Skeleton(**{**tiny.model_dump(), "detector": kind, "anchor_scale": 4})
+    skeleton = load_settings("tiny", {"skeleton.detector": kind}).skeleton
     space = {component: published[component][:3] for component in COMPONENTS}
     loader, _, _ = search_loaders(tiny_data, tiny_settings.data, skeleton, 0)
     batch = next(iter(loader))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.precision import Precision
@@ -156,7 +157,7 @@ def real_peak(space, settings, data, alphas, precision):
     ],
 )
 def test_simulation_equals_the_tensors_of_a_real_step(kind, mode, alphas, precision, tiny_settings, tiny_data):
-    skeleton = Skeleton(**{**tiny_settings.skeleton.model_dump(), "detector": kind})
+    skeleton = load_settings("tiny", {"skeleton.detector": kind}).skeleton
     settings = tiny_settings.model_copy(update={"skeleton": skeleton})
     space = supernet(skeleton, mode)
     chosen = Precision(precision, CPU)
