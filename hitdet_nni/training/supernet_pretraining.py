@@ -13,7 +13,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
-from hitdet_nni.io import WEIGHTS_FILE
+from hitdet_nni.io import WEIGHTS_FILE, writing
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.supernet import Phase
 from hitdet_nni.training.pretrain import Backbone, train_classifier
@@ -80,6 +80,8 @@ def _pretrain(folder: Path, phase: Phase, settings: Settings, data: DetectionDat
     classifier, last = train_classifier(backbone, settings.model_copy(update={"seed": seed}), boxes, stage, checkpoints)
     logger.info("%s: top-1 %.3f of %d validation boxes", stage, last.val_top1, len(boxes.val.labels))
     if distributed.is_main():
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         save_backbone(classifier.backbone, folder / WEIGHTS_FILE, backbone.sample)
         for saved in checkpoints.files():
             saved.unlink()
