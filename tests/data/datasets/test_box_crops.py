@@ -10,7 +10,7 @@ import pytest
 from hitdet_nni.config.settings import PretrainSettings, load_settings
 from hitdet_nni.data.box_crops import open_boxes
 from hitdet_nni.data.datasets.classification import build_images, cut, sound
-from hitdet_nni.data.loaders import pretraining_loaders, weights_half
+from hitdet_nni.data.loaders import pretraining_loaders, search_loaders, weights_half
 from hitdet_nni.data.sources import open_data
 
 SIZE = (60, 40)  # width and height
@@ -149,8 +149,6 @@ def test_mirrored_only_where_the_data_are(make):
 
 
 def test_the_half_for_weights_is_the_search_s(tiny_settings, tiny_data):
-    from hitdet_nni.data.loaders import search_loaders  # noqa: PLC0415
-
     half = weights_half(tiny_data, tiny_settings.data, tiny_settings.skeleton, 5)
     loader = search_loaders(tiny_data, tiny_settings.data, tiny_settings.skeleton, 5)[0]
     seen = {sample.metainfo["img_id"] for batch in loader for sample in batch["data_samples"]}
