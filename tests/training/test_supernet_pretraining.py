@@ -1,17 +1,20 @@
 """Pretraining in the pipeline: each supernet starts from weights of its own, and an interrupted run ends equal."""
 
+import contextlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from group import run_group
 
 from hitdet_nni import cli
 from hitdet_nni import pipeline as pipeline_module
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.box_crops import open_boxes
 from hitdet_nni.data.loaders import weights_half
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.pipeline import screen, screening_key, search
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -201,6 +204,33 @@ def test_full_gradients_are_those_of_each_candidate(settings, tiny_data, tmp_pat
         times = 3 if any(key.startswith(f"{layer}.") for layer in layers) else 1
         torch.testing.assert_close(moved[1][key], times * step, rtol=1e-3, atol=1e-6)
     assert any(step.abs().max() > 1e-3 for key, step in moved[0].items() if key.startswith(layers[0]))
+
+
+def work(folder, settings):
+    """What each of two processes does: a search that is killed in its pretraining, and goes on."""
+    data = open_data(settings.data, settings.seed)
+    for name in ("whole", "killed"):
+        run = RunDirectory(folder / name)
+        run.open(settings)
+        if name == "killed":
+            with pytest.MonkeyPatch.context() as context:
+                kill_in_step(context, 2)
+                with contextlib.suppress(KilledError):
+                    search(run, SPACE, settings, data)
+        architecture = search(run, SPACE, settings, data)
+    return architecture.sample
+
+
+@pytest.mark.slow
+def test_two_processes(settings, tmp_path):
+    halves = settings.model_copy(update={"pretrain": settings.pretrain.model_copy(update={"batch_size": 4})})
+    first, second = run_group(work, tmp_path, tmp_path, halves)
+    assert first == second
+    whole, killed = (RunDirectory(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.alphas.read_text() == killed.alphas.read_text()
+    states = [torch.load(run.supernet, weights_only=True)["state_dict"] for run in (whole, killed)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items() if torch.is_tensor(value))
+    assert not list(whole.path.glob("checkpoints/*"))
 
 
 def test_command(capsys, tmp_path):
