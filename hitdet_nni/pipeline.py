@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from hitdet_nni.search.screening import screen_components, screening_groups, scr
 from hitdet_nni.search.screening_reliability import mean_scores, num_supernets, reliability_of, share_of
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.training.retrain import Retrained, retrain
+from hitdet_nni.training.supernet_pretraining import clear_pretraining, with_pretrained_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def ignore_epoch(stage: str, record: EpochRecord) -> None:
 def screening_key(settings: Settings, space: SearchSpace) -> str:
     """Return a name for everything that screening depends on; runs with equal keys may share its result."""
     dependencies = plain(settings)
-    for section in ("search", "retrain", "pretrain", "checkpoint"):
+    without = () if settings.pretrain.boxes else ("pretrain",)
+    for section in ("search", "retrain", "checkpoint", *without):
         del dependencies[section]
     dependencies["space"] = space
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
@@ -174,6 +177,7 @@ def _screen_part(
         lambda record: on_epoch(stage, record),
         checkpoints,
         part.supernet,
+        partial(with_pretrained_backbone, run),
     )
     if distributed.is_main():
         run.note_warnings(stage, screened.warnings)
@@ -181,6 +185,7 @@ def _screen_part(
         for component in components:
             write_scores(part.scores(run, component), screened.scores(component))
         checkpoints.clear()
+        clear_pretraining(run, stage)
     distributed.barrier()
 
 
@@ -234,6 +239,7 @@ def search(
         pretrained=settings.search.pretrained,
     )
     data = replace(data, halves=run.halves)
+    phase = with_pretrained_backbone(run, phase, settings, data, settings.seed)
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     architecture = describe_architecture(
         run.path.name, trained.sample, space, settings, data.classes, activations=trained.activations
@@ -244,6 +250,7 @@ def search(
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
         checkpoints.clear()
+        clear_pretraining(run, stage)
     distributed.barrier()
     return architecture
 

@@ -41,7 +41,9 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.search_space import load_search_space
+    from hitdet_nni.data.box_crops import open_boxes
     from hitdet_nni.data.class_folders import open_folders
+    from hitdet_nni.data.sources import open_data
     from hitdet_nni.runs.run_directory import RunDirectory
 
     settings = settings_of(options)
@@ -53,7 +55,11 @@ def run(options: Namespace) -> None:
         operators = load_search_space(options.sub_spaces or settings.space)["backbone"]
     directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
-        images = open_folders(settings.pretrain)
+        if settings.pretrain.boxes:
+            input_size = settings.skeleton.input_size
+            images = open_boxes(open_data(settings.data, settings.seed, input_size), settings)
+        else:
+            images = open_folders(settings.pretrain)
         load_libraries(view, settings)
         from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
 

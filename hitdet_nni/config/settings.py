@@ -128,12 +128,19 @@ class PretrainSettings(Section):
 
     train_images: Path | None = Field(None, description="folder of training images, one folder a class inside")
     val_images: Path | None = Field(None, description="folder of validation images, one folder a class inside")
+    boxes: bool = Field(
+        False,
+        description="classify the boxes of the detection data instead of images in folders: `pretrain` does so, and "
+        "screening and search pretrain the backbone of each of their supernets, unless `pretrained` names weights",
+    )
     size: Annotated[int, Field(ge=32)] = Field(224, description="side of the crops, pixels")
     batch_size: PositiveInt = Field(128, description="images a process and step")
     epochs: PositiveInt = Field(10, description="epochs (section 4.2: 10 for the supernet, 300 for the found backbone)")
     workers: NonNegativeInt = Field(0, description="data-loader processes")
-    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.08, description="smallest share of an image in a crop")
-    flip: bool = Field(True, description="mirror half of the training images")
+    min_crop: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="smallest share of an image in a crop; null: 0.08, with boxes 0.5"
+    )
+    flip: bool = Field(True, description="mirror half of the training images; of boxes only where data.flip does too")
     lr: PositiveFloat = Field(0.05, description="initial learning rate for a batch of lr_batch_size, cosine schedule")
     lr_batch_size: PositiveInt | None = Field(128, description="global batch that lr is for; null: no scaling")
     warmup_iterations: NonNegativeInt = Field(0, description="iterations of linear warm-up of the learning rate")
@@ -141,6 +148,13 @@ class PretrainSettings(Section):
     weight_decay: NonNegativeFloat = Field(4e-5, description="weight decay")
     grad_clip: PositiveFloat | None = Field(None, description="largest gradient norm, null: no limit")
     label_smoothing: Momentum = Field(0.1, description="label smoothing of the cross entropy")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainSettings:
+        named = next((key for key in ("train_images", "val_images") if getattr(self, key) is not None), None)
+        if self.boxes and named is not None:
+            raise ValueError(f"boxes is true and {named} is given: set boxes to false, or the folders to null")
+        return self
 
 
 class CheckpointSettings(Section):
@@ -193,6 +207,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Settings:
+        if self.pretrain.boxes and self.batch_norm == "frozen":
+            raise ValueError("pretrain.boxes is true and batch_norm is 'frozen', which needs statistics: give local")
         depths = self.screening.depths
         if depths is not None and len(depths) != len(self.skeleton.depths):
             raise ValueError(

@@ -21,12 +21,7 @@ from hitdet_nni.config.settings import PretrainSettings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.class_folders import ClassificationData
-from hitdet_nni.data.datasets.classification import (
-    FolderImages,
-    collate,
-    training_transform,
-    validation_transform,
-)
+from hitdet_nni.data.datasets.classification import build_images, collate
 from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset, dataset_config
 from hitdet_nni.data.halves import HALF_NAMES, load_or_create_split
 from hitdet_nni.data.sampling import ResumableSampler, SeededImages, steps_an_epoch
@@ -99,6 +94,15 @@ def architecture_loader(data: DetectionData, settings: DataSettings, skeleton: S
     return detection_loader(SeededImages(half), larger, sampler)
 
 
+def weights_half(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[int, ...]:
+    """Return the ids of the training images whose half is for weights; arguments as :func:`search_loaders`.
+
+    Raises:
+        InputError: As :func:`search_loaders`.
+    """
+    return _split(data, settings, seed, build_dataset(data.train, skeleton, training=True))[HALF_NAMES.index("weights")]
+
+
 def retraining_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any]:
     """Build the loaders of a retraining: the training images, and the validation images as an evaluation has them.
 
@@ -162,7 +166,7 @@ def pretraining_loaders(data: ClassificationData, settings: PretrainSettings, se
     Processes share both; the last validation batch may be short.
 
     Args:
-        data: The images.
+        data: The images, or boxes of them.
         settings: The ``pretrain`` section.
         seed: Seed of order and augmentation, which follow from it, the epoch and the step.
 
@@ -170,8 +174,8 @@ def pretraining_loaders(data: ClassificationData, settings: PretrainSettings, se
         Two loaders of :data:`~hitdet_nni.data.datasets.classification.Batch`; the ``sampler`` of the first is a
         :class:`~hitdet_nni.data.sampling.ResumableSampler`.
     """
-    train = FolderImages(data.train, training_transform(settings))
-    val = FolderImages(data.val, validation_transform(settings))
+    train = build_images(data.train, settings, training=True)
+    val = build_images(data.val, settings, training=False)
     sampler = _resumable_sampler(len(train), settings.batch_size, seed)
     return (
         _classification_loader(SeededImages(train), settings, sampler),
@@ -228,10 +232,15 @@ def _training_halves(data: DetectionData, settings: DataSettings, skeleton: Skel
     """Return the training images of each half, in the order of :data:`HALF_NAMES`."""
     train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
     index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
-    split_seed = settings.seed_of(seed)
-    halves = load_or_create_split(data.halves, index, split_seed, image_classes=data.train.image_classes)
+    halves = _split(data, settings, seed, train)
     images = _in_memory(train, settings)
     return [Subset(images, [index[image_id] for image_id in half]) for half in halves]
+
+
+def _split(data: DetectionData, settings: DataSettings, seed: int, train: Any) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of the training images of each half, in the order of :data:`HALF_NAMES`."""
+    ids = [train.get_data_info(number)["img_id"] for number in range(len(train))]
+    return load_or_create_split(data.halves, ids, settings.seed_of(seed), image_classes=data.train.image_classes)
 
 
 def _training_loader(images: Any, settings: DataSettings, seed: int, *, longest: int | None = None) -> Any:

@@ -251,14 +251,20 @@ class RunDirectory:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add a stage's wall time, in seconds, to the metadata."""
+        """Add a stage's wall time, in seconds, to the metadata, less that of stages timed inside it.
+
+        Does nothing where the directory has no metadata.
+        """
+        timing = distributed.is_main() and self.metadata.is_file()
+        before = sum(self._read_metadata()["seconds"].values()) if timing else 0.0
         started = time.monotonic()
         yield
-        if not distributed.is_main():
+        if not timing:
             return
         metadata = self._read_metadata()
         seconds = metadata["seconds"]
-        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+        own = time.monotonic() - started - (sum(seconds.values()) - before)
+        seconds[stage] = round(seconds.get(stage, 0.0) + own, 3)
         write_json(self.metadata, metadata)
 
     def note_warnings(self, stage: str, warnings: Sequence[str]) -> None:

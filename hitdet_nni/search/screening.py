@@ -19,6 +19,9 @@ from hitdet_nni.search.operator_samples import score_operators
 from hitdet_nni.search.pruning import PruningSchedule
 from hitdet_nni.search.supernet import Phase, TrainedSupernet, train_supernet
 
+Prepare = Callable[[Phase, Settings, DetectionData, int], Phase]
+"""Called with what is to be trained, the settings, images and seed of it; returns what is trained instead."""
+
 
 @dataclass(frozen=True)
 class Screened:
@@ -87,6 +90,7 @@ def screen_components(
     on_epoch: Callable[[EpochRecord], None],
     checkpoints: CheckpointFolder | None = None,
     supernet: int | None = None,
+    prepare: Prepare = lambda phase, settings, data, seed: phase,
 ) -> Screened:
     """Screen components in one supernet, while the others stand at a fixed operator.
 
@@ -99,6 +103,7 @@ def screen_components(
         checkpoints: Where checkpoints are saved; the screening goes on from the newest that is there already.
         supernet: Its number, from 1, where several screen the components. They have the same images and halves of
             them, and nothing else in common.
+        prepare: Gives the supernet weights to start from.
 
     With ``screening.rank_by: samples`` the supernet is trained with its architecture parameters as they are
     initialised, all nearly equal, and nothing is removed before the operators are scored at the end. A screening that
@@ -136,6 +141,7 @@ def screen_components(
     # Each screening has halves of its own, which do not depend on the run's seed where the data has one.
     split_seed = screening_seed(settings.data.seed_of(settings.seed), components)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"seed": split_seed})})
+    phase = prepare(phase, settings, data, seed)
     trained = train_supernet(phase, settings, data, seed, on_epoch, checkpoints)
     if screening.rank_by == "samples":
         sampled = _sampled_scores(trained, phase, settings, data, seed)

@@ -22,9 +22,8 @@ from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.classifier import HitClassifier
-
-STAGE = "pretrain"
-"""What the stage is called in messages and among the checkpoints."""
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer, scale_candidate_gradients
+from hitdet_nni.search.strategy import CandidateGradients
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,8 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         precision: What losses and gradients are computed in.
         losses: Takes the losses of the epoch.
         resume: Knows the position in the training and its checkpoints.
+        stage: What the training is called in messages.
+        candidate_gradients: What the weights of candidates learn from, as in a search.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         precision: Precision,
         losses: EpochLosses,
         resume: ExactResume,
+        stage: str,
+        candidate_gradients: CandidateGradients = "weighted",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # gradients are averaged over processes between backward and step
@@ -122,6 +125,9 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         self.precision = precision
         self.losses = losses
         self.resume = resume
+        self.stage = stage
+        layers = (layer for layer in classifier.modules() if isinstance(layer, ColumnSparseMixedLayer))
+        self._scaled = list(layers) if candidate_gradients == "full" else []
 
     def on_train_start(self) -> None:
         """Let all processes start from the same parameters."""
@@ -149,12 +155,13 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
         distributed.average([mean])
         if not math.isfinite(mean):
             files = [self.files[int(number)] for number in numbers]
-            raise NonFiniteLossError(STAGE, self.resume.steps, files, self.resume.newest())
+            raise NonFiniteLossError(self.stage, self.resume.steps, files, self.resume.newest())
         self.losses.values.append(float(mean))
         optimizer = self.optimizers(use_pl_optimizer=False)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.precision.backward(loss, self.manual_backward)
         distributed.average_gradients(parameters)
+        scale_candidate_gradients(self._scaled)
         self.precision.step(optimizer, parameters, self.settings.grad_clip)
         optimizer.zero_grad()
         self.lr_schedulers().step()

@@ -35,7 +35,6 @@ from hitdet_nni.runs.tables import write_metrics
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_activations
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training.classification import (
-    STAGE,
     AccuracyMonitor,
     ClassificationModule,
     EpochAccuracy,
@@ -43,6 +42,12 @@ from hitdet_nni.training.classification import (
 )
 
 logger = logging.getLogger(__name__)
+
+STAGE = "pretrain"
+"""What a pretraining by itself is called in messages and among the checkpoints."""
+
+OnEpochs = Callable[[list[EpochAccuracy]], None]
+"""Called by the main process at the end of every epoch with the records of all so far."""
 
 _PARTS_OF_SKELETON = {"stem_channels", "widths", "depths", "strides", "tail"}
 
@@ -158,39 +163,9 @@ def pretrain(
     def keep(records: list[EpochAccuracy]) -> None:
         write_metrics(run.path / "metrics.csv", [asdict(record) for record in records])
         on_epoch(records[-1])
-        progress.end_epoch({"loss": records[-1].train_loss, "top1": records[-1].val_top1})
 
-    pl.seed_everything(settings.seed, verbose=False)
-    classifier = backbone.build(len(data.classes))
-    classifier.to(memory_format=torch.channels_last)
-    apply_batch_norm(classifier, settings.batch_norm)
-    activations = settings.supernet.activations
-    set_activations(
-        classifier, activations.backbone if isinstance(activations, ActivationsByComponent) else activations
-    )
-    fallback = describe_fallback(classifier)
-    if fallback is not None and distributed.is_main():
-        logger.info("%s: supernet.activations: %s", STAGE, fallback)
-    loader, val_loader = pretraining_loaders(data, settings.pretrain, settings.seed)
-    losses = EpochLosses()
-    monitor = AccuracyMonitor(val_loader, losses, keep)
-    precision = Precision(settings.precision, distributed.device())
     checkpoints = CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
-    parts: dict[str, Stateful] = {"losses": losses, "monitor": monitor, "precision": precision}
-    resume = ExactResume(checkpoints, settings.checkpoint.every_steps, [loader.sampler], parts)
-    module = ClassificationModule(
-        classifier,
-        _for_processes(settings.pretrain),
-        data.train.files,
-        settings.pretrain.epochs * len(loader),
-        precision,
-        losses,
-        resume,
-    )
-    progress = Stage(STAGE, settings.pretrain.epochs, len(loader), epoch=resume.epoch, step=resume.step_in_epoch)
-    callbacks = [StepProgress(progress, losses.last), monitor, resume]
-    lightning_trainer(settings.pretrain.epochs, callbacks).fit(module, loader)
-    last = monitor.records[-1]
+    classifier, last = train_classifier(backbone, settings, data, STAGE, checkpoints, keep)
     result = {
         "kind": "supernet" if backbone.sample is None else "found",
         "classes": len(data.classes),
@@ -206,6 +181,73 @@ def pretrain(
         checkpoints.clear()
     distributed.barrier()
     return result
+
+
+def train_classifier(
+    backbone: Backbone,
+    settings: Settings,
+    data: ClassificationData,
+    stage: str,
+    checkpoints: CheckpointFolder,
+    on_epochs: OnEpochs = lambda records: None,
+) -> tuple[HitClassifier, EpochAccuracy]:
+    """Train a backbone as a classifier; goes on from the newest checkpoint.
+
+    Args:
+        backbone: What is trained.
+        settings: The ``pretrain`` section, seed, precision, batch normalisation, how gradients of candidates count.
+        data: The images, or boxes of them.
+        stage: What the training is called in messages.
+        checkpoints: Where checkpoints are saved; they stay.
+        on_epochs: Called by the main process at the end of every epoch.
+
+    Returns:
+        The classifier and what was measured at the end.
+
+    Raises:
+        InputError, NonFiniteLossError: As :func:`pretrain`.
+    """
+
+    def keep(records: list[EpochAccuracy]) -> None:
+        on_epochs(records)
+        progress.end_epoch({"loss": records[-1].train_loss, "top1": records[-1].val_top1})
+
+    pl.seed_everything(settings.seed, verbose=False)
+    classifier = backbone.build(len(data.classes))
+    classifier.to(memory_format=torch.channels_last)
+    apply_batch_norm(classifier, settings.batch_norm)
+    activations = settings.supernet.activations
+    set_activations(
+        classifier, activations.backbone if isinstance(activations, ActivationsByComponent) else activations
+    )
+    fallback = describe_fallback(classifier)
+    if fallback is not None and distributed.is_main():
+        logger.info("%s: supernet.activations: %s", stage, fallback)
+    loader, val_loader = pretraining_loaders(data, settings.pretrain, settings.seed)
+    losses = EpochLosses()
+    monitor = AccuracyMonitor(val_loader, losses, keep)
+    precision = Precision(settings.precision, distributed.device())
+    parts: dict[str, Stateful] = {"losses": losses, "monitor": monitor, "precision": precision}
+    resume = ExactResume(checkpoints, settings.checkpoint.every_steps, [loader.sampler], parts)
+    module = ClassificationModule(
+        classifier,
+        _for_processes(settings.pretrain),
+        data.train.files,
+        settings.pretrain.epochs * len(loader),
+        precision,
+        losses,
+        resume,
+        stage,
+        settings.weights.candidate_gradients,
+    )
+    progress = Stage(stage, settings.pretrain.epochs, len(loader), epoch=resume.epoch, step=resume.step_in_epoch)
+    callbacks = [StepProgress(progress, losses.last), monitor, resume]
+    try:
+        lightning_trainer(settings.pretrain.epochs, callbacks).fit(module, loader)
+    finally:
+        for each in (loader, val_loader):
+            each._iterator = None  # ends its workers at once
+    return classifier, monitor.records[-1]
 
 
 def _for_processes(settings: PretrainSettings) -> PretrainSettings:

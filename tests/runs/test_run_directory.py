@@ -10,6 +10,7 @@ import yaml
 from hitdet_nni.config.settings import load_settings, parse_overrides
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import append_epoch, write_csv
+from hitdet_nni.runs import run_directory as run_directory_module
 from hitdet_nni.runs.run_directory import RunDirectory, find_run, plain
 from hitdet_nni.runs.tables import read_alphas, read_metrics
 
@@ -32,6 +33,22 @@ def test_time_adds_up_by_stage(tmp_path, tiny_settings):
         with run.timed("search"):
             pass
     assert set(json.loads(run.metadata.read_text())["seconds"]) == {"search"}
+
+
+def test_a_stage_s_time_is_without_that_of_stages_inside_it(tmp_path, tiny_settings, monkeypatch):
+    clock = iter([0.0, 10.0, 14.0, 20.0, 30.0, 33.0])
+    monkeypatch.setattr(run_directory_module.time, "monotonic", lambda: next(clock))
+    run = RunDirectory(tmp_path / "run")
+    with run.timed("screening"), run.timed("pretraining"):
+        pass  # nothing is written where nothing is open
+    assert not run.metadata.exists()
+    clock = iter([0.0, 10.0, 14.0, 20.0, 30.0, 33.0])
+    run.open(tiny_settings)
+    with run.timed("screening"), run.timed("pretraining"):
+        pass
+    with run.timed("screening"):
+        pass
+    assert json.loads(run.metadata.read_text())["seconds"] == {"pretraining": 4.0, "screening": 19.0}
 
 
 def test_results_are_kept_unless_forced(tmp_path, tiny_settings, refused):

@@ -31,6 +31,7 @@ from layouts import (
 from hitdet_nni.cli import main
 from hitdet_nni.config.data_settings import DataSettings
 from hitdet_nni.config.settings import load_settings, parse_overrides
+from hitdet_nni.data.box_crops import open_boxes
 from hitdet_nni.data.checks.inspection import inspect_detection
 from hitdet_nni.data.layouts import recognise
 from hitdet_nni.data.layouts.split import split_off
@@ -613,6 +614,19 @@ def test_corrected_files_of_a_folder(kind, root, tmp_path, capsys):
         assert (one.file_names, one.summary) == (other.file_names, other.summary)
     assert len(after.val.file_names) == 2
     assert main(["check-data", "--config", str(config), "--fix", str(tmp_path / "fixed")]) == 2
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_boxes_of_each_layout_can_be_classified(kind, root, parts):
+    WRITERS[kind](root, parts, CLASSES)
+    settings = load_settings("tiny", {"data.root": str(root), "pretrain.boxes": True})
+    boxes = open_boxes(open_data(settings.data, 0), settings)
+    assert boxes.classes == CLASSES
+    for split, made in ((boxes.train, parts["train"]), (boxes.val, parts["val"])):
+        assert [Path(file).name for file in split.files] == [shot.file.name for shot in made]
+        assert list(split.labels) == [shot.boxes[0][0] for shot in made]
+        lefts = [round(shot.boxes[0][1]) - 5 for shot in made]  # squares of 30 around boxes of 20 x 16
+        assert split.squares.tolist() == [[left, -1, left + 30, 29] for left in lefts]
 
 
 # ----------------------------------------------------------------------------------------------------------- settings
