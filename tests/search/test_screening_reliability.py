@@ -58,7 +58,7 @@ def test_how_many_supernets(supernets, epochs, steps, expected):
 def test_supernets_share_the_epochs(epochs, warmup, supernets, share):
     found = share_of(ScreeningSettings(epochs=epochs, warmup_epochs=warmup), supernets, 32)
     assert (found.epochs, found.warmup_epochs) == share
-    assert found.samples == 80 if supernets == 2 else found.samples >= 40
+    assert found.samples == {2: 64, 3: 43, 4: 32}[supernets]
 
 
 def test_every_operator_comes_up_in_a_share_of_the_samples():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import resource
 import sys
@@ -12,11 +13,13 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.engine.precision import DTYPES
-from hitdet_nni.search.memory.step_simulation import StepSimulation
+from hitdet_nni.search.memory.step_simulation import SimulatedStep, StepSimulation
+from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 
 FIRST_STEPS = 50 * 10**6
 """Bytes that a process on CPU gains in its first steps: machine code of convolutions, pages of libraries."""
@@ -34,6 +37,10 @@ GPU_LIBRARIES = 120 * 10**6
 """Bytes that torch takes from a GPU beside tensors, whatever the step: cuBLAS's workspaces of the forward and of the
 backward thread (32 MiB each on a Hopper, 8 MiB before), cuDNN's, and what its allocator rounds. On an H200 steps of
 1.1 to .08 GB took 83 to 138 MB more than their tensors, in two modes and three precisions."""
+
+
+_LARGER_PHASES: dict[str, SimulatedStep] = {}
+"""What the larger phase of a step makes, by the form of the supernet; counting it takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,7 @@ def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, dev
         skeleton: The supernet's skeleton.
         device: Where the search computes.
     """
-    simulation = StepSimulation(space.detector, skeleton, settings.data.batch_size, DTYPES[settings.precision])
-    alphas = [layer.alpha for layer in simulation.layers]
-    phases = [simulation.run(alphas=True), simulation.run(alphas=False)]
-    step = max(phases, key=lambda phase: phase.peak)
+    step, alphas = _larger_phase(space, settings, skeleton)
     weights = sum(tensor.nbytes for tensor in chain(space.parameters(), space.buffers()))
     of_alphas = sum(alpha.nbytes for alpha in alphas)
     trained = sum(parameter.nbytes for parameter in space.parameters() if parameter.requires_grad) - of_alphas
@@ -112,6 +116,29 @@ def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, dev
         allocator=_allocator(step.turnover) if on_cpu else GPU_LIBRARIES,
         present=process + weights if there else process,
     )
+
+
+def _larger_phase(space: Any, settings: Settings, skeleton: Skeleton) -> tuple[SimulatedStep, list[nn.Parameter]]:
+    """Return what the phase that needs more takes, and the architecture parameters.
+
+    Supernets of one form need the same: seeds of a study, and the supernets that share a screening, are counted once.
+    """
+    layers = [module for module in space.modules() if isinstance(module, ColumnSparseMixedLayer)]
+    alphas = [layer.alpha for layer in layers]
+    form = (
+        repr(space.detector),
+        [(name, value.shape, value.dtype, value.requires_grad) for name, value in space.named_parameters()],
+        [(layer.label, layer.activations, layer.active_names) for layer in layers],
+        skeleton.model_dump_json(),
+        settings.data.batch_size,
+        settings.precision,
+    )
+    key = hashlib.sha256(repr(form).encode()).hexdigest()
+    if key not in _LARGER_PHASES:
+        simulation = StepSimulation(space.detector, skeleton, settings.data.batch_size, DTYPES[settings.precision])
+        phases = [simulation.run(alphas=True), simulation.run(alphas=False)]
+        _LARGER_PHASES[key] = max(phases, key=lambda phase: phase.peak)
+    return _LARGER_PHASES[key], alphas
 
 
 def _allocator(turnover: int) -> int:

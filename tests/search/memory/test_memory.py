@@ -20,6 +20,7 @@ from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.search.memory import estimate as estimate_module
 from hitdet_nni.search.memory.estimate import GPU_LIBRARIES, MemoryEstimate, estimate_step_memory, free_memory
 from hitdet_nni.search.memory.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.search.memory.live_bytes import LiveBytes
@@ -207,6 +208,34 @@ def test_estimate_knows_batch_mode_and_active_candidates(tiny_settings):
     assert activations(batch_size=8) == pytest.approx(2 * full, rel=0.05)
     assert activations(mode="checkpoint") < 0.4 * full
     assert activations(kept=1) < 0.8 * full
+
+
+def test_supernets_of_one_form_are_counted_once(tiny_settings, monkeypatch):
+    """Another seed of the same supernet is not simulated again; one with a candidate less, or another mode, is."""
+    counted = []
+
+    class Counted(StepSimulation):
+        def __init__(self, *arguments):
+            counted.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(estimate_module, "StepSimulation", Counted)
+    monkeypatch.setattr(estimate_module, "_LARGER_PHASES", {})
+    skeleton = tiny_settings.skeleton
+
+    def activations(mode="all", removed=0):
+        space = supernet(skeleton, mode)
+        if removed:
+            layer = first_layer(space, "head")
+            layer.prune_to(layer.active_names[removed:])
+        return estimate_step_memory(space, tiny_settings, skeleton, CPU).activations
+
+    first = activations()
+    assert activations() == first
+    assert len(counted) == 1
+    assert activations(removed=1) < first
+    assert activations("fused-low") != first
+    assert len(counted) == 3
 
 
 def test_a_gpu_s_libraries_are_counted_with_every_step(tiny_settings):
