@@ -118,21 +118,23 @@ def test_a_bad_parameter_is_one_line(tmp_path, monkeypatch, config, capsys):
 
 
 def test_a_failed_trial_is_gone_on_with_under_its_new_id(tmp_path, monkeypatch, config):
+    joint = {"screening.joint": True}  # one screening instead of three
+
     def fail(*arguments, **keywords):
         raise OSError("power failure")
 
-    Recorder(monkeypatch, "one", {"search.flops_weight": 1.0})
+    Recorder(monkeypatch, "one", {**joint, "search.flops_weight": 1.0})
     with monkeypatch.context() as context:
         context.setattr(trial, "retrain_architecture", fail)
         with pytest.raises(OSError, match="power"):
             trial.run_trial(str(config), tmp_path)
     before = (tmp_path / "exp" / "one" / "architecture.json").read_bytes()
 
-    other = Recorder(monkeypatch, "two", {"search.flops_weight": 2.0})
+    other = Recorder(monkeypatch, "two", {**joint, "search.flops_weight": 2.0})
     trial.run_trial(str(config), tmp_path)
     assert other.intermediate  # other settings: a search of its own
 
-    again = Recorder(monkeypatch, "three", {"search.flops_weight": 1.0})
+    again = Recorder(monkeypatch, "three", {**joint, "search.flops_weight": 1.0})
     trial.run_trial(str(config), tmp_path)
     assert not again.intermediate
     assert (tmp_path / "exp" / "three" / "architecture.json").read_bytes() == before
@@ -140,10 +142,10 @@ def test_a_failed_trial_is_gone_on_with_under_its_new_id(tmp_path, monkeypatch, 
     assert again.final[0]["mAP"] == json.loads((tmp_path / "exp" / "three" / "metrics.json").read_text())["mAP"]
 
     # A finished trial started again reports what it had found; one with other settings is not overwritten.
-    repeated = Recorder(monkeypatch, "three", {"search.flops_weight": 1.0})
+    repeated = Recorder(monkeypatch, "three", {**joint, "search.flops_weight": 1.0})
     trial.run_trial(str(config), tmp_path)
     assert repeated.final == again.final
-    Recorder(monkeypatch, "three", {"search.flops_weight": 3.0})
+    Recorder(monkeypatch, "three", {**joint, "search.flops_weight": 3.0})
     with pytest.raises(InputError, match="other settings"):
         trial.run_trial(str(config), tmp_path)
 

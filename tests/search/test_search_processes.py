@@ -16,7 +16,7 @@ SPACE = {
     "neck": ["sep_k3_d1", "sep_k5_d1"],
     "head": ["ir_k3_d1_e1", "sep_k3_d1"],
 }
-EPOCHS = 10  # of two steps each: 20 steps
+EPOCHS = 5  # of two steps each: 10 steps
 
 
 def search(batch_size, batch_norm):
