@@ -11,6 +11,9 @@ from hitdet_nni.config.data_settings import Section
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.operators.registry import parse_operator
 
+Gates = Literal["softmax", "positive"]
+"""What turns the architecture parameters of a layer into the weights of its candidates."""
+
 
 class PerComponent(Section):
     """Operators that screening leaves a component (section 3.3)."""
@@ -50,7 +53,7 @@ class ScreeningSettings(Section):
     sparsity_weight: NonNegativeFloat = Field(
         0.1, description="mu of Eq. 4 (section 4.2); without effect with rank_by samples"
     )
-    gates: Literal["positive", "softmax"] = Field(
+    gates: Gates = Field(
         "positive",
         description="weights of a layer's candidates: the alphas themselves, positive and 1 at first, with mu's term a "
         "proximal step that shortens their columns; or the softmax of the alphas, with mu's term in the loss",

@@ -9,7 +9,6 @@ columns which the loss does not hold up end at zero exactly, all layers at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 from hitdet_nni.errors import InputError
 from hitdet_nni.search.choices import ColumnGroup
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-
-Gates = Literal["softmax", "positive"]
-"""What turns the architecture parameters of a layer into the weights of its candidates."""
 
 
 class PositiveGates(nn.Module):

@@ -13,13 +13,14 @@ from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.strategy import DARTS
 from torch import Tensor, nn
 
+from hitdet_nni.config.screening_settings import Gates
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.errors import InputError
 from hitdet_nni.search.choices import Choice, ColumnGroup, find_choices, group_columns
 from hitdet_nni.search.cost_term import NO_COST, CostTerm
 from hitdet_nni.search.decode import log_probabilities
-from hitdet_nni.search.gates import Gates, open_gates, shrink_columns
+from hitdet_nni.search.gates import open_gates, shrink_columns
 from hitdet_nni.search.health.stats import GradientNorms
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer, scale_candidate_gradients
 from hitdet_nni.search.one_shot_checks import check_evaluator, refuse_penalty

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.config.screening_settings import Gates
 from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.settings import Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Component, Skeleton
@@ -36,7 +37,6 @@ from hitdet_nni.search.cost_term import make_cost_term
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.epoch_watcher import SearchMonitor
 from hitdet_nni.search.evaluator import detection_evaluator
-from hitdet_nni.search.gates import Gates
 from hitdet_nni.search.health.diagnosis import diagnose
 from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.search.pruning import PruningSchedule

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hitdet_nni.config.screening_settings import Gates
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import PerComponent, Settings
 from hitdet_nni.config.skeleton import Component
@@ -18,7 +19,6 @@ from hitdet_nni.engine.progress import named
 from hitdet_nni.pipeline import screen_group
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_scores
-from hitdet_nni.search.gates import Gates
 from hitdet_nni.search.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.studies.jobs import Job
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from group import run_group
+from killing import KilledError, kill_in_step
 
 from hitdet_nni import cli
 from hitdet_nni.config.architecture import Architecture, Provenance, save_architecture
@@ -237,24 +238,6 @@ def test_weights_that_do_not_fit_are_refused(supernet_run, found_run, architectu
         attempt(found, key, backbone=grown)
         save_backbone(grown, tmp_path / "grown.pth")
         attempt(tmp_path / "grown.pth", key)
-
-
-class KilledError(Exception):
-    """What stands for the end of the process."""
-
-
-def kill_in_step(context, step):
-    """Let the training end in its `step`-th step from now, before the loss."""
-    real, count = F.cross_entropy, 0
-
-    def counting(*arguments, **keywords):
-        nonlocal count
-        count += 1
-        if count > step:
-            raise KilledError
-        return real(*arguments, **keywords)
-
-    context.setattr(classification.F, "cross_entropy", counting)
 
 
 def assert_same_result(one, two):

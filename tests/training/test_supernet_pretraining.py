@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from group import run_group
+from killing import KilledError, kill_in_step
 
 from hitdet_nni import cli
 from hitdet_nni import pipeline as pipeline_module
@@ -22,7 +22,6 @@ from hitdet_nni.search import screening as screening_module
 from hitdet_nni.search import supernet as supernet_module
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.screening import screening_seed
-from hitdet_nni.training import classification
 from hitdet_nni.training.pretrain import Backbone, train_classifier
 
 SPACE = {
@@ -53,24 +52,6 @@ def settings():
 @pytest.fixture(autouse=True)
 def _no_estimate(monkeypatch):
     monkeypatch.setattr(supernet_module, "_tell_memory", lambda *_: None)  # takes longer than the rest
-
-
-class KilledError(Exception):
-    """What stands for the end of the process."""
-
-
-def kill_in_step(context, step):
-    """Let the classification training end in its `step`-th step from now, before the loss."""
-    real, count = F.cross_entropy, 0
-
-    def counting(*arguments, **keywords):
-        nonlocal count
-        count += 1
-        if count > step:
-            raise KilledError
-        return real(*arguments, **keywords)
-
-    context.setattr(classification.F, "cross_entropy", counting)
 
 
 def files(run):

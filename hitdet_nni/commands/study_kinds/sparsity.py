@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING, get_args
+from itertools import product
+from typing import TYPE_CHECKING
 
 from hitdet_nni.commands.shared.options import PARTS, add_jobs, add_study
 
@@ -59,7 +60,6 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.io import write_csv
     from hitdet_nni.search.checks import whole_space
-    from hitdet_nni.search.gates import Gates
     from hitdet_nni.studies.jobs import Work, run_jobs
     from hitdet_nni.studies.plots import plot_scores
     from hitdet_nni.studies.sparsity_ablation import (
@@ -71,8 +71,8 @@ def run(options: Namespace) -> Findings:
         sparse_screenings,
     )
 
-    settings, known = open_study(options, settings_of(options)), get_args(Gates)
-    readings = [(gates, mu) for gates in known if gates in options.gates for mu in dict.fromkeys(options.weights)]
+    settings = open_study(options, settings_of(options))
+    readings = list(product(dict.fromkeys(options.gates), dict.fromkeys(options.weights)))
     part = options.part
     jobs = sparse_screenings(settings, part, whole_space(settings), readings, options.seeds, options.out / "runs")
 
