@@ -67,10 +67,17 @@ class _Quiet:
 
     @staticmethod
     def hand_on(file: IO[bytes]) -> None:
-        """Write what is no library's to the terminal: other threads may have said something."""
+        """Write what is no library's to the terminal: other threads may have said something.
+
+        Where a library spoke, empty lines are its own too: libpng writes a message and the line's end separately, and
+        between them another thread's message can come.
+        """
         with file:
             file.seek(0)
-            kept = [line for line in file if not _LIBRARY.match(line)]
+            lines = file.readlines()
+        kept = [line for line in lines if not _LIBRARY.match(line)]
+        if len(kept) < len(lines):
+            kept = [line for line in kept if line.strip()]
         if kept:
             os.write(_STDERR, b"".join(kept))
 

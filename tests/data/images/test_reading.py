@@ -317,6 +317,14 @@ def test_what_others_say_meanwhile_comes_out(capfd):
     assert capfd.readouterr().err == "of a thread\n"
 
 
+def test_messages_of_two_threads_may_mix(capfd):
+    """Libpng writes a message and the line's end separately."""
+    with quiet():
+        os.write(2, b"libpng warning: iCCP: too short" b"libpng error: Read Error" b"\n" b"\n")
+        os.write(2, b"of a thread\n")
+    assert capfd.readouterr().err == "of a thread\n"
+
+
 def test_threads_may_read_at_once(tmp_path, capfd):
     for name, content in NOISY.items():
         (tmp_path / name).write_bytes(content)
