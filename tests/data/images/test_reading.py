@@ -320,7 +320,7 @@ def test_what_others_say_meanwhile_comes_out(capfd):
 def test_messages_of_two_threads_may_mix(capfd):
     """Libpng writes a message and the line's end separately."""
     with quiet():
-        os.write(2, b"libpng warning: iCCP: too short" b"libpng error: Read Error" b"\n" b"\n")
+        os.write(2, b"libpng warning: iCCP: too shortlibpng error: Read Error\n\n")
         os.write(2, b"of a thread\n")
     assert capfd.readouterr().err == "of a thread\n"
 
