@@ -44,7 +44,8 @@ def run(options: Namespace) -> None:
         raise InputError(f"got {options.slack}", source="--slack", allowed="above 0, at most 1")
     if min(getattr(options, "weights", [0])) < 0:
         raise InputError(f"got {min(options.weights)}", source="--weights", allowed="numbers of 0 or more")
-    settings, kind = _settings(options), find_modules(KINDS)[options.kind]
+    kind = find_modules(KINDS)[options.kind]
+    settings = _settings(options, searched=getattr(kind, "NEEDS_SEARCH", True))
     if hasattr(kind, "check"):
         kind.check(options, settings)
     with at_work(options, f"{options.kind}, {getattr(options, 'run', None) or options.config}") as view:
@@ -57,8 +58,8 @@ def run(options: Namespace) -> None:
         print_findings(findings, as_json=options.json)
 
 
-def _settings(options: Namespace) -> Settings:
-    """Return the settings of the config, or of the run that is studied."""
+def _settings(options: Namespace, *, searched: bool) -> Settings:
+    """Return the settings of the config, or of the run that is studied, which has been searched if that is needed."""
     from hitdet_nni.commands.shared.console import settings_of
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.settings import load_settings, parse_overrides
@@ -67,5 +68,6 @@ def _settings(options: Namespace) -> Settings:
     if not hasattr(options, "run"):
         return settings_of(options)
     run = find_run(options.run)
-    load_architecture(run.architecture)
+    if searched:
+        load_architecture(run.architecture)
     return load_settings(run.config, parse_overrides(options.overrides))

@@ -11,7 +11,7 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.cost.knapsack import Scores, decode_within, least_cost
+from hitdet_nni.cost.knapsack import Scores, cost_of_choice, decode_within, least_cost
 from hitdet_nni.errors import InputError
 
 _NAMED_DIGITS = 6
@@ -49,6 +49,14 @@ class Budget:
             InputError: Naming the least budget that is reachable.
         """
         self._check_least(self.costs.fixed + least_cost(self.costs.counts), source)
+
+    def keeps(self, sample: Mapping[str, str]) -> bool:
+        """Return whether an architecture is within the budget; layers with one candidate may be left out of it."""
+        chosen = {
+            label: sample[label] if label in sample or len(row) > 1 else next(iter(row))
+            for label, row in self.costs.counts.items()
+        }
+        return self.costs.fixed + cost_of_choice(chosen, self.costs.counts) <= self._count
 
     def strongest(self, scores: Scores) -> dict[str, str]:
         """Return the architecture with the largest total score among those within the budget.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,6 +47,44 @@ class CostTerm(ABC):
             candidates: Names of all candidates of each layer to decide, by label.
         """
         return decode(log_probabilities, candidates)
+
+    def price(self, sample: Mapping[str, str], candidates: Mapping[str, Sequence[str]]) -> float:
+        """Return what the cost of an architecture adds to its loss: by default what :meth:`loss` gives it.
+
+        Args:
+            sample: One operator for every layer.
+            candidates: Names of all candidates of each layer, by label, in the order of the probabilities.
+        """
+        return float(self.loss({label: _one_hot(names, sample[label]) for label, names in candidates.items()}))
+
+    def best(
+        self, losses: Mapping[str, Mapping[str, float]], candidates: Mapping[str, Sequence[str]]
+    ) -> dict[str, str]:
+        """Return the architecture with the least loss, what its cost adds included.
+
+        Args:
+            losses: What each operator adds to the loss, by label.
+            candidates: Names of all candidates of each layer to decide, by label.
+        """
+        prices = self._prices(candidates)
+        rows = {
+            label: {name: -loss - prices[label][name] for name, loss in row.items()} for label, row in losses.items()
+        }
+        return decode(rows, candidates)
+
+    def _prices(self, candidates: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+        """Return what each operator adds to :meth:`loss`: exact where that is linear in the probabilities, as Eq. 7."""
+        uniform = [torch.full((len(names),), 1 / len(names), dtype=torch.float64) for names in candidates.values()]
+        with torch.enable_grad():
+            rows = [row.requires_grad_() for row in uniform]
+            loss = self.loss(dict(zip(candidates, rows, strict=True)))
+        if not loss.requires_grad:
+            return {label: dict.fromkeys(names, 0.0) for label, names in candidates.items()}
+        gradients = torch.autograd.grad(loss, rows)
+        return {
+            label: dict(zip(names, gradient.tolist(), strict=True))
+            for (label, names), gradient in zip(candidates.items(), gradients, strict=True)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs, as plain values. Nothing by default."""
@@ -134,6 +173,17 @@ class BudgetedCost(CostTerm):
         """Return the most probable architecture within the budget."""
         return decode(log_probabilities, candidates, self.budget)
 
+    def price(self, sample: Mapping[str, str], candidates: Mapping[str, Sequence[str]]) -> float:
+        """Return 0 within the budget and infinity beyond it."""
+        return 0.0 if self.budget.keeps(sample) else math.inf
+
+    def best(
+        self, losses: Mapping[str, Mapping[str, float]], candidates: Mapping[str, Sequence[str]]
+    ) -> dict[str, str]:
+        """Return the architecture with the least loss within the budget."""
+        rows = {label: {name: -loss for name, loss in row.items()} for label, row in losses.items()}
+        return decode(rows, candidates, self.budget)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the multiplier's state."""
         return self.multiplier.state_dict()
@@ -162,6 +212,10 @@ def make_cost_term(
     if budget is None:
         return WeightedCost(CostTable(model, space), weight)
     return BudgetedCost(Budget(model, space, budget), weight, alpha_lr)
+
+
+def _one_hot(names: Sequence[str], chosen: str) -> Tensor:
+    return torch.tensor([float(name == chosen) for name in names], dtype=torch.float64)
 
 
 def _weighted(weight: float, costs: CostTable, probabilities: Mapping[str, Tensor]) -> Tensor:

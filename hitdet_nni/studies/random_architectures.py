@@ -13,7 +13,7 @@ from hitdet_nni.errors import InputError
 CostKey = Literal["flops", "params"]
 
 MAX_DRAWS = 200_000
-"""Architectures drawn at most; a share of them is within the costs."""
+"""Architectures drawn at most, where nothing else is said."""
 
 
 def random_samples(
@@ -26,6 +26,7 @@ def random_samples(
     measure: CostKey = "flops",
     seed: int = 0,
     exclude: Sequence[Mapping[str, str]] = (),
+    draws: int = MAX_DRAWS,
 ) -> list[dict[str, str]]:
     """Return different architectures, each as likely as any other of the space whose cost is within the limits.
 
@@ -38,12 +39,13 @@ def random_samples(
         measure: What the limits count.
         seed: Seed of the draws.
         exclude: Architectures that are not to be drawn.
+        draws: How many are drawn at most; a share of them is within the costs.
 
     Returns:
         Operator name of each searched layer by its label, in the order of drawing.
 
     Raises:
-        InputError: If :data:`MAX_DRAWS` draws held fewer.
+        InputError: If ``draws`` draws held fewer.
     """
     rng = random.Random(seed)
     fixed: int = sum(getattr(layer.cost, measure) for layer in model.fixed)
@@ -54,7 +56,7 @@ def random_samples(
     names = {label: list(row) for label, row in costs.items()}
     seen = {tuple(sample[label] for label in costs) for sample in exclude}
     found: list[dict[str, str]] = []
-    for _ in range(MAX_DRAWS):
+    for _ in range(draws):
         if len(found) == count:
             return found
         sample = {label: rng.choice(row) for label, row in names.items()}
@@ -66,7 +68,7 @@ def random_samples(
     if len(found) < count:
         raise InputError(
             f"{len(found)} of {count} random architectures with {least:.4g} to {most:.4g} {measure} were found in "
-            f"{MAX_DRAWS} draws",
+            f"{draws} draws",
             key="--architectures",
             allowed="fewer architectures, or a larger --slack",
         )

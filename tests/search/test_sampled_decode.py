@@ -1,0 +1,200 @@
+"""An architecture by samples: the model of losses, what is tried next, and what the cost has to say."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.config.search_space import layer_candidates
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.knapsack import cost_of_choice
+from hitdet_nni.search.budget import Budget
+from hitdet_nni.search.cost_term import NO_COST, CostTerm, make_cost_term
+from hitdet_nni.search.sampled_decode import AdditiveModel, below_fence, best_sample, search_samples
+
+CANDIDATES = {
+    "backbone/l01": ("a", "b", "c"),
+    "backbone/l02": ("a", "b", "c"),
+    "head/l01": ("a", "e"),
+}
+LARGE = {f"{part}/l{layer:02d}": tuple("abcdefgh") for part in ("backbone", "neck", "head") for layer in range(1, 5)}
+
+
+def drawn(count, seed=0, candidates=CANDIDATES):
+    generator = np.random.default_rng(seed)
+    return [{label: str(generator.choice(names)) for label, names in candidates.items()} for _ in range(count)]
+
+
+def planted(candidates, seed):
+    """What each operator adds to the loss: something in its component, and something in the layer."""
+    generator = np.random.default_rng(seed)
+    shared = {label.split("/")[0]: generator.normal(size=len(names)) for label, names in candidates.items()}
+    return {
+        label: dict(zip(names, (shared[label.split("/")[0]] + generator.normal(size=len(names))).tolist(), strict=True))
+        for label, names in candidates.items()
+    }
+
+
+def total(effects, sample):
+    return sum(effects[label][name] for label, name in sample.items())
+
+
+def kernel(one, other):
+    """The covariance of two architectures' losses: operators that agree in the layer, and in the component."""
+    own = sum(one[label] == other[label] for label in one)
+    shared = sum(one[a] == other[b] for a in one for b in other if a.split("/")[0] == b.split("/")[0])
+    return own + shared
+
+
+def test_the_model_is_a_gaussian_process_of_agreeing_operators():
+    """Its mean and spread by an independent computation: the dual form, which inverts a matrix of samples."""
+    samples, ridge = drawn(9), 0.7
+    losses = np.random.default_rng(1).normal(size=9)
+    model = AdditiveModel(samples, losses, CANDIDATES, ridge)
+    everything = [dict(zip(CANDIDATES, names, strict=True)) for names in itertools.product(*CANDIDATES.values())]
+    centre = np.eye(9) - np.full((9, 9), 1 / 9)
+    gram = np.array([[kernel(a, b) for b in samples] for a in samples])
+    between = np.array([[kernel(a, b) for b in samples] for a in everything])
+    y = below_fence(losses) - below_fence(losses).mean()
+    inverse = np.linalg.inv(centre @ gram @ centre + ridge * np.eye(9))
+    expected = between @ centre @ inverse @ y
+    means = [total(model.effects(), one) for one in everything]
+    np.testing.assert_allclose(means, expected, atol=1e-9)
+
+    noise = np.mean((y - centre @ gram @ centre @ inverse @ y) ** 2)
+    prior = np.array([[kernel(a, b) for b in everything] for a in everything])
+    covariance = noise / ridge * (prior - between @ centre @ inverse @ centre @ between.T)
+    generator = np.random.default_rng(2)
+    draws = [model.effects(generator) for _ in range(4000)]
+    found = np.cov(np.array([[total(one, sample) for sample in everything] for one in draws]).T)
+    np.testing.assert_allclose(found, covariance, atol=0.1 * covariance.max())
+
+
+def test_losses_are_cut_off_at_tukeys_fence():
+    np.testing.assert_allclose(below_fence([1, 2, 3, 4, 5]), [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(below_fence([1, 2, 3, 4, 100]), [1, 2, 3, 4, 4 + 1.5 * 2])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_planted_best_is_found_among_many(seed):
+    """12 layers of 8 operators, 7e10 architectures, 160 looked at or fewer; 160 random ones come nowhere near."""
+    effects = planted(LARGE, seed)
+    samples, losses = search_samples(lambda some: [total(effects, s) for s in some], LARGE, NO_COST, 160, seed)
+    found = best_sample(samples, losses, LARGE, NO_COST)
+    least, mean = (sum(pick(list(row.values())) for row in effects.values()) for pick in (min, np.mean))
+    gap = (total(effects, found) - least) / (mean - least)
+    at_random = min(total(effects, sample) for sample in drawn(160, seed, LARGE))
+    assert gap < 0.1 < 0.4 < (at_random - least) / (mean - least)
+    assert len({tuple(sample.values()) for sample in samples}) == len(samples) <= 160
+
+
+def test_the_same_seed_tries_the_same():
+    effects = planted(LARGE, 0)
+    tried = [
+        search_samples(lambda some: [total(effects, s) for s in some], LARGE, NO_COST, 40, seed) for seed in (0, 0, 1)
+    ]
+    assert tried[0] == tried[1] != tried[2]
+
+
+def test_a_small_space_is_tried_whole():
+    effects = planted(CANDIDATES, 0)
+    samples, losses = search_samples(lambda some: [total(effects, s) for s in some], CANDIDATES, NO_COST, 100, 0)
+    assert len(samples) <= 18
+    found = best_sample(samples, losses, CANDIDATES, NO_COST)
+    assert found == {label: min(row, key=row.get) for label, row in effects.items()}
+
+
+SPACE = {
+    "backbone": ["ir_k3_d1_e3", "conv_k3_d1", "sep_k3_d1"],
+    "neck": ["sep_k3_d1", "conv_k3_d1"],
+    "head": ["ir_k3_d1_e1"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_settings):
+    return CostModel(tiny_settings.skeleton, 10)
+
+
+@pytest.fixture(scope="module")
+def candidates(tiny_settings):
+    every = layer_candidates(tiny_settings.skeleton, SPACE)
+    return {label: names for label, names in every.items() if len(names) > 1}
+
+
+def flops(model, sample):
+    fixed = dict.fromkeys(model.skeleton.labels("head"), SPACE["head"][0])
+    return model.architecture({**fixed, **sample})["total"].flops
+
+
+def test_the_weight_of_the_cost_is_part_of_what_is_best(model, candidates):
+    weight = 20.0
+    cost = make_cost_term(model, SPACE, weight, None, 0.05)
+    effects = planted(candidates, 0)
+    best = cost.best(effects, candidates)
+    for label, names in candidates.items():
+        totals = {
+            name: total(effects, {**best, label: name}) + weight * flops(model, {**best, label: name}) / 1e9
+            for name in names
+        }
+        assert min(totals, key=totals.get) == best[label]
+    for sample in drawn(5, 0, candidates):
+        assert cost.price(sample, candidates) == pytest.approx(weight * flops(model, sample) / 1e9)
+    cheapest = make_cost_term(model, SPACE, 1e6, None, 0.05).best(effects, candidates)
+    assert flops(model, cheapest) == min(
+        flops(model, {**cheapest, label: name}) for label, row in candidates.items() for name in row
+    )
+
+
+def test_what_is_best_keeps_the_budget(model, candidates):
+    effects = planted(candidates, 0)
+    free = flops(model, NO_COST.best(effects, candidates))
+    limit = 0.9 * free / 1e9
+    cost = make_cost_term(model, SPACE, 0.01, BudgetSettings(gflops=limit), 0.05)
+    best = cost.best(effects, candidates)
+    counts = {
+        label: [model.layer_cost(layer, name).flops for name in candidates[label]]
+        for layer in model.layers
+        if (label := layer.label) in candidates
+    }
+    first = {label: names[0] for label, names in candidates.items()}
+    fixed = flops(model, first) - sum(row[0] for row in counts.values())
+    costs = np.array([sum(row) for row in itertools.product(*(counts[label] for label in candidates))])
+    sums = np.array([sum(row) for row in itertools.product(*(effects[label].values() for label in candidates))])
+    assert total(effects, best) == pytest.approx(sums[fixed + costs <= limit * 1e9].min())
+    assert cost.price(best, candidates) == 0
+    assert cost.price(NO_COST.best(effects, candidates), candidates) == math.inf
+    samples, losses = search_samples(lambda some: [total(effects, s) for s in some], candidates, cost, 60, 0)
+    assert best_sample(samples, losses, candidates, cost) == best
+    beyond = [sample for sample in samples if cost.price(sample, candidates) == math.inf]
+    assert best_sample(beyond, [0.0] * len(beyond), candidates, cost) is None
+
+
+def test_a_budget_is_kept_to_the_last_operation(model, candidates):
+    sample = drawn(1, 0, candidates)[0]
+    exact = flops(model, sample)
+    assert Budget(model, SPACE, BudgetSettings(gflops=exact / 1e9)).keeps(sample)
+    assert not Budget(model, SPACE, BudgetSettings(gflops=(exact - 1) / 1e9)).keeps(sample)
+    whole = {**sample, **dict.fromkeys(model.skeleton.labels("head"), SPACE["head"][0])}
+    assert cost_of_choice(whole, Budget(model, SPACE, BudgetSettings(gflops=1)).costs.counts) < exact
+
+
+class Depth(CostTerm):
+    """A cost of one's own: how many layers have ``a``."""
+
+    weight = 1.0
+
+    def loss(self, probabilities):
+        return 10 * torch.stack([row[0] for row in probabilities.values()]).sum()
+
+
+def test_a_cost_of_ones_own_is_weighed():
+    effects = {label: {name: float(name != "a") for name in names} for label, names in CANDIDATES.items()}
+    assert set(NO_COST.best(effects, CANDIDATES).values()) == {"a"}
+    assert "a" not in Depth().best(effects, CANDIDATES).values()
+    assert Depth().price(dict.fromkeys(CANDIDATES, "a"), CANDIDATES) == 30
