@@ -8,27 +8,13 @@ few architectures with a very large loss would otherwise decide the fit.
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
 from scipy.stats import rankdata
-from torch import nn
 
 from hitdet_nni.config.skeleton import component_of
-from hitdet_nni.engine import distributed
-from hitdet_nni.engine.randomness import fork_rng
-from hitdet_nni.errors import StoppedError
-from hitdet_nni.model.replacement import replaced
-from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.health.permutation_test import remembered_parts
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-
-logger = logging.getLogger(__name__)
 
 Sampled = Mapping[str, str]
 """A sampled architecture: the operator of each searched layer by its label."""
@@ -139,124 +125,26 @@ def effect_scores(effects: Mapping[str, Mapping[str, float]]) -> dict[str, dict[
     }
 
 
-@torch.no_grad()
-def architecture_losses(
-    detector: nn.Module,
-    layers: Mapping[str, ColumnSparseMixedLayer],
-    samples: Sequence[Sampled],
-    batches: Iterable[dict[str, object]],
-    seed: int,
-    on_loss: Callable[[float], None] = lambda loss: None,
-) -> list[float]:
-    """Return the mean loss of each sampled architecture over the same batches, by the supernet's weights.
-
-    Batch normalisation takes its statistics as in training: the running ones are those of the mixture. What no sample
-    changes and stands in front of all that does, such as the backbone where the head is screened, is computed once a
-    batch. RoIs are sampled by the same random numbers for all. The detector is in training mode afterwards, its
-    buffers and the caller's random numbers are as they were.
-
-    Args:
-        detector: The supernet's detector.
-        layers: Its mixed layers by label.
-        samples: The architectures: an operator for each of the layers.
-        batches: Batches of images and their annotations.
-        seed: Seed of the sampling of RoIs.
-        on_loss: Called with each batch's loss of each architecture.
-
-    Raises:
-        StoppedError: If a loss is NaN or infinite.
-    """
-    sums = [0.0] * len(samples)
-    count = 0
-    detector.train()
-    with fork_rng(), _same_buffers(detector), remembered_parts(detector, layers.values()):
-        for batch in batches:
-            for number, sample in enumerate(samples):
-                torch.manual_seed(seed + count)
-                with replaced(detector, {layers[label]: layers[label][name] for label, name in sample.items()}):
-                    loss = float(detection_loss(detector, batch))
-                if not math.isfinite(loss):
-                    names = ", ".join(f"{label} {name}" for label, name in sample.items())
-                    raise StoppedError(
-                        f"the loss of a sampled architecture is {loss} ({names}); train the supernet anew with a "
-                        "smaller weights.lr or weights.grad_clip"
-                    )
-                sums[number] += loss
-                on_loss(loss)
-            count += 1
-    return [total / count for total in sums]
-
-
-@contextmanager
-def _same_buffers(module: nn.Module) -> Iterator[None]:
-    """Put all buffers back at the end of the context, running statistics among them."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
-
-
-def shared_losses(losses: Callable[[Sequence[Sampled]], list[float]], samples: Sequence[Sampled]) -> list[float]:
-    """Compute the losses of all samples, those of every so many-th in each process, alone and at the same time.
-
-    Args:
-        losses: Gives the losses of some of the samples.
-        samples: The same in every process.
-
-    Returns:
-        One loss a sample, in every process.
-    """
-    rank, processes = distributed.rank(), distributed.world_size()
-    with distributed.alone():
-        own = losses(samples[rank::processes])
-    together = [0.0] * len(samples)
-    for other, part in enumerate(distributed.gather(own)):
-        together[other::processes] = part
-    return together
-
-
 def score_operators(
-    detector: nn.Module,
-    layers: Mapping[str, ColumnSparseMixedLayer],
-    batches: Iterable[dict[str, object]],
+    losses: Callable[[Sequence[Sampled]], list[float]],
+    candidates: Mapping[str, Sequence[str]],
     count: int,
     seed: int,
-    on_loss: Callable[[float], None] = lambda loss: None,
 ) -> dict[str, dict[str, float]]:
     """Draw architectures of a trained supernet, evaluate them and score the operators by them.
 
-    Several processes share the architectures. The result follows from the supernet, the batches and the arguments
-    alone, in float32.
-
     Args:
-        detector: The supernet's detector, on the device of this process.
-        layers: Its mixed layers by label, in label order.
-        batches: Batches of images that the weights were not trained on, the same in every process and each time.
+        losses: Gives the losses of architectures.
+        candidates: Names of the active candidates of each mixed layer by label, in label order.
         count: Architectures.
-        seed: Seed of the architectures and of the sampling of RoIs.
-        on_loss: Called with each batch's loss of each architecture of this process.
+        seed: Seed of the architectures.
 
     Returns:
         The score of each active operator, by component.
-
-    Raises:
-        StoppedError: If a loss is NaN or infinite.
 
     Source:
         An addition: section 3.2 ranks by architecture parameters. Differences of the loss of a trained mixture instead
         of its parameters: Wang et al., Rethinking Architecture Selection in Differentiable NAS, ICLR 2021.
     """
-    started = time.monotonic()
-    candidates = {label: tuple(layer.active_names) for label, layer in layers.items()}
     samples = draw_architectures(candidates, count, seed)
-    losses = shared_losses(lambda share: architecture_losses(detector, layers, share, batches, seed, on_loss), samples)
-    logger.info(
-        "%d sampled architectures: loss %.3f on average, standard deviation %.3f (%.0f s)",
-        count,
-        np.mean(losses),
-        np.std(losses),
-        time.monotonic() - started,
-    )
-    return effect_scores(operator_effects(samples, loss_places(losses), candidates))
+    return effect_scores(operator_effects(samples, loss_places(losses(samples)), candidates))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.search.cost_term import CostTerm
 from hitdet_nni.search.operator_samples import RIDGE, Sampled, draw_architectures
+from hitdet_nni.search.sample_evaluation import Losses
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def below_fence(losses: Sequence[float]) -> NDArray[np.float64]:
 
 
 def search_samples(
-    losses: Callable[[Sequence[Sampled]], list[float]],
+    losses: Losses,
     candidates: Mapping[str, Sequence[str]],
     cost: CostTerm,
     count: int,

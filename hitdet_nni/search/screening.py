@@ -8,15 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, component_of
-from hitdet_nni.data.loaders import architecture_loader
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
-from hitdet_nni.engine.progress import Stage
 from hitdet_nni.runs.tables import Score
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.operator_samples import score_operators
 from hitdet_nni.search.pruning import PruningSchedule
+from hitdet_nni.search.sample_evaluation import evaluation
 from hitdet_nni.search.supernet import Phase, TrainedSupernet, train_supernet
 
 Prepare = Callable[[Phase, Settings, DetectionData, int], Phase]
@@ -155,20 +153,11 @@ def screen_components(
 def _sampled_scores(
     trained: TrainedSupernet, phase: Phase, settings: Settings, data: DetectionData, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Score the operators of a trained supernet by samples, and tell how far that is."""
-    screening, detector = settings.screening, trained.module.model.detector
-    detector.to(distributed.device())
-    batches = architecture_loader(data, settings.data, phase.skeleton, seed, screening.sample_images)
-    own = len(range(distributed.rank(), screening.samples, distributed.world_size()))
-    progress = Stage(f"{phase.stage}, samples", 1, own * len(batches))
-    try:
-        scores = score_operators(
-            detector, trained.module.mixed_layers(), batches, screening.samples, seed, progress.step
-        )
-    finally:
-        batches._iterator = None  # ends its workers at once
-    progress.end_epoch({})
-    return scores
+    """Score the operators of a trained supernet by samples."""
+    screening = settings.screening
+    candidates = {label: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
+    with evaluation(trained, phase.stage, settings, data, seed, screening.sample_images, screening.samples) as losses:
+        return score_operators(losses, candidates, screening.samples, seed)
 
 
 def _best(scores: Mapping[str, float], count: int) -> tuple[str, ...]:

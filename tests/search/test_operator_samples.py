@@ -21,21 +21,20 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.pipeline import screen_group
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_scores
-from hitdet_nni.search import operator_samples
+from hitdet_nni.search import sample_evaluation
 from hitdet_nni.search import supernet as supernet_module
 from hitdet_nni.search.checks import whole_space
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.operator_samples import (
     RIDGE,
-    architecture_losses,
     draw_architectures,
     effect_scores,
     loss_places,
     operator_effects,
     score_operators,
-    shared_losses,
 )
+from hitdet_nni.search.sample_evaluation import architecture_losses, shared_losses
 from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 CANDIDATES = {
@@ -232,7 +231,7 @@ def test_what_stands_before_the_component_is_computed_once_a_batch(supernet):
 
 def test_a_loss_that_is_not_finite_is_named(supernet, monkeypatch):
     detector, layers, batches = supernet
-    monkeypatch.setattr(operator_samples, "detection_loss", lambda detector, batch: torch.tensor(torch.inf))
+    monkeypatch.setattr(sample_evaluation, "detection_loss", lambda detector, batch: torch.tensor(torch.inf))
     with pytest.raises(StoppedError, match=r"^the loss of a sampled architecture is inf \(head/l01 .*weights\.lr"):
         architecture_losses(detector, layers, drawn(layers), batches, 0)
 
@@ -267,7 +266,12 @@ def scores_in_a_group():
     space = ColumnSparseDARTS().mutate_model(HitDetectorSpace(settings.skeleton, SPACE, len(data.classes)))
     layers = {part.label: part for part in space.modules() if isinstance(part, ColumnSparseMixedLayer)}
     batches = architecture_loader(data, settings.data, settings.skeleton, 0, 8)
-    return score_operators(space.detector, dict(sorted(layers.items())), batches, 5, 0)
+    candidates = {label: tuple(layer.active_names) for label, layer in sorted(layers.items())}
+
+    def losses(samples):
+        return shared_losses(lambda share: architecture_losses(space.detector, layers, share, batches, 0), samples)
+
+    return score_operators(losses, candidates, 5, 0)
 
 
 def test_places_are_shares_of_what_is_below():
@@ -336,7 +340,7 @@ def test_an_interrupted_screening_by_samples_ends_equal(tiny_data, tmp_path, mon
                 raise KilledError
             return detection_loss(detector, batch)
 
-        context.setattr(operator_samples, "detection_loss", killed)
+        context.setattr(sample_evaluation, "detection_loss", killed)
         with pytest.raises(KilledError):
             screen(two)
     assert not two.scores("head").exists()
