@@ -23,7 +23,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.engine.weights_file import save_weights
-from hitdet_nni.io import locked, read_json, write_json
+from hitdet_nni.io import locked, read_json, write_csv, write_json
 from hitdet_nni.runs.reliability import write_reliability
 from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory, plain
@@ -31,6 +31,7 @@ from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, w
 from hitdet_nni.search.checks import check_budget
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.provenance import describe_architecture
+from hitdet_nni.search.sampled_decode import best_of, decode_by_samples, sample_rows
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.search.screening_reliability import mean_scores, num_supernets, reliability_of, share_of
 from hitdet_nni.search.supernet import Phase, train_supernet
@@ -228,12 +229,13 @@ def search(
         on_epoch(stage, record)
 
     checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
+    by_samples = settings.search.decode == "samples"
     phase = Phase(
         stage=stage,
         skeleton=settings.skeleton,
         space=space,
         epochs=settings.search.epochs,
-        warmup_epochs=settings.search.warmup_epochs,
+        warmup_epochs=settings.search.epochs if by_samples else settings.search.warmup_epochs,
         flops_weight=settings.search.flops_weight,
         budget=settings.search.budget,
         pretrained=settings.search.pretrained,
@@ -241,12 +243,19 @@ def search(
     data = replace(data, halves=run.halves)
     phase = with_pretrained_backbone(run, phase, settings, data, settings.seed)
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
+    sample = trained.sample
+    if by_samples:
+        tried = decode_by_samples(trained, settings, data, settings.seed, stage)
+        sample |= best_of(tried).sample
     architecture = describe_architecture(
-        run.path.name, trained.sample, space, settings, data.classes, activations=trained.activations
+        run.path.name, sample, space, settings, data.classes, activations=trained.activations
     )
     if distributed.is_main():
         run.note_warnings(stage, trained.warnings)
         run.note_activations(stage, trained.activations)
+        if by_samples:
+            rows = sample_rows(tried, architecture.sample, CostModel(settings.skeleton, len(data.classes)))
+            write_csv(run.samples, list(rows[0]), rows)
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
         checkpoints.clear()

@@ -75,6 +75,16 @@ class SearchSettings(Section):
         None, description="adapt the cost weight, starting from flops_weight, and decode the best within this cost"
     )
     pretrained: Path | None = Field(None, description="weights of `pretrain` for the supernet's backbone")
+    decode: Literal["probability", "samples"] = Field(
+        "probability",
+        description="what is found: the most probable operator of each layer (section 3.3), or of the architectures "
+        "that are tried in the supernet after its last epoch the one of the least loss and cost; the alphas then never "
+        "move (samples)",
+    )
+    samples: int = Field(128, ge=2, description="architectures tried with decode samples")
+    sample_images: PositiveInt = Field(
+        96, description="images of the half for alphas on which each of them is tried, full batches"
+    )
 
     @model_validator(mode="after")
     def _time_to_search(self) -> SearchSettings:

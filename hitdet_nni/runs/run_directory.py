@@ -87,6 +87,11 @@ class RunDirectory:
         return self.path / "search" / "metrics.csv"
 
     @property
+    def samples(self) -> Path:
+        """The architectures that were tried in the supernet, where ``search.decode`` is ``samples``."""
+        return self.path / "search" / "samples.csv"
+
+    @property
     def architecture(self) -> Path:
         """The result of the search."""
         return self.path / "architecture.json"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import component_of
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.search.cost_term import CostTerm
 from hitdet_nni.search.operator_samples import RIDGE, Sampled, draw_architectures
-from hitdet_nni.search.sample_evaluation import Losses
-
-logger = logging.getLogger(__name__)
+from hitdet_nni.search.sample_evaluation import Losses, evaluation
+from hitdet_nni.search.supernet import TrainedSupernet
 
 ROUND = 8
 """Architectures that are proposed before the model is fitted anew."""
@@ -94,13 +96,29 @@ def below_fence(losses: Sequence[float]) -> NDArray[np.float64]:
     return fenced
 
 
+@dataclass(frozen=True)
+class Tried:
+    """An architecture that was looked at.
+
+    Attributes:
+        sample: Its operators, by layer.
+        loss: Its loss by the supernet's weights.
+        price: What its cost adds to that: infinity beyond a budget.
+    """
+
+    sample: Mapping[str, str]
+    loss: float
+    price: float
+
+    @property
+    def total(self) -> float:
+        """What is least for the architecture that is taken."""
+        return self.loss + self.price
+
+
 def search_samples(
-    losses: Losses,
-    candidates: Mapping[str, Sequence[str]],
-    cost: CostTerm,
-    count: int,
-    seed: int,
-) -> tuple[list[dict[str, str]], list[float]]:
+    losses: Losses, candidates: Mapping[str, Sequence[str]], cost: CostTerm, count: int, seed: int
+) -> list[Tried]:
     """Try architectures, half of them drawn by a plan and the others where the best are to be expected.
 
     The first half is drawn as :func:`~hitdet_nni.search.operator_samples.draw_architectures` does. Then, again and
@@ -112,47 +130,84 @@ def search_samples(
         losses: Gives the losses of some architectures; the same for the same ones.
         candidates: Names of the candidates of each layer, by label.
         cost: What the search does about the cost.
-        count: Architectures, at most; fewer where the space has no more that are worth it.
+        count: Architectures, 2 or more; fewer are tried where the model comes back to those that it knows.
         seed: Decides all draws.
 
     Returns:
-        The architectures in the order in which they were tried, none twice, and their losses, without cost.
+        The architectures in the order in which they were tried, none twice; at least one is within a budget.
 
     Source:
         An addition. Thompson sampling of linear models: Agrawal and Goyal, ICML 2013.
     """
     generator = np.random.default_rng(seed)
-    tried: dict[tuple[str, ...], float] = {}
+    tried: dict[tuple[str, ...], Tried] = {}
 
     def key(sample: Sampled) -> tuple[str, ...]:
         return tuple(sample[label] for label in candidates)
 
-    def sample_of(names: Sequence[str]) -> dict[str, str]:
-        return dict(zip(candidates, names, strict=True))
+    def try_all(keys: Iterable[tuple[str, ...]]) -> None:
+        new = [each for each in dict.fromkeys(keys) if each not in tried]
+        samples = [dict(zip(candidates, names, strict=True)) for names in new]
+        for names, sample, loss in zip(new, samples, losses(samples), strict=True):
+            tried[names] = Tried(sample, loss, cost.price(sample, candidates))
 
-    def try_all(names: Sequence[tuple[str, ...]]) -> None:
-        new = [each for each in dict.fromkeys(names) if each not in tried]
-        tried.update(zip(new, losses([sample_of(each) for each in new]), strict=True))
-
-    try_all([key(sample) for sample in draw_architectures(candidates, max(1, count // 2), seed)])
+    try_all(key(sample) for sample in draw_architectures(candidates, count // 2, seed))
     while len(tried) < count:
-        model = AdditiveModel([sample_of(each) for each in tried], list(tried.values()), candidates)
+        model = AdditiveModel([one.sample for one in tried.values()], [one.loss for one in tried.values()], candidates)
+        proposed = [key(cost.best(model.effects(), candidates))]
         wanted = min(ROUND, count - len(tried))
-        proposed = {key(cost.best(model.effects(), candidates))} - tried.keys()
         for _ in range(MOST_DRAWS * wanted):
-            if len(proposed) == wanted:
+            if len(set(proposed) - tried.keys()) == wanted:
                 break
-            proposed |= {key(cost.best(model.effects(generator), candidates))} - tried.keys()
-        if not proposed:
+            proposed.append(key(cost.best(model.effects(generator), candidates)))
+        if not set(proposed) - tried.keys():
             break
-        try_all(sorted(proposed))
-    return [sample_of(each) for each in tried], list(tried.values())
+        try_all(proposed)
+    return list(tried.values())
 
 
-def best_sample(
-    samples: Sequence[Sampled], losses: Sequence[float], candidates: Mapping[str, Sequence[str]], cost: CostTerm
-) -> dict[str, str] | None:
-    """Return the architecture with the least loss, what its cost adds included; ``None`` if none keeps the budget."""
-    totals = [loss + cost.price(sample, candidates) for sample, loss in zip(samples, losses, strict=True)]
-    best = int(np.argmin(totals))
-    return dict(samples[best]) if np.isfinite(totals[best]) else None
+def best_of(tried: Sequence[Tried]) -> Tried:
+    """Return the architecture with the least total, of equals the first."""
+    return min(tried, key=lambda one: one.total)
+
+
+def decode_by_samples(
+    trained: TrainedSupernet, settings: Settings, data: DetectionData, seed: int, stage: str
+) -> list[Tried]:
+    """Try architectures of a trained supernet on the half for architecture parameters.
+
+    Args:
+        trained: The supernet of a search.
+        settings: Say how many architectures and images.
+        data: The images, with the halves that the supernet was trained on.
+        seed: The seed of the supernet's training.
+        stage: What it was trained for, for messages.
+
+    Raises:
+        StoppedError: If a loss is NaN or infinite.
+    """
+    count, images = settings.search.samples, settings.search.sample_images
+    candidates = {label: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
+    with evaluation(trained, stage, settings, data, seed, images, count) as losses:
+        return search_samples(losses, candidates, trained.module.cost, count, seed)
+
+
+def sample_rows(tried: Sequence[Tried], sample: Mapping[str, str], model: CostModel) -> list[dict[str, object]]:
+    """Return a row for each architecture in the order in which they were tried.
+
+    Args:
+        tried: The architectures.
+        sample: The one that is found: an operator for every layer, those that have a single candidate included.
+        model: Costs of all layers.
+
+    Returns:
+        Rows of ``number`` (from 1), ``loss``, ``total`` (with what the cost adds, infinite beyond a budget),
+        ``gflops``, ``params_m``, ``found`` (1 for the one that is found), and the operator of each layer by its label.
+    """
+    rows: list[dict[str, object]] = []
+    for number, one in enumerate(tried, start=1):
+        whole = {**sample, **one.sample}
+        cost = model.architecture(whole)["total"]
+        row = {"number": number, "loss": one.loss, "total": one.total, "gflops": cost.flops / 1e9}
+        rows.append({**row, "params_m": cost.params / 1e6, "found": int(whole == sample), **whole})
+    return rows

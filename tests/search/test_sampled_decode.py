@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
 
@@ -11,11 +12,17 @@ import torch
 
 from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import layer_candidates
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.knapsack import cost_of_choice
+from hitdet_nni.pipeline import search
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search import sample_evaluation
+from hitdet_nni.search import supernet as supernet_module
 from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.cost_term import NO_COST, CostTerm, make_cost_term
-from hitdet_nni.search.sampled_decode import AdditiveModel, below_fence, best_sample, search_samples
+from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.search.sampled_decode import AdditiveModel, Tried, below_fence, best_of, search_samples
 
 CANDIDATES = {
     "backbone/l01": ("a", "b", "c"),
@@ -84,13 +91,13 @@ def test_losses_are_cut_off_at_tukeys_fence():
 def test_a_planted_best_is_found_among_many(seed):
     """12 layers of 8 operators, 7e10 architectures, 160 looked at or fewer; 160 random ones come nowhere near."""
     effects = planted(LARGE, seed)
-    samples, losses = search_samples(lambda some: [total(effects, s) for s in some], LARGE, NO_COST, 160, seed)
-    found = best_sample(samples, losses, LARGE, NO_COST)
+    tried = search_samples(lambda some: [total(effects, s) for s in some], LARGE, NO_COST, 160, seed)
+    found = best_of(tried).sample
     least, mean = (sum(pick(list(row.values())) for row in effects.values()) for pick in (min, np.mean))
     gap = (total(effects, found) - least) / (mean - least)
     at_random = min(total(effects, sample) for sample in drawn(160, seed, LARGE))
     assert gap < 0.1 < 0.4 < (at_random - least) / (mean - least)
-    assert len({tuple(sample.values()) for sample in samples}) == len(samples) <= 160
+    assert len({tuple(one.sample.values()) for one in tried}) == len(tried) <= 160
 
 
 def test_the_same_seed_tries_the_same():
@@ -103,10 +110,9 @@ def test_the_same_seed_tries_the_same():
 
 def test_a_small_space_is_tried_whole():
     effects = planted(CANDIDATES, 0)
-    samples, losses = search_samples(lambda some: [total(effects, s) for s in some], CANDIDATES, NO_COST, 100, 0)
-    assert len(samples) <= 18
-    found = best_sample(samples, losses, CANDIDATES, NO_COST)
-    assert found == {label: min(row, key=row.get) for label, row in effects.items()}
+    tried = search_samples(lambda some: [total(effects, s) for s in some], CANDIDATES, NO_COST, 100, 0)
+    assert len(tried) <= 18
+    assert best_of(tried).sample == {label: min(row, key=row.get) for label, row in effects.items()}
 
 
 SPACE = {
@@ -169,10 +175,16 @@ def test_what_is_best_keeps_the_budget(model, candidates):
     assert total(effects, best) == pytest.approx(sums[fixed + costs <= limit * 1e9].min())
     assert cost.price(best, candidates) == 0
     assert cost.price(NO_COST.best(effects, candidates), candidates) == math.inf
-    samples, losses = search_samples(lambda some: [total(effects, s) for s in some], candidates, cost, 60, 0)
-    assert best_sample(samples, losses, candidates, cost) == best
-    beyond = [sample for sample in samples if cost.price(sample, candidates) == math.inf]
-    assert best_sample(beyond, [0.0] * len(beyond), candidates, cost) is None
+    tried = search_samples(lambda some: [total(effects, s) for s in some], candidates, cost, 60, 0)
+    assert best_of(tried).sample == best
+    assert {one.price for one in tried} == {0, math.inf}
+    # However few are tried, one is within the budget.
+    assert best_of(search_samples(lambda some: [total(effects, s) for s in some], candidates, cost, 2, 0)).price == 0
+
+
+def test_of_equals_the_first_is_taken():
+    tried = [Tried({"l": "a"}, 2.0, 0.5), Tried({"l": "b"}, 1.0, 1.0), Tried({"l": "c"}, 1.5, 0.5)]
+    assert best_of(tried).sample == {"l": "b"}
 
 
 def test_a_budget_is_kept_to_the_last_operation(model, candidates):
@@ -198,3 +210,60 @@ def test_a_cost_of_ones_own_is_weighed():
     assert set(NO_COST.best(effects, CANDIDATES).values()) == {"a"}
     assert "a" not in Depth().best(effects, CANDIDATES).values()
     assert Depth().price(dict.fromkeys(CANDIDATES, "a"), CANDIDATES) == 30
+
+
+class KilledError(Exception):
+    """What stands for the end of the process."""
+
+
+def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path, monkeypatch):
+    """Killed among the samples: the training is not repeated, and what is found and tried is the same to the letter."""
+    values = {
+        "data.train": 16,
+        "data.val": 4,
+        "search.epochs": 1,
+        "search.warmup_epochs": 0,
+        "search.decode": "samples",
+        "search.samples": 12,
+        "search.sample_images": 8,
+        "search.flops_weight": 30.0,
+    }
+    monkeypatch.setattr(supernet_module, "_tell_memory", lambda *_: None)  # takes longer than the rest
+    settings = load_settings("tiny", values)
+    one, two = RunDirectory(tmp_path / "one"), RunDirectory(tmp_path / "two")
+    epochs = []
+
+    def go_on(run):
+        return search(run, SPACE, settings, tiny_data, lambda stage, record: epochs.append(record))
+
+    found = go_on(one)
+    with monkeypatch.context() as context:
+        calls = itertools.count()
+
+        def killed(detector, batch):
+            if next(calls) == 9:
+                raise KilledError
+            return detection_loss(detector, batch)
+
+        context.setattr(sample_evaluation, "detection_loss", killed)
+        with pytest.raises(KilledError):
+            go_on(two)
+    assert not two.architecture.exists()
+    assert go_on(two).sample == found.sample
+    assert len(epochs) == 2
+    assert two.samples.read_bytes() == one.samples.read_bytes()
+    for record in epochs:
+        assert all(max(map(abs, row.values())) < 0.01 for row in record.alphas.values())  # as they began
+
+    rows = list(csv.DictReader(one.samples.open()))
+    assert 6 < len(rows) <= 12
+    best = min(rows, key=lambda row: float(row["total"]))
+    assert [row["found"] for row in rows].count("1") == 1
+    assert best["found"] == "1"
+    model = CostModel(settings.skeleton, len(tiny_data.classes))
+    for row in rows:
+        sample = {label: row[label] for label in found.sample}
+        assert float(row["gflops"]) == model.architecture(sample)["total"].flops / 1e9
+        assert float(row["total"]) == pytest.approx(float(row["loss"]) + 30 * float(row["gflops"]))
+    assert {label: best[label] for label in found.sample} == found.sample
+    assert {found.sample[label] for label in settings.skeleton.labels("head")} == {"ir_k3_d1_e1"}
