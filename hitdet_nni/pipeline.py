@@ -23,15 +23,16 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.engine.weights_file import save_weights
-from hitdet_nni.io import locked, read_json, write_csv, write_json
+from hitdet_nni.io import locked, read_json, write_json
 from hitdet_nni.runs.reliability import write_reliability
 from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory, plain
+from hitdet_nni.runs.samples import write_samples
 from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
 from hitdet_nni.search.checks import check_budget
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.provenance import describe_architecture
-from hitdet_nni.search.sampled_decode import best_of, decode_by_samples, sample_rows
+from hitdet_nni.search.sampled_decode import best_of, decode_by_samples, with_costs
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.search.screening_reliability import mean_scores, num_supernets, reliability_of, share_of
 from hitdet_nni.search.supernet import Phase, train_supernet
@@ -254,8 +255,8 @@ def search(
         run.note_warnings(stage, trained.warnings)
         run.note_activations(stage, trained.activations)
         if by_samples:
-            rows = sample_rows(tried, architecture.sample, CostModel(settings.skeleton, len(data.classes)))
-            write_csv(run.samples, list(rows[0]), rows)
+            model = CostModel(settings.skeleton, len(data.classes))
+            write_samples(run.samples, with_costs(tried, architecture.sample, model))
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
         checkpoints.clear()

@@ -21,6 +21,7 @@ from hitdet_nni.report.costs import cost_views
 from hitdet_nni.report.heat_map import heat_maps
 from hitdet_nni.report.operator_text import family_titles
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
+from hitdet_nni.report.sample_chart import sample_chart
 from hitdet_nni.report.screening_chart import show_screening
 from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
 from hitdet_nni.report.summary import duration, figures, searched, state_of
@@ -81,6 +82,7 @@ def render_report(run: Run, images: int) -> str:
         families=family_titles(),
         costs=() if run.architecture is None else cost_views(run.architecture, budget),
         search_charts=search_charts(run.metrics, budget),
+        samples=sample_chart(run.samples) if run.samples else None,
         training_charts=training_charts(run.training),
         precisions=AVERAGE_PRECISIONS,
         detections=_detections(run, images),

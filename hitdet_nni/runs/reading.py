@@ -15,6 +15,7 @@ from hitdet_nni.io import WEIGHTS_FILE, read_json, read_yaml
 from hitdet_nni.runs.reliability import Reliability, read_reliability
 from hitdet_nni.runs.result import Result, read_result, validated
 from hitdet_nni.runs.run_directory import find_run
+from hitdet_nni.runs.samples import TriedArchitecture, read_samples
 from hitdet_nni.runs.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
 from hitdet_nni.runs.training_log import TrainingLog, read_training_log
 
@@ -57,6 +58,7 @@ class Run:
         space: The sub search space, once all components have been screened.
         metrics: What was measured after each epoch of the search.
         alphas: The architecture parameters after each epoch of the search.
+        samples: The architectures that were tried in the supernet, where the search decides by them.
         architecture: The decided architecture.
         baseline: Name of the baseline that the run trains, if it is one.
         training: The curves of the retraining.
@@ -73,6 +75,7 @@ class Run:
     space: SearchSpace | None
     metrics: tuple[EpochMetrics, ...]
     alphas: AlphaHistory
+    samples: tuple[TriedArchitecture, ...]
     architecture: Architecture | None
     baseline: str | None
     training: TrainingLog
@@ -112,6 +115,7 @@ def read_run(path: Path) -> Run:
         space=load_search_space(found.sub_spaces) if found.sub_spaces.is_file() else None,
         metrics=read_metrics(found.search_metrics) if found.search_metrics.is_file() else (),
         alphas=read_alphas(found.alphas) if found.alphas.is_file() else {},
+        samples=read_samples(found.samples) if found.samples.is_file() else (),
         architecture=load_architecture(found.architecture) if found.architecture.is_file() else None,
         baseline=validated(Baseline, found.baseline, read_json(found.baseline)).baseline
         if found.baseline.is_file()

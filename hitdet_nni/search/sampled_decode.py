@@ -12,6 +12,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.runs.samples import TriedArchitecture
 from hitdet_nni.search.cost_term import CostTerm
 from hitdet_nni.search.operator_samples import RIDGE, Sampled, draw_architectures
 from hitdet_nni.search.sample_evaluation import Losses, evaluation
@@ -192,22 +193,17 @@ def decode_by_samples(
         return search_samples(losses, candidates, trained.module.cost, count, seed)
 
 
-def sample_rows(tried: Sequence[Tried], sample: Mapping[str, str], model: CostModel) -> list[dict[str, object]]:
-    """Return a row for each architecture in the order in which they were tried.
+def with_costs(tried: Sequence[Tried], found: Mapping[str, str], model: CostModel) -> list[TriedArchitecture]:
+    """Return the architectures that were tried with their costs.
 
     Args:
-        tried: The architectures.
-        sample: The one that is found: an operator for every layer, those that have a single candidate included.
+        tried: The architectures, in order.
+        found: The one that is found: an operator for every layer, those that have a single candidate included.
         model: Costs of all layers.
-
-    Returns:
-        Rows of ``number`` (from 1), ``loss``, ``total`` (with what the cost adds, infinite beyond a budget),
-        ``gflops``, ``params_m``, ``found`` (1 for the one that is found), and the operator of each layer by its label.
     """
-    rows: list[dict[str, object]] = []
-    for number, one in enumerate(tried, start=1):
-        whole = {**sample, **one.sample}
-        cost = model.architecture(whole)["total"]
-        row = {"number": number, "loss": one.loss, "total": one.total, "gflops": cost.flops / 1e9}
-        rows.append({**row, "params_m": cost.params / 1e6, "found": int(whole == sample), **whole})
-    return rows
+    whole = [{**found, **one.sample} for one in tried]
+    costs = [model.architecture(sample)["total"] for sample in whole]
+    return [
+        TriedArchitecture(one.loss, one.total, cost.flops / 1e9, cost.params / 1e6, sample == found, sample)
+        for one, sample, cost in zip(tried, whole, costs, strict=True)
+    ]

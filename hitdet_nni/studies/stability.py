@@ -10,18 +10,20 @@ from typing import Literal, get_args
 import numpy as np
 
 from hitdet_nni.config.architecture import load_architecture
-from hitdet_nni.config.search_space import SearchSpace, load_search_space, save_search_space
+from hitdet_nni.config.search_space import SearchSpace, layer_candidates, load_search_space, save_search_space
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
 from hitdet_nni.pipeline import screen, search
 from hitdet_nni.runs.reliability import MAX_P_VALUE
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.samples import read_samples
 from hitdet_nni.runs.tables import read_alphas, read_scores
 from hitdet_nni.search.checks import whole_space
 from hitdet_nni.search.health.rank_agreement import Agreement, Preferences
+from hitdet_nni.search.sampled_decode import AdditiveModel
 from hitdet_nni.search.screening_reliability import final_preferences, same_operators
 from hitdet_nni.studies.jobs import Job, opened
 
@@ -119,6 +121,8 @@ def preferences(run: RunDirectory, one: Repetition) -> dict[Component, Preferenc
     searched = [component for component in COMPONENTS if len(one.space[component]) > 1]
     if one.stage == "screening":
         return {component: screened_preferences(run, component, one.space[component]) for component in searched}
+    if one.settings.search.decode == "samples":
+        return sampled_preferences(run, one.settings.skeleton, one.space, searched)
     return {
         component: searched_preferences(run, one.settings.skeleton.labels(component), one.space[component])
         for component in searched
@@ -164,6 +168,33 @@ def searched_preferences(run: RunDirectory, labels: Sequence[str], operators: Se
         np.array([[layers[label][name].probability for name in operators] for label in labels]),
         np.array([[sample[label] == name for name in operators] for label in labels]),
     )
+
+
+def sampled_preferences(
+    run: RunDirectory, skeleton: Skeleton, space: SearchSpace, components: Sequence[Component]
+) -> dict[Component, Preferences]:
+    """Return what the architectures that a search has tried say of each operator, and those of the found one.
+
+    Args:
+        run: Run directory of the search.
+        skeleton: The layers.
+        space: The operators of each component.
+        components: Those that have several operators.
+
+    Raises:
+        InputError: If the table of the architectures is missing or damaged.
+    """
+    tried = read_samples(run.samples)
+    found = next(one.sample for one in tried if one.found)
+    model = AdditiveModel([one.sample for one in tried], [one.loss for one in tried], layer_candidates(skeleton, space))
+    effects = model.effects()
+    return {
+        component: Preferences(
+            np.array([[-effects[label][name] for name in space[component]] for label in skeleton.labels(component)]),
+            np.array([[found[label] == name for name in space[component]] for label in skeleton.labels(component)]),
+        )
+        for component in components
+    }
 
 
 def compare(found: Sequence[Mapping[Component, Preferences]]) -> dict[Component, Agreement]:

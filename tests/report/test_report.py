@@ -25,6 +25,7 @@ from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
 from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.samples import TriedArchitecture, write_samples
 
 VOID = {"meta", "link", "input", "br"}
 SECTIONS = "architecture accuracy detections cost search alphas screening health settings origin".split()  # noqa: SIM905
@@ -493,3 +494,23 @@ def test_a_page_without_weights_loads_no_mmdet(run, tmp_path):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_architectures_that_were_tried_are_shown(tmp_path):
+    run = write_run(tmp_path / "by-samples", overrides={"search.decode": "samples"})
+    found = RunDirectory(run)
+    sample = load_architecture(found.architecture).sample
+    losses = [3.5, 2.25, 2.5, 2.75, 3.0, 3.25, 2.0, 2.6, 2.7, 900.0]
+    tried = [
+        TriedArchitecture(loss, loss + 0.5 * (loss != 2.25), 0.1 * place, 0.2, loss == 2.25, sample)
+        for place, loss in enumerate(losses, 1)
+    ]
+    write_samples(found.samples, tried)
+    page = Page(write_report(run, images=0).read_text())
+    circles = page.all("circle", class_="point")
+    assert len(circles) == 8
+    assert len(page.all("circle", class_="point best")) == 1
+    text = page.text("search")
+    assert "10 architectures by the weights of the supernet" in text
+    assert "The found one, number 2, has the least loss with what its cost adds: 2.25, 2.25 with cost. 1 of a" in text
+    assert "The architecture parameters have not moved" in page.text("alphas")

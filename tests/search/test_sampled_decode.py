@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 
@@ -17,6 +16,7 @@ from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.knapsack import cost_of_choice
 from hitdet_nni.pipeline import search
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.samples import TriedArchitecture, read_samples, write_samples
 from hitdet_nni.search import sample_evaluation
 from hitdet_nni.search import supernet as supernet_module
 from hitdet_nni.search.budget import Budget
@@ -255,15 +255,46 @@ def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path,
     for record in epochs:
         assert all(max(map(abs, row.values())) < 0.01 for row in record.alphas.values())  # as they began
 
-    rows = list(csv.DictReader(one.samples.open()))
+    rows = read_samples(one.samples)
     assert 6 < len(rows) <= 12
-    best = min(rows, key=lambda row: float(row["total"]))
-    assert [row["found"] for row in rows].count("1") == 1
-    assert best["found"] == "1"
+    best = min(rows, key=lambda row: row.total)
+    assert [row for row in rows if row.found] == [best]
     model = CostModel(settings.skeleton, len(tiny_data.classes))
     for row in rows:
-        sample = {label: row[label] for label in found.sample}
-        assert float(row["gflops"]) == model.architecture(sample)["total"].flops / 1e9
-        assert float(row["total"]) == pytest.approx(float(row["loss"]) + 30 * float(row["gflops"]))
-    assert {label: best[label] for label in found.sample} == found.sample
+        cost = model.architecture(row.sample)["total"]
+        assert (row.gflops, row.params_m) == (cost.flops / 1e9, cost.params / 1e6)
+        assert row.total == pytest.approx(row.loss + 30 * row.gflops)
+    assert best.sample == found.sample
     assert {found.sample[label] for label in settings.skeleton.labels("head")} == {"ir_k3_d1_e1"}
+
+
+TABLE = "loss,total,gflops,params_m,found,a,b\n1.5,inf,0.1,0.2,0,x,y\n2,3,0.1,0.2,1,x,x\n"
+
+
+def test_a_table_of_samples_is_read_as_it_was_written(tmp_path):
+    (tmp_path / "one.csv").write_text(TABLE)
+    rows = read_samples(tmp_path / "one.csv")
+    assert rows[0] == TriedArchitecture(1.5, math.inf, 0.1, 0.2, False, {"a": "x", "b": "y"})
+    write_samples(tmp_path / "two.csv", rows)
+    assert read_samples(tmp_path / "two.csv") == rows
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("1.5", "nan"),
+        ("1.5", "inf"),
+        ("1.5", "much"),
+        (",1,x", ",0,x"),
+        ("x,y", "x"),
+        ("x,y", "x,"),
+        ("found", "f"),
+        ("x,y", "x,y,z"),
+        (TABLE, ""),
+        ("1.5", '"1.5'),
+    ],
+)
+def test_a_damaged_table_of_samples_is_refused(tmp_path, refused, before, after):
+    (tmp_path / "one.csv").write_text(TABLE.replace(before, after))
+    with refused("is not a table of tried architectures"):
+        read_samples(tmp_path / "one.csv")

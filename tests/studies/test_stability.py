@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import pytest
 
 from hitdet_nni.cli import main
 from hitdet_nni.config.architecture import load_architecture
-from hitdet_nni.config.search_space import load_search_space, save_search_space
+from hitdet_nni.config.search_space import layer_candidates, load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.samples import TriedArchitecture, write_samples
 from hitdet_nni.runs.tables import Score, read_alphas
 from hitdet_nni.search.health.rank_agreement import Agreement, Pair
 from hitdet_nni.studies.stability import (
     agreement_rows,
     judgement,
     repetitions,
+    sampled_preferences,
     screened_preferences,
     searched_preferences,
 )
@@ -144,6 +147,33 @@ def test_searches_of_several_seeds_from_the_command_line(space_file, tmp_path, c
     capsys.readouterr()
     assert study(space_file, out, *more, "--resume") == 2
     assert "sub_spaces.yml: the study began with other sub-spaces" in capsys.readouterr().err
+
+
+def test_searches_by_samples_agree_by_what_they_have_tried(tmp_path):
+    skeleton = load_settings("tiny").skeleton
+    candidates = layer_candidates(skeleton, SPACE)
+    run = RunDirectory(tmp_path)
+    run.samples.parent.mkdir()
+    better = {"backbone": "conv_k3_d1", "neck": "sep_k5_d1", "head": "ir_k3_d1_e1"}
+    generator = random.Random(0)
+    samples = [{label: generator.choice(names) for label, names in candidates.items()} for _ in range(60)]
+    losses = [3 - sum(name == better[label.split("/")[0]] for label, name in one.items()) for one in samples]
+    least = losses.index(min(losses))
+    write_samples(
+        run.samples,
+        [
+            TriedArchitecture(loss, loss, 0.1, 0.1, number == least, sample)
+            for number, (loss, sample) in enumerate(zip(losses, samples, strict=True))
+        ],
+    )
+    found = sampled_preferences(run, skeleton, SPACE, COMPONENTS)
+    for component in COMPONENTS:
+        labels = skeleton.labels(component)
+        assert found[component].scores.shape == (len(labels), len(SPACE[component]))
+        assert {SPACE[component][row.argmax()] for row in found[component].scores} == {better[component]}
+        assert [SPACE[component][row.argmax()] for row in found[component].chosen] == [
+            samples[least][label] for label in labels
+        ]
 
 
 @pytest.mark.slow
