@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.screened_space import Comparison
 
 PAGE = Path(__file__).resolve().parent / "results.md"
 FOLDER = PAGE.with_suffix("")
+
+SUMMARIES = {"random": Summary, "screening": Comparison}
+"""What the studies that have a summary say of it, by kind."""
 
 LEFT_OUT = ("samples", "retrainings")
 """Parts of a study's report that no table shows."""
@@ -89,11 +93,18 @@ def section(name: str, report: Mapping[str, Any]) -> str:
     if report["remark"]:
         said += f" {report['remark']}"
     parts = [f"```sh\n{report['command']}\n```", said, table(report["rows"])]
-    if "summary" in report:
-        parts.append("\n".join(f"- {sentence}" for sentence in Summary(**report["summary"]).sentences()))
+    if sentences := said_of(report):
+        parts.append("\n".join(f"- {sentence}" for sentence in sentences))
     if (FOLDER / f"{name}.png").is_file():
         parts.append(f"![{name}]({FOLDER.name}/{name}.png)")
     return "\n\n".join(parts)
+
+
+def said_of(report: Mapping[str, Any]) -> Sequence[str]:
+    """What a study says in words."""
+    if "summary" in report:
+        return SUMMARIES[report["study"]](**report["summary"]).sentences()
+    return report.get("judgement", ())
 
 
 def page(text: str) -> str:

@@ -236,10 +236,11 @@ def search(
         skeleton=settings.skeleton,
         space=space,
         epochs=settings.search.epochs,
-        warmup_epochs=settings.search.epochs if by_samples else settings.search.warmup_epochs,
+        warmup_epochs=settings.search.warmup_epochs,
         flops_weight=settings.search.flops_weight,
         budget=settings.search.budget,
         pretrained=settings.search.pretrained,
+        decodes=not by_samples,
     )
     data = replace(data, halves=run.halves)
     phase = with_pretrained_backbone(run, phase, settings, data, settings.seed)

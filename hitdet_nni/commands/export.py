@@ -124,9 +124,6 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     from hitdet_nni.search.provenance import describe_architecture
 
     settings = load_settings(found.config)
-    if settings.search.decode == "samples":
-        allowed = "no --epoch; what the search has tried is in search/samples.csv"
-        raise InputError("the alphas of this search never moved", source=found.config, key="--epoch", allowed=allowed)
     layers = read_alphas(found.alphas).get(epoch)
     if layers is None:
         raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")

@@ -78,8 +78,7 @@ class SearchSettings(Section):
     decode: Literal["probability", "samples"] = Field(
         "probability",
         description="what is found: the most probable operator of each layer (section 3.3), or of the architectures "
-        "that are tried in the supernet after its last epoch the one of the least loss and cost; the alphas then never "
-        "move (samples)",
+        "that are tried in the supernet after its last epoch the one of the least loss and cost (samples)",
     )
     samples: int = Field(128, ge=2, description="architectures tried with decode samples")
     sample_images: PositiveInt = Field(

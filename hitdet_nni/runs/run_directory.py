@@ -258,13 +258,13 @@ class RunDirectory:
     def timed(self, stage: str) -> Iterator[None]:
         """Add a stage's wall time, in seconds, to the metadata, less that of stages timed inside it.
 
-        Does nothing where the directory has no metadata.
+        Does nothing where the directory has no metadata at the end of the stage, which may have opened it.
         """
-        timing = distributed.is_main() and self.metadata.is_file()
-        before = sum(self._read_metadata()["seconds"].values()) if timing else 0.0
+        timing = distributed.is_main()
+        before = sum(self._read_metadata()["seconds"].values()) if timing and self.metadata.is_file() else 0.0
         started = time.monotonic()
         yield
-        if not timing:
+        if not (timing and self.metadata.is_file()):
             return
         metadata = self._read_metadata()
         seconds = metadata["seconds"]

@@ -125,6 +125,7 @@ def screen_components(
         },
         epochs=screening.epochs,
         warmup_epochs=screening.epochs,
+        decodes=False,
     )
     keep: dict[str, int] = {component: getattr(screening.keep, component) for component in components}
     if screening.rank_by != "samples":

@@ -61,6 +61,7 @@ class Phase:
         stage: What it is called in messages, e.g. ``"screening backbone"``.
         pretrained: Weights of a classification training for the backbone, or ``None``.
         gates: What turns the architecture parameters into weights.
+        decodes: Whether the strongest operators at the end become the architecture.
     """
 
     skeleton: Skeleton
@@ -74,6 +75,7 @@ class Phase:
     stage: str = "search"
     pretrained: Path | None = None
     gates: Gates = "softmax"
+    decodes: bool = True
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def train_supernet(
     finally:
         for loader in (weights_loader, alphas_loader, val_loader):
             loader._iterator = None  # ends its workers at once; the garbage collector waits five seconds for each
-    warnings = diagnose([record.health for record in monitor.records], phase.stage, decodes=phase.pruning is None)
+    warnings = diagnose([record.health for record in monitor.records], phase.stage, decodes=phase.decodes)
     for line in warnings:
         logger.warning("%s", line)
     return TrainedSupernet(mutated.module, tuple(monitor.records), tuple(warnings), activations)

@@ -151,10 +151,3 @@ def test_the_last_epoch_is_the_run_s_architecture(tmp_path, capsys):
     assert not found.sample.items() >= argmax.items()
     capsys.readouterr()
     assert json.loads(out.read_text())["name"] == f"run-epoch{EPOCHS - 1}"
-
-
-def test_a_search_by_samples_has_no_epochs_to_decode(tmp_path, capsys):
-    found = RunDirectory(tmp_path / "run")
-    found.open(load_settings("tiny", {"search.decode": "samples"}))
-    assert cli.main(["export", str(found.path), "--epoch", "0", "--out", str(tmp_path / "out.json")]) == 2
-    assert "--epoch: the alphas of this search never moved" in capsys.readouterr().err

@@ -216,7 +216,7 @@ class KilledError(Exception):
     """What stands for the end of the process."""
 
 
-def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path, monkeypatch):
+def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path, monkeypatch, caplog):
     """Killed among the samples: the training is not repeated, and what is found and tried is the same to the letter."""
     values = {
         "data.train": 16,
@@ -237,6 +237,7 @@ def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path,
         return search(run, SPACE, settings, tiny_data, lambda stage, record: epochs.append(record))
 
     found = go_on(one)
+    assert not any("settled" in line or "decoded detector" in line for line in caplog.messages)
     with monkeypatch.context() as context:
         calls = itertools.count()
 
@@ -252,9 +253,6 @@ def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path,
     assert go_on(two).sample == found.sample
     assert len(epochs) == 2
     assert two.samples.read_bytes() == one.samples.read_bytes()
-    for record in epochs:
-        assert all(max(map(abs, row.values())) < 0.01 for row in record.alphas.values())  # as they began
-
     rows = read_samples(one.samples)
     assert 6 < len(rows) <= 12
     best = min(rows, key=lambda row: row.total)
