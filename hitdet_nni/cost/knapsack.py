@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 Scores = Mapping[str, Mapping[str, float]]
 """Score of each operator of each layer, by label and operator name."""
@@ -16,11 +17,19 @@ Scores = Mapping[str, Mapping[str, float]]
 Costs = Mapping[str, Mapping[str, int]]
 """Exact cost of each operator of each layer, by label and operator name."""
 
-_LARGEST_GAIN = 1e4
-"""Scores are scaled to this range, so that HiGHS' absolute gap of 1e-6 is a ten-thousand-millionth of it."""
+TOLERANCE = 1e-10
+"""Totals that differ by less than this share of what all layers can gain are equal: rounding of sums is less."""
 
-_DIGIT_BASE = 1000
-"""Of costs written in digits; HiGHS' tolerances of 1e-6, summed over a thousand operators, stay below one unit."""
+FEW_CHOICES = 256
+"""From this number of partial choices on, the best of them are completed, so that fewer have to be kept."""
+
+COMPLETED = 32
+"""How many of the best are completed then, and of all, evenly spaced."""
+
+MOST_CHOICES = 100_000
+"""Partial choices that are kept; beyond, the tolerance grows, which only happens where scores follow the costs."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,10 @@ def cost_of_choice(choice: Mapping[str, str], costs: Costs) -> int:
 def decode_within(scores: Scores, costs: Costs, limit: int) -> dict[str, str]:
     """Return the choice of one operator a layer that has the largest total score among those within a limit.
 
-    Where the best operator of every layer fits (the first of equals), that is the answer. Otherwise an integer program
-    is solved to optimality. The solver computes in floating point and takes a limit exceeded by its tolerance for
-    kept; the integers decide, and where they disagree it solves again with the costs written in digits.
+    Where the best operator of every layer fits (the first of equals), that is the answer. Otherwise the layers are
+    decided one after the other by dynamic programming over partial choices. A partial choice is given up where
+    another one has as large a score for no more cost, or where even the linear relaxation of the layers to come does
+    not make it better than the best whole choice that is known. Costs are compared as integers.
 
     Args:
         scores: Finite scores of the operators that may be chosen.
@@ -62,7 +72,9 @@ def decode_within(scores: Scores, costs: Costs, limit: int) -> dict[str, str]:
     Raises:
         KeyError: If ``scores`` lacks a layer, or ``costs`` an operator.
         ValueError: If a score is not finite, or no choice is within the limit.
-        RuntimeError: If the solver fails, or its answer breaks the limit by more than rounding.
+
+    Source:
+        Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, chapter 11.
     """
     for label, row in scores.items():
         for name, score in row.items():
@@ -75,12 +87,8 @@ def decode_within(scores: Scores, costs: Costs, limit: int) -> dict[str, str]:
     slack = limit - sum(row[0].cost for row in rows)
     if slack < 0:
         raise ValueError(f"no choice costs {limit} or less; the cheapest costs {limit - slack}")
-    rows = [[option for option in row if option.cost - row[0].cost <= slack] for row in rows]
-    for base in (slack + 1, _DIGIT_BASE):
-        chosen = _solve(rows, slack, base)
-        if sum(option.cost for option in chosen) <= limit:
-            return {label: option.name for label, option in zip(costs, chosen, strict=True)}
-    raise RuntimeError(f"the integer program's solution exceeds {limit} by more than rounding")
+    chosen = _Knapsack(rows, slack).solve()
+    return {label: row[option].name for label, row, option in zip(costs, rows, chosen, strict=True)}
 
 
 def _undominated(scores: Mapping[str, float], costs: Mapping[str, int]) -> list[_Option]:
@@ -93,44 +101,127 @@ def _undominated(scores: Mapping[str, float], costs: Mapping[str, int]) -> list[
     return kept
 
 
-def _solve(rows: Sequence[Sequence[_Option]], slack: int, base: int) -> list[_Option]:
-    """Solve the integer program over gains and extra costs relative to each layer's cheapest option."""
-    gains = np.array([option.score - row[0].score for row in rows for option in row])
-    extra = [option.cost - row[0].cost for row in rows for option in row]
-    unit = math.gcd(*extra) or 1
-    digits, upper = _digit_rows([cost // unit for cost in extra], slack // unit, base)
-    carries = digits.shape[1] - len(gains)
-    layer = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    one_each = np.zeros((len(rows), digits.shape[1]))
-    one_each[layer, np.arange(len(gains))] = 1.0
-    result = milp(
-        np.concatenate([-gains * (_LARGEST_GAIN / (gains.max() or 1.0)), np.zeros(carries)]),
-        integrality=np.ones(digits.shape[1]),
-        bounds=Bounds(0, np.concatenate([np.ones(len(gains)), np.full(carries, np.inf)])),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(digits, -np.inf, upper)],
-        options={"mip_rel_gap": 0},
-    )
-    if result.x is None:
-        raise RuntimeError(f"the integer program was not solved: {result.message}")
-    chosen = result.x[: len(gains)]
-    return [row[int(np.argmax(chosen[layer == index]))] for index, row in enumerate(rows)]
+@dataclass(frozen=True)
+class _Step:
+    """From one option of a layer to a better one, along the concave hull of its costs and gains."""
+
+    layer: int
+    option: int
+    cost: int
+    gain: float
 
 
-def _digit_rows(costs: Sequence[int], limit: int, base: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return rows and upper bounds that say ``costs @ x <= limit`` digit by digit, each row divided by ``base``.
+class _Knapsack:
+    """Gains and extra costs relative to each layer's cheapest option, in units that divide all costs.
 
-    Each digit's row but the last has a column of its own behind those of ``x``: a whole number that is carried to the
-    next digit. With a base above ``limit`` there is one row and no carry.
+    Args:
+        rows: Undominated options of each layer, by rising cost.
+        slack: What may be spent beyond the cheapest options.
     """
-    count = 1
-    while base**count <= limit:
-        count += 1
-    rows, upper = np.zeros((count, len(costs) + count - 1)), np.zeros(count)
-    for digit in range(count):
-        rows[digit, : len(costs)] = [cost // base**digit % base for cost in costs]
-        upper[digit] = limit // base**digit % base
-        if digit > 0:
-            rows[digit, len(costs) + digit - 1] = 1
-        if digit < count - 1:
-            rows[digit, len(costs) + digit] = -base
-    return rows / base, upper / base
+
+    def __init__(self, rows: Sequence[Sequence[_Option]], slack: int) -> None:
+        extra = [[option.cost - row[0].cost for option in row] for row in rows]
+        unit = math.gcd(*(cost for row in extra for cost in row)) or 1
+        self.slack = slack // unit
+        self.costs = [np.array([cost // unit for cost in row if cost // unit <= self.slack], np.int64) for row in extra]
+        self.gains = [
+            np.array([option.score - row[0].score for option in row[: len(costs)]])
+            for row, costs in zip(rows, self.costs, strict=True)
+        ]
+        self.rounding = TOLERANCE * sum(float(gains[-1]) for gains in self.gains)
+        steps = [step for layer in range(len(rows)) for step in self._hull(layer)]
+        self.steps = sorted(steps, key=lambda step: -step.gain / step.cost)
+
+    def _hull(self, layer: int) -> list[_Step]:
+        costs, gains = self.costs[layer], self.gains[layer]
+        hull = [0]
+        for option in range(1, len(costs)):
+            while len(hull) > 1:
+                before, last = hull[-2:]
+                rise = (gains[last] - gains[before]) * (costs[option] - costs[last])
+                if rise > (gains[option] - gains[last]) * (costs[last] - costs[before]):
+                    break
+                hull.pop()
+            hull.append(option)
+        return [
+            _Step(layer, to, int(costs[to] - costs[start]), float(gains[to] - gains[start]))
+            for start, to in pairwise(hull)
+        ]
+
+    def solve(self) -> list[int]:
+        """Return the option of each layer."""
+        order = sorted(range(len(self.costs)), key=lambda layer: -len(self.costs[layer]))
+        room, value = np.array([self.slack], np.int64), np.zeros(1)
+        history: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        most, best, tolerance = -math.inf, [0] * len(order), self.rounding
+        for place in range(len(order) + 1):
+            to_come = set(order[place:])
+            steps = [step for step in self.steps if step.layer in to_come]
+            bound = value + np.interp(
+                room,
+                np.cumsum([0, *(step.cost for step in steps)]),
+                np.cumsum([0.0, *(step.gain for step in steps)]),
+            )
+            if place in (0, len(order)) or len(value) > FEW_CHOICES:
+                spaced = np.linspace(0, len(bound) - 1, COMPLETED).astype(np.int64)
+                some = np.concatenate([np.argsort(-bound, kind="stable")[:COMPLETED], spaced])
+                totals, options = self._completed(room[some], value[some], steps)
+                winner = int(np.argmax(totals))
+                if totals[winner] > most:
+                    most = float(totals[winner])
+                    best = self._whole(order[:place], history, int(some[winner]), options[winner])
+            if place == len(order):
+                break
+            kept = np.flatnonzero(bound > most + tolerance)
+            while len(kept) > MOST_CHOICES:
+                tolerance *= 10
+                kept = np.flatnonzero(bound > most + tolerance)
+            if not len(kept):
+                break
+            layer = order[place]
+            left = (room[kept, None] - self.costs[layer]).ravel()
+            total = (value[kept, None] + self.gains[layer]).ravel()
+            fits = np.flatnonzero(left >= 0)
+            fits = fits[np.lexsort((-total[fits], -left[fits]))]
+            before = np.concatenate([[-math.inf], np.maximum.accumulate(total[fits])[:-1]])
+            fits = fits[total[fits] > before]
+            parents, chosen = np.divmod(fits, len(self.costs[layer]))
+            history.append((kept[parents], chosen))
+            room, value = left[fits], total[fits]
+        if tolerance > self.rounding:
+            logger.warning(
+                "the scores follow the costs so closely that not all choices could be compared: another one may have a "
+                "total larger by up to %.2g (it is %.6g above that of the cheapest choice)",
+                tolerance,
+                most,
+            )
+        return best
+
+    def _completed(
+        self, room: NDArray[np.int64], value: NDArray[np.float64], steps: Sequence[_Step]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Take the steps that fit, the most gain for the cost first; return totals and options of all layers."""
+        room, value = room.copy(), value.copy()
+        options = np.zeros((len(room), len(self.costs)), np.int64)
+        open_ = np.ones_like(options, dtype=bool)
+        for step in steps:
+            taken = open_[:, step.layer] & (room >= step.cost)
+            room[taken] -= step.cost
+            value[taken] += step.gain
+            options[taken, step.layer] = step.option
+            open_[:, step.layer] = taken
+        return value, options
+
+    @staticmethod
+    def _whole(
+        decided: Sequence[int],
+        history: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+        index: int,
+        options: NDArray[np.int64],
+    ) -> list[int]:
+        """Return the options of all layers of a partial choice that was completed."""
+        whole: list[int] = options.tolist()
+        for layer, (parents, chosen) in zip(reversed(decided), reversed(history), strict=True):
+            whole[layer] = int(chosen[index])
+            index = int(parents[index])
+        return whole

@@ -35,6 +35,13 @@ def test_time_adds_up_by_stage(tmp_path, tiny_settings):
     assert set(json.loads(run.metadata.read_text())["seconds"]) == {"search"}
 
 
+def test_a_stage_that_opens_the_directory_has_its_time_too(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path / "run")
+    with run.timed("study"):
+        run.open(tiny_settings)
+    assert set(json.loads(run.metadata.read_text())["seconds"]) == {"study"}
+
+
 def test_a_stage_s_time_is_without_that_of_stages_inside_it(tmp_path, tiny_settings, monkeypatch):
     clock = iter([0.0, 10.0, 14.0, 20.0, 30.0, 33.0])
     monkeypatch.setattr(run_directory_module.time, "monotonic", lambda: next(clock))
