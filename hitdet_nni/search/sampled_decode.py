@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from hitdet_nni.search.cost_term import CostTerm
 from hitdet_nni.search.operator_samples import RIDGE, Sampled, draw_architectures
 from hitdet_nni.search.sample_evaluation import Losses, evaluation
 from hitdet_nni.search.supernet import TrainedSupernet
+
+logger = logging.getLogger(__name__)
 
 ROUND = 8
 """Architectures that are proposed before the model is fitted anew."""
@@ -190,7 +193,19 @@ def decode_by_samples(
     count, images = settings.search.samples, settings.search.sample_images
     candidates = {label: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
     with evaluation(trained, stage, settings, data, seed, images, count) as losses:
-        return search_samples(losses, candidates, trained.module.cost, count, seed)
+        tried = search_samples(losses, candidates, trained.module.cost, count, seed)
+    best = best_of(tried)
+    planned = best_of(tried[: count // 2])
+    logger.info(
+        "%s: number %d of %d architectures is the best, loss %.3f, with cost %.3f; the best of the first half: %.3f",
+        stage,
+        tried.index(best) + 1,
+        len(tried),
+        best.loss,
+        best.total,
+        planned.total,
+    )
+    return tried
 
 
 def with_costs(tried: Sequence[Tried], found: Mapping[str, str], model: CostModel) -> list[TriedArchitecture]:
