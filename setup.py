@@ -47,7 +47,7 @@ setup(
         "numpy>=1.26",
         "jinja2>=3.1",
         "markupsafe>=2.1",
-        "scipy>=1.9",
+        "scipy>=1.15",
         "matplotlib>=3.7",
         "psutil>=5.9",
     ],

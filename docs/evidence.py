@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.studies.random_baseline import Summary
-from hitdet_nni.studies.screened_space import Comparison
+from hitdet_nni.studies.screened_space import ScreeningComparison
 
 PAGE = Path(__file__).resolve().parent / "results.md"
 FOLDER = PAGE.with_suffix("")
 
-SUMMARIES = {"random": Summary, "screening": Comparison}
+SUMMARIES = {"random": Summary, "screening": ScreeningComparison}
 """What the studies that have a summary say of it, by kind."""
 
 LEFT_OUT = ("samples", "retrainings")

@@ -248,7 +248,7 @@ def search(
     sample = trained.sample
     if by_samples:
         tried = decode_by_samples(trained, settings, data, settings.seed, stage)
-        sample |= best_of(tried).sample
+        sample |= distributed.broadcast_object(dict(best_of(tried).sample))
     architecture = describe_architecture(
         run.path.name, sample, space, settings, data.classes, activations=trained.activations
     )

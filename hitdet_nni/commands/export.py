@@ -30,7 +30,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="architecture",
         help="architecture JSON of a run, or model file of a trained detector (default: %(default)s)",
     )
-    parser.add_argument("--epoch", type=int, help="architecture: decode the alphas after this epoch (from 0)")
+    parser.add_argument(
+        "--epoch",
+        type=int,
+        help="architecture: decode the alphas after this epoch (from 0); a search by samples decided otherwise",
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="model file: weights of a retraining (default: those of the run)"
     )
@@ -109,7 +113,7 @@ def _export_architecture(options: Namespace) -> None:
 
 
 def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
-    """Decide the operators by the alphas after an epoch, as the search decided them after its last.
+    """Decide the operators by the alphas after an epoch, as a search by probability decides them after its last.
 
     Raises:
         InputError: If the run has no such epoch, or a file of it is damaged.

@@ -80,7 +80,7 @@ class SearchSettings(Section):
         description="what is found: the most probable operator of each layer (section 3.3), or of the architectures "
         "that are tried in the supernet after its last epoch the one of the least loss and cost (samples)",
     )
-    samples: int = Field(128, ge=2, description="architectures tried with decode samples")
+    samples: int = Field(128, ge=4, description="architectures tried with decode samples")
     sample_images: PositiveInt = Field(
         96, description="images of the half for alphas on which each of them is tried, full batches"
     )

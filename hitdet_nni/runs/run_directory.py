@@ -268,7 +268,8 @@ class RunDirectory:
             return
         metadata = self._read_metadata()
         seconds = metadata["seconds"]
-        own = time.monotonic() - started - (sum(seconds.values()) - before)
+        inside = max(0.0, sum(seconds.values()) - before)  # nothing where the stage began the directory anew
+        own = time.monotonic() - started - inside
         seconds[stage] = round(seconds.get(stage, 0.0) + own, 3)
         write_json(self.metadata, metadata)
 

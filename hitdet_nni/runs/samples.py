@@ -62,7 +62,8 @@ def read_samples(path: Path) -> tuple[TriedArchitecture, ...]:
 
 def _tried(row: Mapping[str, str]) -> TriedArchitecture:
     numbers = {key: float(row[key]) for key in NUMBERS}
-    if any(math.isnan(value) for value in numbers.values()) or math.isinf(numbers["loss"]):
+    finite = all(math.isfinite(value) for key, value in numbers.items() if key != "total")
+    if not finite or math.isnan(numbers["total"]) or numbers["found"] not in (0, 1):
         raise ValueError("a number is missing")
     sample = {label: name for label, name in row.items() if label not in NUMBERS}
     if not all(isinstance(text, str) and text for pair in sample.items() for text in pair):

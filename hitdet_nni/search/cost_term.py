@@ -57,7 +57,7 @@ class CostTerm(ABC):
         """
         return float(self.loss({label: _one_hot(names, sample[label]) for label, names in candidates.items()}))
 
-    def best(
+    def decode_losses(
         self, losses: Mapping[str, Mapping[str, float]], candidates: Mapping[str, Sequence[str]]
     ) -> dict[str, str]:
         """Return the architecture with the least loss, what its cost adds included.
@@ -80,9 +80,9 @@ class CostTerm(ABC):
             loss = self.loss(dict(zip(candidates, rows, strict=True)))
         if not loss.requires_grad:
             return {label: dict.fromkeys(names, 0.0) for label, names in candidates.items()}
-        gradients = torch.autograd.grad(loss, rows)
+        gradients = torch.autograd.grad(loss, rows, allow_unused=True)
         return {
-            label: dict(zip(names, gradient.tolist(), strict=True))
+            label: dict.fromkeys(names, 0.0) if gradient is None else dict(zip(names, gradient.tolist(), strict=True))
             for (label, names), gradient in zip(candidates.items(), gradients, strict=True)
         }
 
@@ -177,7 +177,7 @@ class BudgetedCost(CostTerm):
         """Return 0 within the budget and infinity beyond it."""
         return 0.0 if self.budget.keeps(sample) else math.inf
 
-    def best(
+    def decode_losses(
         self, losses: Mapping[str, Mapping[str, float]], candidates: Mapping[str, Sequence[str]]
     ) -> dict[str, str]:
         """Return the architecture with the least loss within the budget."""

@@ -54,7 +54,6 @@ def evaluation(
     """
     module = trained.module
     detector = module.model.detector
-    detector.to(distributed.device())
     layers = module.mixed_layers()
     loader = architecture_loader(data, settings.data, module.model.skeleton, seed, images)
     try:
@@ -73,7 +72,12 @@ def evaluation(
         found.extend(together)
         return together
 
-    yield losses
+    device = next(detector.parameters()).device
+    detector.to(distributed.device())
+    try:
+        yield losses
+    finally:
+        detector.to(device)
     progress.end_epoch({})
     logger.info(
         "%d sampled architectures: loss %.3f on average, standard deviation %.3f (%.0f s)",
@@ -97,8 +101,8 @@ def architecture_losses(
 
     Batch normalisation takes its statistics as in training: the running ones are those of the mixture. What no sample
     changes and stands in front of all that does, such as the backbone where the head is screened, is computed once a
-    batch. RoIs are sampled by the same random numbers for all. The detector is in training mode afterwards, its
-    buffers and the caller's random numbers are as they were.
+    batch and call. RoIs are sampled by the same random numbers for all. The detector is in training mode afterwards,
+    its buffers and the caller's random numbers are as they were.
 
     Args:
         detector: The supernet's detector.

@@ -13,6 +13,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.engine import distributed
 from hitdet_nni.runs.samples import TriedArchitecture
 from hitdet_nni.search.cost_term import CostTerm
 from hitdet_nni.search.operator_samples import RIDGE, Sampled, draw_architectures
@@ -67,10 +68,12 @@ class AdditiveModel:
                 row[keys[component_of(label), name]] += 1
                 row[keys[label, name]] += 1
         y = below_fence(losses)
+        y -= y.mean()
         x -= x.mean(axis=0)
         precision = x.T @ x + ridge * np.eye(len(keys))
-        self._mean: NDArray[np.float64] = np.linalg.solve(precision, x.T @ (y - y.mean()))
-        noise = float(np.mean((y - y.mean() - x @ self._mean) ** 2))
+        self._mean: NDArray[np.float64] = np.linalg.solve(precision, x.T @ y)
+        # The most likely one: y^T C^-1 y / (n - 1), with C = x x^T / ridge + I the covariance of y in units of it.
+        noise = max(0.0, float(y @ (y - x @ self._mean))) / max(1, len(y) - 1)
         # A factor F with F F^T the covariance: precision = L L^T, so F = L^-T.
         self._factor: NDArray[np.float64] = np.sqrt(noise) * np.linalg.inv(np.linalg.cholesky(precision)).T
 
@@ -134,7 +137,7 @@ def search_samples(
         losses: Gives the losses of some architectures; the same for the same ones.
         candidates: Names of the candidates of each layer, by label.
         cost: What the search does about the cost.
-        count: Architectures, 2 or more; fewer are tried where the model comes back to those that it knows.
+        count: Architectures, 4 or more; fewer are tried where the model comes back to those that it knows.
         seed: Decides all draws.
 
     Returns:
@@ -158,12 +161,13 @@ def search_samples(
     try_all(key(sample) for sample in draw_architectures(candidates, count // 2, seed))
     while len(tried) < count:
         model = AdditiveModel([one.sample for one in tried.values()], [one.loss for one in tried.values()], candidates)
-        proposed = [key(cost.best(model.effects(), candidates))]
+        proposed = [key(cost.decode_losses(model.effects(), candidates))]
         wanted = min(ROUND, count - len(tried))
         for _ in range(MOST_DRAWS * wanted):
             if len(set(proposed) - tried.keys()) == wanted:
                 break
-            proposed.append(key(cost.best(model.effects(generator), candidates)))
+            proposed.append(key(cost.decode_losses(model.effects(generator), candidates)))
+        proposed = distributed.broadcast_object(proposed)  # of several processes the main one proposes
         if not set(proposed) - tried.keys():
             break
         try_all(proposed)
@@ -195,15 +199,9 @@ def decode_by_samples(
     with evaluation(trained, stage, settings, data, seed, images, count) as losses:
         tried = search_samples(losses, candidates, trained.module.cost, count, seed)
     best = best_of(tried)
-    planned = best_of(tried[: count // 2])
+    place = tried.index(best) + 1
     logger.info(
-        "%s: number %d of %d architectures is the best, loss %.3f, with cost %.3f; the best of the first half: %.3f",
-        stage,
-        tried.index(best) + 1,
-        len(tried),
-        best.loss,
-        best.total,
-        planned.total,
+        "%s: number %d of %d is the best, loss %.3f, with cost %.3f", stage, place, len(tried), best.loss, best.total
     )
     return tried
 

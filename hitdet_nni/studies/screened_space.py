@@ -13,6 +13,7 @@ from scipy.stats import permutation_test
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.errors import InputError
 from hitdet_nni.studies.random_architectures import random_samples
 from hitdet_nni.studies.retrainings import Trained, deviation
@@ -32,8 +33,10 @@ PERMUTATIONS = 99_999
 
 def typical_cost(model: CostModel, space: SearchSpace, seed: int) -> int:
     """Return the median FLOPs of the architectures of a space, of :data:`TYPICAL_DRAWS` drawn ones."""
-    drawn = random_samples(model, space, TYPICAL_DRAWS, least=0, most=float("inf"), seed=seed)
-    return int(statistics.median(model.architecture(sample)["total"].flops for sample in drawn))
+    costs = CostTable(model, space)
+    rng = random.Random(seed)
+    rows = [list(row.values()) for row in costs.counts.values()]
+    return int(statistics.median(costs.fixed + sum(map(rng.choice, rows)) for _ in range(TYPICAL_DRAWS)))
 
 
 def random_space(whole: SearchSpace, like: SearchSpace, rng: random.Random) -> SearchSpace:
@@ -82,12 +85,12 @@ def samples_of_random_spaces(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScreeningComparison:
     """What architectures of the kept sub-spaces reach beside those of random ones.
 
     Attributes:
         kept_mean: Mean over the architectures of the kept sub-spaces of their mean mAP.
-        kept_deviation: Standard deviation of these means between the architectures; ``None`` of a single one.
+        kept_deviation: Standard deviation of these means between the architectures.
         random_mean: The same of random sub-spaces.
         random_deviation: Its standard deviation.
         architectures: Architectures of each kind.
@@ -103,8 +106,8 @@ class Comparison:
     p_value: float
 
     @classmethod
-    def of(cls, kept: Sequence[Trained], drawn: Sequence[Trained], seed: int = 0) -> Comparison:
-        """Compare.
+    def of(cls, kept: Sequence[Trained], drawn: Sequence[Trained], seed: int = 0) -> ScreeningComparison:
+        """Compare the two kinds by their means.
 
         Args:
             kept: Architectures of the kept sub-spaces.
@@ -132,13 +135,13 @@ class Comparison:
     def sentences(self) -> list[str]:
         """Return the same in words."""
 
-        def said(mean: float, spread: float | None) -> str:
+        def with_deviation(mean: float, spread: float | None) -> str:
             return f"{mean:.3f}" + ("" if spread is None else f" (sd {spread:.3f} over {self.architectures})")
 
         ahead = self.kept_mean - self.random_mean
         return [
-            f"kept sub-spaces: mAP {said(self.kept_mean, self.kept_deviation)}",
-            f"random sub-spaces: mAP {said(self.random_mean, self.random_deviation)}",
-            f"the kept ones are {'ahead' if ahead >= 0 else 'behind'} by {abs(ahead):.3f}; chance puts them ahead by "
-            f"{'as much' if ahead >= 0 else 'more than that'} with probability {self.p_value:.2g}",
+            f"kept sub-spaces: mAP {with_deviation(self.kept_mean, self.kept_deviation)}",
+            f"random sub-spaces: mAP {with_deviation(self.random_mean, self.random_deviation)}",
+            f"the kept ones are {'ahead' if ahead >= 0 else 'behind'} by {abs(ahead):.3f}; chance does as well for "
+            f"them, or better, with probability {self.p_value:.2g}",
         ]

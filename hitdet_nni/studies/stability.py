@@ -184,9 +184,13 @@ def sampled_preferences(
     Raises:
         InputError: If the table of the architectures is missing or damaged.
     """
-    tried = read_samples(run.samples)
+    tried, candidates = read_samples(run.samples), layer_candidates(skeleton, space)
+    for one in tried:
+        if one.sample.keys() != candidates.keys() or any(name not in candidates[at] for at, name in one.sample.items()):
+            allowed = "layers and operators of the space"
+            raise InputError("holds architectures of another space", source=run.samples, allowed=allowed)
     found = next(one.sample for one in tried if one.found)
-    model = AdditiveModel([one.sample for one in tried], [one.loss for one in tried], layer_candidates(skeleton, space))
+    model = AdditiveModel([one.sample for one in tried], [one.loss for one in tried], candidates)
     effects = model.effects()
     return {
         component: Preferences(

@@ -39,7 +39,12 @@ def test_a_stage_that_opens_the_directory_has_its_time_too(tmp_path, tiny_settin
     run = RunDirectory(tmp_path / "run")
     with run.timed("study"):
         run.open(tiny_settings)
-    assert set(json.loads(run.metadata.read_text())["seconds"]) == {"study"}
+    metadata = json.loads(run.metadata.read_text())
+    assert set(metadata["seconds"]) == {"study"}
+    run.metadata.write_text(json.dumps({**metadata, "seconds": {"study": 5000.0}}))
+    with run.timed("study"):
+        run.open(tiny_settings, force=True)
+    assert json.loads(run.metadata.read_text())["seconds"]["study"] < 1000
 
 
 def test_a_stage_s_time_is_without_that_of_stages_inside_it(tmp_path, tiny_settings, monkeypatch):

@@ -10,6 +10,7 @@ from hitdet_nni.commands.shared.options import add_jobs, add_study
 
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
+    from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 12
 NEEDS_SEARCH = False
@@ -33,6 +34,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_study(parser)
 
 
+def check(options: Namespace, settings: Settings) -> None:
+    """Refuse a single architecture of each kind, which nothing can be exchanged with.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    from hitdet_nni.errors import InputError
+
+    if options.architectures < 2:
+        raise InputError(f"got {options.architectures}", source="--architectures", allowed="2 or more")
+
+
 def run(options: Namespace) -> Findings:
     """Retrain architectures of the kept sub-spaces and of random ones under one protocol."""
     from dataclasses import asdict
@@ -53,7 +66,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.search.provenance import describe_architecture
     from hitdet_nni.studies.plots import plot_trained
     from hitdet_nni.studies.random_architectures import random_samples
-    from hitdet_nni.studies.screened_space import Comparison, samples_of_random_spaces, typical_cost
+    from hitdet_nni.studies.screened_space import ScreeningComparison, samples_of_random_spaces, typical_cost
 
     run = find_run(options.run)
     settings = open_study(options, load_settings(run.config, parse_overrides(options.overrides)))
@@ -70,7 +83,7 @@ def run(options: Namespace) -> Findings:
         for number, sample in enumerate(samples, 1)
     }
     trained = protocol(options, settings).retrain(architectures)
-    comparison = Comparison.of(trained[:count], trained[count:], settings.seed)
+    comparison = ScreeningComparison.of(trained[:count], trained[count:], settings.seed)
     plot_trained(trained, image_file(options))
     details = {"summary": asdict(comparison), "samples": {one.name: dict(one.sample) for one in trained}}
     return write_findings(options, trained_rows(trained), comparison.sentences(), details)

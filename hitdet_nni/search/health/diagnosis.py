@@ -68,7 +68,8 @@ def diagnose(history: Sequence[SearchStats], stage: str, *, decodes: bool) -> li
         history: One value an epoch, in order, at least one.
         stage: What was trained, e.g. ``"screening neck"``.
         decodes: Whether the argmax becomes the architecture. Screening only ranks operators by their weight over all
-            layers, so that the argmax of a layer and its cost do not matter there.
+            layers, and a search by samples takes the best of those, so that the argmax of a layer and its cost do not
+            matter there.
 
     Returns:
         One line each, naming component, value, threshold and epoch; empty where all is well. Where no epoch trained
