@@ -71,7 +71,7 @@ class AdditiveModel:
         y -= y.mean()
         x -= x.mean(axis=0)
         precision = x.T @ x + ridge * np.eye(len(keys))
-        self._mean: NDArray[np.float64] = np.linalg.solve(precision, x.T @ y)
+        self._mean = np.asarray(np.linalg.solve(precision, x.T @ y), dtype=np.float64)
         # The most likely one: y^T C^-1 y / (n - 1), with C = x x^T / ridge + I the covariance of y in units of it.
         noise = max(0.0, float(y @ (y - x @ self._mean))) / max(1, len(y) - 1)
         # A factor F with F F^T the covariance: precision = L L^T, so F = L^-T.
