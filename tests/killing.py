@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 
+from hitdet_nni.search import sample_evaluation
+from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.training import classification
 
 
@@ -23,3 +27,15 @@ def kill_in_step(context, step):
         return real(*arguments, **keywords)
 
     context.setattr(classification.F, "cross_entropy", counting)
+
+
+def kill_in_sample(context, number):
+    """Let the evaluation of sampled architectures end at its `number`-th loss from now."""
+    calls = itertools.count(1)
+
+    def killed(detector, batch):
+        if next(calls) == number:
+            raise KilledError
+        return detection_loss(detector, batch)
+
+    context.setattr(sample_evaluation, "detection_loss", killed)

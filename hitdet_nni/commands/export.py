@@ -127,10 +127,10 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     from hitdet_nni.search.decode import decode, log_probabilities
     from hitdet_nni.search.provenance import describe_architecture
 
-    settings = load_settings(found.config)
     layers = read_alphas(found.alphas).get(epoch)
     if layers is None:
         raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")
+    settings = load_settings(found.config)
     space = load_search_space(found.sub_spaces)
     candidates = layer_candidates(settings.skeleton, space)
     alphas = {label: {name: one.alpha for name, one in row.items()} for label, row in layers.items()}

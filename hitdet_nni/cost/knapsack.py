@@ -60,6 +60,8 @@ def decode_within(scores: Scores, costs: Costs, limit: int) -> dict[str, str]:
     decided one after the other by dynamic programming over partial choices. A partial choice is given up where
     another one has as large a score for no more cost, or where even the linear relaxation of the layers to come does
     not make it better than the best whole choice that is known. Costs are compared as integers.
+    Where scores follow the costs so closely that more than :data:`MOST_CHOICES` would be left, the best choice that is
+    known is the answer, and a warning says by how much another one may be ahead at most.
 
     Args:
         scores: Finite scores of the operators that may be chosen.

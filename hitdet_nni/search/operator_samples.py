@@ -19,6 +19,9 @@ from hitdet_nni.config.skeleton import component_of
 Sampled = Mapping[str, str]
 """A sampled architecture: the operator of each searched layer by its label."""
 
+Losses = Callable[[Sequence[Sampled]], list[float]]
+"""Gives the losses of architectures, the same ones for the same architectures."""
+
 RIDGE = 1.0
 """Penalty of the fit, in samples: an effect seen in n samples is shrunk to ``n / (n + RIDGE)`` of itself."""
 
@@ -126,7 +129,7 @@ def effect_scores(effects: Mapping[str, Mapping[str, float]]) -> dict[str, dict[
 
 
 def score_operators(
-    losses: Callable[[Sequence[Sampled]], list[float]],
+    losses: Losses,
     candidates: Mapping[str, Sequence[str]],
     count: int,
     seed: int,

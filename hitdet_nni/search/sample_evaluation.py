@@ -23,13 +23,10 @@ from hitdet_nni.model.replacement import replaced
 from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.health.permutation_test import remembered_parts
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-from hitdet_nni.search.operator_samples import Sampled
+from hitdet_nni.search.operator_samples import Losses, Sampled
 from hitdet_nni.search.supernet import TrainedSupernet
 
 logger = logging.getLogger(__name__)
-
-Losses = Callable[[Sequence[Sampled]], list[float]]
-"""Gives the losses of architectures, the same ones for the same architectures."""
 
 
 @contextmanager
@@ -147,7 +144,7 @@ def _same_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def shared_losses(losses: Callable[[Sequence[Sampled]], list[float]], samples: Sequence[Sampled]) -> list[float]:
+def shared_losses(losses: Losses, samples: Sequence[Sampled]) -> list[float]:
     """Compute the losses of all samples, those of every so many-th in each process, alone and at the same time.
 
     Args:

@@ -16,8 +16,8 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.runs.samples import TriedArchitecture
 from hitdet_nni.search.cost_term import CostTerm
-from hitdet_nni.search.operator_samples import RIDGE, Sampled, draw_architectures
-from hitdet_nni.search.sample_evaluation import Losses, evaluation
+from hitdet_nni.search.operator_samples import RIDGE, Losses, Sampled, draw_architectures
+from hitdet_nni.search.sample_evaluation import evaluation
 from hitdet_nni.search.supernet import TrainedSupernet
 
 logger = logging.getLogger(__name__)

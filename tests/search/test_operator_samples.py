@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from group import run_group
+from killing import KilledError, kill_in_sample
 from torch import nn
 
 from hitdet_nni.config.settings import load_settings
@@ -306,10 +307,6 @@ def test_two_processes_score_as_one(tmp_path):
 # -------------------------------------------------------------------------------------------------------- screening
 
 
-class KilledError(Exception):
-    """What stands for the end of the process."""
-
-
 def test_an_interrupted_screening_by_samples_ends_equal(tiny_data, tmp_path, monkeypatch, caplog):
     """Killed among the samples: the training is not repeated, and the table is the same to the letter."""
     values = {
@@ -333,14 +330,7 @@ def test_an_interrupted_screening_by_samples_ends_equal(tiny_data, tmp_path, mon
 
     screen(one)
     with monkeypatch.context() as context:
-        calls = itertools.count()
-
-        def killed(detector, batch):
-            if next(calls) == 5:
-                raise KilledError
-            return detection_loss(detector, batch)
-
-        context.setattr(sample_evaluation, "detection_loss", killed)
+        kill_in_sample(context, 6)
         with pytest.raises(KilledError):
             screen(two)
     assert not two.scores("head").exists()

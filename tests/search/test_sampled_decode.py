@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from group import run_group
+from killing import KilledError, kill_in_sample
 
 from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import layer_candidates
@@ -17,11 +19,10 @@ from hitdet_nni.cost.knapsack import cost_of_choice
 from hitdet_nni.pipeline import search
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import TriedArchitecture, read_samples, write_samples
-from hitdet_nni.search import sample_evaluation
 from hitdet_nni.search import supernet as supernet_module
 from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.cost_term import NO_COST, CostTerm, make_cost_term
-from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.search.sample_evaluation import shared_losses
 from hitdet_nni.search.sampled_decode import AdditiveModel, Tried, below_fence, best_of, search_samples
 
 CANDIDATES = {
@@ -122,6 +123,22 @@ def test_the_same_seed_tries_the_same():
         search_samples(lambda some: [total(effects, s) for s in some], LARGE, NO_COST, 40, seed) for seed in (0, 0, 1)
     ]
     assert tried[0] == tried[1] != tried[2]
+
+
+def tried_in_a_group():
+    effects = planted(LARGE, 0)
+
+    def losses(some):
+        return shared_losses(lambda share: [total(effects, sample) for sample in share], some)
+
+    tried = search_samples(losses, LARGE, NO_COST, 60, 0)
+    return [(list(one.sample.values()), one.loss, one.price) for one in tried]
+
+
+@pytest.mark.slow
+def test_two_processes_try_as_one(tmp_path):
+    first, second = run_group(tried_in_a_group, tmp_path)
+    assert first == second == tried_in_a_group()
 
 
 def test_a_small_space_is_tried_whole():
@@ -229,10 +246,6 @@ def test_a_cost_of_ones_own_is_weighed():
     assert Depth().price(dict.fromkeys(CANDIDATES, "a"), CANDIDATES) == 20
 
 
-class KilledError(Exception):
-    """What stands for the end of the process."""
-
-
 def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path, monkeypatch, caplog):
     """Killed among the samples: the training is not repeated, and what is found and tried is the same to the letter."""
     values = {
@@ -256,14 +269,7 @@ def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path,
     found = go_on(one)
     assert not any("settled" in line or "decoded detector" in line for line in caplog.messages)
     with monkeypatch.context() as context:
-        calls = itertools.count()
-
-        def killed(detector, batch):
-            if next(calls) == 9:
-                raise KilledError
-            return detection_loss(detector, batch)
-
-        context.setattr(sample_evaluation, "detection_loss", killed)
+        kill_in_sample(context, 10)
         with pytest.raises(KilledError):
             go_on(two)
     assert not two.architecture.exists()
@@ -304,6 +310,8 @@ def test_a_table_of_samples_is_read_as_it_was_written(tmp_path):
         ("x,y", "x"),
         ("x,y", "x,"),
         ("found", "f"),
+        ("0.1", "inf"),
+        (",1,x", ",2,x"),
         ("x,y", "x,y,z"),
         (TABLE, ""),
         ("1.5", '"1.5'),
