@@ -6,13 +6,17 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 HELP_ORDER = 10
-HELP = "make the embedded data set, or COCO annotation files of PASCAL VOC"
+HELP = "make an embedded data set, or COCO annotation files of PASCAL VOC"
 EXAMPLE = "hitdet-nni data digits --out digits --train 300 --val 60 --size 128 --seed 0"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``data``."""
-    parser.add_argument("set", choices=["digits", "voc"], help="the embedded set; COCO files of PASCAL VOC 07+12")
+    parser.add_argument(
+        "set",
+        choices=["digits", "digits_dense", "voc"],
+        help="few digits, upright and apart; many small ones, turned and overlapping; COCO files of PASCAL VOC 07+12",
+    )
     parser.add_argument("--out", type=Path, help="folder to write (voc: by default the one of --voc)")
     parser.add_argument("--voc", type=Path, metavar="DIR", help="VOCdevkit: the folder that holds VOC2007 and VOC2012")
     parser.add_argument(
@@ -35,7 +39,7 @@ def run(options: Namespace) -> None:
         InputError: If there is no folder to write to, or what is there may not be overwritten or cannot be read.
     """
     from hitdet_nni.commands.shared.console import echo
-    from hitdet_nni.data.digits import make_digits
+    from hitdet_nni.data.digits import EMBEDDED_SETS, make_digits
     from hitdet_nni.data.layouts.voc_devkit import convert_voc
     from hitdet_nni.errors import InputError
 
@@ -53,5 +57,6 @@ def run(options: Namespace) -> None:
         size=options.size,
         seed=options.seed,
         force=options.force,
+        kind=EMBEDDED_SETS[options.set],
     )
     echo(f"{options.out}: {options.train} training and {options.val} validation images")

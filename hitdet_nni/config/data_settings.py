@@ -59,7 +59,9 @@ class DataSettings(Section):
     refuses that.
     """
 
-    builtin: Literal["digits"] | None = Field(None, description="embedded data set to use instead of the paths")
+    builtin: Literal["digits", "digits_dense"] | None = Field(
+        None, description="embedded data set to use instead of the paths"
+    )
     train: PositiveInt = Field(300, description="training images of the embedded set")
     val: PositiveInt = Field(60, description="validation images of the embedded set")
     size: Annotated[int, Field(ge=32)] = Field(128, description="side of the embedded set's images, pixels")

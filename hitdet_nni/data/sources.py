@@ -161,12 +161,13 @@ def _split(settings: DataSettings, source: tuple[Path, Path], split: Split) -> P
 
 
 def _embedded_set(settings: DataSettings, seed: int) -> Path:
-    name = f"digits-{__version__}-{settings.train}-{settings.val}-{settings.size}px-seed{seed}"
+    name = f"{settings.builtin}-{__version__}-{settings.train}-{settings.val}-{settings.size}px-seed{seed}"
     root = cache_folder() / name
     with locked(root.parent / f"{name}.lock"):
         if not root.exists():
             # It needs NumPy and, to draw, scikit-learn; most often the set is there already.
-            from hitdet_nni.data.digits import make_digits  # noqa: PLC0415
+            from hitdet_nni.data.digits import EMBEDDED_SETS, make_digits  # noqa: PLC0415
 
-            make_digits(root, train=settings.train, val=settings.val, size=settings.size, seed=seed)
+            kind = EMBEDDED_SETS[str(settings.builtin)]
+            make_digits(root, train=settings.train, val=settings.val, size=settings.size, seed=seed, kind=kind)
     return root

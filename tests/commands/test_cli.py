@@ -53,14 +53,16 @@ def test_commands_have_places_of_their_own():
         assert places == sorted(places)
 
 
-def test_data_digits(capsys, tmp_path):
+@pytest.mark.parametrize("kind", ["digits", "digits_dense"])
+def test_data_digits(capsys, tmp_path, kind):
     out = tmp_path / "digits"
-    arguments = ("data", "digits", "--out", out, "--train", 3, "--val", 2, "--size", 64, "--seed", 1)
+    arguments = ("data", kind, "--out", out, "--train", 3, "--val", 2, "--size", 64, "--seed", 1)
     assert run(capsys, *arguments)[0] == 0
-    assert len(json.loads((out / "annotations" / "instances_train.json").read_text())["images"]) == 3
+    written = json.loads((out / "annotations" / "instances_train.json").read_text())
+    assert (len(written["images"]), written["info"]["set"]) == (3, kind)
     refused(capsys, *arguments, names=[out])
     assert run(capsys, *arguments, "--force")[0] == 0
-    refused(capsys, "data", "digits", "--out", tmp_path / "other", "--train", 0, names=["train", "0"])
+    refused(capsys, "data", kind, "--out", tmp_path / "other", "--train", 0, names=["train", "0"])
     assert not (tmp_path / "other").exists()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -13,10 +14,20 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
 from hitdet_nni.data import digits
-from hitdet_nni.data.digits import CLASSES, MAX_DIGITS, MIN_DIGITS, digit_samples, draw_scene, make_digits
+from hitdet_nni.data.digits import (
+    CLASSES,
+    DIGITS,
+    DIGITS_DENSE,
+    EMBEDDED_SETS,
+    INK_THRESHOLD,
+    digit_samples,
+    draw_scene,
+    make_digits,
+)
 from hitdet_nni.errors import InputError, WriteError
 
 SMALL = {"train": 4, "val": 2, "size": 64, "seed": 3}
@@ -52,11 +63,12 @@ def test_layout(made):
                 assert (opened.mode, opened.size) == ("RGB", (image["width"], image["height"])) == ("RGB", (96, 96))
 
 
-def test_same_arguments_give_same_bytes_in_another_process(tmp_path):
-    make_digits(tmp_path / "here", **SMALL)
+@pytest.mark.parametrize("name", EMBEDDED_SETS)
+def test_same_arguments_give_same_bytes_in_another_process(tmp_path, name):
+    make_digits(tmp_path / "here", **SMALL, kind=EMBEDDED_SETS[name])
     code = (
-        "import sys; from pathlib import Path; from hitdet_nni.data.digits import make_digits;"
-        f"make_digits(Path(sys.argv[1]), **{SMALL})"
+        "import sys; from pathlib import Path; from hitdet_nni.data.digits import EMBEDDED_SETS, make_digits;"
+        f"make_digits(Path(sys.argv[1]), **{SMALL}, kind=EMBEDDED_SETS[{name!r}])"
     )
     env = os.environ | {"PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "2"}
     root = Path(digits.__file__).parents[2]
@@ -134,7 +146,7 @@ def test_number_size_overlap_and_contrast():
     sides = []
     for index in range(100):
         scene = draw_scene("train", index, size=160, seed=2)
-        assert MIN_DIGITS <= len(scene.digits) <= MAX_DIGITS
+        assert DIGITS.digits[0] <= len(scene.digits) <= DIGITS.digits[1]
         covered = np.zeros((160, 160), int)
         for digit in scene.digits:
             left, top, width, height = digit.box
@@ -147,6 +159,47 @@ def test_number_size_overlap_and_contrast():
         assert covered.max() == 1
     assert 0.15 < min(sides) < 0.22
     assert 0.45 < max(sides) < 0.56
+
+
+def test_dense_digits_are_many_small_and_apart_by_most_of_their_boxes():
+    sides, covered = [], []
+    for index in range(40):
+        scene = draw_scene("train", index, size=96, seed=2, kind=DIGITS_DENSE)
+        assert DIGITS_DENSE.digits[0] <= len(scene.digits) <= DIGITS_DENSE.digits[1]
+        boxes = [digit.box for digit in scene.digits]
+        inside = np.zeros((len(boxes), 96, 96), bool)
+        for mask, (left, top, width, height) in zip(inside, boxes, strict=True):
+            mask[top : top + height, left : left + width] = True
+            assert mask.sum() == width * height  # no part is outside the image
+            sides.append(max(width, height) / 96)
+        for one, other in itertools.combinations(inside, 2):
+            covered.append((one & other).sum() / min(one.sum(), other.sum()))
+    assert max(covered) <= DIGITS_DENSE.overlap
+    assert max(covered) > 0.25  # some do cover others
+    assert min(sides) < 0.1
+    assert 0.18 < max(sides) < 0.3
+
+
+def test_dense_digits_are_turned_to_both_sides():
+    upright = digits._ink(3, 40, 0.0)  # a digit 3
+    turned = {angle: digits._ink(3, 40, angle) for angle in (-30.0, 30.0)}
+    for angle, opacity in turned.items():
+        # SciPy's spline rotation, an independent computation, inks nearly the same pixels.
+        expected = rotate(np.pad(upright, 12), angle, reshape=True, order=1)
+        expected = expected[digits._extent(expected > INK_THRESHOLD)]
+        height, width = min(expected.shape[0], opacity.shape[0]), min(expected.shape[1], opacity.shape[1])
+        assert max(abs(np.subtract(expected.shape, opacity.shape))) <= 2
+        assert np.abs(expected[:height, :width] - opacity[:height, :width]).mean() < 0.1
+    assert np.abs(turned[-30.0][:30, :30] - turned[30.0][:30, :30]).mean() > 0.2
+
+
+def test_a_set_has_the_name_of_its_character(tmp_path):
+    for name, kind in EMBEDDED_SETS.items():
+        make_digits(tmp_path / name, **SMALL, kind=kind)
+        assert notes_of(tmp_path / name, "val")["info"]["set"] == name
+    plain, dense = (contents(tmp_path / name) for name in EMBEDDED_SETS)
+    assert plain.keys() == dense.keys()
+    assert all(plain[name] != dense[name] for name in plain)
 
 
 def test_ground_truth_as_detections_gives_average_precision_one(made):
@@ -231,6 +284,11 @@ def test_bad_argument_is_named(tmp_path, key, value):
     assert key in str(caught.value)
     assert str(value) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dense_digits_need_more_pixels(tmp_path):
+    with pytest.raises(InputError, match="64 or more"):
+        make_digits(tmp_path / "out", **SMALL | {"size": 63}, kind=DIGITS_DENSE)
 
 
 def test_unusable_parent_is_named(tmp_path):
