@@ -29,9 +29,10 @@ from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 from hitdet_nni.runs.samples import write_samples
 from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
+from hitdet_nni.search.budget import budget_cost_model
 from hitdet_nni.search.checks import check_budget
 from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.provenance import describe_architecture
+from hitdet_nni.search.provenance import describe_architecture, keep_latency_table
 from hitdet_nni.search.sampled_decode import best_of, decode_by_samples, with_costs
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.search.screening_reliability import mean_scores, num_supernets, reliability_of, share_of
@@ -224,6 +225,9 @@ def search(
         return load_architecture(run.architecture)
     check_budget(space, settings, len(data.classes))
     stage = "search"
+    latency = budget_cost_model(settings.skeleton, len(data.classes), settings.search.budget).latency
+    if latency is not None and distributed.is_main():
+        keep_latency_table(run, latency)
 
     def keep(record: EpochRecord) -> None:
         write_epoch(run, record)
@@ -250,7 +254,7 @@ def search(
         tried = decode_by_samples(trained, settings, data, settings.seed, stage)
         sample |= distributed.broadcast_object(dict(best_of(tried).sample))
     architecture = describe_architecture(
-        run.path.name, sample, space, settings, data.classes, activations=trained.activations
+        run.path.name, sample, space, settings, data.classes, activations=trained.activations, latency=latency
     )
     if distributed.is_main():
         run.note_warnings(stage, trained.warnings)

@@ -120,10 +120,9 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     """
     from hitdet_nni.config.search_space import layer_candidates, load_search_space
     from hitdet_nni.config.settings import load_settings
-    from hitdet_nni.cost.cost_model import CostModel
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.runs.tables import read_alphas
-    from hitdet_nni.search.budget import search_budget
+    from hitdet_nni.search.budget import budget_cost_model, search_budget
     from hitdet_nni.search.decode import decode, log_probabilities
     from hitdet_nni.search.provenance import describe_architecture
 
@@ -136,9 +135,14 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     alphas = {label: {name: one.alpha for name, one in row.items()} for label, row in layers.items()}
     _check_alphas(alphas, candidates, epoch, found.alphas)
     classes = open_data(settings.data, settings.seed).classes
-    budget = search_budget(CostModel(settings.skeleton, len(classes)), space, settings.search.budget)
+    kept = settings.search.budget
+    if kept is not None and kept.table is not None:  # the run has a copy of it, and has taken it for its machine's
+        kept = kept.model_copy(update={"table": found.latency, "other_machine": True})
+    model = budget_cost_model(settings.skeleton, len(classes), kept)
+    budget = search_budget(model, space, kept)
     sample = decode(log_probabilities(alphas), candidates, budget)
-    return describe_architecture(f"{found.path.name}-epoch{epoch}", sample, space, settings, classes)
+    name = f"{found.path.name}-epoch{epoch}"
+    return describe_architecture(name, sample, space, settings, classes, latency=model.latency)
 
 
 def _check_alphas(

@@ -35,16 +35,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--proposals", type=int, help="RoIs that the head sees (default: as many as in testing)")
     parser.add_argument("--convention", choices=["macs", "paper"], default="macs", help="how FLOPs are counted")
     parser.add_argument("--layers", action="store_true", help="list every layer (of an architecture)")
+    parser.add_argument(
+        "--latency", type=Path, metavar="TABLE", help="file of `latency`: adds measured times (of an architecture)"
+    )
 
 
 def run(options: Namespace) -> None:
     """Print parameters and FLOPs by part, and by layer where asked for.
 
     Raises:
-        InputError: If a size or a number of proposals is not positive, or ``--layers`` is of an mmdet config.
+        InputError: If a size or a number of proposals is not positive, ``--layers`` or ``--latency`` is of an mmdet
+            config, or the table is of another detector.
     """
     from hitdet_nni.commands.shared.console import console, echo, json_text
     from hitdet_nni.cost.cost_model import CostModel
+    from hitdet_nni.cost.latency_table import load_latency_table
     from hitdet_nni.cost.profile import Profile, find_config, is_config
     from hitdet_nni.errors import InputError
 
@@ -56,6 +61,8 @@ def run(options: Namespace) -> None:
     if is_config(options.target):
         if options.layers:
             raise InputError("lists the layers of architectures only", source="--layers", allowed="an architecture")
+        if options.latency:
+            raise InputError("has times of architectures only", source="--latency", allowed="an architecture")
         find_config(options.target)
         from hitdet_nni.engine.process import prepare_process
 
@@ -65,12 +72,14 @@ def run(options: Namespace) -> None:
         found = profile_config(options.target, shape, options.proposals, options.convention)
     else:
         architecture = _architecture_to_profile(options.target)
+        table = load_latency_table(options.latency) if options.latency else None
         model = CostModel(
             architecture.skeleton,
             architecture.num_classes,
             shape=shape,
             proposals=options.proposals,
             convention=options.convention,
+            latency=table,
         )
         costs = model.architecture(architecture.sample)
         found = Profile(architecture.name, model.shape, model.proposals, model.convention, costs)
@@ -79,9 +88,9 @@ def run(options: Namespace) -> None:
         why = f"its {found.proposals} RoIs are learned" if found.proposals else "it has one stage and no RoIs"
         sys.stderr.write(f"hitdet-nni: {found.name}: {why}: --proposals changes nothing\n")
     if options.json:
-        echo(json_text(_profile_values(found, rows if options.layers else None)))
+        echo(json_text(_profile_values(found, rows if options.layers else None, timed=bool(options.latency))))
     else:
-        console().print(_profile_table(found, rows))
+        console().print(_profile_table(found, rows, timed=bool(options.latency)))
 
 
 def _architecture_to_profile(target: str) -> Architecture:
@@ -100,7 +109,7 @@ def _architecture_to_profile(target: str) -> Architecture:
         raise InputError(error.problem, source=error.source, key=error.key, allowed=allowed) from None
 
 
-def _profile_values(found: Profile, rows: list[tuple[str, str, str, Cost]] | None) -> dict[str, Any]:
+def _profile_values(found: Profile, rows: list[tuple[str, str, str, Cost]] | None, *, timed: bool) -> dict[str, Any]:
     result: dict[str, Any] = {
         "convention": found.convention,
         "shape": list(found.shape),
@@ -108,27 +117,39 @@ def _profile_values(found: Profile, rows: list[tuple[str, str, str, Cost]] | Non
         "params": {part: cost.params for part, cost in found.costs.items()},
         "flops": {part: cost.flops for part, cost in found.costs.items()},
     }
+    if timed:
+        result["latency_ms"] = {part: _milliseconds(cost) for part, cost in found.costs.items()}
     if rows is not None:
         result["layers"] = [
             {"part": part, "layer": layer, "operator": name, "params": cost.params, "flops": cost.flops}
+            | ({"latency_ms": _milliseconds(cost)} if timed else {})
             for part, layer, name, cost in rows
         ]
     return result
 
 
-def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]]) -> Table:
+def _milliseconds(cost: Cost) -> float:
+    return cost.nanoseconds / 1e6
+
+
+def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]], *, timed: bool) -> Table:
     from rich.table import Table
 
-    from hitdet_nni.cost.cost_model import PARTS
+    from hitdet_nni.cost.cost_model import PARTS, Cost
 
     lines = [(layer, name, cost) for _, layer, name, cost in rows]
-    lines += [(part, "", found.costs[part]) for part in (*PARTS, "total")]
+    lines += [(part, "", found.costs[part]) for part in PARTS]
+    if timed:
+        spent = sum(found.costs[part].nanoseconds for part in PARTS)
+        lines.append(("overhead", "", Cost(nanoseconds=found.costs["total"].nanoseconds - spent)))
+    lines.append(("total", "", found.costs["total"]))
     height, width = found.shape
     table = Table(title=f"{found.name}, {height} x {width}, {found.proposals} proposals, {found.convention}")
     for heading in ("part", "operator"):
         table.add_column(heading)
-    for heading in ("params (M)", "FLOPs (G)"):
+    for heading in ("params (M)", "FLOPs (G)", *(["ms"] if timed else [])):
         table.add_column(heading, justify="right")
     for part, name, cost in lines:
-        table.add_row(part, name, f"{cost.params / 1e6:.3f}", f"{cost.flops / 1e9:.3f}")
+        times = [f"{_milliseconds(cost):.3f}"] if timed else []
+        table.add_row(part, name, f"{cost.params / 1e6:.3f}", f"{cost.flops / 1e9:.3f}", *times)
     return table

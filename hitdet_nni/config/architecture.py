@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import Skeleton
@@ -30,6 +30,18 @@ class CostRecord(BaseModel):
     flops: dict[str, NonNegativeInt] = Field(description="multiply-adds by part")
 
 
+class LatencyRecord(BaseModel):
+    """How long the architecture takes for an image, by a table of latencies, and how that was measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    milliseconds: PositiveFloat
+    runtime: str = Field(description="what runs it, with its version")
+    device: str
+    threads: PositiveInt
+    machine: str = Field(description="processor, or GPU")
+
+
 class Provenance(BaseModel):
     """Where an architecture comes from."""
 
@@ -48,6 +60,7 @@ class Provenance(BaseModel):
     git_commit: str | None = None
     activations: dict[str, str] | None = Field(None, description="supernet.activations of each component in the search")
     cost: tuple[CostRecord, ...] = ()
+    latency: LatencyRecord | None = Field(None, description="by the table of a search with a budget in milliseconds")
 
 
 class Architecture(BaseModel):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import get_args
 
 from hitdet_nni.config.skeleton import SearchedLayer, Skeleton
 from hitdet_nni.cost.counting import CountingConditions
 from hitdet_nni.cost.fixed_cost import DetectorPart, fixed_layers
+from hitdet_nni.cost.latency_table import LatencyTable
 from hitdet_nni.operators.costs import Convention, Cost, Size
 from hitdet_nni.operators.registry import operator_cost, parse_operator
 
@@ -27,6 +29,13 @@ class CostModel:
         proposals: RoIs that the head sees per image; the skeleton's number in testing by default. A one-stage
             detector sees none, whatever is given: its ``proposals`` is 0.
         convention: How FLOPs are counted.
+        latency: Measured times, which costs then have, too; without it their time is 0.
+
+    Attributes:
+        overhead: What a measured detector takes beyond its layers, such as the suppression of boxes.
+
+    Raises:
+        InputError: If the times are of another detector, input size or number of RoIs.
 
     Source:
         Eq. 7, FLOPs(o, l).
@@ -40,6 +49,7 @@ class CostModel:
         shape: Size | None = None,
         proposals: int | None = None,
         convention: Convention = "macs",
+        latency: LatencyTable | None = None,
     ) -> None:
         rois = skeleton.proposals_test if proposals is None else proposals
         self.skeleton = skeleton
@@ -50,18 +60,31 @@ class CostModel:
         self.layers = skeleton.searched_layers()
         self._conditions = CountingConditions(self.shape, self.proposals, convention)
         self.fixed = tuple(fixed_layers(skeleton, num_classes, self._conditions))
+        self.latency = latency
+        self.overhead = Cost()
+        if latency is not None:
+            latency.require(skeleton, num_classes, self.shape, self.proposals)
+            timed = ((layer, latency.fixed_layer(layer.part, layer.name)) for layer in self.fixed)
+            self.fixed = tuple(replace(layer, cost=replace(layer.cost, nanoseconds=time)) for layer, time in timed)
+            self.overhead = Cost(nanoseconds=latency.overhead)
+
+    @property
+    def fixed_cost(self) -> Cost:
+        """The cost of all that is not searched."""
+        return sum((layer.cost for layer in self.fixed), self.overhead)
 
     def layer_cost(self, layer: SearchedLayer, name: str) -> Cost:
         """Return the cost of one searched layer with the operator called ``name``.
 
         Raises:
-            InputError: If ``name`` is not an operator's.
+            InputError: If ``name`` is not an operator's, or the table of latencies lacks it.
         """
         operator = parse_operator(name)
         channels = (layer.in_channels, layer.out_channels, layer.stride)
-        return self._conditions.shared(
+        cost = self._conditions.shared(
             layer.input_strides, lambda size: operator_cost(operator, *channels, size, self.convention)
         )
+        return cost if self.latency is None else replace(cost, nanoseconds=self.latency.layer(layer.label, name))
 
     def rows(self, sample: Mapping[str, str]) -> list[tuple[DetectorPart, str, str, Cost]]:
         """Return every layer of one architecture: part, layer name, operator name (empty if fixed), cost.
@@ -77,7 +100,7 @@ class CostModel:
         return sorted(rows, key=lambda row: PARTS.index(row[0]))
 
     def architecture(self, sample: Mapping[str, str]) -> dict[str, Cost]:
-        """Return the cost of one architecture by part, and their ``total``.
+        """Return the cost of one architecture by part, and the ``total``, to which what is measured adds the overhead.
 
         Args:
             sample: Operator name of each searched layer by its label.
@@ -88,5 +111,5 @@ class CostModel:
         costs: dict[str, Cost] = {part: Cost() for part in PARTS}
         for part, _, _, cost in self.rows(sample):
             costs[part] += cost
-        costs["total"] = sum(costs.values(), Cost())
+        costs["total"] = sum(costs.values(), self.overhead)
         return costs

@@ -21,15 +21,16 @@ class CostTable:
     Args:
         model: Costs of all layers; gives the input size, the RoIs and the convention that FLOPs are counted by.
         space: Candidate names of each component, in the order of the probabilities.
-        key: What is counted: ``"gflops"``, or ``"params_m"`` for millions of parameters.
+        key: What is counted: ``"gflops"``, ``"params_m"`` for millions of parameters, or ``"latency_ms"`` for
+            milliseconds by the model's table.
 
     Attributes:
         unit: The unit of :meth:`expected`.
-        fixed: Exact count of all layers that are not searched, in FLOPs or parameters.
+        fixed: Exact count of all that is not searched, in FLOPs, parameters or nanoseconds.
         counts: Exact count of each candidate of each searched layer, by label and operator name.
 
     Raises:
-        InputError: If a component has no candidate, or a name is not an operator's.
+        InputError: If a component has no candidate, a name is not an operator's, or the table of latencies lacks it.
 
     Source:
         Eq. 7: FLOPs(o, l), for every operator o and layer l.
@@ -42,7 +43,7 @@ class CostTable:
         self.unit = UNITS[key]
         field, scale = self.unit.field, self.unit.scale
         candidates = layer_candidates(model.skeleton, space)
-        self.fixed: int = sum(getattr(layer.cost, field) for layer in model.fixed)
+        self.fixed: int = getattr(model.fixed_cost, field)
         self.counts: dict[str, dict[str, int]] = {
             layer.label: {name: getattr(model.layer_cost(layer, name), field) for name in candidates[layer.label]}
             for layer in model.layers

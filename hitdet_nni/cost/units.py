@@ -20,12 +20,13 @@ class Unit:
     """
 
     name: str
-    field: Literal["flops", "params"]
+    field: Literal["flops", "params", "nanoseconds"]
     scale: int
 
 
 UNITS: Mapping[BudgetKey, Unit] = {
     "gflops": Unit("GFLOPs", "flops", 10**9),
     "params_m": Unit("M parameters", "params", 10**6),
+    "latency_ms": Unit("ms", "nanoseconds", 10**6),
 }
 """The units, by their keys of ``search.budget``."""

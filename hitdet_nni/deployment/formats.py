@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,24 +99,44 @@ def _notices_unheard() -> Iterator[None]:
 
 
 def _onnx(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """Export ONNX with any image size, by the exporter that traces.
+    """Export ONNX with any image size."""
+    axes = {INPUT: {2: "height", 3: "width"}}
+    for name, result in zip(metadata["outputs"], model(images), strict=True):
+        axes[name] = {2: f"{name}_rows", 3: f"{name}_columns"} if result.dim() == 4 else {0: f"{name}_count"}
+    return onnx_program(model, images, INPUT, metadata["outputs"], axes, metadata)
+
+
+@torch.no_grad()
+def onnx_program(
+    model: nn.Module,
+    example: Tensor,
+    name: str = "input",
+    outputs: Sequence[str] | None = None,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the content of an ONNX file, by the exporter that traces.
 
     The one based on torch.export took 40 times as long on the same detector, for the same outputs.
+
+    Args:
+        model: A module in evaluation mode that takes one tensor.
+        example: The tensor that it is traced with, of any shape that the model takes.
+        name: Name of the input.
+        outputs: Names of the outputs; chosen by the exporter where none are given.
+        axes: Names of the axes whose lengths may differ from the example's, by input or output.
+        metadata: Properties of the file, each written as JSON.
     """
     import onnx  # noqa: PLC0415  # an extra of the package
 
-    results = model(images)
-    axes = {INPUT: {2: "height", 3: "width"}}
-    for name, result in zip(metadata["outputs"], results, strict=True):
-        axes[name] = {2: f"{name}_rows", 3: f"{name}_columns"} if result.dim() == 4 else {0: f"{name}_count"}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, _notices_unheard():
         file = Path(folder, "model.onnx")
         torch.onnx.export(
             model,
-            (images,),
+            (example,),
             file,
-            input_names=[INPUT],
-            output_names=list(metadata["outputs"]),
+            input_names=[name],
+            output_names=None if outputs is None else list(outputs),
             dynamic_axes=axes,
             opset_version=OPSET,
             # Batch normalisation is left as it is: folded into convolutions, levels would not share their parameters.
@@ -124,7 +144,7 @@ def _onnx(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> byte
             dynamo=False,
         )
         program = onnx.load(file)
-    onnx.helper.set_model_props(program, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.helper.set_model_props(program, {key: json.dumps(value) for key, value in (metadata or {}).items()})
     onnx.checker.check_model(program)
     content: bytes = program.SerializeToString()
     return content

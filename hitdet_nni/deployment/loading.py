@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.skeleton import DetectorKind
 from hitdet_nni.deployment.detector import Detector
@@ -13,7 +16,25 @@ from hitdet_nni.deployment.two_stage import TwoStageDetector
 from hitdet_nni.engine.weights_file import read_state
 from hitdet_nni.errors import InputError
 
+CERTAIN = 100.0
+"""A logit beside which what initial weights add does not matter."""
+
 DETECTORS: Mapping[DetectorKind, type[Detector]] = {"faster_rcnn": TwoStageDetector, "retinanet": OneStageDetector}
+
+
+def untrained_detector(architecture: Architecture) -> Detector:
+    """Build the detector of an architecture with initial weights, for its time and not for what it says.
+
+    It finds nothing, whatever the image is, while its region proposal network proposes as many RoIs as a trained one.
+    """
+    detector = DETECTORS[architecture.skeleton.detector](architecture)
+    with torch.no_grad():
+        if isinstance(detector, TwoStageDetector):
+            background = detector.roi_head.num_classes
+            detector.roi_head.bbox_head.fc_cls.bias[background] = CERTAIN
+        elif isinstance(detector, OneStageDetector):
+            nn.init.constant_(detector.bbox_head.retina_cls.get_parameter("bias"), -CERTAIN)
+    return detector.eval().requires_grad_(False)
 
 
 def load_detector(architecture: Architecture, weights: str | Path) -> Detector:

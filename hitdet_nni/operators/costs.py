@@ -21,26 +21,28 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters and FLOPs (multiply-adds) of a layer or a sum of layers."""
+    """Parameters and FLOPs (multiply-adds) of a layer or a sum of layers, and its time where that was measured."""
 
     params: int = 0
     flops: int = 0
+    nanoseconds: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params + other.params, self.flops + other.flops)
+        return Cost(self.params + other.params, self.flops + other.flops, self.nanoseconds + other.nanoseconds)
 
     def times(self, count: int) -> Cost:
-        """Return the cost of applying the same layer ``count`` times: the FLOPs grow, the parameters do not."""
-        return Cost(self.params, self.flops * count)
+        """Return the cost of applying the same layer ``count`` times: FLOPs and time grow, the parameters do not."""
+        return Cost(self.params, self.flops * count, self.nanoseconds * count)
 
     @classmethod
     def shared(cls, applications: Sequence[Cost]) -> Cost:
-        """Return the cost of one layer that is applied to several maps: the parameters once, the FLOPs of all.
+        """Return the cost of one layer that is applied to several maps: the parameters once, FLOPs and time of all.
 
         Args:
             applications: Its cost on each map, at least one.
         """
-        return cls(applications[0].params, sum(cost.flops for cost in applications))
+        total = sum(applications, cls())
+        return cls(applications[0].params, total.flops, total.nanoseconds)
 
 
 def halved(size: Size, stride: int) -> Size:

@@ -9,6 +9,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.units import UNITS
+from hitdet_nni.data.wording import counted
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
 from hitdet_nni.runs.reading import Run
@@ -105,6 +106,12 @@ def figures(run: Run) -> list[Figure]:
         found.append(Figure("Parameters", number(size.params_m), "millions"))
         rois = f", {size.proposals} RoIs" if size.proposals else ""
         found.append(Figure("Cost", number(size.gflops), f"GFLOPs (multiply-adds) at {size.input_size}{rois}"))
+    latency = None if run.architecture is None else run.architecture.provenance.latency
+    if latency is not None:
+        how = (
+            f"{latency.runtime} on {latency.device}, {counted(latency.threads, '{thread|threads}')}, {latency.machine}"
+        )
+        found.append(Figure("Latency", number(latency.milliseconds), f"ms an image by the table: {how}"))
     if run.baseline is None:
         name, value, unit = goal_of(run.settings)
         found.append(Figure(name.capitalize() if name == "budget" else name, value, unit))

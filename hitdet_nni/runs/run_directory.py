@@ -92,6 +92,11 @@ class RunDirectory:
         return self.path / "search" / "samples.csv"
 
     @property
+    def latency(self) -> Path:
+        """The table of latencies that a search has its budget by."""
+        return self.path / "search" / "latency.json"
+
+    @property
     def architecture(self) -> Path:
         """The result of the search."""
         return self.path / "architecture.json"

@@ -7,7 +7,6 @@ from pathlib import Path
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
 
@@ -38,9 +37,11 @@ def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> No
         InputError: Naming the least reachable cost.
     """
     if settings.search.budget is not None:
-        from hitdet_nni.search.budget import Budget  # noqa: PLC0415  (needs torch and SciPy; most configs have none)
+        # It needs torch, and most configs have none.
+        from hitdet_nni.search.budget import Budget, budget_cost_model  # noqa: PLC0415
 
-        Budget(CostModel(settings.skeleton, num_classes), space, settings.search.budget).check_reachable()
+        model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
+        Budget(model, space, settings.search.budget).check_reachable()
 
 
 def check_initial_weights(settings: Settings, inherit: Path | None) -> None:

@@ -8,6 +8,7 @@ from hitdet_nni.config.architecture import (
     SCHEMA_VERSION,
     Architecture,
     CostRecord,
+    LatencyRecord,
     Provenance,
     load_architecture,
     save_architecture,
@@ -15,6 +16,7 @@ from hitdet_nni.config.architecture import (
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.latency_table import LatencyTable, load_latency_table, save_latency_table
 from hitdet_nni.errors import InputError
 from hitdet_nni.runs.run_directory import RunDirectory, git_commit, plain, versions
 
@@ -31,6 +33,7 @@ def describe_architecture(
     *,
     source: str = SEARCH,
     activations: Mapping[Component, str] | None = None,
+    latency: LatencyTable | None = None,
 ) -> Architecture:
     """Build an architecture with its provenance and its cost by both conventions.
 
@@ -43,6 +46,7 @@ def describe_architecture(
         classes: Class names, in label order.
         source: What found it, e.g. ``"DARTS of NNI"``.
         activations: How each component of the supernet was computed, where there was one.
+        latency: Measured times, where the search had some.
     """
     weights: dict[str, float] = {}
     if source == SEARCH:
@@ -64,7 +68,23 @@ def describe_architecture(
             git_commit=git_commit(),
             activations=None if activations is None else dict(activations),
             cost=cost_records(settings.skeleton, sample, len(classes)),
+            latency=None if latency is None else latency_record(settings.skeleton, sample, len(classes), latency),
         ),
+    )
+
+
+def latency_record(
+    skeleton: Skeleton, sample: Mapping[str, str], num_classes: int, table: LatencyTable
+) -> LatencyRecord:
+    """Return the time of an architecture by a table of latencies."""
+    total = CostModel(skeleton, num_classes, latency=table).architecture(sample)["total"]
+    how = table.content.conditions
+    return LatencyRecord(
+        milliseconds=total.nanoseconds / 1e6,
+        runtime=f"{how.runtime} {how.version}",
+        device=how.device,
+        threads=how.threads,
+        machine=how.machine,
     )
 
 
@@ -87,10 +107,13 @@ def cost_records(skeleton: Skeleton, sample: Mapping[str, str], num_classes: int
 
 
 def transferred(architecture: Architecture, settings: Settings, classes: tuple[str, ...]) -> Architecture:
-    """Fit an architecture to other classes and another input size than it was found for; its cost is counted anew."""
+    """Fit an architecture to other classes and another input size than it was found for.
+
+    Its cost is counted anew, and what it takes for an image is no longer known.
+    """
     skeleton = architecture.skeleton.model_copy(update={"input_size": settings.skeleton.input_size})
     cost = cost_records(skeleton, architecture.sample, len(classes))
-    provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost})
+    provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost, "latency": None})
     return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
 
 
@@ -109,4 +132,21 @@ def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:
             "the run there is of another architecture",
             source=run.architecture,
             allowed="the same architecture, or --force",
+        )
+
+
+def keep_latency_table(run: RunDirectory, table: LatencyTable) -> None:
+    """Copy the table of latencies that a search has its budget by; in a run that is resumed it must be the same.
+
+    Raises:
+        InputError: If the run has had another table.
+    """
+    if not run.latency.exists():
+        save_latency_table(table.content, run.latency)
+    elif load_latency_table(run.latency).content != table.content:
+        raise InputError(
+            "is not the table that the run began with",
+            source=table.source,
+            key="search.budget.table",
+            allowed=f"the table in {run.latency}, or --force",
         )

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.search.health.rank_agreement import Preferences
+from hitdet_nni.studies.latency_prediction import Prediction
 from hitdet_nni.studies.operator_ablation import OperatorEffect
 from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.retrainings import Trained
@@ -65,6 +66,16 @@ def _scatter(axes: Any, trained: Sequence[Trained], across: Sequence[float]) -> 
             label=label,
             capsize=3,
         )
+
+
+def plot_latency(predictions: Sequence[Prediction], path: Path) -> None:
+    """Plot measured against predicted latency, one point a detector, beside the line where both are equal."""
+    figure, (axes,) = _figure(1)
+    ends = [pick(value for one in predictions for value in (one.predicted, one.measured)) for pick in (min, max)]
+    axes.plot(ends, ends, color="0.6", linewidth=1)
+    axes.scatter([one.predicted for one in predictions], [one.measured for one in predictions], color=COLOURS[0])
+    axes.set(xlabel="predicted, ms", ylabel="measured, ms")
+    figure.savefig(path, dpi=120)
 
 
 def plot_trained(trained: Sequence[Trained], path: Path) -> None:

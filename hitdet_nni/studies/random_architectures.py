@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.errors import InputError
+from hitdet_nni.search.provenance import describe_architecture
 
 CostKey = Literal["flops", "params"]
 
@@ -48,7 +52,7 @@ def random_samples(
         InputError: If ``draws`` draws held fewer.
     """
     rng = random.Random(seed)
-    fixed: int = sum(getattr(layer.cost, measure) for layer in model.fixed)
+    fixed: int = getattr(model.fixed_cost, measure)
     costs: dict[str, dict[str, int]] = {
         layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in space[layer.component]}
         for layer in model.layers
@@ -73,3 +77,30 @@ def random_samples(
             allowed="fewer architectures, or a larger --slack",
         )
     return found
+
+
+def random_detectors(
+    settings: Settings,
+    space: Mapping[Component, Sequence[str]],
+    classes: tuple[str, ...],
+    count: int,
+    exclude: Sequence[Mapping[str, str]] = (),
+) -> list[Architecture]:
+    """Return different architectures of a space, of any cost, each as likely as any other, by the settings' seed.
+
+    Args:
+        settings: Give the skeleton and the seed.
+        space: Candidate names of each component.
+        classes: Class names, in label order.
+        count: How many.
+        exclude: Architectures that are not to be drawn.
+
+    Raises:
+        InputError: If the space has hardly as many.
+    """
+    model = CostModel(settings.skeleton, len(classes))
+    samples = random_samples(model, space, count, least=0, most=math.inf, seed=settings.seed, exclude=exclude)
+    return [
+        describe_architecture(f"random-{number:02d}", sample, space, settings, classes, source="random")
+        for number, sample in enumerate(samples, 1)
+    ]

@@ -6,6 +6,12 @@ import pytest
 
 from hitdet_nni import cli
 from hitdet_nni.commands import find_commands, find_modules
+from hitdet_nni.config.architecture import save_architecture
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.cost.cost_model import PARTS
+from hitdet_nni.cost.latency_table import load_latency_table
+from hitdet_nni.engine.machine import processor
+from hitdet_nni.search.provenance import describe_architecture
 
 
 def run(capsys, *arguments):
@@ -206,3 +212,72 @@ def test_evaluate_refuses_what_is_not_weights(capsys, tmp_path):
     weights = tmp_path / "weights.pth"
     arguments = ("evaluate", "--architecture", "hit_detector", "--weights", weights, "--config", "tiny")
     refused(capsys, *arguments, names=["classes"])
+
+
+@pytest.fixture(scope="module")
+def small_table(tmp_path_factory):
+    """A table of the smallest space of `tiny`, measured by the command, and the arguments that name both."""
+    folder = tmp_path_factory.mktemp("latency")
+    space, table = folder / "space.yml", folder / "table.json"
+    space.write_text("backbone: [sep_k3_d1, ir_k3_d1_e1]\nneck: [sep_k3_d1]\nhead: [conv_k3_d1, sep_k3_d1]\n")
+    chosen = ["--config", "tiny", "--set", f"space={space}", "--set", "data.train=8", "--set", "data.val=2"]
+    measured = ["--rounds", "1", "--pause", "0"]
+    assert cli.main(["latency", *chosen, *measured, "--detectors", "2", "--out", str(table)]) == 0
+    return table, chosen, measured
+
+
+def test_latency_is_measured_profiled_and_predicted(capsys, tmp_path, small_table):
+    table, chosen, measured = small_table
+    content = load_latency_table(table).content
+    assert (content.conditions.machine, content.conditions.threads, len(content.detectors)) == (processor("cpu"), 1, 2)
+    assert {len(row) for row in content.layers_ms.values()} == {1, 2}
+    settings = load_settings("tiny")
+    sample = {label: next(iter(row)) for label, row in content.layers_ms.items()}
+    file = tmp_path / "found.json"
+    space = {"backbone": ["sep_k3_d1"], "neck": ["sep_k3_d1"], "head": ["conv_k3_d1"]}
+    save_architecture(describe_architecture("found", sample, space, settings, tuple("0123456789")), file)
+    status, printed, _ = run(capsys, "profile", file, "--latency", table, "--layers", "--json")
+    assert status == 0
+    found = json.loads(printed)
+    overhead = found["latency_ms"]["total"] - sum(found["latency_ms"][part] for part in PARTS)
+    assert overhead == pytest.approx(content.overhead_ms, abs=1e-5)
+    layers = {layer["layer"]: layer["latency_ms"] for layer in found["layers"]}
+    assert layers["head/l01"] == pytest.approx(content.layers_ms["head/l01"]["conv_k3_d1"], abs=1e-5)
+    assert sum(layers.values()) + overhead == pytest.approx(found["latency_ms"]["total"])
+    table_text = run(capsys, "profile", file, "--latency", table)[1]
+    assert "overhead" in table_text
+    assert f"{found['latency_ms']['total']:.3f}" in table_text
+    assert "overhead" not in run(capsys, "profile", file)[1]
+
+    out = tmp_path / "study"
+    arguments = ("study", "latency", *chosen, *measured, "--table", table, "--architectures", 3, "--out", out, "--json")
+    status, printed, _ = run(capsys, *arguments)
+    assert status == 0
+    report = json.loads(printed)
+    assert len(report["rows"]) == 3
+    for row in report["rows"]:
+        assert row["error"] == pytest.approx(abs(row["predicted_ms"] - row["measured_ms"]) / row["measured_ms"])
+    assert 0 <= report["summary"]["median_error"] <= report["summary"]["largest_error"]
+    assert (out / "latency.png").stat().st_size > 1000
+
+
+def test_latency_refuses_in_one_line(capsys, tmp_path, small_table):
+    table, chosen, _ = small_table
+    for wrong, names in (
+        (["--threads", 0], ["--threads", "0"]),
+        (["--rounds", 0], ["--rounds", "0"]),
+        (["--pause", -1], ["--pause", "-1"]),
+        (["--detectors", 0], ["--detectors", "0"]),
+        (["--sub-spaces", tmp_path / "none.yml"], ["none.yml"]),
+    ):
+        refused(capsys, "latency", *chosen, *wrong, "--out", tmp_path / "other.json", names=names)
+    refused(capsys, "latency", *chosen, "--out", table, names=[table, "--force"])
+    refused(capsys, "profile", "hit_detector", "--latency", table, names=[table, "was measured with"])
+    refused(capsys, "profile", "fpn_r50_2fc", "--latency", table, names=["--latency"])
+    study = ("study", "latency", *chosen, "--out", tmp_path / "study")
+    refused(capsys, *study, "--table", tmp_path / "none.json", names=["none.json"])
+    refused(capsys, *study, "--table", table, "--architectures", 2, names=["--architectures", "3 or more"])
+    other = tmp_path / "phone.json"
+    other.write_text(table.read_text().replace(processor("cpu"), "a phone"))
+    refused(capsys, *study, "--table", other, names=["a phone", processor("cpu")])
+    assert not (tmp_path / "study").exists()

@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from tables import made_up_table
 
 from hitdet_nni import cli
 from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.search_space import layer_candidates, load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.latency_table import LatencyTable, save_latency_table
 from hitdet_nni.runs.run_directory import RunDirectory
 
 SPACE = {
@@ -22,9 +24,9 @@ MEASURES = {"gflops": ("flops", 10**9), "params_m": ("params", 10**6)}
 EPOCHS = 3
 
 
-def extremes(skeleton, measure):
+def extremes(skeleton, measure, model=None):
     """Cost of the cheapest and of the dearest architecture of the space."""
-    model = CostModel(skeleton, 10)
+    model = model or CostModel(skeleton, 10)
     totals = []
     for pick in (min, max):
         sample = {}
@@ -105,6 +107,53 @@ def test_of_equal_alphas_the_first_candidate_is_taken(run, tmp_path):
     alphas = {label: dict.fromkeys(reversed(list(row)), 0.25) for label, row in random_alphas(0, 0.0).items()}
     found = export(run(None, [alphas]), 0, tmp_path / "out.json")
     assert all(name == SPACE[label.split("/")[0]][0] for label, name in found.sample.items())
+
+
+def test_a_budget_in_milliseconds_is_kept_by_the_run_s_own_table(tmp_path, capsys):
+    """A search by a table of another machine: its copy decides, whatever becomes of the file that was named."""
+    space, table, out = tmp_path / "space.yml", tmp_path / "table.json", tmp_path / "out.json"
+    save_search_space(SPACE, space)
+    content = made_up_table(load_settings("tiny").skeleton, machine="a phone", space=SPACE)
+    save_latency_table(content, table)
+    model = CostModel(content.skeleton, 10, latency=LatencyTable(content, table))
+    least, most = extremes(content.skeleton, "nanoseconds", model)
+    limit = (least + 0.02 * (most - least)) / 1e6
+    epochs = {"search.epochs": 2, "search.warmup_epochs": 1, "data.train": 16, "data.val": 4}
+
+    def search(budget, *more):
+        changed = {"search.budget": budget, **epochs}
+        options = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
+        arguments = ["search", "--config", "tiny", "--sub-spaces", str(space), *options, "--out", str(run.path), *more]
+        return cli.main(arguments), capsys.readouterr().err
+
+    run = RunDirectory(tmp_path / "run")
+    for budget, named in (
+        (f"{{latency_ms: {limit}, table: {table}}}", ["a phone", "other_machine"]),
+        (
+            f"{{latency_ms: {least / 2e6}, table: {table}, other_machine: true}}",
+            ["search.budget.latency_ms", "or more"],
+        ),
+        (f"{{latency_ms: {limit}}}", ["search.budget", "latency_ms needs a table"]),
+        (f"{{gflops: {limit}, table: {table}}}", ["search.budget", "table has no meaning with gflops"]),
+        (f"{{latency_ms: {limit}, gflops: 1, table: {table}}}", ["search.budget", "give one of"]),
+    ):
+        status, error = search(budget)
+        assert (status, error.count("\n")) == (2, 1)
+        assert all(text in error for text in named)
+    good = f"{{latency_ms: {limit}, table: {table}, other_machine: true}}"
+    assert search(good)[0] == 0
+    found = load_architecture(run.architecture)
+    time = model.architecture(found.sample)["total"].nanoseconds / 1e6
+    assert time <= limit
+    assert found.provenance.latency.milliseconds == time
+    assert found.provenance.latency.machine == "a phone"
+    save_latency_table(made_up_table(content.skeleton, seed=1, space=SPACE), table)
+    assert export(run, 1, out).sample == found.sample
+    assert load_architecture(out).provenance.latency == found.provenance.latency
+    run.architecture.unlink()
+    status, error = search(good, "--resume")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "search.budget.table" in error
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,16 @@ def test_no_message_has_a_library_s_words(place):
             "skeleton.input_size: got [64]; allowed: a list of 2, each of them an integer of at ",
         ),
         ("retrain.grad_clip=.inf", "retrain.grad_clip: got inf; allowed: a finite number above 0, or null"),
-        ("data.builtin=[]", "data.builtin: got []; allowed: digits, or null"),
+        ("data.builtin=[]", "data.builtin: got []; allowed: digits, digits_dense, or null"),
         (
             "supernet.activations=1",
             "supernet.activations: got 1; allowed: auto, all, checkpoint, fused, fused-low, fused-min, or a mapping of",
         ),
         ("supernet.activations={neck: everything}", "supernet.activations.backbone: missing (and 2 more)"),
-        ("search.budget={gflop: 3}", "search.budget.gflop: unknown key; allowed: gflops, params_m"),
+        (
+            "search.budget={gflop: 3}",
+            "search.budget.gflop: unknown key; allowed: gflops, params_m, latency_ms, table, ",
+        ),
         ("weights={3: 4}", "weights.3: unknown key; allowed: lr, momentum"),
     ],
 )

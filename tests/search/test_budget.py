@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
+from tables import made_up_table
 
 from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import layer_candidates
@@ -18,11 +19,13 @@ from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.cost.knapsack import cost_of_choice, decode_within, least_cost
-from hitdet_nni.search.budget import Budget, BudgetMultiplier
+from hitdet_nni.cost.latency_table import LatencyTable, save_latency_table
+from hitdet_nni.engine.machine import processor
+from hitdet_nni.search.budget import Budget, BudgetMultiplier, budget_cost_model
 from hitdet_nni.search.cost_term import BudgetedCost, WeightedCost
 from hitdet_nni.search.decode import decode
 
-UNITS = {"gflops": ("flops", 10**9), "params_m": ("params", 10**6)}
+UNITS = {"gflops": ("flops", 10**9), "params_m": ("params", 10**6), "latency_ms": ("nanoseconds", 10**6)}
 SMALL_SPACE = {
     "backbone": ["ir_k3_d1_e3", "ir_k5_d1_e6", "ir_k7_d1_e6"],
     "neck": ["sep_k3_d1", "conv_k5_d1"],
@@ -32,12 +35,18 @@ FIXED_NECK = {**SMALL_SPACE, "neck": ["sep_k3_d1"]}
 
 
 def budget(model, space, key, limit):
-    return Budget(model, space, BudgetSettings(**{key: limit}))
+    table = {"table": "table.json"} if key == "latency_ms" else {}
+    return Budget(model, space, BudgetSettings(**{key: limit}, **table))
 
 
 def decoded(within, scores):
     """The most probable architecture within a budget, every layer of its space decided."""
     return decode(scores, {label: tuple(row) for label, row in within.costs.counts.items()}, within)
+
+
+def overhead(key):
+    """What the made-up table has beyond the layers, in nanoseconds."""
+    return 2_500_000 if key == "latency_ms" else 0
 
 
 def count(model, key, sample):
@@ -108,7 +117,7 @@ def pareto(scores, costs, limit):
 
 @pytest.fixture(scope="module")
 def tiny_model(tiny):
-    return CostModel(tiny, 10)
+    return CostModel(tiny, 10, latency=LatencyTable(made_up_table(tiny), "table.json"))
 
 
 @pytest.mark.parametrize("key", UNITS)
@@ -123,7 +132,7 @@ def test_decoded_is_the_best_of_all_within_the_budget(tiny_model, key, seed):
         for layer in tiny_model.layers
     }
     every_score, every_cost = exhaustive(scores, table)
-    fixed = sum(getattr(layer.cost, measure) for layer in tiny_model.fixed)
+    fixed = sum(getattr(layer.cost, measure) for layer in tiny_model.fixed) + overhead(key)
     least, largest = extremes(tiny_model, SMALL_SPACE, key)
     limits = [least + 1, *(least + int((largest - least) * part) for part in (0.05, 0.2, 0.4, 0.7)), largest - 1]
     found = set()
@@ -157,10 +166,11 @@ def test_unreachable_budget_names_a_reachable_one(tiny_model, key, refused):
 @pytest.mark.parametrize("key", UNITS)
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
 def test_full_size_agrees_with_dynamic_programming(published, key, kind):
-    model = CostModel(Skeleton(detector=kind), 80)
+    skeleton = Skeleton(detector=kind)
+    model = CostModel(skeleton, 80, latency=LatencyTable(made_up_table(skeleton, 80), "table.json"))
     measure, scale = UNITS[key]
     least, largest = extremes(model, published, key)
-    fixed = sum(getattr(layer.cost, measure) for layer in model.fixed)
+    fixed = sum(getattr(layer.cost, measure) for layer in model.fixed) + overhead(key)
     table = {
         layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in published[layer.component]}
         for layer in model.layers
@@ -305,7 +315,7 @@ def test_a_budget_means_the_number_as_it_was_typed(tiny_model, draw):
 
 
 def test_expected_cost(tiny_model, draw):
-    flops, params = (budget(tiny_model, FIXED_NECK, key, 1.0) for key in UNITS)
+    flops, params = (budget(tiny_model, FIXED_NECK, key, 1.0) for key in ("gflops", "params_m"))
     assert (flops.costs.unit.name, params.costs.unit.name, flops.limit) == ("GFLOPs", "M parameters", 1.0)
     searched = [layer for layer in tiny_model.layers if layer.component != "neck"]
     alphas = {layer.label: torch.randn(len(FIXED_NECK[layer.component]), requires_grad=True) for layer in searched}
@@ -337,6 +347,21 @@ def test_expected_cost(tiny_model, draw):
         assert float(each.costs.expected(decided)) == pytest.approx(exact, rel=1e-12)
     with pytest.raises(KeyError, match="backbone/l01"):
         flops.costs.expected({})
+
+
+def test_only_a_budget_in_milliseconds_has_times_and_only_of_this_machine(tmp_path, tiny, refused):
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    save_latency_table(made_up_table(tiny, machine=processor("cpu")), ours)
+    save_latency_table(made_up_table(tiny, machine="a phone"), theirs)
+    assert budget_cost_model(tiny, 10, None).latency is None
+    assert budget_cost_model(tiny, 10, BudgetSettings(gflops=1)).latency is None
+    assert budget_cost_model(tiny, 10, BudgetSettings(latency_ms=9, table=ours)).overhead.nanoseconds == 2_500_000
+    with refused(theirs, "a phone", "other_machine"):
+        budget_cost_model(tiny, 10, BudgetSettings(latency_ms=9, table=theirs))
+    allowed = BudgetSettings(latency_ms=9, table=theirs, other_machine=True)
+    assert budget_cost_model(tiny, 10, allowed).overhead.nanoseconds == 2_500_000
+    with refused(ours, "num_classes"):
+        budget_cost_model(tiny, 11, BudgetSettings(latency_ms=9, table=ours))
 
 
 def test_multiplier_rests_only_at_the_limit():
@@ -469,7 +494,10 @@ def search_alphas(model, space, within, weigh, steps=160, lr=0.05):
     generator = torch.Generator().manual_seed(0)
     alphas, gains = {}, {}
     for layer in model.layers:
-        costs = torch.tensor([model.layer_cost(layer, name).flops for name in space[layer.component]]).double().log()
+        row = [model.layer_cost(layer, name) for name in space[layer.component]]
+        # Parameters go with FLOPs; times that are made up do not.
+        measure = "nanoseconds" if within.key == "latency_ms" else "flops"
+        costs = torch.tensor([getattr(cost, measure) for cost in row]).double().log()
         gains[layer.label] = (costs - costs.mean() + 0.3 * torch.randn(len(costs), generator=generator)) / len(
             model.layers
         )
@@ -496,7 +524,8 @@ def search_alphas(model, space, within, weigh, steps=160, lr=0.05):
 @pytest.mark.parametrize("key", UNITS)
 def test_expected_cost_approaches_the_budget_from_both_sides(tiny_model, published, key):
     papers, _ = search_alphas(tiny_model, published, budget(tiny_model, published, key, 1.0), lambda expected: 0.01)
-    for part in (0.85, 1.25):
+    # Most of a made-up time is that of fixed layers, so that the times of architectures lie closer together.
+    for part in (0.85, 1.05 if key == "latency_ms" else 1.25):
         within = budget(tiny_model, published, key, part * papers[0])
         multiplier = BudgetMultiplier(within.limit, start=0.01, alpha_lr=0.05)
 

@@ -57,6 +57,19 @@ def at_work(options: Namespace, config: object) -> Iterator[View]:
     distributed.destroy()
 
 
+@contextmanager
+def watched() -> Iterator[View]:
+    """Show how far a piece of work is that has no run directory and goes on in this process alone."""
+
+    def write(text: str) -> None:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+    view = view_on(sys.stdout, write)
+    with view, listening(view), log_to_console(view, main=True):
+        yield view
+
+
 def load_libraries(view: View, settings: Settings) -> None:
     """Prepare the process for computing; what is imported next takes seconds, which the view says.
 
