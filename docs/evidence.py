@@ -14,13 +14,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hitdet_nni.studies.latency_prediction import PredictionSummary
 from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.screened_space import ScreeningComparison
+from hitdet_nni.studies.search_study import Against, Price, SearchSummary
 
 PAGE = Path(__file__).resolve().parent / "results.md"
 FOLDER = PAGE.with_suffix("")
 
-SUMMARIES = {"random": Summary, "screening": ScreeningComparison}
+
+def search_summary(*, against: Sequence[Mapping[str, Any]], price: Mapping[str, Any], **values: Any) -> SearchSummary:
+    """Return the summary of ``study search`` as its report has it."""
+    return SearchSummary(against=tuple(Against(**one) for one in against), price=Price(**price), **values)
+
+
+SUMMARIES = {
+    "random": Summary,
+    "screening": ScreeningComparison,
+    "search": search_summary,
+    "latency": PredictionSummary,
+}
 """What the studies that have a summary say of it, by kind."""
 
 LEFT_OUT = ("samples", "retrainings")

@@ -17,7 +17,6 @@ from hitdet_nni.config.search_space import SearchSpace, save_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.data.sampling import steps_an_epoch
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -29,13 +28,13 @@ from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 from hitdet_nni.runs.samples import write_samples
 from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
-from hitdet_nni.search.budget import budget_cost_model
-from hitdet_nni.search.checks import check_budget
+from hitdet_nni.search.checks import budget_cost_model, check_budget
 from hitdet_nni.search.epoch_record import EpochRecord
+from hitdet_nni.search.outlook import Outlook, screening_supernets
 from hitdet_nni.search.provenance import describe_architecture, keep_latency_table
-from hitdet_nni.search.sampled_decode import best_of, decode_by_samples, with_costs
+from hitdet_nni.search.sampled_decode import decode_by_samples
 from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
-from hitdet_nni.search.screening_reliability import mean_scores, num_supernets, reliability_of, share_of
+from hitdet_nni.search.screening_reliability import mean_scores, reliability_of, share_of
 from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.training.retrain import Retrained, retrain
 from hitdet_nni.training.supernet_pretraining import clear_pretraining, with_pretrained_backbone
@@ -100,7 +99,7 @@ def screen(
         Section 3.2.
     """
     groups = screening_groups(settings.screening.joint)
-    supernets = _num_supernets(settings, data)
+    supernets = screening_supernets(settings, data)
     parts = [part for components in groups for part in screenings(components, supernets)]
     wait = False
     while pending := _not_done(run, parts):
@@ -130,16 +129,11 @@ def screen_group(
     on_epoch: OnEpoch = ignore_epoch,
 ) -> None:
     """Screen some components at once and write their scores; goes on from what is there."""
-    supernets = _num_supernets(settings, data)
+    supernets = screening_supernets(settings, data)
     parts = screenings(components, supernets)
     for part in _not_done(run, parts):
         _screen_part(run, part, supernets, space, settings, data, on_epoch)
     _join_supernets(run, parts, space, settings)
-
-
-def _num_supernets(settings: Settings, data: DetectionData) -> int:
-    half = len(data.train.image_ids) // 2
-    return num_supernets(settings.screening, steps_an_epoch(half, settings.data.batch_size, distributed.world_size()))
 
 
 def _not_done(run: RunDirectory, parts: Sequence[Screening]) -> list[Screening]:
@@ -225,7 +219,9 @@ def search(
         return load_architecture(run.architecture)
     check_budget(space, settings, len(data.classes))
     stage = "search"
-    latency = budget_cost_model(settings.skeleton, len(data.classes), settings.search.budget).latency
+    costs = budget_cost_model(settings.skeleton, len(data.classes), settings.search.budget)
+    latency = costs.latency
+    logger.info("search: %s", Outlook.of(costs, space).sentence())
     if latency is not None and distributed.is_main():
         keep_latency_table(run, latency)
 
@@ -251,8 +247,8 @@ def search(
     trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
     sample = trained.sample
     if by_samples:
-        tried = decode_by_samples(trained, settings, data, settings.seed, stage)
-        sample |= distributed.broadcast_object(dict(best_of(tried).sample))
+        decoded = decode_by_samples(trained, settings, data, settings.seed, stage)
+        sample |= distributed.broadcast_object(dict(decoded.best))
     architecture = describe_architecture(
         run.path.name, sample, space, settings, data.classes, activations=trained.activations, latency=latency
     )
@@ -261,7 +257,7 @@ def search(
         run.note_activations(stage, trained.activations)
         if by_samples:
             model = CostModel(settings.skeleton, len(data.classes))
-            write_samples(run.samples, with_costs(tried, architecture.sample, model))
+            write_samples(run.samples, decoded.rows(architecture.sample, model))
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
         checkpoints.clear()

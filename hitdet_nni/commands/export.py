@@ -122,7 +122,8 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     from hitdet_nni.config.settings import load_settings
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.runs.tables import read_alphas
-    from hitdet_nni.search.budget import budget_cost_model, search_budget
+    from hitdet_nni.search.budget import search_budget
+    from hitdet_nni.search.checks import budget_cost_model
     from hitdet_nni.search.decode import decode, log_probabilities
     from hitdet_nni.search.provenance import describe_architecture
 

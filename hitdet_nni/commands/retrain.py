@@ -22,6 +22,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--architecture", help="architecture JSON, or a shipped one's name; with --inherit by default the run's"
     )
+    parser.add_argument("--front", type=Path, metavar="RUN", help="take the best within --budget of this run's front")
+    parser.add_argument(
+        "--budget", type=float, metavar="COST", help="with --front: its cost at most, in the front's unit"
+    )
     parser.add_argument(
         "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
     )
@@ -73,6 +77,10 @@ def _start(options: Namespace) -> tuple[Architecture, Path | None]:
     from hitdet_nni.errors import InputError
     from hitdet_nni.runs.run_directory import find_run
 
+    if options.front is not None:
+        return _point(options), None
+    if options.budget is not None:
+        raise InputError("has no meaning without --front", key="--budget", allowed="with --front RUN")
     if options.inherit is None:
         if options.architecture is None:
             raise InputError("is missing", key="--architecture", allowed="an architecture, or --inherit RUN")
@@ -85,3 +93,29 @@ def _start(options: Namespace) -> tuple[Architecture, Path | None]:
         if operator not in searched:
             raise InputError(f"{layer.label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
     return architecture, source.supernet
+
+
+def _point(options: Namespace) -> Architecture:
+    """Return the architecture of a front that is the best within the budget.
+
+    Raises:
+        InputError: If another one is named, too, or the front has none within it.
+    """
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.runs.front import chosen_point, read_front
+    from hitdet_nni.runs.run_directory import find_run
+
+    for key, value in (("--architecture", options.architecture), ("--inherit", options.inherit)):
+        if value is not None:
+            raise InputError("is given beside --front", key=key, allowed="one of them")
+    if options.budget is None:
+        raise InputError("is missing", key="--budget", allowed="a cost, in the front's unit")
+    found = find_run(options.front)
+    point = chosen_point(read_front(found.front_table), options.budget)
+    architecture = load_architecture(found.front / f"{point.name}.json")
+    if architecture.sample != point.sample:
+        raise InputError(
+            f"is not {point.name} of {found.front_table}", source=found.front, allowed="the front written anew: --force"
+        )
+    return architecture

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hitdet_nni.commands.shared.options import add_training
+
+if TYPE_CHECKING:
+    from hitdet_nni.config.search_space import SearchSpace
+    from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 50
 HELP = "search the three components together (screens first where that has not been done)"
@@ -16,6 +21,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``search``."""
     add_training(parser)
     parser.add_argument("--sub-spaces", type=Path, help="search space file to use instead of screening")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what it would choose from and how many steps it would take"
+    )
 
 
 def run(options: Namespace) -> None:
@@ -34,6 +42,9 @@ def run(options: Namespace) -> None:
     settings = settings_of(options)
     given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
     whole = whole_space(settings)
+    if options.dry_run:
+        _tell_outlook(settings, whole, given)
+        return
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
         images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
@@ -53,3 +64,31 @@ def run(options: Namespace) -> None:
         with run_directory.timed("search"):
             search(run_directory, space, settings, images)
     echo(str(run_directory.architecture))
+
+
+def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | None) -> None:
+    """Print what the search would choose from and how many steps it would take; refuse what it would refuse."""
+    from hitdet_nni.commands.shared.console import console, echo
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.engine.process import prepare_process
+    from hitdet_nni.search.checks import budget_cost_model, check_budget
+
+    images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    space = whole if given is None else given
+    check_budget(space, settings, len(images.classes))
+    prepare_process(settings.threads)
+    from rich.table import Table
+
+    from hitdet_nni.cost.units import UNITS
+    from hitdet_nni.search.outlook import Outlook, count_in_words, stage_steps
+
+    model = budget_cost_model(settings.skeleton, len(images.classes), settings.search.budget)
+    outlook = Outlook.of(model, space)
+    table = Table(title=count_in_words(outlook.architectures))
+    for heading in ("cost", "least", "uniform", "largest"):
+        table.add_column(heading, justify="left" if heading == "cost" else "right")
+    for key, row in outlook.costs.items():
+        table.add_row(UNITS[key].name, *(f"{value:.4g}" for value in (row.least, row.uniform, row.largest)))
+    console().print(table)
+    for stage, steps in stage_steps(settings, images, screens=given is None).items():
+        echo(f"{stage}: {steps} steps")

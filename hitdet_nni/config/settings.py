@@ -41,10 +41,11 @@ PATHS = {
     "data": DATA_PATHS,
     "screening": ("pretrained",),
     "search": ("pretrained",),
+    "search.budget": ("table",),
     "retrain": ("pretrained",),
     "pretrain": ("train_images", "val_images"),
 }
-"""Keys that name files or folders; relative ones in a config file are relative to the file's folder."""
+"""Keys that name files or folders, by section; relative ones in a config file are relative to the file's folder."""
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -334,10 +335,10 @@ def _give_way(tree: dict[str, Any], diff: Mapping[str, Any]) -> None:
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     folder = folder.absolute()
     for section, keys in PATHS.items():
-        values = tree.get(section)
-        if not isinstance(values, dict):
-            continue
-        for key in keys:
+        values: Any = tree
+        for part in section.split("."):
+            values = values.get(part) if isinstance(values, dict) else None
+        for key in keys if isinstance(values, dict) else ():
             value = values.get(key)
             value = [_name(part) for part in value] if isinstance(value, list) else _name(value)
             if isinstance(value, str):

@@ -128,11 +128,12 @@ class LatencyTable:
                     allowed="a table of this detector: hitdet-nni latency",
                 )
 
-    def require_machine(self, here: str) -> None:
+    def require_machine(self, here: str, allowed: str) -> None:
         """Refuse a table that was measured on another machine.
 
         Args:
             here: The processor or GPU of this machine.
+            allowed: What would be accepted.
 
         Raises:
             InputError: Naming both machines.
@@ -142,7 +143,7 @@ class LatencyTable:
             raise InputError(
                 f"was measured on {there}, and this is {here}",
                 source=self.source,
-                allowed="a table of this machine, or search.budget.other_machine: true to search here for that one",
+                allowed=allowed,
             )
 
 

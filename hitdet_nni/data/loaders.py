@@ -72,7 +72,9 @@ def search_loaders(data: DetectionData, settings: DataSettings, skeleton: Skelet
     return (*training, detection_loader(Subset(val, _own_share(len(val))), settings))
 
 
-def architecture_loader(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int, images: int) -> Any:
+def architecture_loader(
+    data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int, images: int, skip: int = 0
+) -> Any:
     """Build a loader of some images of the half for architecture parameters, by which architectures are compared.
 
     Args:
@@ -82,16 +84,28 @@ def architecture_loader(data: DetectionData, settings: DataSettings, skeleton: S
         seed: Seed of the halves, as :func:`search_loaders` had it, and of the choice and augmentation of the images.
         images: Images at most; there are full batches of them, at least one. A batch is up to
             :data:`LARGER_WITHOUT_GRADIENTS` times as large as in training.
+        skip: Images that are left out: those that the loader without this would have if it had so many. At least a
+            batch is left.
 
     Returns:
         A loader of batches as :func:`search_loaders` has them: the same ones each time, in every process.
     """
     half = _training_halves(data, settings, skeleton, seed)[HALF_NAMES.index("alphas")]
+    seed += len(HALF_NAMES)
+    skip = min(skip, len(half) - settings.batch_size)
+    if skip > 0:
+        first = ResumableSampler(len(half), len(half), 1, seed)  # goes through the half as one without skip does
+        half = Subset(half, [draw.image for draw in first][skip:])
     images = min(images, len(half))
     batch_size = max(settings.batch_size, min(images, LARGER_WITHOUT_GRADIENTS * settings.batch_size))
     larger = settings.model_copy(update={"batch_size": batch_size})
-    sampler = ResumableSampler(len(half), batch_size, steps_an_epoch(images, batch_size), seed + len(HALF_NAMES))
+    sampler = ResumableSampler(len(half), batch_size, steps_an_epoch(images, batch_size), seed)
     return detection_loader(SeededImages(half), larger, sampler)
+
+
+def architecture_half_size(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> int:
+    """Return how many images the half for architecture parameters has; arguments as :func:`architecture_loader`."""
+    return len(_training_halves(data, settings, skeleton, seed)[HALF_NAMES.index("alphas")])
 
 
 def weights_half(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import warnings
@@ -19,7 +20,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from hitdet_nni import __version__
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.deployment import Format
-from hitdet_nni.deployment.detector import Detector, RawHeads
+from hitdet_nni.deployment.detector import RawHeads
 from hitdet_nni.deployment.loading import load_detector
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import whole_file
@@ -27,6 +28,9 @@ from hitdet_nni.model.preprocessing import PREPROCESSING
 
 INPUT = "images"
 """Name of the model's input."""
+
+LAYER_INPUT = "input"
+"""Name of the input of a layer by itself."""
 
 OUTPUTS = ("boxes", "scores", "labels")
 """Names of the outputs of a whole detector."""
@@ -64,15 +68,24 @@ def export_model(
         raise InputError("needs the package onnx", key="--format", allowed="after pip install hitdet-nni[onnx]")
     detector = load_detector(architecture, weights)
     model: nn.Module = RawHeads(detector) if raw_heads else detector
-    images = torch.randint(0, 256, (1, 3, *EXAMPLE), generator=torch.Generator().manual_seed(0)).byte()
-    metadata = describe(architecture, detector, detector.head_names() if raw_heads else OUTPUTS)
+    metadata = describe(architecture, detector.head_names() if raw_heads else OUTPUTS, weights_digest(weights))
     with torch.no_grad(), _notices_unheard():
-        content = WRITERS[kind](model, images, metadata)
+        content = WRITERS[kind](model, metadata)
     with whole_file(path) as stream:
         stream.write(content)
 
 
-def describe(architecture: Architecture, detector: Detector, outputs: tuple[str, ...]) -> dict[str, Any]:
+def weights_digest(weights: str | Path) -> str:
+    """Return the SHA-256 of a file of weights, by which a model file is known to be of them."""
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+
+
+def example_image() -> Tensor:
+    """Return the image that a model is traced with, ``[1, 3, H, W]`` of 8 bits."""
+    return torch.randint(0, 256, (1, 3, *EXAMPLE), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def describe(architecture: Architecture, outputs: tuple[str, ...], weights: str) -> dict[str, Any]:
     """Return what a user of the file must know: classes, what goes in, what comes out."""
     return {
         "name": architecture.name,
@@ -86,6 +99,7 @@ def describe(architecture: Architecture, detector: Detector, outputs: tuple[str,
         "std": PREPROCESSING["std"],
         "normalisation": "inside the model",
         "outputs": list(outputs),
+        "weights": weights,
         "written_by": f"hitdet-nni {__version__}, torch {torch.__version__}",
     }
 
@@ -98,19 +112,31 @@ def _notices_unheard() -> Iterator[None]:
         yield
 
 
-def _onnx(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> bytes:
-    """Export ONNX with any image size."""
+def _onnx(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
+    return onnx_file(model, metadata["outputs"], metadata)
+
+
+@torch.no_grad()
+def onnx_file(model: nn.Module, outputs: Sequence[str], metadata: Mapping[str, Any]) -> bytes:
+    """Return the content of an ONNX file of a detector, or of its heads, for images of any size.
+
+    Args:
+        model: The detector, or its :class:`~hitdet_nni.deployment.detector.RawHeads`.
+        outputs: Names of its outputs.
+        metadata: Properties of the file.
+    """
+    images = example_image()
     axes = {INPUT: {2: "height", 3: "width"}}
-    for name, result in zip(metadata["outputs"], model(images), strict=True):
+    for name, result in zip(outputs, model(images), strict=True):
         axes[name] = {2: f"{name}_rows", 3: f"{name}_columns"} if result.dim() == 4 else {0: f"{name}_count"}
-    return onnx_program(model, images, INPUT, metadata["outputs"], axes, metadata)
+    return onnx_program(model, images, INPUT, outputs, axes, metadata)
 
 
 @torch.no_grad()
 def onnx_program(
     model: nn.Module,
     example: Tensor,
-    name: str = "input",
+    name: str = LAYER_INPUT,
     outputs: Sequence[str] | None = None,
     axes: Mapping[str, Mapping[int, str]] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -150,14 +176,14 @@ def onnx_program(
     return content
 
 
-def _torchscript(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> bytes:
+def _torchscript(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
     """Export TorchScript with any image size, compiled and not traced."""
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(model), buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
 
 
-def _torch_export(model: nn.Module, images: Tensor, metadata: Mapping[str, Any]) -> bytes:
+def _torch_export(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
     """Export a program of torch.export for images with sides from ``SMALLEST`` to ``LARGEST``."""
     if not hasattr(symbolic_shapes, "backed_size_oblivious"):
         raise InputError(
@@ -167,12 +193,12 @@ def _torch_export(model: nn.Module, images: Tensor, metadata: Mapping[str, Any])
     buffer = io.BytesIO()
     # Otherwise maps of one pixel would be excluded, which the coarsest levels of small images are.
     with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # installed at run time
-        program = torch.export.export(model, (images,), dynamic_shapes=(sides,), strict=False)
+        program = torch.export.export(model, (example_image(),), dynamic_shapes=(sides,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
 
 
-WRITERS: Mapping[Format, Callable[[nn.Module, Tensor, Mapping[str, Any]], bytes]] = {
+WRITERS: Mapping[Format, Callable[[nn.Module, Mapping[str, Any]], bytes]] = {
     "onnx": _onnx,
     "torchscript": _torchscript,
     "torch-export": _torch_export,

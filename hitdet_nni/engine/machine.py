@@ -27,5 +27,7 @@ def processor(device: Literal["cpu", "cuda"]) -> str:
         return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
     found = None
     with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    return f"{found[1] if found else platform.processor() or 'unknown processor'}, {platform.machine()}"
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", about, re.MULTILINE)
+    # Where the system does not say, machines are told apart by their names.
+    return f"{found[1] if found else f'processor of {platform.node()}'}, {platform.machine()}"

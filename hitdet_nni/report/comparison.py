@@ -9,9 +9,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from hitdet_nni.cost.pareto import pareto_front, stairs
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
-from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.precisions import percent
 from hitdet_nni.report.summary import duration, goal_of, size_of, state_of
 from hitdet_nni.runs.reading import Run
@@ -39,6 +39,7 @@ class Compared:
         input_size: Height and width of the input that they are for.
         seconds: Wall time of all stages, if it is known.
         seed: The seed.
+        latency_ms: Median milliseconds of the exported file, if that was benchmarked.
         goal: Budget or lambda, or that it is a baseline.
         on_front: Whether no other run beats it.
     """
@@ -52,6 +53,7 @@ class Compared:
     input_size: str
     seconds: float | None
     seed: int
+    latency_ms: float | None
     goal: str
     on_front: bool = False
 
@@ -70,12 +72,14 @@ class RunComparison:
         scatter: Accuracy against cost, if a run has both.
         front: Names of the runs on the Pareto front, by ascending cost.
         input_sizes: Those that costs are for; if there are several, costs do not compare.
+        conditions: How latencies were measured; if in several ways, they do not compare.
     """
 
     runs: tuple[Compared, ...]
     scatter: Markup | None
     front: tuple[str, ...]
     input_sizes: tuple[str, ...]
+    conditions: tuple[str, ...]
 
 
 def compare_runs(runs: Sequence[Run]) -> RunComparison:
@@ -106,6 +110,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
                 input_size="" if size is None else size.input_size,
                 seconds=sum(run.metadata.seconds.values()) if run.metadata.seconds else None,
                 seed=run.settings.seed,
+                latency_ms=None if run.benchmark is None else run.benchmark.latency_ms.p50,
                 goal=_goal(run),
                 on_front=index in front,
             )
@@ -115,6 +120,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         scatter=_scatter(compared, front) if points else None,
         front=tuple(names[index] for index in front),
         input_sizes=tuple(sorted({size.input_size for size in sizes if size is not None})),
+        conditions=tuple(sorted({run.benchmark.conditions for run in runs if run.benchmark is not None})),
     )
 
 
@@ -148,11 +154,11 @@ def _scatter(runs: Sequence[Compared], front: Sequence[int]) -> Markup:
         whole=False,
     )
     parts = axes.frame()
-    stairs = _steps([points[index] for index in front], axes.x.high)
-    parts.append(axes.path(stairs, "front"))
+    steps = stairs([points[index] for index in front], axes.x.high)
+    parts.append(axes.path(steps, "front"))
     positions = {index: (axes.x(cost), axes.y(accuracy)) for index, (cost, accuracy) in points.items()}
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in positions.values()]
-    corners = [(axes.x(cost), axes.y(accuracy)) for cost, accuracy in stairs]
+    corners = [(axes.x(cost), axes.y(accuracy)) for cost, accuracy in steps]
     taken += [
         (min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1)
         for (x, y), (to_x, to_y) in pairwise(corners)
@@ -167,16 +173,6 @@ def _scatter(runs: Sequence[Compared], front: Sequence[int]) -> Markup:
     names = ", ".join(runs[index].name for index in front)
     label = f"mAP against GFLOPs of {len(points)} runs; on the Pareto front by ascending cost: {names}"
     return svg.drawing(WIDTH, HEIGHT, label, *parts)
-
-
-def _steps(front: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
-    """Return the front as stairs: what accuracy can be had up to each cost."""
-    stairs: list[tuple[float, float]] = []
-    for cost, accuracy in front:
-        if stairs:
-            stairs.append((cost, stairs[-1][1]))
-        stairs.append((cost, accuracy))
-    return [*stairs, (end, stairs[-1][1])]
 
 
 Area = tuple[float, float, float, float]

@@ -18,6 +18,7 @@ from hitdet_nni.report.axes import number
 from hitdet_nni.report.comparison import compare_runs
 from hitdet_nni.report.config_view import config_view
 from hitdet_nni.report.costs import cost_views
+from hitdet_nni.report.front_chart import FrontChart, front_chart
 from hitdet_nni.report.heat_map import heat_maps
 from hitdet_nni.report.operator_text import family_titles
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
@@ -83,6 +84,7 @@ def render_report(run: Run, images: int) -> str:
         costs=() if run.architecture is None else cost_views(run.architecture, budget),
         search_charts=search_charts(run.metrics, budget),
         samples=sample_chart(run.samples) if run.samples else None,
+        front=_front(run),
         training_charts=training_charts(run.training),
         precisions=AVERAGE_PRECISIONS,
         detections=_detections(run, images),
@@ -94,6 +96,10 @@ def render_report(run: Run, images: int) -> str:
 def render_comparison(runs: Sequence[Run]) -> str:
     """Render the page of a comparison."""
     return _render("compare.html", comparison=compare_runs(runs))
+
+
+def _front(run: Run) -> FrontChart | None:
+    return front_chart(run.front, None if run.architecture is None else run.architecture.sample) if run.front else None
 
 
 def _detections(run: Run, images: int) -> dict[str, Any]:

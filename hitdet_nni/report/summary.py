@@ -112,6 +112,10 @@ def figures(run: Run) -> list[Figure]:
             f"{latency.runtime} on {latency.device}, {counted(latency.threads, '{thread|threads}')}, {latency.machine}"
         )
         found.append(Figure("Latency", number(latency.milliseconds), f"ms an image by the table: {how}"))
+    if run.benchmark is not None:
+        times, precision = run.benchmark.latency_ms, percent(run.benchmark.metrics["mAP"])
+        note = f"ms an image in the median ({number(times.p90)} at the 90th percentile): {run.benchmark.conditions}"
+        found.append(Figure("Exported file", number(times.p50), f"{note}; its mAP is {precision} percent"))
     if run.baseline is None:
         name, value, unit = goal_of(run.settings)
         found.append(Figure(name.capitalize() if name == "budget" else name, value, unit))

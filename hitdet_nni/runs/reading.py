@@ -12,6 +12,8 @@ from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.io import WEIGHTS_FILE, read_json, read_yaml
+from hitdet_nni.runs.benchmark import Benchmark, read_benchmark
+from hitdet_nni.runs.front import FrontRow, read_front
 from hitdet_nni.runs.reliability import Reliability, read_reliability
 from hitdet_nni.runs.result import Result, read_result, validated
 from hitdet_nni.runs.run_directory import find_run
@@ -59,11 +61,13 @@ class Run:
         metrics: What was measured after each epoch of the search.
         alphas: The architecture parameters after each epoch of the search.
         samples: The architectures that were tried in the supernet, where the search decides by them.
+        front: The architectures of a front of the supernet, and what was compared with them.
         architecture: The decided architecture.
         baseline: Name of the baseline that the run trains, if it is one.
         training: The curves of the retraining.
         result: What the retraining ended with.
         weights: File of the trained weights, if it is there.
+        benchmark: Accuracy and latency of the exported file, if it was measured.
     """
 
     path: Path
@@ -76,11 +80,13 @@ class Run:
     metrics: tuple[EpochMetrics, ...]
     alphas: AlphaHistory
     samples: tuple[TriedArchitecture, ...]
+    front: tuple[FrontRow, ...]
     architecture: Architecture | None
     baseline: str | None
     training: TrainingLog
     result: Result | None
     weights: Path | None
+    benchmark: Benchmark | None
 
 
 def read_run(path: Path) -> Run:
@@ -116,6 +122,7 @@ def read_run(path: Path) -> Run:
         metrics=read_metrics(found.search_metrics) if found.search_metrics.is_file() else (),
         alphas=read_alphas(found.alphas) if found.alphas.is_file() else {},
         samples=read_samples(found.samples) if found.samples.is_file() else (),
+        front=read_front(found.front_table) if found.front_table.is_file() else (),
         architecture=load_architecture(found.architecture) if found.architecture.is_file() else None,
         baseline=validated(Baseline, found.baseline, read_json(found.baseline)).baseline
         if found.baseline.is_file()
@@ -123,4 +130,5 @@ def read_run(path: Path) -> Run:
         training=read_training_log(found.retrain),
         result=read_result(found.metrics) if found.metrics.is_file() else None,
         weights=weights if weights.is_file() else None,
+        benchmark=read_benchmark(found.benchmark) if found.benchmark.is_file() else None,
     )

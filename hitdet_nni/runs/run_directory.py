@@ -97,6 +97,16 @@ class RunDirectory:
         return self.path / "search" / "latency.json"
 
     @property
+    def front(self) -> Path:
+        """Folder of the architectures that no other one of the supernet beats in loss and cost."""
+        return self.path / "front"
+
+    @property
+    def front_table(self) -> Path:
+        """Those architectures, and what was compared with them."""
+        return self.front / "front.csv"
+
+    @property
     def architecture(self) -> Path:
         """The result of the search."""
         return self.path / "architecture.json"
@@ -110,6 +120,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """COCO metrics and cost of the retrained detector."""
         return self.path / "metrics.json"
+
+    @property
+    def benchmark(self) -> Path:
+        """Accuracy and latency of the exported file."""
+        return self.path / "benchmark.json"
 
     @property
     def baseline(self) -> Path:
@@ -277,6 +292,10 @@ class RunDirectory:
         own = time.monotonic() - started - inside
         seconds[stage] = round(seconds.get(stage, 0.0) + own, 3)
         write_json(self.metadata, metadata)
+
+    def seconds(self, stage: str) -> float:
+        """Return the wall time that a stage has taken so far, 0 where it was not timed."""
+        return float(self._read_metadata()["seconds"].get(stage, 0.0))
 
     def note_warnings(self, stage: str, warnings: Sequence[str]) -> None:
         """Put what a stage's signs of health give reason to doubt into the metadata, if the directory has any."""

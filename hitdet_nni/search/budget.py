@@ -8,12 +8,10 @@ from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 
 from hitdet_nni.config.budget_settings import BudgetSettings
-from hitdet_nni.config.skeleton import Component, Skeleton
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.cost.knapsack import Scores, cost_of_choice, decode_within, least_cost
-from hitdet_nni.cost.latency_table import load_latency_table
-from hitdet_nni.engine.machine import processor
 from hitdet_nni.errors import InputError
 
 _NAMED_DIGITS = 6
@@ -95,25 +93,6 @@ class Budget:
                 key=f"search.budget.{self.key}",
                 allowed=f"{named:f} or more",
             )
-
-
-def budget_cost_model(skeleton: Skeleton, num_classes: int, settings: BudgetSettings | None) -> CostModel:
-    """Return the cost model of a search, with measured times where its budget is in milliseconds.
-
-    Args:
-        skeleton: The detector's skeleton.
-        num_classes: Object classes, without background.
-        settings: ``search.budget``.
-
-    Raises:
-        InputError: If the table cannot be read, or is of another detector or machine.
-    """
-    table = None
-    if settings is not None and settings.table is not None:
-        table = load_latency_table(settings.table)
-        if not settings.other_machine:
-            table.require_machine(processor(table.content.conditions.device))
-    return CostModel(skeleton, num_classes, latency=table)
 
 
 def search_budget(

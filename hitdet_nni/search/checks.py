@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import Skeleton
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.latency_table import load_latency_table
 from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.engine.machine import processor
 from hitdet_nni.errors import InputError
 
 
@@ -30,6 +35,26 @@ def whole_space(settings: Settings) -> SearchSpace:
     return space
 
 
+def budget_cost_model(skeleton: Skeleton, num_classes: int, settings: BudgetSettings | None) -> CostModel:
+    """Return the cost model of a search, with measured times where its budget is in milliseconds.
+
+    Args:
+        skeleton: The detector's skeleton.
+        num_classes: Object classes, without background.
+        settings: ``search.budget``.
+
+    Raises:
+        InputError: If the table cannot be read, or is of another detector or machine.
+    """
+    table = None
+    if settings is not None and settings.table is not None:
+        table = load_latency_table(settings.table)
+        if not settings.other_machine:
+            allowed = "a table of this machine, or search.budget.other_machine: true to search here for that one"
+            table.require_machine(processor(table.content.conditions.device), allowed)
+    return CostModel(skeleton, num_classes, latency=table)
+
+
 def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
     """Refuse a budget that no architecture of a space keeps to, before hours are spent on it.
 
@@ -37,8 +62,7 @@ def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> No
         InputError: Naming the least reachable cost.
     """
     if settings.search.budget is not None:
-        # It needs torch, and most configs have none.
-        from hitdet_nni.search.budget import Budget, budget_cost_model  # noqa: PLC0415
+        from hitdet_nni.search.budget import Budget  # noqa: PLC0415  (needs torch; most configs have none)
 
         model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
         Budget(model, space, settings.search.budget).check_reachable()

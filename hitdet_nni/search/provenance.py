@@ -148,5 +148,5 @@ def keep_latency_table(run: RunDirectory, table: LatencyTable) -> None:
             "is not the table that the run began with",
             source=table.source,
             key="search.budget.table",
-            allowed=f"the table in {run.latency}, or --force",
+            allowed=f"a copy of {run.latency} in its place, or --force",
         )

@@ -24,35 +24,42 @@ from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.search.health.permutation_test import remembered_parts
 from hitdet_nni.search.mixed import ColumnSparseMixedLayer
 from hitdet_nni.search.operator_samples import Losses, Sampled
-from hitdet_nni.search.supernet import TrainedSupernet
+from hitdet_nni.search.sampled_supernet import SampledSupernet
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def evaluation(
-    trained: TrainedSupernet, stage: str, settings: Settings, data: DetectionData, seed: int, images: int, count: int
+    supernet: SampledSupernet,
+    stage: str,
+    settings: Settings,
+    data: DetectionData,
+    seed: int,
+    images: int,
+    count: int,
+    *,
+    skip: int = 0,
 ) -> Iterator[Losses]:
     """Yield a function that evaluates sampled architectures of a trained supernet; tell and log how far that is.
 
     Several processes share the architectures. The losses follow from the supernet and the arguments alone, in float32.
 
     Args:
-        trained: The supernet.
+        supernet: The supernet.
         stage: What it was trained for, for messages.
         settings: Give the images of a batch.
         data: The images, with the halves that the supernet was trained on.
         seed: Seed of the halves, of the choice and augmentation of the images, and of the sampling of RoIs.
         images: Images of the half for architecture parameters at most.
         count: Architectures at most, for those who watch.
+        skip: Images of that half that are left out, those that come first.
 
     Raises:
         StoppedError: If a loss is NaN or infinite.
     """
-    module = trained.module
-    detector = module.model.detector
-    layers = module.mixed_layers()
-    loader = architecture_loader(data, settings.data, module.model.skeleton, seed, images)
+    detector = supernet.detector
+    loader = architecture_loader(data, settings.data, supernet.skeleton, seed, images, skip)
     try:
         batches = list(loader)
     finally:
@@ -64,7 +71,7 @@ def evaluation(
 
     def losses(samples: Sequence[Sampled]) -> list[float]:
         together = shared_losses(
-            lambda share: architecture_losses(detector, layers, share, batches, seed, progress.step), samples
+            lambda share: architecture_losses(detector, supernet.layers, share, batches, seed, progress.step), samples
         )
         found.extend(together)
         return together
@@ -76,6 +83,8 @@ def evaluation(
     finally:
         detector.to(device)
     progress.end_epoch({})
+    if not found:
+        return
     logger.info(
         "%d sampled architectures: loss %.3f on average, standard deviation %.3f (%.0f s)",
         len(found),

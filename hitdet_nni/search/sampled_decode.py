@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,40 +105,33 @@ def below_fence(losses: Sequence[float]) -> NDArray[np.float64]:
     return fenced
 
 
-@dataclass(frozen=True)
-class Tried:
+class Evaluated(NamedTuple):
     """An architecture that was looked at.
 
     Attributes:
         sample: Its operators, by layer.
         loss: Its loss by the supernet's weights.
-        price: What its cost adds to that: infinity beyond a budget.
     """
 
-    sample: Mapping[str, str]
+    sample: Sampled
     loss: float
-    price: float
-
-    @property
-    def total(self) -> float:
-        """What is least for the architecture that is taken."""
-        return self.loss + self.price
 
 
 def search_samples(
-    losses: Losses, candidates: Mapping[str, Sequence[str]], cost: CostTerm, count: int, seed: int
-) -> list[Tried]:
+    losses: Losses, candidates: Mapping[str, Sequence[str]], costs: Sequence[CostTerm], count: int, seed: int
+) -> list[Evaluated]:
     """Try architectures, half of them drawn by a plan and the others where the best are to be expected.
 
     The first half is drawn as :func:`~hitdet_nni.search.operator_samples.draw_architectures` does. Then, again and
     again, the model is fitted to all that were tried, and :data:`ROUND` more are proposed: the one that it takes for
     the best, and those that are best by effects drawn from its posterior (Thompson sampling). What the cost term adds
-    is known exactly and part of what is the best; a proposal is within the budget where there is one.
+    is known exactly and part of what is the best; a proposal is within the budget where there is one. Of several cost
+    terms each proposal takes the next.
 
     Args:
         losses: Gives the losses of some architectures; the same for the same ones.
         candidates: Names of the candidates of each layer, by label.
-        cost: What the search does about the cost.
+        costs: What is done about the cost: one way, or several that are to have their best.
         count: Architectures, 4 or more; fewer are tried where the model comes back to those that it knows.
         seed: Decides all draws.
 
@@ -147,7 +142,8 @@ def search_samples(
         An addition. Thompson sampling of linear models: Agrawal and Goyal, ICML 2013.
     """
     generator = np.random.default_rng(seed)
-    tried: dict[tuple[str, ...], Tried] = {}
+    tried: dict[tuple[str, ...], Evaluated] = {}
+    terms = itertools.cycle(costs)
 
     def key(sample: Sampled) -> tuple[str, ...]:
         return tuple(sample[label] for label in candidates)
@@ -156,17 +152,17 @@ def search_samples(
         new = [each for each in dict.fromkeys(keys) if each not in tried]
         samples = [dict(zip(candidates, names, strict=True)) for names in new]
         for names, sample, loss in zip(new, samples, losses(samples), strict=True):
-            tried[names] = Tried(sample, loss, cost.price(sample, candidates))
+            tried[names] = Evaluated(sample, loss)
 
     try_all(key(sample) for sample in draw_architectures(candidates, count // 2, seed))
     while len(tried) < count:
         model = AdditiveModel([one.sample for one in tried.values()], [one.loss for one in tried.values()], candidates)
-        proposed = [key(cost.decode_losses(model.effects(), candidates))]
+        proposed = [key(next(terms).decode_losses(model.effects(), candidates))]
         wanted = min(ROUND, count - len(tried))
         for _ in range(MOST_DRAWS * wanted):
             if len(set(proposed) - tried.keys()) == wanted:
                 break
-            proposed.append(key(cost.decode_losses(model.effects(generator), candidates)))
+            proposed.append(key(next(terms).decode_losses(model.effects(generator), candidates)))
         proposed = distributed.broadcast_object(proposed)  # of several processes the main one proposes
         if not set(proposed) - tried.keys():
             break
@@ -174,14 +170,14 @@ def search_samples(
     return list(tried.values())
 
 
-def best_of(tried: Sequence[Tried]) -> Tried:
-    """Return the architecture with the least total, of equals the first."""
-    return min(tried, key=lambda one: one.total)
+def totals(tried: Sequence[Evaluated], cost: CostTerm, candidates: Mapping[str, Sequence[str]]) -> list[float]:
+    """Return the loss of each architecture with what its cost adds: infinity beyond a budget."""
+    return [one.loss + cost.price(one.sample, candidates) for one in tried]
 
 
 def decode_by_samples(
     trained: TrainedSupernet, settings: Settings, data: DetectionData, seed: int, stage: str
-) -> list[Tried]:
+) -> DecodedSamples:
     """Try architectures of a trained supernet on the half for architecture parameters.
 
     Args:
@@ -195,28 +191,54 @@ def decode_by_samples(
         StoppedError: If a loss is NaN or infinite.
     """
     count, images = settings.search.samples, settings.search.sample_images
-    candidates = {label: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
-    with evaluation(trained, stage, settings, data, seed, images, count) as losses:
-        tried = search_samples(losses, candidates, trained.module.cost, count, seed)
-    best = best_of(tried)
-    place = tried.index(best) + 1
+    supernet, cost = trained.sampled, trained.module.cost
+    with evaluation(supernet, stage, settings, data, seed, images, count) as losses:
+        tried = search_samples(losses, supernet.candidates, [cost], count, seed)
+    found = DecodedSamples(tuple(tried), tuple(totals(tried, cost, supernet.candidates)))
+    place = found.place
     logger.info(
-        "%s: number %d of %d is the best, loss %.3f, with cost %.3f", stage, place, len(tried), best.loss, best.total
+        "%s: number %d of %d is the best, loss %.3f, with cost %.3f",
+        stage,
+        place + 1,
+        len(tried),
+        tried[place].loss,
+        found.totals[place],
     )
-    return tried
+    return found
 
 
-def with_costs(tried: Sequence[Tried], found: Mapping[str, str], model: CostModel) -> list[TriedArchitecture]:
-    """Return the architectures that were tried with their costs.
+@dataclass(frozen=True)
+class DecodedSamples:
+    """The architectures that a search has tried, and the one that it takes.
 
-    Args:
-        tried: The architectures, in order.
-        found: The one that is found: an operator for every layer, those that have a single candidate included.
-        model: Costs of all layers.
+    Attributes:
+        tried: The architectures in order.
+        totals: The loss of each with what its cost adds.
     """
-    whole = [{**found, **one.sample} for one in tried]
-    costs = [model.architecture(sample)["total"] for sample in whole]
-    return [
-        TriedArchitecture(one.loss, one.total, cost.flops / 1e9, cost.params / 1e6, sample == found, sample)
-        for one, sample, cost in zip(tried, whole, costs, strict=True)
-    ]
+
+    tried: tuple[Evaluated, ...]
+    totals: tuple[float, ...]
+
+    @property
+    def place(self) -> int:
+        """The place of the architecture with the least total, of equals the first."""
+        return self.totals.index(min(self.totals))
+
+    @property
+    def best(self) -> Sampled:
+        """That architecture."""
+        return self.tried[self.place].sample
+
+    def rows(self, found: Mapping[str, str], model: CostModel) -> list[TriedArchitecture]:
+        """Return the architectures with their costs, as a run keeps them.
+
+        Args:
+            found: The one that is found: an operator for every layer, those that have a single candidate included.
+            model: Costs of all layers.
+        """
+        whole = [{**found, **one.sample} for one in self.tried]
+        costs = [model.architecture(sample)["total"] for sample in whole]
+        return [
+            TriedArchitecture(one.loss, total, cost.flops / 1e9, cost.params / 1e6, sample == found, sample)
+            for one, total, sample, cost in zip(self.tried, self.totals, whole, costs, strict=True)
+        ]

@@ -156,9 +156,9 @@ def _sampled_scores(
 ) -> dict[str, dict[str, float]]:
     """Score the operators of a trained supernet by samples."""
     screening = settings.screening
-    candidates = {label: tuple(layer.active_names) for label, layer in trained.module.mixed_layers().items()}
-    with evaluation(trained, phase.stage, settings, data, seed, screening.sample_images, screening.samples) as losses:
-        return score_operators(losses, candidates, screening.samples, seed)
+    supernet = trained.sampled
+    with evaluation(supernet, phase.stage, settings, data, seed, screening.sample_images, screening.samples) as losses:
+        return score_operators(losses, supernet.candidates, screening.samples, seed)
 
 
 def _best(scores: Mapping[str, float], count: int) -> tuple[str, ...]:

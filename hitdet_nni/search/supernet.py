@@ -32,7 +32,7 @@ from hitdet_nni.engine.training_state import Stateful
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.search.activation_choice import choose_activations
-from hitdet_nni.search.budget import budget_cost_model
+from hitdet_nni.search.checks import budget_cost_model
 from hitdet_nni.search.cost_term import make_cost_term
 from hitdet_nni.search.epoch_record import EpochRecord
 from hitdet_nni.search.epoch_watcher import SearchMonitor
@@ -40,6 +40,7 @@ from hitdet_nni.search.evaluator import detection_evaluator
 from hitdet_nni.search.health.diagnosis import diagnose
 from hitdet_nni.search.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.search.pruning import PruningSchedule
+from hitdet_nni.search.sampled_supernet import SampledSupernet
 from hitdet_nni.search.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,11 @@ class TrainedSupernet:
     records: tuple[EpochRecord, ...]
     warnings: tuple[str, ...]
     activations: Mapping[Component, str]
+
+    @property
+    def sampled(self) -> SampledSupernet:
+        """The supernet as architectures that are evaluated one by one."""
+        return SampledSupernet.of(self.module)
 
     @property
     def sample(self) -> dict[str, str]:

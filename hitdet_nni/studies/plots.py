@@ -18,6 +18,7 @@ from hitdet_nni.studies.latency_prediction import Prediction
 from hitdet_nni.studies.operator_ablation import OperatorEffect
 from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.retrainings import Trained
+from hitdet_nni.studies.search_study import SeedOutcome
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -75,6 +76,20 @@ def plot_latency(predictions: Sequence[Prediction], path: Path) -> None:
     axes.plot(ends, ends, color="0.6", linewidth=1)
     axes.scatter([one.predicted for one in predictions], [one.measured for one in predictions], color=COLOURS[0])
     axes.set(xlabel="predicted, ms", ylabel="measured, ms")
+    figure.savefig(path, dpi=120)
+
+
+def plot_search_study(outcomes: Sequence[SeedOutcome], path: Path) -> None:
+    """Plot mAP by the way that an architecture was come to: a line for each seed, points for the random ones."""
+    figure, (axes,) = _figure(1)
+    ways = list(outcomes[0].by_way)
+    for number, one in enumerate(outcomes):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(ways, [one.by_way[way] for way in ways], marker="o", color=colour, label=f"seed {one.seed}")
+        axes.scatter(["random"] * len(one.random), one.random, marker="_", color=colour)
+    axes.set_ylabel("mAP after retraining")
+    axes.tick_params(axis="x", rotation=20)
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -113,7 +113,7 @@ class Protocol:
             for name, one in architectures.items()
             for seed in self.seed_range()
         ]
-        work = Work(STAGE, _retrain, lambda result: {"mAP": result["mAP"]})
+        work = Work(STAGE, retrain_once, lambda result: {"mAP": result["mAP"]})
         results = run_jobs(work, jobs, self.processes, self.on_result)
         trained = []
         for number, (name, one) in enumerate(architectures.items()):
@@ -123,7 +123,8 @@ class Protocol:
         return trained
 
 
-def _retrain(one: Retraining) -> dict[str, Any]:
+def retrain_once(one: Retraining) -> dict[str, Any]:
+    """Retrain an architecture, or read what that ended with; return the content of ``metrics.json``."""
     with opened(one) as run:
         if distributed.is_main():
             keep_architecture(run, one.architecture)

@@ -9,10 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmdet.evaluation.metrics import CocoMetric
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from hitdet_nni.runs.result import PRECISIONS
+from hitdet_nni.training.precisions import box_precisions
 
 STATS = PRECISIONS
 """mmdet's names of the first figures that COCO's evaluation sums up, in its order."""
@@ -39,10 +38,5 @@ class ExactCocoMetric(CocoMetric):  # type: ignore[misc]
         with TemporaryDirectory() as folder:
             files = self.results2json([detections for _, detections in results], str(Path(folder) / "found"))
             found = json.loads(Path(files["bbox"]).read_bytes())
-        # pycocotools loads no empty list of detections, but evaluates one.
-        evaluation = COCOeval(truth, truth.loadRes(found) if found else COCO(), "bbox")
-        evaluation.params.catIds = self.cat_ids
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        return {f"bbox_{name}": float(value) for name, value in zip(STATS, evaluation.stats, strict=False)}
+        precisions = box_precisions(truth, found, self.cat_ids)
+        return {f"bbox_{name}": value for name, value in precisions.items()}

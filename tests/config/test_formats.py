@@ -379,12 +379,14 @@ def test_overrides_win(config):
 def test_relative_paths_are_the_configs(config, tmp_path):
     """Of the file that states them, also where another one extends it; an override's are the working folder's."""
     paths = {"train_ann": "a.json", "train_images": "a", "val_ann": "/abs/b.json", "val_images": "../b"}
-    config({"data": paths, "space": "my_space.yml"}, "sub/base.yml")
+    budget = {"latency_ms": 5, "table": "latency.json"}
+    config({"data": paths, "space": "my_space.yml", "search": {"budget": budget}}, "sub/base.yml")
     settings = load_settings(config({"extends": "sub/base.yml"}), {"data.train_images": "elsewhere"})
     assert settings.data.train_ann == tmp_path / "sub" / "a.json"
     assert settings.data.val_ann == Path("/abs/b.json")
     assert settings.data.val_images == tmp_path / "sub" / "../b"
     assert settings.data.train_images == Path.cwd() / "elsewhere"
+    assert settings.search.budget.table == tmp_path / "sub" / "latency.json"
     assert settings.space == str(tmp_path / "sub" / "my_space.yml")
     assert load_settings(config(settings.model_dump(mode="json"), "another/place.yml")) == settings
     assert load_settings(config({**DIGITS, "space": "hit_detector"})).space == "hit_detector"

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import textwrap
 
 import pytest
 from pydantic import ValidationError
@@ -89,9 +90,12 @@ def test_messages(override, message):
 @pytest.mark.parametrize("key", [f"{section}.{key}" for section, names in PATHS.items() for key in names])
 @pytest.mark.parametrize("written", ["0x7e1", "03741", "2_017", "33:37", "2017.0", "2017-01-01", "-5", "yes"])
 def test_a_name_that_yaml_reads_otherwise_is_to_be_quoted(tmp_path, key, written):
-    section, name = key.split(".")
+    *sections, name = key.split(".")
+    text = f"{name}: {written}\n"
+    for section in reversed(sections):
+        text = f"{section}:\n{textwrap.indent(text, '  ')}"
     config = tmp_path / "c.yml"
-    config.write_text(f"extends: tiny\n{section}:\n  {name}: {written}\n")
+    config.write_text(f"extends: tiny\n{text}")
     shown = "true" if written == "yes" else written
     with pytest.raises(InputError, match="put a name like this in quotes") as caught:
         load_settings(config)

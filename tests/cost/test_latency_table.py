@@ -140,6 +140,6 @@ def test_an_operator_that_was_not_measured_is_named(tiny, published, refused):
 
 def test_another_machine_is_refused(tiny, refused):
     table = LatencyTable(made_up_table(tiny, machine="a phone"), "t.json")
-    table.require_machine("a phone")
-    with refused("t.json", "a phone", "a server", "other_machine"):
-        table.require_machine("a server")
+    table.require_machine("a phone", "nothing")
+    with refused("t.json", "a phone", "a server", "a table of it"):
+        table.require_machine("a server", "a table of it")

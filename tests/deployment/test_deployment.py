@@ -33,6 +33,9 @@ from hitdet_nni.deployment.loading import load_detector
 from hitdet_nni.engine.weights_file import load_weights, save_weights
 from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.model.preprocessing import PREPROCESSING
+from hitdet_nni.runs.benchmark import read_benchmark
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.training import file_benchmark
 
 KINDS = ("faster_rcnn", "retinanet")
 SIZES = ((96, 96), (90, 83), (33, 64), (32, 32), (61, 130))
@@ -412,6 +415,112 @@ def test_what_cannot_be_exported(made, capsys, tmp_path, monkeypatch, kind, opti
     for name in names:
         assert name in text
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def annotated(made, tmp_path_factory):
+    """Photographs of several sizes, annotated with some of what the detector finds, and the config that names them."""
+    folder, case = tmp_path_factory.mktemp("annotated"), made["faster_rcnn"]
+    (folder / "images").mkdir()
+    entries, boxes = [], []
+    for number, image in enumerate(images(4), 1):
+        photograph = image[0].permute(1, 2, 0).numpy()
+        Image.fromarray(photograph).save(folder / "images" / f"{number}.png")
+        entries.append({"id": number, "file_name": f"{number}.png", "width": image.size(3), "height": image.size(2)})
+        fitting, scale = fitted(photograph)
+        found, _, labels = case.plain(fitting)
+        for box, label in zip((found[:9:2] / scale).tolist(), labels[:9:2].tolist(), strict=True):
+            left, top, right, bottom = box
+            corners = {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
+            place = {"id": len(boxes) + 1, "image_id": number, "category_id": 10 + label, "iscrowd": 0}
+            if min(corners["bbox"][2:]) > 1:
+                boxes.append(place | corners)
+    categories = [{"id": 10 + label, "name": name} for label, name in enumerate("abcdefghij")]
+    document = {"images": entries, "annotations": boxes, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(document))
+    paths = {f"data.{split}_{kind}": folder / name for split in ("train", "val") for kind, name in PLACES.items()}
+    # Images of a batch are padded to one size, which a detector of such weights hears; a file has one at a time.
+    alone = ["--set", "data.builtin=null", "--set", "data.batch_size=1"]
+    return ["--config", "tiny", *alone, *(f"--set={key}={path}" for key, path in paths.items())]
+
+
+PLACES = {"ann": "truth.json", "images": "images"}
+
+
+def fitted(photograph):
+    """A photograph as the page on deployment has it resized, and the scale of its boxes."""
+    height, width = photograph.shape[:2]
+    scale = min(96 / max(height, width), 96 / min(height, width))
+    size = (int(width * scale + 0.5), int(height * scale + 0.5))
+    fitting = torch.from_numpy(cv2.resize(photograph, size, interpolation=cv2.INTER_LINEAR)).permute(2, 0, 1)[None]
+    return fitting, torch.tensor([size[0] / width, size[1] / height] * 2)
+
+
+def test_the_accuracy_of_a_file_is_that_of_its_weights(made, annotated, capsys, tmp_path):
+    """By mmdet on the one hand, by onnxruntime and pycocotools on the other."""
+    case, file, out = made["faster_rcnn"], tmp_path / "found.onnx", tmp_path / "benchmark.json"
+    weights = ["--architecture", str(case.folder / "found.json"), "--weights", str(case.folder / "weights.pth")]
+    assert cli.main(["evaluate", *weights, *annotated, "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    export_model(case.architecture, case.folder / "weights.pth", file, "onnx")
+    timing = ["--rounds", "2", "--pause", "0", "--images", "3"]
+    assert cli.main(["benchmark", str(file), *annotated, *timing, "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0.1 < expected["mAP"] < 1
+    assert found["metrics"] == {name: pytest.approx(value, abs=2e-3) for name, value in expected.items()}
+    assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p90"] <= found["latency_ms"]["p99"]
+    assert (found["runs"], found["images"]) == (6, 4)
+    assert read_benchmark(out).model_dump(mode="json") == found
+    assert cli.main(["benchmark", str(file), *annotated, "--out", str(out)]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_what_cannot_be_benchmarked(made, annotated, capsys, tmp_path):
+    case, file, heads = made["faster_rcnn"], tmp_path / "found.onnx", tmp_path / "heads.onnx"
+    export_model(case.architecture, case.folder / "weights.pth", file, "onnx")
+    export_model(case.architecture, case.folder / "weights.pth", heads, "onnx", raw_heads=True)
+    (tmp_path / "text.onnx").write_text("no model")
+    run = RunDirectory(tmp_path / "run")
+    run.open(load_settings("tiny"))
+    out = ["--out", str(tmp_path / "out.json")]
+    for arguments, names in (
+        ([str(tmp_path / "none.onnx"), *annotated, *out], ["none.onnx", "no such file"]),
+        ([str(tmp_path / "text.onnx"), *annotated, *out], ["text.onnx", "cannot be opened"]),
+        ([str(heads), *annotated, *out], ["heads.onnx", "ends at the heads"]),
+        ([str(file), "--config", "tiny", *out], ["has the classes a, b", "0, 1"]),
+        ([str(file), *annotated], ["--out"]),
+        ([str(file), *annotated, *out, "--images", "0"], ["--images"]),
+        ([str(file), *annotated, *out, "--rounds", "0"], ["--rounds"]),
+        ([str(file), "--run", str(tmp_path / "nowhere")], ["nowhere"]),
+        ([str(file), "--run", str(run.path)], ["weights.pth", "no such file"]),
+        ([str(file), "--run", str(run.path), "--set", "data.val=3"], ["--set", "--out"]),
+    ):
+        assert cli.main(["benchmark", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert all(name in error for name in names), error
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_run_keeps_figures_of_its_own_file_alone(made, tmp_path, refused):
+    case, file, other = made["faster_rcnn"], tmp_path / "found.onnx", tmp_path / "other.pth"
+    export_model(case.architecture, case.folder / "weights.pth", file, "onnx")
+    file_benchmark.require_weights(file, case.folder / "weights.pth")
+    other.write_bytes((case.folder / "weights.pth").read_bytes() + b" ")
+    with refused(file, "was not made of", other):
+        file_benchmark.require_weights(file, other)
+
+
+def test_percentiles_are_of_the_timed_runs_alone(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter, clock.sleep = lambda: clock.now, lambda seconds: None
+    monkeypatch.setattr(file_benchmark, "time", clock)
+    durations = iter([9.0, 9.0, 9.0, 1.0, 2.0, 9.0, 9.0, 9.0, 3.0, 4.0])
+
+    def run(image):
+        clock.now += next(durations)
+
+    assert file_benchmark._times(SimpleNamespace(run=run), ["a", "b"], 2, 0.0) == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_statistics_of_too_few_levels_are_refused(made, tmp_path, refused):

@@ -275,7 +275,7 @@ def test_a_device_or_a_package_that_is_not_there_is_refused(monkeypatch, refused
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with refused("--device", "torch finds no GPU"):
         RUNNERS["torch"]("cuda", 1)
-    with refused("--device", "CUDAExecutionProvider"):
+    with refused("--device", "--runtime torch"):
         RUNNERS["onnxruntime"]("cuda", 1)
     monkeypatch.setattr(runtimes, "find_spec", lambda package: None)
     with refused("--runtime", "onnx"):

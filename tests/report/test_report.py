@@ -17,11 +17,11 @@ from hitdet_nni import cli
 from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.pareto import pareto_front
 from hitdet_nni.io import read_json, write_json
 from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.page import write_comparison, write_report
-from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
 from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.run_directory import RunDirectory

@@ -11,13 +11,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from hitdet_nni.config.settings import load_settings
+from hitdet_nni.cost.pareto import pareto_front
 from hitdet_nni.errors import InputError
 from hitdet_nni.report import scalars
 from hitdet_nni.report.axes import Scale, span
 from hitdet_nni.report.comparison import unique_names
 from hitdet_nni.report.config_view import config_view, shipped_base
 from hitdet_nni.report.heat_map import MAX_VALUES, heat_maps
-from hitdet_nni.report.pareto import pareto_front
 from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.report.screening_chart import LINE_HEIGHT, show_screening, spread
 from hitdet_nni.report.search_curves import health_charts

@@ -21,7 +21,8 @@ from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.cost.knapsack import cost_of_choice, decode_within, least_cost
 from hitdet_nni.cost.latency_table import LatencyTable, save_latency_table
 from hitdet_nni.engine.machine import processor
-from hitdet_nni.search.budget import Budget, BudgetMultiplier, budget_cost_model
+from hitdet_nni.search.budget import Budget, BudgetMultiplier
+from hitdet_nni.search.checks import budget_cost_model
 from hitdet_nni.search.cost_term import BudgetedCost, WeightedCost
 from hitdet_nni.search.decode import decode
 

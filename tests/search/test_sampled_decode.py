@@ -23,7 +23,14 @@ from hitdet_nni.search import supernet as supernet_module
 from hitdet_nni.search.budget import Budget
 from hitdet_nni.search.cost_term import NO_COST, CostTerm, make_cost_term
 from hitdet_nni.search.sample_evaluation import shared_losses
-from hitdet_nni.search.sampled_decode import AdditiveModel, Tried, below_fence, best_of, search_samples
+from hitdet_nni.search.sampled_decode import (
+    AdditiveModel,
+    DecodedSamples,
+    Evaluated,
+    below_fence,
+    search_samples,
+    totals,
+)
 
 CANDIDATES = {
     "backbone/l01": ("a", "b", "c"),
@@ -107,8 +114,8 @@ def test_losses_are_cut_off_at_tukeys_fence():
 def test_a_planted_best_is_found_among_many(seed):
     """12 layers of 8 operators, 7e10 architectures, 160 looked at or fewer; 160 random ones come nowhere near."""
     effects = planted(LARGE, seed)
-    tried = search_samples(lambda some: [total(effects, s) for s in some], LARGE, NO_COST, 160, seed)
-    found = best_of(tried).sample
+    tried = search_samples(lambda some: [total(effects, s) for s in some], LARGE, [NO_COST], 160, seed)
+    found = min(tried, key=lambda one: one.loss).sample
     least, mean = (sum(pick(list(row.values())) for row in effects.values()) for pick in (min, np.mean))
     gap = (total(effects, found) - least) / (mean - least)
     at_random = min(total(effects, sample) for sample in drawn(160, seed, LARGE))
@@ -120,7 +127,7 @@ def test_a_planted_best_is_found_among_many(seed):
 def test_the_same_seed_tries_the_same():
     effects = planted(LARGE, 0)
     tried = [
-        search_samples(lambda some: [total(effects, s) for s in some], LARGE, NO_COST, 40, seed) for seed in (0, 0, 1)
+        search_samples(lambda some: [total(effects, s) for s in some], LARGE, [NO_COST], 40, seed) for seed in (0, 0, 1)
     ]
     assert tried[0] == tried[1] != tried[2]
 
@@ -131,8 +138,8 @@ def tried_in_a_group():
     def losses(some):
         return shared_losses(lambda share: [total(effects, sample) for sample in share], some)
 
-    tried = search_samples(losses, LARGE, NO_COST, 60, 0)
-    return [(list(one.sample.values()), one.loss, one.price) for one in tried]
+    tried = search_samples(losses, LARGE, [NO_COST], 60, 0)
+    return [(list(one.sample.values()), one.loss) for one in tried]
 
 
 @pytest.mark.slow
@@ -143,9 +150,10 @@ def test_two_processes_try_as_one(tmp_path):
 
 def test_a_small_space_is_tried_whole():
     effects = planted(CANDIDATES, 0)
-    tried = search_samples(lambda some: [total(effects, s) for s in some], CANDIDATES, NO_COST, 100, 0)
+    tried = search_samples(lambda some: [total(effects, s) for s in some], CANDIDATES, [NO_COST], 100, 0)
     assert len(tried) <= 18
-    assert best_of(tried).sample == {label: min(row, key=row.get) for label, row in effects.items()}
+    best = min(tried, key=lambda one: one.loss)
+    assert best.sample == {label: min(row, key=row.get) for label, row in effects.items()}
 
 
 SPACE = {
@@ -208,16 +216,29 @@ def test_what_is_best_keeps_the_budget(model, candidates):
     assert total(effects, best) == pytest.approx(sums[fixed + costs <= limit * 1e9].min())
     assert cost.price(best, candidates) == 0
     assert cost.price(NO_COST.decode_losses(effects, candidates), candidates) == math.inf
-    tried = search_samples(lambda some: [total(effects, s) for s in some], candidates, cost, 60, 0)
-    assert best_of(tried).sample == best
-    assert {one.price for one in tried} == {0, math.inf}
-    # However few are tried, one is within the budget.
-    assert best_of(search_samples(lambda some: [total(effects, s) for s in some], candidates, cost, 4, 0)).price == 0
+    for count in (60, 4):  # however few are tried, one is within the budget
+        tried = search_samples(lambda some: [total(effects, s) for s in some], candidates, [cost], count, 0)
+        sums = totals(tried, cost, candidates)
+        assert min(sums) < math.inf == max(sums)
+        assert DecodedSamples(tuple(tried), tuple(sums)).best == best or count == 4
+
+
+def test_each_of_several_costs_has_its_best(model, candidates):
+    """As many architectures as with one of them find the best of every budget, to within little."""
+    effects = planted(candidates, 3)
+    free = flops(model, NO_COST.decode_losses(effects, candidates)) / 1e9
+    budgets = [BudgetSettings(gflops=share * free) for share in (0.85, 0.9, 0.95, 1)]
+    costs = [make_cost_term(model, SPACE, 0.01, each, 0.05) for each in budgets]
+    tried = search_samples(lambda some: [total(effects, s) for s in some], candidates, costs, 80, 0)
+    spread = np.std([total(effects, sample) for sample in drawn(200, 0, candidates)])
+    for cost in costs:
+        best = total(effects, cost.decode_losses(effects, candidates))
+        assert min(totals(tried, cost, candidates)) <= best + 0.1 * spread
 
 
 def test_of_equals_the_first_is_taken():
-    tried = [Tried({"l": "a"}, 2.0, 0.5), Tried({"l": "b"}, 1.0, 1.0), Tried({"l": "c"}, 1.5, 0.5)]
-    assert best_of(tried).sample == {"l": "b"}
+    tried = (Evaluated({"l": "a"}, 2.0), Evaluated({"l": "b"}, 1.0), Evaluated({"l": "c"}, 1.5))
+    assert DecodedSamples(tried, (2.5, 2.0, 2.0)).best == {"l": "b"}
 
 
 def test_a_budget_is_kept_to_the_last_operation(model, candidates):

@@ -41,7 +41,7 @@ def check(options: Namespace, settings: Settings) -> None:
         raise InputError(f"got {options.architectures}", source="--architectures", allowed="3 or more")
     check_rounds(options)
     table = load_latency_table(options.table)
-    table.require_machine(processor(table.content.conditions.device))
+    table.require_machine(processor(table.content.conditions.device), "a table of this machine")
 
 
 def run(options: Namespace) -> Findings:
@@ -50,7 +50,6 @@ def run(options: Namespace) -> Findings:
 
     from hitdet_nni.commands.shared.console import settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
-    from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.cost.cost_model import CostModel
     from hitdet_nni.cost.latency_table import load_latency_table
     from hitdet_nni.data.sources import open_data
@@ -67,13 +66,15 @@ def run(options: Namespace) -> Findings:
     how = table.content.conditions
     runner = RUNNERS[how.runtime](how.device, how.threads)
     known = [one.sample for one in table.content.detectors]
-    space = load_search_space(settings.space)
+    layers = table.content.layers_ms
+    space = {layer.component: list(layers[layer.label]) for layer in settings.skeleton.searched_layers()}
     detectors = random_detectors(settings, space, classes, options.architectures, exclude=known)
+    costs = [model.architecture(one.sample)["total"] for one in detectors]
     measured = measure_detectors(detectors, runner, rounds=options.rounds, pause=options.pause)
-    predictions = []
-    for one, milliseconds in zip(detectors, measured, strict=True):
-        cost = model.architecture(one.sample)["total"]
-        predictions.append(Prediction(one.name, cost.flops / 1e9, cost.nanoseconds / 1e6, milliseconds))
+    predictions = [
+        Prediction(one.name, cost.flops / 1e9, cost.nanoseconds / 1e6, milliseconds)
+        for one, cost, milliseconds in zip(detectors, costs, measured, strict=True)
+    ]
     summary = PredictionSummary.of(predictions)
     plot_latency(predictions, image_file(options))
     rows = [

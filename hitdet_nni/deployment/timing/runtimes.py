@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.cost.latency_table import Device, Runtime
-from hitdet_nni.deployment.formats import onnx_program
+from hitdet_nni.deployment.detector import Detector
+from hitdet_nni.deployment.formats import INPUT, LAYER_INPUT, OUTPUTS, onnx_file, onnx_program
 from hitdet_nni.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,58 +59,52 @@ class ModuleRunner(ABC):
 
 
 class OnnxRunner(ModuleRunner):
-    """onnxruntime, each program in a session of its own.
+    """onnxruntime on the CPU, each program in a session of its own.
 
     Raises:
-        InputError: If the packages are missing, or onnxruntime has no such device.
+        InputError: If the packages are missing, or a GPU is asked for: the maps of layers by themselves would be copied
+            to it and back, which those of a whole detector are not.
     """
 
     name: Runtime = "onnxruntime"
 
     def __init__(self, device: Device, threads: int) -> None:
         super().__init__(device, threads)
+        if device != "cpu":
+            raise InputError(f"got {device} with onnxruntime", key="--device", allowed="cpu, or --runtime torch")
         for package in ("onnx", "onnxruntime"):
             if find_spec(package) is None:
                 raise InputError(
                     f"needs the package {package}", key="--runtime", allowed="pip install hitdet-nni[onnx]"
                 )
-        import onnxruntime  # noqa: PLC0415  # an extra of the package
-
-        self._provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-        if self._provider not in onnxruntime.get_available_providers():
-            raise InputError(
-                f"this onnxruntime has no {self._provider}",
-                key="--device",
-                allowed="cpu, or pip install onnxruntime-gpu",
-            )
 
     def compile(self, module: nn.Module, example: Tensor, folder: Path) -> Opener:
         """Write the module as ``export --format onnx`` does; sessions run the file on ``example``, of any shape."""
+        whole = isinstance(module, Detector)
         with NamedTemporaryFile(dir=folder, suffix=".onnx", delete=False) as stream:
-            stream.write(onnx_program(module, example))
+            stream.write(onnx_file(module, OUTPUTS, {}) if whole else onnx_program(module, example))
         file = Path(stream.name)
-        feed = {"input": example.numpy()}
+        feed = {INPUT if whole else LAYER_INPUT: example.numpy()}
 
         def opened() -> Program:
-            session = open_session(file, self.threads, self._provider)
+            session = open_session(file, self.threads)
             return lambda: session.run(None, feed)
 
         return opened
 
 
-def open_session(file: Path, threads: int, provider: str = "CPUExecutionProvider") -> onnxruntime.InferenceSession:
-    """Open an ONNX file with onnxruntime.
+def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Open an ONNX file with onnxruntime on the CPU.
 
     Args:
         file: The file.
         threads: Threads of one operation; operations run one after the other.
-        provider: What computes.
     """
     import onnxruntime  # noqa: PLC0415  # an extra of the package
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return onnxruntime.InferenceSession(str(file), options, providers=[provider])
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 class TorchRunner(ModuleRunner):

@@ -22,3 +22,18 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
             front.append(index)
             best = accuracy
     return front
+
+
+def stairs(front: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """Return the corners of a front as stairs: what can be had up to each cost.
+
+    Args:
+        front: Its points by ascending cost, at least one.
+        end: Where the last stair ends.
+    """
+    corners: list[tuple[float, float]] = []
+    for cost, value in front:
+        if corners:
+            corners.append((cost, corners[-1][1]))
+        corners.append((cost, value))
+    return [*corners, (end, corners[-1][1])]

@@ -1,0 +1,137 @@
+"""``front``: from the supernet of a finished search to architectures of every cost."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hitdet_nni.commands.shared.options import add_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from hitdet_nni.config.budget_settings import BudgetKey
+    from hitdet_nni.config.settings import Settings
+    from hitdet_nni.cost.latency_table import LatencyTable
+    from hitdet_nni.runs.front import FrontRow
+    from hitdet_nni.runs.run_directory import RunDirectory
+
+HELP_ORDER = 57
+HELP = "find architectures of every cost in the supernet of a finished search, without training"
+EXAMPLE = "hitdet-nni front runs/mine --budget 0.05 0.1"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``front``."""
+    parser.add_argument("out", type=Path, metavar="RUN", help="run directory of the search; the front is written there")
+    parser.add_argument(
+        "--cost",
+        choices=["gflops", "params_m", "latency_ms"],
+        help="unit of the cost (default: that of the search's budget, else gflops)",
+    )
+    parser.add_argument(
+        "--budget", type=float, nargs="+", default=[], metavar="COST", help="costs at which one is wanted besides"
+    )
+    parser.add_argument("--table", type=Path, help="file of `latency` (default: that of the search)")
+    parser.add_argument("--samples", type=int, default=192, help="architectures tried (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=96,
+        help="images that they are tried on, of the half for architecture parameters; the best are compared on as many "
+        "others (default: %(default)s, at most half of them)",
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--force", action="store_true", help="remove the front that is there")
+    group.add_argument("--resume", action="store_true", help="go on exactly where an earlier call stopped")
+    add_json(parser)
+
+
+def run(options: Namespace) -> None:
+    """Try architectures, compare the best, and write the front.
+
+    Raises:
+        InputError: If the search has not ended, an option is out of range, or a front is there.
+    """
+    from dataclasses import asdict
+
+    from hitdet_nni.commands.shared.console import console, echo, json_text
+    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.config.settings import load_settings
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.runs.run_directory import find_run
+
+    for name, value, least in (("--samples", options.samples, 8), ("--images", options.images, 1)):
+        if value < least:
+            raise InputError(f"got {value}", source=name, allowed=f"{least} or more")
+    for budget in options.budget:
+        if not 0 < budget < math.inf:
+            raise InputError(f"got {budget:g}", source="--budget", allowed="numbers above 0")
+    found = find_run(options.out)
+    architecture = load_architecture(found.architecture)
+    settings = load_settings(found.config)
+    key, table = _unit(options, found, settings)
+    if found.front.exists() and not (options.resume or options.force):
+        raise InputError("exists already", source=found.front, allowed="--resume, or --force")
+    with at_work(options, f"{options.out}, {key}") as view:
+        data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        load_libraries(view, settings)
+        from hitdet_nni.search.run_front import FrontRequest, find_front
+
+        asked = FrontRequest(key, tuple(options.budget), table, options.samples, options.images, options.force)
+        with found.timed("front"):
+            rows = find_front(found, settings, data, asked)
+    if not distributed.launched_as_main():
+        return
+    if options.json:
+        echo(json_text([asdict(row) for row in rows]))
+        return
+    console().print(_table(rows, architecture.sample))
+    echo(str(found.front_table))
+
+
+def _unit(options: Namespace, found: RunDirectory, settings: Settings) -> tuple[BudgetKey, LatencyTable | None]:
+    """Return the unit of the costs, and the table of latencies where there is one.
+
+    Raises:
+        InputError: If milliseconds are asked for and there is no table, or it is of another machine.
+    """
+    from hitdet_nni.cost.latency_table import load_latency_table
+    from hitdet_nni.engine.machine import processor
+    from hitdet_nni.errors import InputError
+
+    budget = settings.search.budget
+    key: BudgetKey = options.cost or ("gflops" if budget is None else budget.key)
+    if options.table is not None:
+        table = load_latency_table(options.table)
+        table.require_machine(processor(table.content.conditions.device), "a table of this machine")
+        return key, table
+    if found.latency.exists():
+        return key, load_latency_table(found.latency)
+    if key == "latency_ms":
+        raise InputError("is missing", key="--table", allowed="a file of hitdet-nni latency")
+    return key, None
+
+
+def _table(rows: Sequence[FrontRow], searched: dict[str, str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="front of the supernet, by loss on images that no sample was chosen by")
+    timed = rows[0].latency_ms is not None
+    for heading in ("architecture", "from"):
+        table.add_column(heading)
+    for heading in ("loss", "GFLOPs", "params (M)", *(["ms"] if timed else [])):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if row.on_front or row.sample == searched:
+            times = [f"{row.latency_ms:.3f}"] if timed else []
+            name = f"{row.name} (the search's)" if row.sample == searched else row.name
+            table.add_row(name, row.origin, f"{row.loss:.4f}", f"{row.gflops:.4g}", f"{row.params_m:.4g}", *times)
+    return table

@@ -1,0 +1,128 @@
+"""``study search``: the whole procedure with several seeds against chance, at equal cost and at equal price."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from hitdet_nni.commands.shared.options import add_jobs, add_study
+
+if TYPE_CHECKING:
+    from hitdet_nni.commands.shared.findings import Findings
+    from hitdet_nni.config.settings import Settings
+
+HELP_ORDER = 5
+HELP = "screening, search and front with several seeds, against random and handmade architectures of their cost"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``study search``."""
+    parser.add_argument("--config", required=True, help="config file, or a shipped config's name")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the search (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=192, help="architectures that each front tries (default: %(default)s)"
+    )
+    add_jobs(parser, "searches, and retrainings,")
+    add_study(parser)
+
+
+def check(options: Namespace, settings: Settings) -> None:
+    """Refuse a search space that cannot be screened, too few samples, and several processes.
+
+    Raises:
+        InputError: Naming the option or the key.
+    """
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.search.checks import whole_space
+
+    space = whole_space(settings)
+    if not set(space["backbone"]) & set(space["neck"]) & set(space["head"]):
+        raise InputError(
+            "has no operator that all components have", source=settings.space, allowed="one, for the handmade detector"
+        )
+    if distributed.launched():
+        raise InputError("runs in one process", source="torchrun", allowed="--jobs for several trainings side by side")
+    if options.samples < 8:
+        raise InputError(f"got {options.samples}", source="--samples", allowed="8 or more")
+
+
+def run(options: Namespace) -> Findings:
+    """Search with each seed, retrain what came of it and what else there is, and compare."""
+    from dataclasses import asdict
+
+    from hitdet_nni.commands.shared.console import echo, settings_of
+    from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.runs.run_directory import RunDirectory
+    from hitdet_nni.search.checks import whole_space
+    from hitdet_nni.studies.jobs import Job, Work, run_jobs
+    from hitdet_nni.studies.plots import plot_search_study
+    from hitdet_nni.studies.retrainings import retrain_once
+    from hitdet_nni.studies.search_study import (
+        SearchSummary,
+        SeedOutcome,
+        accuracies,
+        competitors,
+        cost_of,
+        random_competitors,
+        retraining,
+        search_once,
+        search_seconds,
+        searches,
+        settled_price,
+    )
+
+    settings = open_study(options, settings_of(options))
+    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+
+    def told(done: int, total: int, one: Job, _: object) -> None:
+        if not options.json:
+            echo(f"{done}/{total}  {one.folder.name}")
+
+    folder = options.out / "runs"
+    every = searches(settings, whole_space(settings), options.seeds, options.samples, folder)
+    runs = run_jobs(Work("search", search_once), every, options.jobs, told)
+    fixed = {
+        (place, name): retraining(one, name, architecture, folder)
+        for place, (one, run) in enumerate(zip(every, runs, strict=True))
+        for name, architecture in competitors(one, run, data).items()
+    }
+    retrain = Work("retrain", retrain_once)
+    run_jobs(retrain, list(fixed.values()), options.jobs, told)
+    price = settled_price(
+        options.out,
+        [search_seconds(run) for run in runs],
+        [RunDirectory(one.folder).seconds("retrain") for one in fixed.values()],
+    )
+    drawn = {
+        (place, name): retraining(one, name, architecture, folder)
+        for place, (one, run) in enumerate(zip(every, runs, strict=True))
+        for name, architecture in random_competitors(one, run, data, price.randoms).items()
+    }
+    run_jobs(retrain, list(drawn.values()), options.jobs, told)
+    reached = {key: accuracies(one, data.val) for key, one in (fixed | drawn).items()}
+    outcomes = [
+        SeedOutcome.of(
+            one.settings.seed,
+            cost_of(fixed[place, "parameters"].architecture, settings),
+            {name: pair for (at, name), pair in reached.items() if at == place},
+        )
+        for place, one in enumerate(every)
+    ]
+    summary = SearchSummary.of(outcomes, price)
+    plot_search_study(outcomes, image_file(options))
+    rows = [
+        {
+            "seed": one.seed,
+            "gflops": one.gflops,
+            **{name.replace(" ", "_"): value for name, value in one.by_way.items()},
+        }
+        for one in outcomes
+    ]
+    details = {
+        "summary": asdict(summary),
+        "random": {one.seed: list(one.random) for one in outcomes},
+        "samples": {one.folder.name: dict(one.architecture.sample) for one in (fixed | drawn).values()},
+    }
+    return write_findings(options, rows, summary.sentences(), details)
