@@ -39,16 +39,18 @@ class Budget:
         # The shortest decimal of a float is the number as it was typed: 0.3 means 300 000 000 FLOPs, not one less.
         self._count = int(Decimal(repr(self.limit)) * self.costs.unit.scale)
 
-    def check_reachable(self, source: str | Path | None = None) -> None:
+    def check_reachable(self, source: str | Path | None = None, *, by_option: bool = False) -> None:
         """Refuse a budget that no architecture of the space keeps.
 
         Args:
             source: The file or option that the budget comes from, for the message.
+            by_option: Whether it is an option, and the message is to name no key of a config.
 
         Raises:
             InputError: Naming the least budget that is reachable.
         """
-        self._check_least(self.costs.fixed + least_cost(self.costs.counts), source)
+        key = None if by_option else self._setting
+        self._check_least(self.costs.fixed + least_cost(self.costs.counts), source, key)
 
     def keeps(self, sample: Mapping[str, str]) -> bool:
         """Return whether an architecture is within the budget; layers with one candidate may be left out of it."""
@@ -79,10 +81,14 @@ class Budget:
             for label, row in counts.items()
         }
         active = {label: {name: counts[label][name] for name in row} for label, row in complete.items()}
-        self._check_least(self.costs.fixed + least_cost(active), None)
+        self._check_least(self.costs.fixed + least_cost(active), None, self._setting)
         return decode_within(complete, active, self._count - self.costs.fixed)
 
-    def _check_least(self, least: int, source: str | Path | None) -> None:
+    @property
+    def _setting(self) -> str:
+        return f"search.budget.{self.key}"
+
+    def _check_least(self, least: int, source: str | Path | None, key: str | None) -> None:
         if least > self._count:
             unit = self.costs.unit
             upwards = Context(prec=_NAMED_DIGITS, rounding=ROUND_CEILING)
@@ -90,7 +96,7 @@ class Budget:
             raise InputError(
                 f"{self.limit} {unit.name} is less than any architecture of the space has",
                 source=source,
-                key=f"search.budget.{self.key}",
+                key=key,
                 allowed=f"{named:f} or more",
             )
 

@@ -83,7 +83,7 @@ class FrontSearch:
         self.limits = tuple(sorted({*(least * ratio**step for step in range(1, LIMITS)), most, *self.budgets}))
         terms = {limit: BudgetedCost(self._budget(model, space, limit), 0.0, 1.0) for limit in self.limits}
         for limit in self.budgets:
-            terms[limit].budget.check_reachable("--budget")
+            terms[limit].budget.check_reachable("--budget", by_option=True)
         self.terms: Mapping[float, CostTerm] = terms
 
     def _budget(self, model: CostModel, space: Mapping[Component, Sequence[str]], limit: float) -> Budget:

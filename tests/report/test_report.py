@@ -23,7 +23,10 @@ from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.page import write_comparison, write_report
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
+from hitdet_nni.runs.benchmark import Benchmark, Percentiles, write_benchmark
+from hitdet_nni.runs.front import FrontRow, write_front
 from hitdet_nni.runs.reading import read_run
+from hitdet_nni.runs.result import PRECISIONS
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import TriedArchitecture, write_samples
 
@@ -514,3 +517,41 @@ def test_architectures_that_were_tried_are_shown(tmp_path):
     assert "10 architectures by the weights of the supernet" in text
     assert "The found one, number 2, has the least loss with what its cost adds: 2.25, 2.25 with cost. 1 of a" in text
     assert "decided by them, but by the architectures that were tried" in page.text("alphas")
+
+
+def test_a_front_and_the_exported_file_are_shown(tmp_path):
+    run = write_run(tmp_path / "with-front")
+    found = RunDirectory(run)
+    architecture = load_architecture(found.architecture)
+    other = {**architecture.sample, "head/l01": "conv_k3_d1"}
+    rows = [
+        FrontRow("point-01", "model", 2.5, 0.05, 0.2, 3.0, "gflops", True, other),
+        FrontRow("other-01", "search", 2.75, 0.06, 0.2, 4.0, "gflops", False, architecture.sample),
+        FrontRow("point-02", "sample", 2.0, 0.07, 0.3, 5.0, "gflops", True, {**other, "head/l01": "sep_k3_d1"}),
+        FrontRow("other-02", "sample", 90.0, 0.08, 0.3, 5.0, "gflops", False, {**other, "head/l02": "sep_k3_d1"}),
+    ]
+    found.front.mkdir()
+    write_front(found.front_table, rows)
+    metrics = dict.fromkeys(PRECISIONS, 0.4321)
+    times = Percentiles(p50=4.25, p90=5.5, p99=9.0)
+    how = {"runtime": "onnxruntime 1.0", "threads": 2, "machine": "a phone", "rounds": 7, "pause_ms": 500}
+    outcome = Benchmark(file="found.onnx", sha256="0" * 64, images=4, metrics=metrics, latency_ms=times, runs=28, **how)
+    write_benchmark(found.benchmark, outcome)
+    page = Page(write_report(run, images=0).read_text())
+    text = page.text("search")
+    assert "4 architectures, compared by the weights of the supernet" in text
+    assert "What the search found has loss 2.75 at 0.06 GFLOPs." in text
+    assert "1 of a larger loss are beyond the upper end" in text
+    assert len(page.all("circle", class_="ring")) == 1
+    assert len(page.all("circle", class_="point best")) == 2
+    labels = [each[1]["aria-label"] for each in page.all("svg") if "aria-label" in each[1]]
+    assert "loss against GFLOPs of 3 architectures, 2 of them on the Pareto front" in labels
+    tiles = " ".join(page.all("dl", class_="tiles")[0][2].split())
+    assert (
+        "Exported file 4.25 ms an image in the median (5.5 at the 90th percentile): onnxruntime 1.0, 2 threads" in tiles
+    )
+    assert "43.2" in tiles
+    without = write_run(tmp_path / "without", seed=1)
+    compared = write_comparison([run, without], tmp_path / "all.html").read_text()
+    assert "Milliseconds are the median of the exported file: onnxruntime 1.0, 2 threads, a phone" in compared
+    assert compared.count(">4.25<") == 1
