@@ -10,8 +10,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from hitdet_nni.cost.pareto import pareto_front, stairs
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
+from hitdet_nni.report.line_chart import Chart, Series, line_chart
 from hitdet_nni.report.precisions import percent
 from hitdet_nni.report.summary import duration, goal_of, size_of, state_of
 from hitdet_nni.runs.reading import Run
@@ -20,6 +22,9 @@ WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 32, 46
 LETTER, LINE = 6.6, 14
 """Room that a letter of a name takes, and a line."""
+
+COLOURS = 6
+"""Colours of lines in the style sheet."""
 
 COLUMNS = ("mAP", "mAP_50", "mAP_s", "mAP_m", "mAP_l")
 """Average precisions in the table, by the keys of ``metrics.json``."""
@@ -71,6 +76,7 @@ class RunComparison:
         runs: The runs in the order given.
         scatter: Accuracy against cost, if a run has both.
         front: Names of the runs on the Pareto front, by ascending cost.
+        fronts: The fronts of the runs' supernets, where there are some, in the unit of the first.
         input_sizes: Those that costs are for; if there are several, costs do not compare.
         conditions: How latencies were measured; if in several ways, they do not compare.
     """
@@ -78,6 +84,7 @@ class RunComparison:
     runs: tuple[Compared, ...]
     scatter: Markup | None
     front: tuple[str, ...]
+    fronts: Chart | None
     input_sizes: tuple[str, ...]
     conditions: tuple[str, ...]
 
@@ -119,9 +126,29 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         runs=tuple(compared),
         scatter=_scatter(compared, front) if points else None,
         front=tuple(names[index] for index in front),
+        fronts=_fronts(runs, names),
         input_sizes=tuple(sorted({size.input_size for size in sizes if size is not None})),
         conditions=tuple(sorted({run.benchmark.conditions for run in runs if run.benchmark is not None})),
     )
+
+
+def _fronts(runs: Sequence[Run], names: Sequence[str]) -> Chart | None:
+    """Draw the loss of the architectures on each supernet's front against their cost."""
+    found = {name: [row for row in run.front if row.on_front] for run, name in zip(runs, names, strict=True)}
+    found = {name: rows for name, rows in found.items() if rows}
+    if not found:
+        return None
+    unit = next(iter(found.values()))[0].unit
+    series = [
+        Series(name, tuple((row.cost, row.loss) for row in rows), f"c{1 + number % COLOURS}")
+        for number, (name, rows) in enumerate(found.items())
+        if rows[0].unit == unit
+    ]
+    remark = "On images of each run's own search. Losses of different supernets do not compare; what cost buys does."
+    if len(series) < len(found):
+        remark += f" {len(found) - len(series)} of other units are left out."
+    label = "detection loss in the supernet"
+    return line_chart("Fronts of the supernets", label, series, x_label=UNITS[unit].name, whole=False, remark=remark)
 
 
 def _goal(run: Run) -> str:

@@ -64,6 +64,7 @@ def line_chart(
     series: Sequence[Series],
     *,
     x_label: str = "epoch",
+    whole: bool = True,
     levels: Sequence[Level] = (),
     zero: bool = False,
     log: bool = False,
@@ -76,6 +77,7 @@ def line_chart(
         y_label: Quantity and unit of the vertical axis.
         series: The lines, each with at least one point.
         x_label: Quantity and unit of the horizontal axis.
+        whole: Whether only whole numbers have a meaning on it.
         levels: Values to compare with.
         zero: Begin the vertical axis at 0, if no value is below.
         log: A logarithmic vertical axis, if all values are above 0.
@@ -88,6 +90,7 @@ def line_chart(
         y=Scale(*span(values, zero=zero, log=log), HEIGHT - BOTTOM, TOP, log),
         x_label=x_label,
         y_label=y_label,
+        whole=whole,
     )
     parts = axes.frame()
     for level in levels:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -551,7 +552,14 @@ def test_a_front_and_the_exported_file_are_shown(tmp_path):
         "Exported file 4.25 ms an image in the median (5.5 at the 90th percentile): onnxruntime 1.0, 2 threads" in tiles
     )
     assert "43.2" in tiles
-    without = write_run(tmp_path / "without", seed=1)
+    without, other = write_run(tmp_path / "without", seed=1), RunDirectory(write_run(tmp_path / "other", seed=2))
+    other.front.mkdir()
+    timed = [replace(row, unit="latency_ms") for row in rows if row.on_front]
+    write_front(other.front_table, timed)
+    pages = Page(write_comparison([run, without, other.path], tmp_path / "fronts.html").read_text())
+    [drawn] = [each[1]["aria-label"] for each in pages.all("svg") if "Fronts" in each[1].get("aria-label", "")]
+    assert "with-front from 2.5 to 2" in drawn
+    assert "1 of other units are left out" in pages.all("p", class_="remark")[0][2]
     compared = write_comparison([run, without], tmp_path / "all.html").read_text()
     assert "Milliseconds are the median of the exported file: onnxruntime 1.0, 2 threads, a phone" in compared
     assert compared.count(">4.25<") == 1
