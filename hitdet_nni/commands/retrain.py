@@ -27,6 +27,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--budget", type=float, metavar="COST", help="with --front: its cost at most, in the front's unit"
     )
     parser.add_argument(
+        "--top",
+        type=int,
+        default=1,
+        metavar="K",
+        help="with --front: train the K best within --budget for a while, the better half for longer, and so on "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
     )
     add_json(parser)
@@ -47,20 +55,26 @@ def run(options: Namespace) -> None:
     from hitdet_nni.search.provenance import keep_architecture, transferred
 
     settings = settings_of(options)
-    architecture, supernet = _start(options)
+    architectures, supernet = _start(options)
     check_initial_weights(settings, supernet)
     run_directory = RunDirectory(options.out)
-    with at_work(options, f"{options.config}, {architecture.name}") as view:
-        images = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+    with at_work(options, f"{options.config}, {', '.join(one.name for one in architectures)}") as view:
+        images = open_data(settings.data, settings.seed, architectures[0].skeleton.input_size)
         if settings.retrain.transfer:
-            architecture = transferred(architecture, settings, images.classes)
-        check_classes(architecture, images)
+            architectures = [transferred(one, settings, images.classes) for one in architectures]
+        check_classes(architectures[0], images)
         load_libraries(view, settings)
         from hitdet_nni.pipeline import retrain_architecture
         from hitdet_nni.training.retrain import check_start
 
         check_start(settings, supernet)
         run_directory.open(settings, force=options.force, resume=options.resume)
+        architecture = architectures[0]
+        if len(architectures) > 1:
+            from hitdet_nni.studies.successive_halving import best_by_halving
+
+            with run_directory.timed("rungs"):
+                architecture = best_by_halving(architectures, settings, options.out / "rungs", images.val)
         if distributed.is_main():
             keep_architecture(run_directory, architecture)
         with run_directory.timed("retrain"):
@@ -70,21 +84,22 @@ def run(options: Namespace) -> None:
     echo(json_text(result) if options.json else str(run_directory.metrics))
 
 
-def _start(options: Namespace) -> tuple[Architecture, Path | None]:
-    """Return what to train, and the weights file of the supernet that it starts from, if any."""
+def _start(options: Namespace) -> tuple[list[Architecture], Path | None]:
+    """Return what to train or to choose from, and the weights file of the supernet that it starts from, if any."""
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.errors import InputError
     from hitdet_nni.runs.run_directory import find_run
 
     if options.front is not None:
-        return _point(options), None
-    if options.budget is not None:
-        raise InputError("has no meaning without --front", key="--budget", allowed="with --front RUN")
+        return _points(options), None
+    for key, given in (("--budget", options.budget is not None), ("--top", options.top != 1)):
+        if given:
+            raise InputError("has no meaning without --front", key=key, allowed="with --front RUN")
     if options.inherit is None:
         if options.architecture is None:
             raise InputError("is missing", key="--architecture", allowed="an architecture, or --inherit RUN")
-        return load_architecture(options.architecture), None
+        return [load_architecture(options.architecture)], None
     source = find_run(options.inherit)
     architecture = load_architecture(options.architecture or source.architecture)
     space = load_search_space(source.sub_spaces)
@@ -92,30 +107,40 @@ def _start(options: Namespace) -> tuple[Architecture, Path | None]:
         operator, searched = architecture.sample[layer.label], space[layer.component]
         if operator not in searched:
             raise InputError(f"{layer.label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
-    return architecture, source.supernet
+    return [architecture], source.supernet
 
 
-def _point(options: Namespace) -> Architecture:
-    """Return the architecture of a front that is the best within the budget.
+def _points(options: Namespace) -> list[Architecture]:
+    """Return the architectures of a front that are the best within the budget, the best first.
 
     Raises:
-        InputError: If another one is named, too, or the front has none within it.
+        InputError: If another one is named, too, or the front has none within it, or fewer than are wanted.
     """
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.errors import InputError
     from hitdet_nni.runs.front import chosen_point, read_front
     from hitdet_nni.runs.run_directory import find_run
+    from hitdet_nni.search.provenance import with_sample
 
     for key, value in (("--architecture", options.architecture), ("--inherit", options.inherit)):
         if value is not None:
             raise InputError("is given beside --front", key=key, allowed="one of them")
     if options.budget is None:
         raise InputError("is missing", key="--budget", allowed="a cost, in the front's unit")
+    if options.top < 1:
+        raise InputError(f"got {options.top}", key="--top", allowed="1 or more")
     found = find_run(options.front)
-    point = chosen_point(read_front(found.front_table), options.budget)
+    rows = read_front(found.front_table)
+    point = chosen_point(rows, options.budget)
+    within = sorted((row for row in rows if row.cost <= options.budget), key=lambda row: row.loss)
+    if len(within) < options.top:
+        raise InputError(
+            f"got {options.top}", key="--top", allowed=f"{len(within)} or fewer, as {found.front_table} has"
+        )
     architecture = load_architecture(found.front / f"{point.name}.json")
     if architecture.sample != point.sample:
         raise InputError(
             f"is not {point.name} of {found.front_table}", source=found.front, allowed="the front written anew: --force"
         )
-    return architecture
+    others = [row for row in within if row.name != point.name][: options.top - 1]
+    return [architecture, *(with_sample(architecture, row.name, row.sample) for row in others)]

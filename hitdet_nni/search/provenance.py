@@ -117,6 +117,13 @@ def transferred(architecture: Architecture, settings: Settings, classes: tuple[s
     return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
 
 
+def with_sample(architecture: Architecture, name: str, sample: Mapping[str, str]) -> Architecture:
+    """Return another architecture of the same search; its cost is counted anew, and no latency is noted."""
+    cost = cost_records(architecture.skeleton, sample, architecture.num_classes)
+    provenance = architecture.provenance.model_copy(update={"cost": cost, "latency": None})
+    return architecture.model_copy(update={"name": name, "sample": dict(sample), "provenance": provenance})
+
+
 def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:
     """Write ``architecture.json`` of a retraining; in a run that is resumed it must be the same.
 

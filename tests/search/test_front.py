@@ -339,11 +339,24 @@ def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
     chosen = ["retrain", "--config", "tiny", "--front", str(run), "--budget", str(budget)]
     assert cli.main([*chosen, *train, "--out", str(out)]) == 0
     assert load_architecture(out / "architecture.json").sample == least.sample
+    best = tmp_path / "best"
+    assert cli.main([*chosen, *train, "--top", "2", "--out", str(best)]) == 0
+    within = sorted((row for row in rows if row.gflops <= budget), key=lambda row: row.loss)[:2]
+    assert sorted(path.name for path in (best / "rungs").iterdir()) == sorted(
+        ["rungs.csv", *(f"rung-1-{row.name}" for row in within)]
+    )
+    found = load_architecture(best / "architecture.json")
+    assert found.sample in [row.sample for row in within]
+    counted = model.architecture(found.sample)["total"].flops
+    assert [record.flops["total"] for record in found.provenance.cost if record.convention == "macs"] == [counted]
     for wrong, named in (
         ([*chosen[:-1], "1e-9"], ["--budget", "or more"]),
         (chosen[:-2], ["--budget"]),
         ([*chosen, "--architecture", "hit_detector"], ["--architecture"]),
         (["retrain", "--config", "tiny", "--budget", "1"], ["--budget", "--front"]),
+        (["retrain", "--config", "tiny", "--architecture", "hit_detector", "--top", "2"], ["--top", "--front"]),
+        ([*chosen, "--top", "0"], ["--top"]),
+        ([*chosen, "--top", "999"], ["--top", "or fewer"]),
     ):
         assert cli.main([*wrong, "--out", str(tmp_path / "no")]) == 2
         error = capsys.readouterr().err
