@@ -575,7 +575,8 @@ sys.exit(cli.main(json.loads(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize("command", ["search", pytest.param("retrain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["search", "retrain"])
 def test_a_killed_loader_process(files, peace, tmp_path, run, command):
     """In a process of its own: the system tells the parent of a child's death by a signal, at any moment."""
     out = tmp_path / "run"

@@ -117,6 +117,7 @@ def test_a_bad_parameter_is_one_line(tmp_path, monkeypatch, config, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_gone_on_with_under_its_new_id(tmp_path, monkeypatch, config):
     joint = {"screening.joint": True}  # one screening instead of three
 

@@ -262,6 +262,7 @@ def test_what_runs_out_of_memory_does_not_fit_and_the_next_step_runs(settings, t
         assert timer(WANTED) is not None
 
 
+@pytest.mark.slow
 def test_what_surely_does_not_fit_is_not_tried(settings, tiny_data, monkeypatch):
     space = supernet(settings)
     loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
@@ -317,6 +318,7 @@ def assert_equal(one, two):
     assert one.activations == two.activations == WANTED
 
 
+@pytest.mark.slow
 def test_a_training_whose_modes_were_timed_equals_one_whose_modes_were_set(
     settings, tiny_data, fixed, timed, tmp_path, caplog, monkeypatch
 ):

@@ -300,6 +300,7 @@ def describe(result):
     return f"estimated {result['total'] / 1e9:.3f} GB, measured {result['measured'] / 1e9:.3f} GB"
 
 
+@pytest.mark.slow
 def test_estimate_is_near_what_a_process_takes(figure):
     result = probe("head", "all", steps=2)
     figure(describe(result))
