@@ -379,6 +379,8 @@ def _paired_p(differences: Sequence[float]) -> float:
     """Return the probability that differences of random signs have as large a mean."""
     if not math.fsum(map(abs, differences)):
         return 1.0
+    if len(differences) == 1:  # SciPy wants two
+        return 0.5 if differences[0] > 0 else 1.0
     test = permutation_test(
         (np.asarray(differences),),
         np.mean,

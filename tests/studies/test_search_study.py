@@ -58,6 +58,17 @@ def test_sums_of_three_seeds_by_hand():
     assert "0.100, in 2 of 3 seeds, p 0.25" in summary.sentences()[1]
 
 
+def test_one_seed_proves_nothing():
+    summary = SearchSummary.of([outcome(0, 0.5, 0.4, 0.6, [(0.1, 0.1), (0.2, 0.2)])], Price(1, 1, 2))
+    assert {one.way: one.p_value for one in summary.against} == {
+        "parameters": 0.5,
+        "random": 0.5,
+        "best of random": 0.5,
+        "handmade": 1.0,
+    }
+    assert summary.deviation is None
+
+
 def test_equal_ways_are_no_better():
     outcomes = [outcome(seed, 0.5, 0.5, 0.5, [(0.1, 0.5), (0.2, 0.5)]) for seed in range(3)]
     assert all(
