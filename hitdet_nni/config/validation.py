@@ -7,7 +7,7 @@ import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -21,10 +21,31 @@ ONE_VALUE, BY_COMPONENT = "one value", "a value for each component"
 _BOUNDS = {"gt": "above {:g}", "ge": "of at least {:g}", "lt": "below {:g}", "le": "of at most {:g}"}
 _LENGTHS = {"min_length": "of at least {:g}", "max_length": "of at most {:g}"}
 
+Checked = TypeVar("Checked", bound=BaseModel)
+
 _NAMES = ("a path", "text")
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 100
+
+
+def validated(model: type[Checked], source: Path, value: object) -> Checked:
+    """Check the content of a JSON or YAML file.
+
+    Args:
+        model: What it must be.
+        source: The file, for messages.
+        value: The content.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a mapping, got {type(value).__name__}", source=source)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise one_line(error, model, source) from None
 
 
 def one_line(error: ValidationError, model: type[BaseModel], source: str | Path) -> InputError:

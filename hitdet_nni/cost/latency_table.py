@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hitdet_nni.config.skeleton import Skeleton
-from hitdet_nni.config.validation import one_line
+from hitdet_nni.config.validation import validated
 from hitdet_nni.cost.counting import CountingConditions
 from hitdet_nni.cost.fixed_cost import fixed_layers
 from hitdet_nni.errors import InputError
@@ -153,13 +153,7 @@ def load_latency_table(path: Path) -> LatencyTable:
     Raises:
         InputError: If the file cannot be read, or is not such a table.
     """
-    value = read_json(path)
-    if not isinstance(value, Mapping):
-        raise InputError(f"expected an object, got {type(value).__name__}", source=path)
-    try:
-        content = TableContent.model_validate(value)
-    except ValidationError as error:
-        raise one_line(error, TableContent, path) from None
+    content = validated(TableContent, path, read_json(path))
     _check_names(content, path)
     return LatencyTable(content, path)
 

@@ -12,13 +12,8 @@ from hitdet_nni.cost.pareto import stairs
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
+from hitdet_nni.report.sample_chart import BOTTOM, HEIGHT, HIGHEST, LEFT, RIGHT, TOP, WIDTH
 from hitdet_nni.runs.front import FrontRow
-
-WIDTH, HEIGHT = 760, 400
-LEFT, RIGHT, TOP, BOTTOM = 56, 20, 32, 46
-
-HIGHEST = 0.9
-"""Quantile of the losses above which architectures are only counted: one very bad one would flatten all others."""
 
 
 @dataclass(frozen=True)

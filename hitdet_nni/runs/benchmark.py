@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveFloat, PositiveInt
 
+from hitdet_nni.config.validation import validated
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
-from hitdet_nni.runs.result import PRECISIONS, validated
+from hitdet_nni.runs.result import PRECISIONS
 
 
 class Percentiles(BaseModel):

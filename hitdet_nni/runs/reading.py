@@ -11,11 +11,12 @@ from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.config.validation import validated
 from hitdet_nni.io import WEIGHTS_FILE, read_json, read_yaml
 from hitdet_nni.runs.benchmark import Benchmark, read_benchmark
 from hitdet_nni.runs.front import FrontRow, read_front
 from hitdet_nni.runs.reliability import Reliability, read_reliability
-from hitdet_nni.runs.result import Result, read_result, validated
+from hitdet_nni.runs.result import Result, read_result
 from hitdet_nni.runs.run_directory import find_run
 from hitdet_nni.runs.samples import TriedArchitecture, read_samples
 from hitdet_nni.runs.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores

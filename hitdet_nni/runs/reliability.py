@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from hitdet_nni.config.validation import validated
 from hitdet_nni.io import read_json, write_json
-from hitdet_nni.runs.result import validated
 
 MAX_P_VALUE = 0.01
 """Supernets agree better than chance if chance gives their agreement with this probability or less."""

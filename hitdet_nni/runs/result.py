@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeFloat, NonNegativeInt
 
-from hitdet_nni.config.validation import one_line
+from hitdet_nni.config.validation import validated
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json
 
 PRECISIONS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 """mmdet's names of COCO's average precisions, in the order of COCO's evaluation."""
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class Result(BaseModel):
@@ -70,22 +68,3 @@ def read_result(path: Path) -> Result:
     if "mAP" not in result.metrics:
         raise InputError("missing", source=path, key="metrics.mAP")
     return result
-
-
-def validated(model: type[Model], source: Path, value: object) -> Model:
-    """Check the content of a JSON or YAML file.
-
-    Args:
-        model: What it must be.
-        source: The file, for messages.
-        value: The content.
-
-    Raises:
-        InputError: If it is something else.
-    """
-    if not isinstance(value, Mapping):
-        raise InputError(f"expected a mapping, got {type(value).__name__}", source=source)
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise one_line(error, model, source) from None

@@ -33,6 +33,13 @@ class Job:
     folder: Path
 
 
+def seeded(settings: Settings, count: int) -> list[Settings]:
+    """Return settings of several seeds: all have the images and the halves of the first, which is the settings' own."""
+    data = settings.data.model_copy(update={"seed": settings.data.seed_of(settings.seed)})
+    seeds = ((settings.seed + number) % 2**32 for number in range(count))
+    return [settings.model_copy(update={"seed": seed, "data": data}) for seed in seeds]
+
+
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 

@@ -30,7 +30,7 @@ from hitdet_nni.runs.front import chosen_point, read_front
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.provenance import describe_architecture
 from hitdet_nni.search.run_front import FrontRequest, find_front
-from hitdet_nni.studies.jobs import Job, opened
+from hitdet_nni.studies.jobs import Job, opened, seeded
 from hitdet_nni.studies.random_architectures import random_samples
 from hitdet_nni.studies.retrainings import Retraining, deviation
 from hitdet_nni.training.precisions import Detections
@@ -74,13 +74,7 @@ def searches(settings: Settings, space: SearchSpace, seeds: int, samples: int, f
         samples: Architectures that each front tries.
         folder: Where the run directories go.
     """
-    data = settings.data.model_copy(update={"seed": settings.data.seed_of(settings.seed)})
-    return [
-        SearchOnce(
-            settings.model_copy(update={"seed": seed, "data": data}), folder / f"search-seed-{seed}", space, samples
-        )
-        for seed in ((settings.seed + number) % 2**32 for number in range(seeds))
-    ]
+    return [SearchOnce(one, folder / f"search-seed-{one.seed}", space, samples) for one in seeded(settings, seeds)]
 
 
 def search_once(one: SearchOnce) -> RunDirectory:

@@ -25,7 +25,7 @@ from hitdet_nni.search.checks import whole_space
 from hitdet_nni.search.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.search.sampled_decode import AdditiveModel
 from hitdet_nni.search.screening_reliability import final_preferences, same_operators
-from hitdet_nni.studies.jobs import Job, opened
+from hitdet_nni.studies.jobs import Job, opened, seeded
 
 Stage = Literal["screening", "search"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -58,13 +58,7 @@ def repetitions(settings: Settings, stage: Stage, space: SearchSpace, seeds: int
         seeds: How many.
         folder: Where the run directories go.
     """
-    data = settings.data.model_copy(update={"seed": settings.data.seed_of(settings.seed)})
-    return [
-        Repetition(
-            settings.model_copy(update={"seed": seed, "data": data}), folder / f"{stage}-seed-{seed}", stage, space
-        )
-        for seed in ((settings.seed + number) % 2**32 for number in range(seeds))
-    ]
+    return [Repetition(one, folder / f"{stage}-seed-{one.seed}", stage, space) for one in seeded(settings, seeds)]
 
 
 def repeat(one: Repetition) -> RunDirectory:

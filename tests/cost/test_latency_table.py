@@ -74,7 +74,7 @@ def test_read_back(tmp_path, skeleton):
 
 
 DAMAGES = {
-    "not an object": (lambda table: [1], ["expected an object"]),
+    "not an object": (lambda table: [1], ["expected a mapping"]),
     "no layers": (lambda table: table.pop("layers_ms") and table, ["layers_ms"]),
     "another version": (lambda table: table | {"schema_version": 2}, ["schema_version"]),
     "NaN": (lambda table: table | {"overhead_ms": float("nan")}, ["overhead_ms"]),

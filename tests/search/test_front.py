@@ -291,7 +291,7 @@ def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
 
     model = CostModel(load_settings(searched.config).skeleton, 10)
     budget = 1.2 * FrontSearch(model, SPACE, "gflops", dict(layer_candidates(model.skeleton, SPACE))).limits[0]
-    assert front("--budget", budget)[0] == 0
+    assert front("--budget", budget, "--force")[0] == 0
     rows = read_front(searched.front_table)
     found = load_architecture(searched.architecture)
     assert [row.origin for row in rows if row.sample == found.sample] == ["search"]
@@ -398,10 +398,14 @@ def test_a_front_in_milliseconds(searched, tmp_path, capsys):
     ],
 )
 def test_a_front_refuses_in_one_line(searched, tmp_path, capsys, more, named):
+    earlier = searched.front / "earlier.json"
+    searched.front.mkdir(exist_ok=True)
+    earlier.touch()
     assert cli.main(["front", str(searched.path), "--force", *more]) == 2
     error = capsys.readouterr().err
     assert (error.count("\n"), named in error) == (1, True)
-    assert searched.front_table.exists()  # what is refused removes nothing
+    assert earlier.exists()  # what is refused removes nothing
+    earlier.unlink()
     unfinished = RunDirectory(tmp_path / "unfinished")
     unfinished.open(load_settings("tiny"))
     assert cli.main(["front", str(unfinished.path)]) == 2
