@@ -16,6 +16,7 @@ from typing import Any
 
 from hitdet_nni.studies.latency_prediction import PredictionSummary
 from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.score_prediction import ScorePrediction
 from hitdet_nni.studies.screened_space import ScreeningComparison
 from hitdet_nni.studies.search_study import Against, Price, SearchSummary
 
@@ -116,7 +117,8 @@ def section(name: str, report: Mapping[str, Any]) -> str:
 def said_of(report: Mapping[str, Any]) -> Sequence[str]:
     """What a study says in words."""
     if "summary" in report:
-        return SUMMARIES[report["study"]](**report["summary"]).sentences()
+        predictions = [ScorePrediction(**one).sentence() for one in report.get("predictions", ())]
+        return [*SUMMARIES[report["study"]](**report["summary"]).sentences(), *predictions]
     return report.get("judgement", ())
 
 

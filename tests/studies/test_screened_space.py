@@ -111,6 +111,7 @@ def test_screening_from_the_command_line(screened, tmp_path, capsys):
             operator in KEPT[component_of(label)] for label, operator in sample.items()
         )
     assert report["summary"]["p_value"] in (pytest.approx(number / 6) for number in range(1, 7))
+    assert report["predictions"] == []  # the run has sub-spaces, and no scores
     assert (out / "screening.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -66,11 +66,13 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.search.provenance import describe_architecture
     from hitdet_nni.studies.plots import plot_trained
     from hitdet_nni.studies.random_architectures import random_samples
+    from hitdet_nni.studies.score_prediction import places_above, score_predictions
     from hitdet_nni.studies.screened_space import ScreeningComparison, samples_of_random_spaces, typical_cost
 
     run = find_run(options.run)
     settings = open_study(options, load_settings(run.config, parse_overrides(options.overrides)))
     space, whole = load_search_space(run.sub_spaces), whole_space(settings)
+    above = places_above(run, whole)
     data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
     model = CostModel(settings.skeleton, len(data.classes))
     most = typical_cost(model, space, settings.seed)
@@ -84,6 +86,12 @@ def run(options: Namespace) -> Findings:
     }
     trained = protocol(options, settings).retrain(architectures)
     comparison = ScreeningComparison.of(trained[:count], trained[count:], settings.seed)
+    predictions = score_predictions(trained, above, settings.seed)
     plot_trained(trained, image_file(options))
-    details = {"summary": asdict(comparison), "samples": {one.name: dict(one.sample) for one in trained}}
-    return write_findings(options, trained_rows(trained), comparison.sentences(), details)
+    details = {
+        "summary": asdict(comparison),
+        "predictions": [asdict(one) for one in predictions],
+        "samples": {one.name: dict(one.sample) for one in trained},
+    }
+    sentences = [*comparison.sentences(), *(one.sentence() for one in predictions)]
+    return write_findings(options, trained_rows(trained), sentences, details)
