@@ -18,7 +18,8 @@ from hitdet_nni.studies.latency_prediction import PredictionSummary
 from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.score_prediction import ScorePrediction
 from hitdet_nni.studies.screened_space import ScreeningComparison
-from hitdet_nni.studies.search_study import Against, Price, SearchSummary
+from hitdet_nni.studies.search_study import Price
+from hitdet_nni.studies.search_summary import Against, SearchSummary
 
 PAGE = Path(__file__).resolve().parent / "results.md"
 FOLDER = PAGE.with_suffix("")

@@ -118,7 +118,7 @@ def _points(options: Namespace) -> list[Architecture]:
     """
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.errors import InputError
-    from hitdet_nni.runs.front import chosen_point, read_front
+    from hitdet_nni.runs.front import points_within, read_front
     from hitdet_nni.runs.run_directory import find_run
     from hitdet_nni.search.provenance import with_sample
 
@@ -130,9 +130,8 @@ def _points(options: Namespace) -> list[Architecture]:
     if options.top < 1:
         raise InputError(f"got {options.top}", key="--top", allowed="1 or more")
     found = find_run(options.front)
-    rows = read_front(found.front_table)
-    point = chosen_point(rows, options.budget)
-    within = sorted((row for row in rows if row.cost <= options.budget), key=lambda row: row.loss)
+    within = points_within(read_front(found.front_table), options.budget)
+    point, *others = within
     if len(within) < options.top:
         raise InputError(
             f"got {options.top}", key="--top", allowed=f"{len(within)} or fewer, as {found.front_table} has"
@@ -142,5 +141,5 @@ def _points(options: Namespace) -> list[Architecture]:
         raise InputError(
             f"is not {point.name} of {found.front_table}", source=found.front, allowed="the front written anew: --force"
         )
-    others = [row for row in within if row.name != point.name][: options.top - 1]
+    others = others[: options.top - 1]
     return [architecture, *(with_sample(architecture, row.name, row.sample) for row in others)]

@@ -96,6 +96,21 @@ def chosen_point(rows: Sequence[FrontRow], limit: float) -> FrontRow:
     return min(within, key=lambda row: row.loss)
 
 
+def points_within(rows: Sequence[FrontRow], limit: float) -> list[FrontRow]:
+    """Return the architectures within a cost, what :func:`chosen_point` takes first, the others by their losses.
+
+    Args:
+        rows: The front, and what was compared with it.
+        limit: The cost, in the front's unit.
+
+    Raises:
+        InputError: If the cheapest costs more.
+    """
+    first = chosen_point(rows, limit)
+    others = (row for row in rows if row.cost <= limit and row is not first)
+    return [first, *sorted(others, key=lambda row: row.loss)]
+
+
 def _row(line: Mapping[str, str]) -> FrontRow:
     numbers = {key: float(line[key]) if key != "latency_ms" or line[key] else None for key in NUMBERS}
     if not all(value is None or math.isfinite(value) for value in numbers.values()) or line["on_front"] not in (

@@ -18,7 +18,7 @@ from hitdet_nni.studies.latency_prediction import Prediction
 from hitdet_nni.studies.operator_ablation import OperatorEffect
 from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.retrainings import Trained
-from hitdet_nni.studies.search_study import SeedOutcome
+from hitdet_nni.studies.search_summary import SeedOutcome
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")

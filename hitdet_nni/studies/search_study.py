@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
-from scipy.stats import permutation_test
 
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.sources import DetectionData, open_data
-from hitdet_nni.deployment.images import Found, Pixels
-from hitdet_nni.deployment.loading import load_detector
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import WEIGHTS_FILE, read_json, write_json
+from hitdet_nni.io import read_json, write_json
 from hitdet_nni.pipeline import screen, search
-from hitdet_nni.runs.front import chosen_point, read_front
+from hitdet_nni.runs.front import chosen_point, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.search.provenance import describe_architecture
 from hitdet_nni.search.run_front import FrontRequest, find_front
 from hitdet_nni.studies.jobs import Job, opened, seeded
 from hitdet_nni.studies.random_architectures import random_samples
-from hitdet_nni.studies.retrainings import Retraining, deviation
-from hitdet_nni.training.precisions import Detections
+from hitdet_nni.studies.retrainings import Retraining
+from hitdet_nni.studies.successive_halving import best_by_halving
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +33,12 @@ FRONT, PARAMETERS, HANDMADE, RANDOM = "front", "parameters", "handmade", "random
 """Ways to come to an architecture: the best of the supernet's front within the cost of what the architecture parameters
 decide; these; the one operator that fills that cost best; chance."""
 
+BEST_OF_FRONT = "best of front"
+"""The best of some of the front within that cost, by trainings of increasing length."""
+
 BEST_OF_RANDOM = "best of random"
-"""The best of as many random ones as could be trained in the time of a search, by images that no figure is of."""
+"""The best of as many random ones as could be trained in the time that ours takes, by images that no figure is
+of."""
 
 SLACKS = (0.1, 0.2, 0.4, 1.0)
 """All cost at most as much as what the parameters decide, and random ones at most the first of these shares less; where
@@ -176,211 +172,99 @@ def _within(model: CostModel, one: SearchOnce, count: int, most: float) -> list[
     raise AssertionError("the last slack has ended it")
 
 
-def affordable(search_seconds: Sequence[float], training_seconds: Sequence[float]) -> int:
-    """Return how many random architectures can be trained for the price of a search and one training, 2 or more."""
-    price, training = statistics.fmean(search_seconds), statistics.fmean(training_seconds)
-    return max(2, round((price + training) / training))
-
-
 @dataclass(frozen=True)
 class Price:
     """What a search costs, and how many random architectures are trained for as much.
 
     Attributes:
         search_seconds: Mean time of screening, search and front.
+        choice_seconds: Mean time of the shorter trainings by which the best of the front is chosen.
         training_seconds: Mean time of a retraining.
-        randoms: Random architectures of a seed.
     """
 
     search_seconds: float
+    choice_seconds: float
     training_seconds: float
-    randoms: int
+
+    @property
+    def whole(self) -> float:
+        """Time up to our architecture's trained weights, in seconds."""
+        return self.search_seconds + self.choice_seconds + self.training_seconds
+
+    @property
+    def randoms(self) -> int:
+        """How many random architectures can be trained in that time, 2 or more."""
+        return max(2, round(self.whole / self.training_seconds))
 
 
-def settled_price(folder: Path, searching: Sequence[float], training: Sequence[float]) -> Price:
+def settled_price(
+    folder: Path, searching: Sequence[float], choosing: Sequence[float], training: Sequence[float]
+) -> Price:
     """Return the price that the study has settled on when it first knew the times; a study that goes on keeps it.
 
     Args:
         folder: The study's directory.
         searching: Time of each search, in seconds.
+        choosing: Time of each choice among the front's best.
         training: Time of each retraining that does not depend on the price.
     """
     file = folder / "price.json"
     if not file.exists():
-        found = Price(statistics.fmean(searching), statistics.fmean(training), affordable(searching, training))
-        write_json(file, asdict(found))
+        write_json(file, asdict(Price(*(statistics.fmean(times) for times in (searching, choosing, training)))))
     return Price(**read_json(file))
+
+
+@dataclass(frozen=True)
+class Choice(Job):
+    """The choice among the best architectures of a seed's front.
+
+    Attributes:
+        architectures: Some of the least loss within the cost, the least first.
+    """
+
+    architectures: tuple[Architecture, ...]
+
+
+def choice(one: SearchOnce, run: RunDirectory, data: DetectionData, count: int, folder: Path) -> Choice:
+    """Return the choice among so many architectures of a seed's front, or as many as there are.
+
+    Args:
+        one: The search.
+        run: Its run directory.
+        data: The images.
+        count: Architectures.
+        folder: Where the run directories go.
+    """
+    found = load_architecture(run.architecture)
+    rows = points_within(read_front(run.front_table), cost_of(found, one.settings))[:count]
+    architectures = tuple(
+        describe_architecture(row.name, row.sample, one.space, one.settings, data.classes, source=FRONT) for row in rows
+    )
+    return Choice(one.settings, folder / f"choice-seed-{one.settings.seed}", architectures)
+
+
+def choose(one: Choice) -> Architecture:
+    """Return the best of some architectures by successive halving, or what that has ended with; one has no rivals."""
+    if len(one.architectures) == 1:
+        return one.architectures[0]
+    with opened(one) as run:
+        validation = open_data(one.settings.data, one.settings.seed, one.settings.skeleton.input_size).val
+        return best_by_halving(one.architectures, one.settings, run.path, validation)
+
+
+def choice_seconds(one: Choice) -> float:
+    """Return the wall time of the trainings of a choice."""
+    return sum(RunDirectory(rung).seconds("retrain") for rung in one.folder.glob("rung-*"))
 
 
 def retraining(one: SearchOnce, name: str, architecture: Architecture, folder: Path) -> Retraining:
     """Return the retraining of a competitor with the seed of its search."""
-    return Retraining(one.settings, folder / f"{name}-seed-{one.settings.seed}", architecture)
+    return Retraining(one.settings, folder / f"{name.replace(' ', '-')}-seed-{one.settings.seed}", architecture)
 
 
-def halves_of(validation: CocoAnnotations) -> tuple[list[int], list[int]]:
-    """Return the validation images that choices are made by, and those that figures are of: every other one."""
-    return list(validation.image_ids[::2]), list(validation.image_ids[1::2])
-
-
-def accuracies(one: Retraining, validation: CocoAnnotations) -> tuple[float, float]:
-    """Return the mAP of a retrained architecture on the images of choices, and on those of figures."""
-    run = RunDirectory(one.folder)
-    detector = load_detector(one.architecture, run.retrain / WEIGHTS_FILE)
-
-    @torch.inference_mode()
-    def find(images: Pixels) -> Found:
-        boxes, scores, labels = detector(torch.from_numpy(images))
-        return boxes.numpy(), scores.numpy(), labels.numpy()
-
-    found = Detections.of(find, one.architecture.skeleton.input_size, validation)
-    chosen, shown = (found.precisions(images)["mAP"] for images in halves_of(validation))
-    return chosen, shown
-
-
-@dataclass(frozen=True)
-class SeedOutcome:
-    """What a seed's architectures reach on the images of figures.
-
-    Attributes:
-        seed: The seed.
-        gflops: What the architecture costs that the parameters decide.
-        by_way: mAP by the way that the architecture was come to.
-        random: mAP of each random architecture.
-    """
-
-    seed: int
-    gflops: float
-    by_way: Mapping[str, float]
-    random: Sequence[float]
-
-    @classmethod
-    def of(cls, seed: int, gflops: float, found: Mapping[str, tuple[float, float]]) -> SeedOutcome:
-        """Sum up a seed.
-
-        Args:
-            seed: The seed.
-            gflops: What the architecture costs that the parameters decide.
-            found: mAP on the images of choices and of figures by competitor.
-        """
-        drawn = [pair for name, pair in found.items() if name.startswith(f"{RANDOM}-")]
-        ways = {name: pair[1] for name, pair in found.items() if not name.startswith(f"{RANDOM}-")}
-        shown = [pair[1] for pair in drawn]
-        ways[BEST_OF_RANDOM] = max(drawn, key=lambda pair: pair[0])[1]
-        ways[RANDOM] = statistics.fmean(shown)
-        return cls(seed, gflops, ways, shown)
-
-
-@dataclass(frozen=True)
-class Against:
-    """The front against another way, seed by seed.
-
-    Attributes:
-        way: The other way.
-        mean: Its mean mAP over the seeds.
-        deviation: Its standard deviation.
-        ahead: Mean difference of the front.
-        wins: Seeds in which the front is ahead.
-        p_value: Probability that exchanging both in each seed at random puts the front ahead by as much or more.
-    """
-
-    way: str
-    mean: float
-    deviation: float | None
-    ahead: float
-    wins: int
-    p_value: float
-
-
-@dataclass(frozen=True)
-class SearchSummary:
-    """What the study says.
-
-    Attributes:
-        seeds: Seeds of the search.
-        mean: Mean mAP of the front's architectures over the seeds.
-        deviation: Its standard deviation.
-        random_deviation: Standard deviation of random architectures, mean over the seeds.
-        rank: Mean place of the front's architecture among it and the seed's random ones, 1 the best.
-        against: The other ways.
-        price: What a search and a retraining took.
-    """
-
-    seeds: int
-    mean: float
-    deviation: float | None
-    random_deviation: float | None
-    rank: float
-    against: tuple[Against, ...]
-    price: Price
-
-    @classmethod
-    def of(cls, outcomes: Sequence[SeedOutcome], price: Price) -> SearchSummary:
-        """Compare the ways over all seeds."""
-        ours = [one.by_way[FRONT] for one in outcomes]
-        against = []
-        for way in (PARAMETERS, RANDOM, BEST_OF_RANDOM, HANDMADE):
-            theirs = [one.by_way[way] for one in outcomes]
-            differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-            against.append(
-                Against(
-                    way,
-                    statistics.fmean(theirs),
-                    deviation(theirs),
-                    statistics.fmean(differences),
-                    sum(difference > 0 for difference in differences),
-                    _paired_p(differences),
-                )
-            )
-        spreads = [spread for one in outcomes if (spread := deviation(one.random)) is not None]
-        ranks = [1 + sum(value >= one.by_way[FRONT] for value in one.random) for one in outcomes]
-        return cls(
-            len(outcomes),
-            statistics.fmean(ours),
-            deviation(ours),
-            statistics.fmean(spreads) if spreads else None,
-            statistics.fmean(ranks),
-            tuple(against),
-            price,
-        )
-
-    def sentences(self) -> list[str]:
-        """Return the same in words."""
-
-        def spread(mean: float, deviation: float | None) -> str:
-            return f"{mean:.3f}" + ("" if deviation is None else f" (sd {deviation:.3f})")
-
-        lines = [f"front: mAP {spread(self.mean, self.deviation)} over {self.seeds} seeds"]
-        for one in self.against:
-            lines.append(
-                f"{one.way}: mAP {spread(one.mean, one.deviation)}; the front is "
-                f"{'ahead' if one.ahead >= 0 else 'behind'} by {abs(one.ahead):.3f}, in {one.wins} of {self.seeds} "
-                f"seeds, p {one.p_value:.2g}"
-            )
-        randoms, training = self.price.randoms, self.price.training_seconds
-        lines.append(
-            f"the front's place among it and {randoms} random ones is {self.rank:.1f} on average, "
-            f"{(randoms + 2) / 2:.1f} by chance"
-        )
-        lines.append(
-            f"a search took {self.price.search_seconds:.0f} s and a retraining {training:.0f} s: the best of "
-            f"{randoms} random ones costs {randoms * training:.0f} s against "
-            f"{self.price.search_seconds + training:.0f} s"
-        )
-        return lines
-
-
-def _paired_p(differences: Sequence[float]) -> float:
-    """Return the probability that differences of random signs have as large a mean."""
-    if not math.fsum(map(abs, differences)):
-        return 1.0
-    if len(differences) == 1:  # SciPy wants two
-        return 0.5 if differences[0] > 0 else 1.0
-    test = permutation_test(
-        (np.asarray(differences),),
-        np.mean,
-        permutation_type="samples",
-        alternative="greater",
-        n_resamples=99_999,
-        rng=np.random.default_rng(0),
+def alike(jobs: Iterable[Retraining], one: Retraining) -> Retraining:
+    """Return the retraining among some that would repeat another one, the other one itself where there is none."""
+    same = (
+        each for each in jobs if (each.settings, each.architecture.sample) == (one.settings, one.architecture.sample)
     )
-    return float(test.pvalue)
+    return next(same, one)

@@ -14,7 +14,7 @@ from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.engine import distributed
 from hitdet_nni.io import write_csv
 from hitdet_nni.studies.retrainings import Retraining, retrain_once
-from hitdet_nni.studies.search_study import accuracies
+from hitdet_nni.studies.validation_halves import accuracies
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from hitdet_nni.commands.shared.options import add_jobs, add_study
 
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
+    from hitdet_nni.config.architecture import Architecture
     from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 5
@@ -21,6 +22,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the search (default: %(default)s)")
     parser.add_argument(
         "--samples", type=int, default=192, help="architectures that each front tries (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=4,
+        help="architectures of each front among which the best is chosen by short trainings, 1 for no choice "
+        "(default: %(default)s)",
     )
     add_jobs(parser, "searches, and retrainings,")
     add_study(parser)
@@ -45,6 +53,8 @@ def check(options: Namespace, settings: Settings) -> None:
         raise InputError("runs in one process", source="torchrun", allowed="--jobs for several trainings side by side")
     if options.samples < 8:
         raise InputError(f"got {options.samples}", source="--samples", allowed="8 or more")
+    if options.top < 1:
+        raise InputError(f"got {options.top}", source="--top", allowed="1 or more")
 
 
 def run(options: Namespace) -> Findings:
@@ -58,11 +68,13 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.search.checks import whole_space
     from hitdet_nni.studies.jobs import Job, Work, run_jobs
     from hitdet_nni.studies.plots import plot_search_study
-    from hitdet_nni.studies.retrainings import retrain_once
+    from hitdet_nni.studies.retrainings import Retraining, retrain_once
     from hitdet_nni.studies.search_study import (
-        SearchSummary,
-        SeedOutcome,
-        accuracies,
+        BEST_OF_FRONT,
+        alike,
+        choice,
+        choice_seconds,
+        choose,
         competitors,
         cost_of,
         random_competitors,
@@ -72,6 +84,8 @@ def run(options: Namespace) -> Findings:
         searches,
         settled_price,
     )
+    from hitdet_nni.studies.search_summary import SearchSummary, SeedOutcome
+    from hitdet_nni.studies.validation_halves import accuracies
 
     settings = open_study(options, settings_of(options))
     data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
@@ -83,17 +97,28 @@ def run(options: Namespace) -> Findings:
     folder = options.out / "runs"
     every = searches(settings, whole_space(settings), options.seeds, options.samples, folder)
     runs = run_jobs(Work("search", search_once), every, options.jobs, told)
-    fixed = {
-        (place, name): retraining(one, name, architecture, folder)
-        for place, (one, run) in enumerate(zip(every, runs, strict=True))
-        for name, architecture in competitors(one, run, data).items()
-    }
+    fixed: dict[tuple[int, str], Retraining] = {}
+
+    def add(place: int, name: str, architecture: Architecture) -> None:
+        one = retraining(every[place], name, architecture, folder)
+        fixed[place, name] = alike(fixed.values(), one)
+
+    for place, (one, run) in enumerate(zip(every, runs, strict=True)):
+        for name, architecture in competitors(one, run, data).items():
+            add(place, name, architecture)
+    choices = []
+    if options.top > 1:
+        choices = [choice(one, run, data, options.top, folder) for one, run in zip(every, runs, strict=True)]
+    for place, best in enumerate(run_jobs(Work("choice", choose), choices, options.jobs, told)):
+        add(place, BEST_OF_FRONT, best)
     retrain = Work("retrain", retrain_once)
-    run_jobs(retrain, list(fixed.values()), options.jobs, told)
+    trained = list({one.folder: one for one in fixed.values()}.values())
+    run_jobs(retrain, trained, options.jobs, told)
     price = settled_price(
         options.out,
         [search_seconds(run) for run in runs],
-        [RunDirectory(one.folder).seconds("retrain") for one in fixed.values()],
+        [choice_seconds(one) for one in choices] or [0.0],
+        [RunDirectory(one.folder).seconds("retrain") for one in trained],
     )
     drawn = {
         (place, name): retraining(one, name, architecture, folder)
