@@ -6,6 +6,7 @@ python benchmarks/full_size.py --json --precision fp32 --implementations NNI > d
 python benchmarks/peers.py --json > docs/benchmarks/peers.json
 python benchmarks/largest_batch.py --json > docs/benchmarks/largest_batch.json
 python benchmarks/start_up.py --json > docs/benchmarks/start_up.json
+python benchmarks/front_methods.py runs/mine --json > docs/benchmarks/front_methods.json
 python benchmarks/document.py
 bash benchmarks/gpu.sh OUT && python benchmarks/document.py --gpu OUT/gpu.json
 """
@@ -82,6 +83,15 @@ START_UP = """\
 
 From the start of a command to its end, or to its first line, against `import torch` alone: the best of three. What
 needs no network loads none, and a mistake in an option, a config or a path is told before anything heavy is imported.
+"""
+
+FRONT_METHODS = """\
+## Ways to find a front
+
+How good a [front](pareto.md) each way finds in one trained supernet with equally many evaluations: what
+`hitdet-nni front` tries, NSGA-II (optuna's, 24 a generation) and drawing at random. All try architectures on the same
+images; what each has found is then evaluated on other images, and the hypervolume is of those losses: the share of the
+box of all costs (on a logarithmic axis) and all losses that the front beats. "Of ours" is the median over the seeds.
 """
 
 
@@ -183,6 +193,24 @@ def start_up_table(report: Report) -> str:
     return table(("command", "", "s", "of import torch"), rows)
 
 
+def front_methods_table(report: Report) -> str:
+    """The table of :mod:`front_methods`."""
+    rows = (
+        (
+            one["way"],
+            number(one["hypervolume"], 3),
+            number(one["deviation"], 3),
+            number(one["of_ours"], 3),
+            number(one["points"], 1),
+            number(one["evaluations"], 0),
+        )
+        for one in report["figures"]
+    )
+    setting = f"{report['seeds']} seeds of each, cost: {report['cost']}."
+    header = ("way", "hypervolume", "deviation", "of ours", "points", "evaluations")
+    return f"{setting}\n\n{table(header, rows)}"
+
+
 SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "supernet_step": (STEP, step_table),
     "supernet_step_gpu": (STEP_GPU, step_table),
@@ -190,6 +218,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "peers": (PEERS, peers_table),
     "largest_batch": (LARGEST_BATCH, largest_batch_table),
     "start_up": (START_UP, start_up_table),
+    "front_methods": (FRONT_METHODS, front_methods_table),
 }
 """Text and table of each file of figures, by the file's stem."""
 
