@@ -74,7 +74,7 @@ def run(options: Namespace) -> None:
             from hitdet_nni.studies.successive_halving import best_by_halving
 
             with run_directory.timed("rungs"):
-                architecture = best_by_halving(architectures, settings, options.out / "rungs", images.val)
+                architecture = best_by_halving(architectures, settings, options.out / "rungs")
         if distributed.is_main():
             keep_architecture(run_directory, architecture)
         with run_directory.timed("retrain"):

@@ -248,8 +248,7 @@ def choose(one: Choice) -> Architecture:
     if len(one.architectures) == 1:
         return one.architectures[0]
     with opened(one) as run:
-        validation = open_data(one.settings.data, one.settings.seed, one.settings.skeleton.input_size).val
-        return best_by_halving(one.architectures, one.settings, run.path, validation)
+        return best_by_halving(one.architectures, one.settings, run.path)
 
 
 def choice_seconds(one: Choice) -> float:

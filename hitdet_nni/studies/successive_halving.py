@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import RetrainSettings, Settings
-from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.engine import distributed
 from hitdet_nni.io import write_csv
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.training_log import TrainingLog, read_training_log
 from hitdet_nni.studies.retrainings import Retraining, retrain_once
-from hitdet_nni.studies.validation_halves import accuracies
 
 logger = logging.getLogger(__name__)
+
+
+LAST_SHARE = 1 / 3
+"""Share of a training whose mean loss is what an architecture is judged by: what comes after its first milestone."""
 
 
 @dataclass(frozen=True)
@@ -61,32 +66,52 @@ def shortened(settings: RetrainSettings, epochs: int) -> RetrainSettings:
     return settings.model_copy(update=update)
 
 
-def best_by_halving(
-    architectures: Sequence[Architecture], settings: Settings, folder: Path, validation: CocoAnnotations
-) -> Architecture:
+def last_loss(log: TrainingLog, epochs: int) -> float:
+    """Return the mean training loss of the last third of a training, infinity where none was logged.
+
+    After a quarter of a training this says more of the accuracy after a whole one than the accuracy of that time does:
+    it is of many images, and smooth where that is still near zero (docs/results.md).
+
+    Args:
+        log: The training's log.
+        epochs: Its epochs.
+    """
+    losses = [loss for position, loss in log.losses if position > (1 - LAST_SHARE) * epochs]
+    return statistics.fmean(losses) if losses else math.inf
+
+
+def best_by_halving(architectures: Sequence[Architecture], settings: Settings, folder: Path) -> Architecture:
     """Return the architecture that is best after trainings of increasing length, of which each keeps the better half.
 
-    Choices are by every other validation image. What was trained before an interruption is not trained again.
+    Choices are by the loss on training images; the validation images have no part in them. What was trained before an
+    interruption is not trained again.
 
     Args:
         architectures: Two or more, with different names.
         settings: All settings, of the whole training.
         folder: Where the run directories of the shorter trainings go, and ``rungs.csv``.
-        validation: The validation images.
     """
     left, rows = list(architectures), []
     for number, rung in enumerate(rungs(len(architectures), settings.retrain.epochs), 1):
         changed = settings.model_copy(update={"retrain": shortened(settings.retrain, rung.epochs)})
-        found: list[tuple[float, Architecture]] = []
+        found: list[tuple[float, float, Architecture]] = []
         for one in left:
             job = Retraining(changed, folder / f"rung-{number}-{one.name}", one)
-            retrain_once(job)
-            found.append((distributed.broadcast_object(accuracies(job, validation)[0]), one))
-        found.sort(key=lambda pair: pair[0], reverse=True)
-        kept = [one for _, one in found[: math.ceil(len(found) / 2)]]
+            reached = retrain_once(job)["mAP"]
+            loss = last_loss(read_training_log(RunDirectory(job.folder).retrain), rung.epochs)
+            found.append((distributed.broadcast_object(loss), reached, one))
+        found.sort(key=lambda row: row[0])
+        kept = [one for *_, one in found[: math.ceil(len(found) / 2)]]
         rows += [
-            {"rung": number, "epochs": rung.epochs, "architecture": one.name, "mAP": mAP, "kept": int(one in kept)}
-            for mAP, one in found
+            {
+                "rung": number,
+                "epochs": rung.epochs,
+                "architecture": one.name,
+                "loss": loss,
+                "mAP": mAP,
+                "kept": int(one in kept),
+            }
+            for loss, mAP, one in found
         ]
         logger.info("rung %d, %d epochs: %s go on", number, rung.epochs, ", ".join(one.name for one in kept))
         left = kept

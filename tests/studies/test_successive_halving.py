@@ -1,13 +1,15 @@
 """Successive halving: what is trained for how long, what is kept, and that nothing is trained twice."""
 
 import csv
+import math
 from types import SimpleNamespace
 
 import pytest
 
 from hitdet_nni.config.settings import load_settings
+from hitdet_nni.runs.training_log import TrainingLog
 from hitdet_nni.studies import successive_halving
-from hitdet_nni.studies.successive_halving import Rung, best_by_halving, rungs, shortened
+from hitdet_nni.studies.successive_halving import Rung, best_by_halving, last_loss, rungs, shortened
 
 
 @pytest.mark.parametrize(
@@ -33,18 +35,28 @@ def test_a_shorter_training_has_its_schedule():
     assert shortened(whole, 1).milestones == (1,)
 
 
+def test_the_last_loss_is_that_of_the_last_third():
+    log = TrainingLog(losses=((1.0, 9.0), (2.0, 9.0), (4.0, 9.0), (5.0, 2.0), (5.5, 3.0), (6.0, 4.0)))
+    assert last_loss(log, 6) == pytest.approx(3.0)
+    assert last_loss(TrainingLog(losses=((1.0, 9.0),)), 6) == math.inf
+
+
 def test_the_better_half_goes_on(tmp_path, monkeypatch):
-    """Five with known accuracies: whatever their order, each is trained as it should, and the best is found."""
-    known = {"a": 0.1, "b": 0.5, "c": 0.3, "d": 0.4, "e": 0.2}
+    """Five with known losses: whatever their order, each is trained as it should, and the best is found."""
+    known = {"a": 0.9, "b": 0.5, "c": 0.7, "d": 0.6, "e": 0.8}
     trained = []
 
     def train(job):
         trained.append((job.architecture.name, job.settings.retrain.epochs, job.folder.name))
+        log = job.folder / "retrain" / "20260101_000000" / "20260101_000000.log"
+        log.parent.mkdir(parents=True)
+        epochs = job.settings.retrain.epochs
+        log.write_text(f"x - Epoch(train)  [{epochs}][50/60]  lr: 1.0e-02  loss: {known[job.architecture.name]}\n")
+        return {"mAP": 1 - known[job.architecture.name]}
 
     monkeypatch.setattr(successive_halving, "retrain_once", train)
-    monkeypatch.setattr(successive_halving, "accuracies", lambda job, validation: (known[job.architecture.name], -1.0))
     architectures = [SimpleNamespace(name=name) for name in known]
-    best = best_by_halving(architectures, load_settings("digits"), tmp_path, None)
+    best = best_by_halving(architectures, load_settings("digits"), tmp_path)
     assert best.name == "b"
     assert [(name, epochs) for name, epochs, _ in trained] == [
         *((name, 3) for name in "abcde"),
@@ -56,3 +68,4 @@ def test_the_better_half_goes_on(tmp_path, monkeypatch):
         rows = list(csv.DictReader(stream))
     assert [row["architecture"] for row in rows if row["kept"] == "1"] == ["b", "d", "c", "b", "d", "b"]
     assert {row["epochs"] for row in rows if row["rung"] == "2"} == {"6"}
+    assert [(float(row["loss"]), float(row["mAP"])) for row in rows if row["rung"] == "3"] == [(0.5, 0.5), (0.6, 0.4)]
