@@ -31,11 +31,12 @@ from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.pareto import pareto_front, stairs
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.runs.run_directory import find_run
-from hitdet_nni.search.front import FrontSearch
+from hitdet_nni.search.front import FrontSearch, known
 from hitdet_nni.search.operator_samples import Losses, Sampled
 from hitdet_nni.search.sample_evaluation import evaluation
 from hitdet_nni.search.sampled_decode import Evaluated
 from hitdet_nni.search.sampled_supernet import SampledSupernet
+from hitdet_nni.studies.retrainings import deviation
 
 POPULATION = 24
 """Of NSGA-II: eight generations of 192 evaluations."""
@@ -133,29 +134,29 @@ def compare(path: Path, count: int, seeds: int, images: int, cost: str) -> list[
     model = CostModel(settings.skeleton, len(data.classes))
     supernet = SampledSupernet.restore(run.supernet, space, settings, len(data.classes))
     search = FrontSearch(model, space, cost, supernet.candidates)
-    known: dict[tuple[int, tuple[str, ...]], float] = {}
+    remembered: dict[tuple[int, tuple[str, ...]], float] = {}
 
-    def losses_on(skip: int, samples: Sequence[Sampled]) -> list[float]:
-        new = [one for one in samples if (skip, tuple(one.values())) not in known]
-        if new:
-            with evaluation(supernet, "front", settings, data, settings.seed, images, len(new), skip=skip) as losses:
-                for one, loss in zip(new, losses(new), strict=True):
-                    known[skip, tuple(one.values())] = loss
-        return [known[skip, tuple(one.values())] for one in samples]
+    def remembering(losses: Losses, skip: int) -> Losses:
+        def keep(samples: Sequence[Sampled], values: Sequence[float]) -> None:
+            remembered.update({(skip, tuple(one.values())): loss for one, loss in zip(samples, values, strict=True)})
+
+        return known(losses, lambda one: remembered.get((skip, tuple(one.values()))), keep)
 
     found: list[tuple[str, int, int, list[tuple[float, float]]]] = []
-    for seed in range(seeds):
-        for way, tries in WAYS.items():
-            tried = tries(search, lambda samples: losses_on(0, samples), count, seed)
-            best = pareto_front([(search.cost(one.sample), -one.loss) for one in tried])
-            samples = [{label: tried[place].sample[label] for label in search.candidates} for place in best]
-            points = list(zip(map(search.cost, samples), losses_on(images, samples), strict=True))
-            found.append((way, seed, len(tried), points))
+    asked = (supernet, "front", settings, data, settings.seed, images, count)
+    with evaluation(*asked) as of_choice, evaluation(*asked, skip=images) as of_figures:
+        choosing, showing = remembering(of_choice, 0), remembering(of_figures, images)
+        for seed in range(seeds):
+            for way, tries in WAYS.items():
+                tried = tries(search, choosing, count, seed)
+                best = pareto_front([(search.cost(one.sample), -one.loss) for one in tried])
+                samples = [{label: tried[place].sample[label] for label in search.candidates} for place in best]
+                found.append(
+                    (way, seed, len(tried), list(zip(map(search.cost, samples), showing(samples), strict=True)))
+                )
     every = [point for *_, points in found for point in points]
-    rows = search.costs.counts.values()
-    ends = [(search.costs.fixed + sum(pick(row.values()) for row in rows)) for pick in (min, max)]
-    cheapest, dearest = (end / search.costs.unit.scale for end in ends)
-    least, most = (cheapest, min(loss for _, loss in every)), (dearest, max(loss for _, loss in every))
+    (cheapest, dearest), losses = search.ends, [loss for _, loss in every]
+    least, most = (cheapest, min(losses)), (dearest, max(losses))
     return [Front(way, seed, tried, points, hypervolume(points, least, most)) for way, seed, tried, points in found]
 
 
@@ -166,7 +167,7 @@ class WayFigures:
     Attributes:
         way: Its name.
         hypervolume: Mean share of the box.
-        deviation: Its standard deviation; not a number with one seed.
+        deviation: Its standard deviation, or ``None`` with one seed.
         of_ours: Median of its hypervolumes over ours of the same seed.
         points: Mean number of points of a front.
         evaluations: Mean number of architectures tried.
@@ -174,7 +175,7 @@ class WayFigures:
 
     way: str
     hypervolume: float
-    deviation: float
+    deviation: float | None
     of_ours: float
     points: float
     evaluations: float
@@ -188,7 +189,7 @@ class WayFigures:
         return cls(
             way,
             statistics.fmean(volumes),
-            statistics.stdev(volumes) if len(volumes) > 1 else math.nan,
+            deviation(volumes),
             statistics.median(one.hypervolume / ours[one.seed] for one in rows),
             statistics.fmean(len(one.points) for one in rows),
             statistics.fmean(one.evaluations for one in rows),
@@ -210,17 +211,15 @@ def main() -> None:
         found = compare(options.run, options.samples, options.seeds, options.images, options.cost)
     figures = [WayFigures.of(way, found) for way in WAYS]
     if options.json:
-        of = {"config": find_run(options.run).path.name, "samples": options.samples, "seeds": options.seeds}
-        report = surroundings(torch.device("cpu")) | of | {"cost": options.cost}
-        echo(
-            json.dumps(report | {"figures": [asdict(one) for one in figures], "fronts": [asdict(one) for one in found]})
-        )
+        asked = {"seeds": options.seeds, "cost": options.cost, "remark": options.remark}
+        rows = {"figures": [asdict(one) for one in figures], "fronts": [asdict(one) for one in found]}
+        echo(json.dumps(surroundings(torch.device("cpu")) | asked | rows, indent=1))
         return
     echo(f"{'way':10} {'hypervolume':>12} {'sd':>6} {'of ours':>8} {'points':>7} {'evaluations':>12}")
     for one in figures:
         echo(
-            f"{one.way:10} {one.hypervolume:12.4f} {one.deviation:6.4f} {one.of_ours:8.3f} {one.points:7.1f} "
-            f"{one.evaluations:12.0f}"
+            f"{one.way:10} {one.hypervolume:12.4f} {one.deviation or math.nan:6.4f} {one.of_ours:8.3f} "
+            f"{one.points:7.1f} {one.evaluations:12.0f}"
         )
 
 

@@ -56,6 +56,9 @@ class FrontSearch:
         candidates: Names of the candidates of the layers that have several, by label.
         budgets: Costs at which an architecture is wanted besides.
 
+    Attributes:
+        ends: Least and largest cost of an architecture.
+
     Raises:
         InputError: If a budget is below what any architecture costs.
 
@@ -77,7 +80,7 @@ class FrontSearch:
         self.budgets = tuple(budgets)
         counts = self.costs.counts.values()
         ends = [self.costs.fixed + sum(pick(row.values()) for row in counts) for pick in (min, max)]
-        least, most = (end / self.costs.unit.scale for end in ends)
+        least, most = self.ends = (ends[0] / self.costs.unit.scale, ends[1] / self.costs.unit.scale)
         # The least possible cost is kept by one architecture alone, whatever its loss.
         ratio = (most / least) ** (1 / LIMITS)
         self.limits = tuple(sorted({*(least * ratio**step for step in range(1, LIMITS)), most, *self.budgets}))

@@ -12,15 +12,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def scripts():
+def scripts(benchmark_scripts):
     """The benchmarks' modules by name."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import document
-        import measure
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return {"document": document, "measure": measure}
+    return benchmark_scripts("document", "measure")
 
 
 def test_page_is_what_the_benchmarks_printed(scripts):

@@ -1,8 +1,6 @@
 """The benchmark of ways to find a front: its hypervolume in closed form, and ways that try as many as they should."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,17 +9,10 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.search.front import FrontSearch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def methods():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import front_methods
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return front_methods
+def methods(benchmark_scripts):
+    return benchmark_scripts("front_methods")["front_methods"]
 
 
 def test_hypervolume_is_the_share_of_the_box(methods):

@@ -17,23 +17,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def scripts():
+def scripts(benchmark_scripts):
     """The modules by name."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import document
-        import document_gpu
-        import full_size
-        import gpu
-        import gpu_figures
-        import gpu_parts
-        import gpu_search
-        import gpu_steps
-        import supernet_step
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    modules = (document, document_gpu, full_size, gpu, gpu_figures, gpu_parts, gpu_search, gpu_steps, supernet_step)
-    return {module.__name__: module for module in modules}
+    return benchmark_scripts(
+        "document",
+        "document_gpu",
+        "full_size",
+        "gpu",
+        "gpu_figures",
+        "gpu_parts",
+        "gpu_search",
+        "gpu_steps",
+        "supernet_step",
+    )
 
 
 @pytest.fixture
