@@ -18,7 +18,7 @@ from hitdet_nni.studies.latency_prediction import Prediction
 from hitdet_nni.studies.operator_ablation import OperatorEffect
 from hitdet_nni.studies.random_baseline import Summary
 from hitdet_nni.studies.retrainings import Trained
-from hitdet_nni.studies.search_summary import SeedOutcome
+from hitdet_nni.studies.search_summary import RandomPool, SeedOutcome
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -79,14 +79,23 @@ def plot_latency(predictions: Sequence[Prediction], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_search_study(outcomes: Sequence[SeedOutcome], path: Path) -> None:
-    """Plot mAP by the way that an architecture was come to: a line for each seed, points for the random ones."""
+def plot_search_study(outcomes: Sequence[SeedOutcome], pool: RandomPool, count: int, path: Path) -> None:
+    """Plot mAP by the way that an architecture was come to: a line for each seed, then each random one.
+
+    Args:
+        outcomes: What the seeds have found.
+        pool: The random architectures.
+        count: Of how many the best is drawn.
+        path: The file.
+    """
     figure, (axes,) = _figure(1)
     ways = list(outcomes[0].by_way)
     for number, one in enumerate(outcomes):
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(ways, [one.by_way[way] for way in ways], marker="o", color=colour, label=f"seed {one.seed}")
-        axes.scatter(["random"] * len(one.random), one.random, marker="_", color=colour)
+    axes.scatter(["random"] * len(pool.shown), pool.shown, marker="_", color="0.4")
+    sizes = 200 * pool.chances(count)  # areas are probabilities
+    axes.scatter([f"best of {count} random"] * len(pool.shown), pool.shown, s=sizes, color="0.4")
     axes.set_ylabel("mAP after retraining")
     axes.tick_params(axis="x", rotation=20)
     axes.legend(frameon=False)

@@ -14,7 +14,7 @@ from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.errors import InputError
 from hitdet_nni.search.provenance import describe_architecture
 
-CostKey = Literal["flops", "params"]
+CostKey = Literal["flops", "params", "nanoseconds"]
 
 MAX_DRAWS = 200_000
 """Architectures drawn at most, where nothing else is said."""
@@ -38,7 +38,7 @@ def random_samples(
         model: Costs of all layers.
         space: Candidate names of each component.
         count: How many to draw.
-        least: Least cost of the whole detector, in FLOPs (multiply-adds) or parameters.
+        least: Least cost of the whole detector, in FLOPs (multiply-adds), parameters or nanoseconds.
         most: Largest cost.
         measure: What the limits count.
         seed: Seed of the draws.

@@ -1,4 +1,4 @@
-"""The whole procedure with several seeds against what else the same cost and the same price would have given."""
+"""The whole procedure with several seeds against what else the same budget and the same price would have given."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
 from hitdet_nni.pipeline import screen, search
 from hitdet_nni.runs.front import chosen_point, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.search.budget import Budget
+from hitdet_nni.search.checks import budget_cost_model
 from hitdet_nni.search.provenance import describe_architecture
 from hitdet_nni.search.run_front import FrontRequest, find_front
 from hitdet_nni.studies.jobs import Job, opened, seeded
@@ -30,19 +34,19 @@ from hitdet_nni.studies.successive_halving import best_by_halving
 logger = logging.getLogger(__name__)
 
 FRONT, PARAMETERS, HANDMADE, RANDOM = "front", "parameters", "handmade", "random"
-"""Ways to come to an architecture: the best of the supernet's front within the cost of what the architecture parameters
-decide; these; the one operator that fills that cost best; chance."""
+"""Ways to come to an architecture within the budget: the best of the supernet's front; what the architecture parameters
+decide; the one operator that fills the budget best; chance."""
 
 BEST_OF_FRONT = "best of front"
-"""The best of some of the front within that cost, by trainings of increasing length."""
+"""The best of some of the front within the budget, by trainings of increasing length."""
 
 BEST_OF_RANDOM = "best of random"
 """The best of as many random ones as could be trained in the time that ours takes, by images that no figure is
 of."""
 
 SLACKS = (0.1, 0.2, 0.4, 1.0)
-"""All cost at most as much as what the parameters decide, and random ones at most the first of these shares less; where
-that has too few architectures, the next."""
+"""Random architectures cost at most the first of these shares less than the budget; where that has too few, the
+next."""
 
 _SECONDS = "study_seconds.json"
 
@@ -80,10 +84,10 @@ def search_once(one: SearchOnce) -> RunDirectory:
         data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         with _timed(run):
             space = screen(run, one.space, settings, data)
-            found = search(run, space, settings, data)
+            search(run, space, settings, data)
             if not run.front_table.exists():
-                budget = cost_of(found, settings)
-                asked = FrontRequest("gflops", [budget], None, one.samples, settings.search.sample_images)
+                budget, table = budget_of(settings), cost_model(settings, data).latency
+                asked = FrontRequest(budget.key, [budget.limit], table, one.samples, settings.search.sample_images)
                 find_front(run, settings, data, asked)
     return run
 
@@ -104,71 +108,103 @@ def search_seconds(run: RunDirectory) -> float:
     return float(read_json(file)) if file.exists() else 0.0
 
 
-def cost_of(architecture: Architecture, settings: Settings) -> float:
-    """Return the GFLOPs of an architecture at the settings' input size."""
-    model = CostModel(settings.skeleton, architecture.num_classes)
-    return model.architecture(architecture.sample)["total"].flops / 1e9
+def budget_of(settings: Settings) -> BudgetSettings:
+    """Return what all detectors of the study may cost.
+
+    Raises:
+        InputError: If the settings have no budget.
+    """
+    budget = settings.search.budget
+    if budget is None:
+        raise InputError(
+            "is not given, and all detectors of the study are to cost as much",
+            key="search.budget",
+            allowed="a budget, as --set search.budget.gflops=X; search --dry-run prints what random ones cost",
+        )
+    return budget
+
+
+def cost_model(settings: Settings, data: DetectionData) -> CostModel:
+    """Return the costs of all layers, with measured times where the budget is in milliseconds.
+
+    Raises:
+        InputError: If the table cannot be read, or is of another detector or machine.
+    """
+    return budget_cost_model(settings.skeleton, len(data.classes), settings.search.budget)
 
 
 def competitors(one: SearchOnce, run: RunDirectory, data: DetectionData) -> dict[str, Architecture]:
-    """Return the architectures of a seed that do not depend on what a training costs, by how they were come to."""
-    found = load_architecture(run.architecture)
-    limit = cost_of(found, one.settings)
-    point = chosen_point(read_front(run.front_table), limit)
-    handmade = handmade_sample(CostModel(one.settings.skeleton, len(data.classes)), one.space, limit)
+    """Return what a seed has found, and the handmade detector, by how they were come to.
 
-    def described(name: str, sample: Mapping[str, str]) -> Architecture:
-        return describe_architecture(name, sample, one.space, one.settings, data.classes, source=name)
-
-    return {
-        FRONT: described(FRONT, point.sample),
-        PARAMETERS: described(PARAMETERS, found.sample),
-        HANDMADE: described(HANDMADE, handmade),
+    Raises:
+        InputError: If the front has none within the budget.
+    """
+    settings = one.settings
+    point = chosen_point(read_front(run.front_table), budget_of(settings).limit)
+    samples = {
+        FRONT: point.sample,
+        PARAMETERS: load_architecture(run.architecture).sample,
+        HANDMADE: handmade_sample(cost_model(settings, data), one.space, budget_of(settings)),
     }
+    return {name: _described(name, name, sample, one, data) for name, sample in samples.items()}
 
 
-def handmade_sample(model: CostModel, space: SearchSpace, limit: float) -> dict[str, str]:
-    """Return the architecture with the same operator everywhere that costs most within a limit; else the cheapest.
+def _described(name: str, way: str, sample: Mapping[str, str], one: SearchOnce, data: DetectionData) -> Architecture:
+    table = cost_model(one.settings, data).latency
+    return describe_architecture(name, sample, one.space, one.settings, data.classes, source=way, latency=table)
+
+
+def handmade_sample(model: CostModel, space: SearchSpace, settings: BudgetSettings) -> dict[str, str]:
+    """Return the architecture with the same operator everywhere that costs most within a budget; else the cheapest.
 
     Which operator stands where is what is searched; by hand one takes the same everywhere.
 
     Args:
         model: Costs of all layers.
         space: The whole space; what all components have is taken from.
-        limit: GFLOPs.
+        settings: The budget.
     """
+    budget = Budget(model, space, settings)
     names = [name for name in space["backbone"] if name in space["neck"] and name in space["head"]]
     samples = [{layer.label: name for layer in model.layers} for name in names]
-    costs = [model.architecture(sample)["total"].flops / 1e9 for sample in samples]
-    within = [place for place, cost in enumerate(costs) if cost <= limit]
+
+    def cost(sample: Mapping[str, str]) -> int:
+        return int(getattr(model.architecture(sample)["total"], budget.costs.unit.field))
+
+    within = [sample for sample in samples if budget.keeps(sample)]
     if not within:
-        logger.warning("no architecture of one operator is within %g GFLOPs; the cheapest has %g", limit, min(costs))
-    place = max(within, key=lambda place: costs[place]) if within else costs.index(min(costs))
-    return samples[place]
+        logger.warning("no architecture of one operator is within the budget; the cheapest stands for it")
+    return max(within, key=cost) if within else min(samples, key=cost)
 
 
-def random_competitors(one: SearchOnce, run: RunDirectory, data: DetectionData, count: int) -> dict[str, Architecture]:
-    """Return random architectures of the whole space that cost as much as what the parameters decide, by name."""
-    settings = one.settings
-    model = CostModel(settings.skeleton, len(data.classes))
-    most = 1e9 * cost_of(load_architecture(run.architecture), settings)
-    samples = _within(model, one, count, most)
-    return {
-        f"{RANDOM}-{number:02d}": describe_architecture(
-            f"{RANDOM}-{number:02d}", sample, one.space, settings, data.classes, source=RANDOM
-        )
-        for number, sample in enumerate(samples, 1)
-    }
+def random_competitors(one: SearchOnce, data: DetectionData, count: int) -> dict[str, Architecture]:
+    """Return random architectures of the whole space that fill the budget, by name; fewer of them are the first ones.
+
+    Args:
+        one: A search; gives the seed of the draws.
+        data: The images.
+        count: How many.
+
+    Raises:
+        InputError: If the whole space has hardly as many within the budget.
+    """
+    samples = _within(cost_model(one.settings, data), one, count)
+    names = [f"{RANDOM}-{number:02d}" for number in range(1, count + 1)]
+    return {name: _described(name, RANDOM, sample, one, data) for name, sample in zip(names, samples, strict=True)}
 
 
-def _within(model: CostModel, one: SearchOnce, count: int, most: float) -> list[dict[str, str]]:
+def _within(model: CostModel, one: SearchOnce, count: int) -> list[dict[str, str]]:
+    budget = budget_of(one.settings)
+    unit = UNITS[budget.key]
+    most, seed = budget.limit * unit.scale, one.settings.seed
     for slack in SLACKS:
         try:
-            return random_samples(model, one.space, count, least=(1 - slack) * most, most=most, seed=one.settings.seed)
+            least = (1 - slack) * most
+            return random_samples(model, one.space, count, least=least, most=most, measure=unit.field, seed=seed)
         except InputError:
             if slack == SLACKS[-1]:
                 raise
-            logger.warning("seed %d: too few architectures cost at most %g less", one.settings.seed, slack)
+            logger.warning("too few architectures cost at most %g less than the budget", slack)
     raise AssertionError("the last slack has ended it")
 
 
@@ -219,7 +255,7 @@ class Choice(Job):
     """The choice among the best architectures of a seed's front.
 
     Attributes:
-        architectures: Some of the least loss within the cost, the least first.
+        architectures: Some of the least loss within the budget, the least first.
     """
 
     architectures: tuple[Architecture, ...]
@@ -235,11 +271,8 @@ def choice(one: SearchOnce, run: RunDirectory, data: DetectionData, count: int, 
         count: Architectures.
         folder: Where the run directories go.
     """
-    found = load_architecture(run.architecture)
-    rows = points_within(read_front(run.front_table), cost_of(found, one.settings))[:count]
-    architectures = tuple(
-        describe_architecture(row.name, row.sample, one.space, one.settings, data.classes, source=FRONT) for row in rows
-    )
+    rows = points_within(read_front(run.front_table), budget_of(one.settings).limit)[:count]
+    architectures = tuple(_described(row.name, FRONT, row.sample, one, data) for row in rows)
     return Choice(one.settings, folder / f"choice-seed-{one.settings.seed}", architectures)
 
 
@@ -256,9 +289,9 @@ def choice_seconds(one: Choice) -> float:
     return sum(RunDirectory(rung).seconds("retrain") for rung in one.folder.glob("rung-*"))
 
 
-def retraining(one: SearchOnce, name: str, architecture: Architecture, folder: Path) -> Retraining:
-    """Return the retraining of a competitor with the seed of its search."""
-    return Retraining(one.settings, folder / f"{name.replace(' ', '-')}-seed-{one.settings.seed}", architecture)
+def retraining(settings: Settings, name: str, architecture: Architecture, folder: Path) -> Retraining:
+    """Return the retraining of a competitor with the seed of some settings."""
+    return Retraining(settings, folder / f"{name.replace(' ', '-')}-seed-{settings.seed}", architecture)
 
 
 def alike(jobs: Iterable[Retraining], one: Retraining) -> Retraining:

@@ -8,10 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import permutation_test
 
 from hitdet_nni.studies.retrainings import deviation
 from hitdet_nni.studies.search_study import BEST_OF_FRONT, BEST_OF_RANDOM, FRONT, HANDMADE, PARAMETERS, RANDOM, Price
+
+DRAWS = 99_999
+"""Draws of chance at most; what has fewer outcomes is counted."""
+
+ROUNDING = 1e-12
+"""Means that differ by less are equal."""
 
 
 @dataclass(frozen=True)
@@ -20,51 +27,66 @@ class SeedOutcome:
 
     Attributes:
         seed: The seed.
-        gflops: What the architecture costs that the parameters decide.
         by_way: mAP by the way that the architecture was come to.
-        random: mAP of each random architecture.
     """
 
     seed: int
-    gflops: float
     by_way: Mapping[str, float]
-    random: Sequence[float]
+
+
+@dataclass(frozen=True)
+class RandomPool:
+    """What random architectures reach.
+
+    Attributes:
+        chosen_by: mAP of each on the images of choices.
+        shown: mAP of each on the images of figures.
+    """
+
+    chosen_by: tuple[float, ...]
+    shown: tuple[float, ...]
 
     @classmethod
-    def of(cls, seed: int, gflops: float, found: Mapping[str, tuple[float, float]]) -> SeedOutcome:
-        """Sum up a seed.
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> RandomPool:
+        """Take apart pairs of mAP on the images of choices and of figures."""
+        chosen_by, shown = zip(*pairs, strict=True)
+        return cls(chosen_by, shown)
+
+    def chances(self, count: int) -> npt.NDArray[np.float64]:
+        """Return the probability of each to be the best, by the images of choices, of some that are drawn.
+
+        Of those that are equally good the one that stands first is the better.
 
         Args:
-            seed: The seed.
-            gflops: What the architecture costs that the parameters decide.
-            found: mAP on the images of choices and of figures by competitor.
+            count: How many are drawn, without replacement, each set as likely as any other.
         """
-        drawn = [pair for name, pair in found.items() if name.startswith(f"{RANDOM}-")]
-        ways = {name: pair[1] for name, pair in found.items() if not name.startswith(f"{RANDOM}-")}
-        shown = [pair[1] for pair in drawn]
-        ways[BEST_OF_RANDOM] = max(drawn, key=lambda pair: pair[0])[1]
-        ways[RANDOM] = statistics.fmean(shown)
-        return cls(seed, gflops, ways, shown)
+        size = len(self.shown)
+        order = sorted(range(size), key=lambda place: -self.chosen_by[place])
+        chances = np.zeros(size)
+        for better, place in enumerate(order):
+            chances[place] = math.comb(size - 1 - better, count - 1) / math.comb(size, count)
+        return chances
 
 
 @dataclass(frozen=True)
 class Against:
-    """Ours against another way, seed by seed.
+    """Ours against another way.
 
     Attributes:
         way: The other way.
-        mean: Its mean mAP over the seeds.
+        mean: Its mean mAP, over the seeds or over random architectures.
         deviation: Its standard deviation.
-        ahead: Mean difference of ours.
-        wins: Seeds in which ours is ahead.
-        p_value: Probability that exchanging both in each seed at random puts ours ahead by as much or more.
+        ahead: Difference of ours from it, of the means.
+        wins: Seeds in which ours is ahead, where the other way has a seed's own architecture.
+        p_value: Probability that chance puts ours ahead by as much or more: exchanging both in each seed, for random
+            ones shuffling ours among them, for the best of them drawing as many bests as there are seeds.
     """
 
     way: str
     mean: float
     deviation: float | None
     ahead: float
-    wins: int
+    wins: int | None
     p_value: float
 
 
@@ -77,8 +99,8 @@ class SearchSummary:
         seeds: Seeds of the search.
         mean: Mean mAP of our architectures over the seeds.
         deviation: Its standard deviation.
-        random_deviation: Standard deviation of random architectures, mean over the seeds.
-        rank: Mean place of our architecture among it and the seed's random ones, 1 the best.
+        architectures: Random architectures.
+        rank: Mean place of our architecture among it and the random ones, 1 the best.
         against: The other ways.
         price: What a search and a retraining took.
     """
@@ -87,41 +109,36 @@ class SearchSummary:
     seeds: int
     mean: float
     deviation: float | None
-    random_deviation: float | None
+    architectures: int
     rank: float
     against: tuple[Against, ...]
     price: Price
 
     @classmethod
-    def of(cls, outcomes: Sequence[SeedOutcome], price: Price) -> SearchSummary:
-        """Compare the ways over all seeds."""
+    def of(cls, outcomes: Sequence[SeedOutcome], pool: RandomPool, price: Price) -> SearchSummary:
+        """Compare the ways over all seeds.
+
+        Args:
+            outcomes: What the seeds have found.
+            pool: As many random architectures as the price pays, or more.
+            price: What a search and a retraining took.
+        """
         chosen = BEST_OF_FRONT in outcomes[0].by_way
         way = BEST_OF_FRONT if chosen else FRONT
         ours = [one.by_way[way] for one in outcomes]
-        against = []
-        for other in (*((FRONT,) if chosen else ()), PARAMETERS, RANDOM, BEST_OF_RANDOM, HANDMADE):
-            theirs = [one.by_way[other] for one in outcomes]
-            differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-            against.append(
-                Against(
-                    other,
-                    statistics.fmean(theirs),
-                    deviation(theirs),
-                    statistics.fmean(differences),
-                    sum(difference > 0 for difference in differences),
-                    _paired_p(differences),
-                )
-            )
-        spreads = [spread for one in outcomes if (spread := deviation(one.random)) is not None]
-        ranks = [1 + sum(value >= ours[place] for value in one.random) for place, one in enumerate(outcomes)]
+        per_seed = [
+            _against_seeds(other, ours, [one.by_way[other] for one in outcomes])
+            for other in (*((FRONT,) if chosen else ()), PARAMETERS, HANDMADE)
+        ]
+        ranks = [1 + sum(value >= one for value in pool.shown) for one in ours]
         return cls(
             way,
             len(outcomes),
             statistics.fmean(ours),
             deviation(ours),
-            statistics.fmean(spreads) if spreads else None,
+            len(pool.shown),
             statistics.fmean(ranks),
-            tuple(against),
+            (*per_seed, _against_random(ours, pool), _against_best(ours, pool, price.randoms)),
             price,
         )
 
@@ -131,17 +148,21 @@ class SearchSummary:
         def spread(mean: float, deviation: float | None) -> str:
             return f"{mean:.3f}" + ("" if deviation is None else f" (sd {deviation:.3f})")
 
+        randoms, training = self.price.randoms, self.price.training_seconds
+        of = {
+            RANDOM: f" over {self.architectures} architectures",
+            BEST_OF_RANDOM: f", the mean over all sets of {randoms}",
+        }
         lines = [f"{self.way}: mAP {spread(self.mean, self.deviation)} over {self.seeds} seeds"]
         for one in self.against:
+            wins = "" if one.wins is None else f" in {one.wins} of {self.seeds} seeds,"
             lines.append(
-                f"{one.way}: mAP {spread(one.mean, one.deviation)}; {self.way} is "
-                f"{'ahead' if one.ahead >= 0 else 'behind'} by {abs(one.ahead):.3f}, in {one.wins} of {self.seeds} "
-                f"seeds, p {one.p_value:.2g}"
+                f"{one.way}: mAP {spread(one.mean, one.deviation)}{of.get(one.way, '')}; {self.way} is "
+                f"{'ahead' if one.ahead >= 0 else 'behind'} by {abs(one.ahead):.3f},{wins} p {one.p_value:.2g}"
             )
-        randoms, training = self.price.randoms, self.price.training_seconds
         lines.append(
-            f"the place of {self.way} among it and {randoms} random ones is {self.rank:.1f} on average, "
-            f"{(randoms + 2) / 2:.1f} by chance"
+            f"the place of {self.way} among it and {self.architectures} random ones is {self.rank:.1f} on average, "
+            f"{(self.architectures + 2) / 2:.1f} by chance"
         )
         lines.append(
             f"a search took {self.price.search_seconds:.0f} s, the choice among its front's best "
@@ -149,6 +170,45 @@ class SearchSummary:
             f"costs {randoms * training:.0f} s against {self.price.whole:.0f} s"
         )
         return lines
+
+
+def _against_seeds(way: str, ours: Sequence[float], theirs: Sequence[float]) -> Against:
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    wins = sum(difference > 0 for difference in differences)
+    return Against(
+        way, statistics.fmean(theirs), deviation(theirs), statistics.fmean(differences), wins, _paired_p(differences)
+    )
+
+
+def _against_random(ours: Sequence[float], pool: RandomPool) -> Against:
+    mean = statistics.fmean(pool.shown)
+    ahead = statistics.fmean(ours) - mean
+    return Against(RANDOM, mean, deviation(pool.shown), ahead, None, _shuffled_p(ours, pool.shown))
+
+
+def _against_best(ours: Sequence[float], pool: RandomPool, count: int) -> Against:
+    chances, shown = pool.chances(count), np.asarray(pool.shown)
+    mean = float(chances @ shown)
+    spread = math.sqrt(float(chances @ (shown - mean) ** 2))
+    bests = np.random.default_rng(0).choice(shown, (DRAWS, len(ours)), p=chances).mean(axis=1)
+    p_value = float(np.mean(bests >= statistics.fmean(ours) - ROUNDING))
+    return Against(BEST_OF_RANDOM, mean, spread, statistics.fmean(ours) - mean, None, p_value)
+
+
+def _shuffled_p(ours: Sequence[float], others: Sequence[float]) -> float:
+    """Return the probability that as many of all as are ours have as large a mean."""
+    drawn, rest = [*ours], [*others]
+    if len(drawn) == 1:  # SciPy wants two
+        return (1 + sum(value >= drawn[0] for value in rest)) / (1 + len(rest))
+    test = permutation_test(
+        (drawn, rest),
+        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
+        alternative="greater",
+        vectorized=True,
+        n_resamples=DRAWS,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
 
 
 def _paired_p(differences: Sequence[float]) -> float:
@@ -162,7 +222,7 @@ def _paired_p(differences: Sequence[float]) -> float:
         np.mean,
         permutation_type="samples",
         alternative="greater",
-        n_resamples=99_999,
+        n_resamples=DRAWS,
         rng=np.random.default_rng(0),
     )
     return float(test.pvalue)

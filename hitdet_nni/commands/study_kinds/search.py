@@ -1,4 +1,4 @@
-"""``study search``: the whole procedure with several seeds against chance, at equal cost and at equal price."""
+"""``study search``: the whole procedure with several seeds against chance, within a budget and at equal price."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 5
-HELP = "screening, search and front with several seeds, against random and handmade architectures of their cost"
+HELP = "screening, search and front with several seeds, against random and handmade architectures within the budget"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,12 +30,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="architectures of each front among which the best is chosen by short trainings, 1 for no choice "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--randoms",
+        type=int,
+        default=20,
+        help="random architectures, or as many as the price of a search pays where that is more (default: %(default)s)",
+    )
     add_jobs(parser, "searches, and retrainings,")
     add_study(parser)
 
 
 def check(options: Namespace, settings: Settings) -> None:
-    """Refuse a search space that cannot be screened, too few samples, and several processes.
+    """Refuse a search space that cannot be screened, a search without a budget, too few of anything, and processes.
 
     Raises:
         InputError: Naming the option or the key.
@@ -43,8 +49,10 @@ def check(options: Namespace, settings: Settings) -> None:
     from hitdet_nni.engine import distributed
     from hitdet_nni.errors import InputError
     from hitdet_nni.search.checks import whole_space
+    from hitdet_nni.studies.search_study import budget_of
 
     space = whole_space(settings)
+    budget_of(settings)
     if not set(space["backbone"]) & set(space["neck"]) & set(space["head"]):
         raise InputError(
             "has no operator that all components have", source=settings.space, allowed="one, for the handmade detector"
@@ -55,6 +63,8 @@ def check(options: Namespace, settings: Settings) -> None:
         raise InputError(f"got {options.samples}", source="--samples", allowed="8 or more")
     if options.top < 1:
         raise InputError(f"got {options.top}", source="--top", allowed="1 or more")
+    if options.randoms < 2:
+        raise InputError(f"got {options.randoms}", source="--randoms", allowed="2 or more")
 
 
 def run(options: Namespace) -> Findings:
@@ -66,7 +76,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.runs.run_directory import RunDirectory
     from hitdet_nni.search.checks import whole_space
-    from hitdet_nni.studies.jobs import Job, Work, run_jobs
+    from hitdet_nni.studies.jobs import Job, Work, run_jobs, seeded
     from hitdet_nni.studies.plots import plot_search_study
     from hitdet_nni.studies.retrainings import Retraining, retrain_once
     from hitdet_nni.studies.search_study import (
@@ -76,7 +86,6 @@ def run(options: Namespace) -> Findings:
         choice_seconds,
         choose,
         competitors,
-        cost_of,
         random_competitors,
         retraining,
         search_once,
@@ -84,7 +93,7 @@ def run(options: Namespace) -> Findings:
         searches,
         settled_price,
     )
-    from hitdet_nni.studies.search_summary import SearchSummary, SeedOutcome
+    from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOutcome
     from hitdet_nni.studies.validation_halves import accuracies
 
     settings = open_study(options, settings_of(options))
@@ -100,7 +109,7 @@ def run(options: Namespace) -> Findings:
     fixed: dict[tuple[int, str], Retraining] = {}
 
     def add(place: int, name: str, architecture: Architecture) -> None:
-        one = retraining(every[place], name, architecture, folder)
+        one = retraining(every[place].settings, name, architecture, folder)
         fixed[place, name] = alike(fixed.values(), one)
 
     for place, (one, run) in enumerate(zip(every, runs, strict=True)):
@@ -120,34 +129,28 @@ def run(options: Namespace) -> Findings:
         [choice_seconds(one) for one in choices] or [0.0],
         [RunDirectory(one.folder).seconds("retrain") for one in trained],
     )
-    drawn = {
-        (place, name): retraining(one, name, architecture, folder)
-        for place, (one, run) in enumerate(zip(every, runs, strict=True))
-        for name, architecture in random_competitors(one, run, data, price.randoms).items()
-    }
-    run_jobs(retrain, list(drawn.values()), options.jobs, told)
-    reached = {key: accuracies(one, data.val) for key, one in (fixed | drawn).items()}
+    randoms = random_competitors(every[0], data, max(options.randoms, price.randoms))
+    drawn = [
+        retraining(own, name, architecture, folder)
+        for own, (name, architecture) in zip(seeded(settings, len(randoms)), randoms.items(), strict=True)
+    ]
+    run_jobs(retrain, drawn, options.jobs, told)
     outcomes = [
-        SeedOutcome.of(
+        SeedOutcome(
             one.settings.seed,
-            cost_of(fixed[place, "parameters"].architecture, settings),
-            {name: pair for (at, name), pair in reached.items() if at == place},
+            {name: accuracies(job, data.val)[1] for (at, name), job in fixed.items() if at == place},
         )
         for place, one in enumerate(every)
     ]
-    summary = SearchSummary.of(outcomes, price)
-    plot_search_study(outcomes, image_file(options))
+    pool = RandomPool.of([accuracies(one, data.val) for one in drawn])
+    summary = SearchSummary.of(outcomes, pool, price)
+    plot_search_study(outcomes, pool, price.randoms, image_file(options))
     rows = [
-        {
-            "seed": one.seed,
-            "gflops": one.gflops,
-            **{name.replace(" ", "_"): value for name, value in one.by_way.items()},
-        }
-        for one in outcomes
+        {"seed": one.seed, **{name.replace(" ", "_"): value for name, value in one.by_way.items()}} for one in outcomes
     ]
     details = {
         "summary": asdict(summary),
-        "random": {one.seed: list(one.random) for one in outcomes},
-        "samples": {one.folder.name: dict(one.architecture.sample) for one in (fixed | drawn).values()},
+        "random": asdict(pool),
+        "samples": {one.folder.name: dict(one.architecture.sample) for one in (*trained, *drawn)},
     }
     return write_findings(options, rows, summary.sentences(), details)
