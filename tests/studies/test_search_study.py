@@ -1,64 +1,94 @@
 """The whole procedure against what else its cost and its price would have given: sums by hand, and one run of it."""
 
+import itertools
 import json
+import math
 
+import numpy as np
 import pytest
 
 from hitdet_nni import cli
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.runs.front import read_front
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.search_study import Choice, Price, choose, handmade_sample, searches, settled_price
-from hitdet_nni.studies.search_summary import SearchSummary, SeedOutcome
+from hitdet_nni.studies.search_study import (
+    Choice,
+    Price,
+    SearchOnce,
+    choose,
+    handmade_sample,
+    random_competitors,
+    searches,
+    settled_price,
+)
+from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOutcome
 from hitdet_nni.studies.validation_halves import halves_of
 
 
-def outcome(seed, front, parameters, handmade, random):
-    """`random` are pairs of mAP on the images of choices and on those of figures."""
-    found = {"front": (0.9, front), "parameters": (0.1, parameters), "handmade": (0.2, handmade)}
-    return SeedOutcome.of(seed, 0.1, found | {f"random-{number:02d}": pair for number, pair in enumerate(random, 1)})
+def outcome(seed, front, parameters, handmade, **more):
+    return SeedOutcome(seed, {"front": front, "parameters": parameters, "handmade": handmade} | more)
+
+
+POOL = RandomPool.of([(0.7, 0.2), (0.1, 0.6), (0.3, 0.4)])
 
 
 def test_the_best_of_random_is_chosen_by_other_images_than_it_is_shown_by():
-    one = outcome(3, 0.5, 0.4, 0.3, [(0.7, 0.2), (0.1, 0.6), (0.3, 0.4)])
-    assert one.by_way["best of random"] == 0.2
-    assert one.by_way["random"] == pytest.approx(0.4)
-    assert one.by_way["front"] == 0.5
-    assert list(one.random) == [0.2, 0.6, 0.4]
+    assert POOL.chances(3).tolist() == [1, 0, 0]  # the one that shows .2
+    assert POOL.chances(1).tolist() == pytest.approx([1 / 3] * 3)
+    assert POOL.chances(2).tolist() == pytest.approx([2 / 3, 0, 1 / 3])  # pairs (1, 2), (1, 3) and (2, 3)
+
+
+def test_chances_of_the_best_against_all_draws():
+    random = np.random.default_rng(3)
+    pool = RandomPool.of(random.random((7, 2)).round(1).tolist())  # with ties
+    for count in (1, 2, 4, 7):
+        draws = list(itertools.combinations(range(7), count))
+        bests = [max(draw, key=lambda place: pool.chosen_by[place]) for draw in draws]
+        assert pool.chances(count) == pytest.approx([bests.count(place) / len(draws) for place in range(7)])
 
 
 def test_sums_of_three_seeds_by_hand():
-    outcomes = [
-        outcome(0, 0.5, 0.4, 0.6, [(0.2, 0.3), (0.1, 0.1)]),
-        outcome(1, 0.6, 0.6, 0.5, [(0.2, 0.7), (0.1, 0.5)]),
-        outcome(2, 0.7, 0.5, 0.6, [(0.2, 0.4), (0.1, 0.2)]),
-    ]
-    summary = SearchSummary.of(outcomes, Price(120, 0, 60))
+    outcomes = [outcome(0, 0.5, 0.4, 0.6), outcome(1, 0.6, 0.6, 0.5), outcome(2, 0.7, 0.5, 0.6)]
+    summary = SearchSummary.of(outcomes, POOL, Price(60, 0, 60))
     assert (summary.mean, summary.deviation) == (pytest.approx(0.6), pytest.approx(0.1))
-    parameters, random, best, handmade = summary.against
+    parameters, handmade, random, best = summary.against
     assert (parameters.mean, parameters.ahead, parameters.wins) == (pytest.approx(0.5), pytest.approx(0.1), 2)
-    assert (random.mean, random.wins) == (pytest.approx(1.1 / 3), 2)
-    assert random.ahead == pytest.approx(0.6 - 1.1 / 3)
-    assert (best.mean, best.wins) == (pytest.approx(1.4 / 3), 2)
     assert (handmade.mean, handmade.wins) == (pytest.approx(1.7 / 3), 2)
     # Of the eight ways to exchange, the differences .1, 0, .2 are as large on average in two: 0 has no sign.
     assert parameters.p_value == pytest.approx(2 / 8)
-    assert summary.rank == pytest.approx((1 + 2 + 1) / 3)
-    assert "the best of 3 random ones costs 180 s against 180 s" in summary.sentences()[-1]
+    assert (random.mean, random.deviation, random.ahead) == (pytest.approx(0.4), pytest.approx(0.2), pytest.approx(0.2))
+    # Of 20 ways to call three of .5, .6, .7, .2, .6, .4 ours, one has a sum of 1.9 and two have one of 1.8.
+    assert random.p_value == pytest.approx(3 / 20)
+    assert best.mean == pytest.approx(2 / 3 * 0.2 + 1 / 3 * 0.4)
+    assert best.deviation == pytest.approx(math.sqrt(2 / 3 * 1 / 3) * 0.2)
+    assert (random.wins, best.wins) == (None, None)
+    assert best.p_value == 0  # three bests reach .4 at most
+    assert summary.rank == pytest.approx((2 + 2 + 1) / 3)
+    assert "the best of 2 random ones costs 120 s against 120 s" in summary.sentences()[-1]
     assert "0.100, in 2 of 3 seeds, p 0.25" in summary.sentences()[1]
+    assert "random: mAP 0.400 (sd 0.200) over 3 architectures; front is ahead by 0.200, p 0.15" in summary.sentences()
+    assert summary.sentences()[-2].endswith("1.7 on average, 2.5 by chance")
+
+
+def test_bests_of_chance_are_counted():
+    # Each of two bests is .2 with probability 2/3, else .4; their mean reaches .3 unless both are .2.
+    [*_, best] = SearchSummary.of([outcome(seed, 0.3, 0, 0) for seed in range(2)], POOL, Price(60, 0, 60)).against
+    assert best.p_value == pytest.approx(5 / 9, abs=0.01)
+    assert best.ahead == pytest.approx(0.3 - 0.8 / 3)
 
 
 def test_the_best_of_the_front_is_ours_where_it_was_chosen():
-    ones = [outcome(seed, 0.5, 0.4, 0.3, [(0.1, 0.1), (0.2, 0.5)]) for seed in range(2)]
-    ones = [SeedOutcome(one.seed, one.gflops, {**one.by_way, "best of front": 0.6}, one.random) for one in ones]
-    summary = SearchSummary.of(ones, Price(1, 1, 1))
-    assert (summary.way, summary.mean, summary.rank) == ("best of front", pytest.approx(0.6), 1)
-    assert [one.way for one in summary.against] == ["front", "parameters", "random", "best of random", "handmade"]
-    assert summary.against[0].ahead == pytest.approx(0.1)
-    assert summary.sentences()[1].startswith("front: mAP 0.500 (sd 0.000); best of front is ahead by 0.100, in 2 of 2")
+    ones = [outcome(seed, 0.5, 0.4, 0.3, **{"best of front": 0.65}) for seed in range(2)]
+    summary = SearchSummary.of(ones, POOL, Price(1, 1, 1))
+    assert (summary.way, summary.mean, summary.rank) == ("best of front", pytest.approx(0.65), 1)
+    assert [one.way for one in summary.against] == ["front", "parameters", "handmade", "random", "best of random"]
+    assert summary.against[0].ahead == pytest.approx(0.15)
+    assert summary.sentences()[1].startswith("front: mAP 0.500 (sd 0.000); best of front is ahead by 0.150, in 2 of 2")
 
 
 def test_a_single_architecture_is_chosen_without_a_training(tmp_path):
@@ -66,22 +96,22 @@ def test_a_single_architecture_is_chosen_without_a_training(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_one_seed_proves_nothing():
-    summary = SearchSummary.of([outcome(0, 0.5, 0.4, 0.6, [(0.1, 0.1), (0.2, 0.2)])], Price(1, 1, 1))
+def test_one_seed_proves_little():
+    summary = SearchSummary.of([outcome(0, 0.5, 0.4, 0.6)], POOL, Price(1, 0, 1))
     assert {one.way: one.p_value for one in summary.against} == {
         "parameters": 0.5,
-        "random": 0.5,
-        "best of random": 0.5,
         "handmade": 1.0,
+        "random": pytest.approx(2 / 4),  # it and the one of .6
+        "best of random": 0,
     }
     assert summary.deviation is None
 
 
 def test_equal_ways_are_no_better():
-    outcomes = [outcome(seed, 0.5, 0.5, 0.5, [(0.1, 0.5), (0.2, 0.5)]) for seed in range(3)]
-    assert all(
-        (one.ahead, one.wins, one.p_value) == (0, 0, 1) for one in SearchSummary.of(outcomes, Price(1, 1, 1)).against
-    )
+    pool = RandomPool.of([(0.1, 0.5), (0.2, 0.5), (0.3, 0.5)])
+    outcomes = [outcome(seed, 0.5, 0.5, 0.5) for seed in range(3)]
+    for one in SearchSummary.of(outcomes, pool, Price(1, 1, 1)).against:
+        assert (one.ahead, one.wins or 0, one.p_value) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +123,7 @@ def test_as_many_random_ones_as_search_choice_and_training_pay(search, choice, t
 
 
 def test_of_equal_random_ones_none_is_chosen_by_its_figure():
-    one = outcome(0, 0.5, 0.4, 0.3, [(0.7, 0.1), (0.7, 0.6)])
-    assert one.by_way["best of random"] == 0.1
+    assert RandomPool.of([(0.7, 0.1), (0.7, 0.6)]).chances(2).tolist() == [1, 0]
 
 
 def test_a_price_is_settled_once(tmp_path):
@@ -104,16 +133,36 @@ def test_a_price_is_settled_once(tmp_path):
     assert settled_price(tmp_path, [9, 9], [1], [1, 1]) == first
 
 
-def test_handmade_is_one_operator_that_fills_the_cost(tiny):
+def test_handmade_is_one_operator_that_fills_the_budget(tiny):
     model, space = CostModel(tiny, 10), load_search_space("full")
-    costs = {
-        name: model.architecture({layer.label: name for layer in model.layers})["total"].flops / 1e9
-        for name in space["neck"]
-    }
-    for limit in (0.03, 0.06, 0.2, 9.0):
-        [name] = set(handmade_sample(model, space, limit).values())
-        assert costs[name] == max(cost for cost in costs.values() if cost <= limit)
-    assert set(handmade_sample(model, space, 1e-6).values()) == {min(costs, key=costs.get)}
+    costs = {name: model.architecture({layer.label: name for layer in model.layers})["total"] for name in space["neck"]}
+    for key, field, limits in (("gflops", "flops", (0.03, 0.06, 0.2, 9.0)), ("params_m", "params", (0.13, 0.2, 9.0))):
+        found = {name: getattr(cost, field) / UNITS[key].scale for name, cost in costs.items()}
+        for limit in limits:
+            [name] = set(handmade_sample(model, space, BudgetSettings(**{key: limit})).values())
+            assert found[name] == max(cost for cost in found.values() if cost <= limit)
+        smallest = handmade_sample(model, space, BudgetSettings(**{key: 1e-6}))
+        assert set(smallest.values()) == {min(found, key=found.get)}
+
+
+@pytest.mark.parametrize(("key", "limit"), [("gflops", 0.075), ("params_m", 0.17)])
+def test_random_ones_fill_the_budget_and_more_go_on_from_fewer(tmp_path, tiny_data, key, limit):
+    settings = load_settings("tiny", {f"search.budget.{key}": limit})
+    one = SearchOnce(settings, tmp_path, load_search_space("full"), 8)
+    few, many = (random_competitors(one, tiny_data, count) for count in (3, 5))
+    assert list(few) == ["random-01", "random-02", "random-03"]
+    assert [few[name].sample for name in few] == [many[name].sample for name in few]
+    for each in many.values():
+        cost = getattr(
+            CostModel(settings.skeleton, each.num_classes).architecture(each.sample)["total"], UNITS[key].field
+        )
+        assert 0.9 * limit <= cost / UNITS[key].scale <= limit
+
+
+def test_a_study_without_a_budget_is_refused(tmp_path, capsys):
+    assert cli.main(["study", "search", "--config", "tiny", "--out", str(tmp_path / "study")]) == 2
+    assert "search.budget" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
 
 
 def test_images_of_choices_have_no_figure(tiny_data):
@@ -142,6 +191,7 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
         "screening.keep": "{backbone: 3, neck: 3, head: 3}",
         "retrain.epochs": 1,
         "retrain.milestones": "[1]",
+        "search.budget.gflops": 0.06,
     }
     options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     out = tmp_path / "study"
@@ -155,6 +205,8 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
         "8",
         "--top",
         "2",
+        "--randoms",
+        "3",
         "--out",
         str(out),
         "--json",
@@ -169,8 +221,8 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
     assert times.items() <= again.items()  # nothing was trained twice
     assert report["rows"][0]["parameters"] == first["rows"][0]["parameters"]
     assert report["summary"]["price"] == first["summary"]["price"]
-    randoms = Price(**report["summary"]["price"]).randoms
-    assert [len(report["random"][seed]) for seed in ("0", "1")] == [randoms] * 2
+    randoms = max(3, Price(**report["summary"]["price"]).randoms)
+    assert len(report["random"]["shown"]) == report["summary"]["architectures"] == randoms
     for seed in (0, 1):
         names = [f"{name}-seed-{seed}" for name in ("front", "parameters", "handmade", "best-of-front")]
         architectures = {tuple(report["samples"][name].items()) for name in names if name in report["samples"]}
@@ -181,11 +233,9 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
     rows = read_front(run.front_table)
     settings = load_settings(run.config)
     model = CostModel(settings.skeleton, len(open_data(settings.data, settings.seed).classes))
-    limit = report["rows"][0]["gflops"]
     for name, sample in report["samples"].items():
-        if name.endswith("seed-0") and not name.startswith("handmade"):
-            assert model.architecture(sample)["total"].flops / 1e9 <= limit
-    ways = ("front", "parameters", "random", "best of random", "handmade")
+        assert model.architecture(sample)["total"].flops / 1e9 <= 0.06, name
+    ways = ("front", "parameters", "handmade", "random", "best of random")
     assert [one["way"] for one in report["summary"]["against"]] == list(ways)
     assert report["samples"]["front-seed-0"] in [dict(row.sample) for row in rows]
     assert (out / "search.png").stat().st_size > 1000
