@@ -30,12 +30,12 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.pareto import pareto_front, stairs
 from hitdet_nni.data.sources import open_data
+from hitdet_nni.nas.front import FrontSearch, known
+from hitdet_nni.nas.operator_samples import Losses, Sampled
+from hitdet_nni.nas.sample_evaluation import evaluation
+from hitdet_nni.nas.sampled_decode import Evaluated
+from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.run_directory import find_run
-from hitdet_nni.search.front import FrontSearch, known
-from hitdet_nni.search.operator_samples import Losses, Sampled
-from hitdet_nni.search.sample_evaluation import evaluation
-from hitdet_nni.search.sampled_decode import Evaluated
-from hitdet_nni.search.sampled_supernet import SampledSupernet
 from hitdet_nni.studies.retrainings import deviation
 
 POPULATION = 24

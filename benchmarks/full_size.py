@@ -36,9 +36,9 @@ from hitdet_nni.engine.precision import Precision, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.searchable import ALPHA
-from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
-from hitdet_nni.search.strategy import ColumnSparseDARTS
+from hitdet_nni.nas.evaluator import detection_loss
+from hitdet_nni.nas.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 
 STOCK = "NNI"
 BOXES = 7

@@ -49,11 +49,11 @@ from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.engine.precision import DTYPES, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.nas.activation_choice import choose_modes, component_options
+from hitdet_nni.nas.fused import FUSED_MODES
+from hitdet_nni.nas.step_timing import StepTimer
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.operators.registry import OPERATORS
-from hitdet_nni.search.activation_choice import choose_modes, component_options
-from hitdet_nni.search.fused import FUSED_MODES
-from hitdet_nni.search.step_timing import StepTimer
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 TOY_LAYERS = (LayerCase("backbone", 1, 8, 8, 8, "backbone"),)
 

@@ -24,9 +24,9 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.memory.estimate import MemoryEstimate, estimate_step_memory
-from hitdet_nni.search.mixed import ACTIVATION_MODES, set_activations
-from hitdet_nni.search.strategy import ColumnSparseDARTS
+from hitdet_nni.nas.memory.estimate import MemoryEstimate, estimate_step_memory
+from hitdet_nni.nas.mixed import ACTIVATION_MODES, set_activations
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 
 CLASSES = 80
 """COCO's."""

@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.nas.fused import FusedMixture
 from hitdet_nni.operators.registry import OPERATORS
-from hitdet_nni.search.fused import FusedMixture
 
 PARTIAL_CHANNELS = 4
 """PC-DARTS' K: one channel in so many goes through the candidates (Xu et al., ICLR 2020, section 4.1)."""

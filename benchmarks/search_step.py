@@ -34,11 +34,11 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.lightning_resume import ExactResume
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.search import evaluator, supernet
-from hitdet_nni.search.epoch_watcher import SearchMonitor
-from hitdet_nni.search.mixed import ACTIVATION_MODES
-from hitdet_nni.search.strategy import ColumnSparseLightningModule
-from hitdet_nni.search.supernet import Phase, train_supernet
+from hitdet_nni.nas import evaluator, supernet
+from hitdet_nni.nas.epoch_watcher import SearchMonitor
+from hitdet_nni.nas.mixed import ACTIVATION_MODES
+from hitdet_nni.nas.strategy import ColumnSparseLightningModule
+from hitdet_nni.nas.supernet import Phase, train_supernet
 
 PARTS: dict[str, tuple[Any, str]] = {
     "step": (ColumnSparseLightningModule, "training_step"),

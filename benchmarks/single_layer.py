@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine.precision import Precision, PrecisionKind
+from hitdet_nni.nas.fused import FusedMixture
 from hitdet_nni.operators.registry import build_operator
-from hitdet_nni.search.fused import FusedMixture
 
 STOCK = "stock"
 PASSES = 5

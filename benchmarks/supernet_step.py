@@ -45,11 +45,11 @@ from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.searchable import ALPHA
+from hitdet_nni.nas.evaluator import detection_loss
+from hitdet_nni.nas.fused import FUSED_MODES
+from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, set_activations
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.operators.registry import OPERATORS
-from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.fused import FUSED_MODES
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, set_activations
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 SKELETON = Skeleton(
     input_size=(128, 128),

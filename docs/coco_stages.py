@@ -21,11 +21,11 @@ from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.nas.memory.estimate import estimate_step_memory
+from hitdet_nni.nas.mixed import set_activations
+from hitdet_nni.nas.pruning import PruningSchedule
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.operators.costs import Cost
-from hitdet_nni.search.memory.estimate import estimate_step_memory
-from hitdet_nni.search.mixed import set_activations
-from hitdet_nni.search.pruning import PruningSchedule
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 PAGE = Path(__file__).resolve().parent / "coco.md"
 

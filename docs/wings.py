@@ -23,7 +23,7 @@ WINGS = (
     "studies",
     "pipeline",
     "training",
-    "search",
+    "nas",
     "report",
     "paper_tables",
     "deployment",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from hitdet_nni.config.skeleton import Skeleton
     from hitdet_nni.errors import InputError
     from hitdet_nni.model.detector import HitDetectorSpace, build_detector
+    from hitdet_nni.nas.strategy import ColumnSparseDARTS
     from hitdet_nni.operators.registry import OPERATORS
-    from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _HOMES = {
     "HitDetectorSpace": "model.detector",
     "build_detector": "model.detector",
     "OPERATORS": "operators.registry",
-    "ColumnSparseDARTS": "search.strategy",
+    "ColumnSparseDARTS": "nas.strategy",
     "Skeleton": "config.skeleton",
 }
 

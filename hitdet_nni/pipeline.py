@@ -23,19 +23,19 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.io import locked, read_json, write_json
+from hitdet_nni.nas.checks import budget_cost_model, check_budget
+from hitdet_nni.nas.epoch_record import EpochRecord
+from hitdet_nni.nas.outlook import Outlook, screening_supernets
+from hitdet_nni.nas.provenance import describe_architecture, keep_latency_table
+from hitdet_nni.nas.sampled_decode import decode_by_samples
+from hitdet_nni.nas.screening import screen_components, screening_groups, screening_name, screening_stage
+from hitdet_nni.nas.screening_reliability import mean_scores, reliability_of, share_of
+from hitdet_nni.nas.supernet import Phase, train_supernet
 from hitdet_nni.runs.reliability import write_reliability
 from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 from hitdet_nni.runs.samples import write_samples
 from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
-from hitdet_nni.search.checks import budget_cost_model, check_budget
-from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.outlook import Outlook, screening_supernets
-from hitdet_nni.search.provenance import describe_architecture, keep_latency_table
-from hitdet_nni.search.sampled_decode import decode_by_samples
-from hitdet_nni.search.screening import screen_components, screening_groups, screening_name, screening_stage
-from hitdet_nni.search.screening_reliability import mean_scores, reliability_of, share_of
-from hitdet_nni.search.supernet import Phase, train_supernet
 from hitdet_nni.training.retrain import Retrained, retrain
 from hitdet_nni.training.supernet_pretraining import clear_pretraining, with_pretrained_backbone
 

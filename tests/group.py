@@ -33,6 +33,6 @@ def run_group(function, folder, *arguments, processes=2):
         port = probe.getsockname()[1]
     arguments = (processes, port, function, str(folder), arguments)
     # Forked from a process that has imported everything and done nothing: autograd's threads do not survive a fork.
-    multiprocessing.set_forkserver_preload(["hitdet_nni.training.retrain", "hitdet_nni.search.supernet"])
+    multiprocessing.set_forkserver_preload(["hitdet_nni.training.retrain", "hitdet_nni.nas.supernet"])
     torch.multiprocessing.start_processes(_member, arguments, nprocs=processes, start_method="forkserver")
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]

@@ -6,8 +6,8 @@ import itertools
 
 import torch.nn.functional as F
 
-from hitdet_nni.search import sample_evaluation
-from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.nas import sample_evaluation
+from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.training import classification
 
 

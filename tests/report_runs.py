@@ -10,13 +10,13 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.io import read_json, write_json, write_text
+from hitdet_nni.nas.epoch_record import EpochRecord
+from hitdet_nni.nas.health.permutation_test import PermutationResult
+from hitdet_nni.nas.health.stats import SearchStats
+from hitdet_nni.nas.provenance import cost_records, describe_architecture
+from hitdet_nni.nas.screening import Screened
 from hitdet_nni.pipeline import write_epoch
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.epoch_record import EpochRecord
-from hitdet_nni.search.health.permutation_test import PermutationResult
-from hitdet_nni.search.health.stats import SearchStats
-from hitdet_nni.search.provenance import cost_records, describe_architecture
-from hitdet_nni.search.screening import Screened
 from hitdet_nni.training.coco_evaluation import METRICS
 
 STATES = ("begun", "half screened", "screened", "searching", "searched", "retraining", "retrained")

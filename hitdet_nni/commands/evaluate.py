@@ -31,7 +31,7 @@ def run(options: Namespace) -> None:
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.errors import InputError
-    from hitdet_nni.search.checks import check_classes
+    from hitdet_nni.nas.checks import check_classes
 
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)

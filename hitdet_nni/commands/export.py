@@ -121,11 +121,11 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     from hitdet_nni.config.search_space import layer_candidates, load_search_space
     from hitdet_nni.config.settings import load_settings
     from hitdet_nni.data.sources import open_data
+    from hitdet_nni.nas.budget import search_budget
+    from hitdet_nni.nas.checks import budget_cost_model
+    from hitdet_nni.nas.decode import decode, log_probabilities
+    from hitdet_nni.nas.provenance import describe_architecture
     from hitdet_nni.runs.tables import read_alphas
-    from hitdet_nni.search.budget import search_budget
-    from hitdet_nni.search.checks import budget_cost_model
-    from hitdet_nni.search.decode import decode, log_probabilities
-    from hitdet_nni.search.provenance import describe_architecture
 
     layers = read_alphas(found.alphas).get(epoch)
     if layers is None:

@@ -83,7 +83,7 @@ def run(options: Namespace) -> None:
     with at_work(options, f"{options.out}, {key}") as view:
         data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
-        from hitdet_nni.search.run_front import FrontRequest, find_front
+        from hitdet_nni.nas.run_front import FrontRequest, find_front
 
         asked = FrontRequest(key, tuple(options.budget), table, options.samples, options.images, options.force)
         with found.timed("front"):

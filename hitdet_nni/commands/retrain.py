@@ -50,9 +50,9 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine import distributed
+    from hitdet_nni.nas.checks import check_classes, check_initial_weights
+    from hitdet_nni.nas.provenance import keep_architecture, transferred
     from hitdet_nni.runs.run_directory import RunDirectory
-    from hitdet_nni.search.checks import check_classes, check_initial_weights
-    from hitdet_nni.search.provenance import keep_architecture, transferred
 
     settings = settings_of(options)
     architectures, supernet = _start(options)
@@ -118,9 +118,9 @@ def _points(options: Namespace) -> list[Architecture]:
     """
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.errors import InputError
+    from hitdet_nni.nas.provenance import with_sample
     from hitdet_nni.runs.front import points_within, read_front
     from hitdet_nni.runs.run_directory import find_run
-    from hitdet_nni.search.provenance import with_sample
 
     for key, value in (("--architecture", options.architecture), ("--inherit", options.inherit)):
         if value is not None:

@@ -25,8 +25,8 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.data.sources import open_data
+    from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
-    from hitdet_nni.search.checks import whole_space
 
     settings = settings_of(options)
     whole = whole_space(settings)

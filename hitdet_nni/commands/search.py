@@ -36,8 +36,8 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.config.search_space import load_search_space, save_search_space
     from hitdet_nni.data.sources import open_data
+    from hitdet_nni.nas.checks import check_budget, whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
-    from hitdet_nni.search.checks import check_budget, whole_space
 
     settings = settings_of(options)
     given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
@@ -71,7 +71,7 @@ def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | N
     from hitdet_nni.commands.shared.console import console, echo
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine.process import prepare_process
-    from hitdet_nni.search.checks import budget_cost_model, check_budget
+    from hitdet_nni.nas.checks import budget_cost_model, check_budget
 
     images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
     space = whole if given is None else given
@@ -80,7 +80,7 @@ def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | N
     from rich.table import Table
 
     from hitdet_nni.cost.units import UNITS
-    from hitdet_nni.search.outlook import Outlook, count_in_words, stage_steps
+    from hitdet_nni.nas.outlook import Outlook, count_in_words, stage_steps
 
     model = budget_cost_model(settings.skeleton, len(images.classes), settings.search.budget)
     outlook = Outlook.of(model, space)

@@ -40,8 +40,8 @@ def run(options: Namespace) -> None:
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine import distributed
     from hitdet_nni.io import read_json
+    from hitdet_nni.nas.checks import check_initial_weights
     from hitdet_nni.runs.run_directory import RunDirectory
-    from hitdet_nni.search.checks import check_initial_weights
 
     settings = settings_of(options)
     find_config(options.baseline)

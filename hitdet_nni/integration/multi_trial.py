@@ -28,9 +28,9 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample, require_detector_space
 from hitdet_nni.io import WEIGHTS_FILE
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
+from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.pipeline import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory, plain
-from hitdet_nni.search.evaluator import detection_loss
 from hitdet_nni.training.retrain import evaluate
 
 SOURCE = "multi-trial search"

@@ -13,10 +13,10 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.budget import Budget
-from hitdet_nni.search.choices import find_choices
-from hitdet_nni.search.decode import decode, log_probabilities
-from hitdet_nni.search.provenance import describe_architecture
+from hitdet_nni.nas.budget import Budget
+from hitdet_nni.nas.choices import find_choices
+from hitdet_nni.nas.decode import decode, log_probabilities
+from hitdet_nni.nas.provenance import describe_architecture
 
 
 def require_detector_space(space: Any, source: str) -> None:

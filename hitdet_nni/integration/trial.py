@@ -30,12 +30,12 @@ from hitdet_nni.engine.progress import listening, written
 from hitdet_nni.engine.progress_view import LineView
 from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
 from hitdet_nni.io import read_json, read_yaml
+from hitdet_nni.nas.checks import check_budget, whole_space
+from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.pipeline import retrain_architecture, screen, screening_key, search
 from hitdet_nni.report.page import write_report
 from hitdet_nni.report.scalars import INSTALL, is_available, write_scalars
 from hitdet_nni.runs.run_directory import RunDirectory, plain
-from hitdet_nni.search.checks import check_budget, whole_space
-from hitdet_nni.search.epoch_record import EpochRecord
 
 logger = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ class Family:
         title: What the family is called in the pages of runs.
         build: Makes the block, ``[N, in_channels, H, W]`` to ``[N, out_channels, ceil(H / stride), ceil(W / stride)]``.
         cost: Parameters and FLOPs in closed form, without torch.
-        fused: Where the family's :class:`~hitdet_nni.search.fused.reading.Reader` is, as ``module:name``; ``None``
+        fused: Where the family's :class:`~hitdet_nni.nas.fused.reading.Reader` is, as ``module:name``; ``None``
             where the fused mixed layer does not know the family. It is looked up when a layer is fused.
     """
 

@@ -25,7 +25,7 @@ FAMILIES: dict[str, Family] = {
             "inverted residual (IR)",
             inverted_residual.build,
             inverted_residual.cost,
-            fused="hitdet_nni.search.fused.reading:INVERTED_RESIDUAL",
+            fused="hitdet_nni.nas.fused.reading:INVERTED_RESIDUAL",
         ),
         Family(
             "sep",
@@ -33,7 +33,7 @@ FAMILIES: dict[str, Family] = {
             "separable convolution (SEP)",
             separable.build,
             separable.cost,
-            fused="hitdet_nni.search.fused.reading:SEPARABLE",
+            fused="hitdet_nni.nas.fused.reading:SEPARABLE",
         ),
         Family(
             "conv",
@@ -41,7 +41,7 @@ FAMILIES: dict[str, Family] = {
             "dense convolution (CONV)",
             dense.build,
             dense.cost,
-            fused="hitdet_nni.search.fused.reading:DENSE",
+            fused="hitdet_nni.nas.fused.reading:DENSE",
         ),
     )
 }

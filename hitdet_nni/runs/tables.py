@@ -10,7 +10,7 @@ file                       a row                                               c
 =========================  ==================================================  ======================================
 
 What was measured in an epoch is up to who measures: a new number of ``EpochRecord.metrics`` in
-``search/epoch_record.py`` is a new column of ``metrics.csv``, a chart and a column of the table on the page of the
+``nas/epoch_record.py`` is a new column of ``metrics.csv``, a chart and a column of the table on the page of the
 run, a curve for TensorBoard, and part of what a trial reports to NNI.
 """
 

@@ -9,7 +9,7 @@ from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.search.provenance import describe_architecture
+from hitdet_nni.nas.provenance import describe_architecture
 
 
 def baseline_sample(settings: Settings) -> dict[str, str]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import Component
-from hitdet_nni.search.health.rank_agreement import Preferences
+from hitdet_nni.nas.health.rank_agreement import Preferences
 from hitdet_nni.studies.latency_prediction import Prediction
 from hitdet_nni.studies.operator_ablation import OperatorEffect
 from hitdet_nni.studies.random_baseline import Summary

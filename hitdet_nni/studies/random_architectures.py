@@ -12,7 +12,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.errors import InputError
-from hitdet_nni.search.provenance import describe_architecture
+from hitdet_nni.nas.provenance import describe_architecture
 
 CostKey = Literal["flops", "params", "nanoseconds"]
 

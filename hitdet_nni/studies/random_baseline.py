@@ -15,8 +15,8 @@ from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.weights_file import read_state
+from hitdet_nni.nas.provenance import describe_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.provenance import describe_architecture
 from hitdet_nni.studies.random_architectures import CostKey, random_samples
 from hitdet_nni.studies.retrainings import Trained, deviation
 from hitdet_nni.studies.supernet_score import supernet_loss

@@ -12,8 +12,8 @@ from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
+from hitdet_nni.nas.provenance import keep_architecture
 from hitdet_nni.pipeline import retrain_architecture
-from hitdet_nni.search.provenance import keep_architecture
 from hitdet_nni.studies.jobs import Job, Work, opened, run_jobs
 from hitdet_nni.training.runner_config import STAGE
 

@@ -19,13 +19,13 @@ from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
+from hitdet_nni.nas.budget import Budget
+from hitdet_nni.nas.checks import budget_cost_model
+from hitdet_nni.nas.provenance import describe_architecture
+from hitdet_nni.nas.run_front import FrontRequest, find_front
 from hitdet_nni.pipeline import screen, search
 from hitdet_nni.runs.front import chosen_point, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.budget import Budget
-from hitdet_nni.search.checks import budget_cost_model
-from hitdet_nni.search.provenance import describe_architecture
-from hitdet_nni.search.run_front import FrontRequest, find_front
 from hitdet_nni.studies.jobs import Job, opened, seeded
 from hitdet_nni.studies.random_architectures import random_samples
 from hitdet_nni.studies.retrainings import Retraining

@@ -16,10 +16,10 @@ from hitdet_nni.config.settings import PerComponent, Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.progress import named
+from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.pipeline import screen_group
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_scores
-from hitdet_nni.search.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.studies.jobs import Job
 
 

@@ -16,15 +16,15 @@ from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError
+from hitdet_nni.nas.checks import whole_space
+from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
+from hitdet_nni.nas.sampled_decode import AdditiveModel
+from hitdet_nni.nas.screening_reliability import final_preferences, same_operators
 from hitdet_nni.pipeline import screen, search
 from hitdet_nni.runs.reliability import MAX_P_VALUE
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import read_samples
 from hitdet_nni.runs.tables import read_alphas, read_scores
-from hitdet_nni.search.checks import whole_space
-from hitdet_nni.search.health.rank_agreement import Agreement, Preferences
-from hitdet_nni.search.sampled_decode import AdditiveModel
-from hitdet_nni.search.screening_reliability import final_preferences, same_operators
 from hitdet_nni.studies.jobs import Job, opened, seeded
 
 Stage = Literal["screening", "search"]

@@ -11,7 +11,7 @@ from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.training.inherit import inherit_weights
 
 

@@ -22,8 +22,8 @@ from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.classifier import HitClassifier
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, scale_candidate_gradients
-from hitdet_nni.search.strategy import CandidateGradients
+from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, scale_candidate_gradients
+from hitdet_nni.nas.strategy import CandidateGradients
 
 
 @dataclass(frozen=True)

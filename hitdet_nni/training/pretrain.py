@@ -30,10 +30,10 @@ from hitdet_nni.engine.training_state import Stateful
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import WEIGHTS_FILE, read_json, write_json
 from hitdet_nni.model.classifier import HitClassifier, HitClassifierSpace
+from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, describe_fallback, set_activations
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import write_metrics
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer, describe_fallback, set_activations
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training.classification import (
     AccuracyMonitor,
     ClassificationModule,

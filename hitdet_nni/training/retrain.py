@@ -37,7 +37,7 @@ from hitdet_nni.io import WEIGHTS_FILE, writing
 from hitdet_nni.kernels.depthwise_convolution import fast_depthwise
 from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.model.replacement import replace_modules
-from hitdet_nni.search.checks import check_classes, check_initial_weights
+from hitdet_nni.nas.checks import check_classes, check_initial_weights
 from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, exact
 from hitdet_nni.training.inherit import inherit_weights
 from hitdet_nni.training.runner_config import STAGE, learning_rate, resumable_config, training_config

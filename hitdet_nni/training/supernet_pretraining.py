@@ -14,8 +14,8 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.io import WEIGHTS_FILE, writing
+from hitdet_nni.nas.supernet import Phase
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.supernet import Phase
 from hitdet_nni.training.pretrain import Backbone, train_classifier
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import PARTS
 from hitdet_nni.cost.latency_table import load_latency_table
 from hitdet_nni.engine.machine import processor
-from hitdet_nni.search.provenance import describe_architecture
+from hitdet_nni.nas.provenance import describe_architecture
 
 
 def run(capsys, *arguments):

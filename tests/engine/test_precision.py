@@ -14,8 +14,8 @@ from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import MIN_SCALE, Precision
 from hitdet_nni.model.detector import HitDetectorSpace
-from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.strategy import ColumnSparseDARTS
+from hitdet_nni.nas.evaluator import detection_loss
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 
 CPU = torch.device("cpu")
 SPACE = {

@@ -12,7 +12,7 @@ from hitdet_nni.engine.recalibration import recalibrate
 from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d, apply_batch_norm
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level
-from hitdet_nni.search.evaluator import detection_loss
+from hitdet_nni.nas.evaluator import detection_loss
 
 
 def maps(count=3, generator=None):

@@ -44,12 +44,12 @@ from hitdet_nni.integration.launcher.nni_manager import node_options
 from hitdet_nni.integration.multi_trial import InheritedWeights, retrain_sample
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample, strongest_sample
 from hitdet_nni.model.detector import build_detector
+from hitdet_nni.nas import evaluator, one_shot
+from hitdet_nni.nas.budget import Budget
+from hitdet_nni.nas.evaluator import detection_evaluator
+from hitdet_nni.nas.one_shot import ControllerENAS, SeededRandomOneShot, refuse_unsupported
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.operators.registry import OPERATORS, build_operator
-from hitdet_nni.search import evaluator, one_shot
-from hitdet_nni.search.budget import Budget
-from hitdet_nni.search.evaluator import detection_evaluator
-from hitdet_nni.search.one_shot import ControllerENAS, SeededRandomOneShot, refuse_unsupported
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "nni_strategies.md").read_text()
 SPACE = {"backbone": ["ir_k3_d1_e1", "sep_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"], "head": ["conv_k3_d1"]}

@@ -7,7 +7,7 @@ import pytest
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.search.front import FrontSearch
+from hitdet_nni.nas.front import FrontSearch
 
 
 @pytest.fixture(scope="module")

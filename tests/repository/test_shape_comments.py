@@ -12,7 +12,7 @@ import pytest
 import hitdet_nni
 
 PACKAGE = Path(hitdet_nni.__file__).parent
-FOLDERS = ("kernels", "search/fused")
+FOLDERS = ("kernels", "nas/fused")
 METHODS = {"reshape", "view", "permute", "transpose", "flatten", "unflatten", "movedim"}
 COMMENT = re.compile(r"  # .*\[[^\]]+\] -> \[[^\]]+\]")
 

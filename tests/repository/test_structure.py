@@ -93,13 +93,13 @@ def test_labels_are_taken_apart_in_one_place():
 
 def test_operators_are_decided_in_one_place():
     """A search, ``export --epoch`` and NNI's strategies decode alike; argmax and knapsack are asked by nobody else."""
-    assert modules_with(r"\bdecode_within\(") == ["cost/knapsack.py", "search/budget.py"]
-    assert modules_with(r"\.strongest\(") == ["search/decode.py"]
+    assert modules_with(r"\bdecode_within\(") == ["cost/knapsack.py", "nas/budget.py"]
+    assert modules_with(r"\.strongest\(") == ["nas/decode.py"]
     assert modules_with(r"alpha\w*(\(\))?\.argmax|argmax\([^)]*alpha") == []
 
 
 def test_architectures_with_provenance_are_built_in_one_place():
-    assert modules_with(r"(?<!class )\bProvenance\(") == ["search/provenance.py"]
+    assert modules_with(r"(?<!class )\bProvenance\(") == ["nas/provenance.py"]
 
 
 def patches(tree):

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from hitdet_nni.config.settings import load_settings
+from hitdet_nni.nas.checks import whole_space
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import Score, write_scores
-from hitdet_nni.search.checks import whole_space
 from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.score_prediction import ALL, places_above, score_predictions
 

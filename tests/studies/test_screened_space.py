@@ -15,8 +15,8 @@ from hitdet_nni.config.search_space import save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.nas.checks import whole_space
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.checks import whole_space
 from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.screened_space import ScreeningComparison, random_space, samples_of_random_spaces, typical_cost
 

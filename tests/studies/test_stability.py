@@ -14,10 +14,10 @@ from hitdet_nni.config.search_space import layer_candidates, load_search_space, 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.nas.health.rank_agreement import Agreement, Pair
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import TriedArchitecture, write_samples
 from hitdet_nni.runs.tables import Score, read_alphas
-from hitdet_nni.search.health.rank_agreement import Agreement, Pair
 from hitdet_nni.studies.stability import (
     agreement_rows,
     judgement,
@@ -49,7 +49,7 @@ def space_file(tmp_path):
 @pytest.fixture
 def _no_estimate(monkeypatch):
     """Spare what takes half of so short a training: the estimate of its memory, which only a log line needs."""
-    monkeypatch.setattr("hitdet_nni.search.supernet._tell_memory", lambda space, phase, settings: None)
+    monkeypatch.setattr("hitdet_nni.nas.supernet._tell_memory", lambda space, phase, settings: None)
 
 
 def arguments(space, out, *more):

@@ -27,11 +27,11 @@ from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.nas.evaluator import detection_loss
+from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import Score
-from hitdet_nni.search.evaluator import detection_loss
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.studies.operator_ablation import (
     FIGURE_3,
     OperatorEffect,

@@ -22,7 +22,7 @@ from hitdet_nni.data.checks.box_uses import box_uses
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.search.provenance import describe_architecture
+from hitdet_nni.nas.provenance import describe_architecture
 from hitdet_nni.training.coco_evaluation import METRICS, coco_metrics, evaluation_config, exact
 from hitdet_nni.training.retrain import _runner, muted, retrain
 

@@ -12,9 +12,9 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.weights_file import read_state, save_weights
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
+from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training.inherit import inherit_weights
 from hitdet_nni.training.retrain import retrain
 

@@ -20,10 +20,10 @@ from hitdet_nni.data.class_folders import open_folders
 from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
+from hitdet_nni.nas.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_metrics
-from hitdet_nni.search.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
-from hitdet_nni.search.strategy import ColumnSparseDARTS
 from hitdet_nni.training import classification
 from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
 

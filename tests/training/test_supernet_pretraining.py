@@ -16,12 +16,12 @@ from hitdet_nni.data.box_crops import open_boxes
 from hitdet_nni.data.loaders import weights_half
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.nas import screening as screening_module
+from hitdet_nni.nas import supernet as supernet_module
+from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
+from hitdet_nni.nas.screening import screening_seed
 from hitdet_nni.pipeline import screen, screening_key, search
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.search import screening as screening_module
-from hitdet_nni.search import supernet as supernet_module
-from hitdet_nni.search.mixed import ColumnSparseMixedLayer
-from hitdet_nni.search.screening import screening_seed
 from hitdet_nni.training.pretrain import Backbone, train_classifier
 
 SPACE = {

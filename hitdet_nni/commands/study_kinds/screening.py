@@ -61,9 +61,9 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.config.settings import load_settings, parse_overrides
     from hitdet_nni.cost.cost_model import CostModel
     from hitdet_nni.data.sources import open_data
+    from hitdet_nni.nas.checks import whole_space
+    from hitdet_nni.nas.provenance import describe_architecture
     from hitdet_nni.runs.run_directory import find_run
-    from hitdet_nni.search.checks import whole_space
-    from hitdet_nni.search.provenance import describe_architecture
     from hitdet_nni.studies.plots import plot_trained
     from hitdet_nni.studies.random_architectures import random_samples
     from hitdet_nni.studies.score_prediction import places_above, score_predictions

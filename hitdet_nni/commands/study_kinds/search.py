@@ -48,7 +48,7 @@ def check(options: Namespace, settings: Settings) -> None:
     """
     from hitdet_nni.engine import distributed
     from hitdet_nni.errors import InputError
-    from hitdet_nni.search.checks import whole_space
+    from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.studies.search_study import budget_of
 
     space = whole_space(settings)
@@ -74,8 +74,8 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.data.sources import open_data
+    from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
-    from hitdet_nni.search.checks import whole_space
     from hitdet_nni.studies.jobs import Job, Work, run_jobs, seeded
     from hitdet_nni.studies.plots import plot_search_study
     from hitdet_nni.studies.retrainings import Retraining, retrain_once

@@ -59,7 +59,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.io import write_csv
-    from hitdet_nni.search.checks import whole_space
+    from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.studies.jobs import Work, run_jobs
     from hitdet_nni.studies.plots import plot_scores
     from hitdet_nni.studies.sparsity_ablation import (

@@ -39,7 +39,7 @@ def check(options: Namespace, settings: Settings) -> None:
     """
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.errors import InputError
-    from hitdet_nni.search.checks import whole_space
+    from hitdet_nni.nas.checks import whole_space
 
     if options.seeds < 2:
         raise InputError(f"got {options.seeds}", source="--seeds", allowed="2 or more: one agrees with itself only")
@@ -60,8 +60,8 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.io import write_csv
+    from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
-    from hitdet_nni.search.checks import whole_space
     from hitdet_nni.studies.jobs import Work, run_jobs
     from hitdet_nni.studies.plots import plot_ranks
     from hitdet_nni.studies.stability import (

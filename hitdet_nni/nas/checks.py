@@ -1,0 +1,101 @@
+"""What is refused before anything is computed: neither torch nor a library of networks is needed to say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.config.search_space import SearchSpace, load_search_space
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import Skeleton
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.latency_table import load_latency_table
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.engine.machine import processor
+from hitdet_nni.errors import InputError
+
+
+def whole_space(settings: Settings) -> SearchSpace:
+    """Return the search space that the settings name.
+
+    Raises:
+        InputError: If it is missing or broken, or a component has fewer operators than screening is to keep, or more
+            than it samples architectures.
+    """
+    space = load_search_space(settings.space)
+    for component, names in space.items():
+        keep = getattr(settings.screening.keep, component)
+        if keep > len(names):
+            key = f"screening.keep.{component}"
+            raise InputError(f"got {keep}", key=key, allowed=f"1 to {len(names)}, the operators of {settings.space}")
+        if settings.screening.rank_by == "samples" and settings.screening.samples < len(names):
+            allowed = f"{len(names)} or more, the operators that {settings.space} has for the {component}"
+            raise InputError(f"got {settings.screening.samples}", key="screening.samples", allowed=allowed)
+    return space
+
+
+def budget_cost_model(skeleton: Skeleton, num_classes: int, settings: BudgetSettings | None) -> CostModel:
+    """Return the cost model of a search, with measured times where its budget is in milliseconds.
+
+    Args:
+        skeleton: The detector's skeleton.
+        num_classes: Object classes, without background.
+        settings: ``search.budget``.
+
+    Raises:
+        InputError: If the table cannot be read, or is of another detector or machine.
+    """
+    table = None
+    if settings is not None and settings.table is not None:
+        table = load_latency_table(settings.table)
+        if not settings.other_machine:
+            allowed = "a table of this machine, or search.budget.other_machine: true to search here for that one"
+            table.require_machine(processor(table.content.conditions.device), allowed)
+    return CostModel(skeleton, num_classes, latency=table)
+
+
+def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
+    """Refuse a budget that no architecture of a space keeps to, before hours are spent on it.
+
+    Raises:
+        InputError: Naming the least reachable cost.
+    """
+    if settings.search.budget is not None:
+        from hitdet_nni.nas.budget import Budget  # noqa: PLC0415  (needs torch; most configs have none)
+
+        model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
+        Budget(model, space, settings.search.budget).check_reachable()
+
+
+def check_initial_weights(settings: Settings, inherit: Path | None) -> None:
+    """Refuse initial weights of a retraining that are named twice, or are not there.
+
+    Args:
+        settings: All settings.
+        inherit: Weights file of a supernet to start from, if any.
+
+    Raises:
+        InputError: If there are two files of initial weights, or none where one is named.
+    """
+    pretrained = settings.retrain.pretrained
+    if inherit is not None and pretrained is not None:
+        raise InputError(f"got {pretrained}", key="retrain.pretrained", allowed="null with --inherit")
+    for path, key in ((inherit, "--inherit"), (pretrained, "retrain.pretrained")):
+        if path is not None and not path.is_file():
+            raise InputError("no such file", source=path, key=key)
+
+
+def check_classes(architecture: Architecture, data: DetectionData) -> None:
+    """Refuse data of another number of classes than an architecture was found for.
+
+    Raises:
+        InputError: Naming both numbers.
+    """
+    if architecture.num_classes != len(data.classes):
+        raise InputError(
+            f"the data has {len(data.classes)} classes",
+            source=data.train.source,
+            key="categories",
+            allowed=f"{architecture.num_classes}, as the architecture {architecture.name!r} was searched for",
+        )

@@ -1,0 +1,121 @@
+"""What a search will be about and how long it goes on, before its first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hitdet_nni.config.budget_settings import BudgetKey
+from hitdet_nni.config.search_space import layer_candidates
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.skeleton import Component
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
+from hitdet_nni.data.sampling import steps_an_epoch
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.engine import distributed
+from hitdet_nni.nas.screening import screening_groups, screening_stage
+from hitdet_nni.nas.screening_reliability import num_supernets, share_of
+
+
+@dataclass(frozen=True)
+class CostRange:
+    """What the architectures of a space cost, in one unit.
+
+    Attributes:
+        least: The cheapest one's cost.
+        uniform: The mean over all architectures, each counted once.
+        largest: The dearest one's.
+    """
+
+    least: float
+    uniform: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a search chooses from.
+
+    Attributes:
+        architectures: How many architectures the space has.
+        costs: What they cost by unit; milliseconds where the cost model has a table.
+    """
+
+    architectures: int
+    costs: Mapping[BudgetKey, CostRange]
+
+    @classmethod
+    def of(cls, model: CostModel, space: Mapping[Component, Sequence[str]]) -> Outlook:
+        """Count a space.
+
+        Args:
+            model: Costs of all layers.
+            space: Candidate names of each component.
+
+        Source:
+            Eq. 7, by uniform probabilities, for the mean.
+        """
+        candidates = layer_candidates(model.skeleton, space)
+        costs: dict[BudgetKey, CostRange] = {}
+        for key, unit in UNITS.items():
+            if unit.field == "nanoseconds" and model.latency is None:
+                continue
+            rows = [
+                [getattr(model.layer_cost(layer, name), unit.field) for name in candidates[layer.label]]
+                for layer in model.layers
+            ]
+            fixed = getattr(model.fixed_cost, unit.field)
+            least, mean, most = (fixed + sum(map(pick, rows)) for pick in (min, _mean, max))
+            costs[key] = CostRange(least / unit.scale, mean / unit.scale, most / unit.scale)
+        return cls(math.prod(map(len, candidates.values())), costs)
+
+    def sentence(self) -> str:
+        """Return the same in words."""
+        ranges = [
+            f"{each.least:.3g} to {each.largest:.3g} {UNITS[key].name} ({each.uniform:.3g} on average)"
+            for key, each in self.costs.items()
+        ]
+        return f"{count_in_words(self.architectures)} of {', '.join(ranges)}"
+
+
+def stage_steps(settings: Settings, data: DetectionData, *, screens: bool) -> dict[str, int]:
+    """Return the steps of each stage's weights; architecture parameters take as many behind their warm-up.
+
+    Args:
+        settings: The settings.
+        data: The images.
+        screens: Whether the components are screened first.
+    """
+    trained = sum(map(bool, data.train.image_classes.values()))  # images without a box are left out
+
+    def steps_of(images: int) -> int:
+        return steps_an_epoch(images, settings.data.batch_size, distributed.world_size())
+
+    found: dict[str, int] = {}
+    if screens:
+        supernets = screening_supernets(settings, data)
+        share = share_of(settings.screening, supernets, 0)
+        for components in screening_groups(settings.screening.joint):
+            found[screening_stage(components)] = supernets * share.epochs * steps_of(math.ceil(trained / 2))
+    found["search"] = settings.search.epochs * steps_of(math.ceil(trained / 2))
+    found["retrain"] = settings.retrain.epochs * steps_of(trained)
+    return found
+
+
+def screening_supernets(settings: Settings, data: DetectionData) -> int:
+    """Return how many supernets share the screening of a component."""
+    half = len(data.train.image_ids) // 2
+    return num_supernets(settings.screening, steps_an_epoch(half, settings.data.batch_size, distributed.world_size()))
+
+
+def count_in_words(architectures: int) -> str:
+    """Return a number of architectures as people write it."""
+    if architectures < 10**6:
+        return f"{architectures:,} architectures"
+    return f"{architectures:.1e} architectures"
+
+
+def _mean(row: Sequence[int]) -> float:
+    return sum(row) / len(row)

@@ -1,0 +1,189 @@
+"""The front of a run: from the supernet of a finished search to architectures of every cost."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+
+from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
+from hitdet_nni.config.budget_settings import BudgetKey
+from hitdet_nni.config.search_space import SearchSpace, load_search_space
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.latency_table import LatencyTable
+from hitdet_nni.data.loaders import architecture_half_size
+from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.engine import distributed
+from hitdet_nni.errors import InputError
+from hitdet_nni.nas.decode import decode, log_probabilities
+from hitdet_nni.nas.front import Finalist, FrontSearch, best_within, known, on_front
+from hitdet_nni.nas.operator_samples import Losses
+from hitdet_nni.nas.provenance import describe_architecture
+from hitdet_nni.nas.sample_evaluation import evaluation
+from hitdet_nni.nas.sampled_supernet import SampledSupernet
+from hitdet_nni.runs.front import FrontRow, KnownLosses, write_front
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_alphas
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FrontRequest:
+    """What a front is asked for.
+
+    Attributes:
+        key: The unit of its costs.
+        budgets: Costs at which an architecture is wanted besides.
+        table: Measured times, if there are some.
+        samples: Architectures tried.
+        images: Images that they are tried on, and as many others on which the finalists are compared.
+        anew: Remove the front that is there.
+    """
+
+    key: BudgetKey
+    budgets: Sequence[float]
+    table: LatencyTable | None
+    samples: int
+    images: int
+    anew: bool = False
+
+
+def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked: FrontRequest) -> tuple[FrontRow, ...]:
+    """Find the architectures of a run's supernet that no other one beats in loss and cost, and write ``front/``.
+
+    Losses are of the half of the training images that the search had for architecture parameters; the validation
+    images have no part in it. What was computed before an interruption is not computed again, and the outcome is the
+    same.
+
+    Args:
+        run: A run whose search has ended.
+        settings: Its settings.
+        data: Its images.
+        asked: What is asked for.
+
+    Returns:
+        All finalists, by ascending cost.
+
+    Raises:
+        InputError: If the search has not ended, a budget is out of reach, there are too few images, or a file is
+            damaged.
+        StoppedError: If a loss is NaN or infinite.
+    """
+    data = replace(data, halves=run.halves)
+    space = load_search_space(run.sub_spaces)
+    model = CostModel(settings.skeleton, len(data.classes), latency=asked.table)
+    supernet = SampledSupernet.restore(run.supernet, space, settings, len(data.classes))
+    search = FrontSearch(model, space, asked.key, supernet.candidates, asked.budgets)
+    first = _images(settings, data, asked.images)
+    if asked.anew and distributed.is_main():
+        shutil.rmtree(run.front, ignore_errors=True)
+    remembered = KnownLosses(run.front / "losses.csv", list(supernet.candidates))
+    remembered.losses = distributed.broadcast_object(remembered.losses)
+
+    @contextmanager
+    def losses_on(skip: int, count: int) -> Iterator[Losses]:
+        images = f"{first} from {skip}"
+        arguments = (supernet, "front", settings, data, settings.seed, first, count)
+        with evaluation(*arguments, skip=skip) as losses:
+            keep = partial(remembered.add, images, write=distributed.is_main())
+            yield known(losses, partial(remembered.get, images), keep)
+
+    with losses_on(0, asked.samples) as losses:
+        tried = search.explore(losses, asked.samples, settings.seed)
+    searched = load_architecture(run.architecture).sample
+    finalists = distributed.broadcast_object(search.nominate(tried, searched, _decided(run, search)))
+    fixed = {layer.label: space[layer.component][0] for layer in model.layers if layer.label not in supernet.candidates}
+    with losses_on(first, len(finalists)) as losses:
+        compared = search.compare(finalists, losses, fixed)
+    rows = _rows(compared, model, asked.key)
+    if distributed.is_main():
+        _write(run, rows, compared, search, space, settings, data, asked.table)
+    distributed.barrier()
+    return rows
+
+
+def _images(settings: Settings, data: DetectionData, wanted: int) -> int:
+    """Return the images that samples are tried on: as many others are left to compare the finalists on.
+
+    Raises:
+        InputError: If there are too few for that.
+    """
+    half = architecture_half_size(data, settings.data, settings.skeleton, settings.seed)
+    least = settings.data.batch_size
+    if half < 2 * least:
+        raise InputError(
+            f"{half} training images are of the half for architecture parameters",
+            key="data",
+            allowed=f"{2 * least} or more, a batch to try architectures on and one to compare them on",
+        )
+    return max(least, min(wanted, half // 2))
+
+
+def _decided(run: RunDirectory, search: FrontSearch) -> list[dict[str, str]]:
+    """Return what the architecture parameters decide at the end of the search: without a limit, and within each."""
+    epochs = read_alphas(run.alphas)
+    last = epochs[max(epochs)]
+    scores = log_probabilities({label: {name: one.alpha for name, one in row.items()} for label, row in last.items()})
+    within = [term.decode(scores, search.candidates) for term in search.terms.values()]
+    return [decode(scores, search.candidates), *within]
+
+
+def _rows(compared: Sequence[Finalist], model: CostModel, unit: BudgetKey) -> tuple[FrontRow, ...]:
+    rows: list[FrontRow] = []
+    for finalist, best in zip(compared, on_front(compared), strict=True):
+        cost = model.architecture(finalist.sample)["total"]
+        kind = "point" if best else "other"
+        number = 1 + sum(row.on_front == best for row in rows)
+        rows.append(
+            FrontRow(
+                name=f"{kind}-{number:02d}",
+                origin=finalist.origin,
+                loss=finalist.loss,
+                gflops=cost.flops / 1e9,
+                params_m=cost.params / 1e6,
+                latency_ms=None if model.latency is None else cost.nanoseconds / 1e6,
+                unit=unit,
+                on_front=best,
+                sample=finalist.sample,
+            )
+        )
+    return tuple(rows)
+
+
+def _write(
+    run: RunDirectory,
+    rows: Sequence[FrontRow],
+    compared: Sequence[Finalist],
+    search: FrontSearch,
+    space: SearchSpace,
+    settings: Settings,
+    data: DetectionData,
+    table: LatencyTable | None,
+) -> None:
+    """Write the architectures of the front and of the budgets, and then the table of all."""
+
+    def described(name: str, sample: Mapping[str, str]) -> Architecture:
+        return describe_architecture(name, sample, space, settings, data.classes, latency=table)
+
+    for stale in [run.front_table, *run.front.glob("point-*.json"), *run.front.glob("budget-*.json")]:
+        stale.unlink(missing_ok=True)
+    for row in rows:
+        if row.on_front:
+            save_architecture(described(row.name, row.sample), run.front / f"{row.name}.json")
+    for budget in search.budgets:
+        found = best_within(compared, budget)
+        assert found is not None  # the model's best within every budget is among them
+        name = budget_name(budget)
+        save_architecture(described(name, found.sample), run.front / f"{name}.json")
+    write_front(run.front_table, rows)
+
+
+def budget_name(budget: float) -> str:
+    """Return the name of the architecture that is the best within a budget."""
+    return f"budget-{Decimal(repr(budget)).normalize():f}"

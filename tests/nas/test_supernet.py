@@ -1,0 +1,126 @@
+"""Screening and search on the embedded digits, a few steps each."""
+
+import math
+
+import pytest
+import torch
+
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.nas import supernet
+from hitdet_nni.nas.screening import screen_components, screening_groups, screening_seed
+from hitdet_nni.nas.supernet import Phase, train_supernet
+from hitdet_nni.pipeline import screen
+from hitdet_nni.runs.run_directory import RunDirectory
+
+SPACE = {
+    "backbone": ["ir_k3_d1_e1", "sep_k3_d1", "conv_k3_d1"],
+    "neck": ["sep_k3_d1", "sep_k5_d1"],
+    "head": ["ir_k3_d1_e1", "sep_k3_d1"],
+}
+
+
+SETTINGS = {"data.train": 16, "data.val": 4, "screening.keep.backbone": 2, "screening.keep.neck": 1}
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load_settings("tiny", SETTINGS)
+
+
+def train(settings, data, records, *, seed=0, **phase):
+    return train_supernet(
+        Phase(skeleton=settings.skeleton, space=SPACE, epochs=2, warmup_epochs=1, **phase),
+        settings,
+        data,
+        seed,
+        records.append,
+    )
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
+def test_search_reports_every_epoch_and_decodes_the_argmax(kind, tiny_data):
+    settings = load_settings("tiny", {**SETTINGS, "skeleton.detector": kind})
+    records = []
+    trained = train(settings, tiny_data, records, flops_weight=1.0)
+    assert [record.epoch for record in records] == [0, 1]
+    assert set(trained.sample) == {layer.label for layer in settings.skeleton.searched_layers()}
+    last = records[-1]
+    for label, row in last.alphas.items():
+        assert trained.sample[label] == max(row, key=row.get)
+        assert math.isclose(sum(last.probabilities[label].values()), 1.0, rel_tol=1e-6)
+    assert set(last.entropy) == set(COMPONENTS)
+    assert all(math.isfinite(value) for value in last.metrics().values())
+    assert records[0].entropy["neck"] > last.entropy["neck"]
+
+
+def test_alphas_rest_in_warm_up_and_move_after_it(settings, tiny_data):
+    records = []
+    train(settings, tiny_data, records)
+    moved = [
+        abs(records[1].alphas[label][name] - value)
+        for label, row in records[0].alphas.items()
+        for name, value in row.items()
+    ]
+    assert all(abs(value) < 0.01 for row in records[0].alphas.values() for value in row.values())
+    assert min(moved) > 0.001
+
+
+def test_same_seed_same_search(settings, tiny_data, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    first, second = [], []
+    one = train(settings, tiny_data, first)
+    assert "memory of a step: about" in caplog.text
+    assert "are free" not in caplog.text
+    monkeypatch.setattr(supernet, "free_memory", lambda device: 10**6)
+    two = train(settings, tiny_data, second)
+    assert "0.00 GB are free; try a smaller data.batch_size" in caplog.text
+    assert [record.alphas for record in first] == [record.alphas for record in second]
+    assert [record.val_loss for record in first] == [record.val_loss for record in second]
+    for (name, a), (other, b) in zip(one.module.state_dict().items(), two.module.state_dict().items(), strict=True):
+        assert name == other
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+
+
+def test_a_heavy_cost_weight_finds_the_cheapest_network(settings, tiny_data):
+    strong = settings.model_copy(update={"alphas": settings.alphas.model_copy(update={"lr": 1.0})})
+    sample = train(strong, tiny_data, [], flops_weight=1e5).sample
+    cheapest = {"backbone": "sep_k3_d1", "neck": "sep_k3_d1", "head": "sep_k3_d1"}
+    assert sample == {label: cheapest[label.split("/")[0]] for label in sample}
+
+
+def test_screening_keeps_the_best_ranked(settings, tiny_data):
+    records = []
+    screened = screen_components(["backbone"], SPACE, settings, tiny_data, records.append)
+    kept = screened.kept["backbone"]
+    assert len(kept) == 2
+    scores = records[-1].scores["backbone"]
+    assert set(kept) == set(sorted(scores, key=scores.get)[1:])
+    assert set(records[-1].entropy) == {"backbone"}
+    removed = [score.operator for score in screened.scores("backbone") if score.removed]
+    assert set(removed) == set(SPACE["backbone"]) - set(kept)
+
+
+def test_joint_screening_trains_one_supernet(settings, tiny_data, tmp_path):
+    joint = settings.model_copy(update={"screening": settings.screening.model_copy(update={"joint": True})})
+    run, stages = RunDirectory(tmp_path), []
+    space = screen(run, SPACE, joint, tiny_data, lambda stage, record: stages.append((stage, set(record.scores))))
+    assert stages == [("screening backbone+neck+head", set(COMPONENTS))] * settings.screening.epochs
+    for component, kept in space.items():
+        assert len(kept) == min(getattr(settings.screening.keep, component), len(SPACE[component]))
+        assert kept == run.kept_operators(component)
+    assert load_search_space(run.sub_spaces) == {component: list(kept) for component, kept in space.items()}
+    assert screen(run, SPACE, joint, tiny_data, lambda stage, record: pytest.fail(stage)) == space
+
+
+def test_screenings_have_seeds_of_their_own():
+    groups = [*screening_groups(False), *screening_groups(True)]
+    assert groups == [("backbone",), ("neck",), ("head",), COMPONENTS]
+    assert len({screening_seed(0, components) for components in groups}) == 4
+
+
+def test_a_space_of_one_operator_a_component_is_refused(settings, tiny_data, refused):
+    phase = Phase(settings.skeleton, {name: row[:1] for name, row in SPACE.items()}, epochs=2, warmup_epochs=1)
+    with refused("search", "nothing to search"):
+        train_supernet(phase, settings, tiny_data, 0, lambda record: None)
