@@ -50,6 +50,7 @@ setup(
         "scipy>=1.15",
         "matplotlib>=3.7",
         "psutil>=5.9",
+        "pillow>=10",
     ],
     extras_require={
         "enas": ["tianshou==0.4.11", "gym==0.26.2"],  # NNI's reinforcement learning

@@ -50,7 +50,7 @@ def run(options: Namespace) -> None:
         InputError: If an option is not the format's, the file's name does not suit it, or the file exists already.
     """
     from hitdet_nni.commands.shared.console import echo, refuse_existing
-    from hitdet_nni.io import WEIGHTS_FILE
+    from hitdet_nni.commands.shared.trained import trained_source
 
     if options.format == "architecture":
         _refuse(
@@ -61,10 +61,8 @@ def run(options: Namespace) -> None:
     _refuse(options, {"--epoch": options.epoch}, "--format architecture")
     if options.format == "torch-export" and options.out.suffix != ".pt2":
         raise InputError(f"got {options.out.name}", key="--out", allowed="a name that ends in .pt2, as torch asks for")
-    architecture, weights = _trained(options)
+    architecture, weights = trained_source(options.source, options.weights)
     refuse_existing(options.out, options.force)
-    if not weights.is_file():
-        raise InputError("no such file", source=weights, allowed=f"a file such as {WEIGHTS_FILE} of a retraining")
     from hitdet_nni.deployment.formats import export_model
 
     export_model(architecture, weights, options.out, options.format, raw_heads=options.raw_heads)
@@ -80,20 +78,6 @@ def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:
     for key, value in given.items():
         if value is not None and value is not False:
             raise InputError(f"has no meaning with --format {options.format}", key=key, allowed=f"with {needed}")
-
-
-def _trained(options: Namespace) -> tuple[Architecture, Path]:
-    """Return the architecture and the file of its weights: those of the run where none are named."""
-    from hitdet_nni.config.architecture import load_architecture
-    from hitdet_nni.io import WEIGHTS_FILE
-    from hitdet_nni.runs.run_directory import find_run
-
-    if not Path(options.source).is_dir():
-        if options.weights is None:
-            raise InputError("is missing", key="--weights", allowed=f"{WEIGHTS_FILE} of a retraining")
-        return load_architecture(options.source), options.weights
-    run = find_run(options.source)
-    return load_architecture(run.architecture), options.weights or run.retrain / WEIGHTS_FILE
 
 
 def _export_architecture(options: Namespace) -> None:

@@ -6,16 +6,23 @@ from torch import Tensor, nn
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.deployment.components import Backbone, Neck, operator_layers
+from hitdet_nni.deployment.images import Found, Pixels
+from hitdet_nni.deployment.prediction import THRESHOLD, Prediction, Source, predict
 from hitdet_nni.model.preprocessing import PREPROCESSING
+from hitdet_nni.operators.costs import Size
 
 
 class Detector(nn.Module):
-    """A decided detector of plain torch modules, for inference on one image at a time.
+    """A decided detector of plain torch modules, for inference.
 
     A subclass adds the heads; parameters have the names that they have in the trained detector.
 
     Args:
         architecture: What to build.
+
+    Attributes:
+        classes: Class names in the order of the labels.
+        input_size: Height and width that images are resized to fit.
 
     Shape:
         An image ``[1, 3, H, W]`` of 8 bits, red, green, blue, to boxes ``[D, 4]`` in its pixels, scores ``[D]`` and
@@ -27,22 +34,55 @@ class Detector(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
+        self.classes: tuple[str, ...] = tuple(architecture.provenance.classes)
+        self.input_size: Size = architecture.skeleton.input_size
         self.backbone = Backbone(architecture.skeleton, operator_layers(architecture, "backbone"))
         self.neck = Neck(architecture.skeleton, operator_layers(architecture, "neck"))
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(PREPROCESSING[name]).view(3, 1, 1), persistent=False)
         self.divisor: int = PREPROCESSING["pad_size_divisor"]
 
-    def heads(self, images: Tensor) -> list[Tensor]:
-        """Return what the heads say of ``[1, 3, H, W]``, before boxes are decoded and suppressed."""
+    def heads_of(self, pyramid: list[Tensor], extent: Tensor) -> list[Tensor]:
+        """Return what the heads say of an image's pyramid and :meth:`extent`, before boxes are decoded."""
+        raise NotImplementedError
+
+    def decoded(self, heads: list[Tensor], extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes ``[D, 4]``, scores and labels by what the heads say of an image."""
         raise NotImplementedError
 
     def head_names(self) -> tuple[str, ...]:
         """Return the names of the outputs of :meth:`heads`."""
         raise NotImplementedError
 
+    @torch.jit.export
+    def heads(self, images: Tensor) -> list[Tensor]:
+        """Return what the heads say of ``[1, 3, H, W]``, before boxes are decoded and suppressed."""
+        return self.heads_of(self.pyramid(images), self.extent(images))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find objects in an image."""
+        return self.decoded(self.heads(images), self.extent(images))
+
+    @torch.jit.unused
+    def run(self, images: Pixels) -> list[Found]:
+        """Map resized images ``[B, 3, H', W']`` to boxes ``[D, 4]`` in their pixels, scores and labels of each."""
+        with torch.inference_mode():
+            batch = torch.from_numpy(images).to(self.mean.device)
+            pyramid, extent = self.pyramid(batch), self.extent(batch)
+            found = []
+            for number in range(len(batch)):
+                heads = self.heads_of([level[number : number + 1] for level in pyramid], extent)
+                boxes, scores, labels = (part.cpu().numpy() for part in self.decoded(heads, extent))
+                found.append((boxes, scores, labels))
+        return found
+
+    @torch.jit.unused
+    def predict(self, source: Source, threshold: float = THRESHOLD) -> Prediction:
+        """Find objects in an image; for arguments and errors see :func:`hitdet_nni.deployment.prediction.predict`."""
+        return predict(self, source, threshold)
+
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Return the pyramid of ``[1, 3, H, W]``, normalised and then padded with zeros at the right and the bottom."""
+        """Return the pyramid of ``[B, 3, H, W]``, normalised and then padded with zeros at the right and the bottom."""
         x = (images.float() - self.mean) / self.std
         height, width = x.size(2), x.size(3)
         below = (height + self.divisor - 1) // self.divisor * self.divisor - height

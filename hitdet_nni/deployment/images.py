@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -32,18 +32,41 @@ def fit_image(image: Pixels, input_size: Size) -> Pixels:
     return np.ascontiguousarray(fitting[..., ::-1].transpose(2, 0, 1)[None])
 
 
-def detect(run: Callable[[Pixels], Found], image: Pixels, input_size: Size) -> Found:
-    """Find objects in an image.
+class Predictor(Protocol):
+    """A trained detector, whatever it runs by."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width that images are resized to fit."""
+
+    def run(self, images: Pixels) -> list[Found]:
+        """Map resized images ``[B, 3, H', W']``, red, green, blue, to what is found in each, boxes in their pixels."""
+
+
+def detect(detector: Predictor, images: Sequence[Pixels]) -> list[Found]:
+    """Find objects in images; those that are resized to the same size are run together.
 
     Args:
-        run: A detector of resized images ``[1, 3, H', W']``.
-        image: ``[H, W, 3]``, blue, green, red.
-        input_size: Height and width that the detector was trained for.
+        detector: The detector.
+        images: Each ``[H, W, 3]``, blue, green, red.
 
     Returns:
-        Boxes ``[D, 4]`` in pixels of the image, scores ``[D]`` and labels ``[D]``.
+        For each image boxes ``[D, 4]`` in its pixels, scores ``[D]`` and labels ``[D]``.
     """
-    fitting = fit_image(image, input_size)
-    boxes, scores, labels = run(fitting)
-    scale = np.array([image.shape[1] / fitting.shape[3], image.shape[0] / fitting.shape[2]] * 2, dtype=np.float32)
+    fitting = [fit_image(image, detector.input_size) for image in images]
+    found: dict[int, Found] = {}
+    for shape in dict.fromkeys(each.shape for each in fitting):
+        places = [place for place, each in enumerate(fitting) if each.shape == shape]
+        outputs = detector.run(np.concatenate([fitting[place] for place in places]))
+        found.update(zip(places, outputs, strict=True))
+    return [_in_pixels_of(image, fitting[place].shape, found[place]) for place, image in enumerate(images)]
+
+
+def _in_pixels_of(image: Pixels, fitted: tuple[int, ...], found: Found) -> Found:
+    boxes, scores, labels = found
+    scale = np.array([image.shape[1] / fitted[3], image.shape[0] / fitted[2]] * 2, dtype=np.float32)
     return boxes * scale, scores, labels

@@ -116,13 +116,12 @@ class OneStageDetector(Detector):
         """Return the class logits and box offsets by stride."""
         return tuple(f"{kind}_{stride}" for kind in ("logits", "offsets") for stride in self.bbox_head.strides)
 
-    @torch.jit.export
-    def heads(self, images: Tensor) -> list[Tensor]:
+    def heads_of(self, pyramid: list[Tensor], extent: Tensor) -> list[Tensor]:
         """Return the L class logits, then L box offsets, fine to coarse, of the shapes that the box head gives."""
-        outputs: list[Tensor] = self.bbox_head.heads(self.pyramid(images))
+        outputs: list[Tensor] = self.bbox_head.heads(pyramid)
         return outputs
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Find objects in an image."""
-        found: tuple[Tensor, Tensor, Tensor] = self.bbox_head(self.heads(images), self.extent(images))
+    def decoded(self, heads: list[Tensor], extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the towers find."""
+        found: tuple[Tensor, Tensor, Tensor] = self.bbox_head(heads, extent)
         return found

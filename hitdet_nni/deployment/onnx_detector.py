@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hitdet_nni.deployment.formats import INPUT, OUTPUTS
 from hitdet_nni.deployment.images import Found, Pixels
+from hitdet_nni.deployment.prediction import THRESHOLD, Prediction, Source, predict
 from hitdet_nni.deployment.timing.runtimes import open_session
 from hitdet_nni.errors import InputError
 
@@ -47,7 +48,10 @@ class OnnxDetector:
         height, width = about["input_size"]
         self.input_size = (int(height), int(width))
 
-    def run(self, images: Pixels) -> Found:
-        """Map a resized image ``[1, 3, H', W']`` to boxes ``[D, 4]`` in its pixels, scores and labels ``[D]``."""
-        boxes, scores, labels = self.session.run(None, {INPUT: images})
-        return boxes, scores, labels
+    def predict(self, source: Source, threshold: float = THRESHOLD) -> Prediction:
+        """Find objects in an image; for arguments and errors see :func:`hitdet_nni.deployment.prediction.predict`."""
+        return predict(self, source, threshold)
+
+    def run(self, images: Pixels) -> list[Found]:
+        """Map resized images ``[B, 3, H', W']``, one after the other, to what is found in each."""
+        return [tuple(self.session.run(None, {INPUT: image[None]})) for image in images]

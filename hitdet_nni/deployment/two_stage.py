@@ -163,19 +163,16 @@ class TwoStageDetector(Detector):
         by_level = [f"rpn_{kind}_{stride}" for kind in ("logits", "offsets") for stride in self.rpn_head.strides]
         return (*by_level, "rois", "logits", "offsets")
 
-    @torch.jit.export
-    def heads(self, images: Tensor) -> list[Tensor]:
+    def heads_of(self, pyramid: list[Tensor], extent: Tensor) -> list[Tensor]:
         """Return the proposal network's L logits and L box offsets; the RoIs ``[R, 4]``; their logits and offsets."""
-        pyramid = self.pyramid(images)
         proposals = self.rpn_head.heads(pyramid)
-        rois = self.rpn_head(proposals, self.extent(images))
+        rois = self.rpn_head(proposals, extent)
         outputs: list[Tensor] = list(proposals)
         outputs.append(rois)
         outputs.extend(self.roi_head.heads(pyramid, rois))
         return outputs
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Find objects in an image."""
-        heads = self.heads(images)
-        found: tuple[Tensor, Tensor, Tensor] = self.roi_head(heads[-2:], heads[-3], self.extent(images))
+    def decoded(self, heads: list[Tensor], extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the region head finds."""
+        found: tuple[Tensor, Tensor, Tensor] = self.roi_head(heads[-2:], heads[-3], extent)
         return found

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
-from hitdet_nni.deployment.images import Found, Pixels
 from hitdet_nni.deployment.loading import load_detector
 from hitdet_nni.io import WEIGHTS_FILE
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -22,12 +19,6 @@ def accuracies(one: Retraining, validation: CocoAnnotations) -> tuple[float, flo
     """Return the mAP of a retrained architecture on the images of choices, and on those of figures."""
     run = RunDirectory(one.folder)
     detector = load_detector(one.architecture, run.retrain / WEIGHTS_FILE)
-
-    @torch.inference_mode()
-    def find(images: Pixels) -> Found:
-        boxes, scores, labels = detector(torch.from_numpy(images))
-        return boxes.numpy(), scores.numpy(), labels.numpy()
-
-    found = Detections.of(find, one.architecture.skeleton.input_size, validation)
+    found = Detections.of(detector, validation)
     chosen, shown = (found.precisions(images)["mAP"] for images in halves_of(validation))
     return chosen, shown

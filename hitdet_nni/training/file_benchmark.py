@@ -58,7 +58,7 @@ def benchmark_file(
             allowed=f"those of {validation.source}: {', '.join(validation.classes_in_file_order[:5])}, ...",
         )
     files = [validation.images / name for name in validation.file_names]
-    metrics = Detections.of(detector.run, detector.input_size, validation).precisions()
+    metrics = Detections.of(detector, validation).precisions()
     count = min(timed_images, len(files))
     chosen = [fit_image(read_image(files[k * len(files) // count]), detector.input_size) for k in range(count)]
     times = _times(detector, chosen, rounds, pause)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
-from hitdet_nni.data.images.reading import read_image
-from hitdet_nni.deployment.images import Found, Pixels, detect
-from hitdet_nni.operators.costs import Size
+from hitdet_nni.deployment.images import Predictor
+from hitdet_nni.deployment.prediction import predict
 from hitdet_nni.runs.result import PRECISIONS
 
 
@@ -57,21 +56,12 @@ class Detections:
     found: tuple[dict[str, Any], ...]
 
     @classmethod
-    def of(cls, run: Callable[[Pixels], Found], input_size: Size, validation: CocoAnnotations) -> Detections:
-        """Run a detector on all validation images.
-
-        Args:
-            run: A detector of resized images ``[1, 3, H', W']``.
-            input_size: Height and width that it was trained for.
-            validation: The images.
-        """
+    def of(cls, detector: Predictor, validation: CocoAnnotations) -> Detections:
+        """Run a detector on all validation images."""
         found: list[dict[str, Any]] = []
         for image_id, name in zip(validation.image_ids, validation.file_names, strict=True):
-            outputs = detect(run, read_image(validation.images / name), input_size)
-            for (left, top, right, bottom), score, label in zip(*(each.tolist() for each in outputs), strict=True):
-                category = validation.file_category_ids[label]
-                box = [left, top, right - left, bottom - top]
-                found.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+            prediction = predict(detector, validation.images / name, 0)
+            found += prediction.coco_results(image_id, validation.file_category_ids)
         return cls(validation, tuple(found))
 
     def precisions(self, image_ids: Sequence[int] | None = None) -> dict[str, float]:

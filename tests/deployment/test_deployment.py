@@ -1,7 +1,6 @@
 """The found detector outside the framework: what its files say is what mmdet's detector says."""
 
 import ast
-import itertools
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
+from trained_detectors import KINDS, enliven
 
 from hitdet_nni import cli
 from hitdet_nni.config.architecture import Architecture, Provenance, load_architecture, save_architecture
@@ -37,7 +37,6 @@ from hitdet_nni.runs.benchmark import read_benchmark
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training import file_benchmark
 
-KINDS = ("faster_rcnn", "retinanet")
 SIZES = ((96, 96), (90, 83), (33, 64), (32, 32), (61, 130))
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 BLOCKED = "import sys\nsys.modules.update(dict.fromkeys({names}))  # importing one of them fails\n"
@@ -50,58 +49,6 @@ def images(count=5):
         rows, columns = SIZES[index % len(SIZES)]
         coarse = torch.randint(0, 256, (1, 3, rows // 8 + 1, columns // 8 + 1), generator=generator).float()
         yield torch.nn.functional.interpolate(coarse, (rows, columns), mode="bilinear").byte()
-
-
-def enliven(detector):
-    """Give a new detector weights with which it is sure of some things, and statistics that are not 0 and 1."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for part in detector.modules():
-            if isinstance(part, torch.nn.BatchNorm2d):
-                part.momentum = None  # the mean over all batches
-                part.weight.uniform_(0.8, 1.2, generator=generator)
-                part.bias.uniform_(-0.2, 0.2, generator=generator)
-        for name, parameter in detector.named_parameters():
-            if name.endswith(("fc_cls.weight", "rpn_cls.weight", "fc_reg.weight")):
-                parameter.mul_(40)
-            if name.endswith("retina_cls.weight"):
-                parameter.mul_(10)
-            if name.endswith("retina_cls.bias"):
-                parameter.fill_(-3)
-        detector.train()
-        for _ in range(2):
-            coarse = torch.randn(4, 3, 32, 32, generator=generator)
-            pyramid = detector.extract_feat(torch.nn.functional.interpolate(coarse, (256, 256), mode="bilinear"))
-            if hasattr(detector, "roi_head"):
-                corner = torch.rand(64, 2, generator=generator) * 128
-                rois = torch.cat([torch.zeros(64, 1), corner, corner + 16 + corner.flip(0)], dim=1)
-                detector.roi_head._bbox_forward(pyramid, rois)
-            else:
-                detector.bbox_head(pyramid)
-    return detector.eval()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny):
-    """For each kind the architecture, its trained weights, mmdet's detector and ours."""
-    found = {}
-    for kind in KINDS:
-        folder = tmp_path_factory.mktemp(kind)
-        overrides = {"skeleton.detector": kind, "skeleton.head_blocks": 1 if kind == "retinanet" else 2}
-        skeleton = load_settings("tiny", overrides).skeleton
-        labels = [layer.label for layer in skeleton.searched_layers()]
-        sample = dict(zip(labels, itertools.cycle(("conv_k3_d1", "ir_k3_d2_e3", "conv_k5_d1", "sep_k5_d2"))))
-        provenance = Provenance(classes=tuple("abcdefghij"))
-        architecture = Architecture(
-            schema_version=1, name=f"tiny {kind}", skeleton=skeleton, sample=sample, provenance=provenance
-        )
-        torch.manual_seed(0)
-        detector = enliven(build_detector(skeleton, sample, 10))
-        save_weights(detector, folder / "weights.pth")
-        save_architecture(architecture, folder / "found.json")
-        plain = load_detector(architecture, folder / "weights.pth")
-        found[kind] = SimpleNamespace(folder=folder, architecture=architecture, mmdet=detector, plain=plain)
-    return found
 
 
 @pytest.fixture(scope="module")

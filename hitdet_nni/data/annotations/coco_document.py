@@ -111,13 +111,17 @@ class CocoDocument:
     extra: Entry = field(default_factory=dict)
 
 
-def read_document(source: DocumentSource) -> CocoDocument:
+def read_document(source: DocumentSource, needed: Sequence[str] = LISTS) -> CocoDocument:
     """Read a file in whatever Unicode encoding JSON may have.
 
     Nothing is known of the entries of its lists then, but that they are objects.
 
+    Args:
+        source: The file.
+        needed: The lists that are read; the others, which COCO leaves out of the files of its test images, are empty.
+
     Raises:
-        InputError: If it cannot be read, is not JSON, or lacks one of the three lists.
+        InputError: If it cannot be read, is not JSON, or lacks a list that is needed.
     """
     try:
         content = source.ann.read_bytes()
@@ -126,7 +130,7 @@ def read_document(source: DocumentSource) -> CocoDocument:
     data, encoding = _parse(source, content)
     if type(data) is not dict:
         raise source.error(None, f"the top level is {show(data)}", "an object with images, annotations and categories")
-    lists = {name: _entries(source, data, name) for name in LISTS}
+    lists: dict[str, list[Entry]] = {name: _entries(source, data, name) if name in needed else [] for name in LISTS}
     made = data.get(_MADE)
     made = made if isinstance(made, dict) else {}
     parts, notes = (tuple(map(str, made.get(name) or ())) for name in ("parts", "notes"))

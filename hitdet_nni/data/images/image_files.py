@@ -49,6 +49,9 @@ _SUFFIXES: Final = {
 }
 """Format that the ending of a file's name says."""
 
+IMAGE_SUFFIXES: Final = frozenset(_SUFFIXES)
+"""Endings of the names of images, in small letters."""
+
 CUT_SHORT: Final = "cannot be decoded: the file is cut short"
 
 _PATTERNS: Final = tuple((re.compile(pattern, re.DOTALL), name) for pattern, name in _SIGNATURES.items())

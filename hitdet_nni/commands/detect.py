@@ -1,0 +1,163 @@
+"""``detect``: what a trained detector finds in images."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hitdet_nni.commands.shared.options import add_json, add_overwrite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hitdet_nni.data.images.reading import ImageError
+    from hitdet_nni.deployment.image_list import ListedImage
+    from hitdet_nni.deployment.images import Pixels, Predictor
+    from hitdet_nni.deployment.prediction import Prediction
+
+HELP_ORDER = 115
+HELP = "find objects in images, draw them and write them as COCO's results"
+EXAMPLE = "hitdet-nni detect runs/mine-retrained photos/ --out found"
+
+RESULTS = "detections.json"
+"""Name of the file of results."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``detect``."""
+    parser.add_argument("source", help="run directory, ONNX file of `export`, or architecture JSON with --weights")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (all below them) or patterns")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of a retraining (default: the run's)")
+    parser.add_argument(
+        "--out", "-o", type=Path, required=True, metavar="DIR", help=f"folder of the drawn images and {RESULTS}"
+    )
+    add_overwrite(parser)
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, help="score from which on objects count (default: %(default)s)"
+    )
+    parser.add_argument("--draw", action=BooleanOptionalAction, default=True, help="write the drawn images")
+    parser.add_argument(
+        "--ann",
+        type=Path,
+        metavar="FILE",
+        help="COCO annotation file whose numbers of images and categories the results are to have",
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="what it runs on (default: a GPU if torch finds one)")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images of equal size that run together (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads on a CPU (default: %(default)s)")
+    add_json(parser)
+
+
+def run(options: Namespace) -> int:
+    """Find objects in all images, and write them; what cannot be read is told, and the others go on.
+
+    Returns:
+        2 where an image could not be read, else 0.
+
+    Raises:
+        InputError: If an option is bad, there is no such detector or no such image, or results are there already.
+    """
+    import sys
+
+    from hitdet_nni.commands.shared.console import echo, json_text, refuse_existing
+    from hitdet_nni.data.images.reading import ImageError
+    from hitdet_nni.deployment.coco_numbers import CocoNumbers
+    from hitdet_nni.deployment.image_list import list_images
+    from hitdet_nni.io import write_json
+
+    _check(options)
+    listed = list_images(options.images)
+    results_file = options.out / RESULTS
+    refuse_existing(results_file, options.force)
+    detector = _opened(options)
+    classes = detector.classes
+    numbers = CocoNumbers.counted(classes) if options.ann is None else CocoNumbers.of_file(options.ann, classes)
+    ids = [numbers.image(one.name, place) for place, one in enumerate(listed)]
+    results: list[dict[str, Any]] = []
+    unread = 0
+    for first in range(0, len(listed), options.batch):
+        batch = listed[first : first + options.batch]
+        for image_id, one, found in zip(ids[first:], batch, _found(detector, batch, options.threshold), strict=False):
+            if isinstance(found, ImageError):
+                sys.stderr.write(f"hitdet-nni: {found}\n")
+                unread += 1
+                continue
+            results += [
+                {**result, "file_name": str(one.name), "category": name}
+                for result, name in zip(found.coco_results(image_id, numbers.categories), found.names, strict=True)
+            ]
+            if options.draw:
+                found.save(options.out / _drawing_name(one))
+            if not options.json:
+                echo(f"{one.name}: {found.summary()}")
+    write_json(results_file, results)
+    echo(json_text(results) if options.json else str(results_file))
+    if unread:
+        sys.stderr.write(f"hitdet-nni: {unread} of {len(listed)} images could not be read\n")
+    return 2 if unread else 0
+
+
+def _check(options: Namespace) -> None:
+    from hitdet_nni.errors import InputError
+
+    for name, value in (("--batch", options.batch), ("--threads", options.threads)):
+        if value < 1:
+            raise InputError(f"got {value}", source=name, allowed="1 or more")
+    if not 0 <= options.threshold <= 1:
+        raise InputError(f"got {options.threshold}", source="--threshold", allowed="0 to 1")
+
+
+def _opened(options: Namespace) -> Predictor:
+    """Return the detector of a run, an architecture and weights, or an ONNX file.
+
+    Raises:
+        InputError: If it cannot be had, or not on that device.
+    """
+    from hitdet_nni.commands.shared.trained import trained_source
+    from hitdet_nni.engine.process import prepare_process
+    from hitdet_nni.errors import InputError
+
+    if Path(options.source).suffix == ".onnx":
+        if options.weights is not None:
+            raise InputError("has no meaning with an ONNX file", key="--weights", allowed="a run, or an architecture")
+        if options.device == "cuda":
+            raise InputError("got cuda with an ONNX file", key="--device", allowed="cpu")
+        prepare_process(options.threads)
+        from hitdet_nni.deployment.onnx_detector import OnnxDetector
+
+        return OnnxDetector(Path(options.source), options.threads)
+    architecture, weights = trained_source(options.source, options.weights)
+    prepare_process(options.threads)
+    import torch
+
+    from hitdet_nni.deployment.loading import load_detector
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch finds no GPU", key="--device", allowed="cpu")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_detector(architecture, weights).to(device)
+
+
+def _found(detector: Predictor, batch: Sequence[ListedImage], threshold: float) -> list[Prediction | ImageError]:
+    """Return what is found in each image, or why it could not be read."""
+    from hitdet_nni.data.images.reading import ImageError
+    from hitdet_nni.deployment.prediction import pixels_of, predict_all
+
+    read: list[Pixels | ImageError] = []
+    for one in batch:
+        try:
+            read.append(pixels_of(one.file, detector.input_size))
+        except ImageError as error:
+            read.append(error)
+    images = [each for each in read if not isinstance(each, ImageError)]
+    predictions = iter(predict_all(detector, images, threshold))
+    return [each if isinstance(each, ImageError) else next(predictions) for each in read]
+
+
+def _drawing_name(one: ListedImage) -> Path:
+    """Return the name of the drawing: the image's, in a format that every program shows."""
+    kept = one.name.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+    return Path(one.name if kept else one.name.with_name(f"{one.name.name}.png"))

@@ -1,0 +1,84 @@
+"""The numbers that COCO's results format has for images and classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from hitdet_nni.data.annotations.coco_document import DocumentSource, read_document
+from hitdet_nni.errors import InputError
+
+
+@dataclass(frozen=True)
+class CocoNumbers:
+    """Numbers of images and classes.
+
+    Attributes:
+        categories: Number of each class, in the order of the labels.
+        images: Number of each image by its name; ``None``: they are numbered in their order, from 1.
+        source: The annotation file, if there is one.
+    """
+
+    categories: tuple[int, ...]
+    images: Mapping[str, int] | None = None
+    source: Path | None = None
+
+    @classmethod
+    def counted(cls, classes: Sequence[str]) -> CocoNumbers:
+        """Number the classes in the order of their labels, and the images in theirs, from 1."""
+        return cls(tuple(range(1, len(classes) + 1)))
+
+    @classmethod
+    def of_file(cls, ann: Path, classes: Sequence[str]) -> CocoNumbers:
+        """Take the numbers of an annotation file.
+
+        Args:
+            ann: The file, in COCO's format.
+            classes: Class names in the order of the labels.
+
+        Raises:
+            InputError: If it cannot be read, or lacks a class.
+        """
+        source = DocumentSource(ann, "--ann")
+        document = read_document(source, ("images", "categories"))
+        numbers = {
+            source.of_type(f"categories[{place}]", entry, "name", str, "a name"): source.of_type(
+                f"categories[{place}]", entry, "id", int, "a whole number"
+            )
+            for place, entry in enumerate(document.categories)
+        }
+        missing = [name for name in classes if name not in numbers]
+        if missing:
+            raise InputError(f"has no category {missing[0]!r}", source=ann, allowed="all classes of the detector")
+        names = [
+            source.of_type(f"images[{place}]", entry, "file_name", str, "a file name")
+            for place, entry in enumerate(document.images)
+        ]
+        ids = [
+            source.of_type(f"images[{place}]", entry, "id", int, "a whole number")
+            for place, entry in enumerate(document.images)
+        ]
+        bases = Counter(PurePath(name).name for name in names)
+        images = {PurePath(name).name: number for name, number in zip(names, ids, strict=True)}
+        images = {name: number for name, number in images.items() if bases[name] == 1}
+        images |= {str(PurePath(name)): number for name, number in zip(names, ids, strict=True)}
+        return cls(tuple(numbers[name] for name in classes), images, ann)
+
+    def image(self, name: PurePath, place: int) -> int:
+        """Return the number of an image.
+
+        Args:
+            name: Its path below the folder that was named, else its file name.
+            place: Its place in the list, from 0.
+
+        Raises:
+            InputError: If the annotation file has no image of that name, or several.
+        """
+        if self.images is None:
+            return place + 1
+        number = self.images.get(str(name), self.images.get(name.name))
+        if number is None:
+            raise InputError(f"has no image {name}, or several of that file name", source=self.source)
+        return number

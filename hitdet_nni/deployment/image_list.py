@@ -1,0 +1,71 @@
+"""The images that a user names: files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from hitdet_nni.data.images.image_files import IMAGE_SUFFIXES
+from hitdet_nni.errors import InputError
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image that was named.
+
+    Attributes:
+        file: The file.
+        name: Its path below the folder that was named, else its file name; no two of a list have the same.
+    """
+
+    file: Path
+    name: PurePath
+
+
+def list_images(words: Sequence[str | Path]) -> list[ListedImage]:
+    """Return the images that files, folders and patterns name, each once, in the order of the words and by their names.
+
+    Of a folder these are all files below it whose names end as those of images do, hidden ones left out.
+
+    Raises:
+        InputError: If a word names none.
+    """
+    found: dict[Path, PurePath] = {}
+    for word in words:
+        named = list(_named(str(word)))
+        if not named:
+            folder = Path(word).is_dir()
+            problem = "holds no image" if folder else "no such file, and no pattern that a file fits"
+            allowed = f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))}" if folder else None
+            raise InputError(problem, source=str(word), allowed=allowed)
+        for file, name in named:
+            found.setdefault(file.resolve(), name)
+    taken: set[PurePath] = set()
+    listed = []
+    for file, name in found.items():
+        own, number = name, 1
+        while own in taken:
+            number += 1
+            own = name.with_stem(f"{name.stem}-{number}")
+        taken.add(own)
+        listed.append(ListedImage(file, own))
+    return listed
+
+
+def _named(word: str) -> Iterator[tuple[Path, PurePath]]:
+    """Yield the files that a word names, each with its name."""
+    path = Path(word)
+    if path.is_file():
+        yield path, PurePath(path.name)
+    elif path.is_dir():
+        for file in sorted(path.rglob("*")):
+            below = file.relative_to(path)
+            hidden = any(part.startswith(".") for part in below.parts)
+            if file.suffix.lower() in IMAGE_SUFFIXES and not hidden and file.is_file():
+                yield file, below
+    else:
+        for match in sorted(glob.glob(word, recursive=True)):  # noqa: PTH207  (the pattern may be absolute)
+            if Path(match).is_file():
+                yield Path(match), PurePath(Path(match).name)

@@ -1,0 +1,200 @@
+"""The command that finds objects in images."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from hitdet_nni import cli
+from hitdet_nni.config.architecture import load_architecture, save_architecture
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.deployment.formats import export_model
+from hitdet_nni.deployment.image_list import list_images
+from hitdet_nni.errors import InputError
+from hitdet_nni.io import read_json
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.training.precisions import box_precisions
+from hitdet_nni.training.retrain import evaluate
+
+
+@pytest.fixture(scope="module")
+def retrained(made, tmp_path_factory):
+    """A run directory with an architecture and weights."""
+    case = made["faster_rcnn"]
+    run = RunDirectory(tmp_path_factory.mktemp("run") / "mine")
+    run.open(load_settings("tiny"))
+    save_architecture(case.architecture, run.architecture)
+    run.retrain.mkdir()
+    shutil.copy(case.folder / "weights.pth", run.retrain)
+    return run
+
+
+@pytest.fixture
+def photographs(tmp_path, tiny_data):
+    """Ten images, one of them lying on its side with an EXIF orientation, and a broken one in the middle."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = tiny_data.train.file_names[:10]
+    for number, name in enumerate(names):
+        if number == 3:
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            upright = Image.open(tiny_data.train.images / name).convert("RGB")
+            upright.transpose(Image.Transpose.ROTATE_90).save(folder / name, exif=exif, quality=100)
+        else:
+            shutil.copy(tiny_data.train.images / name, folder)
+    return folder
+
+
+def detect(*words):
+    return cli.main(["detect", *map(str, words)])
+
+
+def test_ten_photographs_one_turned_and_one_broken(retrained, photographs, tmp_path, capsys):
+    (photographs / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    (photographs / "notes.txt").write_text("no image")
+    out = tmp_path / "found"
+    assert detect(retrained.path, photographs, "--out", out, "--threshold", 0.4) == 2
+    said = capsys.readouterr()
+    broken, end = said.err.splitlines()
+    assert "broken.jpg" in broken
+    assert "cut short" in broken
+    assert end == "hitdet-nni: 1 of 11 images could not be read"
+    assert len(said.out.splitlines()) == 11
+    assert said.out.splitlines()[-1] == str(out / "detections.json")
+    results = read_json(out / "detections.json")
+    drawings = sorted(path.name for path in out.iterdir() if path.suffix != ".json")
+    assert drawings == sorted(
+        path.name for path in photographs.iterdir() if path.name not in ("broken.jpg", "notes.txt")
+    )
+    assert results
+    assert min(result["score"] for result in results) >= 0.4
+    numbered = sorted(path.name for path in photographs.iterdir() if path.suffix != ".txt")
+    assert all(numbered[result["image_id"] - 1] == result["file_name"] for result in results)
+    assert all("abcdefghij"[result["category_id"] - 1] == result["category"] for result in results)
+    for name in drawings:
+        drawn, image = cv2.imread(str(out / name)), cv2.imread(str(photographs / name))
+        assert drawn.shape == image.shape
+        seen = sum(result["file_name"] == name for result in results)
+        assert bool(np.abs(drawn.astype(int) - image).max() > 60) == bool(seen)
+    assert detect(retrained.path, photographs, "--out", out) == 2
+    assert "detections.json" in capsys.readouterr().err
+
+
+def test_the_results_are_what_evaluate_counts(retrained, tiny_data, tmp_path, capsys):
+    ann = tmp_path / "named.json"
+    document = read_json(tiny_data.val.ann)
+    for category in document["categories"]:  # by the architecture's classes
+        category["name"] = "abcdefghij"[tiny_data.val.file_category_ids.index(category["id"])]
+    ann.write_text(json.dumps(document))
+    options = ["--threshold", 0, "--no-draw", "--ann", ann]
+    assert detect(retrained.path, tiny_data.val.images, "--out", tmp_path / "a", *options) == 0
+    results = read_json(tmp_path / "a" / "detections.json")
+    assert {result["image_id"] for result in results} == set(tiny_data.val.image_ids)
+    ours = box_precisions(COCO(str(tiny_data.val.ann)), results, tiny_data.val.file_category_ids)
+    weights, settings = retrained.retrain / "weights.pth", load_settings(retrained.config)
+    theirs = evaluate(load_architecture(retrained.architecture), weights, settings, tiny_data)
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["detections.json"]
+
+
+def test_a_file_an_architecture_and_a_run_say_the_same(made, retrained, photographs, tmp_path, capsys):
+    case = made["faster_rcnn"]
+    export_model(case.architecture, case.folder / "weights.pth", tmp_path / "mine.onnx", "onnx")
+    architecture = [case.folder / "found.json", "--weights", case.folder / "weights.pth"]
+    found = []
+    for number, source in enumerate(([retrained.path, "--batch", 4], architecture, [tmp_path / "mine.onnx"])):
+        options = ["--out", tmp_path / str(number), "--no-draw", "--json"]
+        assert detect(source[0], photographs, *source[1:], *options) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        assert found[-1] == read_json(tmp_path / str(number) / "detections.json")
+    assert len(found[0]) > 10
+    for other in found[1:]:
+        assert len(other) == len(found[0])
+        for one, same in zip(found[0], other, strict=True):
+            assert one["bbox"] == pytest.approx(same["bbox"], abs=0.1)
+            assert (one["file_name"], one["category"]) == (same["file_name"], same["category"])
+
+
+def test_files_folders_and_patterns(tmp_path, monkeypatch):
+    for name in ("b.jpg", "a.PNG", "deep/c.webp", ".hidden/d.jpg", "deep/e.txt", "other/a.PNG", "frame.data"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    monkeypatch.chdir(tmp_path)
+
+    def names(*words):
+        return [str(one.name) for one in list_images(words)]
+
+    assert names(".") == ["a.PNG", "b.jpg", "deep/c.webp", "other/a.PNG"]
+    assert names("b.jpg", ".") == ["b.jpg", "a.PNG", "deep/c.webp", "other/a.PNG"]
+    assert names("*.jpg", tmp_path / "b.jpg") == ["b.jpg"]
+    assert names(str(tmp_path / "**" / "*.PNG")) == ["a.PNG", "a-2.PNG"]  # two files of one name
+    assert names("frame.data") == ["frame.data"]  # named by its own name it is tried
+    for word, part in (
+        ("none.jpg", "no such file"),
+        ("*.gif", "no such file"),
+        ("deep/none", "no such"),
+        (".hidden/x", "no"),
+    ):
+        with pytest.raises(InputError, match=part):
+            list_images([word])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds no image; allowed: files that end in .*\.jpg"):
+        list_images(["empty"])
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--threshold", "2"], ["--threshold", "0 to 1"]),
+        (["--batch", "0"], ["--batch", "1 or more"]),
+        (["--threads", "0"], ["--threads"]),
+        (["--device", "cuda"], ["GPU", "cpu"]),
+        (["--weights", "none.pth"], ["none.pth"]),
+        (["--ann", "none.json"], ["none.json"]),
+        (["--ann", "other.json"], ["other.json", "no category 'a'"]),
+        (["--ann", "few.json"], ["few.json", "has no image"]),
+        (["--ann", "bad.json"], ["bad.json", "categories[0]"]),
+        (["none.jpg"], ["none.jpg"]),
+    ],
+)
+def test_bad_input_is_one_line(retrained, photographs, tmp_path, monkeypatch, capsys, words, names):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    categories = [{"id": number, "name": name} for number, name in enumerate("abcdefghij")]
+    images = [{"id": 1, "file_name": "x.jpg"}]
+    other = {"images": images, "categories": [{"id": 1, "name": "z"}]}
+    few = {"images": images, "categories": categories}
+    bad = {"images": images, "categories": [{"id": "1", "name": "a"}]}
+    for name, content in (("other", other), ("few", few), ("bad", bad)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert detect(retrained.path, photographs, *words, "--out", tmp_path / "found") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert all(name in line for name in names), line
+    assert not (tmp_path / "found").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "part"),
+    [
+        ("mine.onnx", [], "no such file"),
+        ("folder", [], "not a run directory"),
+        ("found.json", [], "--weights"),
+        ("text.onnx", [], "cannot be opened"),
+        ("text.onnx", ["--weights", "w.pth"], "--weights"),
+        ("text.onnx", ["--device", "cuda"], "--device"),
+    ],
+)
+def test_what_is_no_detector_is_refused(photographs, tmp_path, monkeypatch, capsys, source, words, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.onnx").write_text("nothing")
+    assert detect(source, photographs, *words, "--out", "found") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert part in line
+    assert not (tmp_path / "found").exists()
