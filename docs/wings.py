@@ -18,6 +18,7 @@ BEGIN, END = "<!-- begin wings: written by docs/wings.py -->", "<!-- end wings -
 
 WINGS = (
     "cli",
+    "api",
     "commands",
     "integration",
     "studies",

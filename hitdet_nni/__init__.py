@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hitdet_nni.compat import import_guard, mmcv_ops
 
 if TYPE_CHECKING:
+    from hitdet_nni.api import Run, load, search
     from hitdet_nni.config.architecture import Architecture, load_architecture
     from hitdet_nni.config.skeleton import Skeleton
     from hitdet_nni.errors import InputError
@@ -27,9 +28,12 @@ __all__ = [
     "ColumnSparseDARTS",
     "HitDetectorSpace",
     "InputError",
+    "Run",
     "Skeleton",
     "build_detector",
+    "load",
     "load_architecture",
+    "search",
 ]
 
 # NNI 3.0 warns of every torch.nn class that is newer than itself.
@@ -40,6 +44,9 @@ mmcv_ops.install()
 import_guard.install()
 
 _HOMES = {
+    "search": "api",
+    "load": "api",
+    "Run": "api",
     "Architecture": "config.architecture",
     "load_architecture": "config.architecture",
     "InputError": "errors",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,34 +59,26 @@ def run(options: Namespace) -> None:
     from dataclasses import asdict
 
     from hitdet_nni.commands.shared.console import console, echo, json_text
-    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.commands.shared.stages import run_front
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.settings import load_settings
-    from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine import distributed
-    from hitdet_nni.errors import InputError
     from hitdet_nni.runs.run_directory import find_run
 
-    for name, value, least in (("--samples", options.samples, 8), ("--images", options.images, 1)):
-        if value < least:
-            raise InputError(f"got {value}", source=name, allowed=f"{least} or more")
-    for budget in options.budget:
-        if not 0 < budget < math.inf:
-            raise InputError(f"got {budget:g}", source="--budget", allowed="numbers above 0")
     found = find_run(options.out)
     architecture = load_architecture(found.architecture)
-    settings = load_settings(found.config)
-    key, table = _unit(options, found, settings)
-    if found.front.exists() and not (options.resume or options.force):
-        raise InputError("exists already", source=found.front, allowed="--resume, or --force")
-    with at_work(options, f"{options.out}, {key}") as view:
-        data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
-        load_libraries(view, settings)
-        from hitdet_nni.nas.run_front import FrontRequest, find_front
-
-        asked = FrontRequest(key, tuple(options.budget), table, options.samples, options.images, options.force)
-        with found.timed("front"):
-            rows = find_front(found, settings, data, asked)
+    key, table = _unit(options, found, load_settings(found.config))
+    rows = run_front(
+        found,
+        key,
+        options.budget,
+        table,
+        options.samples,
+        options.images,
+        force=options.force,
+        resume=options.resume,
+        as_json=options.json,
+    )
     if not distributed.launched_as_main():
         return
     if options.json:

@@ -47,41 +47,22 @@ def run(options: Namespace) -> None:
         InputError: If the config, the data, what is named or the run directory is bad.
     """
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
-    from hitdet_nni.commands.shared.work import at_work, load_libraries
-    from hitdet_nni.data.sources import open_data
-    from hitdet_nni.engine import distributed
-    from hitdet_nni.nas.checks import check_classes, check_initial_weights
-    from hitdet_nni.nas.provenance import keep_architecture, transferred
+    from hitdet_nni.commands.shared.stages import run_retraining
     from hitdet_nni.runs.run_directory import RunDirectory
 
     settings = settings_of(options)
     architectures, supernet = _start(options)
-    check_initial_weights(settings, supernet)
-    run_directory = RunDirectory(options.out)
-    with at_work(options, f"{options.config}, {', '.join(one.name for one in architectures)}") as view:
-        images = open_data(settings.data, settings.seed, architectures[0].skeleton.input_size)
-        if settings.retrain.transfer:
-            architectures = [transferred(one, settings, images.classes) for one in architectures]
-        check_classes(architectures[0], images)
-        load_libraries(view, settings)
-        from hitdet_nni.pipeline import retrain_architecture
-        from hitdet_nni.training.retrain import check_start
-
-        check_start(settings, supernet)
-        run_directory.open(settings, force=options.force, resume=options.resume)
-        architecture = architectures[0]
-        if len(architectures) > 1:
-            from hitdet_nni.studies.successive_halving import best_by_halving
-
-            with run_directory.timed("rungs"):
-                architecture = best_by_halving(architectures, settings, options.out / "rungs")
-        if distributed.is_main():
-            keep_architecture(run_directory, architecture)
-        with run_directory.timed("retrain"):
-            result = retrain_architecture(
-                run_directory, architecture, settings, images, resume=options.resume, inherit=supernet
-            )
-    echo(json_text(result) if options.json else str(run_directory.metrics))
+    result = run_retraining(
+        options.out,
+        settings,
+        options.config,
+        architectures,
+        supernet,
+        force=options.force,
+        resume=options.resume,
+        as_json=options.json,
+    )
+    echo(json_text(result) if options.json else str(RunDirectory(options.out).metrics))
 
 
 def _start(options: Namespace) -> tuple[list[Architecture], Path | None]:
@@ -116,10 +97,8 @@ def _points(options: Namespace) -> list[Architecture]:
     Raises:
         InputError: If another one is named, too, or the front has none within it, or fewer than are wanted.
     """
-    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.commands.shared.stages import front_points
     from hitdet_nni.errors import InputError
-    from hitdet_nni.nas.provenance import with_sample
-    from hitdet_nni.runs.front import points_within, read_front
     from hitdet_nni.runs.run_directory import find_run
 
     for key, value in (("--architecture", options.architecture), ("--inherit", options.inherit)):
@@ -127,19 +106,4 @@ def _points(options: Namespace) -> list[Architecture]:
             raise InputError("is given beside --front", key=key, allowed="one of them")
     if options.budget is None:
         raise InputError("is missing", key="--budget", allowed="a cost, in the front's unit")
-    if options.top < 1:
-        raise InputError(f"got {options.top}", key="--top", allowed="1 or more")
-    found = find_run(options.front)
-    within = points_within(read_front(found.front_table), options.budget)
-    point, *others = within
-    if len(within) < options.top:
-        raise InputError(
-            f"got {options.top}", key="--top", allowed=f"{len(within)} or fewer, as {found.front_table} has"
-        )
-    architecture = load_architecture(found.front / f"{point.name}.json")
-    if architecture.sample != point.sample:
-        raise InputError(
-            f"is not {point.name} of {found.front_table}", source=found.front, allowed="the front written anew: --force"
-        )
-    others = others[: options.top - 1]
-    return [architecture, *(with_sample(architecture, row.name, row.sample) for row in others)]
+    return front_points(find_run(options.front), options.budget, options.top)

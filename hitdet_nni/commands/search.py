@@ -33,37 +33,18 @@ def run(options: Namespace) -> None:
         InputError: If the config, the data, the search space or the run directory is bad.
     """
     from hitdet_nni.commands.shared.console import echo, settings_of
-    from hitdet_nni.commands.shared.work import at_work, load_libraries
-    from hitdet_nni.config.search_space import load_search_space, save_search_space
-    from hitdet_nni.data.sources import open_data
-    from hitdet_nni.nas.checks import check_budget, whole_space
+    from hitdet_nni.commands.shared.stages import run_search
+    from hitdet_nni.config.search_space import load_search_space
+    from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
 
     settings = settings_of(options)
     given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
-    whole = whole_space(settings)
     if options.dry_run:
-        _tell_outlook(settings, whole, given)
+        _tell_outlook(settings, whole_space(settings), given)
         return
-    run_directory = RunDirectory(options.out)
-    with at_work(options, options.config) as view:
-        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
-        check_budget(whole if given is None else given, settings, len(images.classes))
-        load_libraries(view, settings)
-        from hitdet_nni.pipeline import screen, search
-
-        only_screened = run_directory.sub_spaces.is_file() and not run_directory.architecture.exists()
-        resume = options.resume or (only_screened and not options.force)
-        run_directory.open(settings, force=options.force, resume=resume)
-        if given is not None:
-            save_search_space(given, run_directory.sub_spaces)
-            space = given
-        else:
-            with run_directory.timed("screening"):
-                space = screen(run_directory, whole, settings, images)
-        with run_directory.timed("search"):
-            search(run_directory, space, settings, images)
-    echo(str(run_directory.architecture))
+    run_search(options.out, settings, options.config, given, force=options.force, resume=options.resume)
+    echo(str(RunDirectory(options.out).architecture))
 
 
 def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | None) -> None:

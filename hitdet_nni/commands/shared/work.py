@@ -6,7 +6,8 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.engine import distributed
@@ -16,16 +17,27 @@ from hitdet_nni.engine.progress_view import LineView, View, ViewHandler, view_on
 from hitdet_nni.runs.run_directory import RunDirectory
 
 
-@contextmanager
-def at_work(options: Namespace, config: object) -> Iterator[View]:
-    """Say that the work begins, keep others out of the run directory, and show how far the work is until it ends.
-
-    The process joins those that ``torchrun`` started beside it, of which the main one speaks. With ``--json`` standard
-    output is left to the result, and what is seen goes to standard error.
+def at_work(options: Namespace, config: object) -> AbstractContextManager[View]:
+    """Do :func:`working` for a command.
 
     Args:
         options: The command's options.
         config: What the work is on, for the first line.
+    """
+    return working(options.out, options.command, config, as_json=getattr(options, "json", False))
+
+
+@contextmanager
+def working(out: Path, name: str, config: object, *, as_json: bool = False) -> Iterator[View]:
+    """Say that the work begins, keep others out of the run directory, and show how far the work is until it ends.
+
+    The process joins those that ``torchrun`` started beside it, of which the main one speaks.
+
+    Args:
+        out: The run directory.
+        name: What the work is called.
+        config: What the work is on, for the first line.
+        as_json: Leave standard output to the result: what is seen goes to standard error.
 
     Yields:
         What shows the progress.
@@ -35,7 +47,6 @@ def at_work(options: Namespace, config: object) -> Iterator[View]:
         StoppedError: In place of accidents of the work.
         KeyboardInterrupt: A person has ended it.
     """
-    as_json = getattr(options, "json", False)
     stream = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:
@@ -45,10 +56,10 @@ def at_work(options: Namespace, config: object) -> Iterator[View]:
     main = distributed.launched_as_main()
     view = view_on(stream, write) if main else LineView(lambda text: None)
     shown = listening(view) if main and not (as_json and isinstance(view, LineView)) else nullcontext()
-    held = RunDirectory(options.out).held() if main else nullcontext()
-    with held, view, shown, log_to_console(view if main else LineView(write), main), translate_io_errors(options.out):
+    held = RunDirectory(out).held() if main else nullcontext()
+    with held, view, shown, log_to_console(view if main else LineView(write), main), translate_io_errors(out):
         if main and not as_json:
-            view.echo(f"{options.command}: {config}, files in {options.out}")
+            view.echo(f"{name}: {config}, files in {out}")
         distributed.init()
         try:
             yield view

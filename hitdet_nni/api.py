@@ -1,0 +1,291 @@
+"""The whole product in a few lines of Python: search, retrain, predict; the same stages and files as the commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.errors import InputError
+from hitdet_nni.io import WEIGHTS_FILE, read_json
+from hitdet_nni.nas.checks import check_classes
+from hitdet_nni.runs.run_directory import find_run
+
+if TYPE_CHECKING:
+    from hitdet_nni.deployment import Format
+    from hitdet_nni.deployment.detector import Detector
+    from hitdet_nni.runs.front import FrontRow
+
+RUNS = Path("runs")
+"""Folder of the run directories that nothing else is said of."""
+
+StrPath = str | os.PathLike[str]
+
+
+class Run:
+    """A run directory: a search, its result, and what was made of it.
+
+    Args:
+        path: A run directory; :func:`load` refuses others.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        self.path = Path(path)
+        self._files = find_run(self.path)
+
+    def __repr__(self) -> str:
+        """Name the directory."""
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return the run for a notebook: what was found, and what it reaches."""
+        lines = {"run": str(self.path), **self._facts()}
+        rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in lines.items())
+        return f"<table>{rows}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        if not self._files.architecture.exists():
+            return {"state": "not searched to its end"}
+        facts = {"architecture": self.architecture.name, "classes": ", ".join(self.architecture.provenance.classes)}
+        if self._files.metrics.exists():
+            metrics = self.metrics
+            facts |= {"parameters": f"{metrics['params_m']:.3g} M", "GFLOPs": f"{metrics['gflops']:.3g}"}
+            facts["mAP"] = f"{metrics['mAP']:.3f}"
+        return facts
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that it was made with."""
+        return load_settings(self._files.config)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the search has found, or what was trained.
+
+        Raises:
+            InputError: If there is none yet.
+        """
+        return load_architecture(self._files.architecture)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """COCO metrics and cost of the trained detector, as ``metrics.json`` has them.
+
+        Raises:
+            InputError: If nothing was trained yet.
+        """
+        return dict(read_json(self._files.metrics))
+
+    def front(
+        self,
+        budgets: Sequence[float] = (),
+        *,
+        samples: int = 192,
+        images: int = 96,
+        force: bool = False,
+        resume: bool = False,
+    ) -> tuple[FrontRow, ...]:
+        """Find architectures of every cost in the supernet, as ``hitdet-nni front`` does.
+
+        Args:
+            budgets: Costs at which an architecture is wanted besides, in the unit of the search's budget, else GFLOPs.
+            samples: Architectures tried.
+            images: Images that they are tried on.
+            force: Remove the front that is there.
+            resume: Go on with one that was interrupted, or return it if it has ended.
+
+        Returns:
+            The architectures that were compared at last, by ascending cost.
+
+        Raises:
+            InputError: If the search has not ended, a number is out of range, or a front is there.
+        """
+        from hitdet_nni.commands.shared.stages import run_front  # noqa: PLC0415
+        from hitdet_nni.cost.latency_table import load_latency_table  # noqa: PLC0415
+
+        budget = self.settings.search.budget
+        key = "gflops" if budget is None else budget.key
+        table = load_latency_table(self._files.latency) if self._files.latency.exists() else None
+        return run_front(self._files, key, budgets, table, samples, images, force=force, resume=resume)
+
+    def retrain(
+        self,
+        *,
+        budget: float | None = None,
+        top: int = 1,
+        out: StrPath | None = None,
+        settings: Mapping[str, object] | None = None,
+        inherit: bool = False,
+        force: bool = False,
+        resume: bool = False,
+    ) -> Detector:
+        """Train the architecture from new weights, evaluate it, and return the detector.
+
+        Args:
+            budget: Take the best of the front within this cost instead of what the search has found.
+            top: With a budget: choose among so many of the front by short trainings.
+            out: Run directory (default: this one; with a budget ``<this one>-retrained-<budget>``).
+            settings: Dotted keys and their values that are changed, e.g. ``{"retrain.epochs": 50}``; these need another
+                directory.
+            inherit: Start from the supernet's weights.
+            force: Remove the results that are in another directory.
+            resume: Go on where an earlier call stopped; in this directory that needs no word.
+
+        Raises:
+            InputError: If there is no architecture, or the images, settings or the directory are bad.
+        """
+        from hitdet_nni.commands.shared.stages import front_points, run_retraining  # noqa: PLC0415
+
+        architectures = [self.architecture] if budget is None else front_points(self._files, budget, top)
+        if budget is None and top != 1:
+            raise InputError("has no meaning without a budget", key="top", allowed="with budget=...")
+        if out is None and (settings or force):
+            raise InputError("is missing", key="out", allowed="another directory, for other settings or with force")
+        elsewhere = self.path.with_name(f"{self.path.name}-retrained-{budget:g}") if budget is not None else self.path
+        folder = elsewhere if out is None else Path(out)
+        run_retraining(
+            folder,
+            load_settings(self._files.config, settings),
+            self.path.name,
+            architectures,
+            self._files.supernet if inherit else None,
+            force=force,
+            resume=resume or folder == self.path,
+        )
+        return load(folder).detector()
+
+    def detector(self, device: str = "cpu") -> Detector:
+        """Return the trained detector, a plain module of torch for inference.
+
+        Args:
+            device: Where it computes, as torch names devices.
+
+        Raises:
+            InputError: If nothing was trained yet.
+        """
+        from hitdet_nni.deployment.loading import load_detector  # noqa: PLC0415
+
+        return load_detector(self.architecture, self._weights()).to(device)
+
+    def evaluate(self, settings: Mapping[str, object] | None = None) -> dict[str, float]:
+        """Return COCO metrics of the trained detector on the validation images, measured now.
+
+        Args:
+            settings: Dotted keys and their values that are changed, e.g. ``{"data.val_ann": ..., "data.val_images":
+                ...}`` for other images.
+
+        Raises:
+            InputError: If nothing was trained yet, or the images are bad or of other classes.
+        """
+        changed = load_settings(self._files.config, settings)
+        architecture, weights = self.architecture, self._weights()
+        images = open_data(changed.data, changed.seed, architecture.skeleton.input_size)
+        check_classes(architecture, images)
+        prepare_process(changed.threads)
+        from hitdet_nni.training.retrain import evaluate  # noqa: PLC0415
+
+        return evaluate(architecture, weights, changed, images)
+
+    def export(
+        self, path: StrPath | None = None, *, kind: Format = "onnx", raw_heads: bool = False, force: bool = False
+    ) -> Path:
+        """Write the trained detector as a file that runs without this package.
+
+        Args:
+            path: The file (default: ``detector.onnx``, ``.pt`` or ``.pt2`` in the run directory).
+            kind: Its format.
+            raw_heads: Write what the heads say, before boxes are decoded and suppressed.
+            force: Overwrite the file.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: If nothing was trained yet, the file exists, or a package is missing.
+        """
+        from hitdet_nni.deployment.formats import export_model  # noqa: PLC0415
+
+        suffix = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+        if kind not in suffix:
+            raise InputError(f"got {kind!r}", key="kind", allowed=suffix)
+        file = self.path / f"detector{suffix[kind]}" if path is None else Path(path)
+        if file.exists() and not force:
+            raise InputError("exists already", source=file, allowed="another file, or force=True")
+        export_model(self.architecture, self._weights(), file, kind, raw_heads=raw_heads)
+        return file
+
+    def report(self, path: StrPath | None = None, *, images: int = 6) -> Path:
+        """Write the run's page and return it.
+
+        Args:
+            path: The file (default: ``report.html`` in the run directory).
+            images: Validation images to show detections on.
+        """
+        from hitdet_nni.report.page import write_report  # noqa: PLC0415
+
+        return write_report(self.path, None if path is None else Path(path), images=images)
+
+    def _weights(self) -> Path:
+        weights = self._files.retrain / WEIGHTS_FILE
+        if not weights.is_file():
+            raise InputError("has no trained detector", source=self.path, allowed="after .retrain()")
+        return weights
+
+
+def search(
+    source: StrPath | None = None,
+    *,
+    preset: str = "small",
+    budget: Mapping[str, object] | None = None,
+    out: StrPath | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, object] | None = None,
+    force: bool = False,
+    resume: bool = False,
+) -> Run:
+    """Search backbone, neck and head together for the images of a folder, as ``hitdet-nni search`` does.
+
+    Args:
+        source: A folder in COCO, YOLO or PASCAL VOC format; ``None`` for the images that the preset names.
+        preset: A shipped config's name, or a config file.
+        budget: What the detector may cost: ``{"gflops": 2}``, ``{"params_m": 3}``, or ``{"latency_ms": 5, "table":
+            "latency.json"}``.
+        out: The run directory (default: ``runs/<name of the folder or the preset>``).
+        seed: Of everything that is random (default: the preset's).
+        settings: Other dotted keys and their values, e.g. ``{"search.epochs": 20}``.
+        force: Remove the results that are there.
+        resume: Go on exactly where an earlier call stopped; one that has ended is returned.
+
+    Raises:
+        InputError: If the preset, a setting, the images or the run directory is bad.
+    """
+    from hitdet_nni.commands.shared.stages import run_search  # noqa: PLC0415
+
+    changed: dict[str, object] = dict(settings or {})
+    if source is not None:
+        changed["data.root"] = os.fspath(source)
+    for key, value in (budget or {}).items():
+        changed[f"search.budget.{key}"] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if seed is not None:
+        changed["seed"] = seed
+    folder = RUNS / (Path(preset).stem if source is None else Path(source).resolve().name) if out is None else Path(out)
+    run_search(folder, load_settings(preset, changed), preset, force=force, resume=resume)
+    return Run(folder)
+
+
+def load(path: StrPath) -> Run:
+    """Return the run of a directory.
+
+    Raises:
+        InputError: If there is none.
+    """
+    return Run(path)

@@ -1,0 +1,187 @@
+"""What the commands and the Python interface both do in a run directory: checks first, then the stages' work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hitdet_nni.commands.shared.work import load_libraries, working
+from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.budget_settings import BudgetKey
+from hitdet_nni.config.search_space import SearchSpace, save_search_space
+from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.engine import distributed
+from hitdet_nni.errors import InputError
+from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, whole_space
+from hitdet_nni.nas.provenance import keep_architecture, transferred, with_sample
+from hitdet_nni.runs.front import FrontRow, points_within, read_front
+from hitdet_nni.runs.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from hitdet_nni.cost.latency_table import LatencyTable
+
+
+def run_search(
+    out: Path, settings: Settings, config: str, given: SearchSpace | None = None, *, force: bool, resume: bool
+) -> Architecture:
+    """Screen unless that has been done, and search.
+
+    Args:
+        out: The run directory.
+        settings: All settings.
+        config: What they are called.
+        given: Search space to use instead of screening.
+        force: Remove the results that are there.
+        resume: Go on where an earlier run stopped.
+
+    Raises:
+        InputError: If the data, the search space or the run directory is bad.
+    """
+    whole = whole_space(settings)
+    run = RunDirectory(out)
+    with working(out, "search", config) as view:
+        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        check_budget(whole if given is None else given, settings, len(images.classes))
+        load_libraries(view, settings)
+        from hitdet_nni.pipeline import screen, search
+
+        only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
+        run.open(settings, force=force, resume=resume or (only_screened and not force))
+        if given is not None:
+            save_search_space(given, run.sub_spaces)
+            space = given
+        else:
+            with run.timed("screening"):
+                space = screen(run, whole, settings, images)
+        with run.timed("search"):
+            return search(run, space, settings, images)
+
+
+def run_retraining(
+    out: Path,
+    settings: Settings,
+    config: str,
+    architectures: Sequence[Architecture],
+    supernet: Path | None = None,
+    *,
+    force: bool,
+    resume: bool,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Train an architecture, of several the best by successive halving, from new weights or a supernet's.
+
+    Args:
+        out: The run directory.
+        settings: All settings.
+        config: What they are called.
+        architectures: What to train, or to choose from.
+        supernet: Weights to start from.
+        force: Remove the results that are there.
+        resume: Go on where an earlier run stopped.
+        as_json: Leave standard output to the result.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: If the data, the weights or the run directory is bad.
+    """
+    check_initial_weights(settings, supernet)
+    run = RunDirectory(out)
+    title = f"{config}, {', '.join(one.name for one in architectures)}"
+    with working(out, "retrain", title, as_json=as_json) as view:
+        images = open_data(settings.data, settings.seed, architectures[0].skeleton.input_size)
+        if settings.retrain.transfer:
+            architectures = [transferred(one, settings, images.classes) for one in architectures]
+        check_classes(architectures[0], images)
+        load_libraries(view, settings)
+        from hitdet_nni.pipeline import retrain_architecture
+        from hitdet_nni.training.retrain import check_start
+
+        check_start(settings, supernet)
+        run.open(settings, force=force, resume=resume)
+        architecture = architectures[0]
+        if len(architectures) > 1:
+            from hitdet_nni.studies.successive_halving import best_by_halving
+
+            with run.timed("rungs"):
+                architecture = best_by_halving(architectures, settings, out / "rungs")
+        if distributed.is_main():
+            keep_architecture(run, architecture)
+        with run.timed("retrain"):
+            return retrain_architecture(run, architecture, settings, images, resume=resume, inherit=supernet)
+
+
+def run_front(
+    run: RunDirectory,
+    key: BudgetKey,
+    budgets: Sequence[float],
+    table: LatencyTable | None,
+    samples: int,
+    images: int,
+    *,
+    force: bool,
+    resume: bool,
+    as_json: bool = False,
+) -> tuple[FrontRow, ...]:
+    """Try architectures of a finished search's supernet, compare the best, and write the front.
+
+    Args:
+        run: The run of the search.
+        key: Unit of the cost.
+        budgets: Costs at which an architecture is wanted besides.
+        table: Measured times, if there are some.
+        samples: Architectures tried.
+        images: Images that they are tried on.
+        force: Remove the front that is there.
+        resume: Go on where an earlier call stopped.
+        as_json: Leave standard output to the result.
+
+    Raises:
+        InputError: If the search has not ended, a number is out of range, or a front is there.
+    """
+    for name, value, least in (("--samples", samples, 8), ("--images", images, 1)):
+        if value < least:
+            raise InputError(f"got {value}", source=name, allowed=f"{least} or more")
+    for budget in budgets:
+        if not 0 < budget < math.inf:
+            raise InputError(f"got {budget:g}", source="--budget", allowed="numbers above 0")
+    load_architecture(run.architecture)  # the search has ended
+    settings = load_settings(run.config)
+    if run.front.exists() and not (resume or force):
+        raise InputError("exists already", source=run.front, allowed="--resume, or --force")
+    with working(run.path, "front", f"{run.path}, {key}", as_json=as_json) as view:
+        data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        load_libraries(view, settings)
+        from hitdet_nni.nas.run_front import FrontRequest, find_front
+
+        with run.timed("front"):
+            return find_front(run, settings, data, FrontRequest(key, tuple(budgets), table, samples, images, force))
+
+
+def front_points(run: RunDirectory, budget: float, count: int) -> list[Architecture]:
+    """Return the architectures of a run's front that are the best within a cost, the best first.
+
+    Args:
+        run: The run of the search.
+        budget: The cost, in the front's unit.
+        count: How many.
+
+    Raises:
+        InputError: If the front has none within it, or fewer than are wanted.
+    """
+    if count < 1:
+        raise InputError(f"got {count}", key="--top", allowed="1 or more")
+    within = points_within(read_front(run.front_table), budget)
+    if len(within) < count:
+        raise InputError(f"got {count}", key="--top", allowed=f"{len(within)} or fewer, as {run.front_table} has")
+    point, *others = within[:count]
+    architecture = load_architecture(run.front / f"{point.name}.json")
+    if architecture.sample != point.sample:
+        raise InputError(
+            f"is not {point.name} of {run.front_table}", source=run.front, allowed="the front written anew: --force"
+        )
+    return [architecture, *(with_sample(architecture, row.name, row.sample) for row in others)]

@@ -1,0 +1,173 @@
+"""The Python interface: three lines, the files of the commands, and what goes wrong."""
+
+from importlib.util import find_spec
+
+import cv2
+import numpy as np
+import pytest
+from layouts import WRITERS, shots
+
+import hitdet_nni
+from hitdet_nni import InputError, cli
+from hitdet_nni.io import read_json
+
+NAMES = "[ir_k3_d1_e1, sep_k3_d1, conv_k3_d1]"
+FEW = {
+    "screening.keep": {"backbone": 2, "neck": 2, "head": 2},
+    "screening.epochs": 1,
+    "screening.warmup_epochs": 0,
+    "search.epochs": 1,
+    "search.warmup_epochs": 0,
+    "retrain.epochs": 1,
+    "retrain.milestones": [1],
+    "data.seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Settings of a very short search among three operators."""
+    file = tmp_path_factory.mktemp("space") / "space.yml"
+    file.write_text(f"backbone: {NAMES}\nneck: {NAMES}\nhead: {NAMES}\n")
+    return FEW | {"space": str(file)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same images as COCO, Roboflow and YOLO folders."""
+    root = tmp_path_factory.mktemp("folders")
+    parts = {"train": shots(root / "made", 16), "val": shots(root / "made", 4, first=16)}
+    for kind in ("coco", "roboflow", "yolo"):
+        WRITERS[kind](root / kind, parts, ("zebra", "ant"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(folders, few, tmp_path_factory):
+    """A search, retrained."""
+    run = hitdet_nni.search(
+        folders / "coco",
+        preset="tiny",
+        budget={"gflops": 0.06},
+        out=tmp_path_factory.mktemp("runs") / "coco",
+        settings=few,
+    )
+    run.retrain()
+    return run
+
+
+def test_three_lines_from_a_folder_to_a_drawing(found, folders, tmp_path):
+    detector = found.detector()
+    image = folders / "made" / "p000.png"
+    prediction = detector.predict(image, 0)
+    prediction.save(tmp_path / "out.png")
+    assert cv2.imread(str(tmp_path / "out.png")).shape == (48, 64, 3)
+    assert set(prediction.names) <= {"zebra", "ant"}
+    assert detector.classes == ("zebra", "ant")
+
+
+@pytest.mark.parametrize("kind", [pytest.param("roboflow", marks=pytest.mark.slow), "yolo"])
+def test_other_layouts_of_the_same_images_lead_to_the_same(found, folders, few, tmp_path, kind):
+    run = hitdet_nni.search(folders / kind, preset="tiny", budget={"gflops": 0.06}, out=tmp_path / kind, settings=few)
+    assert run.architecture.sample == found.architecture.sample
+    ours, theirs = ((each.path / "search" / "alphas.csv").read_text().splitlines() for each in (run, found))
+    for one, other in zip(ours[1:], theirs[1:], strict=True):
+        for value, same in zip(one.split(","), other.split(","), strict=True):
+            assert value == same or float(value) == pytest.approx(float(same), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_the_same_files(found, folders, few, tmp_path):
+    out = tmp_path / "by-command"
+    values = few | {"data.root": folders / "coco", "search.budget.gflops": 0.06}
+    options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    assert cli.main(["search", "--config", "tiny", *options, "--out", str(out)]) == 0
+    ours = {file.relative_to(found.path): file for file in found.path.rglob("*") if file.is_file()}
+    for file in (path for path in out.rglob("*") if path.is_file()):
+        name = file.relative_to(out)
+        assert name in ours
+        if file.suffix in (".csv", ".yml") and name.name != "metrics.csv":  # which has times
+            assert file.read_bytes() == ours[name].read_bytes(), name
+
+
+def test_a_run_that_ended_is_returned_and_goes_on_by_resume_alone(found, folders, few):
+    again = {"preset": "tiny", "budget": {"gflops": 0.06}, "out": found.path, "settings": few}
+    times = {file: file.stat().st_mtime_ns for file in found.path.rglob("*.pth")}
+    with pytest.raises(InputError, match="holds a run"):
+        hitdet_nni.search(folders / "coco", **again)
+    assert hitdet_nni.search(folders / "coco", **again, resume=True).architecture == found.architecture
+    found.retrain()
+    assert {file: file.stat().st_mtime_ns for file in found.path.rglob("*.pth")} == times
+
+
+def test_load_evaluate_export_report(found, tmp_path):
+    run = hitdet_nni.load(found.path)
+    assert repr(run) == f"Run({str(found.path)!r})"
+    measured = run.evaluate()
+    assert measured == pytest.approx(run.metrics["metrics"])
+    file = run.export(tmp_path / "mine.pt", kind="torchscript")
+    with pytest.raises(InputError, match="force=True"):
+        run.export(file, kind="torchscript")
+    with pytest.raises(InputError, match="torch-export"):
+        run.export(tmp_path / "mine.bin", kind="gguf")
+    assert run.export(file, kind="torchscript", force=True) == file
+    import torch
+
+    boxes, *_ = torch.jit.load(file)(torch.zeros(1, 3, 48, 64, dtype=torch.uint8))
+    assert boxes.shape[1] == 4
+    assert run.report(tmp_path / "page.html", images=1).stat().st_size > 1000
+    page = run._repr_html_()
+    assert "zebra, ant" in page
+    assert "mAP" in page
+
+
+def test_a_point_of_the_front(found, tmp_path):
+    rows = found.front([0.05], samples=8, images=4)
+    assert [row.gflops for row in rows] == sorted(row.gflops for row in rows)
+    assert found.front(resume=True, budgets=[0.05], samples=8, images=4) == rows
+    with pytest.raises(InputError, match="exists already"):
+        found.front(samples=8)
+    detector = found.retrain(budget=0.05, out=tmp_path / "point")
+    point = hitdet_nni.load(tmp_path / "point")
+    assert read_json(point.path / "metrics.json")["gflops"] <= 0.05
+    assert detector.predict(np.zeros((48, 64, 3), np.uint8)).image.shape == (48, 64, 3)
+    with pytest.raises(InputError, match="top"):
+        found.retrain(top=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"preset": "huge"}, "huge"),
+        ({"preset": "tiny", "budget": {"flops": 2}}, "flops"),
+        ({"preset": "tiny", "budget": {"gflops": 1e-9}}, "or more"),
+        ({"preset": "tiny", "settings": {"search.epoch": 2}}, "search.epoch"),
+        ({"preset": "tiny", "source": "nowhere"}, "nowhere"),
+        ({"preset": "tiny", "seed": -1}, "seed"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, arguments, part):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=part) as error:
+        hitdet_nni.search(out="run", **arguments)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_there_yet(tmp_path, found):
+    with pytest.raises(InputError, match="not a run directory"):
+        hitdet_nni.load(tmp_path)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yml").write_bytes((found.path / "config.yml").read_bytes())
+    begun = hitdet_nni.load(tmp_path / "begun")
+    assert "not searched" in begun._repr_html_()
+    for call in (lambda: begun.architecture, begun.detector, begun.export, begun.evaluate, begun.retrain, begun.front):
+        with pytest.raises(InputError):
+            call()
+    with pytest.raises(InputError, match="another directory"):
+        found.retrain(settings={"retrain.epochs": 2})
+
+
+def test_the_name_stays_a_function():
+    assert find_spec("hitdet_nni.search") is None  # a module of that name would take its place once it is imported
+    assert callable(hitdet_nni.search)
