@@ -161,7 +161,7 @@ class Run:
             force=force,
             resume=resume or folder == self.path,
         )
-        return load(folder).detector()
+        return Run(folder).detector()
 
     def detector(self, device: str = "cpu") -> Detector:
         """Return the trained detector, a plain module of torch for inference.
@@ -244,7 +244,7 @@ class Run:
 def search(
     source: StrPath | None = None,
     *,
-    preset: str = "small",
+    preset: str,
     budget: Mapping[str, object] | None = None,
     out: StrPath | None = None,
     seed: int | None = None,

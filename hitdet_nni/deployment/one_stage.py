@@ -122,6 +122,6 @@ class OneStageDetector(Detector):
         return outputs
 
     def decoded(self, heads: list[Tensor], extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the towers find."""
+        """Return the boxes ``[D, 4]``, scores and labels ``[D]`` that the towers find."""
         found: tuple[Tensor, Tensor, Tensor] = self.bbox_head(heads, extent)
         return found

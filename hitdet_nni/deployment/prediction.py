@@ -160,7 +160,11 @@ def predict(detector: Predictor, source: Source, threshold: float = THRESHOLD) -
 
 
 def predict_all(detector: Predictor, sources: Sequence[Source], threshold: float = THRESHOLD) -> list[Prediction]:
-    """Find objects in images, run together where they are resized to the same size; see :func:`predict`."""
+    """Find objects in images, run together where they are resized to the same size; for arguments see :func:`predict`.
+
+    Raises:
+        InputError: As :func:`predict`, which also names the errors of files.
+    """
     if not 0 <= threshold <= 1:
         raise InputError(f"got {threshold}", key="threshold", allowed="0 to 1")
     images = [pixels_of(source, detector.input_size) for source in sources]

@@ -173,6 +173,6 @@ class TwoStageDetector(Detector):
         return outputs
 
     def decoded(self, heads: list[Tensor], extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the region head finds."""
+        """Return the boxes ``[D, 4]``, scores and labels ``[D]`` that the region head finds."""
         found: tuple[Tensor, Tensor, Tensor] = self.roi_head(heads[-2:], heads[-3], extent)
         return found

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from layouts import WRITERS, shots
+from pages import DOCS, ROOT, blocks
 
 import hitdet_nni
 from hitdet_nni import InputError, cli
@@ -166,6 +167,27 @@ def test_what_is_not_there_yet(tmp_path, found):
             call()
     with pytest.raises(InputError, match="another directory"):
         found.retrain(settings={"retrain.epochs": 2})
+
+
+def test_what_the_page_does_with_a_prediction(capsys):
+    _, block = blocks(DOCS / "python.md", "python")
+    exec(compile(block.text, "docs/python.md", "exec"), {})
+    one, all_of_them = capsys.readouterr().out.splitlines()
+    assert one.startswith("fork 0.9")
+    assert all_of_them == "Prediction(1 fork, 1 cup; 120 x 100 pixels)"
+
+
+@pytest.mark.slow
+def test_the_lines_of_readme_and_page(tmp_path, monkeypatch):
+    first, *_ = blocks(DOCS / "python.md", "python")
+    assert first.text == blocks(ROOT / "README.md", "python")[0].text
+    parts = {"train": shots(tmp_path / "made", 16), "val": shots(tmp_path / "made", 4, first=16)}
+    WRITERS["yolo"](tmp_path / "my_images", parts, ("zebra", "ant"))
+    cv2.imwrite(str(tmp_path / "street.jpg"), np.zeros((300, 400, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(first.text, "docs/python.md", "exec"), {})
+    assert cv2.imread("out.jpg").shape == (300, 400, 3)
+    assert hitdet_nni.load("runs/mine").metrics["shape"] == [320, 320]
 
 
 def test_the_name_stays_a_function():
