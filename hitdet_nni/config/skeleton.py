@@ -182,6 +182,11 @@ class Skeleton(BaseModel):
     extra_levels: Annotated[int, Field(ge=0, le=2)] = Field(
         1, description="levels that the neck adds behind the backbone's coarsest map; 2 by default for a RetinaNet"
     )
+    boxes: Literal["continuous", "inclusive"] = Field(
+        "continuous",
+        description="how a box is counted: from edge to edge, or as mmdet 1 did, both ends being pixels of it, for "
+        "weights that were trained so (Faster R-CNN only)",
+    )
     proposals_train: PositiveInt = Field(2000, description="proposals kept in training (Faster R-CNN only)")
     proposals_test: PositiveInt = Field(1000, description="proposals kept in testing (Faster R-CNN only)")
     roi_samples: PositiveInt = Field(512, description="RoIs sampled for the head's loss (Faster R-CNN only)")
@@ -201,6 +206,8 @@ class Skeleton(BaseModel):
                 f"widths, depths and strides need one entry a stage, got {len(self.widths)}, {len(self.depths)} "
                 f"and {len(self.strides)}"
             )
+        if self.boxes == "inclusive" and not self.layout.pooled:
+            raise ValueError("boxes: inclusive is of faster_rcnn alone")
         if self.strides.count(2) != 4:
             raise ValueError(f"four stages must have stride 2 (pyramid strides 4 to 32), got {self.strides.count(2)}")
         return self

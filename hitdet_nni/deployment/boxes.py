@@ -14,13 +14,14 @@ from torch import Tensor
 from torchvision.ops import nms
 
 
-def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Return the anchors of one place, round the origin.
+def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float], end: float = 0.0) -> Tensor:
+    """Return the anchors of one place, round the origin, or round the first place's middle where boxes have an end.
 
     Args:
         stride: Pixels of the image per pixel of the map.
         scales: Sides of square anchors, in strides.
         ratios: Height to width.
+        end: 1 where the last pixel is part of a box (``skeleton.boxes: inclusive``): corners are whole pixels then.
 
     Returns:
         ``[A, 4]``, all scales of the first ratio first.
@@ -28,7 +29,10 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
     roots = torch.tensor(ratios).sqrt()[:, None]
     sizes = torch.tensor(scales, dtype=roots.dtype)[None, :]
     widths, heights = (stride * (1 / roots) * sizes).flatten(), (stride * roots * sizes).flatten()
-    return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+    if not end:
+        return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+    halves = torch.stack([end - widths, end - heights, widths - end, heights - end], dim=1) / 2
+    return ((stride - end) / 2 + halves).round()
 
 
 def grid_anchors(base: Tensor, level: Tensor, stride: int) -> Tensor:
@@ -56,13 +60,14 @@ def by_anchor(level: Tensor, values: int) -> Tensor:
     return ordered.view(-1, values)
 
 
-def decode(boxes: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:
+def decode(boxes: Tensor, offsets: Tensor, extent: Tensor, end: float = 0.0) -> Tensor:
     """Move boxes.
 
     Args:
         boxes: ``[N, 4]``.
         offsets: ``[N, 4]``: of the centre, in sides of the box, and of the logarithms of width and height.
         extent: Width, height, width, height of the image, to which the result is clipped.
+        end: 1 where the last pixel is part of a box, as mmdet's ``LegacyDeltaXYWHBBoxCoder`` has it.
 
     Returns:
         ``[N, 4]``.
@@ -71,10 +76,10 @@ def decode(boxes: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:
         Girshick et al., Rich feature hierarchies, CVPR 2014, appendix C.
     """
     largest = math.log(1000 / 16)  # mmdet's default, so that no side overflows
-    centres, sides = (boxes[:, :2] + boxes[:, 2:]) * 0.5, boxes[:, 2:] - boxes[:, :2]
+    centres, sides = (boxes[:, :2] + boxes[:, 2:]) * 0.5, boxes[:, 2:] - boxes[:, :2] + end
     centres = centres + sides * offsets[:, :2]
     halves = sides * offsets[:, 2:].clamp(-largest, largest).exp() * 0.5
-    return torch.cat([centres - halves, centres + halves], dim=1).clamp(min=0.0).minimum(extent)
+    return torch.cat([centres - halves, centres + halves], dim=1).clamp(min=0.0).minimum(extent - end)
 
 
 def with_area(boxes: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Prediction:
     def summary(self) -> str:
         """Return how many of which class were found, in words."""
         counts = {name: self.names.count(name) for name in dict.fromkeys(self.names)}
-        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+        return ", ".join(f"{count} x {name}" for name, count in counts.items()) or "nothing"
 
     def above(self, threshold: float) -> Prediction:
         """Return what is found with at least a score."""

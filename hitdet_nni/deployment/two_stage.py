@@ -17,6 +17,11 @@ FINEST_SCALE = 56.0
 """Side in pixels of a RoI below twice which it is pooled from the finest level (mmdet's default)."""
 
 
+def _end(config: dict[str, Any]) -> float:
+    """Return 1 where the last pixel is part of a box, by mmdet's config of a head; else 0."""
+    return float(config["bbox_coder"]["type"].startswith("Legacy"))
+
+
 class RegionProposals(nn.Module):
     """Where objects may be.
 
@@ -32,7 +37,8 @@ class RegionProposals(nn.Module):
         super().__init__()
         channels, anchors = config["feat_channels"], config["anchor_generator"]
         self.strides: list[int] = list(anchors["strides"])
-        bases = [base_anchors(stride, anchors["scales"], anchors["ratios"]) for stride in self.strides]
+        self.end = _end(config)
+        bases = [base_anchors(stride, anchors["scales"], anchors["ratios"], self.end) for stride in self.strides]
         self.register_buffer("anchors", torch.stack(bases), persistent=False)
         self.register_buffer("stds", torch.tensor(config["bbox_coder"]["target_stds"]), persistent=False)
         self.rpn_conv = nn.Conv2d(config["in_channels"], channels, 3, padding=1)
@@ -62,7 +68,7 @@ class RegionProposals(nn.Module):
             ranked, order = by_anchor(logits, 1).squeeze(1).sigmoid().sort(descending=True)
             best = order[: self.candidates]
             anchors = grid_anchors(self.anchors[index], logits, stride)[best]
-            boxes.append(decode(anchors, by_anchor(offsets, 4)[best] * self.stds, extent))
+            boxes.append(decode(anchors, by_anchor(offsets, 4)[best] * self.stds, extent, self.end))
             scores.append(ranked[: self.candidates])
             levels.append(torch.full_like(best, index))
         found = torch.cat(boxes)
@@ -117,6 +123,8 @@ class RegionHead(nn.Module):
         self.strides: list[int] = list(extractor["featmap_strides"])
         self.size: int = extractor["roi_layer"]["output_size"]
         self.samples: int = extractor["roi_layer"]["sampling_ratio"]
+        self.aligned: bool = extractor["roi_layer"]["aligned"]
+        self.end = _end(head)
         self.finest_scale = FINEST_SCALE
         self.num_classes: int = head["num_classes"]
         self.score_threshold: float = test["score_thr"]
@@ -131,7 +139,9 @@ class RegionHead(nn.Module):
         pooled: list[Tensor] = []
         for index, stride in enumerate(self.strides):
             of_level = of_image[torch.nonzero(levels == index).squeeze(1)]
-            pooled.append(roi_align(pyramid[index], of_level, (self.size, self.size), 1 / stride, self.samples, True))
+            pooled.append(
+                roi_align(pyramid[index], of_level, (self.size, self.size), 1 / stride, self.samples, self.aligned)
+            )
         # ONNX has no stable sort, hence keys that are distinct.
         numbers = torch.arange(rois.size(0), device=rois.device)
         place = (levels * rois.size(0) + numbers).argsort().argsort()
@@ -143,7 +153,7 @@ class RegionHead(nn.Module):
         scores = heads[0].softmax(dim=1)[:, : self.num_classes].flatten()
         sure = torch.nonzero(scores > self.score_threshold).squeeze(1)
         labels, scores = sure % self.num_classes, scores[sure]
-        boxes = decode(rois[sure // self.num_classes], heads[1].reshape(-1, 4)[sure] * self.stds, extent)
+        boxes = decode(rois[sure // self.num_classes], heads[1].reshape(-1, 4)[sure] * self.stds, extent, self.end)
         kept = suppress(boxes, scores, labels, self.iou_threshold, self.most)
         return boxes[kept], scores[kept], labels[kept]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,17 @@ def save_weights(module: nn.Module, path: Path) -> None:
     Raises:
         WriteError: If the file cannot be written.
     """
+    save_state(module.state_dict(), path)
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Save a state, atomically.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
     with whole_file(path) as stream:
-        torch.save({"state_dict": module.state_dict()}, stream)
+        torch.save({"state_dict": dict(state)}, stream)
 
 
 def read_state(path: Path, *, allowed: str = f"a file such as {WEIGHTS_FILE} of a retraining") -> dict[str, Any]:

@@ -19,6 +19,9 @@ def faster_rcnn(skeleton: Skeleton, operators: list[str | list[str]], num_classe
         The released configuration, for the RPN, the assigners and the test settings too.
     """
     box_loss = {"type": "SmoothL1Loss", "loss_weight": 1.0}
+    inclusive = skeleton.boxes == "inclusive"
+    coder = "LegacyDeltaXYWHBBoxCoder" if inclusive else "DeltaXYWHBBoxCoder"
+    anchors = {"type": "LegacyAnchorGenerator", "center_offset": 0.5} if inclusive else {"type": "AnchorGenerator"}
     return {
         "type": "FasterRCNN",
         "rpn_head": {
@@ -26,12 +29,12 @@ def faster_rcnn(skeleton: Skeleton, operators: list[str | list[str]], num_classe
             "in_channels": skeleton.neck_width,
             "feat_channels": skeleton.neck_width,
             "anchor_generator": {
-                "type": "AnchorGenerator",
+                **anchors,
                 "scales": [skeleton.anchor_scale],
                 "ratios": list(ANCHOR_RATIOS),
                 "strides": list(skeleton.pyramid_strides),
             },
-            "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": [1.0, 1.0, 1.0, 1.0]},
+            "bbox_coder": {"type": coder, "target_stds": [1.0, 1.0, 1.0, 1.0]},
             "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
             "loss_bbox": {**box_loss, "beta": 1.0 / 9.0},
         },
@@ -39,7 +42,12 @@ def faster_rcnn(skeleton: Skeleton, operators: list[str | list[str]], num_classe
             "type": "StandardRoIHead",
             "bbox_roi_extractor": {
                 "type": "SingleRoIExtractor",
-                "roi_layer": {"type": "RoIAlign", "output_size": ROI_SIZE, "sampling_ratio": 2},
+                "roi_layer": {
+                    "type": "RoIAlign",
+                    "output_size": ROI_SIZE,
+                    "sampling_ratio": 2,
+                    "aligned": not inclusive,
+                },
                 "out_channels": skeleton.neck_width,
                 "featmap_strides": list(skeleton.neck_strides),
             },
@@ -51,7 +59,7 @@ def faster_rcnn(skeleton: Skeleton, operators: list[str | list[str]], num_classe
                 "fc_out_channels": skeleton.head_fc,
                 "roi_feat_size": ROI_SIZE,
                 "num_classes": num_classes,
-                "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": [0.1, 0.1, 0.2, 0.2]},
+                "bbox_coder": {"type": coder, "target_stds": [0.1, 0.1, 0.2, 0.2]},
                 "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
                 "loss_bbox": {**box_loss, "beta": 1.0},
             },

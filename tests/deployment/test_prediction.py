@@ -118,7 +118,7 @@ def test_what_is_no_image_is_refused(made, tmp_path):
 def test_a_prediction_by_hand():
     one = prediction([[1, 2, 11, 22], [0, 0, 5, 5], [3, 3, 9, 9]], [0.9, 0.5, 0.25], [1, 0, 1])
     assert (len(one), one.names) == (3, ("king", "ace", "king"))
-    assert repr(one) == "Prediction(2 king, 1 ace; 60 x 40 pixels)"
+    assert repr(one) == "Prediction(2 x king, 1 x ace; 60 x 40 pixels)"
     assert repr(prediction([], [], [])) == "Prediction(nothing; 60 x 40 pixels)"
     first, *_ = one
     assert (first.box, first.label, first.name) == ((1, 2, 11, 22), 1, "king")

@@ -174,7 +174,7 @@ def test_what_the_page_does_with_a_prediction(capsys):
     exec(compile(block.text, "docs/python.md", "exec"), {})
     one, all_of_them = capsys.readouterr().out.splitlines()
     assert one.startswith("fork 0.9")
-    assert all_of_them == "Prediction(1 fork, 1 cup; 120 x 100 pixels)"
+    assert all_of_them == "Prediction(1 x fork, 1 x cup; 120 x 100 pixels)"
 
 
 @pytest.mark.slow
