@@ -52,7 +52,7 @@ def import_weights(checkpoint: Path, architecture: Architecture, out: Path) -> N
 
 
 def read_release(checkpoint: Path) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors, of whatever shapes, by the release's names without the prefix of a parallel training.
+    """Return a checkpoint's tensors, of whatever shapes, by the release's names; a parallel training's prefix is gone.
 
     Raises:
         InputError: If it cannot be read, or holds no tensors.
