@@ -52,6 +52,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Augmentation = Literal["none", "flip", "standard", "strong"]
+"""What befalls the training images of a retraining."""
+
+
 class DataSettings(Section):
     """The images: the embedded set, a folder that is recognised, a public set by its folder, or COCO files by paths.
 
@@ -98,6 +102,12 @@ class DataSettings(Section):
     workers: NonNegativeInt | None = Field(None, description="data-loader processes; null: chosen from the machine")
     cache_mb: NonNegativeInt = Field(256, description="MB of decoded images that a loader keeps in memory")
     flip: bool = Field(True, description="mirror half of the training images (section 4.2)")
+    augment: Augmentation = Field(
+        "flip",
+        description="what else befalls the training images of a retraining: flip, nothing; none, not even flip; "
+        "standard, scale from half to one and a half, crop, colour; strong, four images in one, scale, place, colour. "
+        "A search mirrors at most",
+    )
 
     @model_validator(mode="before")
     @classmethod

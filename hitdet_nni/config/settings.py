@@ -120,13 +120,25 @@ class RetrainSettings(Section):
     """Training of the found detector from scratch (section 4.2)."""
 
     epochs: PositiveInt = Field(12, description="epochs (section 4.2: the 1x schedule)")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser (section 4.2: SGD)")
     lr: PositiveFloat = Field(0.04, description="learning rate for a batch of lr_batch_size (section 4.2: 8 GPUs x 4)")
     momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")
     weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay (section 4.2)")
+    schedule: Literal["step", "cosine"] = Field(
+        "step", description="of the learning rate: a tenth after each milestone (section 4.2), or half a cosine to 0"
+    )
     milestones: tuple[PositiveInt, ...] = Field((8, 11), description="epochs after which lr / 10 (section 4.2)")
     warmup_iterations: NonNegativeInt = Field(800, description="linear warm-up from 0.1 lr (released configuration)")
     grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
     val_interval: PositiveInt = Field(1, description="epochs between evaluations")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="share of each step's weights in a moving average, which is evaluated and kept in their place, "
+        "such as 0.001; null: no average",
+    )
+    patience: PositiveInt | None = Field(
+        None, description="evaluations without a better mAP after which the training ends; null: all epochs"
+    )
     pretrained: Path | None = Field(None, description="weights of `pretrain --architecture` for the found backbone")
     transfer: bool = Field(
         False, description="train for the data's classes at skeleton.input_size, whatever was searched for"

@@ -8,6 +8,7 @@ loader of this module puts them together, in processes of its own where that pay
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.class_folders import ClassificationData
 from hitdet_nni.data.datasets.classification import build_images, collate
-from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset, dataset_config
+from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset, dataset_config, image_pipeline
 from hitdet_nni.data.halves import HALF_NAMES, load_or_create_split
 from hitdet_nni.data.sampling import ResumableSampler, SeededImages, steps_an_epoch
 from hitdet_nni.data.sources import DetectionData
@@ -36,6 +37,10 @@ LARGER_WITHOUT_GRADIENTS = 4
 
 MOST_WORKERS = 4
 """Loader processes of a loader at most, where the machine chooses."""
+
+MIXED_SHARE = 0.85
+"""Share of a training's epochs in which several images are put into one, where that is asked for: the last ones see
+images as those that are detected in."""
 
 EXPORTED_WORKERS = 2
 """Loader processes of a config that may be used on any machine: mmdet's own number."""
@@ -117,7 +122,9 @@ def weights_half(data: DetectionData, settings: DataSettings, skeleton: Skeleton
     return _split(data, settings, seed, build_dataset(data.train, skeleton, training=True))[HALF_NAMES.index("weights")]
 
 
-def retraining_loaders(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> tuple[Any, Any]:
+def retraining_loaders(
+    data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int, epochs: int
+) -> tuple[Any, Any]:
     """Build the loaders of a retraining: the training images, and the validation images as an evaluation has them.
 
     Args:
@@ -125,14 +132,17 @@ def retraining_loaders(data: DetectionData, settings: DataSettings, skeleton: Sk
         settings: The ``data`` section.
         skeleton: Gives the input size.
         seed: Seed of order and augmentation.
+        epochs: Epochs of the training; the last of them put no images together (:data:`MIXED_SHARE`).
 
     Returns:
         Two loaders of batches as :func:`search_loaders` has them. The first gives full batches, shared by processes;
         its ``sampler`` is a :class:`~hitdet_nni.data.sampling.ResumableSampler`.
     """
     settings = resolve_num_workers(settings, skeleton, data.train, data.val)
-    images = _in_memory(build_dataset(data.train, skeleton, training=True, flip=settings.flip), settings)
-    return _training_loader(images, settings, seed), _evaluation_loader(data.val, settings, skeleton, seed)
+    augmented = build_dataset(data.train, skeleton, training=True, flip=settings.flip, augment=settings.augment)
+    mix_epochs = math.ceil(MIXED_SHARE * epochs) if settings.augment == "strong" else None
+    train = _training_loader(_in_memory(augmented, settings), settings, seed, mix_epochs=mix_epochs)
+    return train, _evaluation_loader(data.val, settings, skeleton, seed)
 
 
 def evaluation_loader(annotations: CocoAnnotations, settings: DataSettings, skeleton: Skeleton, seed: int) -> Any:
@@ -163,6 +173,16 @@ def loader_config(
         training: Whether images are shuffled and augmented, and those without boxes left out.
     """
     workers = EXPORTED_WORKERS if settings.workers is None else settings.workers
+    flip = training and settings.flip
+    dataset = dataset_config(annotations, skeleton, training=training, flip=flip, augment=settings.augment)
+    if training and settings.augment == "strong":
+        steady, varying = image_pipeline(skeleton, settings.augment, flip=flip)
+        dataset = {
+            "type": "MultiImageMixDataset",
+            "_scope_": "mmdet",
+            "dataset": {**dataset, "pipeline": steady},
+            "pipeline": varying,
+        }
     return {
         "batch_size": settings.batch_size,
         "num_workers": workers,
@@ -170,7 +190,7 @@ def loader_config(
         "collate_fn": {"type": "pseudo_collate"},
         "sampler": {"type": "DefaultSampler", "shuffle": training},
         "drop_last": training and len(annotations.image_ids) >= settings.batch_size,
-        "dataset": dataset_config(annotations, skeleton, training=training, flip=training and settings.flip),
+        "dataset": dataset,
     }
 
 
@@ -257,9 +277,11 @@ def _split(data: DetectionData, settings: DataSettings, seed: int, train: Any) -
     return load_or_create_split(data.halves, ids, settings.seed_of(seed), image_classes=data.train.image_classes)
 
 
-def _training_loader(images: Any, settings: DataSettings, seed: int, *, longest: int | None = None) -> Any:
+def _training_loader(
+    images: Any, settings: DataSettings, seed: int, *, longest: int | None = None, mix_epochs: int | None = None
+) -> Any:
     """Build a loader of as many full batches an epoch as so many images give, by default those there are."""
-    sampler = _resumable_sampler(len(images), settings.batch_size, seed, longest=longest)
+    sampler = _resumable_sampler(len(images), settings.batch_size, seed, longest=longest, mix_epochs=mix_epochs)
     return detection_loader(SeededImages(images), settings, sampler)
 
 
@@ -273,10 +295,12 @@ def _classification_loader(dataset: Dataset[Any], settings: PretrainSettings, sa
     return _loader(dataset, settings.batch_size, settings.workers, collate, sampler, pin_memory=pin_memory)
 
 
-def _resumable_sampler(images: int, batch_size: int, seed: int, *, longest: int | None = None) -> ResumableSampler:
+def _resumable_sampler(
+    images: int, batch_size: int, seed: int, *, longest: int | None = None, mix_epochs: int | None = None
+) -> ResumableSampler:
     rank, processes = distributed.rank(), distributed.world_size()
     steps = steps_an_epoch(images if longest is None else longest, batch_size, processes)
-    return ResumableSampler(images, batch_size, steps, seed, rank=rank, processes=processes)
+    return ResumableSampler(images, batch_size, steps, seed, rank=rank, processes=processes, mix_epochs=mix_epochs)
 
 
 def _own_share(images: int) -> range:

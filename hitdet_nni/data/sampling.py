@@ -17,10 +17,11 @@ from torch.utils.data import Dataset, Sampler
 
 
 class Draw(NamedTuple):
-    """One image of a training: which one, and the seed of its augmentation."""
+    """One image of a training: which one, the seed of its augmentation, and whether others may be put into it."""
 
     image: int
     seed: int
+    mix: bool = True
 
 
 class ResumableSampler(Sampler[Draw]):
@@ -36,13 +37,22 @@ class ResumableSampler(Sampler[Draw]):
         seed: Seed of order and augmentation.
         rank: Number of this process.
         processes: Processes that share the order.
+        mix_epochs: Epochs in which several images may be put into one; ``None``: all.
 
     Attributes:
         epoch: The epoch that the next iteration is for; Lightning and mmengine set it.
     """
 
     def __init__(
-        self, images: int, batch_size: int, steps: int, seed: int, *, rank: int = 0, processes: int = 1
+        self,
+        images: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        mix_epochs: int | None = None,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
@@ -50,6 +60,7 @@ class ResumableSampler(Sampler[Draw]):
         self.seed = seed
         self.rank = rank
         self.processes = processes
+        self.mix_epochs = mix_epochs
         self.epoch = 0
         self._start = (0, 0)
 
@@ -70,10 +81,11 @@ class ResumableSampler(Sampler[Draw]):
         """Yield the draws of this process from the epoch's first step that is to be made."""
         epoch, first = self.epoch, self._start[1] if self.epoch == self._start[0] else 0
         order = self._order(epoch)
+        mix = self.mix_epochs is None or epoch < self.mix_epochs
         for step in range(first, self.steps):
             for place in range(self.batch_size):
                 position = (step * self.processes + self.rank) * self.batch_size + place
-                yield Draw(int(order[position]), self._seed(epoch, position))
+                yield Draw(int(order[position]), self._seed(epoch, position), mix)
 
     def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         needed = self.steps * self.batch_size * self.processes
@@ -89,7 +101,8 @@ class SeededImages(Dataset[Any]):
     """A data set asked by :class:`Draw`: the image comes out the same in any process and at any time.
 
     Args:
-        images: A map-style data set whose items may be augmented at random.
+        images: A map-style data set whose items may be augmented at random; with draws that put no others into an image
+            a :class:`~hitdet_nni.data.datasets.detection.CachedDataset`.
     """
 
     def __init__(self, images: Any) -> None:
@@ -102,7 +115,7 @@ class SeededImages(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> Any:
         """Return the image of a draw; the process's own random numbers are left as they were."""
         with seeded(draw.seed):
-            return self.images[draw.image]
+            return self.images[draw.image] if draw.mix else self.images.image(draw.image, mix=False)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.moving_average import MovingAverage
 from hitdet_nni.engine.progress import Stage
-from hitdet_nni.engine.training_state import Position, TrainingCheckpoints, TrainingObjects
+from hitdet_nni.engine.training_state import Position, Stateful, TrainingCheckpoints, TrainingObjects
 from hitdet_nni.errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         checkpoints: Where the state is kept.
         every_steps: Steps between checkpoints besides those of epochs and evaluations; 0 for none.
         start: Says what the initial weights are; a checkpoint that started from others is refused.
+        average: Share of each step's weights in a moving average, which is evaluated in their place; ``None``: none.
+        patience: Evaluations without a better mAP after which the training ends; ``None``: all epochs.
 
     Attributes:
         evaluations: Finished epochs and metrics of every evaluation so far.
@@ -65,12 +69,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         checkpoints: CheckpointFolder,
         every_steps: int,
         start: str,
+        average: float | None = None,
+        patience: int | None = None,
     ) -> None:
         super().__init__(runner, dataloader, max_epochs, val_interval=val_interval)
         self.stage = stage
         self.metrics = metrics
         self.checkpoints = TrainingCheckpoints(checkpoints, every_steps, start=start)
         self.evaluations: list[tuple[int, dict[str, float]]] = []
+        self.patience = patience
+        self._average_share = average
+        self._average: MovingAverage | None = None
         self._step = 0  # finished steps of the epoch
         self._images: list[int] = []  # ids in the last batch
         self._losses: list[float] = []  # of the epoch's steps, as far as this process has made them
@@ -86,6 +95,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
     def run(self) -> nn.Module:
         """Train what is left to train."""
         distributed.broadcast_state(self.runner.model)
+        if self._average_share is not None:
+            self._average = MovingAverage(self.runner.model, self._average_share)
         self._restore()
         self._progress = Stage(
             self.stage, self._max_epochs, self.dataloader.sampler.steps, epoch=self._epoch, step=self._step
@@ -94,11 +105,13 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         first = self._evaluate_if_due()
         if first:
             self._progress.end_epoch({"mAP": first["mAP"]}, first=True)
-        while self._epoch < self._max_epochs:
+        while self._epoch < self._max_epochs and not self._without_progress():
             self.run_epoch()
             results = {} if not self._losses else {"loss": sum(self._losses) / len(self._losses)}
             metrics = self._evaluate_if_due()
             self._progress.end_epoch({**results, **({"mAP": metrics["mAP"]} if metrics else {})})
+        if self._average is not None:
+            self._average.give_to(self.runner.model)
         self.runner.call_hook("after_train")
         model: nn.Module = self.runner.model
         return model
@@ -126,6 +139,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         except FloatingPointError as error:
             raise self._diverged() from error
         self._step = idx + 1
+        if self._average is not None:
+            self._average.update(self.runner.model)
         self._losses.append(float(self.runner.message_hub.get_scalar("train/loss").current()))
         self._progress.step(self._losses[-1])
         # The last step of an epoch is followed by the epoch's own checkpoint.
@@ -139,12 +154,29 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         if self._step or made or not due:
             return None
         self._progress.evaluate()
-        metrics = self.metrics(self.runner.val_loop.run())
+        with nullcontext() if self._average is None else self._average.in_place_of(self.runner.model):
+            metrics = self.metrics(self.runner.val_loop.run())
         self.evaluations.append((self._epoch, metrics))
         if distributed.is_main():
             self.on_evaluation(self._epoch, metrics)
         self._save()
         return metrics
+
+    def _without_progress(self) -> bool:
+        """Whether the last evaluations, as many as the patience is, have brought no better mAP than those before.
+
+        A training that has found nothing yet goes on.
+        """
+        found = [metrics["mAP"] for _, metrics in self.evaluations]
+        if self.patience is None or self._step or len(found) <= self.patience:
+            return False
+        best = max(found[: -self.patience])
+        ended = best > 0 and max(found[-self.patience :]) <= best
+        if ended:
+            logger.info(
+                "%s: no better mAP in %d evaluations, ends after epoch %d", self.stage, self.patience, self._epoch
+            )
+        return ended
 
     def _save(self) -> None:
         if not self.checkpoints.save(Position(self._epoch, self._step, self._iter), self._objects()):
@@ -163,7 +195,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
 
     def _objects(self) -> TrainingObjects:
         runner = self.runner
-        return TrainingObjects(runner.model, [runner.optim_wrapper], runner.param_schedulers, {"loop": self})
+        parts: dict[str, Stateful] = {"loop": self}
+        if self._average is not None:
+            parts["average"] = self._average
+        return TrainingObjects(runner.model, [runner.optim_wrapper], runner.param_schedulers, parts)
 
     def _diverged(self) -> NonFiniteLossError:
         return NonFiniteLossError(self.stage, self._iter, self._images, self.checkpoints.newest())

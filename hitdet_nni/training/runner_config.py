@@ -10,6 +10,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
+from hitdet_nni.engine.moving_average import average_arguments
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.training.coco_evaluation import coco_metrics, evaluation_config, exact
 from hitdet_nni.training.step import RetrainStep
@@ -44,12 +45,7 @@ def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
         },
         "optim_wrapper": {
             "type": "OptimWrapper",
-            "optimizer": {
-                "type": "SGD",
-                "lr": retrain.lr,
-                "momentum": retrain.momentum,
-                "weight_decay": retrain.weight_decay,
-            },
+            "optimizer": _optimizer(retrain),
             "clip_grad": None if retrain.grad_clip is None else {"max_norm": retrain.grad_clip},
         },
         "param_scheduler": _schedule(retrain),
@@ -59,6 +55,7 @@ def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
         },
         "randomness": {"seed": settings.seed},
         **evaluation_config(settings, data),
+        **({"custom_hooks": hooks} if (hooks := _hooks(retrain)) else {}),
     }
 
 
@@ -75,7 +72,9 @@ def resumable_config(
         start: Says what the initial weights are; a checkpoint that started from others is refused.
     """
     plain = exact(training_config(settings, data))
-    train_loader, val_loader = retraining_loaders(data, settings.data, settings.skeleton, settings.seed)
+    plain.pop("custom_hooks", None)  # the loop does their work, so that it goes on exactly
+    retrain = settings.retrain
+    train_loader, val_loader = retraining_loaders(data, settings.data, settings.skeleton, settings.seed, retrain.epochs)
     optimizer = {**plain["optim_wrapper"]["optimizer"], "lr": learning_rate(settings)[0], "foreach": True}
     return {
         **plain,
@@ -90,20 +89,43 @@ def resumable_config(
             "checkpoints": checkpoints,
             "every_steps": settings.checkpoint.every_steps,
             "start": start,
+            "average": retrain.ema,
+            "patience": retrain.patience,
         },
         "optim_wrapper": {
             "type": RetrainStep,
             "optimizer": optimizer,
             "precision": precision,
-            "max_norm": settings.retrain.grad_clip,
+            "max_norm": retrain.grad_clip,
         },
         # Processes sample RoIs of different images, so each has random numbers of its own.
         "randomness": {"seed": (settings.seed + distributed.rank()) % 2**32},
     }
 
 
+def _optimizer(retrain: RetrainSettings) -> dict[str, Any]:
+    common = {"lr": retrain.lr, "weight_decay": retrain.weight_decay}
+    kinds: dict[str, dict[str, Any]] = {
+        "sgd": {"type": "SGD", "momentum": retrain.momentum},
+        "adamw": {"type": "AdamW"},
+    }
+    return {**kinds[retrain.optimizer], **common}
+
+
+def _hooks(retrain: RetrainSettings) -> list[dict[str, Any]]:
+    """Return mmengine's hooks that do in a plain training what our loop does by itself."""
+    hooks: list[dict[str, Any]] = []
+    if retrain.ema is not None:
+        arguments = average_arguments(retrain.ema)
+        hooks.append({"type": "EMAHook", "ema_type": "ExpMomentumEMA", "priority": 49, **arguments})
+    if retrain.patience is not None:
+        monitor = {"monitor": "coco/bbox_mAP", "rule": "greater", "min_delta": 0.0}
+        hooks.append({"type": "EarlyStoppingHook", "patience": retrain.patience, **monitor})
+    return hooks
+
+
 def _schedule(retrain: RetrainSettings) -> list[dict[str, Any]]:
-    steps = {
+    steps: dict[str, Any] = {
         "type": "MultiStepLR",
         "by_epoch": True,
         "begin": 0,
@@ -111,6 +133,16 @@ def _schedule(retrain: RetrainSettings) -> list[dict[str, Any]]:
         "milestones": list(retrain.milestones),
         "gamma": 0.1,
     }
+    if retrain.schedule == "cosine":
+        steps = {
+            "type": "CosineAnnealingLR",
+            "by_epoch": True,
+            "convert_to_iter_based": True,
+            "begin": 0,
+            "end": retrain.epochs,
+            "T_max": retrain.epochs,
+            "eta_min": 0.0,
+        }
     if not retrain.warmup_iterations:
         return [steps]
     warmup = {

@@ -41,7 +41,7 @@ def test_the_data_s_seed_fixes_images_and_halves_and_leaves_the_order_to_the_run
 
 def test_loader_processes_share_the_capacity(tiny_settings, tiny_data):
     data = tiny_settings.data.model_copy(update={"cache_mb": 4, "workers": 2})
-    train, val = retraining_loaders(tiny_data, data, tiny_settings.skeleton, 0)
+    train, val = retraining_loaders(tiny_data, data, tiny_settings.skeleton, 0, 1)
     assert train.dataset.images._capacity == val.dataset._capacity == 2 * 10**6
 
 

@@ -15,37 +15,105 @@ import numpy as np
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from hitdet_nni.config.data_settings import Augmentation
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.images.reading import readable
 
-RANDOM_TRANSFORMS = ("RandomFlip",)
+MIXING_TRANSFORMS = ("Mosaic", "RandomAffine")
+"""Transforms that put several images into one; a training's last epochs go without them."""
+
+RANDOM_TRANSFORMS = (*MIXING_TRANSFORMS, "RandomResize", "RandomCrop", "YOLOXHSVRandomAug", "RandomFlip")
 """Transforms that come out differently each time; what stands before them does not."""
+
+SCALES = (0.5, 1.5)
+"""Least and largest scale of a training image, where it is drawn."""
+
+GREY = 114.0
+"""What stands where no image is, of 255: about the mean of photographs (mmdet's value)."""
+
+
+def image_pipeline(
+    skeleton: Skeleton, augment: Augmentation, *, flip: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return mmdet's transforms of an image that always do the same, and those behind them.
+
+    Images are resized, keeping their ratio, to fit the skeleton's input size; the detector pads the batch.
+
+    Args:
+        skeleton: Gives the input size.
+        augment: What befalls the image.
+        flip: Whether half of the images are mirrored.
+    """
+    height, width = skeleton.input_size
+    largest = SCALES[1] if augment == "standard" else 1.0
+    steady: list[dict[str, Any]] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": (round(largest * width), round(largest * height)), "keep_ratio": True},
+    ]
+    varying = _augmentation(augment, width, height)
+    if flip:
+        varying.append({"type": "RandomFlip", "prob": 0.5})
+    keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    varying.append({"type": "PackDetInputs", "meta_keys": (*keys, "flip", "flip_direction") if flip else keys})
+    return steady, varying
+
+
+def _augmentation(augment: Augmentation, width: int, height: int) -> list[dict[str, Any]]:
+    """Return the random transforms of an augmentation, mirroring left out."""
+    colour = {"type": "YOLOXHSVRandomAug"}
+    visible = {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False}
+    if augment == "standard":
+        return [
+            {
+                "type": "RandomResize",
+                "scale": (width, height),
+                "ratio_range": SCALES,
+                "resize_type": "mmdet.Resize",
+                "keep_ratio": True,
+            },
+            {"type": "RandomCrop", "crop_size": (height, width), "allow_negative_crop": True},
+            colour,
+            visible,
+        ]
+    if augment == "strong":
+        return [
+            {"type": "Mosaic", "img_scale": (width, height), "pad_val": GREY},
+            {
+                "type": "RandomAffine",
+                "max_rotate_degree": 0.0,
+                "max_shear_degree": 0.0,
+                "scaling_ratio_range": SCALES,
+                "border": (-(width // 2), -(height // 2)),
+                "border_val": (GREY, GREY, GREY),
+            },
+            colour,
+            visible,
+        ]
+    return []
 
 
 def dataset_config(
-    annotations: CocoAnnotations, skeleton: Skeleton, *, training: bool, flip: bool = False
+    annotations: CocoAnnotations,
+    skeleton: Skeleton,
+    *,
+    training: bool,
+    flip: bool = False,
+    augment: Augmentation = "flip",
 ) -> dict[str, Any]:
     """Build the mmdet config of one split.
-
-    Images are resized, keeping their ratio, to fit the skeleton's input size; the detector pads the batch.
 
     Args:
         annotations: A checked annotation file.
         skeleton: Gives the input size.
         training: Whether boxes are loaded and images without boxes left out.
-        flip: Whether half of the training images are mirrored.
+        flip: Whether half of the training images are mirrored, unless nothing is to befall them.
+        augment: What else befalls the training images. Several images in one are for :class:`CachedDataset`, or mmdet's
+            ``MultiImageMixDataset``.
     """
-    height, width = skeleton.input_size
-    pipeline: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "Resize", "scale": (width, height), "keep_ratio": True},
-    ]
-    if flip:
-        pipeline.append({"type": "RandomFlip", "prob": 0.5})
-    keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-    pipeline.append({"type": "PackDetInputs", "meta_keys": (*keys, "flip", "flip_direction") if flip else keys})
+    augment = augment if training else "none"
+    steady, varying = image_pipeline(skeleton, augment, flip=flip and augment != "none")
     return {
         "type": "CocoDataset",
         "_scope_": "mmdet",
@@ -54,14 +122,21 @@ def dataset_config(
         "metainfo": {"classes": list(annotations.classes_in_file_order)},
         "filter_cfg": {"filter_empty_gt": True, "min_size": 1} if training else None,
         "test_mode": not training,
-        "pipeline": pipeline,
+        "pipeline": steady + varying,
     }
 
 
-def build_dataset(annotations: CocoAnnotations, skeleton: Skeleton, *, training: bool, flip: bool = False) -> Any:
+def build_dataset(
+    annotations: CocoAnnotations,
+    skeleton: Skeleton,
+    *,
+    training: bool,
+    flip: bool = False,
+    augment: Augmentation = "flip",
+) -> Any:
     """Build the mmdet data set of one split; arguments as :func:`dataset_config`."""
     with redirect_stdout(None):  # pycocotools prints its progress
-        return DATASETS.build(dataset_config(annotations, skeleton, training=training, flip=flip))
+        return DATASETS.build(dataset_config(annotations, skeleton, training=training, flip=flip, augment=augment))
 
 
 class CachedDataset(Dataset[Any]):
@@ -95,11 +170,29 @@ class CachedDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
+        """Return the packed image as :meth:`image` does, with others in it where a transform asks for them."""
+        return self.image(index)
+
+    def image(self, index: int, *, mix: bool = True) -> Any:
         """Return the packed image: ``{"inputs": tensor, "data_samples": DetDataSample}``.
 
+        Args:
+            index: Its place.
+            mix: Whether several images may be put into one.
+
         Raises:
-            ImageError: If its file has gone or was damaged since it was checked.
+            ImageError: If a file has gone or was damaged since it was checked.
         """
+        packed: Any = _copy(self._unvaried(index))
+        for transform in self._varying:
+            if mix or type(transform).__name__ not in MIXING_TRANSFORMS:
+                if hasattr(transform, "get_indexes"):
+                    packed["mix_results"] = [_copy(self._unvaried(each)) for each in transform.get_indexes(self)]
+                packed = transform(packed)
+        return packed
+
+    def _unvaried(self, index: int) -> dict[str, Any]:
+        """Return what an image is before the first random transform."""
         results = self._cached.get(index)
         if results is None:
             results = self.dataset.get_data_info(index)
@@ -109,10 +202,7 @@ class CachedDataset(Dataset[Any]):
             if self._capacity >= results["img"].nbytes:
                 self._capacity -= results["img"].nbytes
                 self._cached[index] = results
-        packed: Any = _copy(results)
-        for transform in self._varying:
-            packed = transform(packed)
-        return packed
+        return results
 
 
 def _copy(results: Mapping[str, Any]) -> dict[str, Any]:
