@@ -67,7 +67,8 @@ def test_three_lines_from_a_folder_to_a_drawing(found, folders, tmp_path):
     assert detector.classes == ("zebra", "ant")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("roboflow", marks=pytest.mark.slow), "yolo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["roboflow", "yolo"])
 def test_other_layouts_of_the_same_images_lead_to_the_same(found, folders, few, tmp_path, kind):
     run = hitdet_nni.search(folders / kind, preset="tiny", budget={"gflops": 0.06}, out=tmp_path / kind, settings=few)
     assert run.architecture.sample == found.architecture.sample
@@ -122,6 +123,7 @@ def test_load_evaluate_export_report(found, tmp_path):
     assert "mAP" in page
 
 
+@pytest.mark.slow
 def test_a_point_of_the_front(found, tmp_path):
     rows = found.front([0.05], samples=8, images=4)
     assert [row.gflops for row in rows] == sorted(row.gflops for row in rows)

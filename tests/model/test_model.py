@@ -411,6 +411,7 @@ def test_settings_of_the_detector(detector):
     assert default["rpn_head"]["anchor_generator"]["scales"] == [8]
 
 
+@pytest.mark.slow
 def test_plain_mmdet_builds_the_config(published, draw, tmp_path):
     """A config file with custom_imports is all that mmdet needs; with the parts' modules not even NNI is loaded."""
     expected = []

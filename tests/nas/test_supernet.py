@@ -67,6 +67,7 @@ def test_alphas_rest_in_warm_up_and_move_after_it(settings, tiny_data):
     assert min(moved) > 0.001
 
 
+@pytest.mark.slow
 def test_same_seed_same_search(settings, tiny_data, monkeypatch, caplog):
     caplog.set_level("INFO")
     first, second = [], []

@@ -63,6 +63,7 @@ def start(folder, *options):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder.parent, check=False)
 
 
+@pytest.mark.slow
 def test_runs_from_anywhere_at_toy_sizes(scripts, tmp_path):
     done = start(tmp_path / "out", "--parts", "profile")
     assert done.returncode == 0, done.stdout + done.stderr

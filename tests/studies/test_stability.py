@@ -116,6 +116,7 @@ def test_screenings_of_several_seeds_from_the_command_line(space_file, tmp_path,
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_estimate")
 def test_searches_of_several_seeds_from_the_command_line(space_file, tmp_path, capsys):
     out = tmp_path / "study"

@@ -24,6 +24,8 @@ WAYS = {
     "fused, small maps, programs": {"names": FEW[:3], "activations": "fused", "small": True, "programs": True},
 }
 
+pytestmark = pytest.mark.slow
+
 
 def share(
     rank, names=OPERATORS, activations="fused-low", small=False, programs=False, alphas_only=False, layer=LAYERS[0]
