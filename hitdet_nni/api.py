@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from hitdet_nni.nas.checks import check_classes
 from hitdet_nni.runs.run_directory import find_run
 
 if TYPE_CHECKING:
-    from hitdet_nni.deployment import Format
+    from hitdet_nni.deployment import FilePrecision, Format
     from hitdet_nni.deployment.detector import Detector
+    from hitdet_nni.deployment.images import Pixels
     from hitdet_nni.runs.front import FrontRow
 
 RUNS = Path("runs")
@@ -196,7 +197,14 @@ class Run:
         return evaluate(architecture, weights, changed, images)
 
     def export(
-        self, path: StrPath | None = None, *, kind: Format = "onnx", raw_heads: bool = False, force: bool = False
+        self,
+        path: StrPath | None = None,
+        *,
+        kind: Format = "onnx",
+        raw_heads: bool = False,
+        precision: FilePrecision = "fp32",
+        calibration: int = 64,
+        force: bool = False,
     ) -> Path:
         """Write the trained detector as a file that runs without this package.
 
@@ -204,6 +212,8 @@ class Run:
             path: The file (default: ``detector.onnx``, ``.pt`` or ``.pt2`` in the run directory).
             kind: Its format.
             raw_heads: Write what the heads say, before boxes are decoded and suppressed.
+            precision: What its layers compute in, the last ones left out.
+            calibration: For ``int8``: training images by which the ranges of values are found.
             force: Overwrite the file.
 
         Returns:
@@ -220,7 +230,22 @@ class Run:
         file = self.path / f"detector{suffix[kind]}" if path is None else Path(path)
         if file.exists() and not force:
             raise InputError("exists already", source=file, allowed="another file, or force=True")
-        export_model(self.architecture, self._weights(), file, kind, raw_heads=raw_heads)
+        architecture = self.architecture
+        images: Iterable[Pixels] = ()
+        if precision == "int8":
+            from hitdet_nni.training.exported_file import calibration_images  # noqa: PLC0415
+
+            size, settings = architecture.skeleton.input_size, self.settings
+            images = calibration_images(open_data(settings.data, settings.seed, size).train, size, calibration)
+        export_model(
+            architecture,
+            self._weights(),
+            file,
+            kind,
+            raw_heads=raw_heads,
+            precision=precision,
+            calibration=images,
+        )
         return file
 
     def report(self, path: StrPath | None = None, *, images: int = 6) -> Path:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hitdet_nni.commands.shared.options import add_file
-from hitdet_nni.deployment import FORMATS
+from hitdet_nni.deployment import FILE_PRECISIONS, FORMATS
 from hitdet_nni.errors import InputError
 
 if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture
+    from hitdet_nni.data.sources import DetectionData
     from hitdet_nni.runs.run_directory import RunDirectory
 
 HELP_ORDER = 60
@@ -41,6 +42,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--raw-heads", action="store_true", help="model file: what the heads predict, before decoding and suppression"
     )
+    parser.add_argument(
+        "--precision",
+        choices=FILE_PRECISIONS,
+        default="fp32",
+        help="model file: what its layers compute in, the last ones left out; int8: ONNX (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=64,
+        metavar="N",
+        help="int8: training images by which the ranges of values are found (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="model file: print its mAP on the validation images, and that of the run"
+    )
+    parser.add_argument("--config", help="config of these images (default: the run's)")
 
 
 def run(options: Namespace) -> None:
@@ -53,9 +71,14 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.trained import trained_source
 
     if options.format == "architecture":
-        _refuse(
-            options, {"--weights": options.weights, "--raw-heads": options.raw_heads}, f"--format {', '.join(FORMATS)}"
-        )
+        given = {
+            "--weights": options.weights,
+            "--raw-heads": options.raw_heads,
+            "--precision": options.precision != "fp32",
+            "--verify": options.verify,
+            "--config": options.config,
+        }
+        _refuse(options, given, f"--format {', '.join(FORMATS)}")
         _export_architecture(options)
         return
     _refuse(options, {"--epoch": options.epoch}, "--format architecture")
@@ -63,10 +86,51 @@ def run(options: Namespace) -> None:
         raise InputError(f"got {options.out.name}", key="--out", allowed="a name that ends in .pt2, as torch asks for")
     architecture, weights = trained_source(options.source, options.weights)
     refuse_existing(options.out, options.force)
+    data = _images(options, architecture)
     from hitdet_nni.deployment.formats import export_model
+    from hitdet_nni.training.exported_file import calibration_images, check_file
 
-    export_model(architecture, weights, options.out, options.format, raw_heads=options.raw_heads)
+    size = architecture.skeleton.input_size
+    export_model(
+        architecture,
+        weights,
+        options.out,
+        options.format,
+        raw_heads=options.raw_heads,
+        precision=options.precision,
+        calibration=() if data is None else calibration_images(data.train, size, options.calibration),
+    )
     echo(str(options.out))
+    if options.verify and data is not None:
+        echo(check_file(options.out, options.format, architecture, weights, data.val).sentence())
+
+
+def _images(options: Namespace, architecture: Architecture) -> DetectionData | None:
+    """Return the images that a file is calibrated and evaluated on; ``None`` where it is neither.
+
+    Raises:
+        InputError: If they are not named, cannot be had, or are of other classes.
+    """
+    from hitdet_nni.config.settings import load_settings
+    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.engine.process import prepare_process
+    from hitdet_nni.nas.checks import check_classes
+    from hitdet_nni.runs.run_directory import find_run
+
+    if options.calibration < 1:
+        raise InputError(f"got {options.calibration}", key="--calibration", allowed="1 or more")
+    if options.verify and options.raw_heads:
+        raise InputError("has no meaning with --raw-heads", key="--verify", allowed="a whole detector")
+    if not options.verify and options.precision != "int8":
+        return None
+    is_run = Path(options.source).is_dir()
+    if options.config is None and not is_run:
+        raise InputError("is missing", key="--config", allowed="a config of the images, or a run as the source")
+    settings = load_settings(options.config or find_run(options.source).config)
+    data = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+    check_classes(architecture, data)
+    prepare_process(settings.threads)
+    return data
 
 
 def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:

@@ -10,3 +10,7 @@ from typing import Literal, get_args
 Format = Literal["onnx", "torchscript", "torch-export"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 """What a trained detector can be written as."""
+
+FilePrecision = Literal["fp32", "fp16", "int8"]
+FILE_PRECISIONS: tuple[FilePrecision, ...] = get_args(FilePrecision)
+"""What the layers of such a file compute in; boxes are decoded in single precision whatever it is."""

@@ -41,6 +41,13 @@ class Detector(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(PREPROCESSING[name]).view(3, 1, 1), persistent=False)
         self.divisor: int = PREPROCESSING["pad_size_divisor"]
+        self.in_half = False
+
+    def compute_in_half(self) -> None:
+        """Have all layers compute in half precision but the last ones, whose outputs are scores and box offsets."""
+        self.in_half = True
+        self.backbone.half()
+        self.neck.half()
 
     def heads_of(self, pyramid: list[Tensor], extent: Tensor) -> list[Tensor]:
         """Return what the heads say of an image's pyramid and :meth:`extent`, before boxes are decoded."""
@@ -87,8 +94,9 @@ class Detector(nn.Module):
         height, width = x.size(2), x.size(3)
         below = (height + self.divisor - 1) // self.divisor * self.divisor - height
         beside = (width + self.divisor - 1) // self.divisor * self.divisor - width
-        pyramid: list[Tensor] = self.neck(self.backbone(F.pad(x, [0, beside, 0, below])))
-        return pyramid
+        x = F.pad(x, [0, beside, 0, below])
+        pyramid: list[Tensor] = self.neck(self.backbone(x.half() if self.in_half else x))
+        return [level.float() for level in pyramid]
 
     def extent(self, images: Tensor) -> Tensor:
         """Return the width, height, width, height of the image in pixels, ``[4]``."""

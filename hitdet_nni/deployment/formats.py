@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +19,11 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from hitdet_nni import __version__
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.deployment import Format
+from hitdet_nni.deployment import FilePrecision, Format
 from hitdet_nni.deployment.detector import RawHeads
+from hitdet_nni.deployment.images import Pixels
 from hitdet_nni.deployment.loading import load_detector
+from hitdet_nni.deployment.quantization import quantized
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import whole_file
 from hitdet_nni.model.preprocessing import PREPROCESSING
@@ -49,7 +51,14 @@ SMALLEST, LARGEST = 32, 8192
 
 
 def export_model(
-    architecture: Architecture, weights: str | Path, path: Path, kind: Format, *, raw_heads: bool = False
+    architecture: Architecture,
+    weights: str | Path,
+    path: Path,
+    kind: Format,
+    *,
+    raw_heads: bool = False,
+    precision: FilePrecision = "fp32",
+    calibration: Iterable[Pixels] = (),
 ) -> None:
     """Write a trained detector as one file that needs neither this package nor mmdet nor NNI.
 
@@ -59,20 +68,41 @@ def export_model(
         path: File to write, whole or not at all.
         kind: Its format.
         raw_heads: Write what the heads say, before boxes are decoded and suppressed.
+        precision: What the layers compute in, the last ones left out.
+        calibration: For ``int8``: images as the detector takes them, ``[1, 3, H, W]``.
 
     Raises:
-        InputError: If the weights do not fit, or the packages of the format are missing.
+        InputError: If the weights do not fit, the packages of the format are missing, or it has no such precision.
         WriteError: If the file cannot be written.
     """
     if kind == "onnx" and find_spec("onnx") is None:
         raise InputError("needs the package onnx", key="--format", allowed="after pip install hitdet-nni[onnx]")
+    if precision == "int8":
+        _require_quantiser(kind)
     detector = load_detector(architecture, weights)
+    if precision == "fp16":
+        detector.compute_in_half()
     model: nn.Module = RawHeads(detector) if raw_heads else detector
-    metadata = describe(architecture, detector.head_names() if raw_heads else OUTPUTS, weights_digest(weights))
+    outputs = detector.head_names() if raw_heads else OUTPUTS
+    metadata = {**describe(architecture, outputs, weights_digest(weights)), "precision": precision}
     with torch.no_grad(), _notices_unheard():
         content = WRITERS[kind](model, metadata)
+    if precision == "int8":
+        content = quantized(content, INPUT, calibration)
     with whole_file(path) as stream:
         stream.write(content)
+
+
+def _require_quantiser(kind: Format) -> None:
+    """Refuse 8 bits where there is nothing that makes them.
+
+    Raises:
+        InputError: If the format is not ONNX, or the package onnxruntime is missing.
+    """
+    if kind != "onnx":
+        raise InputError(f"got int8 with {kind}", key="--precision", allowed="int8 with onnx")
+    if find_spec("onnxruntime") is None:
+        raise InputError("needs the package onnxruntime", key="--precision", allowed="pip install hitdet-nni[onnx]")
 
 
 def weights_digest(weights: str | Path) -> str:

@@ -67,6 +67,7 @@ class RetinaHead(nn.Module):
         self.reg_convs = level_towers(layers[half:], len(self.strides))
         self.retina_cls = nn.Conv2d(width, len(bases[0]) * self.num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(width, len(bases[0]) * 4, 3, padding=1)
+        self.in_half = False
         self.candidates: int = test["nms_pre"]
         self.score_threshold: float = test["score_thr"]
         self.iou_threshold: float = test["nms"]["iou_threshold"]
@@ -76,10 +77,14 @@ class RetinaHead(nn.Module):
         """Return the L logits ``[1, A * num_classes, H_i, W_i]``, then L box offsets ``[1, 4 * A, H_i, W_i]``."""
         logits: list[Tensor] = []
         for index, tower in enumerate(self.cls_convs):
-            logits.append(self.retina_cls(tower(pyramid[index])))
+            logits.append(self.retina_cls(tower(self._taken(pyramid[index])).float()))
         for index, tower in enumerate(self.reg_convs):
-            logits.append(self.retina_reg(tower(pyramid[index])))
+            logits.append(self.retina_reg(tower(self._taken(pyramid[index])).float()))
         return logits
+
+    def _taken(self, level: Tensor) -> Tensor:
+        """Return a level ``[1, C, H, W]`` as the towers compute."""
+        return level.half() if self.in_half else level
 
     def forward(self, heads: list[Tensor], extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes ``[D, 4]``, scores, labels: each level's best above the threshold, suppressed class by class."""
@@ -111,6 +116,13 @@ class OneStageDetector(Detector):
         super().__init__(architecture)
         config = retinanet(architecture.skeleton, [], architecture.num_classes)
         self.bbox_head = RetinaHead(config["bbox_head"], config["test_cfg"], operator_layers(architecture, "head"))
+
+    def compute_in_half(self) -> None:
+        """Have all layers compute in half precision but the last ones."""
+        super().compute_in_half()
+        self.bbox_head.in_half = True
+        self.bbox_head.cls_convs.half()
+        self.bbox_head.reg_convs.half()
 
     def head_names(self) -> tuple[str, ...]:
         """Return the class logits and box offsets by stride."""

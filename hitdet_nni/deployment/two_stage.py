@@ -44,6 +44,7 @@ class RegionProposals(nn.Module):
         self.rpn_conv = nn.Conv2d(config["in_channels"], channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(channels, len(bases[0]), 1)
         self.rpn_reg = nn.Conv2d(channels, len(bases[0]) * 4, 1)
+        self.in_half = False
         self.candidates: int = test["nms_pre"]
         self.most: int = test["max_per_img"]
         self.iou_threshold: float = test["nms"]["iou_threshold"]
@@ -53,7 +54,7 @@ class RegionProposals(nn.Module):
         logits: list[Tensor] = []
         offsets: list[Tensor] = []
         for level in pyramid:
-            hidden = torch.relu(self.rpn_conv(level))
+            hidden = torch.relu(self.rpn_conv(level.half() if self.in_half else level)).float()
             logits.append(self.rpn_cls(hidden))
             offsets.append(self.rpn_reg(hidden))
         return logits + offsets
@@ -93,6 +94,7 @@ class BoxHead(nn.Module):
     def __init__(self, config: dict[str, Any], layers: Sequence[nn.Module]) -> None:
         super().__init__()
         num_classes, channels = config["num_classes"], config["fc_out_channels"]
+        self.in_half = False
         self.blocks = nn.Sequential(*layers)
         self.shared_fcs = nn.Sequential(nn.Linear(config["width"] * config["roi_feat_size"] ** 2, channels))
         self.fc_cls = nn.Linear(channels, num_classes + 1)
@@ -100,7 +102,8 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Classify and move pooled RoIs."""
-        hidden = torch.relu(self.shared_fcs(self.blocks(pooled).flatten(1)))
+        pooled = pooled.half() if self.in_half else pooled
+        hidden = torch.relu(self.shared_fcs(self.blocks(pooled).flatten(1))).float()
         return self.fc_cls(hidden), self.fc_reg(hidden)
 
 
@@ -167,6 +170,14 @@ class TwoStageDetector(Detector):
         test = config["test_cfg"]
         self.rpn_head = RegionProposals(config["rpn_head"], test["rpn"])
         self.roi_head = RegionHead(config["roi_head"], test["rcnn"], operator_layers(architecture, "head"))
+
+    def compute_in_half(self) -> None:
+        """Have all layers compute in half precision but the last ones."""
+        super().compute_in_half()
+        head = self.roi_head.bbox_head
+        self.rpn_head.in_half = head.in_half = True
+        for part in (self.rpn_head.rpn_conv, head.blocks, head.shared_fcs):
+            part.half()
 
     def head_names(self) -> tuple[str, ...]:
         """Return the proposal network's outputs by stride, the RoIs, their class logits and box offsets."""
