@@ -15,7 +15,10 @@ from hitdet_nni.studies.retrainings import deviation
 from hitdet_nni.studies.search_study import BEST_OF_FRONT, BEST_OF_RANDOM, FRONT, HANDMADE, PARAMETERS, RANDOM, Price
 
 DRAWS = 99_999
-"""Draws of chance at most; what has fewer outcomes is counted."""
+"""Permutations at most; fewer are counted."""
+
+BOOTSTRAPS = 9_999
+"""Pools drawn from the random architectures, with replacement."""
 
 ROUNDING = 1e-12
 """Means that differ by less are equal."""
@@ -79,7 +82,7 @@ class Against:
         ahead: Difference of ours from it, of the means.
         wins: Seeds in which ours is ahead, where the other way has a seed's own architecture.
         p_value: Probability that chance puts ours ahead by as much or more: exchanging both in each seed, for random
-            ones shuffling ours among them, for the best of them drawing as many bests as there are seeds.
+            ones shuffling ours among them, for the best of them drawing as many bests as there are seeds, each time from a pool drawn from theirs.
     """
 
     way: str
@@ -190,9 +193,23 @@ def _against_best(ours: Sequence[float], pool: RandomPool, count: int) -> Agains
     chances, shown = pool.chances(count), np.asarray(pool.shown)
     mean = float(chances @ shown)
     spread = math.sqrt(float(chances @ (shown - mean) ** 2))
-    bests = np.random.default_rng(0).choice(shown, (DRAWS, len(ours)), p=chances).mean(axis=1)
-    p_value = float(np.mean(bests >= statistics.fmean(ours) - ROUNDING))
+    hits = int((_means_of_bests(pool, count, len(ours)) >= statistics.fmean(ours) - ROUNDING).sum())
+    p_value = (1 + hits) / (1 + BOOTSTRAPS)
     return Against(BEST_OF_RANDOM, mean, spread, statistics.fmean(ours) - mean, None, p_value)
+
+
+def _means_of_bests(pool: RandomPool, count: int, seeds: int) -> npt.NDArray[np.float64]:
+    """Return means over seeds of the best of so many random ones, ``[BOOTSTRAPS]``: of pools drawn from the pool."""
+    random = np.random.default_rng(0)
+    size = len(pool.shown)
+    drawn = random.integers(size, size=(BOOTSTRAPS, size))
+    chosen_by, shown = np.asarray(pool.chosen_by)[drawn], np.asarray(pool.shown)[drawn]
+    rows, means = np.arange(BOOTSTRAPS), np.zeros(BOOTSTRAPS)
+    for _ in range(seeds):
+        tried = random.random((BOOTSTRAPS, size)).argsort(axis=1)[:, :count]
+        best = np.take_along_axis(tried, np.take_along_axis(chosen_by, tried, 1).argmax(axis=1)[:, None], 1)[:, 0]
+        means += shown[rows, best] / seeds
+    return means
 
 
 def _shuffled_p(ours: Sequence[float], others: Sequence[float]) -> float:
