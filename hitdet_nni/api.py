@@ -149,10 +149,16 @@ class Run:
         architectures = [self.architecture] if budget is None else front_points(self._files, budget, top)
         if budget is None and top != 1:
             raise InputError("has no meaning without a budget", key="top", allowed="with budget=...")
-        if out is None and (settings or force):
+        _refuse_both(force=force, resume=resume)
+        if out is None and settings:
             raise InputError("is missing", key="out", allowed="another directory, for other settings or with force")
-        elsewhere = self.path.with_name(f"{self.path.name}-retrained-{budget:g}") if budget is not None else self.path
+        whole = self.path.resolve()
+        elsewhere = whole.with_name(f"{whole.name}-retrained-{budget:g}") if budget is not None else self.path
         folder = elsewhere if out is None else Path(out)
+        here = folder.resolve() == self.path.resolve()
+        if here and (force or inherit):
+            problem = "would train over the run's own detector"
+            raise InputError(problem, key="force" if force else "inherit", allowed="with out=..., another directory")
         run_retraining(
             folder,
             load_settings(self._files.config, settings),
@@ -160,7 +166,7 @@ class Run:
             architectures,
             self._files.supernet if inherit else None,
             force=force,
-            resume=resume or folder == self.path,
+            resume=resume or here,
         )
         return Run(folder).detector()
 
@@ -227,6 +233,8 @@ class Run:
         suffix = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
         if kind not in suffix:
             raise InputError(f"got {kind!r}", key="kind", allowed=suffix)
+        if calibration < 1:
+            raise InputError(f"got {calibration}", key="calibration", allowed="1 or more")
         file = self.path / f"detector{suffix[kind]}" if path is None else Path(path)
         if file.exists() and not force:
             raise InputError("exists already", source=file, allowed="another file, or force=True")
@@ -295,6 +303,7 @@ def search(
     """
     from hitdet_nni.commands.shared.stages import run_search  # noqa: PLC0415
 
+    _refuse_both(force=force, resume=resume)
     changed: dict[str, object] = dict(settings or {})
     if source is not None:
         changed["data.root"] = os.fspath(source)
@@ -305,6 +314,16 @@ def search(
     folder = RUNS / (Path(preset).stem if source is None else Path(source).resolve().name) if out is None else Path(out)
     run_search(folder, load_settings(preset, changed), preset, force=force, resume=resume)
     return Run(folder)
+
+
+def _refuse_both(*, force: bool, resume: bool) -> None:
+    """Refuse to begin anew and to go on at once.
+
+    Raises:
+        InputError: If both are asked for.
+    """
+    if force and resume:
+        raise InputError("is given beside resume", key="force", allowed="one of them")
 
 
 def load(path: StrPath) -> Run:

@@ -72,15 +72,18 @@ def run(options: Namespace) -> int:
     listed = list_images(options.images)
     results_file = options.out / RESULTS
     refuse_existing(results_file, options.force)
+    drawings = _drawings(options, listed) if options.draw else {}
     detector = _opened(options)
     classes = detector.classes
     numbers = CocoNumbers.counted(classes) if options.ann is None else CocoNumbers.of_file(options.ann, classes)
-    ids = [numbers.image(one.name, place) for place, one in enumerate(listed)]
+    ids = numbers.of_images([one.file_name for one in listed])
     results: list[dict[str, Any]] = []
     unread = 0
     for first in range(0, len(listed), options.batch):
         batch = listed[first : first + options.batch]
-        for image_id, one, found in zip(ids[first:], batch, _found(detector, batch, options.threshold), strict=False):
+        for image_id, one, found in zip(
+            ids[first : first + options.batch], batch, _found(detector, batch, options.threshold), strict=True
+        ):
             if isinstance(found, ImageError):
                 sys.stderr.write(f"hitdet-nni: {found}\n")
                 unread += 1
@@ -90,7 +93,7 @@ def run(options: Namespace) -> int:
                 for result, name in zip(found.coco_results(image_id, numbers.categories), found.names, strict=True)
             ]
             if options.draw:
-                found.save(options.out / _drawing_name(one))
+                found.save(drawings[one])
             if not options.json:
                 echo(f"{one.name}: {found.summary()}")
     write_json(results_file, results)
@@ -157,7 +160,26 @@ def _found(detector: Predictor, batch: Sequence[ListedImage], threshold: float) 
     return [each if isinstance(each, ImageError) else next(predictions) for each in read]
 
 
-def _drawing_name(one: ListedImage) -> Path:
-    """Return the name of the drawing: the image's, in a format that every program shows."""
-    kept = one.name.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
-    return Path(one.name if kept else one.name.with_name(f"{one.name.name}.png"))
+def _drawings(options: Namespace, listed: Sequence[ListedImage]) -> dict[ListedImage, Path]:
+    """Return where each image's drawing goes: under its name, in a format that every program shows.
+
+    Raises:
+        InputError: If one would take the place of an image, of another drawing, or of a file that is there already.
+    """
+    from hitdet_nni.commands.shared.console import refuse_existing
+    from hitdet_nni.errors import InputError
+
+    drawings: dict[ListedImage, Path] = {}
+    images = {one.file.resolve() for one in listed}
+    for one in listed:
+        kept = one.name.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+        path = options.out / (one.name if kept else one.name.with_name(f"{one.name.name}.png"))
+        if path.resolve() in images:
+            raise InputError(
+                "would be overwritten by its drawing", source=path, key="--out", allowed="another folder, or --no-draw"
+            )
+        if path in drawings.values():
+            raise InputError("would be two drawings", source=path, allowed="images of other names, or --no-draw")
+        refuse_existing(path, options.force)
+        drawings[one] = path
+    return drawings

@@ -140,7 +140,7 @@ def retraining_loaders(
     """
     settings = resolve_num_workers(settings, skeleton, data.train, data.val)
     augmented = build_dataset(data.train, skeleton, training=True, flip=settings.flip, augment=settings.augment)
-    mix_epochs = math.ceil(MIXED_SHARE * epochs) if settings.augment == "strong" else None
+    mix_epochs = math.floor(MIXED_SHARE * epochs) if settings.augment == "strong" else None
     train = _training_loader(_in_memory(augmented, settings), settings, seed, mix_epochs=mix_epochs)
     return train, _evaluation_loader(data.val, settings, skeleton, seed)
 

@@ -66,19 +66,23 @@ class CocoNumbers:
         images |= {str(PurePath(name)): number for name, number in zip(names, ids, strict=True)}
         return cls(tuple(numbers[name] for name in classes), images, ann)
 
-    def image(self, name: PurePath, place: int) -> int:
-        """Return the number of an image.
+    def of_images(self, names: Sequence[PurePath]) -> list[int]:
+        """Return the numbers of images.
 
         Args:
-            name: Its path below the folder that was named, else its file name.
-            place: Its place in the list, from 0.
+            names: Path of each below the folder that was named, else its file name.
 
         Raises:
-            InputError: If the annotation file has no image of that name, or several.
+            InputError: If the annotation file has no image of a name, or several, or two names are of one image.
         """
         if self.images is None:
-            return place + 1
-        number = self.images.get(str(name), self.images.get(name.name))
-        if number is None:
-            raise InputError(f"has no image {name}, or several of that file name", source=self.source)
-        return number
+            return list(range(1, len(names) + 1))
+        found: dict[int, PurePath] = {}
+        for name in names:
+            number = self.images.get(str(name), self.images.get(name.name))
+            if number is None:
+                raise InputError(f"has no image {name}, or several of that file name", source=self.source)
+            if number in found:
+                raise InputError(f"has one image for {found[number]} and {name}", source=self.source)
+            found[number] = name
+        return list(found)

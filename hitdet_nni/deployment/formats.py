@@ -19,7 +19,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from hitdet_nni import __version__
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.deployment import FilePrecision, Format
+from hitdet_nni.deployment import FILE_PRECISIONS, FilePrecision, Format
 from hitdet_nni.deployment.detector import RawHeads
 from hitdet_nni.deployment.images import Pixels
 from hitdet_nni.deployment.loading import load_detector
@@ -77,6 +77,8 @@ def export_model(
     """
     if kind == "onnx" and find_spec("onnx") is None:
         raise InputError("needs the package onnx", key="--format", allowed="after pip install hitdet-nni[onnx]")
+    if precision not in FILE_PRECISIONS:
+        raise InputError(f"got {precision!r}", key="precision", allowed=FILE_PRECISIONS)
     if precision == "int8":
         _require_quantiser(kind)
     detector = load_detector(architecture, weights)

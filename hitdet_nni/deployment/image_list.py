@@ -18,10 +18,12 @@ class ListedImage:
     Attributes:
         file: The file.
         name: Its path below the folder that was named, else its file name; no two of a list have the same.
+        file_name: The same before a number was added to tell it from another one.
     """
 
     file: Path
     name: PurePath
+    file_name: PurePath
 
 
 def list_images(words: Sequence[str | Path]) -> list[ListedImage]:
@@ -50,7 +52,7 @@ def list_images(words: Sequence[str | Path]) -> list[ListedImage]:
             number += 1
             own = name.with_stem(f"{name.stem}-{number}")
         taken.add(own)
-        listed.append(ListedImage(file, own))
+        listed.append(ListedImage(file, own, name))
     return listed
 
 

@@ -10,6 +10,9 @@ import torch
 from mmdet.models.layers import ExpMomentumEMA
 from torch import nn
 
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.training_state import running_statistics
+
 WARM_UP = 0.2
 """Steps in which the average follows the weights more closely, in units of the steps that it is over."""
 
@@ -31,7 +34,11 @@ class MovingAverage:
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Give a model the averaged weights within the context, and its own back after it."""
+        """Give a model the averaged weights within the context, and its own back after it; all processes do so.
+
+        Running statistics are each process's own until then; from then on they have their mean.
+        """
+        distributed.average(running_statistics(self._average.module))
         self._exchange(model)
         try:
             yield
@@ -44,8 +51,7 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averaged weights and the number of steps."""
-        state: dict[str, Any] = self._average.state_dict()
-        return state
+        return {name: tensor.cpu() for name, tensor in self._average.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what :meth:`state_dict` returned."""

@@ -153,7 +153,7 @@ class TrainingCheckpoints:
         if not torch.stack([parameter.isfinite().all() for parameter in objects.module.parameters()]).all():
             return False
         # Running statistics are each process's own; only their mean is ever used.
-        distributed.average(_running_statistics(objects.module))
+        distributed.average(running_statistics(objects.module))
         parts = {name: part.state_dict() for name, part in objects.parts.items()}
         each = distributed.gather({"random": random_state(), "parts": parts})
         if distributed.is_main():
@@ -173,7 +173,8 @@ class TrainingCheckpoints:
         return True
 
 
-def _running_statistics(module: nn.Module) -> list[Tensor]:
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of batch normalisation, each ``[C]``."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     statistics = (statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
     return [statistic for statistic in statistics if statistic is not None]

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from hitdet_nni import __version__
-from hitdet_nni.config.settings import Settings
+from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError, WriteError
@@ -224,6 +224,9 @@ class RunDirectory:
         holds_run = self.metadata.is_file() and self.config.is_file()
         if resume and holds_run:
             earlier = read_yaml(self.config)
+            if earlier != plain(settings):
+                with suppress(InputError):  # a key that has come since has its default there
+                    earlier = plain(load_settings(self.config))
             if earlier != plain(settings):
                 raise self._other_settings(earlier, plain(settings))
             self._read_metadata()

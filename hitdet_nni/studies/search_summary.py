@@ -82,7 +82,8 @@ class Against:
         ahead: Difference of ours from it, of the means.
         wins: Seeds in which ours is ahead, where the other way has a seed's own architecture.
         p_value: Probability that chance puts ours ahead by as much or more: exchanging both in each seed, for random
-            ones shuffling ours among them, for the best of them drawing as many bests as there are seeds, each time from a pool drawn from theirs.
+            ones shuffling ours among them, for the best of them drawing as many bests as there are seeds, each time
+            from a pool drawn from theirs.
     """
 
     way: str

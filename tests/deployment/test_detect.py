@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import PurePath
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from pycocotools.coco import COCO
 from hitdet_nni import cli
 from hitdet_nni.config.architecture import load_architecture, save_architecture
 from hitdet_nni.config.settings import load_settings
+from hitdet_nni.deployment.coco_numbers import CocoNumbers
 from hitdet_nni.deployment.formats import export_model
 from hitdet_nni.deployment.image_list import list_images
 from hitdet_nni.errors import InputError
@@ -198,3 +200,34 @@ def test_what_is_no_detector_is_refused(photographs, tmp_path, monkeypatch, caps
     [line] = capsys.readouterr().err.splitlines()
     assert part in line
     assert not (tmp_path / "found").exists()
+
+
+def test_no_image_is_drawn_over(retrained, photographs, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in photographs.iterdir()}
+    name = sorted(path.name for path in photographs.iterdir())[0]
+    out = tmp_path / "found"
+    for words in ([photographs, "--out", photographs], [photographs / name, "--out", photographs, "--force"]):
+        assert detect(retrained.path, *words) == 2
+        assert "overwritten by its drawing" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in photographs.iterdir()} == before
+    assert detect(retrained.path, photographs / name, "--out", out) == 0
+    (out / "detections.json").unlink()
+    assert detect(retrained.path, photographs / name, "--out", out) == 2  # the drawing is there
+    assert name in capsys.readouterr().err
+    shutil.copy(photographs / name, photographs / "a.bmp")
+    shutil.copy(photographs / name, photographs / "a.bmp.png")
+    assert detect(retrained.path, photographs / "a.bmp", photographs / "a.bmp.png", "--out", tmp_path / "two") == 2
+    assert "two drawings" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
+
+
+def test_two_images_have_not_one_number(tmp_path):
+    ann = tmp_path / "all.json"
+    images = [{"id": 4, "file_name": "a/x.jpg"}, {"id": 7, "file_name": "b/x.jpg"}, {"id": 9, "file_name": "y.jpg"}]
+    ann.write_text(json.dumps({"images": images, "categories": [{"id": 3, "name": "ant"}]}))
+    numbers = CocoNumbers.of_file(ann, ("ant",))
+    assert numbers.of_images([PurePath("b/x.jpg"), PurePath("y.jpg"), PurePath("a/x.jpg")]) == [7, 9, 4]
+    with pytest.raises(InputError, match=r"no image x\.jpg, or several"):
+        numbers.of_images([PurePath("x.jpg")])
+    with pytest.raises(InputError, match=r"one image for p/y\.jpg and q/y\.jpg"):
+        numbers.of_images([PurePath("p/y.jpg"), PurePath("q/y.jpg")])

@@ -167,8 +167,15 @@ def test_what_is_not_there_yet(tmp_path, found):
     for call in (lambda: begun.architecture, begun.detector, begun.export, begun.evaluate, begun.retrain, begun.front):
         with pytest.raises(InputError):
             call()
-    with pytest.raises(InputError, match="another directory"):
-        found.retrain(settings={"retrain.epochs": 2})
+    for options in ({"settings": {"retrain.epochs": 2}}, {"inherit": True}, {"out": found.path, "force": True}):
+        with pytest.raises(InputError, match="another directory"):
+            found.retrain(**options)
+    with pytest.raises(InputError, match="beside resume"):
+        hitdet_nni.search(preset="tiny", force=True, resume=True)
+    for options in ({"precision": "int4"}, {"precision": "int8", "calibration": 0}):
+        with pytest.raises(InputError, match=r"int4|calibration"):
+            found.export(tmp_path / "mine.onnx", **options)
+    assert not (tmp_path / "mine.onnx").exists()
 
 
 def test_what_the_page_does_with_a_prediction(capsys):

@@ -125,6 +125,18 @@ def test_a_run_with_other_settings_says_how_to_go_on(tmp_path, changes, names):
     run.open(back, resume=True)
 
 
+def test_a_key_that_has_come_since_has_its_default(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings)
+    content = yaml.safe_load(run.config.read_text())
+    del content["data"]["augment"], content["retrain"]["ema"]
+    run.config.write_text(yaml.safe_dump(content))
+    run.open(tiny_settings, resume=True)
+    changed = tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"augment": "strong"})})
+    with pytest.raises(InputError, match=r"data\.augment is flip there and strong here"):
+        run.open(changed, resume=True)
+
+
 def test_force_never_removes_what_is_not_a_run(tmp_path, tiny_settings, refused):
     (tmp_path / "thesis.tex").write_text("years of work")
     with refused(tmp_path, "no run"):
