@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hitdet_nni.commands.shared.trained import trained_source
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import WEIGHTS_FILE, read_json
+from hitdet_nni.io import read_json
 from hitdet_nni.nas.checks import check_classes
 from hitdet_nni.runs.run_directory import find_run
 
 if TYPE_CHECKING:
     from hitdet_nni.deployment import FilePrecision, Format
     from hitdet_nni.deployment.detector import Detector
-    from hitdet_nni.deployment.images import Pixels
     from hitdet_nni.runs.front import FrontRow
 
 RUNS = Path("runs")
@@ -110,12 +110,9 @@ class Run:
         Raises:
             InputError: If the search has not ended, a number is out of range, or a front is there.
         """
-        from hitdet_nni.commands.shared.stages import run_front  # noqa: PLC0415
-        from hitdet_nni.cost.latency_table import load_latency_table  # noqa: PLC0415
+        from hitdet_nni.commands.shared.stages import front_unit, run_front  # noqa: PLC0415
 
-        budget = self.settings.search.budget
-        key = "gflops" if budget is None else budget.key
-        table = load_latency_table(self._files.latency) if self._files.latency.exists() else None
+        key, table = front_unit(self._files, self.settings)
         return run_front(self._files, key, budgets, table, samples, images, force=force, resume=resume)
 
     def retrain(
@@ -181,7 +178,7 @@ class Run:
         """
         from hitdet_nni.deployment.loading import load_detector  # noqa: PLC0415
 
-        return load_detector(self.architecture, self._weights()).to(device)
+        return load_detector(*self._trained()).to(device)
 
     def evaluate(self, settings: Mapping[str, object] | None = None) -> dict[str, float]:
         """Return COCO metrics of the trained detector on the validation images, measured now.
@@ -194,7 +191,7 @@ class Run:
             InputError: If nothing was trained yet, or the images are bad or of other classes.
         """
         changed = load_settings(self._files.config, settings)
-        architecture, weights = self.architecture, self._weights()
+        architecture, weights = self._trained()
         images = open_data(changed.data, changed.seed, architecture.skeleton.input_size)
         check_classes(architecture, images)
         prepare_process(changed.threads)
@@ -228,31 +225,23 @@ class Run:
         Raises:
             InputError: If nothing was trained yet, the file exists, or a package is missing.
         """
-        from hitdet_nni.deployment.formats import export_model  # noqa: PLC0415
+        from hitdet_nni.commands.shared.stages import run_export  # noqa: PLC0415
 
         suffix = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
         if kind not in suffix:
             raise InputError(f"got {kind!r}", key="kind", allowed=suffix)
-        if calibration < 1:
-            raise InputError(f"got {calibration}", key="calibration", allowed="1 or more")
         file = self.path / f"detector{suffix[kind]}" if path is None else Path(path)
         if file.exists() and not force:
             raise InputError("exists already", source=file, allowed="another file, or force=True")
-        architecture = self.architecture
-        images: Iterable[Pixels] = ()
-        if precision == "int8":
-            from hitdet_nni.training.exported_file import calibration_images  # noqa: PLC0415
-
-            size, settings = architecture.skeleton.input_size, self.settings
-            images = calibration_images(open_data(settings.data, settings.seed, size).train, size, calibration)
-        export_model(
-            architecture,
-            self._weights(),
+        run_export(
+            str(self.path),
+            None,
             file,
             kind,
+            force=force,
             raw_heads=raw_heads,
             precision=precision,
-            calibration=images,
+            calibration=calibration,
         )
         return file
 
@@ -267,11 +256,9 @@ class Run:
 
         return write_report(self.path, None if path is None else Path(path), images=images)
 
-    def _weights(self) -> Path:
-        weights = self._files.retrain / WEIGHTS_FILE
-        if not weights.is_file():
-            raise InputError("has no trained detector", source=self.path, allowed="after .retrain()")
-        return weights
+    def _trained(self) -> tuple[Architecture, Path]:
+        """Return the architecture and the file of its trained weights."""
+        return trained_source(str(self.path), None)
 
 
 def search(

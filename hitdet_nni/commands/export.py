@@ -13,7 +13,6 @@ from hitdet_nni.errors import InputError
 
 if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture
-    from hitdet_nni.data.sources import DetectionData
     from hitdet_nni.runs.run_directory import RunDirectory
 
 HELP_ORDER = 60
@@ -67,8 +66,8 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If an option is not the format's, the file's name does not suit it, or the file exists already.
     """
-    from hitdet_nni.commands.shared.console import echo, refuse_existing
-    from hitdet_nni.commands.shared.trained import trained_source
+    from hitdet_nni.commands.shared.console import echo
+    from hitdet_nni.commands.shared.stages import run_export
 
     if options.format == "architecture":
         given = {
@@ -82,55 +81,23 @@ def run(options: Namespace) -> None:
         _export_architecture(options)
         return
     _refuse(options, {"--epoch": options.epoch}, "--format architecture")
-    if options.format == "torch-export" and options.out.suffix != ".pt2":
-        raise InputError(f"got {options.out.name}", key="--out", allowed="a name that ends in .pt2, as torch asks for")
-    architecture, weights = trained_source(options.source, options.weights)
-    refuse_existing(options.out, options.force)
-    data = _images(options, architecture)
-    from hitdet_nni.deployment.formats import export_model
-    from hitdet_nni.training.exported_file import calibration_images, check_file
-
-    size = architecture.skeleton.input_size
-    export_model(
-        architecture,
-        weights,
+    if options.config is not None and not options.verify and options.precision != "int8":
+        raise InputError("needs no images", key="--config", allowed="with --verify, or --precision int8")
+    found = run_export(
+        options.source,
+        options.weights,
         options.out,
         options.format,
+        options.config,
+        force=options.force,
         raw_heads=options.raw_heads,
         precision=options.precision,
-        calibration=() if data is None else calibration_images(data.train, size, options.calibration),
+        calibration=options.calibration,
+        verify=options.verify,
     )
     echo(str(options.out))
-    if options.verify and data is not None:
-        echo(check_file(options.out, options.format, architecture, weights, data.val).sentence())
-
-
-def _images(options: Namespace, architecture: Architecture) -> DetectionData | None:
-    """Return the images that a file is calibrated and evaluated on; ``None`` where it is neither.
-
-    Raises:
-        InputError: If they are not named, cannot be had, or are of other classes.
-    """
-    from hitdet_nni.config.settings import load_settings
-    from hitdet_nni.data.sources import open_data
-    from hitdet_nni.engine.process import prepare_process
-    from hitdet_nni.nas.checks import check_classes
-    from hitdet_nni.runs.run_directory import find_run
-
-    if options.calibration < 1:
-        raise InputError(f"got {options.calibration}", key="--calibration", allowed="1 or more")
-    if options.verify and options.raw_heads:
-        raise InputError("has no meaning with --raw-heads", key="--verify", allowed="a whole detector")
-    if not options.verify and options.precision != "int8":
-        return None
-    is_run = Path(options.source).is_dir()
-    if options.config is None and not is_run:
-        raise InputError("is missing", key="--config", allowed="a config of the images, or a run as the source")
-    settings = load_settings(options.config or find_run(options.source).config)
-    data = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
-    check_classes(architecture, data)
-    prepare_process(settings.threads)
-    return data
+    if found is not None:
+        echo(found.sentence())
 
 
 def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from hitdet_nni.config.budget_settings import BudgetKey
-    from hitdet_nni.config.settings import Settings
-    from hitdet_nni.cost.latency_table import LatencyTable
     from hitdet_nni.runs.front import FrontRow
-    from hitdet_nni.runs.run_directory import RunDirectory
 
 HELP_ORDER = 57
 HELP = "find architectures of every cost in the supernet of a finished search, without training"
@@ -59,7 +55,7 @@ def run(options: Namespace) -> None:
     from dataclasses import asdict
 
     from hitdet_nni.commands.shared.console import console, echo, json_text
-    from hitdet_nni.commands.shared.stages import run_front
+    from hitdet_nni.commands.shared.stages import front_unit, run_front
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.settings import load_settings
     from hitdet_nni.engine import distributed
@@ -67,7 +63,7 @@ def run(options: Namespace) -> None:
 
     found = find_run(options.out)
     architecture = load_architecture(found.architecture)
-    key, table = _unit(options, found, load_settings(found.config))
+    key, table = front_unit(found, load_settings(found.config), options.cost, options.table)
     rows = run_front(
         found,
         key,
@@ -86,29 +82,6 @@ def run(options: Namespace) -> None:
         return
     console().print(_table(rows, architecture.sample))
     echo(str(found.front_table))
-
-
-def _unit(options: Namespace, found: RunDirectory, settings: Settings) -> tuple[BudgetKey, LatencyTable | None]:
-    """Return the unit of the costs, and the table of latencies where there is one.
-
-    Raises:
-        InputError: If milliseconds are asked for and there is no table, or it is of another machine.
-    """
-    from hitdet_nni.cost.latency_table import load_latency_table
-    from hitdet_nni.engine.machine import processor
-    from hitdet_nni.errors import InputError
-
-    budget = settings.search.budget
-    key: BudgetKey = options.cost or ("gflops" if budget is None else budget.key)
-    if options.table is not None:
-        table = load_latency_table(options.table)
-        table.require_machine(processor(table.content.conditions.device), "a table of this machine")
-        return key, table
-    if found.latency.exists():
-        return key, load_latency_table(found.latency)
-    if key == "latency_ms":
-        raise InputError("is missing", key="--table", allowed="a file of hitdet-nni latency")
-    return key, None
 
 
 def _table(rows: Sequence[FrontRow], searched: dict[str, str]) -> Table:

@@ -48,16 +48,25 @@ def read_content(path: Path, *, allowed: str) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing or does not hold a state.
     """
-    if not path.is_file():
-        raise InputError("no such file", source=path, allowed=allowed)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch have no common exception for a broken file
-        problem = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=allowed) from None
+    content = read_saved(path, allowed=allowed)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError("has no state_dict", source=path, allowed=allowed)
     return content
+
+
+def read_saved(path: Path, *, allowed: str) -> Any:
+    """Return what torch has saved in a file, whatever it is; as :func:`read_content`.
+
+    Raises:
+        InputError: If the file is missing or torch cannot read it without executing anything.
+    """
+    if not path.is_file():
+        raise InputError("no such file", source=path, allowed=allowed)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch have no common exception for a broken file
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=allowed) from None
 
 
 def load_weights(detector: nn.Module, path: Path) -> None:

@@ -201,9 +201,9 @@ def _within(model: CostModel, one: SearchOnce, count: int) -> list[dict[str, str
         try:
             least = (1 - slack) * most
             return random_samples(model, one.space, count, least=least, most=most, measure=unit.field, seed=seed)
-        except InputError:
+        except InputError as error:
             if slack == SLACKS[-1]:
-                raise
+                raise InputError(error.problem, key="--randoms", allowed="fewer, or a larger search.budget") from None
             logger.warning("too few architectures cost at most %g less than the budget", slack)
     raise AssertionError("the last slack has ended it")
 

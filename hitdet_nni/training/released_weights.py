@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.engine.weights_file import save_state
+from hitdet_nni.engine.weights_file import read_saved, save_state
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.operators.registry import parse_operator
@@ -57,13 +57,7 @@ def read_release(checkpoint: Path) -> dict[str, Tensor]:
     Raises:
         InputError: If it cannot be read, or holds no tensors.
     """
-    if not checkpoint.is_file():
-        raise InputError("no such file", source=checkpoint, allowed=ALLOWED)
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch have no common exception for a broken file
-        problem = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"cannot be read as weights: {problem}", source=checkpoint, allowed=ALLOWED) from None
+    content = read_saved(checkpoint, allowed=ALLOWED)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError("holds no weights", source=checkpoint, allowed=ALLOWED)

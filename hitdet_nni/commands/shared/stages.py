@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hitdet_nni.commands.shared.console import refuse_existing
+from hitdet_nni.commands.shared.trained import trained_source
 from hitdet_nni.commands.shared.work import load_libraries, working
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.budget_settings import BudgetKey
@@ -14,14 +16,17 @@ from hitdet_nni.config.search_space import SearchSpace, save_search_space
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, whole_space
 from hitdet_nni.nas.provenance import keep_architecture, transferred, with_sample
 from hitdet_nni.runs.front import FrontRow, points_within, read_front
-from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.run_directory import RunDirectory, find_run
 
 if TYPE_CHECKING:
     from hitdet_nni.cost.latency_table import LatencyTable
+    from hitdet_nni.deployment import FilePrecision, Format
+    from hitdet_nni.training.exported_file import FileCheck
 
 
 def run_search(
@@ -160,6 +165,91 @@ def run_front(
 
         with run.timed("front"):
             return find_front(run, settings, data, FrontRequest(key, tuple(budgets), table, samples, images, force))
+
+
+def front_unit(
+    run: RunDirectory, settings: Settings, cost: BudgetKey | None = None, table: Path | None = None
+) -> tuple[BudgetKey, LatencyTable | None]:
+    """Return the unit of a front's costs, and the table of latencies where there is one.
+
+    Args:
+        run: The run of the search.
+        settings: Its settings, whose budget's unit is the default.
+        cost: Another unit.
+        table: A file of `latency` in place of the search's.
+
+    Raises:
+        InputError: If milliseconds are asked for and there is no table, or it is of another machine.
+    """
+    from hitdet_nni.cost.latency_table import load_latency_table
+    from hitdet_nni.engine.machine import processor
+
+    budget = settings.search.budget
+    key: BudgetKey = cost or ("gflops" if budget is None else budget.key)
+    if table is not None:
+        given = load_latency_table(table)
+        given.require_machine(processor(given.content.conditions.device), "a table of this machine")
+        return key, given
+    if run.latency.exists():
+        return key, load_latency_table(run.latency)
+    if key == "latency_ms":
+        raise InputError("is missing", key="--table", allowed="a file of hitdet-nni latency")
+    return key, None
+
+
+def run_export(
+    source: str,
+    weights: Path | None,
+    out: Path,
+    kind: Format,
+    config: str | Path | None = None,
+    *,
+    force: bool,
+    raw_heads: bool,
+    precision: FilePrecision,
+    calibration: int,
+    verify: bool = False,
+) -> FileCheck | None:
+    """Write a trained detector as a model file, calibrated and evaluated where that is asked for.
+
+    Args:
+        source: A run directory; with weights also an architecture JSON, or a shipped one's name.
+        weights: Weights of a retraining; ``None`` for the run's.
+        out: File to write.
+        kind: Its format.
+        config: Config of the images, if any are needed; ``None`` for the run's.
+        force: Overwrite the file.
+        raw_heads: Write what the heads say.
+        precision: What its layers compute in.
+        calibration: Training images for ``int8``.
+        verify: Evaluate the file.
+
+    Raises:
+        InputError: If a value has no meaning, images are needed and not named, or they are of other classes.
+    """
+    if kind == "torch-export" and out.suffix != ".pt2":
+        raise InputError(f"got {out.name}", key="--out", allowed="a name that ends in .pt2, as torch asks for")
+    if calibration < 1:
+        raise InputError(f"got {calibration}", key="--calibration", allowed="1 or more")
+    if verify and raw_heads:
+        raise InputError("has no meaning with --raw-heads", key="--verify", allowed="a whole detector")
+    architecture, weights = trained_source(source, weights)
+    refuse_existing(out, force)
+    data = None
+    if verify or precision == "int8":
+        if config is None and not Path(source).is_dir():
+            raise InputError("is missing", key="--config", allowed="a config of the images, or a run as the source")
+        settings = load_settings(config or find_run(source).config)
+        data = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+        check_classes(architecture, data)
+        prepare_process(settings.threads)
+    from hitdet_nni.deployment.formats import export_model
+    from hitdet_nni.training.exported_file import calibration_images, check_file
+
+    size = architecture.skeleton.input_size
+    images = () if data is None else calibration_images(data.train, size, calibration)
+    export_model(architecture, weights, out, kind, raw_heads=raw_heads, precision=precision, calibration=images)
+    return check_file(out, kind, architecture, weights, data.val) if verify and data is not None else None
 
 
 def front_points(run: RunDirectory, budget: float, count: int) -> list[Architecture]:
