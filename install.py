@@ -232,7 +232,7 @@ def make_environment(held: int) -> None:
     echo("1 of 3: torch, torchvision and the libraries that they bring for GPUs, 3 GB")
     pip(held, "--constraint", str(LOCK), "torch", "torchvision")
     # Without dependencies: the file has them all, and those of mmengine and mmcv-lite bring an OpenCV for desktops.
-    echo("2 of 3: the other packages of requirements.lock, 0.4 GB")
+    echo("2 of 3: the other packages of requirements.lock, 0.5 GB")
     pip(held, "--no-deps", "--requirement", str(LOCK))
 
 

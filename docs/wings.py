@@ -25,6 +25,7 @@ WINGS = (
     "pipeline",
     "training",
     "nas",
+    "loggers",
     "report",
     "paper_tables",
     "deployment",

@@ -53,7 +53,7 @@ def screening_key(settings: Settings, space: SearchSpace) -> str:
     """Return a name for everything that screening depends on; runs with equal keys may share its result."""
     dependencies = plain(settings)
     without = () if settings.pretrain.boxes else ("pretrain",)
-    for section in ("search", "retrain", "checkpoint", *without):
+    for section in ("search", "retrain", "checkpoint", "logger", *without):
         del dependencies[section]
     dependencies["space"] = space
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]

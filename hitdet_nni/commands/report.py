@@ -39,11 +39,12 @@ def run(options: Namespace) -> None:
         InputError: If the run is damaged, a file exists already, or the package tensorboard is needed and missing.
     """
     from hitdet_nni.commands.shared.console import echo, refuse_existing
+    from hitdet_nni.loggers.packages import require_package
+    from hitdet_nni.loggers.tensorboard import write_scalars
     from hitdet_nni.report.page import write_report
-    from hitdet_nni.report.scalars import require_tensorboard, write_scalars
 
     if options.tensorboard is not None:
-        require_tensorboard()
+        require_package("tensorboard", "--tensorboard")
     if options.out is not None:
         refuse_existing(options.out, options.force)
     echo(str(write_report(options.run, options.out, images=options.images)))

@@ -34,10 +34,11 @@ def run(options: Namespace) -> None:
     with at_work(options, options.config) as view:
         images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         load_libraries(view, settings)
+        from hitdet_nni.loggers.following import followed
         from hitdet_nni.pipeline import screen
 
         run_directory.open(settings, force=options.force, resume=options.resume)
-        with run_directory.timed("screening"):
+        with followed(run_directory, settings), run_directory.timed("screening"):
             space = screen(run_directory, whole, settings, images)
     for component, names in space.items():
         echo(f"{component}: {', '.join(names)}")

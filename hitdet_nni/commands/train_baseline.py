@@ -68,11 +68,12 @@ def _train(run: RunDirectory, options: Namespace, settings: Settings, images: De
     from hitdet_nni.engine import distributed
     from hitdet_nni.engine.checkpoints import CheckpointFolder
     from hitdet_nni.io import write_json
+    from hitdet_nni.loggers.following import followed
     from hitdet_nni.runs.result import result_content
     from hitdet_nni.training.baseline import train_baseline
 
     checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
-    with run.timed("retrain"):
+    with followed(run, settings), run.timed("retrain"):
         trained = train_baseline(
             options.baseline, settings, images, run.retrain, checkpoints=checkpoints, resume=options.resume
         )

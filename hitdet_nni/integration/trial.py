@@ -30,11 +30,13 @@ from hitdet_nni.engine.progress import listening, written
 from hitdet_nni.engine.progress_view import LineView
 from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
 from hitdet_nni.io import read_json, read_yaml
+from hitdet_nni.loggers.following import followed
+from hitdet_nni.loggers.packages import install, is_available, require_package
+from hitdet_nni.loggers.tensorboard import write_scalars
 from hitdet_nni.nas.checks import check_budget, whole_space
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.pipeline import retrain_architecture, screen, screening_key, search
 from hitdet_nni.report.page import write_report
-from hitdet_nni.report.scalars import INSTALL, is_available, write_scalars
 from hitdet_nni.runs.run_directory import RunDirectory, plain
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     distributed.init()
     parameters = distributed.broadcast_object((nni.get_next_parameter() or {}) if distributed.is_main() else None)
     settings = load_settings(config, parameters)
+    require_package(settings.logger)
     prepare_process(settings.threads)
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
     whole = whole_space(settings)
@@ -103,7 +106,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
     with run.held(wait=True) if distributed.is_main() else nullcontext():
         run.open(settings, force=force, resume=not force)
-        with _shown(run):
+        with _shown(run), followed(run, settings):
             result = _run_pipeline(run, whole, settings, data)
     if distributed.is_main():
         final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
@@ -121,10 +124,10 @@ def write_curves(run: RunDirectory) -> None:
     """
     if "NNI_OUTPUT_DIR" not in os.environ:
         return
-    if is_available():
+    if is_available("tensorboard"):
         write_scalars(run.path, Path(os.environ["NNI_OUTPUT_DIR"]) / "tensorboard")
     else:
-        logger.info("no curves for TensorBoard, which is not installed: %s", INSTALL)
+        logger.info("no curves for TensorBoard, which is not installed: %s", install("tensorboard"))
 
 
 @contextmanager

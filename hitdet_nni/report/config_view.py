@@ -96,6 +96,12 @@ def shipped_path(name: str) -> Path | None:
         return None
 
 
+def flat_settings(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key of every setting, and its value as YAML writes it."""
+    for key, value in _flat(plain(settings)):
+        yield key, _text(value)
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:

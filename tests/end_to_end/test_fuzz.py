@@ -39,9 +39,9 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.integration.launcher.experiment_config import load_config, load_stopped
+from hitdet_nni.loggers.tensorboard import write_scalars
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.paper_tables.measured import load_measured
-from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.inherit import inherit_weights
 

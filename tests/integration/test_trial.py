@@ -18,8 +18,8 @@ from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.integration import trial
+from hitdet_nni.loggers import packages
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.report import scalars
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.retrain import export_config
 
@@ -169,7 +169,7 @@ def test_curves_are_written_where_nni_looks_for_them(tmp_path, monkeypatch, capl
     trial.write_curves(run)
     monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "output"))
     with monkeypatch.context() as context, caplog.at_level(logging.INFO):
-        context.setattr(scalars, "find_spec", lambda name: None)
+        context.setattr(packages, "find_spec", lambda name: None)
         trial.write_curves(run)
     assert "pip install 'hitdet-nni[tensorboard]'" in caplog.text
     assert not (tmp_path / "output").exists()

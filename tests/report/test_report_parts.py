@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.pareto import pareto_front
 from hitdet_nni.errors import InputError
-from hitdet_nni.report import scalars
+from hitdet_nni.loggers import packages
+from hitdet_nni.loggers.tensorboard import write_scalars
 from hitdet_nni.report.axes import Scale, span
 from hitdet_nni.report.comparison import unique_names
 from hitdet_nni.report.config_view import config_view, shipped_base
 from hitdet_nni.report.heat_map import MAX_VALUES, heat_maps
-from hitdet_nni.report.scalars import write_scalars
 from hitdet_nni.report.screening_chart import LINE_HEIGHT, show_screening, spread
 from hitdet_nni.report.search_curves import health_charts
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -212,7 +212,7 @@ def test_a_longer_run_only_adds_events(tmp_path):
 
 def test_without_the_package_of_tensorboard_it_is_named(tmp_path, monkeypatch, refused):
     run = RunDirectory(write_run(tmp_path / "run", state="searched"))
-    monkeypatch.setattr(scalars, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with refused("--tensorboard", "pip install 'hitdet-nni[tensorboard]'"):
         write_scalars(run.path, tmp_path / "events")
     assert not (tmp_path / "events").exists()

@@ -51,6 +51,7 @@ def run_search(
         images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         check_budget(whole if given is None else given, settings, len(images.classes))
         load_libraries(view, settings)
+        from hitdet_nni.loggers.following import followed
         from hitdet_nni.pipeline import screen, search
 
         only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
@@ -58,11 +59,12 @@ def run_search(
         if given is not None:
             save_search_space(given, run.sub_spaces)
             space = given
-        else:
-            with run.timed("screening"):
-                space = screen(run, whole, settings, images)
-        with run.timed("search"):
-            return search(run, space, settings, images)
+        with followed(run, settings):
+            if given is None:
+                with run.timed("screening"):
+                    space = screen(run, whole, settings, images)
+            with run.timed("search"):
+                return search(run, space, settings, images)
 
 
 def run_retraining(
@@ -103,6 +105,7 @@ def run_retraining(
             architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images)
         load_libraries(view, settings)
+        from hitdet_nni.loggers.following import followed
         from hitdet_nni.pipeline import retrain_architecture
         from hitdet_nni.training.retrain import check_start
 
@@ -116,7 +119,7 @@ def run_retraining(
                 architecture = best_by_halving(architectures, settings, out / "rungs")
         if distributed.is_main():
             keep_architecture(run, architecture)
-        with run.timed("retrain"):
+        with followed(run, settings), run.timed("retrain"):
             return retrain_architecture(run, architecture, settings, images, resume=resume, inherit=supernet)
 
 

@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import whole_file
-from hitdet_nni.report.precisions import AVERAGE_PRECISIONS
+from hitdet_nni.loggers.destination import Destination
+from hitdet_nni.loggers.packages import require_package
+from hitdet_nni.loggers.scalars import Scalar, scalars
 from hitdet_nni.runs.reading import Run, read_run
+from hitdet_nni.runs.run_directory import RunDirectory
 
 EVENTS = "events.out.tfevents.0.hitdet-nni"
 """Name of the file; TensorBoard wants the second and third part in it."""
-
-INSTALL = "pip install 'hitdet-nni[tensorboard]'"
-
-
-class Scalar(NamedTuple):
-    """One point of a curve.
-
-    Attributes:
-        tag: The curve's name; slashes make groups of it.
-        value: The number.
-        step: Place on the horizontal axis, not negative.
-    """
-
-    tag: str
-    value: float
-    step: int
-
-
-def is_available() -> bool:
-    """Whether the package tensorboard is installed."""
-    return find_spec("tensorboard") is not None
-
-
-def require_tensorboard() -> None:
-    """Refuse to go on without the package tensorboard.
-
-    Raises:
-        InputError: If it is not installed.
-    """
-    if not is_available():
-        raise InputError("needs the package tensorboard", key="--tensorboard", allowed=f"after {INSTALL}")
 
 
 def write_scalars(path: Path, folder: Path) -> Path:
@@ -66,7 +35,7 @@ def write_scalars(path: Path, folder: Path) -> Path:
         InputError: If it is not a run directory, a file in it is damaged, the file cannot be written, or the package
             tensorboard is not installed.
     """
-    require_tensorboard()
+    require_package("tensorboard", "--tensorboard")
     content = _event_file(read_run(path), (path / "config.yml").stat().st_mtime)
     out = folder / EVENTS
     try:
@@ -90,20 +59,25 @@ def _event_file(run: Run, wall_time: float) -> bytes:
         return file.read_bytes()
 
 
-def scalars(run: Run) -> Iterator[Scalar]:
-    """Yield every number that a run has of each epoch, in the order of their making; steps are epochs from 1."""
-    for component, scores in run.scores.items():
-        for score in scores:
-            yield Scalar(f"screening {component}/{score.operator}", score.score, score.epoch + 1)
-    for row in run.metrics:
-        for name, value in row.items():
-            if name != "epoch":
-                yield Scalar(f"search/{name}", value, int(row["epoch"]) + 1)
-    losses = {math.ceil(place): value for place, value in run.training.losses}
-    evaluations = dict(run.training.evaluations)
-    for epoch in sorted({*losses, *evaluations}):
-        if epoch in losses:
-            yield Scalar("retrain/loss", losses[epoch], epoch)
-        for name, value in evaluations.get(epoch, {}).items():
-            if value >= 0:  # no box has the size otherwise
-                yield Scalar(f"retrain/{AVERAGE_PRECISIONS.get(name, name)}", value, epoch)
+class TensorBoard(Destination):
+    """The folder ``tensorboard`` of the run directory, written anew with every epoch.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._folder = run.path / "tensorboard"
+        self.identity = ""
+        self.where = str(self._folder)
+
+    def publish(self, points: Sequence[Scalar]) -> None:
+        """Write all curves of the run, those new points among them."""
+        write_scalars(self._run.path, self._folder)
+
+    def keep(self, files: Sequence[Path]) -> None:
+        """Do nothing: the files lie beside the folder."""
+
+    def end(self, *, finished: bool) -> None:
+        """Do nothing: the file is whole."""

@@ -1,0 +1,65 @@
+"""Runs of Weights & Biases, offline unless ``WANDB_MODE`` says otherwise: nothing leaves the machine by itself."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from hitdet_nni.loggers.destination import PROJECT, Destination
+from hitdet_nni.loggers.scalars import Scalar
+from hitdet_nni.runs.run_directory import RunDirectory
+
+CURVES = ("screening backbone", "screening neck", "screening head", "search", "retrain")
+"""First parts of the tags; the points of each have epochs of their own."""
+
+
+class WandB(Destination):
+    """One run in the folder ``wandb`` of the working folder, or of ``WANDB_DIR``; ``wandb sync`` sends it.
+
+    Offline each call makes a folder of its own, and those of one run have one id, by which they become one run again.
+
+    Args:
+        run: The run.
+        settings: Its settings by dotted keys.
+        identity: The id of the run to go on with; a new one is made where there is none.
+    """
+
+    def __init__(self, run: RunDirectory, settings: Mapping[str, str], identity: str | None) -> None:
+        import wandb  # noqa: PLC0415  (an extra of the package)
+
+        self.identity = uuid.uuid4().hex[:8] if identity is None else identity
+        self._name = run.path.resolve().name
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=self._name,
+            id=self.identity,
+            resume="allow",
+            mode=None if "WANDB_MODE" in os.environ else "offline",
+            config=dict(settings),
+            settings=wandb.Settings(console="off", silent=True, save_code=False),
+        )
+        self.where = str(Path(self._run.dir).parent)
+        for part in CURVES:
+            self._run.define_metric(f"{part}/*", step_metric=f"{part}/epoch")
+
+    def publish(self, points: Sequence[Scalar]) -> None:
+        """Add points; those of one epoch and stage at once."""
+        for (part, step), group in groupby(points, key=lambda point: (point.tag.rpartition("/")[0], point.step)):
+            self._run.log({f"{part}/epoch": step, **{point.tag: point.value for point in group}})
+
+    def keep(self, files: Sequence[Path]) -> None:
+        """Add files as an artifact of the run."""
+        import wandb  # noqa: PLC0415
+
+        artifact = wandb.Artifact(f"run-{self.identity}", type="run", description=self._name)
+        for file in files:
+            artifact.add_file(str(file))
+        self._run.log_artifact(artifact)
+
+    def end(self, *, finished: bool) -> None:
+        """Close the folder."""
+        self._run.finish(exit_code=0 if finished else 1)

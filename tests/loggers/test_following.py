@@ -1,0 +1,245 @@
+"""Loggers that follow a run: every point once, files at the end, and a training that does not depend on them."""
+
+import json
+import logging
+import random
+import struct
+
+import numpy as np
+import pytest
+import torch
+from report_runs import records, write_run
+
+from hitdet_nni import cli
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.engine.progress import Stage
+from hitdet_nni.engine.randomness import random_state
+from hitdet_nni.errors import InputError, StoppedError
+from hitdet_nni.io import read_json
+from hitdet_nni.loggers import following, packages
+from hitdet_nni.loggers.following import followed
+from hitdet_nni.loggers.scalars import scalars
+from hitdet_nni.pipeline import write_epoch
+from hitdet_nni.runs.reading import read_run
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.tables import read_metrics
+
+LOGGERS = ("tensorboard", "mlflow", "wandb")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """MLflow's store and the folder of Weights & Biases are in the working folder; nothing of the network is asked."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def settings_with(logger):
+    return load_settings("tiny", {"logger": logger, "search.epochs": 4})
+
+
+def search_on(run, settings, epochs, stopped=False):
+    """Write epochs of a search and tell of each, as the search does."""
+    space = load_search_space("hit_detector")
+    model = CostModel(settings.skeleton, 10)
+    done = len(read_metrics(run.search_metrics)) if run.search_metrics.is_file() else 0
+    found = list(records(settings.skeleton, space, model, 4, random.Random(3)))
+    stage = Stage("search", 4, 8, epoch=done)
+    for record in found[done : done + epochs]:
+        write_epoch(run, record)
+        stage.step(1.0)
+        stage.end_epoch({"loss": 1.0})
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def mlflow_run(identity):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    run = client.get_run(identity)
+    curves = {}
+    for tag in run.data.metrics:
+        curves[tag] = [(point.step, point.value) for point in client.get_metric_history(identity, tag)]
+    files = sorted(one.path for one in client.list_artifacts(identity))
+    return curves, files, run.data.params, run.info.status
+
+
+def wandb_records(file):
+    """The records of an offline run: a LevelDB log of blocks of 32 KiB, by the package's own messages."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, pending = file.read_bytes(), 7, b""
+    while position < len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        pending += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(pending)
+            pending = b""
+            yield record
+
+
+def wandb_run(folder):
+    """Curves, names of artifacts' files, and ids of all offline folders."""
+    curves, files, ids = {}, set(), set()
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for record in wandb_records(file):
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+            if record.HasField("history"):
+                row = {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                }
+                for tag in row:
+                    part = tag.rpartition("/")[0]
+                    if part and not tag.endswith("/epoch"):
+                        curves.setdefault(tag, []).append((row[f"{part}/epoch"], row[tag]))
+            request = record.request.log_artifact.artifact if record.HasField("request") else record.artifact
+            files |= {entry.path for entry in request.manifest.contents}
+    return curves, files, ids
+
+
+def expected(run):
+    curves = {}
+    for point in scalars(read_run(run.path)):
+        curves.setdefault(point.tag, []).append((point.step, point.value))
+    return curves
+
+
+def same(curves, others):
+    assert curves.keys() == others.keys()
+    for tag, points in curves.items():
+        assert [step for step, _ in points] == [step for step, _ in others[tag]], tag
+        assert [value for _, value in points] == pytest.approx([value for _, value in others[tag]])
+
+
+@pytest.fixture
+def begun(tmp_path):
+    def make(logger):
+        settings = settings_with(logger)
+        path = write_run(tmp_path / "run", state="screened", overrides={"logger": logger})
+        return RunDirectory(path), settings
+
+    return make
+
+
+@pytest.mark.parametrize("logger", ["mlflow", "wandb"])
+def test_an_interrupted_run_has_every_point_once(begun, tmp_path, logger):
+    run, settings = begun(logger)
+    with pytest.raises(KeyboardInterrupt), followed(run, settings):
+        search_on(run, settings, 2, stopped=True)
+    identity = read_json(run.path / "logger.json")["identity"]
+    if logger == "mlflow":
+        curves, files, parameters, status = mlflow_run(identity)
+        same(curves, expected(run))
+        assert (files, status) == ([], "KILLED")
+        assert parameters["search.epochs"] == "4"
+        assert parameters["skeleton.input_size"] == "[96, 96]"
+    with followed(run, settings):
+        search_on(run, settings, 2)
+    write_run(tmp_path / "other", state="retrained")  # a stage that ended: its files
+    for name in ("architecture.json", "metrics.json", "retrain"):
+        (tmp_path / "other" / name).rename(run.path / name)
+    with followed(run, settings):
+        Stage("retrain", 1, 1).end_epoch({"mAP": 0.1})
+    assert read_json(run.path / "logger.json")["identity"] == identity
+    wanted = {"report.html", "config.yml", "architecture.json", "metrics.json"}
+    if logger == "mlflow":
+        curves, files, _, status = mlflow_run(identity)
+        assert status == "FINISHED"
+    else:
+        curves, files, ids = wandb_run(tmp_path)
+        assert ids == {identity}
+    same(curves, expected(run))
+    assert "retrain/AP" in curves
+    assert len(curves["search/val_loss"]) == 4
+    assert set(files) == wanted
+
+
+def test_tensorboard_has_the_curves_after_every_epoch(begun):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, settings = begun("tensorboard")
+    with followed(run, settings):
+        for epochs in (1, 2):
+            search_on(run, settings, 1)
+            shown = EventAccumulator(str(run.path / "tensorboard")).Reload()
+            assert [event.step for event in shown.Scalars("search/val_loss")] == list(range(1, epochs + 1))
+
+
+def test_a_store_that_has_gone_is_begun_anew_with_all_points(begun, tmp_path, monkeypatch):
+    run, settings = begun("mlflow")
+    with followed(run, settings):
+        search_on(run, settings, 1)
+    first = read_json(run.path / "logger.json")["identity"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    with followed(run, settings):
+        search_on(run, settings, 1)
+    second = read_json(run.path / "logger.json")["identity"]
+    assert second != first
+    same(mlflow_run(second)[0], expected(run))
+
+
+class Failing(following.TensorBoard):
+    """Draws random numbers, and fails from its second epoch on."""
+
+    def publish(self, points):
+        np.random.rand()
+        torch.rand(3)
+        self.times = getattr(self, "times", 0) + 1
+        if self.times > 1:
+            raise OSError("the store is full\nand says more")
+
+
+def test_a_logger_that_fails_is_told_once_and_changes_nothing(begun, monkeypatch, caplog):
+    run, settings = begun("tensorboard")
+    monkeypatch.setattr(following, "TensorBoard", Failing)
+    before = random_state()
+    with caplog.at_level(logging.WARNING, "hitdet_nni"), followed(run, settings):
+        search_on(run, settings, 4)
+    assert caplog.messages == ["tensorboard has failed and gets nothing more: the store is full"]
+    after = random_state()
+    assert torch.equal(before["torch"], after["torch"])
+    assert torch.equal(before["numpy"][1], after["numpy"][1])
+    assert before["numpy"][2] == after["numpy"][2]
+    assert before["python"] == after["python"]
+
+
+def test_a_store_that_cannot_be_is_told_before_the_work(begun, monkeypatch):
+    run, settings = begun("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://here")
+    with pytest.raises(StoppedError, match="mlflow cannot begin"), followed(run, settings):
+        pytest.fail("the work has begun")
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_a_package_that_is_not_there_leaves_nothing(tmp_path, monkeypatch, capsys, logger):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    command = ["search", "--config", "tiny", "--set", f"logger={logger}", "--out", str(tmp_path / "run")]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == (
+        f"hitdet-nni: logger: needs the package {logger}; allowed: after pip install 'hitdet-nni[{logger}]'\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_logger_is_one_line():
+    with pytest.raises(InputError, match=r"logger: .*tensorboard.*mlflow.*wandb"):
+        load_settings("tiny", {"logger": "clearml"})
+
+
+def test_a_damaged_record_is_one_line(begun):
+    run, settings = begun("tensorboard")
+    (run.path / "logger.json").write_text('{"logger": "mlflow"}')
+    with pytest.raises(InputError, match=r"logger\.json: identity"), followed(run, settings):
+        pytest.fail("the work has begun")
