@@ -26,14 +26,14 @@ def run(options: Namespace) -> None:
     """
     from hitdet_nni.commands.shared.console import echo, refuse_existing, settings_of
     from hitdet_nni.config.architecture import load_architecture
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.io import write_text
 
     settings = settings_of(options)
     architecture = load_architecture(options.architecture)
     refuse_existing(options.out, options.force)
-    images = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
+    settings, images = open_images(settings, architecture.skeleton.input_size)
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import export_config
 

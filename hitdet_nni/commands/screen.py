@@ -24,7 +24,7 @@ def run(options: Namespace) -> None:
     """
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
 
@@ -32,7 +32,7 @@ def run(options: Namespace) -> None:
     whole = whole_space(settings)
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
-        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        settings, images = open_images(settings)
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.pipeline import screen

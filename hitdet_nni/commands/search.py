@@ -50,11 +50,11 @@ def run(options: Namespace) -> None:
 def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | None) -> None:
     """Print what the search would choose from and how many steps it would take; refuse what it would refuse."""
     from hitdet_nni.commands.shared.console import console, echo
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.nas.checks import budget_cost_model, check_budget
 
-    images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    settings, images = open_images(settings)
     space = whole if given is None else given
     check_budget(space, settings, len(images.classes))
     prepare_process(settings.threads)

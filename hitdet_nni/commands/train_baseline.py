@@ -37,7 +37,7 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.cost.profile import find_config
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine import distributed
     from hitdet_nni.io import read_json
     from hitdet_nni.nas.checks import check_initial_weights
@@ -48,7 +48,7 @@ def run(options: Namespace) -> None:
     check_initial_weights(settings, None)
     directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {options.baseline}") as view:
-        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        settings, images = open_images(settings)
         load_libraries(view, settings)
         from hitdet_nni.training.baseline import check_queries, model_config
         from hitdet_nni.training.retrain import check_start

@@ -41,6 +41,11 @@ class ScreeningSettings(Section):
     """Screening of the sub search spaces (section 3.2, Eq. 4)."""
 
     epochs: PositiveInt = Field(12, description="epochs a component (section 4.2)")
+    epochs_images: PositiveInt | None = Field(
+        None,
+        description="training images that these epochs are for: with n of them there are the square root of "
+        "epochs_images / n times as many; null, or where a config or --set gives epochs alone: epochs as they are",
+    )
     warmup_epochs: NonNegativeInt = Field(
         6, description="epochs before the alphas move (section 4.2); with rank_by samples they never do"
     )

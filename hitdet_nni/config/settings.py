@@ -49,6 +49,9 @@ PATHS = {
 }
 """Keys that name files or folders, by section; relative ones in a config file are relative to the file's folder."""
 
+STAGES = ("screening", "search", "retrain")
+"""Sections whose numbers of epochs may be for a number of images."""
+
 ActivationMode = Literal["all", "checkpoint", "fused", "fused-low", "fused-min"]
 ActivationSetting = Literal["auto", "all", "checkpoint", "fused", "fused-low", "fused-min"]
 
@@ -73,6 +76,11 @@ class SearchSettings(Section):
     """The trinity search (sections 3.3 and 3.4, Eq. 6)."""
 
     epochs: PositiveInt = Field(12, description="epochs (section 4.2)")
+    epochs_images: PositiveInt | None = Field(
+        None,
+        description="training images that these epochs are for: with n of them there are the square root of "
+        "epochs_images / n times as many; null, or where a config or --set gives epochs alone: epochs as they are",
+    )
     warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
     flops_weight: NonNegativeFloat = Field(0.01, description="lambda of Eq. 6, per GFLOP (section 4.2)")
     budget: BudgetSettings | None = Field(
@@ -171,8 +179,11 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
     """
     path = find_config(config)
     tree = _read_tree(path, ())
-    data = {key.removeprefix("data."): value for key, value in (overrides or {}).items() if key.startswith("data.")}
-    _give_way(tree, {"data": data})
+    changed: dict[str, dict[str, object]] = {}
+    for key, value in (overrides or {}).items():
+        section, _, name = key.partition(".")
+        changed.setdefault(section, {})[name] = value
+    _give_way(tree, changed)
     for key, value in (overrides or {}).items():
         _set(tree, key, value, path)
     _resolve_paths(tree, Path.cwd())
@@ -250,7 +261,14 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _give_way(tree: dict[str, Any], diff: Mapping[str, Any]) -> None:
-    """Have the embedded set that a config names give way to a folder that a diff of it names, with a line."""
+    """Have what a config says give way to what a diff of it says otherwise by another key.
+
+    The embedded set gives way to a folder, with a line; the images that epochs are for to epochs alone.
+    """
+    for stage in STAGES:
+        own, given = tree.get(stage), diff.get(stage)
+        if isinstance(own, dict) and isinstance(given, Mapping) and "epochs" in given and "epochs_images" not in given:
+            own.pop("epochs_images", None)
     below, given = tree.get("data"), diff.get("data")
     if not isinstance(below, dict) or not isinstance(given, Mapping):
         return

@@ -39,6 +39,11 @@ class RetrainSettings(Section):
     """Training of the found detector from scratch (section 4.2)."""
 
     epochs: PositiveInt = Field(12, description="epochs (section 4.2: the 1x schedule)")
+    epochs_images: PositiveInt | None = Field(
+        None,
+        description="training images that these epochs are for: with n of them there are the square root of "
+        "epochs_images / n times as many; null, or where a config or --set gives epochs alone: epochs as they are",
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser (section 4.2: SGD)")
     lr: PositiveFloat = Field(0.04, description="learning rate for a batch of lr_batch_size (section 4.2: 8 GPUs x 4)")
     momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hitdet_nni import __version__
 from hitdet_nni.config.data_settings import ID_KEYS, LAYOUTS, DataSettings
+from hitdet_nni.config.lengths import for_images
+from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.annotations.coco import check_same_classes, read_annotations
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.annotations.coco_document import cache_folder as cache_folder
@@ -67,6 +69,23 @@ def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | N
     for each in (train, val):
         require_sound_images(each, input_size, decode=len(each.image_ids) <= SMALL_SET)
     return DetectionData(train, val)
+
+
+def open_images(settings: Settings, input_size: tuple[int, int] | None = None) -> tuple[Settings, DetectionData]:
+    """Read and check the images of a training, and have its stages be as long as their number asks for.
+
+    Args:
+        settings: All settings.
+        input_size: Height and width that training resizes images to fit; ``None``: the skeleton's.
+
+    Returns:
+        The settings for so many images (:func:`~hitdet_nni.config.lengths.for_images`), and the images.
+
+    Raises:
+        InputError: If a file is missing or has a defect that training would not survive.
+    """
+    data = open_data(settings.data, settings.seed, input_size or settings.skeleton.input_size)
+    return for_images(settings, len(data.train.image_ids)), data
 
 
 def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:

@@ -20,7 +20,7 @@ from torch import nn
 from hitdet_nni.config.architecture import Architecture, save_architecture
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.loaders import search_loaders
-from hitdet_nni.data.sources import DetectionData, open_data
+from hitdet_nni.data.sources import DetectionData, open_images
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.recalibration import recalibrate
 from hitdet_nni.engine.weights_file import save_weights
@@ -63,7 +63,7 @@ def retrain_sample(
     settings = load_settings(config, overrides).model_copy(update={"skeleton": model.skeleton})
     torch.set_num_threads(settings.threads)
     sample = current_sample(model)
-    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    settings, data = open_images(settings)
     name = _name(settings, sample)
     architecture = describe_sample(name, model, sample, settings, data, SOURCE)
     run = RunDirectory(Path(folder) / name)

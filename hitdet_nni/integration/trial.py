@@ -23,7 +23,7 @@ import nni
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
-from hitdet_nni.data.sources import DetectionData, open_data
+from hitdet_nni.data.sources import DetectionData, open_images
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process, translate_io_errors
 from hitdet_nni.engine.progress import listening, written
@@ -99,7 +99,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     prepare_process(settings.threads)
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
     whole = whole_space(settings)
-    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    settings, data = open_images(settings)
     check_budget(whole, settings, len(data.classes))
     if distributed.is_main() and not force:
         adopt(run, settings)

@@ -17,6 +17,7 @@ from hitdet_nni.nas.health.rank_agreement import Preferences
 from hitdet_nni.studies.latency_prediction import Prediction
 from hitdet_nni.studies.operator_ablation import OperatorEffect
 from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.recipes import TrainedRecipe
 from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.search_summary import RandomPool, SeedOutcome
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves
@@ -102,8 +103,8 @@ def plot_search_study(outcomes: Sequence[SeedOutcome], pool: RandomPool, count: 
     figure.savefig(path, dpi=120)
 
 
-def plot_trained(trained: Sequence[Trained], path: Path) -> None:
-    """Plot the mean mAP of each architecture, bars for the deviation over the seeds."""
+def plot_trained(trained: Sequence[Trained | TrainedRecipe], path: Path) -> None:
+    """Plot the mean mAP of each architecture, or recipe, bars for the deviation over the seeds."""
     figure, (axes,) = _figure(1)
     places = range(len(trained))
     deviations = [one.deviation or 0.0 for one in trained]

@@ -180,7 +180,7 @@ def _against_seeds(way: str, ours: Sequence[float], theirs: Sequence[float]) -> 
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     wins = sum(difference > 0 for difference in differences)
     return Against(
-        way, statistics.fmean(theirs), deviation(theirs), statistics.fmean(differences), wins, _paired_p(differences)
+        way, statistics.fmean(theirs), deviation(theirs), statistics.fmean(differences), wins, paired_p(differences)
     )
 
 
@@ -229,7 +229,7 @@ def _shuffled_p(ours: Sequence[float], others: Sequence[float]) -> float:
     return float(test.pvalue)
 
 
-def _paired_p(differences: Sequence[float]) -> float:
+def paired_p(differences: Sequence[float]) -> float:
     """Return the probability that differences of random signs have as large a mean."""
     if not math.fsum(map(abs, differences)):
         return 1.0

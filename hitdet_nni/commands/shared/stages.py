@@ -14,7 +14,7 @@ from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.budget_settings import BudgetKey
 from hitdet_nni.config.search_space import SearchSpace, save_search_space
 from hitdet_nni.config.settings import Settings, load_settings
-from hitdet_nni.data.sources import open_data
+from hitdet_nni.data.sources import open_data, open_images
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
@@ -48,7 +48,7 @@ def run_search(
     whole = whole_space(settings)
     run = RunDirectory(out)
     with working(out, "search", config) as view:
-        images = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        settings, images = open_images(settings)
         check_budget(whole if given is None else given, settings, len(images.classes))
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
@@ -100,7 +100,7 @@ def run_retraining(
     run = RunDirectory(out)
     title = f"{config}, {', '.join(one.name for one in architectures)}"
     with working(out, "retrain", title, as_json=as_json) as view:
-        images = open_data(settings.data, settings.seed, architectures[0].skeleton.input_size)
+        settings, images = open_images(settings, architectures[0].skeleton.input_size)
         if settings.retrain.transfer:
             architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images)

@@ -29,12 +29,12 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.console import settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, protocol, trained_rows, write_findings
     from hitdet_nni.config.skeleton import COMPONENTS
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.studies.operator_ablation import FIGURE_3, effects, insertion_architectures, insertions
     from hitdet_nni.studies.plots import plot_effects
 
-    settings = open_study(options, settings_of(options))
-    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    settings, data = open_images(settings_of(options))
+    open_study(options, settings)
     chosen = insertions(settings, options.operators or FIGURE_3, options.parts or COMPONENTS, options.repeats)
     trained = protocol(options, settings).retrain(insertion_architectures(chosen, settings, data))
     found = effects(chosen, {one.name: one for one in trained})

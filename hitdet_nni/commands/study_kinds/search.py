@@ -73,7 +73,7 @@ def run(options: Namespace) -> Findings:
 
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
     from hitdet_nni.studies.jobs import Job, Work, run_jobs, seeded
@@ -96,8 +96,8 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOutcome
     from hitdet_nni.studies.validation_halves import accuracies
 
-    settings = open_study(options, settings_of(options))
-    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    settings, data = open_images(settings_of(options))
+    open_study(options, settings)
 
     def told(done: int, total: int, one: Job, _: object) -> None:
         if not options.json:

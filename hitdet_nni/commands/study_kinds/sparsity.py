@@ -58,6 +58,7 @@ def run(options: Namespace) -> Findings:
     """Screen with several weights of the column-sparse term, and plot the scores (Fig. 4)."""
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.io import write_csv
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.studies.jobs import Work, run_jobs
@@ -71,7 +72,7 @@ def run(options: Namespace) -> Findings:
         sparse_screenings,
     )
 
-    settings = open_study(options, settings_of(options))
+    settings = open_study(options, open_images(settings_of(options))[0])
     readings = list(product(dict.fromkeys(options.gates), dict.fromkeys(options.weights)))
     part = options.part
     jobs = sparse_screenings(settings, part, whole_space(settings), readings, options.seeds, options.out / "runs")

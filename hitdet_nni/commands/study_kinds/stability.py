@@ -58,7 +58,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.config.search_space import load_search_space
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.io import write_csv
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
@@ -76,12 +76,12 @@ def run(options: Namespace) -> Findings:
         shared_sub_spaces,
     )
 
-    settings = open_study(options, settings_of(options))
+    settings, data = open_images(settings_of(options))
+    open_study(options, settings)
     if options.stage == "screening":
         space = whole_space(settings)
     else:
         given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
-        data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
         space = shared_sub_spaces(RunDirectory(options.out), given, settings, data)
 
     def echo_end(done: int, total: int, one: Repetition, run: RunDirectory) -> None:
