@@ -212,7 +212,7 @@ class Run:
         """Write the trained detector as a file that runs without this package.
 
         Args:
-            path: The file (default: ``detector.onnx``, ``.pt`` or ``.pt2`` in the run directory).
+            path: The file (default: ``detector.onnx``, ``.pt``, ``.pt2`` or ``.xml`` in the run directory).
             kind: Its format.
             raw_heads: Write what the heads say, before boxes are decoded and suppressed.
             precision: What its layers compute in, the last ones left out.
@@ -227,7 +227,7 @@ class Run:
         """
         from hitdet_nni.commands.shared.stages import run_export  # noqa: PLC0415
 
-        suffix = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+        suffix = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2", "openvino": ".xml"}
         if kind not in suffix:
             raise InputError(f"got {kind!r}", key="kind", allowed=suffix)
         file = self.path / f"detector{suffix[kind]}" if path is None else Path(path)
@@ -264,7 +264,7 @@ class Run:
 def search(
     source: StrPath | None = None,
     *,
-    preset: str,
+    preset: str = "small",
     budget: Mapping[str, object] | None = None,
     out: StrPath | None = None,
     seed: int | None = None,

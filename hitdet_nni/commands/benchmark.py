@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from hitdet_nni.config.settings import Settings
 
 HELP_ORDER = 77
-HELP = "evaluate an exported ONNX file as COCO does, and time the same file with onnxruntime"
+HELP = "evaluate an exported file as COCO does, and time the same file: ONNX with onnxruntime, or OpenVINO's"
 EXAMPLE = "hitdet-nni benchmark mine.onnx --run runs/mine-retrained"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``benchmark``."""
-    parser.add_argument("file", type=Path, help="ONNX file of `export`")
+    parser.add_argument("file", type=Path, help="ONNX file of `export`, or the .xml file of OpenVINO")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run whose validation images it is evaluated on; keeps the outcome")
     source.add_argument("--config", help="config of the images instead")
@@ -51,11 +51,13 @@ def run(options: Namespace) -> None:
     refuse_existing(out, options.force)
     validation = open_validation(settings.data, settings.seed)
     prepare_process(1)
+    from hitdet_nni.deployment.files import OPENVINO_SUFFIX
     from hitdet_nni.deployment.timing.runtimes import OnnxRunner
     from hitdet_nni.runs.benchmark import write_benchmark
     from hitdet_nni.training.file_benchmark import benchmark_file, require_weights
 
-    OnnxRunner("cpu", options.threads)  # refuses where the packages are missing
+    if options.file.suffix != OPENVINO_SUFFIX:
+        OnnxRunner("cpu", options.threads)  # refuses where the packages are missing
     if weights is not None:
         require_weights(options.file, weights)
     found = benchmark_file(options.file, validation, options.threads, options.images, options.rounds, options.pause)

@@ -114,7 +114,7 @@ def _check(options: Namespace) -> None:
 
 
 def _opened(options: Namespace) -> Predictor:
-    """Return the detector of a run, an architecture and weights, or an ONNX file.
+    """Return the detector of a run, an architecture and weights, or an exported file.
 
     Raises:
         InputError: If it cannot be had, or not on that device.
@@ -123,15 +123,17 @@ def _opened(options: Namespace) -> Predictor:
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.errors import InputError
 
-    if Path(options.source).suffix == ".onnx":
+    if Path(options.source).suffix in (".onnx", ".xml"):
         if options.weights is not None:
-            raise InputError("has no meaning with an ONNX file", key="--weights", allowed="a run, or an architecture")
+            raise InputError(
+                "has no meaning with an exported file", key="--weights", allowed="a run, or an architecture"
+            )
         if options.device == "cuda":
-            raise InputError("got cuda with an ONNX file", key="--device", allowed="cpu")
+            raise InputError("got cuda with an exported file", key="--device", allowed="cpu")
         prepare_process(options.threads)
-        from hitdet_nni.deployment.onnx_detector import OnnxDetector
+        from hitdet_nni.deployment.files import open_runtime_file
 
-        return OnnxDetector(Path(options.source), options.threads)
+        return open_runtime_file(Path(options.source), options.threads)
     architecture, weights = trained_source(options.source, options.weights)
     prepare_process(options.threads)
     import torch

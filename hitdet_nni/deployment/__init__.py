@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Format = Literal["onnx", "torchscript", "torch-export"]
+Format = Literal["onnx", "torchscript", "torch-export", "openvino"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 """What a trained detector can be written as."""
+
+OUTPUTS = ("boxes", "scores", "labels")
+"""Names of the outputs of a whole detector."""
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
 FILE_PRECISIONS: tuple[FilePrecision, ...] = get_args(FilePrecision)

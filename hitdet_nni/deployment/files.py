@@ -12,6 +12,10 @@ from hitdet_nni.deployment import Format
 from hitdet_nni.deployment.formats import METADATA_FILE
 from hitdet_nni.deployment.images import Found, Pixels, Predictor
 from hitdet_nni.deployment.onnx_detector import OnnxDetector
+from hitdet_nni.deployment.openvino_files import OpenVinoDetector
+
+OPENVINO_SUFFIX = ".xml"
+"""Ending of the names of OpenVINO's files; of ONNX files, that of others."""
 
 
 class TorchFile:
@@ -50,6 +54,21 @@ def open_file(file: Path, kind: Format, threads: int) -> Predictor:
     Args:
         file: A whole detector.
         kind: Its format.
-        threads: Threads of one operation of onnxruntime; torch has those of the process.
+        threads: Threads of one operation; torch has those of the process.
     """
-    return OnnxDetector(file, threads) if kind == "onnx" else TorchFile(file, kind)
+    if kind in ("torchscript", "torch-export"):
+        return TorchFile(file, kind)
+    return open_runtime_file(file, threads)
+
+
+def open_runtime_file(file: Path, threads: int) -> OnnxDetector | OpenVinoDetector:
+    """Return the detector of a file that a runtime of its own runs: ONNX, or by its ending ``.xml`` OpenVINO's.
+
+    Args:
+        file: A whole detector.
+        threads: Threads of one operation.
+
+    Raises:
+        InputError: If it cannot be read, is no such file, or the runtime's package is missing.
+    """
+    return (OpenVinoDetector if file.suffix == OPENVINO_SUFFIX else OnnxDetector)(file, threads)

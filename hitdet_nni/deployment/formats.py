@@ -1,4 +1,4 @@
-"""Files that run without this package: ONNX, TorchScript, torch.export; each with what a user of it must know."""
+"""Files that run without this package (ONNX, TorchScript, torch.export, OpenVINO), with what a user must know."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from hitdet_nni import __version__
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.deployment import FILE_PRECISIONS, FilePrecision, Format
+from hitdet_nni.deployment import FILE_PRECISIONS, OUTPUTS, FilePrecision, Format
 from hitdet_nni.deployment.detector import RawHeads
 from hitdet_nni.deployment.images import Pixels
 from hitdet_nni.deployment.loading import load_detector
+from hitdet_nni.deployment.one_stage import OneStageDetector
+from hitdet_nni.deployment.openvino_files import openvino_files, require_openvino
 from hitdet_nni.deployment.quantization import quantized
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import whole_file
@@ -34,9 +36,6 @@ INPUT = "images"
 LAYER_INPUT = "input"
 """Name of the input of a layer by itself."""
 
-OUTPUTS = ("boxes", "scores", "labels")
-"""Names of the outputs of a whole detector."""
-
 METADATA_FILE = "metadata.json"
 """Name of the metadata inside a TorchScript or torch.export file."""
 
@@ -45,6 +44,12 @@ OPSET = 18
 
 EXAMPLE = (128, 192)
 """Height and width of the image that a model is traced with; files take any."""
+
+_BY_ONNX: tuple[Format, ...] = ("onnx", "openvino")
+"""Formats that an ONNX program is or is made into."""
+
+LARGEST_BATCH = 1024
+"""Images that a torch.export file of a one-stage detector's heads takes at once."""
 
 SMALLEST, LARGEST = 32, 8192
 """Sides in pixels of the images that a torch.export file takes."""
@@ -65,7 +70,7 @@ def export_model(
     Args:
         architecture: What was trained.
         weights: File of a retraining; nothing in it is executed.
-        path: File to write, whole or not at all.
+        path: File to write, whole or not at all; OpenVINO's values are written beside it, as ``.bin``.
         kind: Its format.
         raw_heads: Write what the heads say, before boxes are decoded and suppressed.
         precision: What the layers compute in, the last ones left out.
@@ -75,8 +80,10 @@ def export_model(
         InputError: If the weights do not fit, the packages of the format are missing, or it has no such precision.
         WriteError: If the file cannot be written.
     """
-    if kind == "onnx" and find_spec("onnx") is None:
+    if kind in _BY_ONNX and find_spec("onnx") is None:
         raise InputError("needs the package onnx", key="--format", allowed="after pip install hitdet-nni[onnx]")
+    if kind == "openvino":
+        require_openvino("--format")
     if precision not in FILE_PRECISIONS:
         raise InputError(f"got {precision!r}", key="precision", allowed=FILE_PRECISIONS)
     if precision == "int8":
@@ -86,11 +93,19 @@ def export_model(
         detector.compute_in_half()
     model: nn.Module = RawHeads(detector) if raw_heads else detector
     outputs = detector.head_names() if raw_heads else OUTPUTS
-    metadata = {**describe(architecture, outputs, weights_digest(weights)), "precision": precision}
+    metadata = {
+        **describe(architecture, outputs, weights_digest(weights)),
+        "precision": precision,
+        "batch": "any" if takes_batches(model) else 1,
+    }
     with torch.no_grad(), _notices_unheard():
         content = WRITERS[kind](model, metadata)
     if precision == "int8":
         content = quantized(content, INPUT, calibration)
+    if kind == "openvino":
+        content, values = openvino_files(content, metadata)
+        with whole_file(path.with_suffix(".bin")) as stream:
+            stream.write(values)
     with whole_file(path) as stream:
         stream.write(content)
 
@@ -99,10 +114,10 @@ def _require_quantiser(kind: Format) -> None:
     """Refuse 8 bits where there is nothing that makes them.
 
     Raises:
-        InputError: If the format is not ONNX, or the package onnxruntime is missing.
+        InputError: If the format is not made of ONNX, or the package onnxruntime is missing.
     """
-    if kind != "onnx":
-        raise InputError(f"got int8 with {kind}", key="--precision", allowed="int8 with onnx")
+    if kind not in _BY_ONNX:
+        raise InputError(f"got int8 with {kind}", key="--precision", allowed=f"int8 with {', '.join(_BY_ONNX)}")
     if find_spec("onnxruntime") is None:
         raise InputError("needs the package onnxruntime", key="--precision", allowed="pip install hitdet-nni[onnx]")
 
@@ -115,6 +130,14 @@ def weights_digest(weights: str | Path) -> str:
 def example_image() -> Tensor:
     """Return the image that a model is traced with, ``[1, 3, H, W]`` of 8 bits."""
     return torch.randint(0, 256, (1, 3, *EXAMPLE), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def takes_batches(model: nn.Module) -> bool:
+    """Whether a model takes several images at once, as the maps of a one-stage detector's heads are made.
+
+    A whole detector finds another number of boxes in each image, and a two-stage one's head sees the RoIs of one.
+    """
+    return isinstance(model, RawHeads) and isinstance(model.detector, OneStageDetector)
 
 
 def describe(architecture: Architecture, outputs: tuple[str, ...], weights: str) -> dict[str, Any]:
@@ -158,9 +181,11 @@ def onnx_file(model: nn.Module, outputs: Sequence[str], metadata: Mapping[str, A
         metadata: Properties of the file.
     """
     images = example_image()
-    axes = {INPUT: {2: "height", 3: "width"}}
+    batch = {0: "batch"} if takes_batches(model) else {}
+    axes = {INPUT: {**batch, 2: "height", 3: "width"}}
     for name, result in zip(outputs, model(images), strict=True):
-        axes[name] = {2: f"{name}_rows", 3: f"{name}_columns"} if result.dim() == 4 else {0: f"{name}_count"}
+        of_map = {**batch, 2: f"{name}_rows", 3: f"{name}_columns"}
+        axes[name] = of_map if result.dim() == 4 else {0: f"{name}_count"}
     return onnx_program(model, images, INPUT, outputs, axes, metadata)
 
 
@@ -222,16 +247,20 @@ def _torch_export(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
             f"torch {torch.__version__} is too old for it", key="--format", allowed="a newer torch, onnx or torchscript"
         )
     sides = {axis: torch.export.Dim(name, min=SMALLEST, max=LARGEST) for axis, name in ((2, "height"), (3, "width"))}
+    example = example_image()
+    if takes_batches(model):
+        sides[0] = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+        example = torch.cat([example, example])  # of a single one torch would keep the 1
     buffer = io.BytesIO()
     # Otherwise maps of one pixel would be excluded, which the coarsest levels of small images are.
     with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # installed at run time
-        program = torch.export.export(model, (example_image(),), dynamic_shapes=(sides,), strict=False)
+        program = torch.export.export(model, (example,), dynamic_shapes=(sides,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
     return buffer.getvalue()
 
 
 WRITERS: Mapping[Format, Callable[[nn.Module, Mapping[str, Any]], bytes]] = {
-    "onnx": _onnx,
+    **dict.fromkeys(_BY_ONNX, _onnx),
     "torchscript": _torchscript,
     "torch-export": _torch_export,
 }

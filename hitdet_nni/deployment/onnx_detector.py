@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
-from hitdet_nni.deployment.formats import INPUT, OUTPUTS
+from hitdet_nni.deployment import OUTPUTS
+from hitdet_nni.deployment.formats import INPUT
 from hitdet_nni.deployment.images import Found, Pixels
 from hitdet_nni.deployment.prediction import THRESHOLD, Prediction, Source, predict
 from hitdet_nni.deployment.timing.runtimes import open_session
@@ -25,6 +27,7 @@ class OnnxDetector:
         classes: Class names in the order of the labels.
         weights: SHA-256 of the file of weights that it was made of; ``None`` of files that do not say it.
         input_size: Height and width that images are resized to fit.
+        runtime: What runs it, and its version.
 
     Raises:
         InputError: If it cannot be read, or is no such file.
@@ -43,6 +46,7 @@ class OnnxDetector:
         if about.get("outputs") != list(OUTPUTS):
             problem = "ends at the heads" if "outputs" in about else "says nothing of its classes and outputs"
             raise InputError(problem, source=file, allowed=f"{ALLOWED} without --raw-heads")
+        self.runtime = f"onnxruntime {version('onnxruntime')}"
         self.weights: str | None = about.get("weights")
         self.classes = tuple(about["classes"])
         height, width = about["input_size"]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.images.reading import read_image
+from hitdet_nni.deployment.files import open_runtime_file
 from hitdet_nni.deployment.formats import weights_digest
-from hitdet_nni.deployment.images import Pixels, fit_image
-from hitdet_nni.deployment.onnx_detector import OnnxDetector
+from hitdet_nni.deployment.images import Pixels, Predictor, fit_image
 from hitdet_nni.deployment.timing.stopwatch import WARM_UP
 from hitdet_nni.engine.machine import processor
 from hitdet_nni.errors import InputError
@@ -23,24 +22,24 @@ from hitdet_nni.training.precisions import Detections
 
 
 def require_weights(file: Path, weights: Path) -> None:
-    """Refuse an ONNX file that was not made of a run's weights.
+    """Refuse a file that was not made of a run's weights.
 
     Raises:
         InputError: If it was made of others, or the run has none.
     """
     if not weights.is_file():
         raise InputError("no such file", source=weights, allowed="a run that was retrained, or --config with --out")
-    if OnnxDetector(file, 1).weights != weights_digest(weights):
+    if open_runtime_file(file, 1).weights != weights_digest(weights):
         raise InputError(f"was not made of {weights}", source=file, allowed="hitdet-nni export of this run, or --out")
 
 
 def benchmark_file(
     file: Path, validation: CocoAnnotations, threads: int, timed_images: int, rounds: int, pause: float
 ) -> Benchmark:
-    """Evaluate an ONNX file on all validation images, and time it on some of them.
+    """Evaluate a file on all validation images, and time it on some of them.
 
     Args:
-        file: A file of ``export``.
+        file: A file of ``export`` in ONNX, or the ``.xml`` of one of OpenVINO.
         validation: The images.
         threads: Threads of one operation.
         timed_images: Images that are timed, evenly spaced over the set; of a smaller set all.
@@ -50,7 +49,7 @@ def benchmark_file(
     Raises:
         InputError: If the file is no detector, or of other classes.
     """
-    detector = OnnxDetector(file, threads)
+    detector = open_runtime_file(file, threads)
     if detector.classes != validation.classes_in_file_order:
         raise InputError(
             f"has the classes {', '.join(detector.classes[:5])}, ...",
@@ -70,7 +69,7 @@ def benchmark_file(
         metrics=metrics,
         latency_ms=Percentiles(p50=1000 * p50, p90=1000 * p90, p99=1000 * p99),
         runs=len(times),
-        runtime=f"onnxruntime {version('onnxruntime')}",
+        runtime=detector.runtime,
         threads=threads,
         machine=processor("cpu"),
         rounds=rounds,
@@ -78,7 +77,7 @@ def benchmark_file(
     )
 
 
-def _times(detector: OnnxDetector, images: Sequence[Pixels], rounds: int, pause: float) -> list[float]:
+def _times(detector: Predictor, images: Sequence[Pixels], rounds: int, pause: float) -> list[float]:
     """Return the seconds of every timed run; each round is warmed up anew."""
     times: list[float] = []
     for number in range(rounds):

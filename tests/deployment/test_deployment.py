@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import onnxruntime
+import openvino
 import pytest
 import torch
 from mmdet.registry import TRANSFORMS
@@ -24,7 +25,7 @@ from hitdet_nni import cli
 from hitdet_nni.config.architecture import Architecture, Provenance, load_architecture, save_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import Skeleton
-from hitdet_nni.deployment import FORMATS, formats
+from hitdet_nni.deployment import FORMATS, formats, openvino_files
 from hitdet_nni.deployment.boxes import base_anchors
 from hitdet_nni.deployment.components import Backbone, Neck
 from hitdet_nni.deployment.detector import RawHeads
@@ -59,7 +60,7 @@ def exported(made):
     def load(kind, form, raw=False):
         if (kind, form, raw) not in loaded:
             case = made[kind]
-            path = case.folder / f"{form}-{raw}.pt2"
+            path = case.folder / f"{form}-{raw}{'.xml' if form == 'openvino' else '.pt2'}"
             export_model(case.architecture, case.folder / "weights.pth", path, form, raw_heads=raw)
             loaded[kind, form, raw] = opened(path, form)
         return loaded[kind, form, raw]
@@ -69,6 +70,10 @@ def exported(made):
 
 def opened(path, form):
     """A model file as a function, without any code of ours."""
+    if form == "openvino":
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        return lambda image: [torch.from_numpy(value.copy()) for value in model(image.numpy()).values()]
     if form == "onnx":
         session = onnxruntime.InferenceSession(str(path))
         return lambda image: [torch.from_numpy(value) for value in session.run(None, {"images": image.numpy()})]
@@ -168,8 +173,21 @@ def test_a_file_says_what_mmdet_says(made, exported, kind, form, raw):
     check(made[kind], exported(kind, form, raw))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_heads_of_one_stage_take_several_images_at_once(exported, form):
+    """Each image's maps are those that it has alone, to rounding."""
+    run = exported("retinanet", form, True)
+    batch = torch.cat([image for image in images(20) if image.shape[2:] == SIZES[1]])
+    assert len(batch) > 2
+    with torch.no_grad():
+        together = list(run(batch))
+        for number, image in enumerate(batch):
+            for whole, own in zip(together, run(image[None]), strict=True):
+                torch.testing.assert_close(whole[number], own[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+@pytest.mark.parametrize("form", ["onnx", "torchscript", "openvino"])
 def test_a_image_may_show_nothing(made, tmp_path, kind, form):
     state = made[kind].mmdet.state_dict()
     bias = "roi_head.bbox_head.fc_cls.bias" if kind == "faster_rcnn" else "bbox_head.retina_cls.bias"
@@ -177,8 +195,8 @@ def test_a_image_may_show_nothing(made, tmp_path, kind, form):
     if kind == "faster_rcnn":
         state[bias][-1] += 400  # the background's
     torch.save({"state_dict": state}, tmp_path / "w.pth")
-    export_model(made[kind].architecture, tmp_path / "w.pth", tmp_path / "file", form)
-    run = opened(tmp_path / "file", form)
+    export_model(made[kind].architecture, tmp_path / "w.pth", tmp_path / "file.xml", form)
+    run = opened(tmp_path / "file.xml", form)
     for image in images(2):
         assert [tuple(part.shape) for part in run(image)] == [(0, 4), (0,), (0,)]
 
@@ -337,11 +355,12 @@ def test_a_run_directory_brings_its_weights(made, capsys, tmp_path):
 
 WRONG = [
     (["--format", "onnx"], ["--weights: is missing"]),
-    (["--weights", "w.pth"], ["--weights", "--format architecture", "onnx, torchscript, torch-export"]),
+    (["--weights", "w.pth"], ["--weights", "--format architecture", "onnx, torchscript, torch-export, openvino"]),
     (["--raw-heads"], ["--raw-heads", "--format architecture"]),
     (["--format", "onnx", "--weights", "w.pth", "--epoch", 0], ["--epoch", "--format onnx"]),
     (["--format", "onnx", "--weights", "nothing.pth"], ["nothing.pth", "no such file"]),
     (["--format", "torch-export", "--weights", "w.pth"], ["--out", ".pt2"]),
+    (["--format", "openvino", "--weights", "w.pth"], ["--out", ".xml"]),
     (["--format", "torchscript", "--weights", "bad.pth"], ["bad.pth", "cannot be read as weights"]),
     (["--format", "torchscript", "--weights", "other.pth"], ["other.pth", "does not fit the architecture"]),
     ([], ["found.json", "not a run directory"]),
@@ -403,13 +422,16 @@ def fitted(photograph):
     return fitting, torch.tensor([size[0] / width, size[1] / height] * 2)
 
 
-def test_the_accuracy_of_a_file_is_that_of_its_weights(made, annotated, capsys, tmp_path):
-    """By mmdet on the one hand, by onnxruntime and pycocotools on the other."""
-    case, file, out = made["faster_rcnn"], tmp_path / "found.onnx", tmp_path / "benchmark.json"
+@pytest.mark.parametrize(
+    ("form", "name", "runtime"), [("onnx", "a.onnx", "onnxruntime"), ("openvino", "a.xml", "openvino")]
+)
+def test_the_accuracy_of_a_file_is_that_of_its_weights(made, annotated, capsys, tmp_path, form, name, runtime):
+    """By mmdet on the one hand, by the file's runtime and pycocotools on the other."""
+    case, file, out = made["faster_rcnn"], tmp_path / name, tmp_path / "benchmark.json"
     weights = ["--architecture", str(case.folder / "found.json"), "--weights", str(case.folder / "weights.pth")]
     assert cli.main(["evaluate", *weights, *annotated, "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
-    export_model(case.architecture, case.folder / "weights.pth", file, "onnx")
+    export_model(case.architecture, case.folder / "weights.pth", file, form)
     timing = ["--rounds", "2", "--pause", "0", "--images", "3"]
     assert cli.main(["benchmark", str(file), *annotated, *timing, "--out", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -417,6 +439,7 @@ def test_the_accuracy_of_a_file_is_that_of_its_weights(made, annotated, capsys, 
     assert found["metrics"] == {name: pytest.approx(value, abs=2e-3) for name, value in expected.items()}
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p90"] <= found["latency_ms"]["p99"]
     assert (found["runs"], found["images"]) == (6, 4)
+    assert found["runtime"].startswith(f"{runtime} ")
     assert read_benchmark(out).model_dump(mode="json") == found
     assert cli.main(["benchmark", str(file), *annotated, "--out", str(out)]) == 2
     assert "--force" in capsys.readouterr().err
@@ -427,6 +450,10 @@ def test_what_cannot_be_benchmarked(made, annotated, capsys, tmp_path):
     export_model(case.architecture, case.folder / "weights.pth", file, "onnx")
     export_model(case.architecture, case.folder / "weights.pth", heads, "onnx", raw_heads=True)
     (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "text.xml").write_text("<note/>")
+    export_model(case.architecture, case.folder / "weights.pth", tmp_path / "alone.xml", "openvino")
+    (tmp_path / "alone.bin").unlink()
+    export_model(case.architecture, case.folder / "weights.pth", tmp_path / "heads.xml", "openvino", raw_heads=True)
     run = RunDirectory(tmp_path / "run")
     run.open(load_settings("tiny"))
     out = ["--out", str(tmp_path / "out.json")]
@@ -434,6 +461,10 @@ def test_what_cannot_be_benchmarked(made, annotated, capsys, tmp_path):
         ([str(tmp_path / "none.onnx"), *annotated, *out], ["none.onnx", "no such file"]),
         ([str(tmp_path / "text.onnx"), *annotated, *out], ["text.onnx", "cannot be opened"]),
         ([str(heads), *annotated, *out], ["heads.onnx", "ends at the heads"]),
+        ([str(tmp_path / "none.xml"), *annotated, *out], ["none.xml", "no such file"]),
+        ([str(tmp_path / "text.xml"), *annotated, *out], ["text.xml", "cannot be opened"]),
+        ([str(tmp_path / "alone.xml"), *annotated, *out], ["alone.xml", ".bin beside it"]),
+        ([str(tmp_path / "heads.xml"), *annotated, *out], ["heads.xml", "ends at the heads"]),
         ([str(file), "--config", "tiny", *out], ["has the classes a, b", "0, 1"]),
         ([str(file), *annotated], ["--out"]),
         ([str(file), *annotated, *out, "--images", "0"], ["--images"]),
@@ -456,6 +487,8 @@ def test_a_run_keeps_figures_of_its_own_file_alone(made, tmp_path, refused):
     other.write_bytes((case.folder / "weights.pth").read_bytes() + b" ")
     with refused(file, "was not made of", other):
         file_benchmark.require_weights(file, other)
+    export_model(case.architecture, case.folder / "weights.pth", tmp_path / "found.xml", "openvino")
+    file_benchmark.require_weights(tmp_path / "found.xml", case.folder / "weights.pth")
 
 
 def test_percentiles_are_of_the_timed_runs_alone(monkeypatch):
@@ -485,7 +518,23 @@ def test_missing_packages_are_named(made, tmp_path, monkeypatch, refused):
     case = made["faster_rcnn"]
     with refused("onnx", "pip install hitdet-nni[onnx]"):
         export_model(case.architecture, case.folder / "weights.pth", tmp_path / "m.onnx", "onnx")
+    monkeypatch.setattr(formats, "find_spec", lambda name: name != "openvino")
+    monkeypatch.setattr(openvino_files, "find_spec", lambda name: None)
+    with refused("openvino", "pip install 'hitdet-nni[openvino]'"):
+        export_model(case.architecture, case.folder / "weights.pth", tmp_path / "m.xml", "openvino")
     assert not list(tmp_path.iterdir())
+
+
+def test_both_files_of_openvino_are_kept_from_being_overwritten(made, tmp_path, capsys):
+    case = made["faster_rcnn"]
+    (tmp_path / "mine.bin").write_text("other")
+    weights = ["--weights", case.folder / "weights.pth"]
+    status, text = command(
+        capsys, case.folder / "found.json", "--format", "openvino", "--out", tmp_path / "mine.xml", *weights
+    )
+    assert status == 2
+    assert "mine.bin" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.bin"]
 
 
 def snippets():

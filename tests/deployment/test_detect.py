@@ -107,9 +107,11 @@ def test_the_results_are_what_evaluate_counts(retrained, tiny_data, tmp_path, ca
 def test_a_file_an_architecture_and_a_run_say_the_same(made, retrained, photographs, tmp_path, capsys):
     case = made["faster_rcnn"]
     export_model(case.architecture, case.folder / "weights.pth", tmp_path / "mine.onnx", "onnx")
+    export_model(case.architecture, case.folder / "weights.pth", tmp_path / "mine.xml", "openvino")
     architecture = [case.folder / "found.json", "--weights", case.folder / "weights.pth"]
     found = []
-    for number, source in enumerate(([retrained.path, "--batch", 4], architecture, [tmp_path / "mine.onnx"])):
+    files = [tmp_path / "mine.onnx"], [tmp_path / "mine.xml"]
+    for number, source in enumerate(([retrained.path, "--batch", 4], architecture, *files)):
         options = ["--out", tmp_path / str(number), "--no-draw", "--json"]
         assert detect(source[0], photographs, *source[1:], *options) == 0
         found.append(json.loads(capsys.readouterr().out))

@@ -232,12 +232,16 @@ def run_export(
     """
     if kind == "torch-export" and out.suffix != ".pt2":
         raise InputError(f"got {out.name}", key="--out", allowed="a name that ends in .pt2, as torch asks for")
+    if kind == "openvino" and out.suffix != ".xml":
+        raise InputError(f"got {out.name}", key="--out", allowed="a name that ends in .xml, as OpenVINO asks for")
     if calibration < 1:
         raise InputError(f"got {calibration}", key="--calibration", allowed="1 or more")
     if verify and raw_heads:
         raise InputError("has no meaning with --raw-heads", key="--verify", allowed="a whole detector")
     architecture, weights = trained_source(source, weights)
     refuse_existing(out, force)
+    if kind == "openvino":
+        refuse_existing(out.with_suffix(".bin"), force)
     data = None
     if verify or precision == "int8":
         if config is None and not Path(source).is_dir():

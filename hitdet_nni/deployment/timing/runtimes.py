@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hitdet_nni.cost.latency_table import Device, Runtime
+from hitdet_nni.deployment import OUTPUTS
 from hitdet_nni.deployment.detector import Detector
-from hitdet_nni.deployment.formats import INPUT, LAYER_INPUT, OUTPUTS, onnx_file, onnx_program
+from hitdet_nni.deployment.formats import INPUT, LAYER_INPUT, onnx_file, onnx_program
 from hitdet_nni.errors import InputError
 
 if TYPE_CHECKING:
