@@ -29,7 +29,7 @@ FINISHED = VENV / "installed"
 LOCK = ROOT / "requirements.lock"
 SETUP = ROOT / "setup.py"
 
-FETCHED_GB = 3.4
+FETCHED_GB = 3.5
 DISK_GB = 9.5
 """Measured: what an installation fetches, and the disk it takes until it is done, what it fetches included."""
 

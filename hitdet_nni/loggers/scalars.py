@@ -14,30 +14,37 @@ class Scalar(NamedTuple):
     """One point of a curve.
 
     Attributes:
-        tag: The curve's name; slashes make groups of it.
+        group: What the curve is of: a screening, the search, the retraining.
+        name: What is measured.
         value: The number.
         step: Place on the horizontal axis, not negative.
     """
 
-    tag: str
+    group: str
+    name: str
     value: float
     step: int
+
+    @property
+    def tag(self) -> str:
+        """The curve's name: group and name with a slash between them."""
+        return f"{self.group}/{self.name}"
 
 
 def scalars(run: Run) -> Iterator[Scalar]:
     """Yield every number that a run has of each epoch, in the order of their making; steps are epochs from 1."""
     for component, scores in run.scores.items():
         for score in scores:
-            yield Scalar(f"screening {component}/{score.operator}", score.score, score.epoch + 1)
+            yield Scalar(f"screening {component}", score.operator, score.score, score.epoch + 1)
     for row in run.metrics:
         for name, value in row.items():
             if name != "epoch":
-                yield Scalar(f"search/{name}", value, int(row["epoch"]) + 1)
+                yield Scalar("search", name, value, int(row["epoch"]) + 1)
     losses = {math.ceil(place): value for place, value in run.training.losses}
     evaluations = dict(run.training.evaluations)
     for epoch in sorted({*losses, *evaluations}):
         if epoch in losses:
-            yield Scalar("retrain/loss", losses[epoch], epoch)
+            yield Scalar("retrain", "loss", losses[epoch], epoch)
         for name, value in evaluations.get(epoch, {}).items():
             if value >= 0:  # no box has the size otherwise
-                yield Scalar(f"retrain/{AVERAGE_PRECISIONS.get(name, name)}", value, epoch)
+                yield Scalar("retrain", AVERAGE_PRECISIONS.get(name, name), value, epoch)

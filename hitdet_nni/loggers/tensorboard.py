@@ -54,7 +54,7 @@ def _event_file(run: Run, wall_time: float) -> bytes:
     with TemporaryDirectory() as folder:
         with SummaryWriter(folder) as writer:
             for scalar in scalars(run):
-                writer.add_scalar(*scalar, walltime=wall_time)
+                writer.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=wall_time)
         (file,) = Path(folder).iterdir()
         return file.read_bytes()
 

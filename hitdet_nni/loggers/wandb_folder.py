@@ -13,8 +13,8 @@ from hitdet_nni.loggers.destination import PROJECT, Destination
 from hitdet_nni.loggers.scalars import Scalar
 from hitdet_nni.runs.run_directory import RunDirectory
 
-CURVES = ("screening backbone", "screening neck", "screening head", "search", "retrain")
-"""First parts of the tags; the points of each have epochs of their own."""
+GROUPS = ("screening backbone", "screening neck", "screening head", "search", "retrain")
+"""Groups of the points; each has epochs of its own."""
 
 
 class WandB(Destination):
@@ -43,13 +43,13 @@ class WandB(Destination):
             settings=wandb.Settings(console="off", silent=True, save_code=False),
         )
         self.where = str(Path(self._run.dir).parent)
-        for part in CURVES:
-            self._run.define_metric(f"{part}/*", step_metric=f"{part}/epoch")
+        for group in GROUPS:
+            self._run.define_metric(f"{group}/*", step_metric=f"{group}/epoch")
 
     def publish(self, points: Sequence[Scalar]) -> None:
         """Add points; those of one epoch and stage at once."""
-        for (part, step), group in groupby(points, key=lambda point: (point.tag.rpartition("/")[0], point.step)):
-            self._run.log({f"{part}/epoch": step, **{point.tag: point.value for point in group}})
+        for (group, step), together in groupby(points, key=lambda point: (point.group, point.step)):
+            self._run.log({f"{group}/epoch": step, **{point.tag: point.value for point in together}})
 
     def keep(self, files: Sequence[Path]) -> None:
         """Add files as an artifact of the run."""

@@ -133,7 +133,7 @@ def test_a_killed_installation_is_made_again(installed):
     assert not (folder / ".venv/left_over").exists()
     assert has(folder, "torch", "torchvision", "brought", "other", "ours")
     assert not (folder / ".venv/scratch").exists()
-    assert "about 3.4 GB to fetch" in output
+    assert "about 3.5 GB to fetch" in output
     for step in ("1 of 3: torch", "2 of 3: the other", "3 of 3: hitdet-nni"):
         assert step in output
 
