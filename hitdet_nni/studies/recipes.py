@@ -98,14 +98,15 @@ def train_recipes(
 
 
 def recipe_sentences(trained: Sequence[TrainedRecipe]) -> list[str]:
-    """Say of every recipe but the first how far it is ahead of the first, over the same seeds."""
+    """Say of every recipe but the first how it stands against the first, over the same seeds."""
     first, *others = trained
     sentences = []
     for one in others:
         differences = [own - other for own, other in zip(one.accuracies, first.accuracies, strict=True)]
         wins = sum(difference > 0 for difference in differences)
+        mean = round(statistics.fmean(differences), 3) + 0.0  # no minus before a 0
         sentences.append(
-            f"{one.name} is ahead of {first.name} by {statistics.fmean(differences):.3f}, in {wins} of "
-            f"{len(differences)} seeds, p {paired_p(differences):.2g}"
+            f"{one.name} against {first.name}: {mean:+.3f}, ahead in {wins} of {len(differences)} seeds, "
+            f"p {paired_p(differences):.2g}"
         )
     return sentences

@@ -9,7 +9,8 @@ from layouts import WRITERS, shots
 from pages import DOCS, ROOT, blocks
 
 import hitdet_nni
-from hitdet_nni import InputError, cli
+from hitdet_nni import InputError, api, cli
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.io import read_json
 
 NAMES = "[ir_k3_d1_e1, sep_k3_d1, conv_k3_d1]"
@@ -76,6 +77,30 @@ def test_other_layouts_of_the_same_images_lead_to_the_same(found, folders, few, 
     for one, other in zip(ours[1:], theirs[1:], strict=True):
         for value, same in zip(one.split(","), other.split(","), strict=True):
             assert value == same or float(value) == pytest.approx(float(same), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", ["mlflow", "wandb"])
+def test_a_logger_has_the_curves_and_changes_nothing(found, folders, few, tmp_path, monkeypatch, logger):
+    """Bit by bit what a run without one is, weights of search and retraining among it."""
+    monkeypatch.chdir(tmp_path)
+    settings = few | {"logger": logger}
+    budget = {"gflops": 0.06}
+    run = hitdet_nni.search(folders / "coco", preset="tiny", budget=budget, out=tmp_path / "run", settings=settings)
+    run.retrain()
+    for name in ("search/alphas.csv", "search/supernet.pth", "retrain/weights.pth"):
+        assert (run.path / name).read_bytes() == (found.path / name).read_bytes(), name
+    steps = read_json(run.path / "logger.json")["steps"]
+    assert steps["search/val_loss"] == 1
+    assert steps["retrain/AP"] == 1
+    if logger == "mlflow":
+        from mlflow.tracking import MlflowClient
+
+        kept = MlflowClient().get_run(read_json(run.path / "logger.json")["identity"])
+        assert kept.data.metrics["retrain/AP"] == pytest.approx(run.metrics["mAP"], abs=1e-4)
+        assert kept.info.status == "FINISHED"
+    else:
+        assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2  # of the search and of the retraining
 
 
 @pytest.mark.slow
@@ -187,16 +212,21 @@ def test_what_the_page_does_with_a_prediction(capsys):
 
 
 @pytest.mark.slow
-def test_the_lines_of_readme_and_page(tmp_path, monkeypatch):
+def test_the_lines_of_readme_and_page(few, tmp_path, monkeypatch):
     first, *_ = blocks(DOCS / "python.md", "python")
     assert first.text == blocks(ROOT / "README.md", "python")[0].text
     parts = {"train": shots(tmp_path / "made", 16), "val": shots(tmp_path / "made", 4, first=16)}
     WRITERS["yolo"](tmp_path / "my_images", parts, ("zebra", "ant"))
     cv2.imwrite(str(tmp_path / "street.jpg"), np.zeros((300, 400, 3), np.uint8))
     monkeypatch.chdir(tmp_path)
+    short = {key: value for key, value in few.items() if key != "data.seed"} | {"precision": "fp32"}
+    load = api.load_settings
+    monkeypatch.setattr(api, "load_settings", lambda config, changed=None: load(config, short | dict(changed or {})))
     exec(compile(first.text, "docs/python.md", "exec"), {})
     assert cv2.imread("out.jpg").shape == (300, 400, 3)
-    assert hitdet_nni.load("runs/mine").metrics["shape"] == [320, 320]
+    run = hitdet_nni.load("runs/my_images")
+    assert run.settings.skeleton == load_settings("small", {"data.builtin": "digits"}).skeleton
+    assert run.metrics["gflops"] <= 2
 
 
 def test_the_name_stays_a_function():

@@ -41,6 +41,7 @@ from hitdet_nni.studies.operator_ablation import (
 )
 from hitdet_nni.studies.random_architectures import random_samples
 from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.recipes import TrainedRecipe, recipe_sentences
 from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves, reading_rows, sparse_screenings
 from hitdet_nni.studies.sub_space_ablation import common_sub_space, final_order
@@ -223,6 +224,46 @@ def test_random_from_the_command_line(searched, tmp_path, capsys):
     assert "the searched one is number" in capsys.readouterr().out
     assert read(out, "random") == written
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pth")} == before
+
+
+def test_recipes_from_the_command_line(searched, tmp_path, capsys):
+    """Each recipe with each seed, in runs whose settings are the recipe's; the others are compared with the first."""
+    out = tmp_path / "study"
+    assert study("recipes", searched, out, "--recipe", "paper", "--recipe", "adamw", "--seeds", "1") == 0
+    said = capsys.readouterr().out
+    report = read(out, "recipes")
+    assert [row["recipe"] for row in report["rows"]] == list(report["recipes"]) == ["paper", "adamw"]
+    ours = {name: load_settings(out / "runs" / f"{name}-seed-0" / "config.yml") for name in ("paper", "adamw")}
+    chosen = {name: (one.retrain.optimizer, one.data.augment, one.retrain.ema) for name, one in ours.items()}
+    assert chosen == {"paper": ("sgd", "flip", None), "adamw": ("adamw", "standard", 0.002)}
+    assert ours["adamw"].retrain.epochs == ours["paper"].retrain.epochs == report["epochs"] == 1
+    for row in report["rows"]:
+        metrics = json.loads((out / "runs" / f"{row['recipe']}-seed-0" / "metrics.json").read_text())
+        assert row["mAP_1"] == row["mean_mAP"] == metrics["mAP"]
+        assert row["seconds"] > 0
+    assert "adamw against paper: " in said
+
+
+def test_what_recipes_say():
+    trained = [
+        TrainedRecipe("paper", (0.1, 0.2, 0.3), 1.0),
+        TrainedRecipe("strong", (0.2, 0.3, 0.5), 1.0),
+        TrainedRecipe("standard", (0.0, 0.3, 0.3), 1.0),
+    ]
+    assert recipe_sentences(trained) == [
+        "strong against paper: +0.133, ahead in 3 of 3 seeds, p 0.12",  # one of the eight ways to sign three differences
+        "standard against paper: +0.000, ahead in 1 of 3 seeds, p 0.75",
+    ]
+
+
+@pytest.mark.parametrize(("options", "names"), [(["best"], "paper, averaged"), (["paper", "paper"], "twice")])
+def test_recipes_that_there_are_not(searched, tmp_path, capsys, options, names):
+    arguments = [part for name in options for part in ("--recipe", name)]
+    assert study("recipes", searched, tmp_path / "study", *arguments) == 2
+    error = capsys.readouterr().err
+    assert "--recipe" in error
+    assert names in error
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.slow
