@@ -250,8 +250,8 @@ def test_what_recipes_say():
         TrainedRecipe("strong", (0.2, 0.3, 0.5), 1.0),
         TrainedRecipe("standard", (0.0, 0.3, 0.3), 1.0),
     ]
-    assert recipe_sentences(trained) == [
-        "strong against paper: +0.133, ahead in 3 of 3 seeds, p 0.12",  # one of the eight ways to sign three differences
+    assert recipe_sentences(trained) == [  # p: one of the eight ways to sign three differences
+        "strong against paper: +0.133, ahead in 3 of 3 seeds, p 0.12",
         "standard against paper: +0.000, ahead in 1 of 3 seeds, p 0.75",
     ]
 
