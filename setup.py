@@ -56,7 +56,7 @@ setup(
         "enas": ["tianshou==0.4.11", "gym==0.26.2"],  # NNI's reinforcement learning
         "tensorboard": ["tensorboard>=2.16"],
         "mlflow": ["mlflow-skinny>=2.16", "sqlalchemy>=2", "alembic>=1.13"],
-        "wandb": ["wandb>=0.19"],
+        "wandb": ["wandb>=0.30"],
         "openvino": ["openvino>=2024.4"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
     },

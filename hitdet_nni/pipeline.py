@@ -33,7 +33,8 @@ from hitdet_nni.nas.screening_reliability import mean_scores, reliability_of, sh
 from hitdet_nni.nas.supernet import Phase, train_supernet
 from hitdet_nni.runs.reliability import write_reliability
 from hitdet_nni.runs.result import result_content
-from hitdet_nni.runs.run_directory import RunDirectory, plain
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.same_settings import plain
 from hitdet_nni.runs.samples import write_samples
 from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
 from hitdet_nni.training.retrain import Retrained, retrain

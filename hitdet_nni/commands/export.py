@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--precision",
         choices=FILE_PRECISIONS,
         default="fp32",
-        help="model file: what its layers compute in, the last ones left out; int8: ONNX (default: %(default)s)",
+        help="model file: what its layers compute in, the last ones left out; int8: not torch's (default: %(default)s)",
     )
     parser.add_argument(
         "--calibration",

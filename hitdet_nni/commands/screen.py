@@ -25,11 +25,13 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.data.sources import open_images
+    from hitdet_nni.loggers.packages import require_package
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
 
     settings = settings_of(options)
     whole = whole_space(settings)
+    require_package(settings.logger)
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
         settings, images = open_images(settings)

@@ -40,12 +40,14 @@ def run(options: Namespace) -> None:
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine import distributed
     from hitdet_nni.io import read_json
+    from hitdet_nni.loggers.packages import require_package
     from hitdet_nni.nas.checks import check_initial_weights
     from hitdet_nni.runs.run_directory import RunDirectory
 
     settings = settings_of(options)
     find_config(options.baseline)
     check_initial_weights(settings, None)
+    require_package(settings.logger)
     directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {options.baseline}") as view:
         settings, images = open_images(settings)
@@ -73,16 +75,17 @@ def _train(run: RunDirectory, options: Namespace, settings: Settings, images: De
     from hitdet_nni.training.baseline import train_baseline
 
     checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
-    with followed(run, settings), run.timed("retrain"):
-        trained = train_baseline(
-            options.baseline, settings, images, run.retrain, checkpoints=checkpoints, resume=options.resume
-        )
-    if distributed.is_main():
-        cost = _cost(options.baseline, len(images.classes), settings)
-        weights = trained.weights.relative_to(run.path)
-        result = result_content("baseline", options.baseline, cost, trained.metrics, trained.before, weights)
-        write_json(run.metrics, result)
-        checkpoints.clear()
+    with followed(run, settings):
+        with run.timed("retrain"):
+            trained = train_baseline(
+                options.baseline, settings, images, run.retrain, checkpoints=checkpoints, resume=options.resume
+            )
+        if distributed.is_main():
+            cost = _cost(options.baseline, len(images.classes), settings)
+            weights = trained.weights.relative_to(run.path)
+            result = result_content("baseline", options.baseline, cost, trained.metrics, trained.before, weights)
+            write_json(run.metrics, result)
+            checkpoints.clear()
     distributed.barrier()
 
 

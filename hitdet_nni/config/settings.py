@@ -79,7 +79,8 @@ class SearchSettings(Section):
     epochs_images: PositiveInt | None = Field(
         None,
         description="training images that these epochs are for: with n of them there are the square root of "
-        "epochs_images / n times as many; null, or where a config or --set gives epochs alone: epochs as they are",
+        "epochs_images / n times as many, and warmup_epochs goes along; null, or where a config or --set gives "
+        "epochs alone: all as they are",
     )
     warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
     flops_weight: NonNegativeFloat = Field(0.01, description="lambda of Eq. 6, per GFLOP (section 4.2)")

@@ -42,7 +42,8 @@ class RetrainSettings(Section):
     epochs_images: PositiveInt | None = Field(
         None,
         description="training images that these epochs are for: with n of them there are the square root of "
-        "epochs_images / n times as many; null, or where a config or --set gives epochs alone: epochs as they are",
+        "epochs_images / n times as many, and milestones and val_interval go along; null, or where a config or --set "
+        "gives epochs alone: all as they are",
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser (section 4.2: SGD)")
     lr: PositiveFloat = Field(0.04, description="learning rate for a batch of lr_batch_size (section 4.2: 8 GPUs x 4)")

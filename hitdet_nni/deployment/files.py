@@ -58,7 +58,7 @@ def open_file(file: Path, kind: Format, threads: int) -> Predictor:
     """
     if kind in ("torchscript", "torch-export"):
         return TorchFile(file, kind)
-    return open_runtime_file(file, threads)
+    return (OpenVinoDetector if kind == "openvino" else OnnxDetector)(file, threads)
 
 
 def open_runtime_file(file: Path, threads: int) -> OnnxDetector | OpenVinoDetector:

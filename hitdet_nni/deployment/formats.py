@@ -104,8 +104,10 @@ def export_model(
         content = quantized(content, INPUT, calibration)
     if kind == "openvino":
         content, values = openvino_files(content, metadata)
-        with whole_file(path.with_suffix(".bin")) as stream:
-            stream.write(values)
+        with whole_file(path.with_suffix(".bin")) as beside, whole_file(path) as stream:
+            beside.write(values)
+            stream.write(content)
+        return
     with whole_file(path) as stream:
         stream.write(content)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,17 +23,25 @@ SECTION = "hitdet_nni"
 ALLOWED = "a file of hitdet-nni export --format openvino, with the .bin beside it"
 
 
-def require_openvino(key: str) -> None:
+def require_openvino(source: str | Path) -> None:
     """Refuse to go on without the package openvino.
 
     Args:
-        key: The option that needs it.
+        source: The option or file that needs it.
 
     Raises:
         InputError: If it is not installed.
     """
     if find_spec("openvino") is None:
-        raise InputError("needs the package openvino", key=key, allowed="after pip install 'hitdet-nni[openvino]'")
+        raise InputError(
+            "needs the package openvino", source=source, allowed="after pip install 'hitdet-nni[openvino]'"
+        )
+
+
+def _openvino() -> Any:
+    """Import OpenVINO, an extra of the package, and keep it from sending an event of it to its makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as where it is not installed
+    return importlib.import_module("openvino")
 
 
 def openvino_files(program: bytes, metadata: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -41,8 +51,7 @@ def openvino_files(program: bytes, metadata: Mapping[str, Any]) -> tuple[bytes, 
         program: The content of an ONNX file; what it computes in stays.
         metadata: What a user of the file must know, written as JSON.
     """
-    import openvino  # noqa: PLC0415  # an extra of the package
-
+    openvino = _openvino()
     with TemporaryDirectory() as folder:
         source, written = Path(folder, "model.onnx"), Path(folder, "model.xml")
         source.write_bytes(program)
@@ -53,7 +62,7 @@ def openvino_files(program: bytes, metadata: Mapping[str, Any]) -> tuple[bytes, 
 
 
 class OpenVinoDetector:
-    """A whole detector, decoding and suppression included, run by OpenVINO on the CPU in the file's own precision.
+    """A whole detector, decoding and suppression included, run by OpenVINO on the CPU in single precision or 8 bits.
 
     Args:
         file: The ``.xml`` file; the ``.bin`` lies beside it.
@@ -72,9 +81,8 @@ class OpenVinoDetector:
     def __init__(self, file: Path, threads: int) -> None:
         if not file.is_file():
             raise InputError("no such file", source=file, allowed=ALLOWED)
-        require_openvino("--format")
-        import openvino  # noqa: PLC0415  # an extra of the package
-
+        require_openvino(file)
+        openvino = _openvino()
         core = openvino.Core()
         try:
             model = core.read_model(str(file))

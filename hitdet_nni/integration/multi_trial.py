@@ -30,7 +30,8 @@ from hitdet_nni.io import WEIGHTS_FILE
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.pipeline import retrain_architecture
-from hitdet_nni.runs.run_directory import RunDirectory, plain
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.same_settings import essential, plain
 from hitdet_nni.training.retrain import evaluate
 
 SOURCE = "multi-trial search"
@@ -108,7 +109,7 @@ def current_sample(model: HitDetectorSpace) -> dict[str, str]:
 
 def _name(settings: Settings, sample: Mapping[str, str]) -> str:
     """Return a name for everything that the result of a retraining depends on."""
-    dependencies = {"settings": plain(settings), "sample": sample}
+    dependencies = {"settings": essential(plain(settings)), "sample": sample}
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -37,7 +37,8 @@ from hitdet_nni.nas.checks import check_budget, whole_space
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.pipeline import retrain_architecture, screen, screening_key, search
 from hitdet_nni.report.page import write_report
-from hitdet_nni.runs.run_directory import RunDirectory, plain
+from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.same_settings import plain, same_run
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,11 @@ def adopt(run: RunDirectory, settings: Settings) -> None:
         return
     for folder in sorted(run.path.parent.iterdir()):
         other = RunDirectory(folder)
-        if not other.config.is_file() or other.metrics.exists() or read_yaml(other.config) != plain(settings):
+        if (
+            not other.config.is_file()
+            or other.metrics.exists()
+            or not same_run(read_yaml(other.config), plain(settings))
+        ):
             continue
         with suppress(InputError), other.held():  # another trial may be at work in it
             folder.rename(run.path)

@@ -89,10 +89,14 @@ class Follower:
         same = earlier is not None and earlier.identity == self._destination.identity
         self._steps = dict(earlier.steps) if earlier is not None and same else {}
         self._works = True
+        self._finished: dict[str, int] = {}
         log.info("%s: %s", kind, self._destination.where)
 
     def __call__(self, progress: Progress) -> None:
-        """Send what is new if an epoch has ended."""
+        """Send what is new if an epoch has ended; the trainings among which another one chooses are not the run's."""
+        if progress.who:
+            return
+        self._finished[progress.stage] = progress.epoch
         if progress.results and progress.step == 0:
             self._attempt(self._publish)
 
@@ -104,7 +108,12 @@ class Follower:
         self._attempt(lambda: self._destination.end(finished=finished))
 
     def _publish(self) -> None:
-        points = [one for one in scalars(read_run(self._run.path)) if one.step > self._steps.get(one.tag, -1)]
+        # What an epoch that has not ended has logged so far is not its loss.
+        points = [
+            one
+            for one in scalars(read_run(self._run.path))
+            if self._steps.get(one.tag, -1) < one.step <= self._finished.get(one.group, one.step)
+        ]
         if points:
             self._destination.publish(points)
             for one in points:

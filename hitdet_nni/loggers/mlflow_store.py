@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hitdet_nni.loggers.destination import PROJECT, Destination
 from hitdet_nni.loggers.scalars import Scalar
 from hitdet_nni.runs.run_directory import RunDirectory
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
+"""Variables of MLflow's that have these values where the user gives none."""
 
 LARGEST_BATCH = 100
 """Parameters that MLflow takes at once; of metrics it takes ten times as many."""
@@ -26,6 +34,9 @@ class MLflow(Destination):
     """
 
     def __init__(self, run: RunDirectory, settings: Mapping[str, str], identity: str | None) -> None:
+        # Nothing leaves the machine by itself, and a server that does not answer does not keep other processes waiting.
+        for key, value in SETTINGS.items():
+            os.environ.setdefault(key, value)
         from mlflow.entities import Param  # noqa: PLC0415  (an extra of the package)
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
         from mlflow.tracking import MlflowClient  # noqa: PLC0415
@@ -33,13 +44,15 @@ class MLflow(Destination):
         self._client: Any = MlflowClient()
         self.where = str(self._client.tracking_uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = self._client.create_experiment(name) if found is None else found.experiment_id
+        if self._client.get_experiment_by_name(name) is None:
+            with suppress(MlflowException):  # another trial has just made it
+                self._client.create_experiment(name)
+        experiment = self._client.get_experiment_by_name(name).experiment_id
         try:
             earlier = None if identity is None else self._client.get_run(identity)
         except MlflowException:
             earlier = None
-        if earlier is None:
+        if earlier is None or earlier.info.lifecycle_stage != "active":
             earlier = self._client.create_run(experiment, run_name=run.path.resolve().name)
             parameters = [Param(key, value) for key, value in settings.items()]
             for start in range(0, len(parameters), LARGEST_BATCH):

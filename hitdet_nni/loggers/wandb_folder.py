@@ -37,7 +37,9 @@ class WandB(Destination):
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=self._name,
             id=self.identity,
+            dir=os.environ.get("WANDB_DIR", str(Path.cwd())),  # W&B would keep the folder of the program's first run
             resume="allow",
+            reinit="create_new",  # a run of the user's own goes on beside it
             mode=None if "WANDB_MODE" in os.environ else "offline",
             config=dict(settings),
             settings=wandb.Settings(console="off", silent=True, save_code=False),

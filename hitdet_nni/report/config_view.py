@@ -14,7 +14,7 @@ from hitdet_nni.config.settings import Settings, find_config, load_settings
 from hitdet_nni.config.shipped import shipped
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_yaml
-from hitdet_nni.runs.run_directory import plain
+from hitdet_nni.runs.same_settings import plain
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -26,28 +24,13 @@ from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import locked, read_json, read_yaml, write_json, write_text
+from hitdet_nni.runs.same_settings import other_settings, plain, same_run
 from hitdet_nni.runs.tables import Score, read_scores, write_scores
 
 PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
 
-LENGTHS = (
-    "screening.epochs",
-    "screening.warmup_epochs",
-    "search.epochs",
-    "search.warmup_epochs",
-    "retrain.epochs",
-    "retrain.milestones",
-    "pretrain.epochs",
-)
-"""Settings that make a run longer or shorter."""
-
 _BY_STAGE = ("seconds", "warnings")
 """What the metadata hold of each stage."""
-
-
-def plain(settings: Settings) -> dict[str, Any]:
-    """Return the settings as plain numbers, strings, lists and dicts."""
-    return settings.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -223,13 +206,15 @@ class RunDirectory:
     def _prepare(self, settings: Settings, force: bool, resume: bool) -> None:
         holds_run = self.metadata.is_file() and self.config.is_file()
         if resume and holds_run:
-            earlier = read_yaml(self.config)
-            if earlier != plain(settings):
+            earlier, now = read_yaml(self.config), plain(settings)
+            if not same_run(earlier, now):
                 with suppress(InputError):  # a key that has come since has its default there
                     earlier = plain(load_settings(self.config))
-            if earlier != plain(settings):
-                raise self._other_settings(earlier, plain(settings))
+            if not same_run(earlier, now):
+                raise other_settings(self.config, earlier, now, self.sub_spaces)
             self._read_metadata()
+            if earlier != now:
+                self._write_config(settings)
             return
         there = [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
         # A process that was killed in the last lines below has left at most these.
@@ -243,31 +228,18 @@ class RunDirectory:
                 shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
         try:
             write_json(self.metadata, describe_environment(settings))
+        except WriteError as error:
+            raise self._unwritable(error) from None
+        self._write_config(settings)
+
+    def _write_config(self, settings: Settings) -> None:
+        try:
             write_text(self.config, yaml.safe_dump(plain(settings), sort_keys=False))
         except WriteError as error:
-            raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
+            raise self._unwritable(error) from None
 
-    def _other_settings(self, earlier: object, now: Mapping[str, Any]) -> InputError:
-        """Return an error that says which settings differ, and what to do about it."""
-        if not isinstance(earlier, dict):
-            return InputError(
-                "the run there has other settings", source=self.config, allowed="another --out, or --force"
-            )
-        differences = list(_differences(earlier, now))
-        key, before, after = differences[0]
-        problem = (
-            f"the run there has other settings: {key} is {_as_argument(before)} there and {_as_argument(after)} here"
-        )
-        problem += f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-        if all(name in LENGTHS for name, *_ in differences):
-            problem += "; a run cannot be made longer or shorter, since its schedules are laid out for all its epochs"
-        back = " ".join(f"--set {shlex.quote(f'{name}={_as_argument(value)}')}" for name, value, _ in differences[:4])
-        back += " ..." if len(differences) > 4 else ""
-        allowed = f"{back} to resume it as it is, another --out for a new run, or --force to begin again there"
-        sub_spaces = self.sub_spaces
-        if all(name.startswith("search.") for name, *_ in differences) and sub_spaces.is_file():
-            allowed += f"; a new search with --sub-spaces {sub_spaces} need not screen again"
-        return InputError(problem, source=self.config, allowed=allowed)
+    def _unwritable(self, error: WriteError) -> InputError:
+        return InputError(f"cannot be written ({error.reason})", source=self.path, key="--out")
 
     def _read_metadata(self) -> dict[str, Any]:
         """Return the content of ``metadata.json``, which a stage adds its time and its warnings to."""
@@ -327,28 +299,6 @@ class RunDirectory:
         scores = read_scores(self.scores(component))
         last = max(score.epoch for score in scores)
         return [score.operator for score in scores if score.epoch == last and not score.removed]
-
-
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Return the dotted keys whose values differ, with both; lengths of stages last, as the others are the graver."""
-    found = list(_changed(earlier, now, ""))
-    yield from sorted(found, key=lambda difference: difference[0] in LENGTHS)
-
-
-def _changed(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    for key in {**earlier, **now}:
-        before, after = earlier.get(key), now.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _changed(before, after, f"{prefix}{key}.")
-        elif before != after or (key in earlier) != (key in now):
-            yield f"{prefix}{key}", before, after
-
-
-def _as_argument(value: object) -> str:
-    """Return a setting as ``--set`` takes it."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
-    return json.dumps(value)
 
 
 def describe_environment(settings: Settings) -> dict[str, Any]:

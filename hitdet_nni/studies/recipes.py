@@ -15,6 +15,9 @@ from hitdet_nni.studies.retrainings import OnResult, Repeated, Retraining, retra
 from hitdet_nni.studies.search_summary import paired_p
 from hitdet_nni.training.runner_config import STAGE
 
+STEPS = (2 / 3, 11 / 12)
+"""Parts of a training after which the learning rate falls by ten (section 4.2: 8 and 11 of 12 epochs)."""
+
 Recipe = Mapping[str, Mapping[str, object]]
 """Values of settings by section and key."""
 
@@ -50,10 +53,13 @@ class TrainedRecipe(Repeated):
 
 
 def with_recipe(settings: Settings, recipe: Recipe) -> Settings:
-    """Return settings with a recipe's values."""
+    """Return settings with a recipe's values; where they bring steps of the learning rate, at the paper's places."""
     content = settings.model_dump()
     for section, values in recipe.items():
         content[section] |= values
+    epochs = settings.retrain.epochs
+    if settings.retrain.schedule != content["retrain"]["schedule"] == "step":  # the milestones are of no schedule yet
+        content["retrain"]["milestones"] = sorted({max(1, round(epochs * share)) for share in STEPS})
     return Settings.model_validate(content)
 
 

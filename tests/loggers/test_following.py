@@ -14,11 +14,11 @@ from hitdet_nni import cli
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.engine.progress import Stage
+from hitdet_nni.engine.progress import Stage, named
 from hitdet_nni.engine.randomness import random_state
 from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.io import read_json
-from hitdet_nni.loggers import following, packages
+from hitdet_nni.loggers import following, mlflow_store, packages
 from hitdet_nni.loggers.following import followed
 from hitdet_nni.loggers.scalars import scalars
 from hitdet_nni.pipeline import write_epoch
@@ -35,7 +35,8 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in mlflow_store.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 def settings_with(logger):
@@ -188,6 +189,57 @@ def test_a_store_that_has_gone_is_begun_anew_with_all_points(begun, tmp_path, mo
     second = read_json(run.path / "logger.json")["identity"]
     assert second != first
     same(mlflow_run(second)[0], expected(run))
+
+
+def test_a_run_that_was_deleted_in_the_store_is_begun_anew(begun):
+    from mlflow.tracking import MlflowClient
+
+    run, settings = begun("mlflow")
+    with followed(run, settings):
+        search_on(run, settings, 1)
+    first = read_json(run.path / "logger.json")["identity"]
+    MlflowClient().delete_run(first)
+    with followed(run, settings):
+        search_on(run, settings, 1)
+    second = read_json(run.path / "logger.json")["identity"]
+    assert second != first
+    same(mlflow_run(second)[0], expected(run))
+
+
+def test_an_epoch_that_was_interrupted_is_sent_when_it_has_ended(begun):
+    run, settings = begun("mlflow")
+    log = run.retrain / "20260101_000000" / "log.log"
+    line = "2026/01/01 00:00:00 - mmengine - INFO - Epoch(train)  [{}][{}/16]  lr: 1.0e-02  loss: {}\n"
+    log.parent.mkdir(parents=True)
+    log.write_text(line.format(1, 16, 3.0) + line.format(2, 8, 2.5))
+    with followed(run, settings):
+        Stage("retrain", 2, 16, epoch=1)
+    identity = read_json(run.path / "logger.json")["identity"]
+    assert mlflow_run(identity)[0]["retrain/loss"] == [(1, 3.0)]
+    log.write_text(log.read_text() + line.format(2, 16, 2.0))
+    with followed(run, settings):
+        Stage("retrain", 2, 16, epoch=1).end_epoch({"mAP": 0.1})
+    assert mlflow_run(identity)[0]["retrain/loss"] == [(1, 3.0), (2, 2.0)]
+
+
+def test_trainings_among_which_a_run_chooses_are_not_its_own(begun):
+    run, settings = begun("mlflow")
+    with followed(run, settings):
+        with named("rung-1-point-01"):
+            Stage("retrain", 3, 1).end_epoch({"mAP": 0.1})
+        assert not (run.path / "logger.json").exists()
+
+
+def test_a_run_of_the_user_s_own_goes_on_beside_ours(begun, tmp_path):
+    import wandb
+
+    run, settings = begun("wandb")
+    theirs = wandb.init(mode="offline", project="theirs", settings=wandb.Settings(silent=True, console="off"))
+    with followed(run, settings):
+        search_on(run, settings, 1)
+    theirs.log({"still": 1})
+    theirs.finish()
+    same(wandb_run(tmp_path)[0], expected(run))
 
 
 class Failing(following.TensorBoard):

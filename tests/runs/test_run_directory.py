@@ -7,11 +7,13 @@ import shlex
 import pytest
 import yaml
 
+from hitdet_nni.config.lengths import for_images
 from hitdet_nni.config.settings import load_settings, parse_overrides
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import append_epoch, write_csv
 from hitdet_nni.runs import run_directory as run_directory_module
-from hitdet_nni.runs.run_directory import RunDirectory, find_run, plain
+from hitdet_nni.runs.run_directory import RunDirectory, find_run
+from hitdet_nni.runs.same_settings import plain
 from hitdet_nni.runs.tables import read_alphas, read_metrics
 
 
@@ -123,6 +125,25 @@ def test_a_run_with_other_settings_says_how_to_go_on(tmp_path, changes, names):
     back = load_settings("tiny", {**changes, **parse_overrides(words[1::2])})
     assert (set(words[::2]), back) == ({"--set"}, settings)
     run.open(back, resume=True)
+
+
+def test_a_run_goes_on_whoever_is_sent_the_curves(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings.model_copy(update={"logger": "mlflow"}))
+    run.open(tiny_settings, resume=True)
+    assert load_settings(run.config).logger is None
+    run.open(tiny_settings.model_copy(update={"logger": "wandb"}), resume=True)
+    assert load_settings(run.config).logger == "wandb"
+
+
+def test_another_number_of_images_is_said_as_such(tmp_path):
+    run, settings = RunDirectory(tmp_path / "run"), load_settings("small", {"data.builtin": "digits"})
+    run.open(for_images(settings, 100))
+    with pytest.raises(InputError, match="has 100 training images and epochs for so many, here are 101; allow"):
+        run.open(for_images(settings, 101), resume=True)
+    elsewhere = load_settings("small", {"data.builtin": "digits_dense"})
+    with pytest.raises(InputError, match=r"data\.builtin is digits there"):
+        run.open(for_images(elsewhere, 101), resume=True)
 
 
 def test_a_key_that_has_come_since_has_its_default(tmp_path, tiny_settings):

@@ -41,7 +41,7 @@ from hitdet_nni.studies.operator_ablation import (
 )
 from hitdet_nni.studies.random_architectures import random_samples
 from hitdet_nni.studies.random_baseline import Summary
-from hitdet_nni.studies.recipes import TrainedRecipe, recipe_sentences
+from hitdet_nni.studies.recipes import RECIPES, TrainedRecipe, recipe_sentences, with_recipe
 from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves, reading_rows, sparse_screenings
 from hitdet_nni.studies.sub_space_ablation import common_sub_space, final_order
@@ -242,6 +242,15 @@ def test_recipes_from_the_command_line(searched, tmp_path, capsys):
         assert row["mAP_1"] == row["mean_mAP"] == metrics["mAP"]
         assert row["seconds"] > 0
     assert "adamw against paper: " in said
+
+
+def test_a_schedule_of_steps_has_them_where_the_paper_has_them():
+    preset = load_settings("small", {"data.builtin": "digits", "retrain.epochs": 12})
+    assert with_recipe(preset, RECIPES["paper"]).retrain.milestones == (8, 11)
+    longer = preset.model_copy(update={"retrain": preset.retrain.model_copy(update={"epochs": 120})})
+    assert with_recipe(longer, RECIPES["paper"]).retrain.milestones == (80, 110)
+    own = load_settings("digits")
+    assert with_recipe(own, RECIPES["paper"]).retrain.milestones == own.retrain.milestones
 
 
 def test_what_recipes_say():

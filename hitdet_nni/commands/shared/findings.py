@@ -13,7 +13,7 @@ from rich.table import Table
 from hitdet_nni.commands.shared.console import console, echo, json_text
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
-from hitdet_nni.data.sources import DetectionData, open_data
+from hitdet_nni.data.sources import DetectionData, open_images
 from hitdet_nni.io import write_csv, write_json
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
 from hitdet_nni.studies.plots import plot_trained
@@ -42,8 +42,8 @@ def open_searched(options: Namespace) -> tuple[RunDirectory, Settings, Detection
     run = find_run(options.run)
     skeleton = load_architecture(run.architecture).skeleton
     settings = load_settings(run.config, parse_overrides(options.overrides))
-    settings = open_study(options, settings.model_copy(update={"skeleton": skeleton}))
-    return run, settings, open_data(settings.data, settings.seed, settings.skeleton.input_size)
+    settings, data = open_images(settings.model_copy(update={"skeleton": skeleton}))
+    return run, open_study(options, settings), data
 
 
 def open_study(options: Namespace, settings: Settings) -> Settings:

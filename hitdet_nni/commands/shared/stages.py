@@ -18,6 +18,7 @@ from hitdet_nni.data.sources import open_data, open_images
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
+from hitdet_nni.loggers.packages import require_package
 from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, whole_space
 from hitdet_nni.nas.provenance import keep_architecture, transferred, with_sample
 from hitdet_nni.runs.front import FrontRow, points_within, read_front
@@ -46,6 +47,7 @@ def run_search(
         InputError: If the data, the search space or the run directory is bad.
     """
     whole = whole_space(settings)
+    require_package(settings.logger)
     run = RunDirectory(out)
     with working(out, "search", config) as view:
         settings, images = open_images(settings)
@@ -97,6 +99,7 @@ def run_retraining(
         InputError: If the data, the weights or the run directory is bad.
     """
     check_initial_weights(settings, supernet)
+    require_package(settings.logger)
     run = RunDirectory(out)
     title = f"{config}, {', '.join(one.name for one in architectures)}"
     with working(out, "retrain", title, as_json=as_json) as view:
@@ -112,15 +115,16 @@ def run_retraining(
         check_start(settings, supernet)
         run.open(settings, force=force, resume=resume)
         architecture = architectures[0]
-        if len(architectures) > 1:
-            from hitdet_nni.studies.successive_halving import best_by_halving
+        with followed(run, settings):
+            if len(architectures) > 1:
+                from hitdet_nni.studies.successive_halving import best_by_halving
 
-            with run.timed("rungs"):
-                architecture = best_by_halving(architectures, settings, out / "rungs")
-        if distributed.is_main():
-            keep_architecture(run, architecture)
-        with followed(run, settings), run.timed("retrain"):
-            return retrain_architecture(run, architecture, settings, images, resume=resume, inherit=supernet)
+                with run.timed("rungs"):
+                    architecture = best_by_halving(architectures, settings, out / "rungs")
+            if distributed.is_main():
+                keep_architecture(run, architecture)
+            with run.timed("retrain"):
+                return retrain_architecture(run, architecture, settings, images, resume=resume, inherit=supernet)
 
 
 def run_front(

@@ -14,7 +14,6 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process, translate_io_errors
 from hitdet_nni.engine.progress import listening
 from hitdet_nni.engine.progress_view import LineView, View, ViewHandler, view_on
-from hitdet_nni.loggers.packages import require_package
 from hitdet_nni.runs.run_directory import RunDirectory
 
 
@@ -87,14 +86,10 @@ def load_libraries(view: View, settings: Settings) -> None:
 
     Args:
         view: What shows the progress.
-        settings: Give the number of threads, and the logger.
-
-    Raises:
-        InputError: If the logger's package is not installed.
+        settings: Give the number of threads.
     """
     if not isinstance(view, LineView):
         view.waiting("loading torch, mmdet and NNI")
-    require_package(settings.logger)
     prepare_process(settings.threads)
 
 

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def check(options: Namespace, settings: Settings) -> None:
-    """Refuse a recipe that there is not, or one twice.
+    """Refuse a recipe that there is not, or one twice, and a learning rate that is another optimiser's.
 
     Raises:
         InputError: Naming the option.
@@ -43,6 +43,9 @@ def check(options: Namespace, settings: Settings) -> None:
             raise InputError(f"got {name!r}", source="--recipe", allowed=RECIPES)
         if options.recipe.count(name) > 1:
             raise InputError(f"got {name} twice", source="--recipe", allowed="each recipe once")
+    if settings.retrain.optimizer != "sgd":
+        problem = f"is {settings.retrain.optimizer}, whose learning rate would be the recipes' of SGD"
+        raise InputError(problem, key="retrain.optimizer", allowed="--set retrain.optimizer=sgd, and retrain.lr for it")
 
 
 def run(options: Namespace) -> Findings:

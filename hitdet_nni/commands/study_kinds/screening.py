@@ -60,7 +60,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.config.settings import load_settings, parse_overrides
     from hitdet_nni.cost.cost_model import CostModel
-    from hitdet_nni.data.sources import open_data
+    from hitdet_nni.data.sources import open_images
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.nas.provenance import describe_architecture
     from hitdet_nni.runs.run_directory import find_run
@@ -70,10 +70,10 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.studies.screened_space import ScreeningComparison, samples_of_random_spaces, typical_cost
 
     run = find_run(options.run)
-    settings = open_study(options, load_settings(run.config, parse_overrides(options.overrides)))
+    settings, data = open_images(load_settings(run.config, parse_overrides(options.overrides)))
+    open_study(options, settings)
     space, whole = load_search_space(run.sub_spaces), whole_space(settings)
     above = places_above(run, whole)
-    data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
     model = CostModel(settings.skeleton, len(data.classes))
     most = typical_cost(model, space, settings.seed)
     least, count = (1 - options.slack) * most, options.architectures
