@@ -77,7 +77,10 @@ def run(options: Namespace) -> Findings:
         }
         for one in trained
     ]
-    recipes = {name: RECIPES[name] for name in options.recipe}
-    return write_findings(
-        options, rows, recipe_sentences(trained), {"recipes": recipes, "epochs": settings.retrain.epochs}
-    )
+    sentences = recipe_sentences(trained)
+    details = {
+        "recipes": {name: RECIPES[name] for name in options.recipe},
+        "epochs": settings.retrain.epochs,
+        "judgement": sentences,
+    }
+    return write_findings(options, rows, sentences, details)
