@@ -34,6 +34,7 @@ from hitdet_nni.config.training_settings import AlphaSettings, CheckpointSetting
 from hitdet_nni.config.training_settings import PretrainSettings as PretrainSettings
 from hitdet_nni.config.training_settings import RetrainSettings as RetrainSettings
 from hitdet_nni.config.validation import BY_COMPONENT, ONE_VALUE, one_line, refuse_booleans
+from hitdet_nni.config.weights_names import is_weights_name, weights_file
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import expanded, parse_as_written, read_yaml
 
@@ -286,6 +287,8 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
             values = values.get(part) if isinstance(values, dict) else None
         for key in keys if isinstance(values, dict) else ():
             value = values.get(key)
+            if is_weights_name(value):
+                value = str(weights_file(value))
             value = [_name(part) for part in value] if isinstance(value, list) else _name(value)
             if isinstance(value, str):
                 values[key] = str(folder / expanded(value))

@@ -64,7 +64,11 @@ class RetrainSettings(Section):
     patience: PositiveInt | None = Field(
         None, description="evaluations without a better mAP after which the training ends; null: all epochs"
     )
-    pretrained: Path | None = Field(None, description="weights of `pretrain --architecture` for the found backbone")
+    pretrained: Path | None = Field(
+        None,
+        description="weights of `pretrain --architecture` for the found backbone; for a baseline those of its backbone: a "
+        "file, or torchvision's by name, such as torchvision:resnet50, where its file is on this machine",
+    )
     transfer: bool = Field(
         False, description="train for the data's classes at skeleton.input_size, whatever was searched for"
     )
