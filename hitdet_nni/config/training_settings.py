@@ -66,8 +66,8 @@ class RetrainSettings(Section):
     )
     pretrained: Path | None = Field(
         None,
-        description="weights of `pretrain --architecture` for the found backbone; for a baseline those of its backbone: a "
-        "file, or torchvision's by name, such as torchvision:resnet50, where its file is on this machine",
+        description="weights of `pretrain --architecture` for the found backbone; for a baseline those of its backbone: "
+        "a file, or torchvision's by name, such as torchvision:resnet50, where its file is on this machine",
     )
     transfer: bool = Field(
         False, description="train for the data's classes at skeleton.input_size, whatever was searched for"
