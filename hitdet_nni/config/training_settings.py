@@ -66,7 +66,7 @@ class RetrainSettings(Section):
     )
     pretrained: Path | None = Field(
         None,
-        description="weights of `pretrain --architecture` for the found backbone; for a baseline those of its backbone: "
+        description="weights of `pretrain --architecture` for the found backbone; for a baseline its backbone's: "
         "a file, or torchvision's by name, such as torchvision:resnet50, where its file is on this machine",
     )
     transfer: bool = Field(
