@@ -206,7 +206,7 @@ class Run:
         kind: Format = "onnx",
         raw_heads: bool = False,
         precision: FilePrecision = "fp32",
-        calibration: int = 64,
+        calibration: int = 128,
         force: bool = False,
     ) -> Path:
         """Write the trained detector as a file that runs without this package.

@@ -50,7 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--calibration",
         type=int,
-        default=64,
+        default=128,
         metavar="N",
         help="int8: training images by which the ranges of values are found (default: %(default)s)",
     )

@@ -19,7 +19,7 @@ QUANTISED = ("Conv", "Gemm", "MatMul")
 
 
 def quantized(content: bytes, feed: str, calibration: Iterable[Pixels]) -> bytes:
-    """Return an ONNX file whose convolutions and matrix products compute in 8 bits.
+    """Return an ONNX file whose convolutions and matrix products compute in 8 bits, but for the first and last ones.
 
     It is onnxruntime's static quantisation. Weights have a scale for each channel, and 7 bits, so that processors
     without VNNI do not saturate; activations have one scale for each map, by the least and the largest value on the
@@ -54,7 +54,8 @@ def quantized(content: bytes, feed: str, calibration: Iterable[Pixels]) -> bytes
         source.write_bytes(content)
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         nodes = onnx.load(prepared).graph.node
-        last = [node.name for node in nodes if any(layer in name for name in node.input for layer in LAST_LAYERS)]
+        ends = [next(node.name for node in nodes if node.op_type == "Conv")]  # the stem, which sees the image
+        ends += [node.name for node in nodes if any(layer in name for name in node.input for layer in LAST_LAYERS)]
         quantize_static(
             str(prepared),
             str(result),
@@ -65,7 +66,7 @@ def quantized(content: bytes, feed: str, calibration: Iterable[Pixels]) -> bytes
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=last,
+            nodes_to_exclude=ends,
         )
         program = onnx.load(result)
     del program.metadata_props[:]  # the quantiser's own are no JSON

@@ -72,6 +72,11 @@ def test_a_whole_file_says_what_it_is_and_is_small(made, tmp_path, precision):
     for layer in LAST_LAYERS[:4]:
         assert [name for name in single if layer in name and "weight" in name], layer
     assert not [name for name in single if "blocks.0" in name and name.endswith("weight")]
+    # With 8 bits the first convolution's, too.
+    nodes = [node for node in program.graph.node if node.op_type == "Conv"]
+    in_single = [node.input[1] in single for node in nodes]
+    assert in_single[0] == (precision == "int8")
+    assert not any(in_single[1:6])
 
 
 @pytest.mark.parametrize(
