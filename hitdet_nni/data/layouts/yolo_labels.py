@@ -11,6 +11,9 @@ from hitdet_nni.errors import InputError
 
 _BEYOND = 0.01  # by which numbers may lie outside 0 to 1, as Ultralytics allows
 _ROW = "class, centre and size of a box, or class and corners of a polygon, as shares of the image's width and height"
+DIGITS = 2
+"""Decimals of a pixel that a box is rounded to: what COCO's files have, so that the same boxes are the same numbers."""
+
 POLYGONS = "{polygon is taken as the box around it|polygons are taken as the boxes around them}"
 KEY_POINTS = "{row has key points: its box is taken|rows have key points: their boxes are taken}"
 
@@ -31,7 +34,7 @@ class YoloReader:
     @property
     def settings(self) -> object:
         """What the boxes depend on."""
-        return [self.classes, self.key_points]
+        return [self.classes, self.key_points, DIGITS]
 
     def read(self, item: Labelled, size: Size, notes: Notes) -> tuple[tuple[int, int], list[Box]]:
         """Return the image's size and its boxes.
@@ -51,7 +54,8 @@ class YoloReader:
             if not words:
                 continue
             label, left, top, right, bottom = self._row(item.labels, number, words, notes)
-            box = (left * width, top * height, (right - left) * width, (bottom - top) * height)
+            x, y = round(left * width, DIGITS), round(top * height, DIGITS)
+            box = (x, y, round((right - left) * width, DIGITS), round((bottom - top) * height, DIGITS))
             boxes.append(Box(label, box))
         return (width, height), boxes
 

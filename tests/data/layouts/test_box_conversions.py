@@ -20,7 +20,19 @@ def test_yolo_s_centres_and_sides(tmp_path):
     size, boxes = YoloReader(1).read(Labelled("image", Path("image.png"), labels), lambda: (641, 427), Notes())
     scale = torch.tensor(size * 2, dtype=torch.float64)
     found = torch.tensor([each.box for each in boxes], dtype=torch.float64)
-    torch.testing.assert_close(found, box_convert(torch.from_numpy(rows), "cxcywh", "xywh") * scale, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, box_convert(torch.from_numpy(rows), "cxcywh", "xywh") * scale, rtol=0, atol=0.005)
+
+
+def test_boxes_of_hundredths_come_back_from_six_decimals(tmp_path):
+    """The same boxes in a COCO file, which has hundredths, and in rows of labels are the same numbers."""
+    generator = np.random.default_rng(1)
+    width, height = 1280, 720
+    boxes = np.concatenate([generator.uniform(0, 300, (200, 2)), generator.uniform(5, 300, (200, 2))], axis=1).round(2)
+    rows = [((x + w / 2) / width, (y + h / 2) / height, w / width, h / height) for x, y, w, h in boxes.tolist()]
+    labels = tmp_path / "image.txt"
+    labels.write_text("\n".join(" ".join(["0", *(f"{value:.6f}" for value in row)]) for row in rows))
+    _, found = YoloReader(1).read(Labelled("image", Path("image.png"), labels), lambda: (width, height), Notes())
+    assert [each.box for each in found] == [tuple(box) for box in boxes.tolist()]
 
 
 def test_voc_s_pixels_counted_from_one(tmp_path):
