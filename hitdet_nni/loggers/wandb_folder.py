@@ -29,6 +29,7 @@ class WandB(Destination):
     """
 
     def __init__(self, run: RunDirectory, settings: Mapping[str, str], identity: str | None) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing leaves the machine by itself
         import wandb  # noqa: PLC0415  (an extra of the package)
 
         self.identity = uuid.uuid4().hex[:8] if identity is None else identity
