@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No package tells its makers of a test: OpenVINO would start a process for that, from a thread.
-os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
-sys.modules["openvino_telemetry"] = None
+os.environ["MLFLOW_DISABLE_TELEMETRY"], os.environ["WANDB_ERROR_REPORTING"] = "true", "false"
 
 import gc
 import random
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
 
+# No package tells its makers of a test: OpenVINO would start a process for that, from a thread.
+sys.modules["openvino_telemetry"] = None
 torch.set_num_threads(1)
 gc.freeze()  # mmengine collects garbage for every data set: not to look through all that was imported
 
