@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["MLFLOW_DISABLE_TELEMETRY"], os.environ["WANDB_ERROR_REPORTING"] = "true", "false"
 
 import gc
 import random
@@ -26,6 +25,7 @@ from hitdet_nni.errors import InputError
 
 # No package tells its makers of a test: OpenVINO would start a process for that, from a thread.
 sys.modules["openvino_telemetry"] = None
+os.environ["MLFLOW_DISABLE_TELEMETRY"], os.environ["WANDB_ERROR_REPORTING"] = "true", "false"
 torch.set_num_threads(1)
 gc.freeze()  # mmengine collects garbage for every data set: not to look through all that was imported
 
