@@ -245,7 +245,7 @@ def test_recipes_from_the_command_line(searched, tmp_path, capsys):
 
 
 def test_a_schedule_of_steps_has_them_where_the_paper_has_them():
-    preset = load_settings("small", {"data.builtin": "digits", "retrain.epochs": 12})
+    preset = load_settings("small", {"data.builtin": "digits", "retrain.epochs": 12, "retrain.schedule": "cosine"})
     assert with_recipe(preset, RECIPES["paper"]).retrain.milestones == (8, 11)
     longer = preset.model_copy(update={"retrain": preset.retrain.model_copy(update={"epochs": 120})})
     assert with_recipe(longer, RECIPES["paper"]).retrain.milestones == (80, 110)
