@@ -29,9 +29,9 @@ SAMPLES = "samples"
 """What the stage of the tried architectures is called behind the screening's name."""
 
 
-def preset_settings(preset: str, **overrides: object) -> Settings:
+def preset_settings(preset: str) -> Settings:
     """Return a preset's settings, with embedded images so that they are whole."""
-    return load_settings(preset, {"data.builtin": "digits", **overrides})
+    return load_settings(preset, {"data.builtin": "digits"})
 
 
 def seconds_by_image(preset: str, count: int, folder: Path) -> dict[str, float]:

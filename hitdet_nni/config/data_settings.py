@@ -52,6 +52,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def images_of_epochs(along: str) -> Any:
+    """Return the field ``epochs_images`` of a stage.
+
+    Args:
+        along: What goes along with its epochs.
+    """
+    return Field(
+        None,
+        description="training images that these epochs are for: with n of them there are the square root of "
+        f"epochs_images / n times as many, and {along}; null, or where a config or --set gives epochs alone: all as "
+        "they are",
+    )
+
+
 Augmentation = Literal["none", "flip", "standard", "strong"]
 """What befalls the training images of a retraining."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from hitdet_nni.config.data_settings import Section
+from hitdet_nni.config.data_settings import Section, images_of_epochs
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.operators.registry import parse_operator
 
@@ -41,12 +41,7 @@ class ScreeningSettings(Section):
     """Screening of the sub search spaces (section 3.2, Eq. 4)."""
 
     epochs: PositiveInt = Field(12, description="epochs a component (section 4.2)")
-    epochs_images: PositiveInt | None = Field(
-        None,
-        description="training images that these epochs are for: with n of them there are the square root of "
-        "epochs_images / n times as many, and warmup_epochs goes along; null, or where a config or --set gives "
-        "epochs alone: all as they are",
-    )
+    epochs_images: PositiveInt | None = images_of_epochs("warmup_epochs goes along")
     warmup_epochs: NonNegativeInt = Field(
         6, description="epochs before the alphas move (section 4.2); with rank_by samples they never do"
     )

@@ -25,7 +25,7 @@ from pydantic import (
 from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
-from hitdet_nni.config.data_settings import Section
+from hitdet_nni.config.data_settings import Section, images_of_epochs
 from hitdet_nni.config.screening_settings import PerComponent as PerComponent
 from hitdet_nni.config.screening_settings import ScreeningSettings
 from hitdet_nni.config.shipped import shipped
@@ -77,12 +77,7 @@ class SearchSettings(Section):
     """The trinity search (sections 3.3 and 3.4, Eq. 6)."""
 
     epochs: PositiveInt = Field(12, description="epochs (section 4.2)")
-    epochs_images: PositiveInt | None = Field(
-        None,
-        description="training images that these epochs are for: with n of them there are the square root of "
-        "epochs_images / n times as many, and warmup_epochs goes along; null, or where a config or --set gives "
-        "epochs alone: all as they are",
-    )
+    epochs_images: PositiveInt | None = images_of_epochs("warmup_epochs goes along")
     warmup_epochs: NonNegativeInt = Field(6, description="epochs before the alphas move (section 4.2)")
     flops_weight: NonNegativeFloat = Field(0.01, description="lambda of Eq. 6, per GFLOP (section 4.2)")
     budget: BudgetSettings | None = Field(

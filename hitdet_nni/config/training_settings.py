@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from hitdet_nni.config.data_settings import Section
+from hitdet_nni.config.data_settings import Section, images_of_epochs
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -39,12 +39,7 @@ class RetrainSettings(Section):
     """Training of the found detector from scratch (section 4.2)."""
 
     epochs: PositiveInt = Field(12, description="epochs (section 4.2: the 1x schedule)")
-    epochs_images: PositiveInt | None = Field(
-        None,
-        description="training images that these epochs are for: with n of them there are the square root of "
-        "epochs_images / n times as many, and milestones and val_interval go along; null, or where a config or --set "
-        "gives epochs alone: all as they are",
-    )
+    epochs_images: PositiveInt | None = images_of_epochs("milestones and val_interval go along")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser (section 4.2: SGD)")
     lr: PositiveFloat = Field(0.04, description="learning rate for a batch of lr_batch_size (section 4.2: 8 GPUs x 4)")
     momentum: Momentum = Field(0.9, description="SGD momentum (section 4.2)")

@@ -6,7 +6,6 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,7 @@ from typing import Any
 
 from hitdet_nni.deployment import OUTPUTS
 from hitdet_nni.deployment.images import Found, Pixels
-from hitdet_nni.deployment.prediction import THRESHOLD, Prediction, Source, predict
+from hitdet_nni.deployment.runtime_detector import RuntimeDetector, cannot_be_opened, require_file
 from hitdet_nni.errors import InputError
 
 SECTION = "hitdet_nni"
@@ -61,57 +60,35 @@ def openvino_files(program: bytes, metadata: Mapping[str, Any]) -> tuple[bytes, 
         return written.read_bytes(), written.with_suffix(".bin").read_bytes()
 
 
-class OpenVinoDetector:
-    """A whole detector, decoding and suppression included, run by OpenVINO on the CPU in single precision or 8 bits.
+class OpenVinoDetector(RuntimeDetector):
+    """A whole detector, run by OpenVINO on the CPU in single precision or 8 bits.
+
+    For attributes see :class:`~hitdet_nni.deployment.runtime_detector.RuntimeDetector`.
 
     Args:
         file: The ``.xml`` file; the ``.bin`` lies beside it.
         threads: Threads of one operation.
-
-    Attributes:
-        classes: Class names in the order of the labels.
-        weights: SHA-256 of the file of weights that it was made of.
-        input_size: Height and width that images are resized to fit.
-        runtime: What runs it, and its version.
 
     Raises:
         InputError: If it cannot be read, is no such file, or the package openvino is missing.
     """
 
     def __init__(self, file: Path, threads: int) -> None:
-        if not file.is_file():
-            raise InputError("no such file", source=file, allowed=ALLOWED)
+        require_file(file, ALLOWED)
         require_openvino(file)
-        openvino = _openvino()
-        core = openvino.Core()
+        core = _openvino().Core()
         try:
             model = core.read_model(str(file))
         except RuntimeError as error:
-            problem = f"cannot be opened: {' '.join(str(error).split()[:20])}"
-            raise InputError(problem, source=file, allowed=ALLOWED) from None
-        if not model.has_rt_info([SECTION]):
-            raise InputError("says nothing of its classes and outputs", source=file, allowed=ALLOWED)
-        about = json.loads(model.get_rt_info([SECTION]).astype(str))
-        if about["outputs"] != list(OUTPUTS):
-            raise InputError("ends at the heads", source=file, allowed=f"{ALLOWED}, without --raw-heads")
+            raise cannot_be_opened(file, error, ALLOWED) from None
+        about = json.loads(model.get_rt_info([SECTION]).astype(str)) if model.has_rt_info([SECTION]) else {}
+        super().__init__(file, about, ALLOWED, "openvino")
         # Left to itself OpenVINO computes in bfloat16 where the processor can.
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         self._model = core.compile_model(model, "CPU", settings)
-        self.runtime = f"openvino {version('openvino')}"
-        self.weights: str | None = about.get("weights")
-        self.classes = tuple(about["classes"])
-        height, width = about["input_size"]
-        self.input_size = (int(height), int(width))
 
-    def predict(self, source: Source, threshold: float = THRESHOLD) -> Prediction:
-        """Find objects in an image; for arguments and errors see :func:`hitdet_nni.deployment.prediction.predict`."""
-        return predict(self, source, threshold)
-
-    def run(self, images: Pixels) -> list[Found]:
-        """Map resized images ``[B, 3, H', W']``, one after the other, to what is found in each."""
-        found = []
-        for image in images:
-            outputs = self._model(image[None])
-            boxes, scores, labels = (outputs[name].copy() for name in OUTPUTS)
-            found.append((boxes, scores, labels))
-        return found
+    def run_one(self, image: Pixels) -> Found:
+        """Map one image ``[1, 3, H', W']`` to what is found in it."""
+        outputs = self._model(image)
+        boxes, scores, labels = (outputs[name].copy() for name in OUTPUTS)
+        return boxes, scores, labels

@@ -178,32 +178,28 @@ def test_tensorboard_has_the_curves_after_every_epoch(begun):
             assert [event.step for event in shown.Scalars("search/val_loss")] == list(range(1, epochs + 1))
 
 
-def test_a_store_that_has_gone_is_begun_anew_with_all_points(begun, tmp_path, monkeypatch):
-    run, settings = begun("mlflow")
-    with followed(run, settings):
-        search_on(run, settings, 1)
-    first = read_json(run.path / "logger.json")["identity"]
+def leave_the_store(tmp_path, monkeypatch, first):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    with followed(run, settings):
-        search_on(run, settings, 1)
-    second = read_json(run.path / "logger.json")["identity"]
-    assert second != first
-    same(mlflow_run(second)[0], expected(run))
 
 
-def test_a_run_that_was_deleted_in_the_store_is_begun_anew(begun):
+def delete_the_run(tmp_path, monkeypatch, first):
     from mlflow.tracking import MlflowClient
 
-    run, settings = begun("mlflow")
-    with followed(run, settings):
-        search_on(run, settings, 1)
-    first = read_json(run.path / "logger.json")["identity"]
     MlflowClient().delete_run(first)
-    with followed(run, settings):
-        search_on(run, settings, 1)
-    second = read_json(run.path / "logger.json")["identity"]
-    assert second != first
-    same(mlflow_run(second)[0], expected(run))
+
+
+@pytest.mark.parametrize("happens", [leave_the_store, delete_the_run])
+def test_a_run_that_has_gone_from_the_store_is_begun_anew_with_all_points(begun, tmp_path, monkeypatch, happens):
+    run, settings = begun("mlflow")
+    identities = []
+    for _ in range(2):
+        with followed(run, settings):
+            search_on(run, settings, 1)
+        identities.append(read_json(run.path / "logger.json")["identity"])
+        if len(identities) == 1:
+            happens(tmp_path, monkeypatch, identities[0])
+    assert identities[0] != identities[1]
+    same(mlflow_run(identities[1])[0], expected(run))
 
 
 def test_an_epoch_that_was_interrupted_is_sent_when_it_has_ended(begun):
