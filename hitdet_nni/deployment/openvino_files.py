@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +43,26 @@ def _openvino() -> Any:
     """Import OpenVINO, an extra of the package, and keep it from sending an event of it to its makers."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as where it is not installed
     return importlib.import_module("openvino")
+
+
+class _SignalStack(ctypes.Structure):
+    """The C library's ``stack_t``."""
+
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Give this thread back the stack that its signals are handled on, which OpenVINO replaces when it compiles.
+
+    OpenVINO's has 11 kB. The end of a data loader's process, which is a signal, can overflow it and end this process.
+    """
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
 
 
 def openvino_files(program: bytes, metadata: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -85,7 +107,8 @@ class OpenVinoDetector(RuntimeDetector):
         super().__init__(file, about, ALLOWED, "openvino")
         # Left to itself OpenVINO computes in bfloat16 where the processor can.
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        self._model = core.compile_model(model, "CPU", settings)
+        with kept_signal_stack():
+            self._model = core.compile_model(model, "CPU", settings)
 
     def run_one(self, image: Pixels) -> Found:
         """Map one image ``[1, 3, H', W']`` to what is found in it."""

@@ -1,6 +1,7 @@
 """The found detector outside the framework: what its files say is what mmdet's detector says."""
 
 import ast
+import ctypes
 import json
 import re
 import subprocess
@@ -73,7 +74,8 @@ def opened(path, form):
         import openvino
 
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        with openvino_files.kept_signal_stack():
+            model = openvino.Core().compile_model(str(path), "CPU", settings)
         return lambda image: [torch.from_numpy(value.copy()) for value in model(image.numpy()).values()]
     if form == "onnx":
         session = onnxruntime.InferenceSession(str(path))
@@ -164,7 +166,7 @@ FILES = [
     for form in FORMATS
     for raw in (False, True)
     # A file of torch.export takes ten seconds.
-    # A process that has run OpenVINO dies where it forks later, as loaders of other tests do.
+    # OpenVINO's take half a minute.
     for slow in [form == "openvino" or (form == "torch-export" and not (raw and kind == "retinanet"))]
     for marks in [[pytest.mark.slow] if slow else []]
 ]
@@ -481,6 +483,20 @@ def test_what_cannot_be_benchmarked(made, annotated, capsys, tmp_path):
         assert error.count("\n") == 1
         assert all(name in error for name in names), error
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.slow
+def test_signals_are_handled_on_the_stack_that_they_were_handled_on(made, tmp_path):
+    def stack():
+        now = openvino_files._SignalStack()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now))
+        return now.place, now.flags, now.size
+
+    case, before = made["retinanet"], stack()
+    export_model(case.architecture, case.folder / "weights.pth", tmp_path / "mine.xml", "openvino")
+    detector = openvino_files.OpenVinoDetector(tmp_path / "mine.xml", 1)
+    detector.run(np.zeros((1, 3, 64, 64), np.uint8))
+    assert stack() == before
 
 
 @pytest.mark.slow
