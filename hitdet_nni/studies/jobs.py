@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Generic, TypeVar
 
 from hitdet_nni.config.settings import Settings
@@ -87,7 +89,7 @@ def _runner(work: Work[J, R], processes: int) -> Iterator[Callable[[Sequence[J]]
     if processes == 1:
         yield lambda jobs: ((number, work.run(job)) for number, job in enumerate(jobs))
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with _pool(processes) as pool:
 
         def run(jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
             futures = {pool.submit(work.run, job): number for number, job in enumerate(jobs)}
@@ -109,6 +111,31 @@ def _runner(work: Work[J, R], processes: int) -> Iterator[Callable[[Sequence[J]]
                     future.cancel()
 
         yield run
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes of which none goes on where a person ends the study, or where this process is killed."""
+    with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for process in active_children():  # the signal may have reached this process alone
+                process.terminate()
+            raise
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
 
 
 @contextmanager

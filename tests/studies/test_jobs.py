@@ -1,0 +1,62 @@
+"""Trainings side by side: none goes on where the study was interrupted or killed."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.studies.jobs import Job, Work, run_jobs
+
+def sleep(job):
+    job.folder.mkdir()
+    (job.folder / "pid").write_text(str(os.getpid()))
+    (job.folder / "begun").touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    jobs = [Job(load_settings("tiny"), Path(name)) for name in "abcd"]
+    try:
+        run_jobs(Work("sleep", sleep), jobs, 2, lambda *ended: None)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow)],
+)
+def test_no_training_outlives_its_study(tmp_path, sent, status):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    study = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, start_new_session=True)
+    try:
+        assert until(lambda: all((tmp_path / name / "begun").exists() for name in "ab"))
+        pids = [int((tmp_path / name / "pid").read_text()) for name in "ab"]
+        assert all(is_running(pid) for pid in pids)
+        study.send_signal(sent)  # to the study alone, as a service does; a terminal would reach all
+        assert study.wait(30) == status
+        assert until(lambda: not any(is_running(pid) for pid in pids), 30)
+        assert not (tmp_path / "c").exists()
+    finally:
+        study.kill()
