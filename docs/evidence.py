@@ -52,10 +52,10 @@ def add(run: Path, name: str | None, remark: str | None) -> None:
     commit = metadata["git_commit"]
     if commit is None or commit.endswith("-dirty"):
         raise ValueError(f"{run}: a study that is shown runs from a commit, not from {commit}")
-    if "study" not in metadata["seconds"]:
-        raise ValueError(f"{run}: the study has not ended")
     words = metadata["command"][1:]
     kind = words[words.index("study") + 1]
+    if not (run / f"{kind}.json").is_file():
+        raise ValueError(f"{run}: the study has not ended")
     report = json.loads((run / f"{kind}.json").read_text(encoding="utf-8"))
     kept = {
         **{key: value for key, value in report.items() if key not in LEFT_OUT},

@@ -253,20 +253,22 @@ class RunDirectory:
     def timed(self, stage: str) -> Iterator[None]:
         """Add a stage's wall time, in seconds, to the metadata, less that of stages timed inside it.
 
-        Does nothing where the directory has no metadata at the end of the stage, which may have opened it.
+        A stage that is interrupted counts too: what it has done is not done again. Nothing is added where the directory
+        has no metadata at the end of the stage, which may have opened it.
         """
         timing = distributed.is_main()
         before = sum(self._read_metadata()["seconds"].values()) if timing and self.metadata.is_file() else 0.0
         started = time.monotonic()
-        yield
-        if not (timing and self.metadata.is_file()):
-            return
-        metadata = self._read_metadata()
-        seconds = metadata["seconds"]
-        inside = max(0.0, sum(seconds.values()) - before)  # nothing where the stage began the directory anew
-        own = time.monotonic() - started - inside
-        seconds[stage] = round(seconds.get(stage, 0.0) + own, 3)
-        write_json(self.metadata, metadata)
+        try:
+            yield
+        finally:
+            if timing and self.metadata.is_file():
+                metadata = self._read_metadata()
+                seconds = metadata["seconds"]
+                inside = max(0.0, sum(seconds.values()) - before)  # nothing where the stage began the directory anew
+                own = time.monotonic() - started - inside
+                seconds[stage] = round(seconds.get(stage, 0.0) + own, 3)
+                write_json(self.metadata, metadata)
 
     def seconds(self, stage: str) -> float:
         """Return the wall time that a stage has taken so far, 0 where it was not timed."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import Generic, TypeVar
 
 from hitdet_nni.config.settings import Settings
@@ -92,7 +95,7 @@ def _runner(work: Work[J, R], processes: int) -> Iterator[Callable[[Sequence[J]]
     with _pool(processes) as pool:
 
         def run(jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
-            futures = {pool.submit(work.run, job): number for number, job in enumerate(jobs)}
+            futures = {pool.submit(_Worker.train, work.run, job): number for number, job in enumerate(jobs)}
             pending = set(futures)
             try:
                 while pending:
@@ -115,27 +118,56 @@ def _runner(work: Work[J, R], processes: int) -> Iterator[Callable[[Sequence[J]]
 
 @contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield processes of which none goes on where a person ends the study, or where this process is killed."""
-    with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
+    """Yield processes of which none goes on where a person interrupts the study, or where this process is killed."""
+    with ProcessPoolExecutor(processes, get_context("spawn"), _Worker.prepare) as pool:
         try:
             yield pool
         except KeyboardInterrupt:
-            for process in active_children():  # the signal may have reached this process alone
-                process.terminate()
+            for process in active_children():  # a signal that was not a terminal's has reached this process alone
+                if process.pid is not None:
+                    os.kill(process.pid, signal.SIGINT)
             raise
 
 
-def _end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended."""
-    parent = parent_process()
-    if parent is None:
-        return
+class _Worker:
+    """What a process of the pool does at signals: an interrupted one ends its training and begins no other."""
 
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
+    interrupted = False
 
-    Thread(target=follow, daemon=True).start()
+    @classmethod
+    def prepare(cls) -> None:
+        """Have this process end with the one that started it, and take note of an interruption at rest."""
+        signal.signal(signal.SIGINT, cls._note)
+        parent = parent_process()
+        if parent is not None:
+            Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+    @classmethod
+    def train(cls, run: Callable[[J], R], job: J) -> R:
+        """Do a training."""
+        if cls.interrupted:
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, cls._interrupt)
+        try:
+            return run(job)
+        finally:
+            signal.signal(signal.SIGINT, cls._note)
+
+    @classmethod
+    def _note(cls, number: int, frame: FrameType | None) -> None:
+        cls.interrupted = True
+
+    @classmethod
+    def _interrupt(cls, number: int, frame: FrameType | None) -> None:
+        """End the training; a second signal, the terminal's and the study's, does not disturb its end."""
+        signal.signal(signal.SIGINT, cls._note)
+        cls.interrupted = True
+        raise KeyboardInterrupt
+
+
+def _end_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 @contextmanager

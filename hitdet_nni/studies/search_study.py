@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,7 +46,8 @@ SLACKS = (0.1, 0.2, 0.4, 1.0)
 """Random architectures cost at most the first of these shares less than the budget; where that has too few, the
 next."""
 
-_SECONDS = "study_seconds.json"
+SEARCH_STAGES = ("pretraining", "screening", "search", "front")
+"""What is paid for an architecture, before its training."""
 
 
 @dataclass(frozen=True)
@@ -82,30 +81,21 @@ def search_once(one: SearchOnce) -> RunDirectory:
     with opened(one) as run:
         settings = one.settings
         data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
-        with _timed(run):
+        with run.timed("screening"):
             space = screen(run, one.space, settings, data)
+        with run.timed("search"):
             search(run, space, settings, data)
-            if not run.front_table.exists():
-                budget, table = budget_of(settings), cost_model(settings, data).latency
-                asked = FrontRequest(budget.key, [budget.limit], table, one.samples, settings.search.sample_images)
+        if not run.front_table.exists():
+            budget, table = budget_of(settings), cost_model(settings, data).latency
+            asked = FrontRequest(budget.key, [budget.limit], table, one.samples, settings.search.sample_images)
+            with run.timed("front"):
                 find_front(run, settings, data, asked)
     return run
 
 
-@contextmanager
-def _timed(run: RunDirectory) -> Iterator[None]:
-    """Add wall time to a file of the run, that of a call that is interrupted, too: its work is not done again."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        write_json(run.path / _SECONDS, search_seconds(run) + time.monotonic() - started)
-
-
 def search_seconds(run: RunDirectory) -> float:
-    """Return the wall time that screening, search and front have taken so far."""
-    file = run.path / _SECONDS
-    return float(read_json(file)) if file.exists() else 0.0
+    """Return the wall time that screening, search and front have taken so far, interrupted calls too."""
+    return sum(run.seconds(stage) for stage in SEARCH_STAGES)
 
 
 def budget_of(settings: Settings) -> BudgetSettings:

@@ -449,16 +449,12 @@ def test_a_study_is_taken_into_the_page(monkeypatch, tmp_path):
     command += ["--slack", ".5", "--set", "data.root=/home/me/coco", "--set", "seed=3"]
     about = {"command": command, "seed": 3, "started": "2026-01-02T03:04:05", "versions": versions}
     rows = [{"architecture": "all", "mean_mAP": 0.25, "deviation": None}]
-    (run / "parts.json").write_text(json.dumps({"study": "parts", "rows": rows, "samples": {}}))
-    for commit, seconds, refused in (
-        (None, {"study": 120}, "from None"),
-        ("0123456789-dirty", {"study": 120}, "dirty"),
-        ("0123456789", {}, "not ended"),
-    ):
-        (run / "metadata.json").write_text(json.dumps({**about, "git_commit": commit, "seconds": seconds}))
+    about["seconds"] = {"study": 120}
+    for commit, refused in ((None, "from None"), ("0123456789-dirty", "dirty"), ("0123456789", "not ended")):
+        (run / "metadata.json").write_text(json.dumps({**about, "git_commit": commit}))
         with pytest.raises(ValueError, match=refused):
             evidence.add(run, None, "Alone.")
-    (run / "metadata.json").write_text(json.dumps({**about, "git_commit": "0123456789", "seconds": {"study": 120}}))
+    (run / "parts.json").write_text(json.dumps({"study": "parts", "rows": rows, "samples": {}}))
     evidence.add(run, None, "Alone.")
     begin, end = "<!-- begin study parts: written by docs/evidence.py -->", "<!-- end study parts -->"
     page = evidence.page(f"before\n{begin}\nold\n{end}\nafter")

@@ -65,6 +65,18 @@ def test_a_stage_s_time_is_without_that_of_stages_inside_it(tmp_path, tiny_setti
     assert json.loads(run.metadata.read_text())["seconds"] == {"pretraining": 4.0, "screening": 19.0}
 
 
+def test_the_time_of_an_interrupted_stage_counts(tmp_path, tiny_settings, monkeypatch):
+    clock = iter([0.0, 10.0, 20.0, 25.0])
+    monkeypatch.setattr(run_directory_module.time, "monotonic", lambda: next(clock))
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings)
+    with pytest.raises(KeyboardInterrupt), run.timed("search"):
+        raise KeyboardInterrupt
+    with run.timed("search"):
+        pass
+    assert run.seconds("search") == 15.0
+
+
 def test_results_are_kept_unless_forced(tmp_path, tiny_settings, refused):
     run = RunDirectory(tmp_path / "run")
     run.open(tiny_settings)

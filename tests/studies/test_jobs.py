@@ -18,7 +18,10 @@ def sleep(job):
     job.folder.mkdir()
     (job.folder / "pid").write_text(str(os.getpid()))
     (job.folder / "begun").touch()
-    time.sleep(600)
+    try:
+        time.sleep(600)
+    finally:
+        (job.folder / "left").touch()
 
 if __name__ == "__main__":
     jobs = [Job(load_settings("tiny"), Path(name)) for name in "abcd"]
@@ -58,5 +61,6 @@ def test_no_training_outlives_its_study(tmp_path, sent, status):
         assert study.wait(30) == status
         assert until(lambda: not any(is_running(pid) for pid in pids), 30)
         assert not (tmp_path / "c").exists()
+        assert all((tmp_path / name / "left").exists() == (sent == signal.SIGINT) for name in "ab")
     finally:
         study.kill()
