@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from hitdet_nni.commands.shared.trained import trained_source
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.process import prepare_process
-from hitdet_nni.errors import InputError
+from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.io import read_json
 from hitdet_nni.nas.checks import check_classes
 from hitdet_nni.runs.run_directory import find_run
@@ -27,6 +29,29 @@ RUNS = Path("runs")
 """Folder of the run directories that nothing else is said of."""
 
 StrPath = str | os.PathLike[str]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ARGUMENTS = {"force": "force=True", "resume": "resume=True", "format": "kind"}
+"""What options of the commands are called here where the names differ."""
+
+
+def _in_python(function: Callable[P, T]) -> Callable[P, T]:
+    """Have the errors of the stages that the commands share name arguments of Python, not options."""
+
+    def argument(option: re.Match[str]) -> str:
+        return _ARGUMENTS.get(option[1], option[1].replace("-", "_"))
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except (InputError, StoppedError) as error:
+            error.args = (re.sub(r"(?<!\S)--([a-z][a-z-]*)", argument, str(error)),)
+            raise
+
+    return call
 
 
 class Run:
@@ -86,6 +111,7 @@ class Run:
         """
         return dict(read_json(self._files.metrics))
 
+    @_in_python
     def front(
         self,
         budgets: Sequence[float] = (),
@@ -115,6 +141,7 @@ class Run:
         key, table = front_unit(self._files, self.settings)
         return run_front(self._files, key, budgets, table, samples, images, force=force, resume=resume)
 
+    @_in_python
     def retrain(
         self,
         *,
@@ -180,6 +207,7 @@ class Run:
 
         return load_detector(*self._trained()).to(device)
 
+    @_in_python
     def evaluate(self, settings: Mapping[str, object] | None = None) -> dict[str, float]:
         """Return COCO metrics of the trained detector on the validation images, measured now.
 
@@ -199,6 +227,7 @@ class Run:
 
         return evaluate(architecture, weights, changed, images)
 
+    @_in_python
     def export(
         self,
         path: StrPath | None = None,
@@ -245,6 +274,7 @@ class Run:
         )
         return file
 
+    @_in_python
     def report(self, path: StrPath | None = None, *, images: int = 6) -> Path:
         """Write the run's page and return it.
 
@@ -261,6 +291,7 @@ class Run:
         return trained_source(str(self.path), None)
 
 
+@_in_python
 def search(
     source: StrPath | None = None,
     *,

@@ -22,7 +22,7 @@ from hitdet_nni.studies.retrainings import Trained
 from hitdet_nni.studies.search_summary import RandomPool, SeedOutcome
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which colour-blind people can tell apart."""
 
 CURVES = 4

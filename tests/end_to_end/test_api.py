@@ -232,3 +232,12 @@ def test_the_lines_of_readme_and_page(few, tmp_path, monkeypatch):
 def test_the_name_stays_a_function():
     assert find_spec("hitdet_nni.search") is None  # a module of that name would take its place once it is imported
     assert callable(hitdet_nni.search)
+
+
+def test_what_the_commands_refuse_is_said_in_arguments(found, tmp_path):
+    with pytest.raises(InputError, match=r"resume=True.*force=True$"):
+        hitdet_nni.search(preset="tiny", out=found.path)
+    with pytest.raises(InputError, match="^samples: got 1;"):
+        found.front(samples=1)
+    with pytest.raises(InputError, match="^out: got mine.onnx"):
+        found.export(tmp_path / "mine.onnx", kind="torch-export")
