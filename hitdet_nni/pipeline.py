@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
-from hitdet_nni.config.search_space import SearchSpace, save_search_space
+from hitdet_nni.config.search_space import SearchSpace, load_search_space, save_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.cost.cost_model import CostModel
@@ -23,13 +23,15 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.io import locked, read_json, write_json
+from hitdet_nni.nas.affordable import affordable
+from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.checks import budget_cost_model, check_budget
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.outlook import Outlook, screening_supernets
 from hitdet_nni.nas.provenance import describe_architecture, keep_latency_table
 from hitdet_nni.nas.sampled_decode import decode_by_samples
 from hitdet_nni.nas.screening import screen_components, screening_groups, screening_name, screening_stage
-from hitdet_nni.nas.screening_reliability import mean_scores, reliability_of, share_of
+from hitdet_nni.nas.screening_reliability import mean_scores, ranked, reliability_of, remedies, share_of
 from hitdet_nni.nas.supernet import Phase, train_supernet
 from hitdet_nni.runs.reliability import write_reliability
 from hitdet_nni.runs.result import result_content
@@ -57,6 +59,8 @@ def screening_key(settings: Settings, space: SearchSpace) -> str:
     for section in ("search", "retrain", "checkpoint", "logger", *without):
         del dependencies[section]
     dependencies["space"] = space
+    if settings.search.budget is not None:  # operators are handed on with which it can be met
+        dependencies["budget"] = plain(settings)["search"]["budget"]
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -96,9 +100,17 @@ def screen(
 
     Several runs may work on one directory: each takes supernets that no other one is at.
 
+    Returns:
+        The operators that are kept of each component; with a budget, such that the search can keep it.
+
+    Raises:
+        InputError: If no architecture of the space keeps the budget.
+
     Source:
         Section 3.2.
     """
+    check_budget(space, settings, len(data.classes))
+    _note_images(run, data)
     groups = screening_groups(settings.screening.joint)
     supernets = screening_supernets(settings, data)
     parts = [part for components in groups for part in screenings(components, supernets)]
@@ -114,11 +126,28 @@ def screen(
         wait = True
     for components in groups:
         _join_supernets(run, screenings(components, supernets), space, settings)
-    kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
     if distributed.is_main() and not run.sub_spaces.exists():
-        save_search_space(kept, run.sub_spaces)
+        save_search_space(_handed_on(run, space, settings, len(data.classes)), run.sub_spaces)
     distributed.barrier()
-    return kept
+    return load_search_space(run.sub_spaces)
+
+
+def _handed_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_classes: int) -> SearchSpace:
+    """Return the operators that are kept of each component, such that the search can keep its budget."""
+    kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
+    if settings.search.budget is None:
+        return kept
+    reserve = {
+        component: [name for name in ranked(read_scores(run.scores(component)), space[component]) if name not in names]
+        for component, names in kept.items()
+    }
+    model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
+    return affordable(kept, reserve, Budget(model, space, settings.search.budget))
+
+
+def _note_images(run: RunDirectory, data: DetectionData) -> None:
+    if distributed.is_main():
+        run.note_images(len(data.train.image_ids), len(data.val.image_ids))
 
 
 def screen_group(
@@ -199,7 +228,7 @@ def _join_supernets(run: RunDirectory, parts: Sequence[Screening], space: Search
             found = reliability_of(tables, operators)
             write_reliability(run.reliability(component), found)
             run.write_scores(component, mean_scores(tables, operators, getattr(settings.screening.keep, component)))
-            sentence = found.sentence(component)
+            sentence = found.sentence(component, remedies(settings))
             doubtful = found.better_than_chance is False
             run.note_warnings(f"screening {component}", [sentence] if doubtful else [])
             logger.log(logging.WARNING if doubtful else logging.INFO, "screening %s", sentence)
@@ -220,6 +249,7 @@ def search(
         return load_architecture(run.architecture)
     check_budget(space, settings, len(data.classes))
     stage = "search"
+    _note_images(run, data)
     costs = budget_cost_model(settings.skeleton, len(data.classes), settings.search.budget)
     latency = costs.latency
     logger.info("search: %s", Outlook.of(costs, space).sentence())
@@ -300,6 +330,7 @@ def retrain_architecture(
     Source:
         Section 4.2.
     """
+    _note_images(run, data)
     checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
     if not (resume and distributed.broadcast_object(run.metrics.exists())):
         outcome = retrain(

@@ -30,6 +30,7 @@ class Budget:
         key: The key of ``search.budget`` that is given.
         costs: The costs of the space in the budget's unit.
         limit: The budget in that unit.
+        count: The same as an exact count, in FLOPs, parameters or nanoseconds.
     """
 
     def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], settings: BudgetSettings) -> None:
@@ -37,7 +38,7 @@ class Budget:
         self.costs = CostTable(model, space, self.key)
         self.limit = settings.limit
         # The shortest decimal of a float is the number as it was typed: 0.3 means 300 000 000 FLOPs, not one less.
-        self._count = int(Decimal(repr(self.limit)) * self.costs.unit.scale)
+        self.count = int(Decimal(repr(self.limit)) * self.costs.unit.scale)
 
     def check_reachable(self, source: str | Path | None = None, *, by_option: bool = False) -> None:
         """Refuse a budget that no architecture of the space keeps.
@@ -58,7 +59,7 @@ class Budget:
             label: sample[label] if label in sample or len(row) > 1 else next(iter(row))
             for label, row in self.costs.counts.items()
         }
-        return self.costs.fixed + cost_of_choice(chosen, self.costs.counts) <= self._count
+        return self.costs.fixed + cost_of_choice(chosen, self.costs.counts) <= self.count
 
     def strongest(self, scores: Scores) -> dict[str, str]:
         """Return the architecture with the largest total score among those within the budget.
@@ -82,14 +83,14 @@ class Budget:
         }
         active = {label: {name: counts[label][name] for name in row} for label, row in complete.items()}
         self._check_least(self.costs.fixed + least_cost(active), None, self._setting)
-        return decode_within(complete, active, self._count - self.costs.fixed)
+        return decode_within(complete, active, self.count - self.costs.fixed)
 
     @property
     def _setting(self) -> str:
         return f"search.budget.{self.key}"
 
     def _check_least(self, least: int, source: str | Path | None, key: str | None) -> None:
-        if least > self._count:
+        if least > self.count:
             unit = self.costs.unit
             upwards = Context(prec=_NAMED_DIGITS, rounding=ROUND_CEILING)
             named = upwards.divide(Decimal(least), Decimal(unit.scale))

@@ -10,8 +10,10 @@ import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hitdet_nni.config.screening_settings import ScreeningSettings
+from hitdet_nni.config.settings import Settings
 from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.runs.reliability import Reliability
 from hitdet_nni.runs.tables import Score
@@ -87,7 +89,7 @@ def mean_scores(tables: Sequence[Sequence[Score]], operators: Sequence[str], kee
         operators: All operators of the component, in the order of the space.
         keep: Operators that are left.
     """
-    places = np.mean([final_preferences(table, operators).ranks()[0] for table in tables], axis=0)
+    places = _places(tables, operators)
     above = (len(operators) - places) / max(1, len(operators) - 1)
     order = sorted(range(len(operators)), key=lambda index: places[index])
     epoch = max(score.epoch for table in tables for score in table)
@@ -95,6 +97,23 @@ def mean_scores(tables: Sequence[Sequence[Score]], operators: Sequence[str], kee
         Score(epoch, operators[index], float(above[index]), rank, removed=rank > keep)
         for rank, index in enumerate(order, 1)
     ]
+
+
+def ranked(scores: Sequence[Score], operators: Sequence[str]) -> list[str]:
+    """Return the operators of a component in the order that a screening ends with, the best first.
+
+    Args:
+        scores: The screening's table.
+        operators: All operators of the component; of equal ones the first is the better.
+    """
+    places = dict(zip(operators, _places([scores], operators), strict=True))
+    return sorted(operators, key=places.__getitem__)
+
+
+def _places(tables: Sequence[Sequence[Score]], operators: Sequence[str]) -> NDArray[np.float64]:
+    """Return each operator's place, from 1, mean over tables."""
+    places: NDArray[np.float64] = np.mean([final_preferences(table, operators).ranks()[0] for table in tables], axis=0)
+    return places
 
 
 def reliability_of(tables: Sequence[Sequence[Score]], operators: Sequence[str]) -> Reliability:
@@ -115,6 +134,18 @@ def reliability_of(tables: Sequence[Sequence[Score]], operators: Sequence[str]) 
         chance=found.chance,
         common_p=found.common_p,
     )
+
+
+def remedies(settings: Settings) -> list[str]:
+    """Return what may make a screening more reliable and is not set already."""
+    others = {
+        "screening.rank_by=samples": settings.screening.rank_by != "samples",
+        "weights.candidate_gradients=full": settings.weights.candidate_gradients != "full",
+    }
+    by_samples = " with ".join(name for name, is_open in others.items() if is_open)
+    pretrained = settings.pretrain.boxes or settings.screening.pretrained is not None
+    found = ["more screening.epochs", by_samples, "more images", "" if pretrained else "pretrained weights"]
+    return [remedy for remedy in found if remedy]
 
 
 def same_operators(scores: Sequence[Score], operators: Collection[str]) -> bool:
