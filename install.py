@@ -255,7 +255,9 @@ def install() -> None:
                 check()
             make_environment(held)
         echo("3 of 3: hitdet-nni itself")
-        pip(held, "--no-deps", "--no-build-isolation", "--editable", ".")
+        # By a path, not by a finder: in the folder around the clone, whose name is the package's, Python would
+        # otherwise take the clone itself for a package without content.
+        pip(held, "--no-deps", "--no-build-isolation", "--config-settings=editable_mode=compat", "--editable", ".")
         FINISHED.write_text(wanted)
     echo(f"done in {time.monotonic() - STARTED:.0f} s; {gigabytes(VENV):.1f} GB in .venv")
 

@@ -4,7 +4,14 @@ import logging
 
 import torch
 
-from hitdet_nni.data.loaders import MOST_WORKERS, resolve_num_workers, retraining_loaders, search_loaders
+from hitdet_nni.data.loaders import (
+    MOST_WORKERS,
+    evaluation_loader,
+    loader_config,
+    resolve_num_workers,
+    retraining_loaders,
+    search_loaders,
+)
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.machine import available_cores
 
@@ -37,6 +44,17 @@ def test_the_data_s_seed_fixes_images_and_halves_and_leaves_the_order_to_the_run
     first, same, other = (orders(*given) for given in ((tiny_settings.data, 0), (own, 1), (tiny_settings.data, 1)))
     assert list(map(set, same)) == list(map(set, first)) != list(map(set, other))
     assert all(one != two for one, two in zip(first, same, strict=True))
+
+
+def test_an_evaluation_sees_every_image_by_itself(tiny_settings, tiny_data):
+    """Beside an image of another shape it would be padded, and its detections would be others."""
+    data, skeleton = tiny_settings.data, tiny_settings.skeleton
+    assert data.batch_size > 1
+    _, val = retraining_loaders(tiny_data, data, skeleton, 0, 1)
+    for loader in (val, evaluation_loader(tiny_data.val, data, skeleton, 0)):
+        assert [len(batch["inputs"]) for batch in loader] == [1] * len(tiny_data.val.image_ids)
+    assert loader_config(tiny_data.val, data, skeleton, training=False)["batch_size"] == 1
+    assert loader_config(tiny_data.train, data, skeleton, training=True)["batch_size"] == data.batch_size
 
 
 def test_loader_processes_share_the_capacity(tiny_settings, tiny_data):

@@ -252,3 +252,12 @@ def test_a_folder_that_cannot_be_written(small_disk, tmp_path):
     folder = checkout(tmp_path / "checkout")
     answer = make(folder, before=small_disk(folder, f"mount -o remount,ro {folder} &&"))
     refused(answer, f"{folder}: cannot be written (Read-only file system)", "change its owner")
+
+
+def test_the_package_is_found_beside_a_folder_of_its_name(tmp_path):
+    """As in the folder that a clone lies in; run in the environment that `make` has installed."""
+    (tmp_path / "hitdet_nni").mkdir()
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import hitdet_nni; print(hitdet_nni.__version__, hitdet_nni.load.__name__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ["load"]), done.stderr
