@@ -18,6 +18,7 @@ from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.io import read_json
 from hitdet_nni.nas.checks import check_classes
+from hitdet_nni.nas.provenance import tell_unused_skeleton
 from hitdet_nni.runs.run_directory import find_run
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ class Run:
         architecture, weights = self._trained()
         images = open_data(changed.data, changed.seed, architecture.skeleton.input_size)
         check_classes(architecture, images)
+        tell_unused_skeleton(architecture, changed)
         prepare_process(changed.threads)
         from hitdet_nni.training.retrain import evaluate  # noqa: PLC0415
 
@@ -296,7 +298,7 @@ def search(
     source: StrPath | None = None,
     *,
     preset: str = "small",
-    budget: Mapping[str, object] | None = None,
+    budget: Mapping[str, object] | float | None = None,
     out: StrPath | None = None,
     seed: int | None = None,
     settings: Mapping[str, object] | None = None,
@@ -308,8 +310,8 @@ def search(
     Args:
         source: A folder in COCO, YOLO or PASCAL VOC format; ``None`` for the images that the preset names.
         preset: A shipped config's name, or a config file.
-        budget: What the detector may cost: ``{"gflops": 2}``, ``{"params_m": 3}``, or ``{"latency_ms": 5, "table":
-            "latency.json"}``.
+        budget: What the detector may cost: ``{"gflops": 2}`` or just ``2``, ``{"params_m": 3}``, or ``{"latency_ms":
+            5, "table": "latency.json"}``.
         out: The run directory (default: ``runs/<name of the folder or the preset>``).
         seed: Of everything that is random (default: the preset's).
         settings: Other dotted keys and their values, e.g. ``{"search.epochs": 20}``.
@@ -325,13 +327,27 @@ def search(
     changed: dict[str, object] = dict(settings or {})
     if source is not None:
         changed["data.root"] = os.fspath(source)
-    for key, value in (budget or {}).items():
+    for key, value in _budget_settings(budget).items():
         changed[f"search.budget.{key}"] = os.fspath(value) if isinstance(value, os.PathLike) else value
     if seed is not None:
         changed["seed"] = seed
     folder = RUNS / (Path(preset).stem if source is None else Path(source).resolve().name) if out is None else Path(out)
     run_search(folder, load_settings(preset, changed), preset, force=force, resume=resume)
     return Run(folder)
+
+
+def _budget_settings(budget: Mapping[str, object] | float | None) -> Mapping[str, object]:
+    """Return the ``search.budget`` section of a budget; a number is of GFLOPs.
+
+    Raises:
+        InputError: If it is neither a number nor a mapping.
+    """
+    if budget is None or isinstance(budget, Mapping):
+        return budget or {}
+    if isinstance(budget, int | float) and not isinstance(budget, bool):
+        return {"gflops": float(budget)}
+    allowed = 'GFLOPs as a number, {"gflops": 2}, {"params_m": 3}, {"latency_ms": 5, "table": "latency.json"}'
+    raise InputError(f"got {budget!r}", key="budget", allowed=allowed)
 
 
 def _refuse_both(*, force: bool, resume: bool) -> None:

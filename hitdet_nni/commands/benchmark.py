@@ -47,6 +47,8 @@ def run(options: Namespace) -> None:
     for name, value in (("--threads", options.threads), ("--images", options.images)):
         if value < 1:
             raise InputError(f"got {value}", source=name, allowed="1 or more")
+    if not options.file.is_file():
+        raise InputError("no such file", source=options.file, allowed="a file of hitdet-nni export")
     settings, out, weights = _settings(options)
     refuse_existing(out, options.force)
     validation = open_validation(settings.data, settings.seed)

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--fix",
         type=Path,
         metavar="OUT",
-        help="write corrected annotation files into this folder, and list each change",
+        help="write corrected annotation files, in COCO format, into this folder, and list each change",
     )
     add_json(parser)
 
@@ -74,11 +74,22 @@ def _fix(settings: Settings, out: Path, as_json: bool) -> None:
 
     repaired = repair(settings.data, settings.seed, out, settings.skeleton.input_size)
     if as_json:
-        echo(json.dumps({str(each.file): {"source": str(each.source), "changes": each.changes} for each in repaired}))
+        keys = ("changes", "left_out")
+        facts = {
+            str(each.file): {"source": str(each.source), **{key: getattr(each, key) for key in keys}}
+            for each in repaired
+        }
+        echo(json.dumps(facts))
         return
     for each in repaired:
+        for line in each.left_out:
+            echo(line)
         for change in each.changes:
             echo(f"{each.source}: {change}")
-        told = counted(len(each.changes), "{change|changes}") if each.changes else "a copy, nothing to mend"
-        echo(f"{each.file}: {told}")
+        numbers = {
+            "{defect|defects} left out with {its image|their images}": len(each.left_out),
+            "{change|changes}": len(each.changes),
+        }
+        told = ", ".join(counted(count, what) for what, count in numbers.items() if count)
+        echo(f"{each.file}: {told or 'a copy, nothing to mend'}")
     echo(f"use them with {' '.join(settings_of(repaired, settings.data))}")

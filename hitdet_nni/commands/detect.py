@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hitdet_nni.data.images.reading import ImageError
+    from hitdet_nni.deployment.coco_numbers import CocoNumbers
     from hitdet_nni.deployment.image_list import ListedImage
     from hitdet_nni.deployment.images import Pixels, Predictor
     from hitdet_nni.deployment.prediction import Prediction
@@ -41,7 +42,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--ann",
         type=Path,
         metavar="FILE",
-        help="COCO annotation file whose numbers of images and categories the results are to have",
+        help="COCO annotation file whose numbers of images and categories the results are to have; images that it does "
+        "not have are left out",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="what it runs on (default: a GPU if torch finds one)")
     parser.add_argument(
@@ -52,7 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Find objects in all images, and write them; what cannot be read is told, and the others go on.
+    """Find objects in all images, and write them; what cannot be read or numbered is told, and the others go on.
 
     Returns:
         2 where an image could not be read, else 0.
@@ -76,21 +78,20 @@ def run(options: Namespace) -> int:
     detector = _opened(options)
     classes = detector.classes
     numbers = CocoNumbers.counted(classes) if options.ann is None else CocoNumbers.of_file(options.ann, classes)
-    ids = numbers.of_images([one.file_name for one in listed])
+    ids = _numbered(listed, numbers)
+    listed = list(ids)
     results: list[dict[str, Any]] = []
     unread = 0
     for first in range(0, len(listed), options.batch):
         batch = listed[first : first + options.batch]
-        for image_id, one, found in zip(
-            ids[first : first + options.batch], batch, _found(detector, batch, options.threshold), strict=True
-        ):
+        for one, found in zip(batch, _found(detector, batch, options.threshold), strict=True):
             if isinstance(found, ImageError):
                 sys.stderr.write(f"hitdet-nni: {found}\n")
                 unread += 1
                 continue
             results += [
                 {**result, "file_name": str(one.name), "category": name}
-                for result, name in zip(found.coco_results(image_id, numbers.categories), found.names, strict=True)
+                for result, name in zip(found.coco_results(ids[one], numbers.categories), found.names, strict=True)
             ]
             if options.draw:
                 found.save(drawings[one])
@@ -144,6 +145,20 @@ def _opened(options: Namespace) -> Predictor:
         raise InputError("torch finds no GPU", key="--device", allowed="cpu")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_detector(architecture, weights).to(device)
+
+
+def _numbered(listed: Sequence[ListedImage], numbers: CocoNumbers) -> dict[ListedImage, int]:
+    """Return the images that have a number, and their numbers; what is left out is told in a line."""
+    import sys
+
+    given = zip(listed, numbers.of_images([one.file_name for one in listed]), strict=True)
+    ids = {one: number for one, number in given if number is not None}
+    others = [str(one.file) for one in listed if one not in ids]
+    if others:
+        more = ", ..." if len(others) > 1 else ""
+        count = f"{len(others)} of {len(listed)} images"
+        sys.stderr.write(f"hitdet-nni: left out, not being in {numbers.source}: {count}, {others[0]}{more}\n")
+    return ids
 
 
 def _found(detector: Predictor, batch: Sequence[ListedImage], threshold: float) -> list[Prediction | ImageError]:

@@ -15,7 +15,7 @@ EXAMPLE = "hitdet-nni evaluate --architecture mine.json --weights weights.pth --
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``evaluate``."""
     add_config(parser)
-    parser.add_argument("--architecture", required=True, help="architecture JSON, or a shipped one's name")
+    parser.add_argument("--architecture", required=True, help="architecture JSON, run directory, or a shipped name")
     add_json(parser)
     parser.add_argument("--weights", type=Path, required=True, help="weights of a retraining")
 
@@ -27,18 +27,20 @@ def run(options: Namespace) -> None:
         InputError: If there are no such weights, or the data have other classes than the architecture.
     """
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
-    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.commands.shared.trained import named_architecture
     from hitdet_nni.data.sources import open_data
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.errors import InputError
     from hitdet_nni.nas.checks import check_classes
+    from hitdet_nni.nas.provenance import tell_unused_skeleton
 
     settings = settings_of(options)
-    architecture = load_architecture(options.architecture)
+    architecture = named_architecture(options.architecture)
     images = open_data(settings.data, settings.seed, architecture.skeleton.input_size)
     check_classes(architecture, images)
     if not options.weights.is_file():
         raise InputError("no such file", source=options.weights, key="--weights")
+    tell_unused_skeleton(architecture, settings)
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import evaluate
 

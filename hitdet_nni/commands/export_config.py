@@ -14,7 +14,7 @@ EXAMPLE = "hitdet-nni export-config mine.json --config tiny -o hit.py"
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``export-config``."""
     add_config(parser)
-    parser.add_argument("architecture", help="architecture JSON, or a shipped one's name")
+    parser.add_argument("architecture", help="architecture JSON, run directory, or a shipped name")
     add_file(parser, "mmdet config to write")
 
 
@@ -25,15 +25,17 @@ def run(options: Namespace) -> None:
         InputError: If the config, the architecture or the data is bad, or the file exists already.
     """
     from hitdet_nni.commands.shared.console import echo, refuse_existing, settings_of
-    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.commands.shared.trained import named_architecture
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.io import write_text
+    from hitdet_nni.nas.provenance import tell_unused_skeleton
 
     settings = settings_of(options)
-    architecture = load_architecture(options.architecture)
+    architecture = named_architecture(options.architecture)
     refuse_existing(options.out, options.force)
     settings, images = open_images(settings, architecture.skeleton.input_size)
+    tell_unused_skeleton(architecture, settings)
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import export_config
 

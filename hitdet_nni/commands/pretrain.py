@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_training(parser)
     add_json(parser)
     backbone = parser.add_mutually_exclusive_group()
-    backbone.add_argument("--architecture", help="the backbone of an architecture JSON, or of a shipped one's name")
+    backbone.add_argument("--architecture", help="the backbone of an architecture JSON, run directory, or shipped name")
     backbone.add_argument("--sub-spaces", type=Path, help="the supernet of this search space file, as `search` has it")
     backbone.add_argument(
         "--component-screening", action="store_true", help="the supernet as `screen` has it: screening.depths blocks"
@@ -38,8 +38,8 @@ def run(options: Namespace) -> None:
         InputError: If the config, the images, what is named or the run directory is bad.
     """
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
+    from hitdet_nni.commands.shared.trained import named_architecture
     from hitdet_nni.commands.shared.work import at_work, load_libraries
-    from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.data.box_crops import open_boxes
     from hitdet_nni.data.class_folders import open_folders
@@ -50,7 +50,7 @@ def run(options: Namespace) -> None:
     found: Architecture | None = None
     operators: list[str] = []
     if options.architecture is not None:
-        found = load_architecture(options.architecture)
+        found = named_architecture(options.architecture)
     else:
         operators = load_search_space(options.sub_spaces or settings.space)["backbone"]
     directory = RunDirectory(options.out)

@@ -94,14 +94,13 @@ def run(options: Namespace) -> None:
 
 
 def _architecture_to_profile(target: str) -> Architecture:
-    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.commands.shared.trained import named_architecture
     from hitdet_nni.cost.profile import baseline_names
     from hitdet_nni.errors import InputError
-    from hitdet_nni.runs.run_directory import find_run
 
     path = Path(target)
     try:
-        return load_architecture(find_run(path).architecture if path.is_dir() else target)
+        return named_architecture(target)
     except InputError as error:
         if error.allowed is None or path.suffix or path.name != target or path.exists():
             raise

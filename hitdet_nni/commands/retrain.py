@@ -20,7 +20,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``retrain``."""
     add_training(parser)
     parser.add_argument(
-        "--architecture", help="architecture JSON, or a shipped one's name; with --inherit by default the run's"
+        "--architecture",
+        help="architecture JSON, run directory, or a shipped one's name; with --inherit by default the run's",
     )
     parser.add_argument("--front", type=Path, metavar="RUN", help="take the best within --budget of this run's front")
     parser.add_argument(
@@ -47,6 +48,7 @@ def run(options: Namespace) -> None:
         InputError: If the config, the data, what is named or the run directory is bad.
     """
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
+    from hitdet_nni.commands.shared.outcome import retraining_outcome
     from hitdet_nni.commands.shared.stages import run_retraining
     from hitdet_nni.runs.run_directory import RunDirectory
 
@@ -62,12 +64,14 @@ def run(options: Namespace) -> None:
         resume=options.resume,
         as_json=options.json,
     )
-    echo(json_text(result) if options.json else str(RunDirectory(options.out).metrics))
+    lines = [json_text(result)] if options.json else retraining_outcome(RunDirectory(options.out), result)
+    for line in lines:
+        echo(line)
 
 
 def _start(options: Namespace) -> tuple[list[Architecture], Path | None]:
     """Return what to train or to choose from, and the weights file of the supernet that it starts from, if any."""
-    from hitdet_nni.config.architecture import load_architecture
+    from hitdet_nni.commands.shared.trained import named_architecture
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.errors import InputError
     from hitdet_nni.runs.run_directory import find_run
@@ -80,9 +84,9 @@ def _start(options: Namespace) -> tuple[list[Architecture], Path | None]:
     if options.inherit is None:
         if options.architecture is None:
             raise InputError("is missing", key="--architecture", allowed="an architecture, or --inherit RUN")
-        return [load_architecture(options.architecture)], None
+        return [named_architecture(options.architecture)], None
     source = find_run(options.inherit)
-    architecture = load_architecture(options.architecture or source.architecture)
+    architecture = named_architecture(options.architecture or str(source.path))
     space = load_search_space(source.sub_spaces)
     for layer in architecture.skeleton.searched_layers():
         operator, searched = architecture.sample[layer.label], space[layer.component]

@@ -37,10 +37,12 @@ def run(options: Namespace) -> None:
         settings, images = open_images(settings)
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
+        from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
         from hitdet_nni.pipeline import screen
 
         run_directory.open(settings, force=options.force, resume=options.resume)
         with followed(run_directory, settings), run_directory.timed("screening"):
+            tell_too_few_batches(run_directory, settings, images)
             space = screen(run_directory, whole, settings, images)
     for component, names in space.items():
         echo(f"{component}: {', '.join(names)}")

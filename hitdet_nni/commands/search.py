@@ -27,12 +27,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Screen unless that has been done, search, and tell where the architecture JSON is.
+    """Screen unless that has been done, search, and tell what was found and what comes next.
 
     Raises:
         InputError: If the config, the data, the search space or the run directory is bad.
     """
     from hitdet_nni.commands.shared.console import echo, settings_of
+    from hitdet_nni.commands.shared.outcome import config_words, search_outcome
     from hitdet_nni.commands.shared.stages import run_search
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.nas.checks import whole_space
@@ -43,8 +44,10 @@ def run(options: Namespace) -> None:
     if options.dry_run:
         _tell_outlook(settings, whole_space(settings), given)
         return
-    run_search(options.out, settings, options.config, given, force=options.force, resume=options.resume)
-    echo(str(RunDirectory(options.out).architecture))
+    found = run_search(options.out, settings, options.config, given, force=options.force, resume=options.resume)
+    same_config = config_words(options.config, options.overrides)
+    for line in search_outcome(RunDirectory(options.out), found, settings.search.budget, same_config):
+        echo(line)
 
 
 def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | None) -> None:

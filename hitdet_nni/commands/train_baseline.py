@@ -35,6 +35,7 @@ def run(options: Namespace) -> None:
         NonFiniteLossError: If the training diverges.
     """
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
+    from hitdet_nni.commands.shared.outcome import training_outcome
     from hitdet_nni.commands.shared.work import at_work, load_libraries
     from hitdet_nni.cost.profile import find_config
     from hitdet_nni.data.sources import open_images
@@ -62,7 +63,9 @@ def run(options: Namespace) -> None:
         _keep_config(directory, options.baseline)
         if not distributed.broadcast_object(directory.metrics.exists()):
             _train(directory, options, settings, images)
-    echo(json_text(read_json(directory.metrics)) if options.json else str(directory.metrics))
+    result = read_json(directory.metrics)
+    for line in [json_text(result)] if options.json else training_outcome(directory, result):
+        echo(line)
 
 
 def _train(run: RunDirectory, options: Namespace, settings: Settings, images: DetectionData) -> None:

@@ -134,10 +134,16 @@ def load_architecture(path: str | Path) -> Architecture:
     Raises:
         InputError: If the file is missing or its content is not an architecture.
     """
+    found = find_architecture(path)
+    return check_architecture(read_json(found), found)
+
+
+def find_architecture(path: str | Path) -> Path:
+    """Return the file behind a path or a shipped architecture's bare name."""
     given = Path(path)
-    if not given.is_file() and not given.suffix and given.name == str(path):
-        given = shipped("search_spaces", f"architectures/{path}.json")
-    return check_architecture(read_json(given), given)
+    if given.is_file() or given.suffix or given.name != str(path):
+        return given
+    return shipped("search_spaces", f"architectures/{path}.json")
 
 
 def save_architecture(architecture: Architecture, path: Path) -> None:

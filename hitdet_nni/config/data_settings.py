@@ -115,6 +115,11 @@ class DataSettings(Section):
     batch_size: PositiveInt = Field(4, description="images a step (section 4.2: 4 a GPU)")
     workers: NonNegativeInt | None = Field(None, description="data-loader processes; null: chosen from the machine")
     cache_mb: NonNegativeInt = Field(256, description="MB of decoded images that a loader keeps in memory")
+    filter_empty_gt: bool = Field(
+        True,
+        description="leave images without boxes out of training, as is usual for COCO; false: search and retraining "
+        "have them, as showing no object",
+    )
     flip: bool = Field(True, description="mirror half of the training images (section 4.2)")
     augment: Augmentation = Field(
         "flip",

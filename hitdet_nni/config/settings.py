@@ -251,10 +251,27 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(
             f"got {base!r}", source=path, key="extends", allowed="a config file or a shipped config's name"
         )
-    beside = path.parent / expanded(base)
-    below = _read_tree(beside if beside.is_file() else find_config(base), (*seen, path.resolve()))
+    below = _read_tree(_find_extended(base, path), (*seen, path.resolve()))
     _give_way(below, tree)
     return _merge(below, tree)
+
+
+def _find_extended(base: str, path: Path) -> Path:
+    """Return the file that a config extends: one beside it, one of the working folder, or a shipped config.
+
+    Raises:
+        InputError: Naming both, if there is none.
+    """
+    beside = path.parent / expanded(base)
+    if beside.is_file():
+        return beside
+    try:
+        found = find_config(base)
+    except InputError as error:
+        raise InputError(f"{base!r}: {error.problem}", source=path, key="extends", allowed=error.allowed) from None
+    if not found.is_file():
+        raise InputError(f"{base!r}: no such file", source=path, key="extends")
+    return found
 
 
 def _give_way(tree: dict[str, Any], diff: Mapping[str, Any]) -> None:

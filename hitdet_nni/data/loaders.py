@@ -17,7 +17,7 @@ from mmengine.dataset import DefaultSampler, pseudo_collate
 from nni.nas.evaluator.pytorch import DataLoader
 from torch.utils.data import Dataset, Sampler, Subset
 
-from hitdet_nni.config.data_settings import DataSettings
+from hitdet_nni.config.data_settings import Augmentation, DataSettings
 from hitdet_nni.config.settings import PretrainSettings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
@@ -41,6 +41,10 @@ MOST_WORKERS = 4
 MIXED_SHARE = 0.85
 """Share of a training's epochs in which several images are put into one, where that is asked for: the last ones see
 images as those that are detected in."""
+
+EVALUATION_BATCH = 1
+"""Images of an evaluation's batch. Images of other shapes are padded to one, and what a detector finds in an image
+would depend on its neighbours."""
 
 EXPORTED_WORKERS = 2
 """Loader processes of a config that may be used on any machine: mmdet's own number."""
@@ -119,7 +123,8 @@ def weights_half(data: DetectionData, settings: DataSettings, skeleton: Skeleton
     Raises:
         InputError: As :func:`search_loaders`.
     """
-    return _split(data, settings, seed, build_dataset(data.train, skeleton, training=True))[HALF_NAMES.index("weights")]
+    train = _training_images(data, settings, skeleton)
+    return _split(data, settings, seed, train)[HALF_NAMES.index("weights")]
 
 
 def retraining_loaders(
@@ -139,14 +144,14 @@ def retraining_loaders(
         its ``sampler`` is a :class:`~hitdet_nni.data.sampling.ResumableSampler`.
     """
     settings = resolve_num_workers(settings, skeleton, data.train, data.val)
-    augmented = build_dataset(data.train, skeleton, training=True, flip=settings.flip, augment=settings.augment)
+    augmented = _training_images(data, settings, skeleton, settings.augment)
     mix_epochs = math.floor(MIXED_SHARE * epochs) if settings.augment == "strong" else None
     train = _training_loader(_in_memory(augmented, settings), settings, seed, mix_epochs=mix_epochs)
     return train, _evaluation_loader(data.val, settings, skeleton, seed)
 
 
 def evaluation_loader(annotations: CocoAnnotations, settings: DataSettings, skeleton: Skeleton, seed: int) -> Any:
-    """Build the loader of an evaluation: every image in the order of the file, shared by processes.
+    """Build the loader of an evaluation: every image by itself, in the order of the file, shared by processes.
 
     Args:
         annotations: The validation images.
@@ -170,11 +175,18 @@ def loader_config(
         settings: The ``data`` section; where it leaves the loader processes to the machine, they are
             :data:`EXPORTED_WORKERS`.
         skeleton: Gives the input size.
-        training: Whether images are shuffled and augmented, and those without boxes left out.
+        training: Whether images are shuffled and augmented, and those without boxes left out where the settings say so.
     """
     workers = EXPORTED_WORKERS if settings.workers is None else settings.workers
     flip = training and settings.flip
-    dataset = dataset_config(annotations, skeleton, training=training, flip=flip, augment=settings.augment)
+    dataset = dataset_config(
+        annotations,
+        skeleton,
+        training=training,
+        flip=flip,
+        augment=settings.augment,
+        filter_empty_gt=settings.filter_empty_gt,
+    )
     if training and settings.augment == "strong":
         steady, varying = image_pipeline(skeleton, settings.augment, flip=flip)
         dataset = {
@@ -184,7 +196,7 @@ def loader_config(
             "pipeline": varying,
         }
     return {
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch_size if training else EVALUATION_BATCH,
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "collate_fn": {"type": "pseudo_collate"},
@@ -262,9 +274,23 @@ def _in_memory(dataset: Any, settings: DataSettings) -> CachedDataset:
     return CachedDataset(dataset, settings.cache_mb * 10**6 // max(1, settings.workers or 0))
 
 
+def _training_images(
+    data: DetectionData, settings: DataSettings, skeleton: Skeleton, augment: Augmentation = "flip"
+) -> Any:
+    """Build mmdet's data set of the images that are trained on."""
+    return build_dataset(
+        data.train,
+        skeleton,
+        training=True,
+        flip=settings.flip,
+        augment=augment,
+        filter_empty_gt=settings.filter_empty_gt,
+    )
+
+
 def _training_halves(data: DetectionData, settings: DataSettings, skeleton: Skeleton, seed: int) -> list[Subset[Any]]:
     """Return the training images of each half, in the order of :data:`HALF_NAMES`."""
-    train = build_dataset(data.train, skeleton, training=True, flip=settings.flip)
+    train = _training_images(data, settings, skeleton)
     index = {train.get_data_info(i)["img_id"]: i for i in range(len(train))}
     halves = _split(data, settings, seed, train)
     images = _in_memory(train, settings)
@@ -287,7 +313,8 @@ def _training_loader(
 
 def _evaluation_loader(annotations: CocoAnnotations, settings: DataSettings, skeleton: Skeleton, seed: int) -> Any:
     images = _in_memory(build_dataset(annotations, skeleton, training=False), settings)
-    return detection_loader(images, settings, DefaultSampler(images, shuffle=False, seed=seed))
+    one_by_one = settings.model_copy(update={"batch_size": EVALUATION_BATCH})
+    return detection_loader(images, one_by_one, DefaultSampler(images, shuffle=False, seed=seed))
 
 
 def _classification_loader(dataset: Dataset[Any], settings: PretrainSettings, sampler: Sampler[Any] | None) -> Any:

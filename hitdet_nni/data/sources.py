@@ -6,6 +6,7 @@ No network is needed for that, and nothing heavy is imported; mmdet's data sets 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,18 @@ def open_images(settings: Settings, input_size: tuple[int, int] | None = None) -
     return for_images(settings, len(data.train.image_ids)), data
 
 
+def num_trained(data: DetectionData, settings: DataSettings) -> int:
+    """Return how many images are trained on: those without boxes only where the settings keep them.
+
+    Args:
+        data: The images.
+        settings: The ``data`` section.
+    """
+    if not settings.filter_empty_gt:
+        return len(data.train.image_ids)
+    return sum(map(bool, data.train.image_classes.values()))
+
+
 def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
     """Read and check the validation split of :func:`open_data` alone; its images are not decoded.
 
@@ -97,19 +110,27 @@ def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
     return read_annotations(*split_source(settings, seed, "val"), key="data.val_ann", allow_empty_boxes=True)
 
 
-def split_parts(settings: DataSettings, seed: int) -> dict[Split, tuple[tuple[Path, Path], ...]]:
-    """Return the annotation files, each with its folder of images, that each split is made of.
+Parts = Mapping[Split, tuple[tuple[Path, Path], ...]]
+"""The annotation files, each with its folder of images, that each split is made of."""
+
+
+def split_parts(settings: DataSettings, seed: int, defects: Mapping[Split, list[InputError]] | None = None) -> Parts:
+    """Return the files that the splits are made of.
 
     Args:
         settings: The ``data`` section.
         seed: The run's seed; that of the embedded set, unless the settings give it its own. The set is made where it
             is asked for.
+        defects: Takes what is wrong with the label files, and their images, of a folder that is recognised, instead of
+            the first being raised. Images that it concerns are left out, and a split of which no box is left is of no
+            file; the defects of a folder without a validation part are those of training.
 
     Raises:
-        InputError: If the settings name no data, or a folder that is not recognised, or labels in it have a defect.
+        InputError: If the settings name no data, or a folder that is not recognised, or labels in it have a defect
+            that `defects` does not take.
     """
     if settings.is_recognised:
-        return _recognised(settings)
+        return _recognised(settings, defects)
     if settings.builtin is not None:
         root = _embedded_set(settings, settings.seed_of(seed))
         return {split: ((root / "annotations" / f"instances_{split}.json", root / split),) for split in SPLITS}
@@ -118,9 +139,10 @@ def split_parts(settings: DataSettings, seed: int) -> dict[Split, tuple[tuple[Pa
         raise InputError("is missing", key="data.root", allowed=allowed)
     if settings.val_ann is None or settings.val_images is None:
         allowed = (
-            "data.train_ann, train_images, val_ann and val_images; data.root; data.layout with data.root; data.builtin"
+            "a folder of images and labels, such as --set data.root=my_images; or COCO files by data.train_ann, "
+            "train_images, val_ann and val_images; data.layout with data.root; data.builtin"
         )
-        raise InputError("is missing", key="data.train_ann", allowed=allowed)
+        raise InputError("is missing", key="data.root", allowed=allowed)
     return {"train": settings.train_sources, "val": ((settings.val_ann, settings.val_images),)}
 
 
@@ -135,9 +157,22 @@ def split_source(settings: DataSettings, seed: int, split: Split) -> tuple[Path,
     Raises:
         InputError: If the settings name no data, or files that are to be put together do not fit.
     """
-    splits = split_parts(settings, seed)
+    return chosen_source(settings, split_parts(settings, seed), split)
+
+
+def chosen_source(settings: DataSettings, splits: Parts, split: Split) -> tuple[Path, Path]:
+    """Return what :func:`split_source` does.
+
+    Args:
+        settings: The ``data`` section.
+        splits: The files that the splits are made of.
+        split: Which split; there is a file of it.
+
+    Raises:
+        InputError: As :func:`split_source`.
+    """
     parts = splits[split]
-    if settings.is_recognised and splits["train"] == splits["val"]:
+    if is_split_off(settings, splits):
         chosen = _split(settings, parts[0], split)
         return one_annotation_file(parts, cache_folder() / "subsets", split=split, only=chosen, without=None)
     only, without = (settings.train_ids, settings.train_without) if split == "train" else (settings.val_ids, None)
@@ -146,23 +181,34 @@ def split_source(settings: DataSettings, seed: int, split: Split) -> tuple[Path,
     return one_annotation_file(parts, cache_folder() / "subsets", split=split, only=only, without=without)
 
 
-def _recognised(settings: DataSettings) -> dict[Split, tuple[tuple[Path, Path], ...]]:
+def is_split_off(settings: DataSettings, splits: Parts) -> bool:
+    """Whether validation images are split off the training images: those of a folder without a validation part.
+
+    Args:
+        settings: The ``data`` section.
+        splits: The files that the splits are made of.
+    """
+    return settings.is_recognised and splits["train"] == splits["val"]
+
+
+def _recognised(settings: DataSettings, defects: Mapping[Split, list[InputError]] | None) -> Parts:
     """Return the parts of a folder that is recognised, less a split that is named by its paths.
 
-    Where the folder has no validation part, both splits are all its images; :func:`split_source` splits them.
+    Where the folder has no validation part, both splits are all its images; :func:`chosen_source` splits them.
     """
     assert settings.root is not None
-    named: dict[Split, tuple[tuple[Path, Path], ...]] = {"train": settings.train_sources, "val": ()}
+    named: Parts = {"train": settings.train_sources, "val": ()}
     if settings.val_ann is not None and settings.val_images is not None:
-        named["val"] = ((settings.val_ann, settings.val_images),)
+        named = {**named, "val": ((settings.val_ann, settings.val_images),)}
     asked = [split for split in SPLITS if not named[split]]
-    found = open_root(settings.root, cache_folder() / "layouts", asked)
+    found = open_root(settings.root, cache_folder() / "layouts", asked, defects)
     if "val" in asked and "val" not in found:
         if "train" not in asked:
             allowed = "data.val_ann and val_images as well"
             raise InputError("has no validation part", source=settings.root, key="data.root", allowed=allowed)
         found["val"] = found["train"]
-    return {split: named[split] or (found[split],) for split in SPLITS}
+    opened = {split: () if source is None else (source,) for split, source in found.items()}
+    return {split: named[split] or opened[split] for split in SPLITS}
 
 
 def _split(settings: DataSettings, source: tuple[Path, Path], split: Split) -> Path:

@@ -17,12 +17,13 @@ class CocoNumbers:
 
     Attributes:
         categories: Number of each class, in the order of the labels.
-        images: Number of each image by its name; ``None``: they are numbered in their order, from 1.
+        images: Number of each image by its name, ``None`` for a file name that several have; ``None`` in all: images
+            are numbered in their order, from 1.
         source: The annotation file, if there is one.
     """
 
     categories: tuple[int, ...]
-    images: Mapping[str, int] | None = None
+    images: Mapping[str, int | None] | None = None
     source: Path | None = None
 
     @classmethod
@@ -61,28 +62,34 @@ class CocoNumbers:
             for place, entry in enumerate(document.images)
         ]
         bases = Counter(PurePath(name).name for name in names)
-        images = {PurePath(name).name: number for name, number in zip(names, ids, strict=True)}
-        images = {name: number for name, number in images.items() if bases[name] == 1}
-        images |= {str(PurePath(name)): number for name, number in zip(names, ids, strict=True)}
+        by_name = dict(zip(map(PurePath, names), ids, strict=True))
+        images = {name.name: number if bases[name.name] == 1 else None for name, number in by_name.items()}
+        images |= {str(name): number for name, number in by_name.items()}
         return cls(tuple(numbers[name] for name in classes), images, ann)
 
-    def of_images(self, names: Sequence[PurePath]) -> list[int]:
-        """Return the numbers of images.
+    def of_images(self, names: Sequence[PurePath]) -> list[int | None]:
+        """Return the number of each image, ``None`` for one that the annotation file does not have.
 
         Args:
             names: Path of each below the folder that was named, else its file name.
 
         Raises:
-            InputError: If the annotation file has no image of a name, or several, or two names are of one image.
+            InputError: If the annotation file has none of them, several images of a name, or one for two names.
         """
         if self.images is None:
             return list(range(1, len(names) + 1))
+        numbers: list[int | None] = []
         found: dict[int, PurePath] = {}
         for name in names:
-            number = self.images.get(str(name), self.images.get(name.name))
-            if number is None:
-                raise InputError(f"has no image {name}, or several of that file name", source=self.source)
+            key = next((key for key in (str(name), name.name) if key in self.images), None)
+            number = None if key is None else self.images[key]
+            if key is not None and number is None:
+                raise InputError(f"has several images {name}", source=self.source, allowed="paths that tell them apart")
             if number in found:
                 raise InputError(f"has one image for {found[number]} and {name}", source=self.source)
-            found[number] = name
-        return list(found)
+            if number is not None:
+                found[number] = name
+            numbers.append(number)
+        if not found:
+            raise InputError(f"has no image {names[0]}, nor another that is named", source=self.source)
+        return numbers

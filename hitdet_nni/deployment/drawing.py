@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from hitdet_nni.deployment.captions import place_captions
 from hitdet_nni.deployment.images import Pixels
 from hitdet_nni.errors import InputError
 
@@ -38,6 +39,8 @@ _BRIGHT = 150
 def draw_boxes(image: Pixels, boxes: NDArray[Any], labels: NDArray[Any], captions: Sequence[str]) -> Pixels:
     """Draw boxes into a copy of an image, the first on top, with lines and letters as large as its size asks for.
 
+    Captions stand in front of all boxes, on a ground of their box's colour.
+
     Args:
         image: ``[H, W, 3]``, blue, green, red.
         boxes: ``[D, 4]``: left, top, right and bottom in its pixels.
@@ -49,34 +52,32 @@ def draw_boxes(image: Pixels, boxes: NDArray[Any], labels: NDArray[Any], caption
     """
     canvas = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
     line = max(1, round(sum(canvas.size) / 700))
-    pen, font = ImageDraw.Draw(canvas), _font(9 + 3 * line)
-    for box, label, caption in reversed(list(zip(boxes.tolist(), labels.tolist(), captions, strict=True))):
-        colour = COLOURS[label % len(COLOURS)]
+    pen, font = ImageDraw.Draw(canvas), caption_font(9 + 3 * line)
+    tall = sum(font.getmetrics())
+    sizes = [(pen.textlength(caption, font) + 2, tall) for caption in captions]
+    positions = place_captions(boxes.tolist(), sizes, canvas.size)
+    colours = [class_colour(label) for label in labels.tolist()]
+    for box, colour in reversed(list(zip(boxes.tolist(), colours, strict=True))):
         pen.rectangle(box, outline=colour, width=line)
-        _write(pen, caption, box, colour, font, canvas.size)
+    for text, colour, (left, top), (width, _) in reversed(list(zip(captions, colours, positions, sizes, strict=True))):
+        pen.rectangle((left, top, left + width, top + tall), fill=colour)
+        pen.text((left + 1, top), text, fill="black" if is_bright(colour) else "white", font=font)
     return np.ascontiguousarray(np.asarray(canvas)[..., ::-1])
 
 
-def _write(
-    pen: ImageDraw.ImageDraw,
-    text: str,
-    box: Sequence[float],
-    colour: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont,
-    size: tuple[int, int],
-) -> None:
-    """Write a text above a box, or inside where the image has no room above, on a ground of the box's colour."""
-    width, tall = pen.textlength(text, font) + 2, sum(font.getmetrics())
-    left = max(0, min(box[0], size[0] - width))
-    top = box[1] - tall if box[1] >= tall else box[1]
-    pen.rectangle((left, top, left + width, top + tall), fill=colour)
-    bright = np.dot(colour, _LUMA) > _BRIGHT
-    pen.text((left + 1, top), text, fill="black" if bright else "white", font=font)
+def class_colour(label: int) -> tuple[int, int, int]:
+    """Return red, green and blue of a class's boxes and of the ground of their captions."""
+    return COLOURS[label % len(COLOURS)]
+
+
+def is_bright(colour: tuple[int, int, int]) -> bool:
+    """Whether black letters are read better on a colour than white ones."""
+    return bool(np.dot(colour, _LUMA) > _BRIGHT)
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font that comes with matplotlib, which has the letters of many languages."""
+def caption_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font that comes with matplotlib, which has the letters of many languages; size in pixels."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 

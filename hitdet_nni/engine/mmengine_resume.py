@@ -189,7 +189,6 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         saved.restore(self._objects())
         position = saved.position
         self._epoch, self._step, self._iter = position.epoch, position.step_in_epoch, position.steps
-        logger.info("%s: going on after step %d of epoch %d", self.stage, self._step, self._epoch + 1)
         self.dataloader.sampler.start_at(self._epoch, self._step)
         saved.restore_random()
 

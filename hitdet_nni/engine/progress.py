@@ -7,6 +7,7 @@ draws no random number and changes nothing of a training.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+logger = logging.getLogger(__name__)
 
 Doing = Literal["waiting", "training", "evaluating", "ended"]
 
@@ -100,7 +103,7 @@ def named(who: str) -> Iterator[None]:
 
 
 class Stage:
-    """Tells of one stage as it goes on.
+    """Tells of one stage as it goes on, and logs where it begins if that is not at its first step.
 
     Args:
         name: The stage's name.
@@ -117,6 +120,9 @@ class Stage:
         self._epoch_began = self._times[0]
         self._evaluation_began: float | None = None
         self._evaluations: list[float] = []  # seconds that each epoch spent behind its last step
+        if epoch or step:
+            place = f"step {step} of epoch {epoch + 1}" if step else f"epoch {epoch}"
+            logger.info("%s: going on after %s/%d", f"{self._now.who} {name}".strip(), place, epochs)
         tell(self._now)
 
     def step(self, loss: float) -> None:

@@ -35,6 +35,7 @@ from hitdet_nni.loggers.packages import install, is_available, require_package
 from hitdet_nni.loggers.tensorboard import write_scalars
 from hitdet_nni.nas.checks import check_budget, whole_space
 from hitdet_nni.nas.epoch_record import EpochRecord
+from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
 from hitdet_nni.pipeline import retrain_architecture, screen, screening_key, search
 from hitdet_nni.report.page import write_report
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -151,6 +152,8 @@ def _run_pipeline(run: RunDirectory, whole: SearchSpace, settings: Settings, dat
         result: dict[str, Any] = read_json(run.metrics)
         return result
     shared = RunDirectory(run.path.parent / f"screening-{screening_key(settings, whole)}")
+    if not run.architecture.exists():
+        tell_too_few_batches(run, settings, data)
     with run.timed("screening"):
         space = screen(shared, whole, settings, data, report_epoch)
         if distributed.is_main():

@@ -13,7 +13,7 @@ from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sampling import steps_an_epoch
-from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.data.sources import DetectionData, num_trained
 from hitdet_nni.engine import distributed
 from hitdet_nni.nas.screening import screening_groups, screening_stage
 from hitdet_nni.nas.screening_reliability import num_supernets, share_of
@@ -88,7 +88,7 @@ def stage_steps(settings: Settings, data: DetectionData, *, screens: bool) -> di
         data: The images.
         screens: Whether the components are screened first.
     """
-    trained = sum(map(bool, data.train.image_classes.values()))  # images without a box are left out
+    trained = num_trained(data, settings.data)
 
     def steps_of(images: int) -> int:
         return steps_an_epoch(images, settings.data.batch_size, distributed.world_size())

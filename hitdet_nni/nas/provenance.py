@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from hitdet_nni.config.architecture import (
@@ -20,6 +21,8 @@ from hitdet_nni.cost.latency_table import LatencyTable, load_latency_table, save
 from hitdet_nni.errors import InputError
 from hitdet_nni.runs.run_directory import RunDirectory, git_commit, versions
 from hitdet_nni.runs.same_settings import plain
+
+logger = logging.getLogger(__name__)
 
 SEARCH = "search"
 """The source of what this package's own search found."""
@@ -116,6 +119,29 @@ def transferred(architecture: Architecture, settings: Settings, classes: tuple[s
     cost = cost_records(skeleton, architecture.sample, len(classes))
     provenance = architecture.provenance.model_copy(update={"classes": classes, "cost": cost, "latency": None})
     return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
+
+
+def tell_unused_skeleton(architecture: Architecture, settings: Settings) -> None:
+    """Log a line where the settings have another skeleton than an architecture, whose own is the one that is used.
+
+    Args:
+        architecture: What is trained or evaluated, transferred where ``retrain.transfer`` says so.
+        settings: What the user gave.
+    """
+    used, given = (skeleton.model_dump(mode="json") for skeleton in (architecture.skeleton, settings.skeleton))
+    others = [key for key, value in used.items() if given[key] != value]
+    if not others:
+        return
+    named = ", ".join(f"{key} {used[key]} (config: {given[key]})" for key in others)
+    ways = ["retrain.transfer=true trains at the config's input_size"] if "input_size" in others else []
+    if others != ["input_size"]:
+        ways.append("another search changes the other keys" if ways else "another search changes that")
+    logger.warning(
+        "the skeleton of the architecture %s is used, not the config's: %s; %s",
+        architecture.name,
+        named,
+        ", ".join(ways),
+    )
 
 
 def with_sample(architecture: Architecture, name: str, sample: Mapping[str, str]) -> Architecture:

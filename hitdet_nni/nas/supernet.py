@@ -37,7 +37,7 @@ from hitdet_nni.nas.cost_term import make_cost_term
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.epoch_watcher import SearchMonitor
 from hitdet_nni.nas.evaluator import detection_evaluator
-from hitdet_nni.nas.health.diagnosis import diagnose
+from hitdet_nni.nas.health.diagnosis import Setup, diagnose
 from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.nas.pruning import PruningSchedule
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
@@ -190,7 +190,9 @@ def train_supernet(
     finally:
         for loader in (weights_loader, alphas_loader, val_loader):
             loader._iterator = None  # ends its workers at once; the garbage collector waits five seconds for each
-    warnings = diagnose([record.health for record in monitor.records], phase.stage, decodes=phase.decodes)
+    weighs_cost = phase.flops_weight > 0 and phase.budget is None
+    setup = Setup(phase.decodes, phase.pretrained is not None, weighs_cost)
+    warnings = diagnose([record.health for record in monitor.records], phase.stage, setup)
     for line in warnings:
         logger.warning("%s", line)
     return TrainedSupernet(mutated.module, tuple(monitor.records), tuple(warnings), activations)

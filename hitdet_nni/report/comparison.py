@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +15,10 @@ from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
 from hitdet_nni.report.line_chart import Chart, Series, line_chart
 from hitdet_nni.report.precisions import percent
-from hitdet_nni.report.summary import duration, goal_of, size_of, state_of
+from hitdet_nni.report.summary import duration, goal_of, size_of, state_of, validation_of
 from hitdet_nni.runs.reading import Run
 
-WIDTH, HEIGHT = 760, 440
+WIDTH, HEIGHT = 900, 380
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 32, 46
 LETTER, LINE = 6.6, 14
 """Room that a letter of a name takes, and a line."""
@@ -77,7 +77,9 @@ class RunComparison:
         scatter: Accuracy against cost, if a run has both.
         front: Names of the runs on the Pareto front, by ascending cost.
         fronts: The fronts of the runs' supernets, where there are some, in the unit of the first.
-        input_sizes: Those that costs are for; if there are several, costs do not compare.
+        validation: What the runs with a result were evaluated on; if there are several, average precisions do not
+            compare, and no run is on a front.
+        input_sizes: Those that costs are for.
         conditions: How latencies were measured; if in several ways, they do not compare.
     """
 
@@ -85,6 +87,7 @@ class RunComparison:
     scatter: Markup | None
     front: tuple[str, ...]
     fronts: Chart | None
+    validation: tuple[str, ...]
     input_sizes: tuple[str, ...]
     conditions: tuple[str, ...]
 
@@ -102,7 +105,8 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         for index, (run, size) in enumerate(zip(runs, sizes, strict=True))
         if size is not None and run.result is not None
     }
-    front = [list(points)[place] for place in pareto_front(list(points.values()))]
+    validation = dict.fromkeys(validation_of(run.settings.data) for run in runs if run.result is not None)
+    front = [list(points)[place] for place in pareto_front(list(points.values()))] if len(validation) == 1 else []
     compared = []
     for index, (run, name, size) in enumerate(zip(runs, names, sizes, strict=True)):
         metrics = {} if run.result is None else run.result.metrics
@@ -127,6 +131,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         scatter=_scatter(compared, front) if points else None,
         front=tuple(names[index] for index in front),
         fronts=_fronts(runs, names),
+        validation=tuple(validation),
         input_sizes=tuple(sorted({size.input_size for size in sizes if size is not None})),
         conditions=tuple(sorted({run.benchmark.conditions for run in runs if run.benchmark is not None})),
     )
@@ -174,15 +179,16 @@ def _scatter(runs: Sequence[Compared], front: Sequence[int]) -> Markup:
         if run.gflops is not None and run.accuracy is not None
     }
     axes = Axes(
-        x=Scale(*span((cost for cost, _ in points.values()), zero=True), LEFT, WIDTH - RIGHT),
-        y=Scale(*span((accuracy for _, accuracy in points.values()), zero=True), HEIGHT - BOTTOM, TOP),
+        x=Scale(*_span(cost for cost, _ in points.values()), LEFT, WIDTH - RIGHT),
+        y=Scale(*_span(accuracy for _, accuracy in points.values()), HEIGHT - BOTTOM, TOP),
         x_label="GFLOPs (multiply-adds)",
         y_label="mAP, percent",
         whole=False,
     )
     parts = axes.frame()
-    steps = stairs([points[index] for index in front], axes.x.high)
-    parts.append(axes.path(steps, "front"))
+    steps = stairs([points[index] for index in front], axes.x.high) if front else []
+    if front:
+        parts.append(axes.path(steps, "front"))
     positions = {index: (axes.x(cost), axes.y(accuracy)) for index, (cost, accuracy) in points.items()}
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in positions.values()]
     corners = [(axes.x(cost), axes.y(accuracy)) for cost, accuracy in steps]
@@ -192,26 +198,34 @@ def _scatter(runs: Sequence[Compared], front: Sequence[int]) -> Markup:
     ]
     for index, (x, y) in positions.items():
         run, best = runs[index], index in front
-        left, base = _place_name(run.name, x, y, taken)
+        at, base, anchor = _place_name(run.name, x, y, taken)
         title = svg.element("title", f"{run.name}: mAP {run.precisions[0]}, {number(run.gflops or 0.0)} GFLOPs")
         dot = svg.element("circle", cx=x, cy=y, r=5.5 if best else 4.5, class_="point best" if best else "point")
-        name = svg.text(run.name, left, base, class_="point-name")
+        name = svg.text(run.name, at, base, anchor=anchor, class_="point-name")
         parts.append(svg.element("g", title, dot, name))
-    names = ", ".join(runs[index].name for index in front)
-    label = f"mAP against GFLOPs of {len(points)} runs; on the Pareto front by ascending cost: {names}"
-    return svg.drawing(WIDTH, HEIGHT, label, *parts)
+    label = f"mAP against GFLOPs of {len(points)} runs"
+    if front:
+        label += f"; on the Pareto front by ascending cost: {', '.join(runs[index].name for index in front)}"
+    return svg.drawing(WIDTH, HEIGHT, label, *parts, class_="chart whole")
+
+
+def _span(values: Iterable[float]) -> tuple[float, float]:
+    """Return a range that the values fill, none of it below 0, as no value is."""
+    low, high = span(values)
+    return max(0.0, low), high
 
 
 Area = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
-def _place_name(name: str, x: float, y: float, taken: list[Area]) -> tuple[float, float]:
-    """Return the left end and base line of a name where nothing else is, if there is such a place; take it."""
+def _place_name(name: str, x: float, y: float, taken: list[Area]) -> tuple[float, float, str]:
+    """Return place, base line and anchor of a name where nothing else is, if there is such a place; take it."""
     width = LETTER * len(name)
-    lefts = (x + 9, x - 9 - width, x - width / 2)
-    wanted = [(left, y + 4 + dy) for dy in (0, -LINE, LINE, -2 * LINE, 2 * LINE) for left in lefts]
-    areas = [(left, base - LINE + 3, left + width, base + 3) for left, base in wanted]
+    ends = ((x + 9, x + 9, "start"), (x - 9 - width, x - 9, "end"), (x - width / 2, x, "middle"))
+    bases = [y + 4 + dy for dy in (0, -LINE, LINE, -2 * LINE, 2 * LINE)]
+    wanted = [(at, base, anchor) for base in bases for _, at, anchor in ends]
+    areas = [(left, base - LINE + 3, left + width, base + 3) for base in bases for left, *_ in ends]
 
     def free(area: Area) -> bool:
         inside = area[0] >= LEFT and area[2] <= WIDTH - 2 and area[1] >= 0 and area[3] <= HEIGHT - BOTTOM

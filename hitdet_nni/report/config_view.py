@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from hitdet_nni.config.settings import Settings, find_config, load_settings
 from hitdet_nni.config.shipped import shipped
@@ -58,12 +60,28 @@ def config_view(settings: Settings, command: Sequence[str]) -> ConfigView:
         command: Program and arguments that made the run.
     """
     base = shipped_base(command)
-    others = {} if base is None else dict(_flat(plain(load_settings(base))))
+    others = None if base is None else plain(load_settings(base))
     rows = []
     for key, value in _flat(plain(settings)):
-        differs = base is not None and value != others.get(key)
-        rows.append(Setting(key, _text(value), _text(others.get(key)) if differs else None))
+        other = value if others is None else _shipped_value(others, key, settings)
+        rows.append(Setting(key, _text(value), _text(other) if value != other else None))
     return ConfigView(base, tuple(rows))
+
+
+def _shipped_value(shipped: Mapping[str, Any], key: str, settings: Settings) -> object:
+    """Return the shipped config's value of a key; of a key in a section that it leaves out, the key's default."""
+    tree: object = shipped
+    section: object = settings
+    *sections, name = key.split(".")
+    for each in sections:
+        section = section.get(each) if isinstance(section, Mapping) else getattr(section, each, None)
+        tree = tree.get(each) if isinstance(tree, Mapping) else None
+    if isinstance(tree, Mapping):
+        return tree.get(name)
+    field = type(section).model_fields.get(name) if isinstance(section, BaseModel) else None
+    if field is None or field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def shipped_base(command: Sequence[str]) -> str | None:

@@ -22,6 +22,8 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
 from hitdet_nni.data.images.reading import read_image
 from hitdet_nni.data.sources import open_validation
+from hitdet_nni.deployment.captions import place_captions
+from hitdet_nni.deployment.drawing import caption_font, class_colour, is_bright
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.errors import InputError
@@ -37,8 +39,11 @@ MOST = 30
 PIXELS = 320
 """Longer side of an embedded image at most."""
 
-SIDE = 230
-"""Longer side of its drawing, in units that the letters in it are 12 of high."""
+WIDTH, HEIGHT = 270, 400
+"""Width and height of its drawing at most, in units that are about a pixel each."""
+
+LETTERS, LINE = 11, 15
+"""Size of the letters of a caption, and the height of its ground, in these units."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,20 @@ class Box:
 
     Attributes:
         corners: Left, top, right, bottom in the image's pixels.
+        label: Number of the class, which decides on the colour.
         name: Class name.
         score: The detector's score; ``None`` of an annotation.
     """
 
     corners: tuple[float, ...]
+    label: int
     name: str
     score: float | None = None
+
+    @property
+    def caption(self) -> str:
+        """What stands at the box."""
+        return self.name if self.score is None else f"{self.name} {self.score:.2f}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,9 @@ class Shown:
     best: float | None
 
 
-def show_detections(architecture: Architecture, weights: Path, settings: Settings, count: int) -> list[Shown]:
+def show_detections(
+    architecture: Architecture, weights: Path, settings: Settings, count: int
+) -> tuple[list[Shown], int]:
     """Run a trained detector on validation images, evenly spaced over the set.
 
     Args:
@@ -85,6 +99,9 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
         weights: File of the trained weights; nothing in it is executed.
         settings: The run's settings.
         count: Number of images; of a smaller set all are shown.
+
+    Returns:
+        The images, and how many the set has.
 
     Raises:
         InputError: If the images or the weights cannot be had, or do not belong together.
@@ -105,12 +122,12 @@ def show_detections(architecture: Architecture, weights: Path, settings: Setting
         image = Image.fromarray(read_image(file)[..., ::-1])  # red, green, blue
         found = _detect(detector, images[index], classes)
         truth = [
-            Box(tuple(map(float, each["bbox"])), classes[each["bbox_label"]])
+            Box(tuple(map(float, each["bbox"])), each["bbox_label"], classes[each["bbox_label"]])
             for each in information["instances"]
             if not each["ignore_flag"]
         ]
         shown.append(_show(file.name, image, truth, found))
-    return shown
+    return shown, len(images)
 
 
 @torch.no_grad()
@@ -118,7 +135,7 @@ def _detect(detector: Any, packed: dict[str, Any], classes: Sequence[str]) -> li
     """Return everything that a detector finds on an image, the strongest first."""
     predictions = detector.test_step(pseudo_collate([packed]))[0].pred_instances
     boxes = [
-        Box(tuple(corners), classes[label], score)
+        Box(tuple(corners), label, classes[label], score)
         for corners, label, score in zip(
             predictions.bboxes.tolist(), predictions.labels.tolist(), predictions.scores.tolist(), strict=True
         )
@@ -148,20 +165,31 @@ def _embedded(image: Image.Image) -> str:
 
 
 def _drawn(size: tuple[int, int], source: str, boxes: Sequence[Box], look: str, label: str) -> Markup:
-    scale = SIDE / max(size)
+    scale = min(WIDTH / size[0], HEIGHT / size[1])
     width, height = size[0] * scale, size[1] * scale
-    parts = [svg.element("image", href=source, x=0, y=0, width=width, height=height)]
-    for box in boxes:
-        left, top, right, bottom = (float(value * scale) for value in box.corners)
-        name = box.name if box.score is None else f"{box.name} {box.score:.2f}"
-        parts.append(
+    areas = [tuple(float(value * scale) for value in box.corners) for box in boxes]
+    sizes = [(caption_font(LETTERS).getlength(box.caption) + 6, float(LINE)) for box in boxes]
+    positions = place_captions(areas, sizes, (width, height))
+    frames, captions = [], []
+    for box, (left, top, right, bottom), (x, y), (long, tall) in zip(boxes, areas, positions, sizes, strict=True):
+        colour = class_colour(box.label)
+        ground, title = f"rgb{colour}", svg.element("title", box.caption)
+        frame = svg.element(
+            "rect", x=left, y=top, width=max(0.0, right - left), height=max(0.0, bottom - top), stroke=ground
+        )
+        frames.append(svg.element("g", title, frame, class_=f"box {look}"))
+        captions.append(
             svg.element(
                 "g",
-                svg.element("title", name),
-                svg.element("rect", x=left, y=top, width=max(0.0, right - left), height=max(0.0, bottom - top)),
-                svg.text(name, left + 2, top - 3 if top > 14 else top + 12),
-                class_=f"box {look}",
+                title,
+                svg.element("rect", x=x, y=y, width=long, height=tall, fill=ground),
+                svg.text(box.caption, x + 3, y + LETTERS, class_="bright" if is_bright(colour) else None),
+                class_="caption",
             )
         )
+    image = svg.element("image", href=source, x=0, y=0, width=width, height=height)
     words = ", ".join(box.name for box in boxes)
-    return svg.drawing(width, height, f"{label}: {words}" if words else label, *parts, class_="image")
+    # The strongest are drawn last, in front of the others.
+    return svg.drawing(
+        width, height, f"{label}: {words}" if words else label, image, *frames[::-1], *captions[::-1], class_="image"
+    )

@@ -26,7 +26,8 @@ from hitdet_nni.report.sample_chart import sample_chart
 from hitdet_nni.report.screening_chart import show_screening
 from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
 from hitdet_nni.report.summary import duration, figures, searched, state_of
-from hitdet_nni.runs.reading import Run, read_run
+from hitdet_nni.report.warning_kinds import warning_kinds
+from hitdet_nni.runs.reading import ImageCounts, Run, read_run
 
 PAGE = "report.html"
 """Name of a run's page in its directory."""
@@ -70,14 +71,22 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 def render_report(run: Run, images: int) -> str:
     """Render the page of a run."""
     budget = run.settings.search.budget
+    detections = _detections(run, images)
+    counts = run.metadata.images
+    if counts.val is None and "validation" in detections:
+        counts = ImageCounts(train=counts.train, val=detections["validation"])
     return _render(
         "report.html",
         run=run,
         state=state_of(run),
         figures=figures(run),
-        searched=list(searched(run)),
+        searched=list(searched(run, counts)),
         config=config_view(run.settings, run.metadata.command),
-        screening=[show_screening(name, scores) for name, scores in run.scores.items() if scores],
+        screening=[
+            show_screening(name, scores, None if run.space is None else run.space[name])
+            for name, scores in run.scores.items()
+            if scores
+        ],
         heat=heat_maps(run.alphas) if run.alphas else None,
         architecture=None if run.architecture is None else draw_architecture(run.architecture),
         families=family_titles(),
@@ -87,7 +96,13 @@ def render_report(run: Run, images: int) -> str:
         front=_front(run),
         training_charts=training_charts(run.training),
         precisions=AVERAGE_PRECISIONS,
-        detections=_detections(run, images),
+        detections=detections,
+        warnings=warning_kinds((stage, each) for stage, found in run.metadata.warnings.items() for each in found),
+        unreliable=warning_kinds(
+            (component, found.sentence(component))
+            for component, found in run.reliability.items()
+            if found.better_than_chance is False
+        ),
         health_charts=health_charts(run.metrics),
         components=COMPONENTS,
     )
@@ -113,10 +128,10 @@ def _detections(run: Run, images: int) -> dict[str, Any]:
     # It imports mmdet, which pages of runs without weights need not wait for.
     detections = importlib.import_module("hitdet_nni.report.detections")
     try:
-        shown = detections.show_detections(run.architecture, run.weights, run.settings, images)
+        shown, total = detections.show_detections(run.architecture, run.weights, run.settings, images)
     except InputError as error:
         return {"images": (), "why_none": f"The detector could not be run on validation images: {error}."}
-    return {"images": shown, "least_score": detections.SCORE}
+    return {"images": shown, "validation": total, "least_score": detections.SCORE}
 
 
 def _render(template: str, **values: Any) -> str:

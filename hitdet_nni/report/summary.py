@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hitdet_nni.config.data_settings import DataSettings
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
@@ -12,7 +14,7 @@ from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.wording import counted
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
-from hitdet_nni.runs.reading import Run
+from hitdet_nni.runs.reading import ImageCounts, Run
 from hitdet_nni.runs.result import Result
 
 KINDS = {"faster_rcnn": "Faster R-CNN (two stages)", "retinanet": "RetinaNet (one stage)"}
@@ -134,12 +136,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h"
 
 
-def searched(run: Run) -> Iterator[tuple[str, str]]:
-    """Yield what was searched, or which baseline was trained, as terms and descriptions."""
+def searched(run: Run, counts: ImageCounts) -> Iterator[tuple[str, str]]:
+    """Yield what was searched, or which baseline was trained, as terms and descriptions.
+
+    Args:
+        run: The run.
+        counts: Its numbers of images, as far as they are known.
+    """
     if run.baseline is not None:
         height, width = run.settings.skeleton.input_size
         yield "baseline", f"{run.baseline}, input {height} × {width}"
-        yield "images", _images(run.settings)
+        yield "images", images_of(run.settings.data, counts)
         return
     skeleton = run.settings.skeleton if run.architecture is None else run.architecture.skeleton
     yield "detector", f"{KINDS[skeleton.detector]}, input {skeleton.input_size[0]} × {skeleton.input_size[1]}"
@@ -149,18 +156,40 @@ def searched(run: Run) -> Iterator[tuple[str, str]]:
             yield component, f"{layers} layers"
         else:
             yield component, f"{layers} layers, {len(run.space[component])} operators each"
-    yield "images", _images(run.settings)
+    yield "images", images_of(run.settings.data, counts)
     if run.architecture is not None:
         classes = run.architecture.provenance.classes
         some = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
         yield "classes", f"{len(classes)}: {some}"
 
 
-def _images(settings: Settings) -> str:
-    data = settings.data
+def validation_of(data: DataSettings) -> str:
+    """Say which images the ``data`` section of a run validates on; equal where average precisions compare."""
+    if data.builtin is not None:
+        return f"the embedded {data.builtin}, {data.val} of {data.size} pixels"
+    if data.val_ann is None:
+        part = f"its validation part, or {data.val_share:g} of every class by val_seed {data.val_seed}"
+        return f"{os.path.realpath(str(data.root))}, {part}"
+    chosen = "" if data.val_ids is None else f" (those of {os.path.realpath(data.val_ids)})"
+    return f"{os.path.realpath(data.val_ann)}{chosen}"
+
+
+def images_of(data: DataSettings, counts: ImageCounts) -> str:
+    """Say which images a run has: where they are from and how many they are.
+
+    Args:
+        data: The ``data`` section of its settings.
+        counts: Their numbers, as far as they are known.
+    """
     if data.builtin is not None:
         return f"the embedded {data.builtin}, {data.train} for training, {data.val} for validation, {data.size} pixels"
+    numbers = {"training": counts.train, "validation": counts.val}
+    told = ", ".join(f"{number} for {purpose}" for purpose, number in numbers.items() if number is not None)
+    if data.is_recognised and not data.train_sources and data.val_ann is None:
+        root = os.path.normpath(str(data.root))  # one that a program names beside itself has .. in it
+        return f"{root}: {told}" if told else f"{root}, for training and validation"
     trained = " and ".join(str(ann) for ann, _ in data.train_sources) or str(data.root)
     less = "" if data.train_without is None else f" without those of {data.train_without}"
     chosen = [f" (those of {ids})" if ids is not None else "" for ids in (data.train_ids, data.val_ids)]
-    return f"{trained}{chosen[0]}{less} for training, {data.val_ann or data.root}{chosen[1]} for validation"
+    sources = f"{trained}{chosen[0]}{less} for training, {data.val_ann or data.root}{chosen[1]} for validation"
+    return f"{sources}: {told}" if told else sources

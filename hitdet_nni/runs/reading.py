@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.search_space import SearchSpace, load_search_space
@@ -23,6 +23,15 @@ from hitdet_nni.runs.tables import AlphaHistory, EpochMetrics, Score, read_alpha
 from hitdet_nni.runs.training_log import TrainingLog, read_training_log
 
 
+class ImageCounts(BaseModel):
+    """How many images a run has; ``None`` where it has not noted that."""
+
+    model_config = ConfigDict(frozen=True)
+
+    train: PositiveInt | None = None
+    val: PositiveInt | None = None
+
+
 class Metadata(BaseModel):
     """``metadata.json``; an older version of the package may have written less, a newer one more."""
 
@@ -35,6 +44,7 @@ class Metadata(BaseModel):
     python: str | None = None
     machine: str | None = None
     versions: dict[str, str] = {}
+    images: ImageCounts = Field(ImageCounts(), description="numbers of training and validation images")
     seconds: dict[str, NonNegativeFloat] = Field({}, description="wall time by stage")
     warnings: dict[str, list[str]] = Field({}, description="what the signs of health give reason to doubt, by stage")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -49,8 +50,13 @@ class Reliability(BaseModel):
             return True
         return None if 1 / math.factorial(self.operators) > MAX_P_VALUE else False
 
-    def sentence(self, component: str) -> str:
-        """Say in one line how far the ranking of a component's operators is to be trusted."""
+    def sentence(self, component: str, remedies: Sequence[str] = ()) -> str:
+        """Say in one line how far the ranking of a component's operators is to be trusted.
+
+        Args:
+            component: The component.
+            remedies: What to try where it is not.
+        """
         what = (
             f"rho {self.spearman:+.2f}, p {self.spearman_p:.2g}; {self.common:.3g} of {self.kept} kept operators, "
             f"{self.chance:.3g} by chance, p {self.common_p:.2g}"
@@ -60,11 +66,8 @@ class Reliability(BaseModel):
             return f"{start} ({what}): {self.operators} operators are too few to tell that from chance"
         if self.better_than_chance:
             return f"{start} alike ({what}); their mean is expected to agree by {self.of_the_mean:.2f} with another's"
-        return (
-            f"{start} no better alike than chance ({what}): what is kept says nothing about your data yet; try more "
-            "screening.epochs, screening.rank_by=samples with weights.candidate_gradients=full, more images, or "
-            "pretrained weights"
-        )
+        way = f"; try {', '.join(remedies[:-1])} or {remedies[-1]}" if len(remedies) > 1 else ""
+        return f"{start} no better alike than chance ({what}): what is kept says nothing about your data yet{way}"
 
 
 def write_reliability(path: Path, reliability: Reliability) -> None:

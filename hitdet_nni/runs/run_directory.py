@@ -46,7 +46,7 @@ class RunDirectory:
 
     @property
     def metadata(self) -> Path:
-        """Commit, seed, versions, machine, seconds by stage."""
+        """Commit, seed, versions, machine, numbers of images, seconds by stage."""
         return self.path / "metadata.json"
 
     @property
@@ -281,6 +281,13 @@ class RunDirectory:
             metadata["warnings"][stage] = list(warnings)
             write_json(self.metadata, metadata)
 
+    def note_images(self, train: int, val: int) -> None:
+        """Put the numbers of training and validation images into the metadata, if the directory has any."""
+        if self.metadata.is_file():
+            metadata = self._read_metadata()
+            metadata["images"] = {"train": train, "val": val}
+            write_json(self.metadata, metadata)
+
     def note_activations(self, stage: str, activations: Mapping[Component, str]) -> None:
         """Put how each component of a stage's supernet was computed into the metadata, if the directory has any."""
         if self.metadata.is_file():
@@ -342,6 +349,8 @@ def find_run(path: str | Path) -> RunDirectory:
         InputError: If there is none, or a link in it leads out of it.
     """
     run = RunDirectory(Path(path))
+    if not run.path.exists():
+        raise InputError("no such run directory", source=path)
     if not run.config.is_file():
         raise InputError("is not a run directory (no config.yml)", source=path)
     run.refuse_links_outside()

@@ -81,7 +81,7 @@ def test_counts_and_warnings(coco, capsys):
         "medium boxes": 1,
         "large boxes": 1,
         "images without boxes": 1,
-        "images left out": 1,
+        "images trained on": 7,
         "images of background only": 2,
         "boxes trained on": 5,
         "boxes dropped": 1,
@@ -92,13 +92,21 @@ def test_counts_and_warnings(coco, capsys):
         "objects out of reach": 0,
     }
     assert [line.split(": ", 1)[1] for line in warnings] == [
-        "1 image without boxes, which training leaves out: 8.jpg",
+        "1 image without boxes, which training leaves out unless data.filter_empty_gt is false: 8.jpg",
         "2 images whose boxes are all crowds or dropped, which are trained on as background; the first of them: 1.jpg",
         "1 class without boxes: dog",
         "1 box without area or thinner than a pixel, which training leaves out",
         "1 box that reaches over an edge of its image",
         "1 class with fewer than 10 boxes to learn from: cat",
     ]
+
+
+def test_images_without_boxes_may_be_trained_on(coco, capsys):
+    status, out, _ = run(capsys, *coco(GOOD), *paths(filter_empty_gt="false"), "--json")
+    found = json.loads(out)
+    assert (status, found["train"]["images without boxes"], found["train"]["images trained on"]) == (0, 1, 8)
+    assert not any("without boxes, which" in line for line in found["train"]["warnings"])
+    assert "data.val_ann: 1 image without boxes: 8.jpg" in found["val"]["warnings"]
 
 
 def test_every_defect_is_listed(coco, capsys, tmp_path):
@@ -138,6 +146,17 @@ def test_every_defect_is_listed(coco, capsys, tmp_path):
     assert len(defects) == len(places)  # the box of the image of no width is not another one
     assert err.count("\n") == 1
     assert f"(and {len(places) - 1} more)" in err
+
+
+def test_many_defects_are_counted(coco, capsys):
+    content = copy.deepcopy(GOOD)
+    content["annotations"] += [box(1000 + number, 99) for number in range(130)]
+    arguments = coco(content)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out.count("defect: ")) == (2, 101)
+    assert "defect: and 30 more of train; --json has all" in out.splitlines()
+    assert "(and 129 more)" in err
+    assert len(json.loads(run(capsys, *arguments, "--json")[1])["train"]["defects"]) == 130
 
 
 def test_broken_half_and_different_classes(coco, capsys):
@@ -372,6 +391,9 @@ def test_the_tables_of_a_small_terminal(coco, capsys, monkeypatch):
     assert any("kind [7]" in line and line.count("8.5 / 8.5 / 8.5") == 2 for line in table) or "kind [7]" not in out
     assert "the 20 of 31 classes with the smallest objects; --json has all" in out
     assert "hint: data.train_ann: " in out
+    names = [line.split()[1:3] for line in table if "kind [" in line]
+    numbers = [int(number.strip("[]")) for _, number in names]
+    assert numbers == sorted(numbers)  # in the order of the file, whatever the sizes
 
 
 def test_the_cards(shared_data, capsys):

@@ -152,6 +152,12 @@ def test_bad_config_files(capsys, tmp_path):
     missing = tmp_path / "mine.yml"
     refused(capsys, "screen", "--config", missing, "--out", tmp_path / "run", names=[missing])
     refused(capsys, "screen", "--config", "huge", "--out", tmp_path / "run", names=["huge", "tiny"])
+    err = refused(capsys, "screen", "--config", "nano-cpu", "--out", tmp_path / "run", names=["nano-cpu"])
+    assert "(the nearest is nano_cpu)" in err
+    for base in ("nano-cpu", "absent.yml"):
+        missing.write_text(f"extends: {base}")
+        names = [f"{missing}: extends: '{base}': no such file"]
+        refused(capsys, "screen", "--config", missing, "--out", tmp_path / "run", names=names)
     missing.write_text("data: [")
     refused(capsys, "screen", "--config", missing, "--out", tmp_path / "run", names=[missing, "YAML"])
     assert not (tmp_path / "run").exists()

@@ -99,3 +99,12 @@ def test_a_preset_and_a_folder_are_a_whole_config(preset, tmp_path):
     settings = load_settings(file)
     assert str(settings.data.root) == str(tmp_path / "images")
     assert all(getattr(settings, stage).epochs_images == 1000 for stage in STAGES)
+
+
+def test_a_first_try_is_as_short_whatever_the_images(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text(yaml.safe_dump({"extends": "first_try", "data": {"root": "images"}}))
+    settings = load_settings(file)
+    assert [getattr(settings, stage).epochs_images for stage in STAGES] == [None, None, None]
+    assert (settings.screening.epochs, settings.search.epochs, settings.retrain.epochs) == (2, 3, 20)
+    assert settings.precision == "fp32"

@@ -10,7 +10,7 @@ from hitdet_nni.errors import InputError
 def test_data_that_is_left_open(refused):
     with refused("data.root", "coco2017", "instances_val2017.json"):
         open_data(load_settings("coco2017").data, 0)
-    with refused("data.train_ann", "is missing", "data.layout", "builtin"):
+    with refused("data.root: is missing", "a folder of images", "data.train_ann", "data.layout", "builtin"):
         open_data(load_settings("coco_release").data, 0)
 
 

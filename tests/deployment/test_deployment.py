@@ -474,7 +474,8 @@ def test_what_cannot_be_benchmarked(made, annotated, capsys, tmp_path):
         ([str(file), *annotated], ["--out"]),
         ([str(file), *annotated, *out, "--images", "0"], ["--images"]),
         ([str(file), *annotated, *out, "--rounds", "0"], ["--rounds"]),
-        ([str(file), "--run", str(tmp_path / "nowhere")], ["nowhere"]),
+        ([str(file), "--run", str(tmp_path / "nowhere")], ["nowhere", "no such run directory"]),
+        ([str(tmp_path / "none.onnx"), "--run", str(run.path)], ["none.onnx", "no such file"]),
         ([str(file), "--run", str(run.path)], ["weights.pth", "no such file"]),
         ([str(file), "--run", str(run.path), "--set", "data.val=3"], ["--set", "--out"]),
     ):

@@ -199,6 +199,7 @@ def test_bad_input_is_one_line(retrained, photographs, tmp_path, monkeypatch, ca
     [
         ("mine.onnx", [], "no such file"),
         ("folder", [], "not a run directory"),
+        ("nowhere/run", [], "nowhere/run: no such run directory or file"),
         ("found.json", [], "--weights"),
         ("text.onnx", [], "cannot be opened"),
         ("text.onnx", ["--weights", "w.pth"], "--weights"),
@@ -208,7 +209,8 @@ def test_bad_input_is_one_line(retrained, photographs, tmp_path, monkeypatch, ca
 def test_what_is_no_detector_is_refused(photographs, tmp_path, monkeypatch, capsys, source, words, part):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    (tmp_path / "text.onnx").write_text("nothing")
+    for name in ("text.onnx", "found.json"):
+        (tmp_path / name).write_text("nothing")
     assert detect(source, photographs, *words, "--out", "found") == 2
     [line] = capsys.readouterr().err.splitlines()
     assert part in line
@@ -234,13 +236,33 @@ def test_no_image_is_drawn_over(retrained, photographs, tmp_path, capsys):
     assert not (tmp_path / "two").exists()
 
 
+def test_images_that_the_annotations_do_not_have_are_left_out_with_a_line(retrained, photographs, tmp_path, capsys):
+    names = sorted(path.name for path in photographs.iterdir())
+    categories = [{"id": number, "name": name} for number, name in enumerate("abcdefghij")]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names[2:], 40)]
+    (tmp_path / "some.json").write_text(json.dumps({"images": images, "categories": categories}))
+    out = tmp_path / "found"
+    options = ["--ann", tmp_path / "some.json", "--threshold", 0, "--out", out]
+    assert detect(retrained.path, photographs, *options) == 0
+    said = capsys.readouterr()
+    [line] = said.err.splitlines()
+    assert f"2 of {len(names)} images, {photographs / names[0]}, ..." in line
+    assert [line.split(":")[0] for line in said.out.splitlines()[:-1]] == names[2:]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*names[2:], "detections.json"])
+    numbers = {one["file_name"]: one["id"] for one in images}
+    assert all(one["image_id"] == numbers[one["file_name"]] for one in read_json(out / "detections.json"))
+
+
 def test_two_images_have_not_one_number(tmp_path):
     ann = tmp_path / "all.json"
     images = [{"id": 4, "file_name": "a/x.jpg"}, {"id": 7, "file_name": "b/x.jpg"}, {"id": 9, "file_name": "y.jpg"}]
     ann.write_text(json.dumps({"images": images, "categories": [{"id": 3, "name": "ant"}]}))
     numbers = CocoNumbers.of_file(ann, ("ant",))
     assert numbers.of_images([PurePath("b/x.jpg"), PurePath("y.jpg"), PurePath("a/x.jpg")]) == [7, 9, 4]
-    with pytest.raises(InputError, match=r"no image x\.jpg, or several"):
+    assert numbers.of_images([PurePath("z.jpg"), PurePath("y.jpg")]) == [None, 9]
+    with pytest.raises(InputError, match=r"several images x\.jpg"):
         numbers.of_images([PurePath("x.jpg")])
+    with pytest.raises(InputError, match=r"no image z\.jpg, nor another"):
+        numbers.of_images([PurePath("z.jpg")])
     with pytest.raises(InputError, match=r"one image for p/y\.jpg and q/y\.jpg"):
         numbers.of_images([PurePath("p/y.jpg"), PurePath("q/y.jpg")])

@@ -169,6 +169,10 @@ def test_a_point_of_the_front(found, tmp_path):
         ({"preset": "huge"}, "huge"),
         ({"preset": "tiny", "budget": {"flops": 2}}, "flops"),
         ({"preset": "tiny", "budget": {"gflops": 1e-9}}, "or more"),
+        ({"preset": "tiny", "budget": 1e-9}, "gflops.*or more"),
+        ({"preset": "tiny", "budget": "2"}, "budget: got '2'; allowed: GFLOPs as a number"),
+        ({"preset": "tiny", "budget": True}, "budget: got True"),
+        ({"preset": "nano-cpu"}, "the nearest is nano_cpu"),
         ({"preset": "tiny", "settings": {"search.epoch": 2}}, "search.epoch"),
         ({"preset": "tiny", "source": "nowhere"}, "nowhere"),
         ({"preset": "tiny", "seed": -1}, "seed"),
@@ -204,7 +208,7 @@ def test_what_is_not_there_yet(tmp_path, found):
 
 
 def test_what_the_page_does_with_a_prediction(capsys):
-    _, block = blocks(DOCS / "python.md", "python")
+    *_, block = blocks(DOCS / "python.md", "python")
     exec(compile(block.text, "docs/python.md", "exec"), {})
     one, all_of_them = capsys.readouterr().out.splitlines()
     assert one.startswith("fork 0.9")
@@ -237,7 +241,7 @@ def test_the_name_stays_a_function():
 def test_what_the_commands_refuse_is_said_in_arguments(found, tmp_path):
     with pytest.raises(InputError, match=r"resume=True.*force=True$"):
         hitdet_nni.search(preset="tiny", out=found.path)
-    with pytest.raises(InputError, match="^samples: got 1;"):
+    with pytest.raises(InputError, match=r"^samples: got 1;"):
         found.front(samples=1)
-    with pytest.raises(InputError, match="^out: got mine.onnx"):
+    with pytest.raises(InputError, match=r"^out: got mine\.onnx"):
         found.export(tmp_path / "mine.onnx", kind="torch-export")

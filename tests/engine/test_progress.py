@@ -81,6 +81,20 @@ def test_a_stage_tells_rate_and_time_left(now):
     assert next_step.share == 5 / 8
 
 
+@pytest.mark.parametrize(
+    ("epoch", "step", "lines"),
+    [
+        (0, 2, ["search: going on after step 2 of epoch 1/3"]),
+        (1, 0, ["search: going on after epoch 1/3"]),
+        (0, 0, []),
+    ],
+)
+def test_a_stage_says_where_it_goes_on(caplog, epoch, step, lines):
+    with caplog.at_level(logging.INFO, "hitdet_nni"):
+        Stage("search", 3, 4, epoch=epoch, step=step)
+    assert caplog.messages == lines
+
+
 def test_a_stage_goes_on_where_its_checkpoint_was():
     def go():
         stage = Stage("retrain", 2, 4, epoch=1, step=3)

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 
 from hitdet_nni.config.screening_settings import ScreeningSettings
+from hitdet_nni.config.settings import load_settings
 from hitdet_nni.errors import InputError
 from hitdet_nni.nas.screening_reliability import (
     SHORT_SCREENING,
@@ -16,6 +17,7 @@ from hitdet_nni.nas.screening_reliability import (
     mean_scores,
     num_supernets,
     reliability_of,
+    remedies,
     share_of,
 )
 from hitdet_nni.runs.reliability import Reliability, read_reliability, write_reliability
@@ -118,6 +120,22 @@ def test_reliability_of_independent_and_of_equal_tables():
     assert "no better alike than chance" in found[0].sentence("neck")
     assert "alike" in equal.sentence("neck")
     assert "no better" not in equal.sentence("neck")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ["screening.rank_by=samples with weights.candidate_gradients=full", "pretrained weights"]),
+        ({"screening.rank_by": "samples"}, ["weights.candidate_gradients=full", "pretrained weights"]),
+        ({"screening.rank_by": "samples", "weights.candidate_gradients": "full", "pretrain.boxes": True}, []),
+    ],
+)
+def test_advice_leaves_out_what_is_set_already(changes, expected):
+    usual = {"screening.rank_by": "probability", "weights.candidate_gradients": "weighted"}
+    found = remedies(load_settings("tiny", {**usual, **changes}))
+    assert sorted(found) == sorted(["more screening.epochs", "more images", *expected])
+    sentence = reliability_of([random_table(0), random_table(1)], OPERATORS).sentence("neck", found)
+    assert sentence.endswith(f"; try {', '.join(found[:-1])} or {found[-1]}")
 
 
 def test_a_signal_is_found_and_the_mean_agrees_by_the_formula():

@@ -277,7 +277,8 @@ def test_cost_by_both_conventions(run, page):
 
 
 def test_warnings_in_full(page):
-    assert [each[2] for each in page.all("ul", class_="warnings")] == [WARNING]
+    place, text = WARNING.rsplit(": ", 1)
+    assert [each[2] for each in page.all("ul", class_="warnings")] == [f"{place.replace(': ', ', ')} {text}"]
     assert "1 warning about" in page.all("p", class_="state")[0][2]
 
 
@@ -409,6 +410,8 @@ def test_commands(run, tmp_path, capsys):
         assert "0 to 40" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "none")]) == 2
+    assert "none: no such run directory" in capsys.readouterr().err
     assert cli.main(["compare", str(run), str(run), "--out", str(tmp_path / "all.html")]) == 2
     assert "is named twice" in capsys.readouterr().err
     assert cli.main(["report", str(run), "--out", str(out / "below.html"), "--images", "0"]) == 2
@@ -431,12 +434,38 @@ def test_comparison(tmp_path):
         content = contents.get(name)
         assert row[1] == (percent(content["mAP"]) if content else "–")
         assert row[6:8] == ([number(content["params_m"]), number(content["gflops"])] if content else ["–", "–"])
-        assert row[9] == ("42.8" if content else "–")
-        assert row[10] == str(list(states).index(name))
+        assert row[8] == ("42.8 s" if content else "–")
+        assert row[9] == str(list(states).index(name))
     (scatter,) = page.all("svg")
     assert scatter[1]["aria-label"].endswith(f"by ascending cost: {', '.join(front)}")
     assert sorted(each[2] for each in page.all("text", class_="point-name")) == ["first", "second"]
     assert len(page.all("circle", class_="point best")) == len(front)
+
+
+def test_a_front_is_of_the_same_images_and_may_be_of_several_input_sizes(tmp_path):
+    one = write_run(tmp_path / "one")
+    small = write_run(tmp_path / "small", overrides={"skeleton.input_size": [128, 128]})
+    html = write_comparison([one, small], tmp_path / "sizes.html").read_text()
+    assert "and so the front compares detectors together with their inputs" in html
+    assert "On the Pareto front" in html
+    other = write_run(tmp_path / "other", overrides={"data.val": 5})
+    page = Page(write_comparison([one, other], tmp_path / "images.html").read_text())
+    (sentence,) = [each[2] for each in page.all("p", class_="absent")]
+    assert sentence.startswith("No Pareto front is drawn: the runs were evaluated on different images (the embedded")
+    assert "digits, 5 of " in sentence
+    assert not page.all("circle", class_="point best")
+    assert len(page.all("circle", class_="point")) == 2
+    assert not page.all("polyline", class_="front")
+    assert not page.all("tr", class_="front")
+
+
+def test_numbers_of_images_that_the_run_has_noted(tmp_path):
+    run = RunDirectory(write_run(tmp_path / "run", overrides={"data.builtin": None, "data.root": "/data/pond"}))
+    html = write_report(run.path, images=0).read_text()
+    assert "<dd>/data/pond, for training and validation</dd>" in html
+    run.note_images(131, 33)
+    html = write_report(run.path, images=0).read_text()
+    assert "<dd>/data/pond: 131 for training, 33 for validation</dd>" in html
 
 
 def test_comparison_of_runs_without_results(tmp_path):
@@ -471,6 +500,7 @@ def test_a_real_retraining(tmp_path, capsys):
     assert found.training.evaluations[0][1] == pytest.approx(content["metrics_before_training"], abs=5e-4)
     assert found.training.evaluations[-1][1] == pytest.approx(content["metrics"], abs=5e-4)
     assert len(found.training.losses) >= 2
+    assert (found.metadata.images.train, found.metadata.images.val) == (16, 4)
     page = Page(write_report(run, images=3).read_text())
     images = page.all("svg", class_="image")
     assert len(images) == 6
@@ -563,3 +593,25 @@ def test_a_front_and_the_exported_file_are_shown(tmp_path):
     compared = write_comparison([run, without], tmp_path / "all.html").read_text()
     assert "Milliseconds are the median of the exported file: onnxruntime 1.0, 2 threads, a phone" in compared
     assert compared.count(">4.25<") == 1
+
+
+def test_captions_of_detections_stay_in_the_drawing():
+    from hitdet_nni.report.detections import Box, _drawn
+
+    boxes = [
+        Box((600, 2, 640, 90), 2, "Käfer", 0.99),
+        Box((601, 3, 640, 80), 1, "fish", 0.7),
+        Box((0, 0, 9, 9), 12, "a"),
+    ]
+    page = Page(f"<div>{_drawn((640, 480), 'data:,', boxes, 'found', 'one')}</div>")
+    width, height = map(float, page.all("svg")[0][1]["viewbox"].split()[2:])
+    captions = page.all("g", class_="caption")
+    assert {each[2] for each in captions} == {"Käfer 0.99" * 2, "fish 0.70" * 2, "a" * 2}  # tooltip and text
+    grounds = [each[1] for each in page.all("rect") if "fill" in each[1]]
+    for ground in grounds:
+        x, y, long, tall = (float(ground[name]) for name in ("x", "y", "width", "height"))
+        assert 0 <= x < x + long <= width + 0.01
+        assert 0 <= y < y + tall <= height + 0.01
+    frames = page.all("g", class_="box found")
+    assert len(frames) == len(grounds) == 3
+    assert len({ground["fill"] for ground in grounds}) == 2  # class 12 has the colour of class 2

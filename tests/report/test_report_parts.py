@@ -4,6 +4,7 @@ import csv
 import random
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from report_runs import write_run
@@ -21,6 +22,9 @@ from hitdet_nni.report.config_view import config_view, shipped_base
 from hitdet_nni.report.heat_map import MAX_VALUES, heat_maps
 from hitdet_nni.report.screening_chart import LINE_HEIGHT, show_screening, spread
 from hitdet_nni.report.search_curves import health_charts
+from hitdet_nni.report.summary import images_of, validation_of
+from hitdet_nni.report.warning_kinds import warning_kinds
+from hitdet_nni.runs.reading import ImageCounts
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import Alpha, Score, append_metrics, read_metrics, read_scores
 from hitdet_nni.runs.training_log import read_training_log
@@ -95,6 +99,77 @@ def test_differences_from_the_shipped_config(tmp_path):
         assert config_view(settings, unknown).changed == ()
 
 
+def test_a_section_that_the_shipped_config_leaves_out_is_compared_with_its_defaults(monkeypatch):
+    command = ["hitdet-nni", "search", "--config", "tiny"]
+    view = config_view(load_settings("tiny", {"search.budget.gflops": 0.25}), command)
+    assert [(each.key, each.value, each.shipped) for each in view.changed] == [("search.budget.gflops", "0.25", "null")]
+    other = {"search.budget.gflops": 0.25, "search.budget.other_machine": True}
+    changed = {each.key: each.shipped for each in config_view(load_settings("tiny", other), command).changed}
+    assert changed == {"search.budget.gflops": "null", "search.budget.other_machine": "false"}
+    shipped = load_settings("tiny", {"search.budget.gflops": 0.25})
+    monkeypatch.setattr("hitdet_nni.report.config_view.load_settings", lambda name: shipped)
+    (budget,) = config_view(load_settings("tiny"), command).changed
+    assert (budget.key, budget.value) == ("search.budget", "null")
+    assert "gflops: 0.25" in budget.shipped
+
+
+def test_where_images_are_from_and_how_many(tmp_path):
+    known, unknown = ImageCounts(train=131, val=33), ImageCounts()
+    data = load_settings("tiny").data
+    assert images_of(data, unknown) == "the embedded digits, 32 for training, 8 for validation, 96 pixels"
+    root = data.model_copy(update={"builtin": None, "root": tmp_path / "a" / ".." / "pond"})
+    assert images_of(root, known) == f"{tmp_path / 'pond'}: 131 for training, 33 for validation"
+    assert images_of(root, ImageCounts(val=33)) == f"{tmp_path / 'pond'}: 33 for validation"
+    assert images_of(root, unknown) == f"{tmp_path / 'pond'}, for training and validation"
+    files = {f"{split}_{kind}": Path(f"{split}.{kind}") for split in ("train", "val") for kind in ("ann", "images")}
+    paths = data.model_copy(update={"builtin": None, **files, "val_ids": Path("ids.txt")})
+    sources = "train.ann for training, val.ann (those of ids.txt) for validation"
+    assert images_of(paths, unknown) == sources
+    assert images_of(paths, known) == f"{sources}: 131 for training, 33 for validation"
+    same = root.model_copy(update={"root": tmp_path / "pond"})
+    assert validation_of(root) == validation_of(same)
+    others = [same.model_copy(update=change) for change in ({"val_seed": 1}, {"root": tmp_path / "sea"}, files)]
+    assert len({validation_of(each) for each in [data, same, paths, *others]}) == 6
+
+
+def test_a_kind_of_warning_is_said_once_with_its_places():
+    found = warning_kinds(
+        [
+            ("screening neck 1", "screening neck 1, epoch 2: all components: 4 batches (threshold 8) are too few"),
+            ("search", "search, epoch 3: all components: 5 batches (threshold 8) are too few"),
+            ("search", "search, epoch 3: head: conv_k3_d1 costs 0.5 GFLOPs"),
+            ("search", "search, epoch 3: neck: conv_k5_d1 costs 0.5 GFLOPs"),
+            ("screening neck", "neck: rho -0.01, p 0.5; what is kept says nothing"),
+            ("screening head", "head: rho +0.10, p 3e-2; what is kept says nothing"),
+            ("odd", "something else"),
+            ("odd", "something else"),
+        ]
+    )
+    assert [(kind.text, kind.places) for kind in found] == [
+        ("4 to 5 batches (threshold 8) are too few", ("screening neck 1, epoch 2", "search, epoch 3")),
+        ("conv_k3_d1 costs 0.5 GFLOPs", ("search, epoch 3, head",)),
+        ("conv_k5_d1 costs 0.5 GFLOPs", ("search, epoch 3, neck",)),
+        ("rho -0.01 to +0.10, p 3e-2 to 0.5; what is kept says nothing", ("screening neck", "screening head")),
+        ("something else", ("odd",)),
+    ]
+
+
+def test_a_screening_of_one_epoch_has_a_row_an_operator():
+    names = [
+        f"{family}_k{kernel}_d{dilation}" for family in ("sep", "conv") for kernel in (3, 5) for dilation in (1, 2)
+    ]
+    rows = [Score(0, name, 1 - rank / 10, rank + 1, removed=rank > 2) for rank, name in enumerate(names)]
+    drawing = show_screening("neck", rows).chart.drawing
+    texts = re.findall(r'<text x="([^"]*)" y="([^"]*)" text-anchor="end" class="end(?: gone)?">([^<]*)<', drawing)
+    assert [name for *_, name in texts] == names
+    assert len({x for x, *_ in texts}) == 1
+    assert all(float(below[1]) - float(above[1]) == pytest.approx(LINE_HEIGHT) for above, below in pairwise(texts))
+    assert drawing.count("<circle") == 3
+    assert drawing.count('class="cross"') == 5
+    height = float(re.search(r'viewBox="0 0 \S+ ([^"]*)"', drawing)[1])
+    assert max(float(y) for _, y, _ in texts) < height
+
+
 def test_ticks_are_round_and_inside():
     assert Scale(0, 1, 0, 100).ticks(5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert Scale(1, 4, 0, 100).ticks(6, whole=True) == [1, 2, 3, 4]
@@ -130,6 +205,9 @@ def test_scores_of_either_sign_keep_their_order():
     ]
     shown = show_screening("head", rows)
     assert shown.kept == tuple(names[:2])
+    assert (shown.replaced, shown.replacements) == ((), ())
+    changed = show_screening("head", rows, ["ir_k3_d1_e3", "sep_k5_d1"])
+    assert (changed.kept, changed.replaced, changed.replacements) == (shown.kept, ("sep_k3_d1",), ("sep_k5_d1",))
     (gone,) = shown.removals
     assert (gone.epoch, gone.operators, gone.left) == (8, tuple(names[2:]), 2)
     heights = [float(y) for y in re.findall(r'<circle cx="[^"]*" cy="([^"]*)"', shown.chart.drawing)]

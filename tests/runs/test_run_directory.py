@@ -162,7 +162,7 @@ def test_a_key_that_has_come_since_has_its_default(tmp_path, tiny_settings):
     run = RunDirectory(tmp_path / "run")
     run.open(tiny_settings)
     content = yaml.safe_load(run.config.read_text())
-    del content["data"]["augment"], content["retrain"]["ema"]
+    del content["data"]["augment"], content["data"]["filter_empty_gt"], content["retrain"]["ema"]
     run.config.write_text(yaml.safe_dump(content))
     run.open(tiny_settings, resume=True)
     changed = tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"augment": "strong"})})

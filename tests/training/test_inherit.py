@@ -147,6 +147,12 @@ def test_a_retraining_starts_from_the_supernet(searched, tmp_path, capsys, tiny_
     architecture = load_architecture(out / "architecture.json")
     assert architecture == load_architecture(searched.architecture)
     result = json.loads((out / "metrics.json").read_text())
+    assert printed[-4] == (
+        f"mAP {result['mAP']:.3f}, mAP_50 {result['metrics']['mAP_50']:.3f}, "
+        f"{result['params_m']:.3g} M parameters, {result['gflops']:.3g} GFLOPs"
+    )
+    assert printed[-3] == str(out / "metrics.json")
+    assert [line.split(" ", 3)[1:3] for line in printed[-2:]] == [["hitdet-nni", "detect"], ["hitdet-nni", "export"]]
     state = read_state(out / result["weights"])
     expected = build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)
     inherit_weights(expected, architecture.sample, read_state(searched.supernet))

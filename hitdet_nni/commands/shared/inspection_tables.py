@@ -14,6 +14,9 @@ from hitdet_nni.data.checks.object_sizes import ObjectSizes
 MOST_CLASSES = 20
 """Classes whose objects a table shows; more are for ``--json``."""
 
+MOST_LINES = 100
+"""Lines of a kind, such as defects, that are printed of a split; more are for ``--json``."""
+
 
 def print_inspections(detection: Mapping[str, Inspection], found: Mapping[str, Inspection]) -> None:
     """Print a table of the detection set, one of the classification set, then every warning and defect.
@@ -36,10 +39,13 @@ def print_inspections(detection: Mapping[str, Inspection], found: Mapping[str, I
     if any("/" in str(value) for inspection in found.values() for value in inspection.counts.values()):
         echo("a / b / c: smallest, middle and largest")
     _print_objects(detection)
-    for inspection in found.values():
+    for name, inspection in found.items():
         for kind in ("note", "warning", "hint", "defect"):
-            for line in getattr(inspection, f"{kind}s"):
+            lines = getattr(inspection, f"{kind}s")
+            for line in lines[:MOST_LINES]:
                 echo(f"{kind}: {line}")
+            if len(lines) > MOST_LINES:
+                echo(f"{kind}: and {len(lines) - MOST_LINES} more of {name}; --json has all")
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
@@ -61,7 +67,10 @@ def _sides(one: ObjectSizes) -> str:
 
 
 def _print_objects(detection: Mapping[str, Inspection]) -> None:
-    """Print the sizes of each class's objects at the network's input; of many classes, those of the smallest."""
+    """Print the sizes of each class's objects at the network's input, in the order of the annotation files.
+
+    Of many classes those with the smallest objects are shown.
+    """
     splits = [name for name in sorted(detection) if detection[name].objects]
     if not splits:
         return
@@ -69,7 +78,9 @@ def _print_objects(detection: Mapping[str, Inspection]) -> None:
     smallest: dict[str, float] = {}
     for one in (one for name in splits for one in sizes[name].values()):
         smallest[one.name] = min(one.smallest, smallest.get(one.name, one.smallest))
-    shown = sorted(smallest, key=lambda name: (smallest[name], name))[:MOST_CLASSES]
+    chosen = set(sorted(smallest, key=lambda name: (smallest[name], name))[:MOST_CLASSES])
+    in_order = _merged([[one.name for one in detection[name].objects] for name in splits])
+    shown = [name for name in in_order if name in chosen]
     sides_of = (Column(f"{name} sides", no_wrap=True) for name in splits)
     table = Table("class", *sides_of, *(f"{name} out of reach" for name in splits))
     for class_name in shown:

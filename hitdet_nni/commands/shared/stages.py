@@ -20,7 +20,7 @@ from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.loggers.packages import require_package
 from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, whole_space
-from hitdet_nni.nas.provenance import keep_architecture, transferred, with_sample
+from hitdet_nni.nas.provenance import keep_architecture, tell_unused_skeleton, transferred, with_sample
 from hitdet_nni.runs.front import FrontRow, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
 
@@ -54,6 +54,7 @@ def run_search(
         check_budget(whole if given is None else given, settings, len(images.classes))
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
+        from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
         from hitdet_nni.pipeline import screen, search
 
         only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
@@ -62,6 +63,8 @@ def run_search(
             save_search_space(given, run.sub_spaces)
             space = given
         with followed(run, settings):
+            if not run.architecture.exists():
+                tell_too_few_batches(run, settings, images)
             if given is None:
                 with run.timed("screening"):
                     space = screen(run, whole, settings, images)
@@ -107,6 +110,7 @@ def run_retraining(
         if settings.retrain.transfer:
             architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images)
+        tell_unused_skeleton(architectures[0], settings)
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.pipeline import retrain_architecture

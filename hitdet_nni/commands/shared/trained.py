@@ -1,4 +1,4 @@
-"""A trained detector that a command is given: a run, or an architecture and its weights."""
+"""What a command is given by its path: an architecture, or a trained detector."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from hitdet_nni.io import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture
+
+
+def named_architecture(source: str) -> Architecture:
+    """Return the architecture of a run directory, of an architecture JSON, or a shipped one.
+
+    Args:
+        source: The directory, the file, or the bare name.
+
+    Raises:
+        InputError: If there is none, or it is damaged.
+    """
+    from hitdet_nni.config.architecture import load_architecture
+
+    return load_architecture(_architecture_file(source))
 
 
 def trained_source(source: str, weights: Path | None) -> tuple[Architecture, Path]:
@@ -25,13 +39,25 @@ def trained_source(source: str, weights: Path | None) -> tuple[Architecture, Pat
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.runs.run_directory import find_run
 
-    if Path(source).is_dir():
-        run = find_run(source)
-        architecture, weights = load_architecture(run.architecture), weights or run.retrain / WEIGHTS_FILE
-    elif weights is None:
-        raise InputError("is missing", key="--weights", allowed=f"{WEIGHTS_FILE} of a retraining")
-    else:
-        architecture = load_architecture(source)
+    file = _architecture_file(source)
+    if weights is None:
+        if not Path(source).is_dir():
+            raise InputError("is missing", key="--weights", allowed=f"{WEIGHTS_FILE} of a retraining")
+        weights = find_run(source).retrain / WEIGHTS_FILE
+    architecture = load_architecture(file)
     if not weights.is_file():
         raise InputError("no such file", source=weights, allowed=f"a file such as {WEIGHTS_FILE} of a retraining")
     return architecture, weights
+
+
+def _architecture_file(source: str) -> Path:
+    """Return the file of an architecture that is named as :func:`named_architecture` says."""
+    from hitdet_nni.config.architecture import find_architecture
+    from hitdet_nni.runs.run_directory import find_run
+
+    if Path(source).is_dir():
+        return find_run(source).architecture
+    file = find_architecture(source)
+    if not file.exists():
+        raise InputError("no such run directory or file", source=source)
+    return file

@@ -237,7 +237,7 @@ def _read_boxes(
         ignored += not crowd and (width < 1 or height < 1 or area <= 0)
         small += area < 32**2
         large += area >= 96**2
-    if crowds + ignored == len(ids) and not refused:
+    if crowds + ignored == len(ids) and not refused and not source.defects:
         problem = f"has {counted(crowds, 'crowd {box|boxes}')} and {ignored} without area, and no other"
         source.refuse(source.error("annotations", problem, "at least one box to learn from"))
     order = sorted(names)

@@ -30,7 +30,7 @@ class BoxUses:
         dropped: Boxes that training does not load: a side under a pixel, or no area.
         clipped: Boxes of `trained` that are cut off at an edge of their image.
         evaluated: Boxes that an evaluation on these images counts: all but crowds.
-        unlabelled: File names of images without any box, which training leaves out.
+        unlabelled: File names of images without any box, which `data.filter_empty_gt` leaves out of training.
         background: File names of images whose boxes are all crowds or dropped: trained on without a box.
         labels: Category id of each trained box, ``[trained]``.
         sides: Width and height of each trained box in pixels of the network's input, ``[trained, 2]``.

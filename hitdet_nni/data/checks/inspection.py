@@ -22,8 +22,8 @@ from hitdet_nni.data.checks.copies import Digests, same_files
 from hitdet_nni.data.checks.object_sizes import ObjectSizes, object_sizes, size_hints
 from hitdet_nni.data.class_folders import LabeledImages, list_images
 from hitdet_nni.data.images.reading import decoded_size
-from hitdet_nni.data.layouts.parts import Split
-from hitdet_nni.data.sources import split_parts, split_source
+from hitdet_nni.data.layouts.parts import SPLITS, Split
+from hitdet_nni.data.sources import Parts, chosen_source, is_split_off, split_parts
 from hitdet_nni.data.wording import counted
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
@@ -75,8 +75,14 @@ def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> 
     Raises:
         InputError: If the settings name no data.
     """
-    parts, digests = split_parts(settings, seed), Digests()
-    found = {split: _read_split(settings, skeleton, seed, split, sources, digests) for split, sources in parts.items()}
+    defects: dict[Split, list[InputError]] = {split: [] for split in SPLITS}
+    parts, digests = split_parts(settings, seed, defects), Digests()
+    found = {"train": _read_split(settings, skeleton, parts, "train", defects["train"], digests)}
+    if found["train"][1] is None and is_split_off(settings, parts) and not defects["val"]:
+        # It is of the same images, whose defects have been told.
+        found["val"] = Inspection(notes=["data.val_ann: is split off once the defects of data.root are mended"]), None
+    else:
+        found["val"] = _read_split(settings, skeleton, parts, "val", defects["val"], digests)
     inspections = {str(split): inspection for split, (inspection, _) in found.items()}
     (_, train), (_, val) = found["train"], found["val"]
     if train is not None and val is not None:
@@ -91,23 +97,23 @@ def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> 
 def _read_split(
     settings: DataSettings,
     skeleton: Skeleton,
-    seed: int,
+    parts: Parts,
     split: Split,
-    sources: Sequence[tuple[Path, Path]],
+    defects: list[InputError],
     digests: Digests,
 ) -> tuple[Inspection, CocoAnnotations | None]:
+    """Read one split; `defects` are those that opening its files has met."""
     inspection, key = Inspection(), f"data.{split}_ann"
-    defects: list[InputError] = []
     annotations = None
     try:
-        for ann, images in sources:
+        for ann, images in parts[split]:
             annotations = read_annotations(ann, images, key=key, allow_empty_boxes=True, defects=defects)
         if not defects:
             # The same file, or that of the chosen images of all of them.
-            chosen = split_source(settings, seed, split)
-            if chosen not in sources:
+            chosen = chosen_source(settings, parts, split)
+            if chosen not in parts[split]:
                 annotations = read_annotations(*chosen, key=key, allow_empty_boxes=True)
-        elif len(sources) > 1:
+        elif len(parts[split]) > 1:
             annotations = None  # what was read last is a part
     except InputError as error:
         defects.append(error)
@@ -121,7 +127,7 @@ def _read_split(
         # An image whose boxes are refused has boxes, and so on: counts of what is left would mislead.
         inspection.notes.append(f"{key}: counted is what has no defect; the rest is judged once the defects are mended")
     else:
-        _judge_boxes(inspection, annotations, skeleton, digests)
+        _judge_boxes(inspection, annotations, skeleton, digests, settings.filter_empty_gt)
     report = check_images(annotations, skeleton.input_size)
     # Files that are not there have been named with their place in the annotations.
     damaged = [defect for defect in report.defects if defect.file.is_file()]
@@ -146,33 +152,42 @@ def _counts(annotations: CocoAnnotations) -> dict[str, int | str]:
     }
 
 
-def _judge_boxes(inspection: Inspection, annotations: CocoAnnotations, skeleton: Skeleton, digests: Digests) -> None:
+def _judge_boxes(
+    inspection: Inspection,
+    annotations: CocoAnnotations,
+    skeleton: Skeleton,
+    digests: Digests,
+    filter_empty_gt: bool,
+) -> None:
     """Add what will happen to the boxes of a split without defects, and how their sizes suit the network."""
     uses = box_uses(annotations, skeleton.input_size)
-    names = dict(zip(annotations.category_ids, annotations.classes, strict=True))
+    names = dict(zip(annotations.file_category_ids, annotations.classes_in_file_order, strict=True))
     inspection.objects = object_sizes(uses, names, skeleton)
     training = annotations.key == "data.train_ann"
-    inspection.counts |= _fates(uses, inspection.objects, skeleton, training=training)
-    warnings = _warnings(annotations, uses, digests, training=training)
+    left_out = len(uses.unlabelled) if training and filter_empty_gt else 0
+    trained = len(annotations.image_ids) - left_out if training else None
+    inspection.counts |= _fates(uses, inspection.objects, skeleton, trained)
+    warnings = _warnings(annotations, uses, digests, training=training, filter_empty_gt=filter_empty_gt)
     inspection.warnings += [f"{annotations.key}: {line}" for line in warnings]
     if training:  # the other split is not to be fitted to
         inspection.hints += [f"{annotations.key}: {line}" for line in size_hints(uses, names, skeleton)]
 
 
 def _fates(
-    uses: BoxUses, objects: Sequence[ObjectSizes], skeleton: Skeleton, *, training: bool
+    uses: BoxUses, objects: Sequence[ObjectSizes], skeleton: Skeleton, trained: int | None
 ) -> dict[str, int | str]:
+    """Return what becomes of the images and boxes of a split; `trained`: images that a training is on, if it is."""
     sides = sorted((uses.sides[:, 0] * uses.sides[:, 1]) ** 0.5)
     here: dict[str, int | str] = {"boxes evaluated": uses.evaluated}
-    if training:
+    if trained is not None:
         here = {
+            "images trained on": trained,
             "images of background only": len(uses.background),
             "boxes trained on": uses.trained,
             "boxes dropped": uses.dropped,
         }
     return {
         "images without boxes": len(uses.unlabelled),
-        "images left out": len(uses.unlabelled) if training else 0,
         **here,
         "crowds, ignored": uses.crowds,
         "boxes clipped at an edge": uses.clipped,
@@ -182,14 +197,18 @@ def _fates(
     }
 
 
-def _warnings(annotations: CocoAnnotations, uses: BoxUses, digests: Digests, *, training: bool) -> Iterator[str]:
+def _warnings(
+    annotations: CocoAnnotations, uses: BoxUses, digests: Digests, *, training: bool, filter_empty_gt: bool
+) -> Iterator[str]:
     classes = dict(zip(annotations.classes, annotations.summary.boxes_per_class, strict=True))
     absent = [name for name, count in classes.items() if not count]
     repeated = [name for name, times in Counter(annotations.file_names).items() if times > 1]
     left_out = ", which training leaves out" * training
+    unlabelled = "{image|images} without boxes" + f"{left_out} unless data.filter_empty_gt is false" * training
     background = "{image|images} whose boxes are all crowds or dropped, which {is|are} trained on as background"
     found: list[tuple[int, str, Sequence[str]]] = [
-        (len(uses.unlabelled), "{image|images} without boxes" + left_out, uses.unlabelled),
+        # Of a training that is to be on them nothing has to be said.
+        (len(uses.unlabelled) * (filter_empty_gt or not training), unlabelled, uses.unlabelled),
         (len(uses.background) * training, background, uses.background),
         (len(absent), "{class|classes} without boxes", absent),
         (len(repeated), "{file|files} named by several images", repeated),

@@ -1,7 +1,8 @@
 """A corrected copy of annotation files: what can be mended is, what cannot be kept is left out, and each is told.
 
 What decides is what checks: an entry is left out for the very defect that would refuse it, so that what is written
-passes. What only a person can decide, such as two classes of one name, is refused.
+passes. What only a person can decide, such as two classes of one name, is refused. Labels of another format than COCO's
+become COCO files, less the images whose label file or pixels have a defect.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from hitdet_nni.data.annotations.coco_document import (
 from hitdet_nni.data.annotations.normalization import LARGEST_ID, Changes, normalize
 from hitdet_nni.data.images.image_folder import ImageFolder, stays_inside
 from hitdet_nni.data.images.reading import decoded_size, thin_problem
-from hitdet_nni.data.layouts.parts import SPLITS
+from hitdet_nni.data.layouts.parts import SPLITS, Split
 from hitdet_nni.data.layouts.split import split_off
-from hitdet_nni.data.sources import split_parts
+from hitdet_nni.data.sources import is_split_off, split_parts
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import write_text
 
@@ -50,6 +51,8 @@ class Repaired:
         images: The folder of its images.
         file: The file that was written.
         changes: ``place: old -> new``, a line each; empty if nothing was wrong.
+        left_out: What is wrong with images and label files of the folder that `source` was made of, whose images are
+            left out of it: ``place: problem: the image is left out``, a line each.
     """
 
     split: str
@@ -57,6 +60,7 @@ class Repaired:
     images: Path
     file: Path
     changes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, int] | None = None) -> list[Repaired]:
@@ -76,7 +80,12 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         InputError: If the settings name no data, a file is there already, or a defect cannot be mended; nothing is
             written then.
     """
-    splits = split_parts(settings, seed)
+    defects: dict[Split, list[InputError]] = {split: [] for split in SPLITS}
+    splits = split_parts(settings, seed, defects)
+    for split, parts in splits.items():
+        if not parts:
+            problem = f"no box of {split} would be left: {defects[split][0]}: --fix cannot mend it"
+            raise InputError(problem, source=settings.root, key="data.root")
     plan = [
         (split, ann, images, out / f"instances_{split}{f'_{number}' if len(parts) > 1 else ''}.json")
         for split, parts in splits.items()
@@ -85,7 +94,7 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
     for *_, target in plan:
         if target.exists() or target.is_symlink():
             raise InputError("exists already", source=target, key="--fix", allowed="a folder that lacks this file")
-    if settings.is_recognised and splits["train"] == splits["val"]:
+    if is_split_off(settings, splits):
         ((_, ann, images, _), _) = plan
         one = _Repair(ann, images, "data.root", input_size)
         one.mend()
@@ -100,7 +109,7 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
     for (split, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
         write_text(target, text)
         told = () if any(each is other for other in mended[: len(written)]) else tuple(each.lines)
-        written.append(Repaired(split, ann, images, target, told))
+        written.append(Repaired(split, ann, images, target, told, _places(defects[split])))
     return written
 
 
@@ -117,6 +126,14 @@ def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[st
             value = paths[0] if len(paths) == 1 else json.dumps(paths)
             options.append(f"--set {shlex.quote(f'data.{split}_{key}={value}')}")
     return options
+
+
+def _places(defects: Sequence[InputError]) -> tuple[str, ...]:
+    """Return a line for each defect of an image or a label file."""
+    return tuple(
+        ": ".join(part for part in (defect.source, defect.key, defect.problem, "the image is left out") if part)
+        for defect in defects
+    )
 
 
 class _Repair:

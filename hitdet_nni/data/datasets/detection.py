@@ -101,16 +101,18 @@ def dataset_config(
     training: bool,
     flip: bool = False,
     augment: Augmentation = "flip",
+    filter_empty_gt: bool = True,
 ) -> dict[str, Any]:
     """Build the mmdet config of one split.
 
     Args:
         annotations: A checked annotation file.
         skeleton: Gives the input size.
-        training: Whether boxes are loaded and images without boxes left out.
+        training: Whether boxes are loaded.
         flip: Whether half of the training images are mirrored, unless nothing is to befall them.
         augment: What else befalls the training images. Several images in one are for :class:`CachedDataset`, or mmdet's
             ``MultiImageMixDataset``.
+        filter_empty_gt: Whether images without boxes are left out of training.
     """
     augment = augment if training else "none"
     steady, varying = image_pipeline(skeleton, augment, flip=flip and augment != "none")
@@ -120,7 +122,7 @@ def dataset_config(
         "ann_file": str(annotations.ann),
         "data_prefix": {"img": str(annotations.images)},
         "metainfo": {"classes": list(annotations.classes_in_file_order)},
-        "filter_cfg": {"filter_empty_gt": True, "min_size": 1} if training else None,
+        "filter_cfg": {"filter_empty_gt": filter_empty_gt, "min_size": 1} if training else None,
         "test_mode": not training,
         "pipeline": steady + varying,
     }
@@ -133,10 +135,14 @@ def build_dataset(
     training: bool,
     flip: bool = False,
     augment: Augmentation = "flip",
+    filter_empty_gt: bool = True,
 ) -> Any:
     """Build the mmdet data set of one split; arguments as :func:`dataset_config`."""
+    config = dataset_config(
+        annotations, skeleton, training=training, flip=flip, augment=augment, filter_empty_gt=filter_empty_gt
+    )
     with redirect_stdout(None):  # pycocotools prints its progress
-        return DATASETS.build(dataset_config(annotations, skeleton, training=training, flip=flip, augment=augment))
+        return DATASETS.build(config)
 
 
 class CachedDataset(Dataset[Any]):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,12 @@ _UNLABELLED = "{image has no label file: taken as an image|images have no label 
 
 
 def coco_file(
-    part: LabelPart, classes: Sequence[str], reader: LabelReader, cache: Path
-) -> tuple[Path, Path, tuple[str, ...]]:
+    part: LabelPart,
+    classes: Sequence[str],
+    reader: LabelReader,
+    cache: Path,
+    defects: list[InputError] | None = None,
+) -> tuple[Path, Path, tuple[str, ...]] | None:
     """Write the images of a part and their boxes as a COCO file; do nothing where it is there.
 
     Images are numbered from 1 in the order of the part, boxes in that of the images and of the label files, classes
@@ -40,33 +44,54 @@ def coco_file(
         classes: Names of all classes.
         reader: Reads the label files.
         cache: The folder of such files.
+        defects: Takes the first defect of each label file and of each image, instead of the first being raised; the
+            images that have any are left out of the file.
 
     Returns:
         The file, the folder that its file names are relative to, and what was read otherwise than it stands, a line
-        each.
+        each; ``None`` where no box is left.
 
     Raises:
-        InputError: At the first defect, with the number of others.
+        InputError: At the first defect, with the number of others, unless `defects` takes them.
     """
-    files = [_real(item.image) for item in part.items]
-    base = Path(os.path.commonpath([image.parent for image in files]))
+    images = list(_found(part.items, defects))
+    if not images:
+        return None
+    file, base = _file(images, classes, reader, cache)
+    with locked(file.with_suffix(".lock")):
+        if not file.exists():
+            if len(images) > _MANY:
+                logger.warning("data.root: reading labels and sizes of %d files, which is done once", len(images))
+            read = _read(images, reader)
+            sound = [each for each in read if not isinstance(each, list)]
+            wrong = {str(defect): defect for each in read if isinstance(each, list) for defect in each}
+            if wrong and defects is None:
+                raise _first_of(list(wrong.values()))
+            if wrong and defects is not None:
+                defects += wrong.values()
+                if not any(boxes for _, boxes, _ in sound):
+                    return None
+                images = [image for image, each in zip(images, read, strict=True) if not isinstance(each, list)]
+                file, base = _file(images, classes, reader, cache)
+            write_text(file, json.dumps(_document(images, sound, base, classes)))
+        notes = json.loads(file.read_bytes())["info"]["notes"]
+    return file, base, tuple(notes)
+
+
+def _file(
+    images: Sequence[tuple[Labelled, Path]], classes: Sequence[str], reader: LabelReader, cache: Path
+) -> tuple[Path, Path]:
+    """Return the file of some images, named after all that it depends on, and the folder of its file names."""
+    base = Path(os.path.commonpath([image.parent for _, image in images]))
     digest = hashlib.sha256(json.dumps([_VERSION, type(reader).__name__, reader.settings, list(classes)]).encode())
-    for item, image in zip(part.items, files, strict=True):
+    for item, image in images:
         status = image.stat()
         labels = None if item.labels is None else _content(item.labels)
         name = image.relative_to(base).as_posix()
         about = [name, status.st_size, status.st_mtime_ns, str(item.labels), None if labels is None else len(labels)]
         digest.update(json.dumps(about).encode() + (labels or b""))
     kind = type(reader).__name__.removesuffix("Reader").lower()
-    file = cache / f"{kind}-{digest.hexdigest()[:24]}.json"
-    with locked(file.with_suffix(".lock")):
-        if not file.exists():
-            if len(files) > _MANY:
-                logger.warning("data.root: reading labels and sizes of %d files, which is done once", len(files))
-            document = _document(part.items, files, base, classes, reader)
-            write_text(file, json.dumps(document))
-        notes = json.loads(file.read_bytes())["info"]["notes"]
-    return file, base, tuple(notes)
+    return cache / f"{kind}-{digest.hexdigest()[:24]}.json", base
 
 
 def read_size(file: Path) -> tuple[int, int]:
@@ -81,39 +106,44 @@ def read_size(file: Path) -> tuple[int, int]:
     return size
 
 
-def _real(image: Path) -> Path:
-    """Return the image itself where the name is a link, which may lead anywhere."""
-    try:
-        return image.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or 'a link that leads to itself'})"
-        raise InputError(problem, source=image, key="data.root") from None
+def _found(items: Sequence[Labelled], defects: list[InputError] | None) -> Iterator[tuple[Labelled, Path]]:
+    """Yield each image with the file itself where its name is a link, which may lead anywhere."""
+    for item in items:
+        try:
+            yield item, item.image.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            problem = f"cannot be read ({getattr(error, 'strerror', None) or 'a link that leads to itself'})"
+            defect = InputError(problem, source=item.image, key="data.root")
+            if defects is None:
+                raise defect from None
+            defects.append(defect)
 
 
 def _content(file: Path) -> bytes:
+    """Return the bytes of a label file; of one that cannot be read, which the reader refuses, why."""
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
+        return str(error).encode()
 
 
 Read = tuple[tuple[int, int], list[Box], Notes]
 
 
 def _document(
-    items: Sequence[Labelled], files: Sequence[Path], base: Path, classes: Sequence[str], reader: LabelReader
+    found: Sequence[tuple[Labelled, Path]], read: Sequence[Read], base: Path, classes: Sequence[str]
 ) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     notes = Notes()
-    for number, (image, read) in enumerate(zip(files, _read(items, files, reader), strict=True), start=1):
-        (width, height), found, own = read
+    for number, ((_, image), each) in enumerate(zip(found, read, strict=True), start=1):
+        (width, height), inside, own = each
         name = image.relative_to(base).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        boxes += [_annotation(len(boxes) + index, number, box) for index, box in enumerate(found, start=1)]
+        boxes += [_annotation(len(boxes) + index, number, box) for index, box in enumerate(inside, start=1)]
         for what, (count, first) in own.seen.items():
             notes.add(what, first, count)
-    unlabelled = [item.name for item in items if item.labels is None]
+    unlabelled = [item.name for item, _ in found if item.labels is None]
     if unlabelled:
         notes.add(_UNLABELLED, unlabelled[0], len(unlabelled))
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
@@ -132,32 +162,35 @@ def _annotation(number: int, image_id: int, box: Box) -> dict[str, Any]:
     }
 
 
-def _read(items: Sequence[Labelled], files: Sequence[Path], reader: LabelReader) -> list[Read]:
-    """Return the sizes and boxes of all images.
+def _read(images: Sequence[tuple[Labelled, Path]], reader: LabelReader) -> list[Read | list[InputError]]:
+    """Return the size and boxes of each image, or what is wrong with it and with its label file."""
 
-    Raises:
-        InputError: The first defect, with the number of others.
-    """
-
-    def read(item: Labelled, image: Path) -> Read | InputError:
+    def read(found: tuple[Labelled, Path]) -> Read | list[InputError]:
+        item, image = found
         notes = Notes()
         try:
             return *reader.read(item, lambda: read_size(image), notes), notes
         except InputError as error:
-            return error
+            return list(_defects(item, image, reader)) or [error]
 
-    found: list[Read] = []
-    defects: list[InputError] = []
+    outcomes: list[Read | list[InputError]] = []
     with ThreadPoolExecutor(available_cores()) as threads:  # OpenCV decodes without Python's lock
-        for start in range(0, len(items), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
-            for outcome in threads.map(read, items[some], files[some]):
-                if isinstance(outcome, InputError):
-                    defects.append(outcome)
-                else:
-                    found.append(outcome)
-    if defects:
-        more = f" ({counted(len(defects) - 1, 'more {file has|files have} defects')})" if len(defects) > 1 else ""
-        first = defects[0]
-        raise InputError(first.problem + more, source=first.source, key=first.key, allowed=first.allowed)
-    return found
+        for start in range(0, len(images), _AT_ONCE):
+            outcomes += threads.map(read, images[start : start + _AT_ONCE])
+    return outcomes
+
+
+def _defects(item: Labelled, image: Path, reader: LabelReader) -> Iterator[InputError]:
+    """Yield the first defect of a label file, whatever its image is like, and that of the image."""
+    for attempt in (lambda: reader.read(item, lambda: (1, 1), Notes()), lambda: read_size(image)):
+        try:
+            attempt()
+        except InputError as error:
+            yield error
+
+
+def _first_of(defects: Sequence[InputError]) -> InputError:
+    """Return the first of some defects, with the number of others."""
+    more = f" ({counted(len(defects) - 1, 'more {file has|files have} defects')})" if len(defects) > 1 else ""
+    first = defects[0]
+    return InputError(first.problem + more, source=first.source, key=first.key, allowed=first.allowed)

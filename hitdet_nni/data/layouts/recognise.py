@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hitdet_nni.data.layouts import coco, voc, yolo
 from hitdet_nni.data.layouts.documents import coco_file
 from hitdet_nni.data.layouts.parts import CocoPart, Found, LabelPart, Split, entries, refusal
+from hitdet_nni.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -26,19 +28,28 @@ _said: set[str] = set()
 """Lines that this process has said: a folder is opened for each split, and again by each stage."""
 
 
-def open_root(root: Path, cache: Path, splits: Collection[Split]) -> dict[Split, tuple[Path, Path]]:
+def open_root(
+    root: Path,
+    cache: Path,
+    splits: Collection[Split],
+    defects: Mapping[Split, list[InputError]] | None = None,
+) -> dict[Split, tuple[Path, Path] | None]:
     """Recognise a folder, say what it is, and read labels that are in another format than COCO's.
 
     Args:
         root: The folder that ``data.root`` names.
         cache: Where the COCO files of other formats are written; nothing is written into the folder itself.
         splits: Which parts are of interest.
+        defects: Takes what is wrong with label files and their images, by part, instead of the first being raised;
+            images that it concerns are then left out.
 
     Returns:
-        COCO file, and the folder that its file names are relative to, of each of the `splits` that the folder has.
+        COCO file, and the folder that its file names are relative to, of each of the `splits` that the folder has;
+        ``None`` where no box of the part is left.
 
     Raises:
-        InputError: If the folder has no known layout, or labels have a defect, naming file and place.
+        InputError: If the folder has no known layout, or labels have a defect, naming file and place, unless `defects`
+            takes it.
     """
     root = root.resolve() if ".." in root.parts else root
     found = recognise(root)
@@ -52,7 +63,11 @@ def open_root(root: Path, cache: Path, splits: Collection[Split]) -> dict[Split,
     echo(f"data.root: {root} is a {found.kind} data set: {found.about}; {', '.join(described)}")
     for note in found.notes:
         echo(f"data.root: {note}")
-    return {split: _coco(found, part, cache) for split, part in parts.items() if split in splits and part is not None}
+    return {
+        split: _coco(found, part, cache, None if defects is None else defects[split])
+        for split, part in parts.items()
+        if split in splits and part is not None
+    }
 
 
 def echo(line: str) -> None:
@@ -73,11 +88,16 @@ def recognise(root: Path) -> Found:
         InputError: If it has no known layout: which ones are, and what was seen.
     """
     if not root.is_dir():
-        raise refusal(root, "is a file" if root.exists() else "does not exist", "a folder of images and labels")
+        problem = f"is a file{_hint_above(root)}" if root.exists() else "does not exist"
+        raise refusal(root, problem, "a folder of images and labels")
     if any((root / year / "ImageSets").is_dir() for year in ("VOC2007", "VOC2012")):
         raise refusal(root, "is PASCAL VOC's development kit", "data.layout: voc0712 beside it, see docs/your_data.md")
     for finder in _FINDERS:
-        found = finder(root)
+        try:
+            found = finder(root)
+        except InputError as error:  # a part of a set may look like a set that lacks something
+            problem = error.problem + _hint_above(root)
+            raise InputError(problem, source=error.source, key=error.key, allowed=error.allowed) from None
         if found is not None:
             return found
     raise refusal(root, f"has no known layout: {_seen(root)}", KNOWN)
@@ -101,14 +121,29 @@ def _hint(root: Path, there: list[Path]) -> str:
         if b'"shape_attributes"' in content or b'"_via_settings"' in content:
             return f"; {file.name} is VIA's own file: export annotations in COCO format"
     for folder in (each for each in there if each.is_dir()):
-        for finder in _FINDERS:
-            try:
-                found = finder(folder)
-            except ValueError:
-                continue
-            if found is not None:
-                return f"; the folder {folder.name} in it is a {found.kind} data set"
+        kind = _kind(folder)
+        if kind is not None:
+            return f"; the folder {folder.name} in it is a {kind} data set"
+    return _hint_above(root)
+
+
+def _hint_above(path: Path) -> str:
+    """Return which folder a path is a part of, where one of the two above it is a data set."""
+    for folder in path.absolute().parents[:2]:
+        kind = _kind(folder)
+        if kind is not None:
+            return f"; the folder {folder} above it is a {kind} data set"
     return ""
+
+
+def _kind(folder: Path) -> str | None:
+    """Return what layout a folder has; ``None``: none that can be read."""
+    for finder in _FINDERS:
+        with suppress(ValueError, OSError):
+            found = finder(folder)
+            if found is not None:
+                return found.kind
+    return None
 
 
 def _beginning(file: Path) -> bytes:
@@ -119,11 +154,16 @@ def _beginning(file: Path) -> bytes:
         return b""
 
 
-def _coco(found: Found, part: CocoPart | LabelPart, cache: Path) -> tuple[Path, Path]:
+def _coco(
+    found: Found, part: CocoPart | LabelPart, cache: Path, defects: list[InputError] | None
+) -> tuple[Path, Path] | None:
     if isinstance(part, CocoPart):
         return part.ann, part.images
     assert found.reader is not None
-    ann, images, notes = coco_file(part, found.classes, found.reader, cache)
+    written = coco_file(part, found.classes, found.reader, cache, defects)
+    if written is None:
+        return None
+    ann, images, notes = written
     for note in notes:
         echo(f"data.root: {note}")
     return ann, images

@@ -185,14 +185,14 @@ def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
 
 
 def _names(file: Path | None) -> frozenset[str]:
-    """Return the classes of an XML file's objects."""
+    """Return the classes of an XML file's objects; none of a file that the reader refuses, with all others."""
     if file is None:
         return frozenset()
     try:
         status = file.stat()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
-    return _names_at(file, status.st_mtime_ns, status.st_size)
+        return _names_at(file, status.st_mtime_ns, status.st_size)
+    except (OSError, InputError):
+        return frozenset()
 
 
 @lru_cache(200_000)  # a folder is opened for each split, and again by each stage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from hitdet_nni.config.skeleton import component_of
 from hitdet_nni.nas.health.permutation_test import Permutation
@@ -61,42 +62,53 @@ def chance_of_agreement(layers: int, agreeing: int, candidates: int) -> float:
     return min(1.0, candidates * tail)
 
 
-def diagnose(history: Sequence[SearchStats], stage: str, *, decodes: bool) -> list[str]:
+@dataclass(frozen=True)
+class Setup:
+    """How the supernet was trained, as far as verdicts and advice depend on it.
+
+    Attributes:
+        decodes: Whether the argmax becomes the architecture. Screening only ranks operators by their weight over all
+            layers, and a search by samples takes the best of those, so that the argmax of a layer and its cost do not
+            matter there.
+        pretrained: Whether its backbone had pretrained weights.
+        weighs_cost: Whether a fixed weight of the cost was part of the loss.
+    """
+
+    decodes: bool
+    pretrained: bool = False
+    weighs_cost: bool = True
+
+
+def diagnose(history: Sequence[SearchStats], stage: str, setup: Setup) -> list[str]:
     """Return the warnings at the end of a search or a screening.
 
     Args:
         history: One value an epoch, in order, at least one.
         stage: What was trained, e.g. ``"screening neck"``.
-        decodes: Whether the argmax becomes the architecture. Screening only ranks operators by their weight over all
-            layers, and a search by samples takes the best of those, so that the argmax of a layer and its cost do not
-            matter there.
+        setup: How it was trained.
 
     Returns:
         One line each, naming component, value, threshold and epoch; empty where all is well. Where no epoch trained
         the architecture parameters, only what the weights have learned is judged.
     """
-    checks = (*CHECKS, *(DECODING_CHECKS if decodes else ()))
+    checks = (*CHECKS, *(DECODING_CHECKS if setup.decodes else ()))
     if not any(health.searching for health in history):
         checks = (_uninformed,)
     where = f"{stage}, epoch {history[-1].epoch + 1}"
-    return [f"{where}: {finding}" for check in checks for finding in check(history)]
+    return [f"{where}: {finding}" for check in checks for finding in check(history, setup)]
 
 
-def _uninformed(history: Sequence[SearchStats]) -> Iterator[str]:
+def _uninformed(history: Sequence[SearchStats], setup: Setup) -> Iterator[str]:
+    # Where there are fewer batches there is no verdict, which validation_batches says before the training.
     for kind, found in history[-1].evidence.items():
-        if found.batches < MIN_BATCHES:
-            yield (
-                f"all components: {found.batches} batches (threshold {MIN_BATCHES}) are too few to tell whether the "
-                f"detector has learned from the {_PERMUTED[kind]}; try more validation images, in batches of two or "
-                "more"
-            )
-        elif found.p_value > MAX_P_VALUE:
+        if found.batches >= MIN_BATCHES and found.p_value > MAX_P_VALUE:
             yield (
                 f"all components: exchanging the {_PERMUTED[kind]} changes the loss by {found.gain:.3g}, and chance "
                 f"does so with probability {found.p_value:.2g} (threshold {MAX_P_VALUE:g}, {found.batches} batches): "
                 "the detector has learned nothing from them yet, and something else chooses the operators; check that "
-                "images and annotations belong together, then try more epochs, pretrained weights, or more "
-                "validation images to see a smaller difference"
+                "images and annotations belong together, then try more epochs"
+                f"{'' if setup.pretrained else ', pretrained weights'}, or more validation images to see a smaller "
+                "difference"
             )
 
 
@@ -106,7 +118,7 @@ _PERMUTED: Mapping[Permutation, str] = {
 }
 
 
-def _uniform(history: Sequence[SearchStats]) -> Iterator[str]:
+def _uniform(history: Sequence[SearchStats], _: Setup) -> Iterator[str]:
     last = history[-1]
     for component, entropy in last.entropy.items():
         candidates = last.candidates[component]
@@ -118,21 +130,22 @@ def _uniform(history: Sequence[SearchStats]) -> Iterator[str]:
             )
 
 
-def _one_operator(history: Sequence[SearchStats]) -> Iterator[str]:
+def _one_operator(history: Sequence[SearchStats], setup: Setup) -> Iterator[str]:
     last = history[-1]
     for component, candidates in last.candidates.items():
         chosen = [name for label, name in last.decoded.items() if component_of(label) == component]
         (operator, count), *_ = Counter(chosen).most_common(1)
         chance = chance_of_agreement(len(chosen), count, candidates)
         if count / len(chosen) >= ONE_OPERATOR_SHARE and chance <= ONE_OPERATOR_CHANCE:
+            cause, way = (" or its cost", " or a smaller search.flops_weight") if setup.weighs_cost else ("", "")
             yield (
                 f"{component}: {operator} took {count} of {len(chosen)} layers, a share of {count / len(chosen):.2f} "
                 f"(threshold {ONE_OPERATOR_SHARE:g}): something other than the layers' needs may decide, such as its "
-                "speed of training or its cost; try a longer warm-up or a smaller search.flops_weight"
+                f"speed of training{cause}; try a longer warm-up{way}"
             )
 
 
-def _vanished(history: Sequence[SearchStats]) -> Iterator[str]:
+def _vanished(history: Sequence[SearchStats], _: Setup) -> Iterator[str]:
     searched = [health for health in history if health.searching]
     for component, norm in searched[-1].gradient_norm.items() if searched else ():
         limit = max(VANISHED_NORM, VANISHED_SHARE * searched[0].gradient_norm[component])
@@ -143,7 +156,7 @@ def _vanished(history: Sequence[SearchStats]) -> Iterator[str]:
             )
 
 
-def _unsettled(history: Sequence[SearchStats]) -> Iterator[str]:
+def _unsettled(history: Sequence[SearchStats], _: Setup) -> Iterator[str]:
     searched = [health for health in history if health.searching]
     # The first epoch after warm-up leaves the random start: its changes say nothing.
     if len(searched) < 3:
@@ -158,19 +171,19 @@ def _unsettled(history: Sequence[SearchStats]) -> Iterator[str]:
             )
 
 
-def _other_cost(history: Sequence[SearchStats]) -> Iterator[str]:
+def _other_cost(history: Sequence[SearchStats], _: Setup) -> Iterator[str]:
     last = history[-1]
     ratio = last.decoded_gflops / last.expected_gflops
     if max(ratio, 1 / ratio) > COST_RATIO:
         component = max(last.cost_gap, key=lambda name: abs(last.cost_gap[name]))
         yield (
             f"{component}: the decoded detector costs {last.decoded_gflops:.3g} GFLOPs, {ratio:.2f} times the expected "
-            f"{last.expected_gflops:.3g} (threshold {COST_RATIO:g}), mostly by this component: the search has weighed "
-            "another cost than it ends with; try more epochs, so that the operators are decided"
+            f"{last.expected_gflops:.3g} (outside {1 / COST_RATIO:g} to {COST_RATIO:g}), mostly by this component: "
+            "the search has weighed another cost than it ends with; try more epochs, so that the operators are decided"
         )
 
 
-Check = Callable[[Sequence[SearchStats]], Iterator[str]]
+Check = Callable[[Sequence[SearchStats], Setup], Iterator[str]]
 CHECKS: tuple[Check, ...] = (_uninformed, _uniform, _one_operator, _vanished)
 """Signs that are bad in screening and search."""
 

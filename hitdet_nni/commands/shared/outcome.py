@@ -1,0 +1,96 @@
+"""What a command that trains ends with: what was found, where it lies, and the command that goes on from there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
+from hitdet_nni.cost.units import UNITS
+from hitdet_nni.runs.run_directory import RunDirectory
+
+USED_SHARE = 0.8
+"""Share of a budget below which the front may have a better detector within it than the search has found."""
+
+
+def search_outcome(
+    run: RunDirectory, architecture: Architecture, budget: BudgetSettings | None, config: Sequence[str]
+) -> list[str]:
+    """Return the lines that a search ends with.
+
+    Args:
+        run: The run of the search.
+        architecture: What was found.
+        budget: What it may cost, if that is bounded.
+        config: The words of a command that give it the same config.
+    """
+    costs = _costs(architecture)
+    found = f"found: {costs['params_m']:.3g} M parameters, {costs['gflops']:.3g} GFLOPs"
+    if "latency_ms" in costs:
+        found += f", {costs['latency_ms']:.3g} ms"
+    share = 1.0
+    if budget is not None:
+        share = costs[budget.key] / budget.limit
+        found += f"; {share:.0%} of the budget of {budget.limit:g} {UNITS[budget.key].name} is used"
+    goal = [*config, "--out", f"{run.path}-retrained"]
+    lines = [
+        found,
+        str(run.architecture),
+        f"next: {_command('retrain', '--architecture', str(run.architecture), *goal)}",
+    ]
+    if budget is not None and share < USED_SHARE:
+        within = ("--budget", f"{budget.limit:g}")
+        lines += [
+            f"or, to use more of the budget: {_command('front', str(run.path), *within)}",
+            f"and then: {_command('retrain', '--front', str(run.path), *within, *goal)}",
+        ]
+    return lines
+
+
+def training_outcome(run: RunDirectory, result: Mapping[str, Any]) -> list[str]:
+    """Return the lines that the training of any detector ends with.
+
+    Args:
+        run: Where it was trained.
+        result: What ``metrics.json`` holds; of some baselines the cost could not be counted.
+    """
+    figures = [f"{name} {result['metrics'][name]:.3f}" for name in ("mAP", "mAP_50")]
+    for key, unit in (("params_m", "M parameters"), ("gflops", "GFLOPs")):
+        if result[key] is not None:
+            figures.append(f"{result[key]:.3g} {unit}")
+    return [", ".join(figures), str(run.metrics)]
+
+
+def retraining_outcome(run: RunDirectory, result: Mapping[str, Any]) -> list[str]:
+    """Return the lines that a retraining ends with; arguments are those of :func:`training_outcome`."""
+    folder = str(run.path)
+    return [
+        *training_outcome(run, result),
+        f"next: {_command('detect', folder, 'IMAGES', '--out', f'{folder}-detected')}",
+        f"or: {_command('export', folder, '--format', 'onnx', '--out', f'{folder}.onnx')}",
+    ]
+
+
+def config_words(config: str | Path, overrides: Sequence[str]) -> list[str]:
+    """Return the words of a command that give it the same config as this one."""
+    return ["--config", str(config), *(word for override in overrides for word in ("--set", override))]
+
+
+def _costs(architecture: Architecture) -> dict[BudgetKey, float]:
+    """Return what an architecture costs, as far as its provenance says, in the units of a budget."""
+    provenance = architecture.provenance
+    counted = next(record for record in provenance.cost if record.convention == "macs")
+    costs: dict[BudgetKey, float] = {
+        "params_m": counted.params["total"] / UNITS["params_m"].scale,
+        "gflops": counted.flops["total"] / UNITS["gflops"].scale,
+    }
+    if provenance.latency is not None:
+        costs["latency_ms"] = provenance.latency.milliseconds
+    return costs
+
+
+def _command(name: str, *words: str) -> str:
+    return shlex.join(["hitdet-nni", name, *words])
