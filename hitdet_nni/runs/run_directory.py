@@ -261,14 +261,23 @@ class RunDirectory:
         started = time.monotonic()
         try:
             yield
-        finally:
-            if timing and self.metadata.is_file():
-                metadata = self._read_metadata()
-                seconds = metadata["seconds"]
-                inside = max(0.0, sum(seconds.values()) - before)  # nothing where the stage began the directory anew
-                own = time.monotonic() - started - inside
-                seconds[stage] = round(seconds.get(stage, 0.0) + own, 3)
-                write_json(self.metadata, metadata)
+        except BaseException:
+            if timing:
+                with suppress(OSError, WriteError):  # a full disk, say, which is being told
+                    self._add_seconds(stage, time.monotonic() - started, before)
+            raise
+        if timing:
+            self._add_seconds(stage, time.monotonic() - started, before)
+
+    def _add_seconds(self, stage: str, wall: float, before: float) -> None:
+        """Add to a stage the time that it took, less what the seconds of all stages have grown by from `before`."""
+        if not self.metadata.is_file():
+            return
+        metadata = self._read_metadata()
+        seconds = metadata["seconds"]
+        inside = max(0.0, sum(seconds.values()) - before)  # nothing where the stage began the directory anew
+        seconds[stage] = round(seconds.get(stage, 0.0) + wall - inside, 3)
+        write_json(self.metadata, metadata)
 
     def seconds(self, stage: str) -> float:
         """Return the wall time that a stage has taken so far, 0 where it was not timed."""

@@ -241,11 +241,12 @@ def test_cards_by_the_page_s_config(folder, shared_data):
     (own / config.name).write_text(config.text)
     check, search = (shlex.split(command)[1:] for command in commands(page, starting="hitdet-nni")[:2])
     assert "296" in hitdet(*check, folder=own).stdout
-    # The same command in little: fewer operators, pixels and epochs.
+    # The same command in little: fewer operators, channels, pixels and epochs.
     names = ["sep_k3_d1", "ir_k3_d1_e1"]
     (own / "spaces.yml").write_text(yaml.safe_dump(dict.fromkeys(("backbone", "neck", "head"), names)))
     little = ["skeleton.input_size=[96, 96]", "search.epochs=2", "retrain.epochs=1", "data.batch_size=16"]
-    little += ["search.warmup_epochs=1", "precision=fp32"]
+    little += ["search.warmup_epochs=1", "precision=fp32", "skeleton.widths=[8, 12, 16, 24]", "skeleton.neck_width=16"]
+    little += ["skeleton.depths=[1, 1, 1, 1]", "skeleton.head_width=16", "skeleton.head_fc=32"]
     overrides = [part for setting in little for part in ("--set", setting)]
     hitdet(*search, "--sub-spaces", "spaces.yml", *overrides, folder=own)
     architecture = own / "runs" / "mine" / "architecture.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.studies.jobs import Job, Work, run_jobs
@@ -24,6 +24,7 @@ def sleep(job):
         (job.folder / "left").touch()
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     jobs = [Job(load_settings("tiny"), Path(name)) for name in "abcd"]
     try:
         run_jobs(Work("sleep", sleep), jobs, 2, lambda *ended: None)

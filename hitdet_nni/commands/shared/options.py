@@ -17,7 +17,12 @@ def add_config(parser: ArgumentParser) -> None:
 def add_overrides(parser: ArgumentParser) -> None:
     """Add ``--set``."""
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="set a dotted key"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="set a dotted key of the config, such as search.epochs=20; docs/settings.md has them all",
     )
 
 
