@@ -19,6 +19,7 @@ from hitdet_nni.training.retrain import retrain
 
 SPACE = {"backbone": ["ir_k3_d1_e1", "sep_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"], "head": ["sep_k3_d1"]}
 DETECTORS = ["faster_rcnn", "retinanet"]
+ONE_FAST = [DETECTORS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in DETECTORS[1:])]
 WITH_BOXES = 4  # of 16 images: of batches of 2, half at least show no object in each half of a search
 
 
@@ -125,7 +126,7 @@ def test_a_batch_without_objects_teaches_that_nothing_is_there(kind, data, archi
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("kind", DETECTORS)
+@pytest.mark.parametrize("kind", ONE_FAST)
 def test_a_search(kind, data):
     """Both phases meet batches without objects: weights and architecture parameters."""
     settings = settings_of(kind)
@@ -136,7 +137,7 @@ def test_a_search(kind, data):
     assert set(trained.sample) == {layer.label for layer in settings.skeleton.searched_layers()}
 
 
-@pytest.mark.parametrize("kind", DETECTORS)
+@pytest.mark.parametrize("kind", ONE_FAST)
 def test_a_retraining(kind, data, architecture, tmp_path):
     settings = settings_of(kind)
     retrain(architecture(settings), settings, data, tmp_path)

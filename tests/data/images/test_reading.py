@@ -363,7 +363,8 @@ def test_the_report_shows_images_as_trained(write, tmp_path, tiny, published, dr
         schema_version=1, name="a", skeleton=tiny, sample=sample, provenance=Provenance(classes=dataset.classes)
     )
     save_weights(build_detector(tiny, sample, 1), tmp_path / "weights.pth")
-    shown = show_detections(found, tmp_path / "weights.pth", settings, len(contents))
+    shown, number = show_detections(found, tmp_path / "weights.pth", settings, len(contents))
+    assert number == len(contents)
     assert [each.name for each in shown] == list(dataset.file_names)
     for each in shown:
         embedded = base64.b64decode(re.search(r"base64,([^\"]*)", each.truth)[1])
