@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -34,22 +35,26 @@ StrPath = str | os.PathLike[str]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ARGUMENTS = {"force": "force=True", "resume": "resume=True", "format": "kind"}
-"""What options of the commands are called here where the names differ."""
+_ARGUMENTS = {"force": "force=True", "resume": "resume=True", "format": "kind", "out": "path", "budget": "budgets"}
+"""What options of the commands are called here where an argument of that name does not say it."""
 
 
 def _in_python(function: Callable[P, T]) -> Callable[P, T]:
     """Have the errors of the stages that the commands share name arguments of Python, not options."""
+    arguments = inspect.signature(function).parameters
 
     def argument(option: re.Match[str]) -> str:
-        return _ARGUMENTS.get(option[1], option[1].replace("-", "_"))
+        name = option[1].replace("-", "_")
+        said = _ARGUMENTS.get(name, name)
+        return next((word for word in (said, name) if word.partition("=")[0] in arguments), option[0])
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
         except (InputError, StoppedError) as error:
-            error.args = (re.sub(r"(?<!\S)--([a-z][a-z-]*)", argument, str(error)),)
+            text = re.sub(r"--set ([\w.]+)=(\S+?)(?=[\s;,]|$)", r'settings={"\1": \2}', str(error))
+            error.args = (re.sub(r"(?<![^\s(])--([a-z][a-z-]*)", argument, text),)
             raise
 
     return call

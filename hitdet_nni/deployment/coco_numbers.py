@@ -84,7 +84,11 @@ class CocoNumbers:
             key = next((key for key in (str(name), name.name) if key in self.images), None)
             number = None if key is None else self.images[key]
             if key is not None and number is None:
-                raise InputError(f"has several images {name}", source=self.source, allowed="paths that tell them apart")
+                raise InputError(
+                    f"has several images that are called {name}",
+                    source=self.source,
+                    allowed="naming the folder above them",
+                )
             if number in found:
                 raise InputError(f"has one image for {found[number]} and {name}", source=self.source)
             if number is not None:

@@ -24,6 +24,9 @@ from hitdet_nni.runs.same_settings import plain
 
 logger = logging.getLogger(__name__)
 
+MOST_KEYS = 4
+"""Keys that a line names of those that differ."""
+
 SEARCH = "search"
 """The source of what this package's own search found."""
 
@@ -121,27 +124,22 @@ def transferred(architecture: Architecture, settings: Settings, classes: tuple[s
     return architecture.model_copy(update={"skeleton": skeleton, "provenance": provenance})
 
 
-def tell_unused_skeleton(architecture: Architecture, settings: Settings) -> None:
+def tell_unused_skeleton(architecture: Architecture, settings: Settings, *, trains: bool = False) -> None:
     """Log a line where the settings have another skeleton than an architecture, whose own is the one that is used.
 
     Args:
         architecture: What is trained or evaluated, transferred where ``retrain.transfer`` says so.
         settings: What the user gave.
+        trains: Whether it is to be trained, so that ``retrain.transfer`` is a way to another input size.
     """
     used, given = (skeleton.model_dump(mode="json") for skeleton in (architecture.skeleton, settings.skeleton))
     others = [key for key, value in used.items() if given[key] != value]
     if not others:
         return
-    named = ", ".join(f"{key} {used[key]} (config: {given[key]})" for key in others)
-    ways = ["retrain.transfer=true trains at the config's input_size"] if "input_size" in others else []
-    if others != ["input_size"]:
-        ways.append("another search changes the other keys" if ways else "another search changes that")
-    logger.warning(
-        "the skeleton of the architecture %s is used, not the config's: %s; %s",
-        architecture.name,
-        named,
-        ", ".join(ways),
-    )
+    named = ", ".join(f"{key} {used[key]} (config: {given[key]})" for key in others[:MOST_KEYS])
+    named += f" and {len(others) - MOST_KEYS} more" if len(others) > MOST_KEYS else ""
+    named += "; retrain.transfer=true trains at the config's" if trains and "input_size" in others else ""
+    logger.warning("the skeleton of the architecture %s is used, not the config's: %s", architecture.name, named)
 
 
 def with_sample(architecture: Architecture, name: str, sample: Mapping[str, str]) -> Architecture:

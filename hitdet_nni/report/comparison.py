@@ -105,7 +105,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         for index, (run, size) in enumerate(zip(runs, sizes, strict=True))
         if size is not None and run.result is not None
     }
-    validation = dict.fromkeys(validation_of(run.settings.data) for run in runs if run.result is not None)
+    validation = dict.fromkeys(validation_of(run.settings) for run in runs if run.result is not None)
     front = [list(points)[place] for place in pareto_front(list(points.values()))] if len(validation) == 1 else []
     compared = []
     for index, (run, name, size) in enumerate(zip(runs, names, sizes, strict=True)):

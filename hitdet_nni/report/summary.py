@@ -163,10 +163,12 @@ def searched(run: Run, counts: ImageCounts) -> Iterator[tuple[str, str]]:
         yield "classes", f"{len(classes)}: {some}"
 
 
-def validation_of(data: DataSettings) -> str:
-    """Say which images the ``data`` section of a run validates on; equal where average precisions compare."""
+def validation_of(settings: Settings) -> str:
+    """Say which images a run validates on; equal where average precisions compare."""
+    data = settings.data
     if data.builtin is not None:
-        return f"the embedded {data.builtin}, {data.val} of {data.size} pixels"
+        seed = data.seed_of(settings.seed)
+        return f"the embedded {data.builtin}, {data.val} of {data.size} pixels, drawn by seed {seed}"
     if data.val_ann is None:
         part = f"its validation part, or {data.val_share:g} of every class by val_seed {data.val_seed}"
         return f"{os.path.realpath(str(data.root))}, {part}"

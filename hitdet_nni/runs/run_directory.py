@@ -261,9 +261,11 @@ class RunDirectory:
         started = time.monotonic()
         try:
             yield
+        except InputError:
+            raise  # refused before anything was done, perhaps in the run of somebody else
         except BaseException:
             if timing:
-                with suppress(OSError, WriteError):  # a full disk, say, which is being told
+                with suppress(OSError, WriteError, InputError):  # a full disk, say, which is being told
                     self._add_seconds(stage, time.monotonic() - started, before)
             raise
         if timing:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
@@ -122,10 +122,11 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(processes, get_context("spawn"), _Worker.prepare) as pool:
         try:
             yield pool
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the one of the other
             for process in active_children():  # a signal that was not a terminal's has reached this process alone
                 if process.pid is not None:
-                    os.kill(process.pid, signal.SIGINT)
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGINT)
             raise
 
 
@@ -145,10 +146,10 @@ class _Worker:
     @classmethod
     def train(cls, run: Callable[[J], R], job: J) -> R:
         """Do a training."""
-        if cls.interrupted:
-            raise KeyboardInterrupt
         signal.signal(signal.SIGINT, cls._interrupt)
         try:
+            if cls.interrupted:
+                raise KeyboardInterrupt
             return run(job)
         finally:
             signal.signal(signal.SIGINT, cls._note)

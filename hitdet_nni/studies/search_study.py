@@ -94,8 +94,15 @@ def search_once(one: SearchOnce) -> RunDirectory:
 
 
 def search_seconds(run: RunDirectory) -> float:
-    """Return the wall time that screening, search and front have taken so far, interrupted calls too."""
-    return sum(run.seconds(stage) for stage in SEARCH_STAGES)
+    """Return the wall time that screening, search and front have taken so far, pretraining and interrupted calls too.
+
+    Raises:
+        InputError: If none was noted, as by an earlier version, so that the price is not known.
+    """
+    seconds = sum(run.seconds(stage) for stage in SEARCH_STAGES)
+    if run.architecture.exists() and not seconds:
+        raise InputError("has no times of its stages", source=run.metadata, allowed="a study that was begun anew")
+    return seconds
 
 
 def budget_of(settings: Settings) -> BudgetSettings:

@@ -80,18 +80,23 @@ def test_an_architecture_is_named_by_its_file_its_run_or_its_name(found, tmp_pat
             {"input_size": [64, 64]},
             [
                 "the skeleton of the architecture mine is used, not the config's: input_size [96, 96] (config: [64, "
-                "64]); retrain.transfer=true trains at the config's input_size"
+                "64]); retrain.transfer=true trains at the config's"
             ],
         ),
         (
             {"head_fc": 32},
+            ["the skeleton of the architecture mine is used, not the config's: head_fc 64 (config: 32)"],
+        ),
+        (
+            {"head_fc": 32, "head_width": 8, "neck_width": 8, "stem_channels": 4, "roi_samples": 8, "head_blocks": 1},
             [
-                "the skeleton of the architecture mine is used, not the config's: head_fc 64 (config: 32); another "
-                "search changes that"
+                "the skeleton of the architecture mine is used, not the config's: stem_channels 8 (config: 4), "
+                "neck_width 24 (config: 8), head_width 24 (config: 8), head_blocks 2 (config: 1) and 2 more"
             ],
         ),
     ],
 )
 def test_a_skeleton_that_is_not_used_is_said(found, caplog, changes, lines):
-    tell_unused_skeleton(found, load_settings("tiny", {f"skeleton.{key}": value for key, value in changes.items()}))
+    settings = load_settings("tiny", {f"skeleton.{key}": value for key, value in changes.items()})
+    tell_unused_skeleton(found, settings, trains=True)
     assert caplog.messages == lines

@@ -243,5 +243,8 @@ def test_what_the_commands_refuse_is_said_in_arguments(found, tmp_path):
         hitdet_nni.search(preset="tiny", out=found.path)
     with pytest.raises(InputError, match=r"^samples: got 1;"):
         found.front(samples=1)
-    with pytest.raises(InputError, match=r"^out: got mine\.onnx"):
+    with pytest.raises(InputError, match=r"^path: got mine\.onnx"):
         found.export(tmp_path / "mine.onnx", kind="torch-export")
+    with pytest.raises(InputError, match=r'such as settings=\{"data.root": my_images\}; or COCO files') as error:
+        hitdet_nni.search(preset="nano_cpu", out=tmp_path / "other")
+    assert "--" not in str(error.value)

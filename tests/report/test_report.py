@@ -423,7 +423,11 @@ def test_commands(run, tmp_path, capsys):
 
 def test_comparison(tmp_path):
     states = {"first": "retrained", "second": "retrained", "third": "searching"}
-    runs = [write_run(tmp_path / name, seed=seed, state=state) for seed, (name, state) in enumerate(states.items())]
+    same = {"data.seed": 0}
+    runs = [
+        write_run(tmp_path / name, seed=seed, state=state, overrides=same)
+        for seed, (name, state) in enumerate(states.items())
+    ]
     page = Page(write_comparison(runs, tmp_path / "all.html").read_text())
     contents = {path.name: read_json(path / "metrics.json") for path in runs[:2]}
     points = [(content["gflops"], content["mAP"]) for content in contents.values()]

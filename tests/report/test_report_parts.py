@@ -126,10 +126,22 @@ def test_where_images_are_from_and_how_many(tmp_path):
     sources = "train.ann for training, val.ann (those of ids.txt) for validation"
     assert images_of(paths, unknown) == sources
     assert images_of(paths, known) == f"{sources}: 131 for training, 33 for validation"
-    same = root.model_copy(update={"root": tmp_path / "pond"})
-    assert validation_of(root) == validation_of(same)
-    others = [same.model_copy(update=change) for change in ({"val_seed": 1}, {"root": tmp_path / "sea"}, files)]
-    assert len({validation_of(each) for each in [data, same, paths, *others]}) == 6
+
+
+def test_runs_on_the_same_images_are_told_from_others(tmp_path):
+    tiny = load_settings("tiny")
+
+    def validation(**changes):
+        return validation_of(tiny.model_copy(update={"data": tiny.data.model_copy(update=changes)}))
+
+    files = {"val_ann": Path("val.json"), "val_images": Path("val"), "builtin": None}
+    root = {"builtin": None, "root": tmp_path / "a" / ".." / "pond"}
+    assert validation(**root) == validation(**{**root, "root": tmp_path / "pond"})
+    others = [{}, {"seed": 5}, root, {**root, "val_seed": 1}, {**root, "root": tmp_path / "sea"}, files]
+    others.append({**files, "val_ids": Path("ids.txt")})
+    assert len({validation(**changes) for changes in others}) == len(others)
+    # The embedded images are drawn by the run's seed, unless they have one of their own.
+    assert validation_of(tiny.model_copy(update={"seed": 5})) == validation(seed=5)
 
 
 def test_a_kind_of_warning_is_said_once_with_its_places():

@@ -77,6 +77,27 @@ def test_the_time_of_an_interrupted_stage_counts(tmp_path, tiny_settings, monkey
     assert run.seconds("search") == 15.0
 
 
+def test_a_stage_that_is_refused_leaves_the_metadata_alone(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings)
+    before = run.metadata.read_bytes()
+    with pytest.raises(InputError, match="holds"), run.timed("study"):
+        raise InputError("holds a run")
+    assert run.metadata.read_bytes() == before
+
+
+def test_damaged_metadata_do_not_hide_why_a_stage_ended(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path / "run")
+    run.open(tiny_settings)
+
+    def spoil():
+        run.metadata.write_text("{")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), run.timed("search"):
+        spoil()
+
+
 def test_results_are_kept_unless_forced(tmp_path, tiny_settings, refused):
     run = RunDirectory(tmp_path / "run")
     run.open(tiny_settings)

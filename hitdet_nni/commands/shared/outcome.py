@@ -42,7 +42,7 @@ def search_outcome(
         f"next: {_command('retrain', '--architecture', str(run.architecture), *goal)}",
     ]
     if budget is not None and share < USED_SHARE:
-        within = ("--budget", f"{budget.limit:g}")
+        within = ("--budget", f"{budget.limit:.15g}")
         lines += [
             f"or, to use more of the budget: {_command('front', str(run.path), *within)}",
             f"and then: {_command('retrain', '--front', str(run.path), *within, *goal)}",

@@ -110,7 +110,7 @@ def run_retraining(
         if settings.retrain.transfer:
             architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images)
-        tell_unused_skeleton(architectures[0], settings)
+        tell_unused_skeleton(architectures[0], settings, trains=True)
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.pipeline import retrain_architecture

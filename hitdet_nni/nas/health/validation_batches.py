@@ -6,6 +6,7 @@ import logging
 
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.sources import DetectionData
+from hitdet_nni.data.wording import counted
 from hitdet_nni.engine import distributed
 from hitdet_nni.nas.health.diagnosis import MIN_BATCHES
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -42,15 +43,18 @@ def too_few_batches(images: int, batch_size: int, processes: int) -> str | None:
         least = images
         while num_comparable(least, 2, processes) < MIN_BATCHES:
             least += 1
-        way = f"try {least} validation images or more, with data.batch_size=2, or more of both"
+        way = (
+            f"try {least} validation images or more with data.batch_size=2, or {MIN_BATCHES} batches of any larger size"
+        )
+    batches = counted(found, "{batch|batches} of two or more images")
     return (
         f"{images} validation images in batches of {batch_size} are too few to tell whether the detector has learned "
-        f"from its annotations ({found} batches of two or more images, threshold {MIN_BATCHES}); {way}"
+        f"from its annotations ({batches}, threshold {MIN_BATCHES}); {way}"
     )
 
 
 def tell_too_few_batches(run: RunDirectory, settings: Settings, data: DetectionData) -> None:
-    """Log that line and put it into the metadata, once before all stages that train a supernet.
+    """Log that line at the begin of a command, before all stages that train a supernet, and put it into the metadata.
 
     Args:
         run: Where they write.
