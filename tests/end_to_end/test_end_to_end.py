@@ -232,6 +232,7 @@ def test_nni_code_of_the_readme_runs(folder):
     assert sample["backbone/l01"] in ("ir_k3_d1_e1", "sep_k3_d1")
 
 
+@pytest.mark.slow
 def test_cards_by_the_page_s_config(folder, shared_data):
     own = folder / "own"
     own.mkdir()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +26,13 @@ class KilledError(Exception):
     """What stands for the end of the process."""
 
 
-@pytest.fixture
-def settings(monkeypatch):
+@pytest.fixture(autouse=True)
+def _no_estimate(monkeypatch):
     monkeypatch.setattr(supernet_module, "_tell_memory", lambda *_: None)  # takes longer than the rest
+
+
+@pytest.fixture(scope="module")
+def settings():
     values = {
         "data.train": 16,
         "data.val": 4,
@@ -38,12 +44,20 @@ def settings(monkeypatch):
     return load_settings("tiny", values)
 
 
-@pytest.fixture
-def finished(settings, tiny_data, tmp_path) -> RunDirectory:
-    run = RunDirectory(tmp_path / "one")
+@pytest.fixture(scope="module")
+def screened(settings, tiny_data, tmp_path_factory) -> Path:
+    run = RunDirectory(tmp_path_factory.mktemp("screened") / "one")
     run.open(settings)
-    screen_group(run, ("head",), SPACE, settings, tiny_data)
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supernet_module, "_tell_memory", lambda *_: None)
+        screen_group(run, ("head",), SPACE, settings, tiny_data)
+    return run.path
+
+
+@pytest.fixture
+def finished(screened, tmp_path) -> RunDirectory:
+    shutil.copytree(screened, tmp_path / "one")
+    return RunDirectory(tmp_path / "one")
 
 
 def content(run: RunDirectory) -> dict[str, bytes]:

@@ -55,22 +55,12 @@ def search(batch_size, batch_norm):
     }
 
 
-def searches(batch_size, modes):
-    return {mode: search(batch_size, mode) for mode in modes}
-
-
-@pytest.fixture(scope="module")
-def shares(tmp_path_factory):
-    """What each of two processes found."""
-    return run_group(searches, tmp_path_factory.mktemp("group"), 2, ("frozen", "synced"))
-
-
-@pytest.mark.parametrize("batch_norm", ["frozen", "synced"])
-def test_two_processes_search_as_one_with_the_whole_batch(batch_norm, shares, monkeypatch, request):
+@pytest.mark.parametrize("batch_norm", [pytest.param("frozen", marks=pytest.mark.slow), "synced"])
+def test_two_processes_search_as_one_with_the_whole_batch(batch_norm, tmp_path, monkeypatch, request):
     monkeypatch.setattr(RandomSampler, "random_choice", RandomSampler.random_choice)  # `search` replaces it
     request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
     whole = search(4, {"synced": "local"}.get(batch_norm, batch_norm))
-    first, second = (share[batch_norm] for share in shares)
+    first, second = run_group(search, tmp_path, 2, batch_norm)
     assert first["told"] == list(range(EPOCHS))
     assert second["told"] == []
     assert first["kept"] == second["kept"] == whole["kept"]

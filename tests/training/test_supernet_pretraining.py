@@ -67,6 +67,7 @@ def run_all(folder, settings, data):
     return run
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_equal(settings, tiny_data, tmp_path, monkeypatch):
     """Two pretrainings of six steps, checkpoints after every second one and after every third: killed in each."""
     screening = settings.screening.model_copy(update={"joint": True})
