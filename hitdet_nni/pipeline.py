@@ -59,8 +59,6 @@ def screening_key(settings: Settings, space: SearchSpace) -> str:
     for section in ("search", "retrain", "checkpoint", "logger", *without):
         del dependencies[section]
     dependencies["space"] = space
-    if settings.search.budget is not None:  # operators are handed on with which it can be met
-        dependencies["budget"] = plain(settings)["search"]["budget"]
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -98,10 +96,8 @@ def screen(
 ) -> SearchSpace:
     """Screen every component that ``run`` has no scores of yet, and write ``screening/sub_spaces.yml``.
 
-    Several runs may work on one directory: each takes supernets that no other one is at.
-
     Returns:
-        The operators that are kept of each component; with a budget, such that the search can keep it.
+        What :func:`hand_on` does.
 
     Raises:
         InputError: If no architecture of the space keeps the budget.
@@ -111,6 +107,17 @@ def screen(
     """
     check_budget(space, settings, len(data.classes))
     _note_images(run, data)
+    rank_operators(run, space, settings, data, on_epoch)
+    return hand_on(run, space, settings, len(data.classes))
+
+
+def rank_operators(
+    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
+) -> None:
+    """Write the scores of every component that ``run`` has none of yet.
+
+    Several runs may work on one directory: each takes supernets that no other one is at.
+    """
     groups = screening_groups(settings.screening.joint)
     supernets = screening_supernets(settings, data)
     parts = [part for components in groups for part in screenings(components, supernets)]
@@ -126,14 +133,27 @@ def screen(
         wait = True
     for components in groups:
         _join_supernets(run, screenings(components, supernets), space, settings)
+
+
+def hand_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_classes: int) -> SearchSpace:
+    """Write ``screening/sub_spaces.yml``, unless it is there, by a run's scores.
+
+    Args:
+        run: Its screening has ended.
+        space: The space that was screened.
+        settings: All settings.
+        num_classes: Object classes, without background.
+
+    Returns:
+        The operators that are kept of each component; with a budget, such that the search can keep it.
+    """
     if distributed.is_main() and not run.sub_spaces.exists():
-        save_search_space(_handed_on(run, space, settings, len(data.classes)), run.sub_spaces)
+        save_search_space(_handed_on(run, space, settings, num_classes), run.sub_spaces)
     distributed.barrier()
     return load_search_space(run.sub_spaces)
 
 
 def _handed_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_classes: int) -> SearchSpace:
-    """Return the operators that are kept of each component, such that the search can keep its budget."""
     kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
     if settings.search.budget is None:
         return kept

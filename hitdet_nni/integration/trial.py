@@ -36,7 +36,7 @@ from hitdet_nni.loggers.tensorboard import write_scalars
 from hitdet_nni.nas.checks import check_budget, whole_space
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
-from hitdet_nni.pipeline import retrain_architecture, screen, screening_key, search
+from hitdet_nni.pipeline import hand_on, rank_operators, retrain_architecture, screening_key, search
 from hitdet_nni.report.page import write_report
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.same_settings import plain, same_run
@@ -155,10 +155,12 @@ def _run_pipeline(run: RunDirectory, whole: SearchSpace, settings: Settings, dat
     if not run.architecture.exists():
         tell_too_few_batches(run, settings, data)
     with run.timed("screening"):
-        space = screen(shared, whole, settings, data, report_epoch)
+        rank_operators(shared, whole, settings, data, report_epoch)
         if distributed.is_main():
-            ignored = shutil.ignore_patterns(".*")
+            # Of an earlier version there may be sub-spaces; what a trial is handed depends on its budget.
+            ignored = shutil.ignore_patterns(".*", shared.sub_spaces.name)
             shutil.copytree(shared.screening, run.screening, ignore=ignored, dirs_exist_ok=True)
+        space = hand_on(run, whole, settings, len(data.classes))
     with run.timed("search"):
         architecture = search(run, space, settings, data, report_epoch)
     with run.timed("retrain"):

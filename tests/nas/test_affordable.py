@@ -1,6 +1,7 @@
 """What a screening keeps lets the search keep its budget, and is the best otherwise."""
 
 import random
+import shutil
 
 import pytest
 
@@ -12,7 +13,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.nas.affordable import affordable
 from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.outlook import Outlook
-from hitdet_nni.pipeline import screen, screening_key
+from hitdet_nni.pipeline import hand_on, screen, screening_key
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import Score
 
@@ -115,7 +116,7 @@ def test_a_budget_out_of_reach_is_refused_before_the_screening(tmp_path, tiny_da
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trials_of_other_budgets_share_no_screening():
+def test_trials_of_other_budgets_share_a_screening():
     keys = [
         screening_key(load_settings("digits", changed), SPACE)
         for changed in (
@@ -125,5 +126,18 @@ def test_trials_of_other_budgets_share_no_screening():
             {"search.budget.gflops": 0.08},
         )
     ]
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 3
+    assert len(set(keys)) == 1
+
+
+def test_each_trial_is_handed_what_its_own_budget_allows(screened, tmp_path, tiny_data):
+    """The scores are shared, the sub search spaces are not."""
+    shared, costs, model = screened
+    limits = [costs.largest, (costs.least + costs.uniform) / 2]
+    kept = []
+    for limit in limits:
+        run = RunDirectory(tmp_path / f"{limit}")
+        shutil.copytree(shared.screening, run.screening)
+        kept.append(hand_on(run, SPACE, load_settings("tiny", {"search.budget.gflops": limit}), 10))
+        assert Outlook.of(model, kept[-1]).costs["gflops"].least <= limit
+    assert kept[0] == {name: shared.kept_operators(name) for name in SPACE} != kept[1]
+    assert not shared.sub_spaces.exists()

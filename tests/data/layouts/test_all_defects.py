@@ -68,6 +68,14 @@ def spoil(root, kind, *, with_val=True):
     return told
 
 
+def write_folder(kind, with_val, root, made):
+    parts = {"train": shots(made, 20)}
+    if with_val:
+        parts["val"] = shots(made, 4, first=20)
+    WRITERS[kind](root, parts, CLASSES)
+    return parts
+
+
 def lines(out, kind="defect: "):
     return [line.removeprefix(kind) for line in out.splitlines() if line.startswith(kind)]
 
@@ -75,10 +83,7 @@ def lines(out, kind="defect: "):
 @pytest.mark.parametrize("with_val", [True, False])
 @pytest.mark.parametrize("kind", ["yolo", "voc"])
 def test_labels_and_images_in_one_go(kind, with_val, root, tmp_path, check):
-    parts = {"train": shots(tmp_path / "made", 20)}
-    if with_val:
-        parts["val"] = shots(tmp_path / "made", 4, first=20)
-    WRITERS[kind](root, parts, CLASSES)
+    parts = write_folder(kind, with_val, root, tmp_path / "made")
     told = sorted(spoil(root, kind, with_val=with_val))
     status, out, err = check()
     defects = sorted(lines(out))
@@ -132,10 +137,7 @@ def test_a_split_of_which_nothing_is_left(val, root, tmp_path, check):
 @pytest.mark.parametrize("with_val", [True, False])
 @pytest.mark.parametrize("kind", ["yolo", "voc"])
 def test_fix_leaves_the_images_out(kind, with_val, root, tmp_path, check):
-    parts = {"train": shots(tmp_path / "made", 20)}
-    if with_val:
-        parts["val"] = shots(tmp_path / "made", 4, first=20)
-    WRITERS[kind](root, parts, CLASSES)
+    parts = write_folder(kind, with_val, root, tmp_path / "made")
     told = spoil(root, kind, with_val=with_val)
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
     status, out, _ = check("--fix", tmp_path / "fixed")
