@@ -1,8 +1,7 @@
 """The largest batch of the paper's setting that one GPU holds, by the estimate that a search prints first.
 
-No GPU is needed and none is asked: the tensors of a step are counted without data, in the order in which a CPU
-computes them. Of the fused modes a GPU needs more than that: its programs work on whole maps, and recorded passes hold
-their memory between steps.
+No GPU is needed and none is asked: the tensors of a step are counted without data, those of the fused layers as the
+programs of a GPU make them.
 
     python benchmarks/largest_batch.py             # several minutes
     python benchmarks/largest_batch.py --json
@@ -83,7 +82,8 @@ def measure(
     figures = []
     for activations in ACTIVATION_MODES:
         set_activations(supernet, activations)
-        one, *estimates = (estimate(supernet, skeleton, settings, batch) for batch in (1, *BATCHES))
+        one = estimate(supernet, skeleton, settings, 1, upright=False)
+        estimates = [estimate(supernet, skeleton, settings, batch, upright=True) for batch in BATCHES]
         needs = [found.total / 1e9 for found in estimates]
         image = (needs[1] - needs[0]) / (BATCHES[1] - BATCHES[0])
         fixed = needs[0] - BATCHES[0] * image
@@ -94,11 +94,13 @@ def measure(
     return figures
 
 
-def estimate(supernet: HitDetectorSpace, skeleton: Skeleton, settings: Settings, batch: int) -> MemoryEstimate:
+def estimate(
+    supernet: HitDetectorSpace, skeleton: Skeleton, settings: Settings, batch: int, *, upright: bool
+) -> MemoryEstimate:
     """Estimate a step with so many images on a GPU."""
     data = settings.data.model_copy(update={"batch_size": batch})
     chosen = settings.model_copy(update={"data": data})
-    return estimate_step_memory(supernet, chosen, skeleton, torch.device("cuda"))
+    return estimate_step_memory(supernet, chosen, skeleton, torch.device("cuda"), upright=upright)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from hitdet_nni.kernels.gpu.launch import (
     accumulation_type,
     alignment,
     choose_block,
+    start,
     triton_type,
 )
 from hitdet_nni.kernels.gpu.moments import Moments
@@ -136,7 +137,8 @@ def _stride_one(
     means = y if columns is None else columns
     buffers = (means, y, y) if found is None else (found.means, found.deviations, found.counts)
     unit = alignment(channels)
-    programs.convolve[(triton.cdiv(channels, grid.block.channels) * grid.parts,)](
+    start(
+        programs.convolve, (triton.cdiv(channels, grid.block.channels) * grid.parts,),
         x, weight, x if source is None else source, y, *buffers,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
         geometry.dilation, grid.tiles, grid.parts,
@@ -193,7 +195,8 @@ def grad_x(
     gradient = grad.new_empty(geometry.positions, channels)
     columns = torch.empty(grid.parts, channels, dtype=kind, device=grad.device) if sums else None
     unit = alignment(channels)
-    programs.strided_grad_x[(triton.cdiv(channels, grid.block.channels) * grid.parts,)](
+    start(
+        programs.strided_grad_x, (triton.cdiv(channels, grid.block.channels) * grid.parts,),
         grad, weight, grad if source is None else source, gradient, gradient if columns is None else columns,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
         geometry.dilation, grid.tiles, grid.parts,
@@ -222,7 +225,8 @@ def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> 
     kind = accumulation_type(grad.dtype)
     partial = torch.empty(grid.parts, kernel_size**2, channels, dtype=kind, device=grad.device)
     unit = alignment(channels)
-    programs.grad_weights[(triton.cdiv(channels, grid.block.channels) * kernel_size * grid.parts,)](
+    start(
+        programs.grad_weights, (triton.cdiv(channels, grid.block.channels) * kernel_size * grid.parts,),
         grad, x, partial,
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
         geometry.dilation, grid.tiles, grid.parts,

@@ -80,6 +80,19 @@ def choose_block(family: Family, kernel_size: int, dilation: int, item_bytes: in
     return tuned().get(key, DEFAULTS[family])
 
 
+def start(program: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: Any) -> None:
+    """Start a program on as many places as a grid has; not on tensors without data, of which sizes are all there is.
+
+    Args:
+        program: What ``triton.jit`` made.
+        grid: Places, one to three numbers.
+        arguments: Its arguments, the first of them a tensor.
+        constants: Those that it is compiled for, and Triton's own options.
+    """
+    if not arguments[0].is_meta:
+        program[grid](*arguments, **constants)
+
+
 @lru_cache(maxsize=1)
 def triton_is_there() -> bool:
     """Whether Triton can be imported; torch for Linux brings it along."""

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hitdet_nni.kernels.gpu.launch import accumulation_type, alignment, choose_block, triton_type
+from hitdet_nni.kernels.gpu.launch import accumulation_type, alignment, choose_block, start, triton_type
 from hitdet_nni.kernels.gpu.programs import mixture as programs
 
 
@@ -27,7 +27,8 @@ def add_weighted_(total: Tensor, matrices: Tensor, slopes: Tensor) -> None:
     number, positions, channels = matrices.shape
     block = choose_block("mixture", 1, 1, matrices.element_size(), False)
     unit = alignment(channels)
-    programs.add_weighted[(triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),)](
+    start(
+        programs.add_weighted, (triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),),
         total, matrices, slopes, positions, channels // unit, number,
         UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(total.dtype),
         num_warps=block.warps,
@@ -70,7 +71,8 @@ def last_gradient(
     grid = (triton.cdiv(channels, block.channels) * tiles,)
     constants = {"UNIT": unit, "PIXELS": block.pixels, "CHANNELS": block.channels}
     parts = torch.empty(tiles, number + 1, channels, dtype=kind, device=matrices.device)
-    programs.sums[grid](
+    start(
+        programs.sums, grid,
         grad, matrices, mean, inverse, parts, positions, channels // unit, number,
         **constants, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
@@ -84,7 +86,8 @@ def last_gradient(
     through = -slopes * use_batch_stats
     coefficients = torch.stack([slopes, through * inverse * means[:number], through * means[number], mean])
     out = torch.empty_like(matrices)
-    programs.gradient[grid](
+    start(
+        programs.gradient, grid,
         grad, matrices, coefficients, out, positions, channels // unit, number,
         **constants, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip

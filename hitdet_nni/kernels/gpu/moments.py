@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hitdet_nni.kernels.gpu.launch import COLUMN_BLOCKS, accumulation_type, alignment, choose_block, triton_type
+from hitdet_nni.kernels.gpu.launch import COLUMN_BLOCKS, accumulation_type, alignment, choose_block, start, triton_type
 from hitdet_nni.kernels.gpu.programs import moments as programs
 
 PARTS = 32
@@ -55,7 +55,8 @@ class Moments:
         both = torch.empty(2, number, parts, channels, dtype=kind, device=x.device)
         found = cls(both[0], both[1], torch.empty(parts, dtype=kind, device=x.device), positions)
         unit = alignment(channels)
-        programs.columns[(triton.cdiv(channels, block.channels), parts, number)](
+        start(
+            programs.columns, (triton.cdiv(channels, block.channels), parts, number),
             x, found.means, found.deviations, found.counts, positions, channels // unit, tiles,
             UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind), num_warps=block.warps,
         )  # fmt: skip
@@ -69,7 +70,8 @@ class Moments:
         """
         *number, parts, channels = self.means.shape
         joined = self.means.new_empty(3, *number, channels)
-        programs.join[(triton.cdiv(channels, JOINED_CHANNELS), number[0] if number else 1)](
+        start(
+            programs.join, (triton.cdiv(channels, JOINED_CHANNELS), number[0] if number else 1),
             self.means, self.deviations, self.counts, joined, parts, channels, self.positions,
             1.0 / self.positions, eps,
             PARTS=PARTS, CHANNELS=JOINED_CHANNELS, SUM=triton_type(self.means.dtype), num_warps=4,

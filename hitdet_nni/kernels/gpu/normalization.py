@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hitdet_nni.kernels.gpu.launch import COLUMN_BLOCKS, accumulation_type, alignment, choose_block, triton_type
+from hitdet_nni.kernels.gpu.launch import COLUMN_BLOCKS, accumulation_type, alignment, choose_block, start, triton_type
 from hitdet_nni.kernels.gpu.programs import normalization as programs
 
 
@@ -26,7 +26,8 @@ def normalize_relu(y: Tensor, mean: Tensor, inverse: Tensor, scale: Tensor, shif
     block = choose_block("columns", 1, 1, y.element_size(), False)
     unit = alignment(channels)
     out = torch.empty_like(y)
-    programs.normalize_relu[(triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),)](
+    start(
+        programs.normalize_relu, (triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),),
         y, mean, inverse, scale, shift, out, positions, channels // unit,
         UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(accumulation_type(y.dtype)),
         num_warps=block.warps,
@@ -70,7 +71,8 @@ def normalize_relu_gradient_(
     number = min(tiles, COLUMN_BLOCKS)
     parts = torch.empty(2, number, channels, dtype=kind, device=y.device)
     across = triton.cdiv(channels, block.channels)
-    programs.sums[(across, number)](
+    start(
+        programs.sums, (across, number),
         grad, y, mean, inverse, scale, shift, parts, positions, channels // unit, tiles,
         UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
@@ -78,7 +80,8 @@ def normalize_relu_gradient_(
     through, inverse_positions = sums, 1.0 / positions
     if use_batch_stats and joint_means is not None:
         (through,), inverse_positions = joint_means(sums), 1.0
-    programs.gradient[(across * tiles,)](
+    start(
+        programs.gradient, (across * tiles,),
         grad, y, mean, inverse, scale, shift, slope, through, positions, inverse_positions, channels // unit,
         UNIT=unit, BY_BATCH=use_batch_stats, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind),
         num_warps=block.warps,

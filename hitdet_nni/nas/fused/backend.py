@@ -14,8 +14,16 @@ from hitdet_nni.nas.fused.depthwise_group import GroupPass
 
 
 def uses_triton(x: Tensor) -> bool:
-    """Whether the kernels of :mod:`hitdet_nni.kernels` compute a layer with this input, ``[N, C, H, W]``."""
-    return x.is_cuda and triton_is_there()
+    """Whether the programs of :mod:`hitdet_nni.kernels.gpu` compute a layer with this input, ``[N, C, H, W]``.
+
+    Tensors without data (of the device ``meta``) stand for those of a GPU.
+    """
+    return (x.is_cuda or x.is_meta) and triton_is_there()
+
+
+def computed_on_cpu(x: Tensor) -> bool:
+    """Whether the CPU's own algorithms compute a layer with this input, ``[N, C, H, W]``."""
+    return x.device.type == "cpu" and not uses_triton(x)
 
 
 def passes(x: Tensor) -> tuple[type[GroupPass], type[DensePass]]:

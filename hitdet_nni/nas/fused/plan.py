@@ -202,6 +202,8 @@ class Plan:
         dense: The dense candidates.
         use_batch_stats: For each convolution, whether its output is normalised by the batch's statistics.
         last: The last convolution of each candidate, by the candidate's index.
+        stride: Of all candidates.
+        has_residual: Whether a candidate adds the input.
         residual: Which candidates add the input, ``[n]``, true or false.
         last_use_batch_stats: One where a candidate's last normalisation takes the batch's statistics, else zero, ``[n,
             1]``.
@@ -212,8 +214,15 @@ class Plan:
     dense: tuple[DenseCandidate, ...]
     use_batch_stats: Mapping[ConvNorm, bool]
     last: tuple[ConvNorm, ...]
+    stride: int
+    has_residual: bool
     residual: Tensor
     last_use_batch_stats: Tensor
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.last[0].channels
 
 
 def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
@@ -225,6 +234,13 @@ def units(candidates: Sequence[Candidate]) -> list[ConvNorm]:
         else:
             found += [candidate.expand, candidate.depthwise, candidate.project]
     return [unit for unit in found if unit is not None]
+
+
+def stride_of(candidates: Sequence[Candidate]) -> int:
+    """Return the stride of candidates, which is the same for all."""
+    first = candidates[0]
+    stride: int = (first.unit if isinstance(first, DenseCandidate) else first.depthwise).conv.stride[0]
+    return stride
 
 
 def normalization_modes(candidates: Sequence[Candidate], shape: MapShape, stride: int) -> tuple[bool, ...]:
@@ -280,7 +296,17 @@ def make_plan(
     last = tuple(one.last for one in candidates)
     residual = torch.tensor([one.residual for one in candidates], device=device)
     last_use_batch_stats = torch.tensor([[use_batch_stats[unit]] for unit in last], dtype=torch.float32, device=device)
-    return Plan(tuple(expansions), tuple(groups), dense, use_batch_stats, last, residual, last_use_batch_stats)
+    return Plan(
+        expansions=tuple(expansions),
+        groups=tuple(groups),
+        dense=dense,
+        use_batch_stats=use_batch_stats,
+        last=last,
+        stride=stride_of(candidates),
+        has_residual=any(one.residual for one in candidates),
+        residual=residual,
+        last_use_batch_stats=last_use_batch_stats,
+    )
 
 
 def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:

@@ -1,24 +1,24 @@
 """Passes of a mixed layer recorded as CUDA graphs: what hundreds of small operations cost to start is paid once.
 
 A recording belongs to one mixture and one size of input. Its first steps run as they are; then each pass is recorded,
-and later ones only copy what comes in, replay, and copy what goes out. All that outlives a pass (input, what the
-backward pass needs, results) has a fixed place outside the memory that graphs share for what they make on the way, so
-recordings may be replayed in any order. Values are those of the passes themselves.
+and later ones only copy what comes in, replay, and copy what goes out. What the backward pass needs of the forward pass
+has a place of its own; all else lies where other recordings have theirs too (:mod:`hitdet_nni.nas.fused.graph_memory`),
+which may be replayed in any order. Values are those of the passes themselves.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hitdet_nni.nas.fused.graph_memory import Recorder, Replay, capture, shared_places
 
 logger = logging.getLogger(__name__)
 
@@ -29,61 +29,6 @@ AGREEMENT = 1e-3
 """Largest difference of a replay from the pass, as a share of the largest entry."""
 
 Outputs = list[Tensor | None]
-Replay = Callable[[], None]
-
-
-class Memory:
-    """The memory that the graphs of a device share for what they make on the way.
-
-    It goes with the last of them; the next graph begins with a new one.
-    """
-
-    _pools: dict[torch.device, tuple[Any, weakref.WeakSet[torch.cuda.CUDAGraph]]] = {}  # noqa: RUF012 - one a process
-
-    @classmethod
-    def pool(cls, device: torch.device) -> tuple[Any, weakref.WeakSet[torch.cuda.CUDAGraph]]:
-        """Return the pool of a device, and the graphs that use it."""
-        known = cls._pools.get(device)
-        if known is None or not known[1]:
-            known = cls._pools[device] = torch.cuda.graph_pool_handle(), weakref.WeakSet()
-        return known
-
-
-def capture(function: Callable[[], None], device: torch.device) -> Replay:
-    """Record what a function starts on a GPU, without running it.
-
-    Args:
-        function: Reads and writes tensors that stay where they are.
-        device: The GPU.
-
-    Raises:
-        RuntimeError: If it does what cannot be recorded.
-    """
-    graph = torch.cuda.CUDAGraph()
-    pool, users = Memory.pool(device)
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with _no_collection(), torch.cuda.stream(stream):
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            function()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    users.add(graph)
-    return graph.replay
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from ending other graphs meanwhile, which a recording does not survive."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class Token:
@@ -105,29 +50,28 @@ class Pass:
     replay: Replay
 
     @classmethod
-    def record(cls, run: Callable[[], Outputs], inputs: Sequence[Tensor], like: Outputs, recorder: Recorder) -> Pass:
+    def record(
+        cls, run: Callable[[], Outputs], inputs: Sequence[Tensor], places: Sequence[Tensor | None], recorder: Recorder
+    ) -> Pass:
         """Record a pass.
 
         Args:
-            run: Computes the outputs from the tensors of ``inputs``, which stay where they are.
+            run: Computes the outputs from the tensors of ``inputs``, which stay where they are, and may put some in
+                their places itself.
             inputs: Its inputs.
-            like: Tensors of the outputs' shapes and types.
-            recorder: :func:`capture`, or a stand-in.
+            places: Tensors of the outputs' shapes and types, ``None`` for an output that is not wanted.
+            recorder: :func:`~hitdet_nni.nas.fused.graph_memory.capture`, or a stand-in.
         """
-        places = [None if tensor is None else torch.empty_like(tensor) for tensor in like]
 
         def write() -> None:
             pairs = [
                 (place, tensor)
                 for place, tensor in zip(places, run(), strict=True)
-                if place is not None and tensor is not None
+                if place is not None and tensor is not None and tensor is not place
             ]
             _copy_all(*zip(*pairs, strict=True))
 
-        return cls(list(inputs), places, recorder(write, inputs[0].device))
-
-
-Recorder = Callable[[Callable[[], None], torch.device], Replay]
+        return cls(list(inputs), list(places), recorder(write, inputs[0].device))
 
 
 @dataclass
@@ -136,7 +80,7 @@ class Recording:
 
     Attributes:
         places: Addresses of the parameters and buffers that the passes use.
-        recorder: :func:`capture`, or a stand-in.
+        recorder: :func:`~hitdet_nni.nas.fused.graph_memory.capture`, or a stand-in.
         calls: Forward passes so far.
         forward_pass: The forward pass, once recorded.
         backward_passes: Backward passes, by which gradients are wanted.
@@ -168,8 +112,8 @@ class Recording:
             inputs: In the order in which they were recorded.
 
         Returns:
-            The first output where the next replay will overwrite it, and what must be kept as long as the backward
-            pass may come.
+            The first output where the next replay of any recording will overwrite it, and what must be kept as long as
+            the backward pass may come.
 
         Raises:
             ValueError: If it is not :meth:`ready`.
@@ -177,27 +121,42 @@ class Recording:
         if self.forward_pass is None or (first := self.forward_pass.outputs[0]) is None:
             raise ValueError("the forward pass has not been recorded")
         _replay(self.forward_pass, inputs)
+        return first, self._begin()
+
+    def _begin(self) -> Token:
+        """Note that the forward pass has been replayed and its backward pass is to come."""
         self.generation += 1
         token = Token()
         self._token = weakref.ref(token)
-        return first, token
+        return token
 
     def record_forward(
         self, run: Callable[..., Outputs], inputs: Sequence[Tensor], found: Outputs, state: Sequence[Tensor]
-    ) -> None:
+    ) -> Token | None:
         """Record the forward pass, if it has run often enough.
 
         Args:
-            run: Computes the outputs from inputs.
+            run: Computes the outputs from inputs and a list of their places, and may put some there itself.
             inputs: Those of the pass that has just run, of any shapes.
             found: Its outputs.
             state: What a pass changes besides.
+
+        Returns:
+            Where it has been recorded, what must be kept as long as the backward pass may come: what that needs has its
+            place now, and ``found`` can go.
         """
         self.calls += 1
         if self.failed or self.forward_pass is not None or self.calls < EAGER_CALLS:
-            return
-        places = [tensor.detach().clone() for tensor in inputs]
-        self.forward_pass = self._try(lambda: run(*places), places, found, state)
+            return None
+
+        def record() -> Pass:
+            given = [tensor.detach().clone() for tensor in inputs]
+            first, *kept = (tensor for tensor in found if tensor is not None)
+            places = [*shared_places([first]), *(torch.empty_like(tensor) for tensor in kept)]
+            return Pass.record(lambda: run(*given, places), given, places, self.recorder)
+
+        self.forward_pass = self._try(record, found, state)
+        return None if self.forward_pass is None else self._begin()
 
     def backward(
         self, run: Callable[[Tensor], Outputs], grad: Tensor, wanted: tuple[bool, ...], generation: int
@@ -222,22 +181,29 @@ class Recording:
         known = self.backward_passes.get(wanted)
         if known is not None:
             _replay(known, [grad])
-            return _copies(known.outputs)
+            of_input, *others = known.outputs
+            return [None if of_input is None else of_input.clone(), *_copies(others)]  # it goes before the others do
         found = run(grad)
-        if not self.failed:
-            place = grad.detach().clone()
-            made = self._try(lambda: run(place), [place], found, ())
-            if made is not None:
-                self.backward_passes[wanted] = made
+        if self.failed:
+            return found
+
+        def record() -> Pass:
+            place, *others = shared_places([grad, *(tensor for tensor in found if tensor is not None)])
+            place.copy_(grad)
+            rest = iter(others)
+            places = [None if tensor is None else next(rest) for tensor in found]
+            return Pass.record(lambda: run(place), [place], places, self.recorder)
+
+        made = self._try(record, found, ())
+        if made is not None:
+            self.backward_passes[wanted] = made
         return found
 
-    def _try(
-        self, run: Callable[[], Outputs], inputs: Sequence[Tensor], found: Outputs, state: Sequence[Tensor]
-    ) -> Pass | None:
+    def _try(self, record: Callable[[], Pass], found: Outputs, state: Sequence[Tensor]) -> Pass | None:
         """Record a pass and replay it once; it is used only if that gives what the pass itself has given."""
         before = [tensor.clone() for tensor in state]
         try:
-            made = Pass.record(run, inputs, found, self.recorder)
+            made = record()
             made.replay()
         except RuntimeError as error:
             self._give_up(str(error).splitlines()[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,15 +35,27 @@ NOTHING = SavePolicy(hidden=False, projections=False)
 """Where no gradient will be asked for."""
 
 
+LARGE = 2**20
+"""Bytes from which on a tensor is copied to its place as soon as it is put on a tape, and need not be held twice."""
+
+
 @dataclass
 class Tape:
-    """Tensors that the forward pass leaves for the backward pass, by name."""
+    """Tensors that the forward pass leaves for the backward pass, by name.
+
+    Attributes:
+        tensors: What has been put on it.
+        places: Where some of it is to lie, shaped as what will be put there. Small tensors are left where they are:
+            whoever gave the places copies them together.
+    """
 
     tensors: dict[Hashable, Tensor] = field(default_factory=dict)
+    places: Mapping[Hashable, Tensor] = field(default_factory=dict)
 
     def put(self, tensor: Tensor, *name: Hashable) -> None:
-        """Keep a tensor of any shape."""
-        self.tensors[name] = tensor
+        """Keep a tensor of any shape, which is not changed any more."""
+        place = self.places.get(name)
+        self.tensors[name] = tensor if place is None or tensor.nbytes < LARGE else place.copy_(tensor)
 
     def get(self, *name: Hashable) -> Tensor | None:
         """Return a kept tensor, in the shape that it was kept in, or ``None``."""

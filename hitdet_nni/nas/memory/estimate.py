@@ -53,6 +53,8 @@ class MemoryEstimate:
         optimisers: SGD's momentum and Adam's two moments.
         gradients: Gradients of parameters at the peak.
         activations: All other tensors of the step at the peak: what is kept for backward, and what passes.
+        recorded: What the passes of fused layers hold that are recorded on a GPU: what they keep for backward, and what
+            they make on the way.
         allocator: What kernels, libraries and the C library's heap hold beside tensors. Its constants are fitted to
             measurements and are the uncertain part of the estimate.
         present: Part of the sum that is held already.
@@ -63,13 +65,15 @@ class MemoryEstimate:
     optimisers: int
     gradients: int
     activations: int
+    recorded: int
     allocator: int
     present: int
 
     @property
     def total(self) -> int:
         """Bytes of all parts."""
-        return self.process + self.weights + self.optimisers + self.gradients + self.activations + self.allocator
+        tensors = self.weights + self.optimisers + self.gradients + self.activations + self.recorded
+        return self.process + tensors + self.allocator
 
     @property
     def to_come(self) -> int:
@@ -78,25 +82,29 @@ class MemoryEstimate:
 
     def sentence(self) -> str:
         """Return one line in GB of 10^9 bytes, e.g. for the log."""
-        names = ("weights", "gradients", "optimisers", "activations", "allocator", "process")
-        parts = ", ".join(f"{name} {getattr(self, name) / 1e9:.2f}" for name in names if getattr(self, name) >= 5e6)
+        names = ("weights", "gradients", "optimisers", "activations", "recorded", "allocator", "process")
+        words = {"recorded": "recorded passes"}
+        sizes = ((words.get(name, name), getattr(self, name)) for name in names)
+        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes if size >= 5e6)
         return f"memory of a step: about {self.total / 1e9:.2f} GB ({parts})"
 
 
-def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, device: torch.device) -> MemoryEstimate:
+def estimate_step_memory(
+    space: Any, settings: Settings, skeleton: Skeleton, device: torch.device, *, upright: bool = True
+) -> MemoryEstimate:
     """Estimate the peak of a search step, of the phase that needs more.
 
-    The tensors are counted by :class:`~hitdet_nni.nas.memory.step_simulation.StepSimulation`, as they are computed
-    where the parameters are now: before a search on a GPU that is the CPU. Of the fused modes a GPU needs more, whose
-    programs work on whole maps and whose recorded passes hold their memory between steps. Nothing of ``space`` changes.
+    The tensors are counted by :class:`~hitdet_nni.nas.memory.step_simulation.StepSimulation`. Nothing of ``space``
+    changes.
 
     Args:
         space: The mutated model space, its activation mode and batch normalisation chosen, not yet trained.
         settings: Gives batch size, precision and optimisers.
         skeleton: The supernet's skeleton.
         device: Where the search computes.
+        upright: Whether images occur in both orientations, of which batches are padded to squares and passes recorded.
     """
-    step, alphas = _larger_phase(space, settings, skeleton)
+    step, alphas = _larger_phase(space, settings, skeleton, device, upright)
     weights = sum(tensor.nbytes for tensor in chain(space.parameters(), space.buffers()))
     of_alphas = sum(alpha.nbytes for alpha in alphas)
     trained = sum(parameter.nbytes for parameter in space.parameters() if parameter.requires_grad) - of_alphas
@@ -113,12 +121,15 @@ def estimate_step_memory(space: Any, settings: Settings, skeleton: Skeleton, dev
         optimisers=momentum + 2 * of_alphas,
         gradients=gradients,
         activations=peak - gradients,
+        recorded=step.recorded,
         allocator=_allocator(step.turnover) if on_cpu else GPU_LIBRARIES,
         present=process + weights if there else process,
     )
 
 
-def _larger_phase(space: Any, settings: Settings, skeleton: Skeleton) -> tuple[SimulatedStep, list[nn.Parameter]]:
+def _larger_phase(
+    space: Any, settings: Settings, skeleton: Skeleton, device: torch.device, upright: bool
+) -> tuple[SimulatedStep, list[nn.Parameter]]:
     """Return what the phase that needs more takes, and the architecture parameters.
 
     Supernets of one form need the same: seeds of a study, and the supernets that share a screening, are counted once.
@@ -132,12 +143,15 @@ def _larger_phase(space: Any, settings: Settings, skeleton: Skeleton) -> tuple[S
         skeleton.model_dump_json(),
         settings.data.batch_size,
         settings.precision,
+        device.type,
+        upright,
     )
     key = hashlib.sha256(repr(form).encode()).hexdigest()
     if key not in _LARGER_PHASES:
-        simulation = StepSimulation(space.detector, skeleton, settings.data.batch_size, DTYPES[settings.precision])
+        dtype = DTYPES[settings.precision]
+        simulation = StepSimulation(space.detector, skeleton, settings.data.batch_size, dtype, device, upright=upright)
         phases = [simulation.run(alphas=True), simulation.run(alphas=False)]
-        _LARGER_PHASES[key] = max(phases, key=lambda phase: phase.peak)
+        _LARGER_PHASES[key] = max(phases, key=lambda phase: phase.total)
     return _LARGER_PHASES[key], alphas
 
 

@@ -1,13 +1,14 @@
 """A search step on tensors without data: how many bytes it holds, known before any image is read.
 
 The detector runs forward and backward in torch's ``FakeTensorMode``: every operator states shape, type and device of
-its result and computes nothing. Mixed layers, which hold nearly all operators, only replay their footprints.
+its result and computes nothing. Mixed layers, which hold nearly all operators, only replay their footprints, and so do
+layers fixed at one operator where a GPU's programs compute them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,11 @@ from hitdet_nni.nas.memory.footprint import (
     compose,
     measure,
 )
+from hitdet_nni.nas.memory.gpu_passes import FusedLayer, GpuLayers, layers_of_programs
 from hitdet_nni.nas.memory.live_bytes import LiveBytes
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
+
+CPU = torch.device("cpu")
 
 BOXES = 8
 """Boxes of an image that its anchors are compared with; COCO has 7.3 on average."""
@@ -49,6 +53,7 @@ class SimulatedStep:
         gradients: Those of parameters within ``peak``.
         all_gradients: Those of parameters at the end.
         turnover: Most that one candidate of a mixed layer takes and returns, where they are computed one by one.
+        recorded: What recorded passes hold on a GPU, between steps too; beside the others.
     """
 
     held: int
@@ -56,6 +61,12 @@ class SimulatedStep:
     gradients: int
     all_gradients: int
     turnover: int
+    recorded: int
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak, with what recorded passes hold."""
+        return self.peak + self.recorded
 
 
 class StepSimulation:
@@ -66,14 +77,27 @@ class StepSimulation:
         skeleton: Its skeleton.
         batch_size: Images a step.
         dtype: Type of the activations.
+        device: Where the fused layers are computed, if not on a CPU.
+        upright: Whether images occur in both orientations.
     """
 
-    def __init__(self, detector: nn.Module, skeleton: Skeleton, batch_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        detector: nn.Module,
+        skeleton: Skeleton,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device = CPU,
+        *,
+        upright: bool = True,
+    ) -> None:
         self.detector = detector
+        self.upright = upright
         self.skeleton = skeleton
         self.batch_size = batch_size
         self.dtype = dtype
         self.layers = [layer for layer in detector.modules() if isinstance(layer, ColumnSparseMixedLayer)]
+        self._gpu_layers = GpuLayers(layers_of_programs(detector, device), dtype)
         self._measured: dict[Any, MeasuredFootprint] = {}
         self._live = LiveBytes()
         self._gradients: dict[nn.Module, Tensor] = {}
@@ -84,7 +108,7 @@ class StepSimulation:
         with (
             _training_only(self.detector, self.layers, alphas),
             distributed.alone(),  # no batch normalisation speaks to other processes
-            replaced(self.detector, {layer: _ReplayedLayer(layer, self._replay) for layer in self.layers}),
+            replaced(self.detector, self._stand_ins()),
             FakeTensorMode() as mode,
         ):
             tensors: dict[str, Tensor] = {
@@ -97,15 +121,20 @@ class StepSimulation:
             result: SimulatedStep = functional_call(_Within(self.detector), tensors, (self._step,))
         return result
 
+    def _stand_ins(self) -> dict[nn.Module, nn.Module]:
+        stand_ins: dict[nn.Module, nn.Module] = {layer: _ReplayedLayer(layer, self._replay) for layer in self.layers}
+        return stand_ins | {layer: _ReplayedLayer(layer, self._replay_on_gpu) for layer in self._gpu_layers.recordable}
+
     def _outside_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters and buffers that belong to no mixed layer, by name."""
-        inside = {id(tensor) for layer in self.layers for tensor in (*layer.parameters(), *layer.buffers())}
+        """Yield the parameters and buffers that belong to no layer that is replayed, by name."""
+        replayed: Iterable[nn.Module] = (*self.layers, *self._gpu_layers.recordable)
+        inside = {id(tensor) for layer in replayed for tensor in (*layer.parameters(), *layer.buffers())}
         for name, tensor in (*self.detector.named_parameters(), *self.detector.named_buffers()):
             if id(tensor) not in inside:
                 yield name, tensor
 
     def _step(self) -> SimulatedStep:
-        height, width = image_size(self.skeleton, self.batch_size)
+        height, width = image_size(self.skeleton, self.batch_size, upright=self.upright)
         images = torch.empty(self.batch_size, 3, height, width)
         with self._live:
             with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
@@ -118,6 +147,9 @@ class StepSimulation:
             gradients=self._live.gradients_at_peak,
             all_gradients=self._live.gradients,
             turnover=self._turnover,
+            recorded=self._gpu_layers.recorded_bytes(
+                recorded_sizes(self.skeleton, self.batch_size, upright=self.upright)
+            ),
         )
 
     def _count_gradient(self, parameter: Tensor) -> None:
@@ -135,11 +167,28 @@ class StepSimulation:
         footprint = compose(footprints, x.nbytes if x.requires_grad else 0, sum_size)
         if layer.activations in ONE_BY_ONE:  # the others work through memory of a few MB again and again
             self._turnover = max(self._turnover, *(max(part.forward, part.backward) for part in footprints))
-        trained = (layer.alpha, *(p for module in layer.active_candidates() for p in module.parameters()))
-        gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
-        trigger = torch.empty(0, requires_grad=True)  # the layer has gradients even where its input has none
         empty = partial(x.new_empty, output, dtype=measured[0].dtype)
-        result: Tensor = _Replay.apply(x, trigger, empty, footprint, partial(self._keep, layer, x, gradients))
+        return self._hold(layer, x, empty, footprint, keeps_input=True)
+
+    def _replay_on_gpu(self, layer: FusedLayer, x: Tensor) -> Tensor:
+        with self._live.paused():
+            passes = self._gpu_layers.passes(layer, x)
+        empty = partial(x.new_empty, passes.output_shape, dtype=passes.output_type)
+        return self._hold(layer, x, empty, passes.footprint(), keeps_input=not passes.recorded)
+
+    def _hold(
+        self, layer: nn.Module, x: Tensor, empty: Callable[[], Tensor], footprint: Footprint, *, keeps_input: bool
+    ) -> Tensor:
+        """Return a layer's output, and hold what its footprint says until the backward pass is over."""
+        inside: Iterable[nn.Module] = layer.children()
+        alphas: tuple[nn.Parameter, ...] = ()
+        if isinstance(layer, ColumnSparseMixedLayer):
+            inside, alphas = layer.active_candidates(), (layer.alpha,)
+        trained = (*alphas, *(parameter for module in inside for parameter in module.parameters()))
+        gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
+        trigger = torch.empty(0, requires_grad=gradients > 0)  # a layer has gradients even where its input has none
+        keep = partial(self._keep, layer, x.new_empty(0), gradients)
+        result: Tensor = _Replay.apply(x, trigger, empty, footprint, keep, keeps_input)
         return result
 
     def _measure(self, layer: ColumnSparseMixedLayer, names: Sequence[str], x: Tensor) -> MeasuredFootprint:
@@ -150,9 +199,9 @@ class StepSimulation:
             self._measured[key] = measure(layer, names, x, self.dtype)
         return self._measured[key]
 
-    def _keep(self, layer: ColumnSparseMixedLayer, like: Tensor, size: int) -> None:
+    def _keep(self, layer: nn.Module, like: Tensor, size: int) -> None:
         """Hold a layer's gradients from its first backward pass on; those of further maps are added to them."""
-        if layer not in self._gradients:
+        if size and layer not in self._gradients:
             self._gradients[layer] = like.new_empty(size, dtype=torch.uint8)
             self._live.count_gradient(size)
 
@@ -169,11 +218,9 @@ class _Within(nn.Module):
 
 
 class _ReplayedLayer(nn.Module):
-    """Stands in the place of a mixed layer and replays its footprint."""
+    """Stands in the place of a layer and replays its footprint."""
 
-    def __init__(
-        self, layer: ColumnSparseMixedLayer, replay: Callable[[ColumnSparseMixedLayer, Tensor], Tensor]
-    ) -> None:
+    def __init__(self, layer: nn.Module, replay: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.layer = layer
         self.replay = replay
@@ -193,22 +240,23 @@ class _Replay(torch.autograd.Function):
         output: Callable[[], Tensor],
         footprint: Footprint,
         keep_gradients: Callable[[], None],
+        keeps_input: bool,
     ) -> Tensor:
         held = x.new_empty(footprint.held, dtype=torch.uint8)
-        ctx.save_for_backward(x, held)
+        ctx.save_for_backward(held, *([x] if keeps_input else []))
         ctx.footprint, ctx.keep_gradients = footprint, keep_gradients
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         result = output()
         x.new_empty(max(0, footprint.forward - footprint.held - result.nbytes), dtype=torch.uint8)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, _ = ctx.saved_tensors
-        of_input = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_input = gradient.new_empty(ctx.shape, dtype=ctx.dtype) if ctx.needs_input_grad[0] else None
         passing = ctx.footprint.backward - ctx.footprint.held - (0 if of_input is None else of_input.nbytes)
-        x.new_empty(max(0, passing), dtype=torch.uint8)
+        gradient.new_empty(max(0, passing), dtype=torch.uint8)
         ctx.keep_gradients()
-        return of_input, None, None, None, None
+        return of_input, None, None, None, None, None
 
 
 @contextmanager
@@ -225,13 +273,29 @@ def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], al
             parameter.requires_grad_()
 
 
-def image_size(skeleton: Skeleton, batch_size: int) -> tuple[int, int]:
+def image_size(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> tuple[int, int]:
     """Return the rows and columns of the largest batch, whose sides mmdet pads to multiples of 32.
 
     Upright images are resized to the upright input size, so a batch with both kinds is as high as it is wide.
+
+    Args:
+        skeleton: Gives the input size.
+        batch_size: Images of the batch.
+        upright: Whether images occur in both orientations.
     """
     height, width = (-(-side // 32) * 32 for side in skeleton.input_size)
-    return (height, width) if batch_size == 1 else (max(height, width), max(height, width))
+    return (max(height, width), max(height, width)) if upright and batch_size > 1 else (height, width)
+
+
+def recorded_sizes(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> float:
+    """Return how many sizes of batch a GPU's layers hold recorded, in multiples of :func:`image_size`.
+
+    It is the two that occur most: images that are all wide or all upright, and of larger batches those of both kinds.
+    """
+    height, width = skeleton.input_size
+    if height == width or not upright:
+        return 1.0
+    return 2.0 if batch_size == 1 else 1.0 + min(height, width) / max(height, width)
 
 
 def _two_stage_loss(detector: Any, skeleton: Skeleton, images: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from test_fused import FAMILIES, LAYERS, build, fused
 from torch import nn
 
 from hitdet_nni.nas.fused.function import FusedMixture
+from hitdet_nni.nas.fused.graph_memory import capture, shared_places
 from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recordings
 
 LAYER = LAYERS[0]
@@ -72,7 +75,7 @@ def test_replayed_steps_equal_the_others_bit_by_bit(record, activations):
     assert equal(train(activations), plainly)
     (recordings,) = made.values()
     (recording,) = recordings.by_size.values()
-    assert recording.generation == STEPS - 2
+    assert recording.generation == STEPS - 1
     assert len(recording.backward_passes) == 2
 
 
@@ -106,6 +109,116 @@ def test_a_replay_that_gives_something_else_is_not_used(record, caplog):
     with caplog.at_level(logging.WARNING):
         assert equal(train(), plainly)
     assert "differs from what was recorded" in caplog.text
+
+
+def train_chain(layers):
+    """Outputs and gradients of steps through layers of one form, one behind the other."""
+    torch.manual_seed(7)
+    chain = [build(FAMILIES, 6, 6, 1, torch.float64) for _ in range(layers)]
+    mixtures = [fused(modules) for modules in chain]
+    weights = torch.full((len(FAMILIES),), 0.25, dtype=torch.float64)
+    found = []
+    for _ in range(5):
+        given = torch.randn(2, 6, 5, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+        y = given
+        for mixture in mixtures:
+            y = mixture(y, weights)
+        y.square().sum().backward()
+        found += [y.detach(), given.grad, *(p.grad for modules in chain for p in modules.parameters())]
+        for modules in chain:
+            modules.zero_grad()
+    return found
+
+
+def bytes_of(tensors):
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def held_by(recordings):
+    for one in recordings:
+        for each in (one.forward_pass, *one.backward_passes.values()):
+            yield from each.inputs
+            yield from (tensor for tensor in each.outputs if tensor is not None)
+
+
+def test_layers_of_one_form_share_all_but_what_their_backward_passes_need(record):
+    plainly = train_chain(3)
+    made = record(again)
+    assert equal(train_chain(3), plainly)
+    recorded = [one for recordings in made.values() for one in recordings.by_size.values()]
+    assert len(recorded) == 3
+    own = [bytes_of([*one.forward_pass.inputs, *one.forward_pass.outputs[1:]]) for one in recorded]
+    shared = bytes_of(held_by(recorded[:1])) - own[0]
+    assert shared > 0
+    assert bytes_of(held_by(recorded)) == sum(own) + shared
+
+
+def test_the_pass_that_is_recorded_keeps_nothing_beside_the_recording(record):
+    record(again)
+    mixture = fused(build(FAMILIES, *LAYER[:3], torch.float64))
+    x = torch.randn(3, 6, 7, 7, dtype=torch.float64).to(memory_format=torch.channels_last)
+    weights = torch.full((len(FAMILIES),), 0.25, dtype=torch.float64)
+    saved = []
+    for _ in range(3):
+        y = mixture(x.clone().requires_grad_(), weights)
+        saved.append(len(y.grad_fn.saved_tensors))
+        y.sum().backward()
+    assert saved[0] > 0
+    assert saved[1:] == [0, 0]
+
+
+def test_places_are_shared_between_calls_and_differ_within_one():
+    tensors = [torch.empty(2, 3), torch.empty(2, 3), torch.empty(3, 2).t(), torch.empty(2, 3, dtype=torch.float64)]
+    first, second = shared_places(tensors), shared_places(tensors[:1])
+    assert second[0] is first[0]
+    assert len({place.data_ptr() for place in first}) == 4
+    assert [(p.shape, p.stride(), p.dtype) for p in first] == [(t.shape, t.stride(), t.dtype) for t in tensors]
+
+
+def test_graphs_of_a_device_have_one_stream_and_one_memory(monkeypatch):
+    """With streams of their own they would share nothing, whatever the memory's name: see ``GraphMemory``."""
+    used = []
+    current = SimpleNamespace(wait_stream=lambda stream: None)
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def wait_stream(self, stream):
+            pass
+
+    @contextlib.contextmanager
+    def stream(one):
+        used.append(one)
+        yield
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            used.append(pool)
+
+        def capture_end(self):
+            pass
+
+        def replay(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    device = torch.device("cuda:0")
+    replays = [capture(lambda: None, device) for _ in range(3)]
+    assert used == used[:2] * 3
+    replays[0]()
+    first = list(used)
+    del replays[:]
+    del used[:]
+    again_begun = capture(lambda: None, device)
+    assert used[0] is not first[0]
+    assert used[1] is not first[1]
+    again_begun()
 
 
 def layer_of(record):

@@ -24,7 +24,7 @@ from hitdet_nni.nas.memory import estimate as estimate_module
 from hitdet_nni.nas.memory.estimate import GPU_LIBRARIES, MemoryEstimate, estimate_step_memory, free_memory
 from hitdet_nni.nas.memory.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.nas.memory.live_bytes import LiveBytes
-from hitdet_nni.nas.memory.step_simulation import StepSimulation, image_size
+from hitdet_nni.nas.memory.step_simulation import StepSimulation, image_size, recorded_sizes
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 
@@ -215,9 +215,9 @@ def test_supernets_of_one_form_are_counted_once(tiny_settings, monkeypatch):
     counted = []
 
     class Counted(StepSimulation):
-        def __init__(self, *arguments):
+        def __init__(self, *arguments, **options):
             counted.append(arguments)
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     monkeypatch.setattr(estimate_module, "StepSimulation", Counted)
     monkeypatch.setattr(estimate_module, "_LARGER_PHASES", {})
@@ -255,6 +255,14 @@ def test_batches_of_both_orientations_are_square():
     skeleton = Skeleton(input_size=(800, 1200))
     assert image_size(skeleton, 1) == (800, 1216)
     assert image_size(skeleton, 2) == (1216, 1216)
+    assert image_size(skeleton, 2, upright=False) == (800, 1216)
+
+
+def test_both_orientations_are_recorded():
+    skeleton = Skeleton(input_size=(800, 1200))
+    assert recorded_sizes(skeleton, 1) == 2
+    assert recorded_sizes(skeleton, 2) == pytest.approx(1 + 800 / 1200)  # squares, and batches of one orientation
+    assert recorded_sizes(skeleton, 2, upright=False) == recorded_sizes(Skeleton(input_size=(96, 96)), 2) == 1
 
 
 def test_the_sentence_has_the_parts_and_their_sum():
@@ -264,6 +272,7 @@ def test_the_sentence_has_the_parts_and_their_sum():
         optimisers=400_000_000,
         gradients=0,
         activations=900_000_000,
+        recorded=0,
         allocator=20_000_000,
         present=700_000_000,
     )

@@ -1,0 +1,122 @@
+"""What recorded passes of a GPU have in common: the memory of what they make on the way, one stream, one recorder.
+
+Passes run one after the other, so what none of them leaves to another one can lie in the same place: tensors between
+two kernels of a graph, and what is copied into a pass just before it or out of it just after.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Replay = Callable[[], None]
+Recorder = Callable[[Callable[[], None], torch.device], Replay]
+
+
+class GraphMemory:
+    """The memory of a device that its graphs share for what they make on the way.
+
+    All are recorded on one stream: torch's allocator gives a freed piece to the stream alone that it belonged to, and
+    with a stream each, graphs would not share.
+
+    Attributes:
+        pool: The allocator's name of the memory.
+        stream: The stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.pool: Any = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def of(cls, device: torch.device) -> GraphMemory:
+        """Return the memory of a device; it goes with the last graph, and the next one begins with a new one."""
+        known = _MEMORIES.get(device)
+        if known is None:
+            known = _MEMORIES[device] = cls(device)
+        return known
+
+
+_MEMORIES: weakref.WeakValueDictionary[torch.device, GraphMemory] = weakref.WeakValueDictionary()
+
+
+def capture(function: Callable[[], None], device: torch.device) -> Replay:
+    """Record what a function starts on a GPU, without running it.
+
+    Args:
+        function: Reads and writes tensors that stay where they are.
+        device: The GPU.
+
+    Raises:
+        RuntimeError: If it does what cannot be recorded.
+    """
+    graph = torch.cuda.CUDAGraph()
+    memory = GraphMemory.of(device)
+    stream = memory.stream
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with _no_collection(), torch.cuda.stream(stream):
+        graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
+        try:
+            function()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+    def replay(_memory: GraphMemory = memory) -> None:
+        graph.replay()
+
+    return replay
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from ending other graphs meanwhile, which a recording does not survive."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+Place = tuple[torch.device, torch.dtype, torch.Size, tuple[int, ...], int]
+"""What a place is for: tensors of a device, type, shape and stride, and which of those within a call."""
+
+_PLACES: weakref.WeakValueDictionary[Place, Tensor] = weakref.WeakValueDictionary()
+"""The places that passes share; each lives as long as a pass that uses it."""
+
+
+def places_of(tensors: Sequence[Tensor]) -> list[Place]:
+    """Return what tells the place of each tensor, of any shape: another one within a call, the same in other calls."""
+    met: Counter[tuple[Any, ...]] = Counter()
+    found = []
+    for tensor in tensors:
+        form = (tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        found.append((*form, met[form]))
+        met[form] += 1
+    return found
+
+
+def shared_places(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the place of each tensor, which other passes use too.
+
+    It holds what is copied into a pass before it runs, or out of it before another one runs.
+
+    Args:
+        tensors: Their shapes, strides, types and devices are the places'.
+    """
+    places = []
+    for tensor, key in zip(tensors, places_of(tensors), strict=True):
+        place = _PLACES.get(key)
+        if place is None:
+            place = _PLACES[key] = torch.empty_like(tensor)
+        places.append(place)
+    return places

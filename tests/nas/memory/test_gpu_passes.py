@@ -1,0 +1,162 @@
+"""Memory of fused layers on a GPU, counted without one: against the same passes with data, and in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.engine import distributed
+from hitdet_nni.kernels.gpu import depthwise, launch, moments, normalization
+from hitdet_nni.kernels.gpu import mixture as mixture_programs
+from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.nas.fused import FusedMixture, backend, function
+from hitdet_nni.nas.memory import gpu_passes
+from hitdet_nni.nas.memory.estimate import estimate_step_memory
+from hitdet_nni.nas.memory.gpu_passes import GpuLayers, count_passes, layers_of_programs, mixture_of
+from hitdet_nni.nas.memory.live_bytes import LiveBytes
+from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, set_activations
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
+from hitdet_nni.operators.registry import OPERATORS, build_operator
+
+NAMES = ("ir_k3_d1_e3", "ir_k5_d2_e1", "sep_k3_d1", "conv_k3_d1")
+SHAPE = (2, 8, 12, 10)
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(params=[NAMES])
+def layer(monkeypatch, request):
+    """Stands for a mixed layer in ``fused``."""
+    torch.manual_seed(0)
+    modules = nn.ModuleDict({name: build_operator(name, 8, 8, 1) for name in request.param})
+    monkeypatch.setattr(gpu_passes, "mixture_of", lambda modules: FusedMixture(dict(modules.items()), "fused"))
+    return modules
+
+
+def spaces(tiny, mode="fused-low"):
+    space = HitDetectorSpace(tiny, {"backbone": NAMES[:2], "neck": ["sep_k3_d1"], "head": NAMES[2:]}, 10)
+    ColumnSparseDARTS().mutate_model(space)
+    set_activations(space, mode)
+    return space
+
+
+@pytest.mark.parametrize("layer", [NAMES[:3]], indirect=True)
+def test_passes_without_data_take_what_they_take_with_data(layer, monkeypatch):
+    layer.double()  # a CPU multiplies single precision by oneDNN, which needs room of its own
+    counted = count_passes(layer, SHAPE, torch.float64, torch.float64, recorded=False)
+    for module in (backend, function):
+        monkeypatch.setattr(module, "uses_triton", lambda x: True)
+
+    def uncounted(live):
+        """Leave out what Triton's interpreter makes."""
+
+        def start(program, grid, /, *arguments, **constants):
+            with live.paused():
+                launch.start(program, grid, *arguments, **constants)
+
+        for module in (depthwise, mixture_programs, moments, normalization):
+            monkeypatch.setattr(module, "start", start)
+        return live
+
+    mixture = FusedMixture(dict(layer.items()), "fused")
+    x = torch.randn(SHAPE, dtype=torch.float64).to(memory_format=torch.channels_last)
+    weights = torch.full((len(layer),), 1 / len(layer), dtype=torch.float64)
+    parameters = [p for unit in mixture.units for p in (unit.conv.weight, unit.norm.weight, unit.norm.bias)]
+    known = [x, weights, *parameters, *mixture.changed()]
+    with torch.no_grad():
+        passes = mixture.passes(x, torch.float64, mixture.policy)
+        with uncounted(LiveBytes(known)) as live:
+            output, tape = passes.forward(x, weights, parameters)
+            forward = live.peak
+        grad = torch.ones_like(output)
+        kept = list(tape.tensors.values())
+        with uncounted(LiveBytes([*known, output, grad, *kept])) as live:
+            gradients = passes.backward(tape, x, weights, parameters, (True, False, *(True for _ in parameters)), grad)
+    assert counted.output_shape == tuple(output.shape)
+    assert counted.kept == sum(tensor.nbytes for tensor in kept)
+    assert counted.of_parameters == sum(one.nbytes for one in gradients[2:])
+    assert counted.forward == pytest.approx(forward, rel=0.01)
+    assert counted.backward == pytest.approx(live.peak, rel=0.03)
+
+
+def test_counting_leaves_the_layer_as_it_was(layer):
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    count_passes(layer, SHAPE, torch.float32, torch.bfloat16, recorded=True)
+    after = layer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_maps_grow_with_the_input_and_halve_in_16_bits(layer):
+    small, large = (
+        count_passes(layer, (count, 8, 40, 40), torch.float32, torch.float32, recorded=True) for count in (2, 4)
+    )
+    assert large.kept == pytest.approx(2 * small.kept, rel=0.02)
+    assert large.output_bytes == 2 * small.output_bytes == 4 * 8 * 40 * 40 * 4
+    half = count_passes(layer, (4, 8, 40, 40), torch.bfloat16, torch.bfloat16, recorded=True)
+    assert half.kept == pytest.approx(large.kept / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("layer", [OPERATORS], indirect=True)
+def test_what_is_kept_is_not_held_twice_while_a_pass_is_recorded(layer):
+    shape = (8, 8, 80, 80)  # maps above LARGE
+    eager, recorded = (
+        count_passes(layer, shape, torch.float32, torch.float32, recorded=recorded) for recorded in (False, True)
+    )
+    assert recorded.kept == eager.kept
+    assert recorded.forward < eager.forward - 0.7 * eager.kept
+    assert recorded.footprint().held == 0
+    assert eager.footprint().held == eager.kept
+
+
+def test_layers_share_all_but_inputs_and_what_is_kept(layer):
+    x = torch.empty(SHAPE)
+    layers = [nn.ModuleDict(layer.items()) for _ in range(3)]
+    gpu = GpuLayers(layers, torch.float32)
+    one = gpu.passes(layers[0], x)
+    alone = gpu.recorded_bytes(1)
+    for other in layers[1:]:
+        assert gpu.passes(other, x) is one  # counted once
+    assert gpu.recorded_bytes(1) == alone + 2 * (one.inputs + one.kept)
+    assert gpu.recorded_bytes(2) == 2 * gpu.recorded_bytes(1) - max(one.forward, one.backward)
+
+
+def test_only_fused_layers_on_a_gpu_are_counted_so(tiny):
+    space = spaces(tiny)
+    fused = layers_of_programs(space.detector, GPU)
+    mixed = [part for part in fused if isinstance(part, ColumnSparseMixedLayer)]
+    assert {part.label.split("/")[0].split("_")[0] for part in mixed} == {"backbone", "head"}
+    assert len(fused) > len(mixed)  # the neck's are fixed at one operator
+    assert all(mixture_of(part).candidates for part in fused)
+    assert layers_of_programs(space.detector, torch.device("cpu")) == []
+    assert layers_of_programs(spaces(tiny, "all").detector, GPU) == []
+
+
+def test_estimate_for_a_gpu_has_recorded_passes(tiny_settings):
+    skeleton = tiny_settings.skeleton
+    found = {
+        mode: estimate_step_memory(spaces(skeleton, mode), tiny_settings, skeleton, GPU)
+        for mode in ("all", "fused", "fused-low", "fused-min")
+    }
+    assert found["all"].recorded == 0
+    assert found["fused"].recorded > found["fused-low"].recorded > found["fused-min"].recorded > 0
+    assert "recorded passes" in found["fused"].sentence()
+    assert estimate_step_memory(spaces(skeleton), tiny_settings, skeleton, torch.device("cpu")).recorded == 0
+
+
+def test_passes_that_exchange_sums_are_not_recorded(tiny_settings, monkeypatch):
+    space = spaces(tiny_settings.skeleton)
+    monkeypatch.setattr(FusedMixture, "recordable", False)
+    estimate = estimate_step_memory(space, tiny_settings, tiny_settings.skeleton, GPU, upright=False)
+    assert estimate.recorded == 0
+    assert distributed.world_size() == 1
+
+
+def test_upright_images_need_room_of_their_own():
+    settings = load_settings("tiny", {"skeleton.input_size": [64, 128]})
+    space = spaces(settings.skeleton)
+    one, both = (
+        estimate_step_memory(space, settings, settings.skeleton, GPU, upright=upright) for upright in (False, True)
+    )
+    assert both.recorded > 2 * one.recorded
