@@ -7,6 +7,7 @@ python benchmarks/peers.py --json > docs/benchmarks/peers.json
 python benchmarks/largest_batch.py --json > docs/benchmarks/largest_batch.json
 python benchmarks/start_up.py --json > docs/benchmarks/start_up.json
 python benchmarks/front_methods.py runs/mine --json > docs/benchmarks/front_methods.json
+python benchmarks/two_settings.py --first ... --second ... --json > docs/benchmarks/precision.json
 python benchmarks/document.py
 bash benchmarks/gpu.sh OUT && python benchmarks/document.py --gpu OUT/gpu.json
 """
@@ -70,12 +71,12 @@ LARGEST_BATCH = """\
 ## The largest batch on one GPU
 
 By the estimate that a search prints before its first step, not by running it: the tensors of a step counted without
-data, in the order in which a CPU computes them. One image is counted at the input size, over parameters and optimisers
-as what was run above; the images of a batch as squares, since a batch with upright images is padded to one. `all` keeps
-what NNI's layers keep, and with one image is 7 to 11 percent below what these took: 40.3 GB for the trinity, 21.7 for
-the backbone's screening, 98.3 for the joint one. For the fused modes the estimate is far too small on a GPU, where the
-programs work on whole maps and recorded passes hold their memory between steps: the trinity took 42.2 GB with one image
-in `fused`, 25.6 in `fused-low`. There the batches named for these modes are out of reach.
+data, those of the fused modes as a GPU's programs make them, with what recorded passes hold between steps. One image is
+counted at the input size, over parameters and optimisers as what was run above; the images of a batch as squares, since
+a batch with upright images is padded to one, and passes of two sizes as recorded. `all` keeps what NNI's layers keep,
+and with one image is 7 to 11 percent below what these took: 40.3 GB for the trinity, 21.7 for the backbone's screening,
+98.3 for the joint one. The fused modes have not been run since their passes share memory
+([fused.md](fused.md#on-a-gpu)). What they took before, as above, the same count gave to between 74 and 100 percent.
 """
 
 START_UP = """\
@@ -92,6 +93,16 @@ How good a [front](pareto.md) each way finds in one trained supernet with equall
 `hitdet-nni front` tries, NSGA-II (optuna's, 24 a generation) and drawing at random. All try architectures on the same
 images; what each has found is then evaluated on other images, and the hypervolume is of those losses: the share of the
 box of all costs (on a logarithmic axis) and all losses that the front beats. "Of ours" is the median over the seeds.
+"""
+
+PRECISION = """\
+## A search in another precision
+
+Does `precision: bf16` change what a search finds more than another seed does? The digits of
+[results.md](results.md#on-the-digits), screened, searched and retrained with several seeds in both
+precisions, on a CPU that multiplies in bf16. Compared are pairs of searches: "rho" is the rank correlation of the
+screenings' scores of all operators, "kept" how many of the kept operators both have, "same layers" the share of layers
+with one operator in both architectures. [What it says](results.md#in-bf16)
 """
 
 
@@ -211,6 +222,37 @@ def front_methods_table(report: Report) -> str:
     return f"{setting}\n\n{table(header, rows)}"
 
 
+def precision_table(report: Report) -> str:
+    """The tables of :mod:`two_settings`."""
+    rows = (
+        (
+            one["component"],
+            one["pairs"],
+            str(one["number"]),
+            f"{one['spearman']:+.2f}",
+            number(one["deviation"], 2),
+            f"{one['common']:.1f} of {one['kept']}",
+            number(one["chance"], 1),
+            number(one["layers"], 2),
+        )
+        for one in report["figures"]
+    )
+    retrained = (
+        (
+            one["name"],
+            number(one["mean"], 3),
+            number(one["deviation"], 3),
+            "" if one["difference"] is None else f"{one['difference']:+.3f}",
+            number(one["difference_deviation"], 3),
+        )
+        for one in report["retrained"]
+    )
+    changed = ", ".join(f"`{key}`: first {one}, second {other}" for key, (one, other) in report["settings"].items())
+    agreement = table(("part", "pairs", "number", "rho", "deviation", "kept", "by chance", "same layers"), rows)
+    header = ("retrained", "mAP", "deviation", "against the first", "deviation")
+    return f"{report['seeds']} seeds; {changed}.\n\n{agreement}\n\n{table(header, retrained)}"
+
+
 SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "supernet_step": (STEP, step_table),
     "supernet_step_gpu": (STEP_GPU, step_table),
@@ -219,6 +261,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "largest_batch": (LARGEST_BATCH, largest_batch_table),
     "start_up": (START_UP, start_up_table),
     "front_methods": (FRONT_METHODS, front_methods_table),
+    "precision": (PRECISION, precision_table),
 }
 """Text and table of each file of figures, by the file's stem."""
 
