@@ -166,12 +166,12 @@ class StepTimer:
                 return None
             self._small_enough.add(large[0])
         self._forget()
-        reserved, allocated = self._start_counting()
+        reserved = self._start_counting()
         try:
             for _ in range(WARM_UPS):
                 self._step()
             seconds = min(wall_clock(self._step, self.device) for _ in range(REPEATS))
-            cost = StepCost(seconds, round(self._scale * self._taken(reserved, allocated)))
+            cost = StepCost(seconds, round(self._scale * self._taken(reserved)))
         except torch.cuda.OutOfMemoryError:
             cost = None
         self._forget()
@@ -184,19 +184,17 @@ class StepTimer:
         self._move(self.device)
         return SURE * estimate.to_come > free
 
-    def _start_counting(self) -> tuple[int, int]:
-        if self.device.type != "cuda":
-            return 0, 0
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return torch.cuda.memory_reserved(self.device), torch.cuda.memory_allocated(self.device)
-
-    def _taken(self, reserved: int, allocated: int) -> int:
-        """Return the most bytes that steps have taken, and what recorded passes of upright images will hold beside."""
+    def _start_counting(self) -> int:
         if self.device.type != "cuda":
             return 0
-        height, width = self.skeleton.input_size
-        recorded = torch.cuda.memory_allocated(self.device) - allocated if height != width else 0
-        return torch.cuda.max_memory_reserved(self.device) - reserved + recorded
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_reserved(self.device)
+
+    def _taken(self, reserved: int) -> int:
+        """Return the most bytes that steps have taken; recorded passes of other sizes use the same memory."""
+        if self.device.type != "cuda":
+            return 0
+        return torch.cuda.max_memory_reserved(self.device) - reserved
 
     def _step(self) -> None:
         """Run both phases, with the same RoIs each time."""

@@ -13,6 +13,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.kernels.layout import MapShape
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.nas.fused.backend import computed_on_cpu, uses_triton
+from hitdet_nni.nas.fused.graph_memory import Token
 from hitdet_nni.nas.fused.joint import are_joint
 from hitdet_nni.nas.fused.mixture_passes import MixturePasses
 from hitdet_nni.nas.fused.plan import (
@@ -23,7 +24,7 @@ from hitdet_nni.nas.fused.plan import (
     units,
 )
 from hitdet_nni.nas.fused.reading import read_candidates
-from hitdet_nni.nas.fused.recording import Outputs, Recording, Recordings, Token
+from hitdet_nni.nas.fused.recording import Outputs, Recording, Recordings
 from hitdet_nni.nas.fused.save_policy import FUSED_MODES, NOTHING, FusedMode, SavePolicy, Tape
 
 PLANS = 64
@@ -155,7 +156,7 @@ class _WeightedSum(torch.autograd.Function):
                     else _record(recording, mixture, layer, x, weights, parameters, result, tape)
                 )
             if recording is not None and token is not None:
-                ctx.token, ctx.replayed, ctx.generation = token, recording, recording.generation
+                ctx.token, ctx.replayed, ctx.generation = token, recording, recording.memory.generation
                 ctx.parameters = parameters
             elif wanted:
                 ctx.names = list(tape.tensors)

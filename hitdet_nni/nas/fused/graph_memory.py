@@ -120,3 +120,70 @@ def shared_places(tensors: Sequence[Tensor]) -> list[Tensor]:
             place = _PLACES[key] = torch.empty_like(tensor)
         places.append(place)
     return places
+
+
+ALIGNMENT = 512
+"""Bytes at whose multiples tensors begin, as torch's allocator has it."""
+
+
+class Token:
+    """Lives as long as a forward pass whose backward pass may come."""
+
+
+class TapeMemory:
+    """The memory of a mixture for what a recorded forward pass leaves to its backward pass.
+
+    One forward pass at a time waits for its backward pass, so those of all sizes of input use the same memory. It is as
+    large as the largest of them needs; where a larger one comes, what was recorded before is forgotten.
+
+    Attributes:
+        generation: Number of the last forward pass that was replayed.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._buffer: Tensor | None = None
+        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._token: weakref.ref[Token] | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether no forward pass waits for its backward pass."""
+        return self._token is None or self._token() is None
+
+    def begin(self) -> Token:
+        """Note that a forward pass has been replayed and its backward pass is to come."""
+        self.generation += 1
+        token = Token()
+        self._token = weakref.ref(token)
+        return token
+
+    def end(self) -> None:
+        """Note that the backward pass has come."""
+        self._token = None
+
+    def places(self, tensors: Sequence[Tensor], user: Any) -> list[Tensor]:
+        """Return a place for each tensor of any shape; they begin where those of other calls do.
+
+        Args:
+            tensors: All of one device.
+            user: Has a method ``forget``, which is called before the memory moves.
+        """
+        starts, total = [], 0
+        for tensor in tensors:
+            starts.append(total)
+            total += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        device = tensors[0].device
+        if self._buffer is None or self._buffer.nbytes < total or self._buffer.device != device:
+            for other in list(self._users):
+                other.forget()
+            self._users.clear()
+            self._buffer = None  # before there is another one
+            self._buffer = torch.empty(total, dtype=torch.uint8, device=device)
+        self._users.add(user)
+        buffer = self._buffer
+        strides = [torch.empty_like(tensor, device="meta").stride() for tensor in tensors]  # without their gaps
+        return [
+            buffer[start : start + tensor.nbytes].view(tensor.dtype).as_strided(tensor.shape, stride)
+            for start, tensor, stride in zip(starts, tensors, strides, strict=True)
+        ]

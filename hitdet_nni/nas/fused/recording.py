@@ -2,15 +2,14 @@
 
 A recording belongs to one mixture and one size of input. Its first steps run as they are; then each pass is recorded,
 and later ones only copy what comes in, replay, and copy what goes out. What the backward pass needs of the forward pass
-has a place of its own; all else lies where other recordings have theirs too (:mod:`hitdet_nni.nas.fused.graph_memory`),
-which may be replayed in any order. Values are those of the passes themselves.
+lies in the mixture's own memory; all else where recordings of other mixtures have theirs too, which may be replayed in
+any order (:mod:`hitdet_nni.nas.fused.graph_memory`). Values are those of the passes themselves.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hitdet_nni.nas.fused.graph_memory import Recorder, Replay, capture, shared_places
+from hitdet_nni.nas.fused.graph_memory import Recorder, Replay, TapeMemory, Token, capture, shared_places
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +28,6 @@ AGREEMENT = 1e-3
 """Largest difference of a replay from the pass, as a share of the largest entry."""
 
 Outputs = list[Tensor | None]
-
-
-class Token:
-    """Lives as long as a forward pass whose backward pass may come."""
 
 
 @dataclass
@@ -74,36 +69,40 @@ class Pass:
         return cls(list(inputs), list(places), recorder(write, inputs[0].device))
 
 
-@dataclass
+@dataclass(eq=False)
 class Recording:
     """A mixture's passes at one size of input.
 
     Attributes:
         places: Addresses of the parameters and buffers that the passes use.
+        memory: The mixture's.
         recorder: :func:`~hitdet_nni.nas.fused.graph_memory.capture`, or a stand-in.
         calls: Forward passes so far.
         forward_pass: The forward pass, once recorded.
         backward_passes: Backward passes, by which gradients are wanted.
-        generation: Number of the last forward pass that was replayed.
         failed: Whether recording has failed; nothing is tried again then.
         names: Names of the outputs behind the first.
         last_call: When it was used last, by the calls of its mixture.
     """
 
     places: tuple[int, ...] = ()
+    memory: TapeMemory = field(default_factory=TapeMemory)
     recorder: Recorder = capture
     calls: int = 0
     forward_pass: Pass | None = None
     backward_passes: dict[tuple[bool, ...], Pass] = field(default_factory=dict)
-    generation: int = 0
     failed: bool = False
     names: list[Any] = field(default_factory=list)
     last_call: int = 0
-    _token: weakref.ref[Token] | None = None
 
     def ready(self) -> bool:
-        """Whether the forward pass can be replayed: it is recorded, and its last one's backward pass is over."""
-        return self.forward_pass is not None and (self._token is None or self._token() is None)
+        """Whether the forward pass can be replayed: it is recorded, and the mixture's last backward pass is over."""
+        return self.forward_pass is not None and self.memory.free
+
+    def forget(self) -> None:
+        """Give up what has been recorded; the next pass is recorded anew."""
+        self.forward_pass = None
+        self.backward_passes.clear()
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Token]:
         """Replay the forward pass.
@@ -121,14 +120,7 @@ class Recording:
         if self.forward_pass is None or (first := self.forward_pass.outputs[0]) is None:
             raise ValueError("the forward pass has not been recorded")
         _replay(self.forward_pass, inputs)
-        return first, self._begin()
-
-    def _begin(self) -> Token:
-        """Note that the forward pass has been replayed and its backward pass is to come."""
-        self.generation += 1
-        token = Token()
-        self._token = weakref.ref(token)
-        return token
+        return first, self.memory.begin()
 
     def record_forward(
         self, run: Callable[..., Outputs], inputs: Sequence[Tensor], found: Outputs, state: Sequence[Tensor]
@@ -146,17 +138,19 @@ class Recording:
             place now, and ``found`` can go.
         """
         self.calls += 1
-        if self.failed or self.forward_pass is not None or self.calls < EAGER_CALLS:
+        if self.failed or self.forward_pass is not None or self.calls < EAGER_CALLS or not self.memory.free:
             return None
 
         def record() -> Pass:
-            given = [tensor.detach().clone() for tensor in inputs]
             first, *kept = (tensor for tensor in found if tensor is not None)
-            places = [*shared_places([first]), *(torch.empty_like(tensor) for tensor in kept)]
+            own = self.memory.places([*inputs, *kept], self)
+            given, places = own[: len(inputs)], [*shared_places([first]), *own[len(inputs) :]]
+            for place, tensor in zip(given, inputs, strict=True):
+                place.copy_(tensor)
             return Pass.record(lambda: run(*given, places), given, places, self.recorder)
 
         self.forward_pass = self._try(record, found, state)
-        return None if self.forward_pass is None else self._begin()
+        return None if self.forward_pass is None else self.memory.begin()
 
     def backward(
         self, run: Callable[[Tensor], Outputs], grad: Tensor, wanted: tuple[bool, ...], generation: int
@@ -175,9 +169,9 @@ class Recording:
         Raises:
             RuntimeError: If another forward pass has been replayed since.
         """
-        if generation != self.generation:
+        if generation != self.memory.generation:
             raise RuntimeError("a mixed layer's backward pass came after its next forward pass")
-        self._token = None
+        self.memory.end()
         known = self.backward_passes.get(wanted)
         if known is not None:
             _replay(known, [grad])
@@ -268,8 +262,8 @@ def _copies(tensors: Outputs) -> Outputs:
     return [None if tensor is None else copied[id(tensor)] for tensor in tensors]
 
 
-RECORDED_SIZES = 2
-"""Sizes of input whose passes a mixture holds recorded, e.g. those of wide and of upright images."""
+RECORDED_SIZES = 4
+"""Sizes of input whose passes a mixture holds recorded, e.g. batches of wide, of upright and of both images."""
 
 KNOWN_SIZES = 16
 """Sizes that a mixture counts."""
@@ -286,11 +280,13 @@ class Recordings:
         recorder: Passed on.
         by_size: Recordings by what distinguishes their passes, the one used last behind the others.
         calls: Calls so far.
+        memory: What all of them leave to their backward passes.
     """
 
     recorder: Recorder = capture
     by_size: dict[Hashable, Recording] = field(default_factory=dict)
     calls: int = 0
+    memory: TapeMemory = field(default_factory=TapeMemory)
 
     def find(self, size: Hashable, places: tuple[int, ...]) -> Recording | None:
         """Return the recording for a size of input.
@@ -301,12 +297,12 @@ class Recordings:
                 recording starts anew.
 
         Returns:
-            ``None`` where other sizes have been recorded and are in use: a recording holds what it keeps for gradients.
+            ``None`` where as many others as there may be have been recorded and are in use.
         """
         self.calls += 1
         found = self.by_size.pop(size, None)
         if found is None or found.places != places:
-            found = Recording(places, self.recorder)
+            found = Recording(places, self.memory, self.recorder)
         self.by_size[size] = found
         found.last_call = self.calls
         if found.forward_pass is None and found.calls + 1 >= EAGER_CALLS and not self._make_room():

@@ -194,11 +194,12 @@ class GpuLayers:
         """Return what recorded passes hold between steps.
 
         Args:
-            sizes: Sizes of input that are recorded, in multiples of the one that was met.
+            sizes: Sizes of input that are recorded, in multiples of the largest, which was met. All leave what their
+                backward passes need in the same memory.
         """
         recorded = [passes for passes in self._met.values() if passes.recorded]
         own = sum(passes.inputs + passes.kept for passes in recorded)
         places = {place for passes in recorded for place in passes.places}
         shared = sum(math.prod(shape) * kind.itemsize for _, kind, shape, _, _ in places)
         on_the_way = max((max(passes.forward, passes.backward) for passes in recorded), default=0)
-        return round(sizes * (own + shared)) + on_the_way
+        return own + round(sizes * shared) + on_the_way

@@ -290,12 +290,12 @@ def image_size(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> 
 def recorded_sizes(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> float:
     """Return how many sizes of batch a GPU's layers hold recorded, in multiples of :func:`image_size`.
 
-    It is the two that occur most: images that are all wide or all upright, and of larger batches those of both kinds.
+    It is batches whose images are all wide or all upright, and of larger batches those of both kinds.
     """
     height, width = skeleton.input_size
     if height == width or not upright:
         return 1.0
-    return 2.0 if batch_size == 1 else 1.0 + min(height, width) / max(height, width)
+    return 2.0 if batch_size == 1 else 1.0 + 2 * min(height, width) / max(height, width)
 
 
 def _two_stage_loss(detector: Any, skeleton: Skeleton, images: Tensor) -> Tensor:

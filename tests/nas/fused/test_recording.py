@@ -12,8 +12,8 @@ from test_fused import FAMILIES, LAYERS, build, fused
 from torch import nn
 
 from hitdet_nni.nas.fused.function import FusedMixture
-from hitdet_nni.nas.fused.graph_memory import capture, shared_places
-from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recordings
+from hitdet_nni.nas.fused.graph_memory import TapeMemory, capture, shared_places
+from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recording, Recordings
 
 LAYER = LAYERS[0]
 STEPS = 10
@@ -75,7 +75,7 @@ def test_replayed_steps_equal_the_others_bit_by_bit(record, activations):
     assert equal(train(activations), plainly)
     (recordings,) = made.values()
     (recording,) = recordings.by_size.values()
-    assert recording.generation == STEPS - 1
+    assert recording.memory.generation == STEPS - 1
     assert len(recording.backward_passes) == 2
 
 
@@ -274,14 +274,106 @@ def recorded(recordings, size):
 
 def test_sizes_that_occur_most_are_recorded():
     recordings = Recordings(again)
-    for size in "aabbccc":
+    for size in "aabbccddeee":
         recorded(recordings, size)
-    assert [recordings.by_size[size].forward_pass is not None for size in "abc"] == [True, True, False]
+    assert [recordings.by_size[size].forward_pass is not None for size in "abcde"] == [True] * 4 + [False]
     for _ in range(FORGOTTEN):
         recorded(recordings, "b")
-    assert recorded(recordings, "c").forward_pass is not None
+    assert recorded(recordings, "e").forward_pass is not None
     assert "a" not in recordings.by_size
     assert sum(one.forward_pass is not None for one in recordings.by_size.values()) == RECORDED_SIZES
+
+
+SMALL, LARGE = (2, 6, 4, 5), (2, 6, 7, 7)
+
+
+def sizes(mixture, shapes, weights):
+    """Outputs and gradients of steps of several sizes."""
+    torch.manual_seed(3)
+    found = []
+    for shape in shapes:
+        given = torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+        y = mixture(given, weights)
+        y.square().sum().backward()
+        found += [y.detach(), given.grad]
+    return found
+
+
+@pytest.fixture
+def mixture_and_weights():
+    torch.manual_seed(1)
+    modules = build(FAMILIES, 6, 6, 1, torch.float64)
+    return fused(modules), torch.full((len(FAMILIES),), 0.25, dtype=torch.float64)
+
+
+def test_sizes_use_the_same_memory_one_after_the_other(record, mixture_and_weights):
+    mixture, weights = mixture_and_weights
+    shapes = [SMALL] * 3 + [LARGE] * 3 + [SMALL, LARGE] * 4
+    plainly = sizes(mixture, shapes, weights)
+    made = record(again)
+    assert equal(sizes(mixture, shapes, weights), plainly)
+    (recordings,) = made.values()
+    small, large = recordings.by_size.values()
+    if small.forward_pass.inputs[0].shape[2] > large.forward_pass.inputs[0].shape[2]:
+        small, large = large, small
+    first, second = (one.forward_pass.inputs[0] for one in (small, large))
+    assert first.data_ptr() == second.data_ptr()
+    assert second.shape == LARGE
+    kept = bytes_of([*small.forward_pass.outputs[1:], *large.forward_pass.outputs[1:], first, second])
+    assert kept == large.memory._buffer.nbytes  # of one size, not of both
+
+
+def test_a_larger_size_forgets_what_was_recorded(record, mixture_and_weights):
+    mixture, weights = mixture_and_weights
+    made = record(again)
+    sizes(mixture, [SMALL] * 2, weights)
+    (recordings,) = made.values()
+    (small,) = recordings.by_size.values()
+    assert small.forward_pass is not None
+    sizes(mixture, [LARGE] * 2, weights)
+    assert small.forward_pass is None
+    assert small.backward_passes == {}
+    sizes(mixture, [SMALL], weights)
+    assert small.forward_pass is not None  # at once
+
+
+def test_another_size_runs_as_it_is_while_one_waits(record, mixture_and_weights):
+    mixture, weights = mixture_and_weights
+    shapes = [SMALL, LARGE]
+    made = record(again)
+    sizes(mixture, [*shapes] * 4, weights)
+    (recordings,) = made.values()
+    before = recordings.memory.generation
+    torch.manual_seed(9)
+    inputs = [torch.randn(s, dtype=torch.float64).to(memory_format=torch.channels_last) for s in shapes]
+    together = [one.clone().requires_grad_() for one in inputs]
+    sum(mixture(one, weights).square().sum() for one in together).backward()
+    assert recordings.memory.generation == before + 1
+    for one, other in zip(inputs, together, strict=True):
+        alone = one.clone().requires_grad_()
+        mixture(alone, weights).square().sum().backward()
+        torch.testing.assert_close(other.grad, alone.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_going_back_after_another_size_is_refused(record, mixture_and_weights):
+    mixture, weights = mixture_and_weights
+    record(again)
+    sizes(mixture, [SMALL, LARGE] * 4, weights)
+    first = mixture(torch.randn(SMALL, dtype=torch.float64).requires_grad_(), weights)
+    first.sum().backward(retain_graph=True)
+    mixture(torch.randn(LARGE, dtype=torch.float64).requires_grad_(), weights)
+    with pytest.raises(RuntimeError, match="came after its next forward pass"):
+        first.sum().backward()
+
+
+def test_places_of_tensors_with_gaps_do_not_overlap():
+    memory = TapeMemory()
+    gaps = torch.arange(24.0).view(4, 6)[:, ::2]
+    places = memory.places([gaps, torch.ones(3), gaps.t()], Recording())
+    for place, tensor in zip(places, (gaps, torch.ones(3), gaps.t()), strict=True):
+        place.copy_(tensor)
+    assert equal(places, [gaps, torch.ones(3), gaps.t()])
+    assert all(place.data_ptr() % 8 == 0 for place in places)
 
 
 def test_moved_parameters_are_recorded_anew():

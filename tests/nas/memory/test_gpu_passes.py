@@ -119,7 +119,9 @@ def test_layers_share_all_but_inputs_and_what_is_kept(layer):
     for other in layers[1:]:
         assert gpu.passes(other, x) is one  # counted once
     assert gpu.recorded_bytes(1) == alone + 2 * (one.inputs + one.kept)
-    assert gpu.recorded_bytes(2) == 2 * gpu.recorded_bytes(1) - max(one.forward, one.backward)
+    on_the_way = max(one.forward, one.backward)
+    shared = alone - one.inputs - one.kept - on_the_way
+    assert gpu.recorded_bytes(2) == gpu.recorded_bytes(1) + shared
 
 
 def test_only_fused_layers_on_a_gpu_are_counted_so(tiny):
@@ -153,10 +155,10 @@ def test_passes_that_exchange_sums_are_not_recorded(tiny_settings, monkeypatch):
     assert distributed.world_size() == 1
 
 
-def test_upright_images_need_room_of_their_own():
+def test_batches_of_both_orientations_need_the_room_of_squares():
     settings = load_settings("tiny", {"skeleton.input_size": [64, 128]})
     space = spaces(settings.skeleton)
     one, both = (
         estimate_step_memory(space, settings, settings.skeleton, GPU, upright=upright) for upright in (False, True)
     )
-    assert both.recorded > 2 * one.recorded
+    assert 1.5 * one.recorded < both.recorded < 3 * one.recorded

@@ -261,7 +261,7 @@ def test_batches_of_both_orientations_are_square():
 def test_both_orientations_are_recorded():
     skeleton = Skeleton(input_size=(800, 1200))
     assert recorded_sizes(skeleton, 1) == 2
-    assert recorded_sizes(skeleton, 2) == pytest.approx(1 + 800 / 1200)  # squares, and batches of one orientation
+    assert recorded_sizes(skeleton, 2) == pytest.approx(1 + 2 * 800 / 1200)  # squares, and batches of one orientation
     assert recorded_sizes(skeleton, 2, upright=False) == recorded_sizes(Skeleton(input_size=(96, 96)), 2) == 1
 
 
