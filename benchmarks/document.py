@@ -74,9 +74,9 @@ By the estimate that a search prints before its first step, not by running it: t
 data, those of the fused modes as a GPU's programs make them, with what recorded passes hold between steps. One image is
 counted at the input size, over parameters and optimisers as what was run above; the images of a batch as squares, since
 a batch with upright images is padded to one. `all` keeps what NNI's layers keep, and with one image is 7 to 11 percent
-below what these took: 40.3 GB for the trinity, 21.7 for the backbone's screening, 98.3 for the joint one. The fused modes
-have not been run since their passes share memory ([fused.md](fused.md#on-a-gpu)). What they took before, as above, the
-same count gave to between 74 and 100 percent.
+below what these took: 40.3 GB for the trinity, 21.7 for the backbone's screening, 98.3 for the joint one. The fused
+modes have not been run since their passes share memory ([fused.md](fused.md#on-a-gpu)). What they took before the same
+count gave to between 74 and 100 percent.
 """
 
 START_UP = """\

@@ -586,3 +586,31 @@ def test_recorded_passes_equal_themselves(activations, monkeypatch):
     assert len(recordings[0].backward_passes) == 2
     plainly, _ = train(False)
     assert all(torch.equal(one, other) for one, other in zip(recorded, plainly, strict=True))
+
+
+@pytest.mark.gpu
+def test_recorded_layers_share_the_memory_of_what_they_make_on_the_way(figure):
+    """Further layers of one form take the room of what their backward passes need, and no more than that but gaps."""
+
+    def taken(layers):
+        chain = [build(OPERATORS, 48, 48, 1, torch.float32).cuda() for _ in range(layers)]
+        mixtures = [fused(modules, "fused-min") for modules in chain]
+        weights = torch.full((len(OPERATORS),), 1 / len(OPERATORS), device="cuda")
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        for _ in range(4):
+            y = torch.randn(2, 48, 100, 152, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+            for mixture in mixtures:
+                y = mixture(y, weights)
+            y.square().mean().backward()
+            for modules in chain:
+                modules.zero_grad()
+        del y
+        gc.collect()
+        torch.cuda.empty_cache()
+        own = [one.memory._buffer.nbytes for mixture in mixtures for one in mixture._recordings.by_size.values()]
+        return torch.cuda.memory_reserved() - before, sum(own)
+
+    (one, _), (several, own) = taken(1), taken(8)
+    figure(f"one layer {one / 1e6:.0f} MB, eight {several / 1e6:.0f} MB, of which {own / 1e6:.0f} MB their own")
+    assert several < 1.5 * one + own

@@ -338,8 +338,9 @@ def test_estimate_is_near_what_a_process_takes_in_bf16(mode, figure):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("mode", ["all", "checkpoint"])
+@pytest.mark.parametrize("mode", ["all", "checkpoint", "fused", "fused-low"])
 def test_estimate_is_near_what_a_gpu_takes(mode, precision, figure):
+    """In the fused modes the first steps, which are not recorded yet, may take more."""
     result = probe("trinity", mode, {**LARGER, "precision": precision}, device="cuda")
     figure(describe(result))
-    assert result["total"] == pytest.approx(result["measured"], rel=0.25)
+    assert result["total"] == pytest.approx(result["measured"], rel=0.5 if mode.startswith("fused") else 0.25)
