@@ -152,9 +152,9 @@ def test_normalization_and_its_gradient(use_batch_stats):
     given = [tensor.detach().to(DEVICE) for tensor in (y, running[0], inverse, scale, shift)]
     near(normalization.normalize_relu(*given), expected, torch.float64)
     found = grad.clone().to(DEVICE)
-    slope = (2 * scale * inverse).detach().to(DEVICE)
+    weighted_scale = (2 * scale).detach().to(DEVICE)
     grad_scale, grad_shift = normalization.normalize_relu_gradient_(
-        found, *given, slope, use_batch_stats=use_batch_stats
+        found, *given, weighted_scale, use_batch_stats=use_batch_stats
     )
     near(found, 2 * y.grad, torch.float64)
     near(grad_scale, scale.grad, torch.float64)
@@ -178,10 +178,11 @@ def test_weighted_sum_and_its_gradient():
     expected = sum(weight * candidate for weight, candidate in zip(weights, candidates, strict=True))
     grad = torch.randn_like(expected)
     expected.backward(grad)
-    slopes = weights[:, None] * scales.detach() * inverse
-    given = [tensor.detach().to(DEVICE) for tensor in (matrices, mean, inverse, slopes, use_batch_stats)]
+    weighted_scales = weights[:, None] * scales.detach()
+    slopes = weighted_scales * inverse
+    given = [tensor.detach().to(DEVICE) for tensor in (matrices, mean, inverse, weighted_scales, use_batch_stats)]
     total = torch.zeros(50, 20, dtype=torch.float64, device=DEVICE)
-    mixture.add_weighted_(total, given[0], given[3])
+    mixture.add_weighted_(total, given[0], slopes.to(DEVICE))
     near(total.cpu() - (slopes * mean).sum(0), expected.detach(), torch.float64)
     grad_matrices, grad_scales, grad_shift = mixture.last_gradient(grad.to(DEVICE), *given, of_matrices=True)
     near(grad_matrices, matrices.grad, torch.float64)

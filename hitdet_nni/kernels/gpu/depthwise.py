@@ -122,6 +122,7 @@ def _stride_one(
     geometry: Geometry,
     *,
     relu: bool,
+    turned: bool,
     sums: bool,
     moments: bool,
 ) -> tuple[Tensor, Tensor | None, Moments | None]:
@@ -143,8 +144,9 @@ def _stride_one(
         geometry.count, geometry.height, geometry.width, geometry.height_out, geometry.width_out, channels // unit,
         geometry.dilation, grid.tiles, grid.parts,
         UNIT=unit, K=geometry.kernel_size, STRIDE=geometry.stride, RELU=relu, MASK=source is not None,
-        SUMS=sums, MOMENTS=moments, COLUMNS=grid.columns, PIXELS=grid.block.pixels, ROWS=grid.block.rows,
-        FLAT=grid.flat, CHANNELS=grid.block.channels, SUM=triton_type(kind), num_warps=grid.block.warps,
+        TURNED=turned, SUMS=sums, MOMENTS=moments, COLUMNS=grid.columns, PIXELS=grid.block.pixels,
+        ROWS=grid.block.rows, FLAT=grid.flat, CHANNELS=grid.block.channels, SUM=triton_type(kind),
+        num_warps=grid.block.warps,
     )  # fmt: skip
     return y, columns, found
 
@@ -164,7 +166,9 @@ def forward(
     Returns:
         ``[P_out, C]`` of the type of ``x``, and the moments of its parts.
     """
-    y, _, found = _stride_one("forward", x, weight, None, geometry, relu=relu, sums=False, moments=moments)
+    y, _, found = _stride_one(
+        "forward", x, weight, None, geometry, relu=relu, turned=False, sums=False, moments=moments
+    )
     return y, found
 
 
@@ -185,7 +189,7 @@ def grad_x(
     """
     if geometry.stride == 1:
         gradient, columns, _ = _stride_one(
-            "grad_x", grad, weight.flip(0), source, geometry, relu=False, sums=sums, moments=False
+            "grad_x", grad, weight, source, geometry, relu=False, turned=True, sums=sums, moments=False
         )
         return gradient, None if columns is None else columns.sum(0)
     channels = grad.shape[1]

@@ -40,7 +40,7 @@ def last_gradient(
     matrices: Tensor,
     mean: Tensor,
     inverse: Tensor,
-    slopes: Tensor,
+    weighted_scales: Tensor,
     use_batch_stats: Tensor,
     *,
     of_matrices: bool,
@@ -53,7 +53,7 @@ def last_gradient(
         matrices: What was normalised, ``[n, P, C]``, contiguous.
         mean: Means that it was normalised by, ``[n, C]``, in the type of sums.
         inverse: ``1 / sqrt(variance + eps)``, ``[n, C]``.
-        slopes: Weight of the candidate times scale times ``inverse``, ``[n, C]``.
+        weighted_scales: Weight of the candidate times scale, ``[n, C]``.
         use_batch_stats: Whether mean and variance are those of the matrix, ``[n, 1]``: ones and zeros.
         of_matrices: Whether the gradient by the matrices is wanted.
         joint_means: Where other processes share mean and variance, means over all pixels from sums over those of this
@@ -80,15 +80,14 @@ def last_gradient(
     grad_scale, grad_shift = sums[:number], sums[number]
     if not of_matrices:
         return None, grad_scale, grad_shift
-    # grad_x = slope (grad - grad_shift / P - (x - mean) inverse grad_scale / P), the last two for statistics of the
-    # batch
-    means = sums / positions if joint_means is None else joint_means(sums)[0]
-    through = -slopes * use_batch_stats
-    coefficients = torch.stack([slopes, through * inverse * means[:number], through * means[number], mean])
+    # with slope = weighted_scale inverse, and the last two terms for statistics of the batch,
+    # grad_x = slope (grad - grad_shift / P - (x - mean) inverse grad_scale / P)
+    through, divisor = (sums, positions) if joint_means is None else (joint_means(sums)[0], 1)
     out = torch.empty_like(matrices)
     start(
         programs.gradient, grid,
-        grad, matrices, coefficients, out, positions, channels // unit, number,
+        grad, matrices, weighted_scales, mean, inverse, use_batch_stats, through, out,
+        positions, divisor, channels // unit, number,
         **constants, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
     return out, grad_scale, grad_shift

@@ -42,7 +42,7 @@ def normalize_relu_gradient_(
     inverse: Tensor,
     scale: Tensor,
     shift: Tensor,
-    slope: Tensor,
+    weighted_scale: Tensor,
     *,
     use_batch_stats: bool,
     joint_means: Callable[..., list[Tensor]] | None = None,
@@ -56,7 +56,7 @@ def normalize_relu_gradient_(
         inverse: As it was normalised.
         scale: As it was normalised.
         shift: As it was normalised.
-        slope: ``scale inverse``, or that times the weight of what is behind, which the gradient by ``y`` is to have.
+        weighted_scale: ``scale``, or that times the weight of what is behind, which the gradient by ``y`` is to have.
         use_batch_stats: Whether mean and variance are those of ``y``.
         joint_means: Where other processes share them, means over all pixels from sums over those of this one.
 
@@ -82,7 +82,7 @@ def normalize_relu_gradient_(
         (through,), inverse_positions = joint_means(sums), 1.0
     start(
         programs.gradient, (across * tiles,),
-        grad, y, mean, inverse, scale, shift, slope, through, positions, inverse_positions, channels // unit,
+        grad, y, mean, inverse, scale, shift, weighted_scale, through, positions, inverse_positions, channels // unit,
         UNIT=unit, BY_BATCH=use_batch_stats, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind),
         num_warps=block.warps,
     )  # fmt: skip

@@ -108,7 +108,7 @@ def prepare(case: Case, *, toy: bool, device: str) -> Callable[[], Any]:
             moments.Moments.of(x[None])
 
         return columns
-    matrices, flags = x.view(4, -1, channels), torch.ones(1, 1, device=device)  # [P, C] -> [4, P / 4, C]
+    matrices, flags = x.view(4, -1, channels), torch.ones(4, 1, device=device)  # [P, C] -> [4, P / 4, C]
     total = torch.zeros(matrices.shape[1:], device=device)
 
     def last() -> None:

@@ -87,10 +87,21 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, mean: Tensor, variance: Tensor, use_batch_stats: bool, eps: float, joint: Joint | None = None
+        cls,
+        mean: Tensor,
+        variance: Tensor,
+        use_batch_stats: bool,
+        eps: float,
+        joint: Joint | None = None,
+        inverse: Tensor | None = None,
     ) -> Statistics:
-        """Return the statistics of a mean and a biased variance, ``[C]`` each."""
-        return cls(mean, variance, (variance + eps).rsqrt(), use_batch_stats, eps, joint)
+        """Return the statistics of a mean and a biased variance, ``[C]`` each.
+
+        ``inverse`` is ``1 / sqrt(variance + eps)``, ``[C]``, where it is known.
+        """
+        if inverse is None:
+            inverse = (variance + eps).rsqrt()
+        return cls(mean, variance, inverse, use_batch_stats, eps, joint)
 
 
 @lru_cache
@@ -113,6 +124,26 @@ def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
         ones = torch.ones_like(zeros)
     mean, variance = torch.batch_norm_update_stats(_map_of(matrix), zeros, ones, 0.0)
     return mean, variance
+
+
+ColumnMoments = tuple[Tensor, Tensor, Tensor]
+"""Mean, biased variance and ``1 / sqrt(variance + eps)`` of the columns of a matrix, ``[C]`` each."""
+
+
+def column_moments(
+    matrix: Tensor, known: ColumnMoments | None, joint: Joint | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return mean, variance and, if it is known, inverse deviation of the columns of ``[P, C]``, ``[C]`` each.
+
+    Args:
+        matrix: The matrix.
+        known: Its moments, where they are known.
+        joint: The pixels of all processes, where the batch is theirs together.
+    """
+    mean, variance, inverse = (*batch_moments(matrix), None) if known is None else known
+    if joint is not None:
+        return (*joint.moments(mean, variance), None)
+    return mean, variance, inverse
 
 
 def normalize(matrix: Tensor, statistics: Statistics, scale: Tensor, shift: Tensor) -> Tensor:

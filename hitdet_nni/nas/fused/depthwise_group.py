@@ -16,9 +16,10 @@ from torch import Tensor
 from hitdet_nni.kernels import depthwise
 from hitdet_nni.kernels.products import add_product, by_columns, correlate, multiply
 from hitdet_nni.nas.fused.batch_norm import (
+    ColumnMoments,
     RunningUpdates,
     Statistics,
-    batch_moments,
+    column_moments,
     normalize,
     normalize_gradient,
     running_statistics,
@@ -175,14 +176,14 @@ class GroupPass:
             if raw is None:
                 raw = multiply(context.inputs, self._expansion(segments).t())
             raw_statistics = self._statistics("expand", chunk, raw, updates)
-            expanded = normalize(raw, raw_statistics, *self._affine("expand", segments)).relu_()
+            expanded = normalize(raw, raw_statistics, *self._expansion_affine(segments)).relu_()
         else:
             if raw is None:
                 raw = context.inputs
                 if group.expansion is not None:
                     raw = context.folded[group.expansion].activations(group.rows(chunk))
             expanded = raw
-        kernels, (scale, shift) = self._kernels(segments), self._affine("depthwise", segments)
+        kernels, (scale, shift) = self._kernels(segments), self._affine(chunk)
         convolved = context.shape_out.matrix(
             depthwise.convolve(context.shape.images(expanded), kernels, conv.stride[0], conv.dilation[0])
         )
@@ -200,11 +201,17 @@ class GroupPass:
         matrices = [one.flatten(1) for one in kernels]  # [hidden, C, 1, 1] -> [hidden, C]
         return joined([rows_of(one, segment.channels) for one, segment in zip(matrices, segments, strict=True)])
 
-    def _affine(self, part: BlockPart, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
-        """Return the scale and shift of a chunk's normalisation, ``[channels]`` each."""
-        scale = joined([rows_of(self.context.scale(s.candidate.unit(part)), s.channels) for s in segments])
-        shift = joined([rows_of(self.context.shift(s.candidate.unit(part)), s.channels) for s in segments])
-        return scale, shift
+    def _affine(self, chunk: int) -> tuple[Tensor, Tensor]:
+        """Return the scale and shift behind a chunk's depthwise convolution, ``[channels]`` each."""
+        scales, shifts = self.context.depthwise_affine
+        columns = self.group.columns(chunk)
+        return scales[columns], shifts[columns]
+
+    def _expansion_affine(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+        """Return the scale and shift behind the expansion of a chunk's segments, ``[channels]`` each."""
+        units = [(segment.candidate.unit("expand"), segment.channels) for segment in segments]
+        scale = joined([rows_of(self.context.scale(unit), channels) for unit, channels in units])
+        return scale, joined([rows_of(self.context.shift(unit), channels) for unit, channels in units])
 
     def _statistics(
         self,
@@ -212,11 +219,11 @@ class GroupPass:
         chunk: int,
         matrix: Tensor,
         updates: RunningUpdates | None,
-        moments: tuple[Tensor, Tensor] | None = None,
+        moments: ColumnMoments | None = None,
     ) -> Statistics:
         """Return what a chunk is normalised by behind its expansion or depthwise convolution.
 
-        ``moments`` are mean and variance of the columns of ``matrix`` where they are known.
+        ``moments`` are those of the columns of ``matrix`` where they are known.
         """
         group, tape, segments = self.group, self.context.tape, self.group.chunks[chunk]
         norms = [s.candidate.unit(part).norm for s in segments]
@@ -224,10 +231,9 @@ class GroupPass:
         joint = self.context.joint if part == "expand" else self.context.joint_out
         if updates is None:
             return saved_statistics(tape, use_batch_stats, norms[0].eps, part, self.number, chunk, joint=joint)
+        inverse = None
         if use_batch_stats:
-            mean, variance = batch_moments(matrix) if moments is None else moments
-            if joint is not None:
-                mean, variance = joint.moments(mean, variance)
+            mean, variance, inverse = column_moments(matrix, moments, joint)
             pixels = self.context.pixels if part == "expand" else self.context.pixels_out
             for norm, segment in zip(norms, segments, strict=True):
                 columns = segment.columns
@@ -236,7 +242,7 @@ class GroupPass:
             running = [(running_statistics(n), s.channels) for n, s in zip(norms, segments, strict=True)]
             mean = torch.cat([one[channels] for (one, _), channels in running])
             variance = torch.cat([one[channels] for (_, one), channels in running])
-        statistics = Statistics.of(mean, variance, use_batch_stats, norms[0].eps, joint)
+        statistics = Statistics.of(mean, variance, use_batch_stats, norms[0].eps, joint, inverse)
         put_statistics(tape, statistics, part, self.number, chunk)
         return statistics
 
@@ -283,8 +289,11 @@ class GroupPass:
             self._direct_backward(segments, hidden.raw, hidden.raw_statistics, grad_expanded, gradients)
             return
         rows = group.rows(chunk)
-        inner = inner_products(hidden.statistics, hidden.scale, grad_scale, grad_shift)
-        gradients.expansions[group.expansion].add(rows, grad_expanded, inner)
+        expansion = gradients.expansions[group.expansion]
+        inner = None
+        if expansion.needs_inner:
+            inner = inner_products(hidden.statistics, hidden.scale, grad_scale, grad_shift)
+        expansion.add(rows, grad_expanded, inner)
         if gradients.of_input:
             folded = context.folded[group.expansion].folded[rows]
             gradients.input = add_product(gradients.input, grad_expanded, folded)
@@ -300,7 +309,7 @@ class GroupPass:
         """Take the gradient by the normalised expansion to those by its parameters and the input."""
         if statistics is None:
             raise ValueError("the expansion before its normalisation has not been computed")
-        scale, _ = self._affine("expand", segments)
+        scale, _ = self._expansion_affine(segments)
         grad_raw, grad_scale, grad_shift = normalize_gradient(grad, raw, statistics, scale, of_input=True)
         if gradients.of_parameters:
             for s in segments:

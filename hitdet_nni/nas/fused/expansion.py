@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -180,25 +181,36 @@ class ExpansionGradient:
         self.expansion = expansion
         self.folded = folded
         self.of_parameters = of_parameters
-        self.grad_shift = torch.empty_like(folded.beta)
         self.grad_folded = torch.empty_like(folded.weight) if of_parameters else None
-        self.inner = torch.empty_like(folded.beta)
+        self._shifts: dict[int, Tensor] = {}
+        self._inner: dict[int, Tensor] = {}
         self.inputs = by_columns(folded.inputs) if of_parameters else None
 
-    def add(self, rows: slice, grad: Tensor, inner: Tensor, sums: Tensor | None = None) -> None:
+    @property
+    def needs_inner(self) -> bool:
+        """Whether sums of products with the hidden maps are needed: gradients by parameters say as much."""
+        return self.grad_folded is None
+
+    def add(self, rows: slice, grad: Tensor, inner: Tensor | None, sums: Tensor | None = None) -> None:
         """Note the gradient of some rows.
 
         Args:
             rows: Which hidden channels.
             grad: Gradient by their values before the ReLU, ``[P, rows]``.
             inner: Sum over pixels (of all processes that share statistics) of the hidden maps times the gradient by
-                them, ``[rows]``.
+                them, ``[rows]``; ``None`` unless :attr:`needs_inner`.
             sums: Sum over pixels of ``grad``, ``[rows]``, where it is known.
         """
-        self.grad_shift[rows] = column_sums(grad) if sums is None else sums
-        self.inner[rows] = inner
+        self._shifts[rows.start] = column_sums(grad) if sums is None else sums
+        if inner is not None:
+            self._inner[rows.start] = inner
         if self.grad_folded is not None and self.inputs is not None:
             correlate(self.grad_folded[rows].t(), self.inputs, grad)
+
+    @cached_property
+    def grad_shift(self) -> Tensor:
+        """Gradient by the shifts, ``[H]``, once all rows are noted."""
+        return torch.cat([self._shifts[start] for start in sorted(self._shifts)])
 
     def parameter_gradients(self, moments: Moments | None, gradients: list[Tensor | None]) -> None:
         """Write the gradients of kernels, scales and shifts to their slots, each of its parameter's shape."""
@@ -241,7 +253,8 @@ class ExpansionGradient:
             if joint is not None:
                 (grad_slope,) = sums(grad_slope)
         else:
-            grad_slope = self.inner - folded.beta * grad_shift
+            inner = torch.cat([self._inner[start] for start in sorted(self._inner)])
+            grad_slope = inner - folded.beta * grad_shift
         factor = folded.inverse_deviation.square() * grad_slope / pixels
         vector = (folded.slope * grad_shift) @ folded.weight / -pixels
         matrix = folded.weight.t() @ (folded.weight * -factor[:, None])

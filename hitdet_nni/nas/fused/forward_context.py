@@ -11,14 +11,15 @@ from torch import Tensor
 
 from hitdet_nni.kernels.layout import MapShape, in_type
 from hitdet_nni.nas.fused.batch_norm import (
+    ColumnMoments,
     RunningUpdates,
     Statistics,
-    batch_moments,
+    column_moments,
     running_statistics,
 )
 from hitdet_nni.nas.fused.expansion import ExpansionGradient, FoldedExpansion
 from hitdet_nni.nas.fused.joint import Joint
-from hitdet_nni.nas.fused.plan import ConvNorm, Plan
+from hitdet_nni.nas.fused.plan import Candidate, ConvNorm, Plan
 from hitdet_nni.nas.fused.save_policy import SavePolicy, Tape
 
 KEPT_STATISTICS = ("mean", "variance", "inverse_deviation")
@@ -86,7 +87,26 @@ class ForwardContext:
     @cached_property
     def weighted_scales(self) -> Sequence[Tensor]:
         """Scale of each candidate's last normalisation times the candidate's weight, ``[C_out]`` each."""
-        return (self.weights[:, None] * self.last_scales).unbind()
+        return self.weighted_scale_rows.unbind()
+
+    @cached_property
+    def depthwise_affine(self) -> tuple[Tensor, Tensor]:
+        """Scales and shifts behind the depthwise convolutions, ``[channels]`` each, in the order of the groups."""
+        units = [candidate.depthwise for group in self.plan.groups for candidate in group.candidates]
+        return torch.cat([self.scale(unit) for unit in units]), torch.cat([self.shift(unit) for unit in units])
+
+    def of_candidates(self, rows: Tensor, candidates: Sequence[Candidate]) -> Tensor:
+        """Return the rows of some candidates, of ``[n, ...]``."""
+        indices = [candidate.index for candidate in candidates]
+        first, last = indices[0], indices[-1]
+        if indices == list(range(first, last + 1)):
+            return rows[first : last + 1]
+        return torch.stack([rows[index] for index in indices])
+
+    @cached_property
+    def weighted_scale_rows(self) -> Tensor:
+        """Scales of the candidates' last normalisations times their weights, ``[n, C_out]``."""
+        return self.weights[:, None] * self.last_scales
 
     @cached_property
     def residual_weight(self) -> Tensor:
@@ -123,21 +143,19 @@ class ForwardContext:
             self.tape.put(matrix, "projection", index)
 
     def new_statistics(
-        self, unit: ConvNorm, matrix: Tensor, updates: RunningUpdates, moments: tuple[Tensor, Tensor] | None = None
+        self, unit: ConvNorm, matrix: Tensor, updates: RunningUpdates, moments: ColumnMoments | None = None
     ) -> Statistics:
         """Return the statistics that normalise the output of a convolution, ``[P, C]``; kept for the backward pass.
 
-        ``moments`` are mean and variance of the output's columns where they are known.
+        ``moments`` are those of the output's columns where they are known.
         """
-        use_batch_stats = self.plan.use_batch_stats[unit]
+        use_batch_stats, inverse = self.plan.use_batch_stats[unit], None
         if use_batch_stats:
-            mean, variance = batch_moments(matrix) if moments is None else moments
-            if self.joint_out is not None:
-                mean, variance = self.joint_out.moments(mean, variance)
+            mean, variance, inverse = column_moments(matrix, moments, self.joint_out)
             updates.add(unit.norm, slice(None), mean, variance, self.pixels_out)
         else:
             mean, variance = (one.clone() for one in running_statistics(unit.norm))
-        statistics = Statistics.of(mean, variance, use_batch_stats, unit.norm.eps, self.joint_out)
+        statistics = Statistics.of(mean, variance, use_batch_stats, unit.norm.eps, self.joint_out, inverse)
         put_statistics(self.tape, statistics, unit.slot)
         return statistics
 
@@ -205,6 +223,18 @@ class Gradients:
     parameters: list[Tensor | None]
     last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     expansions: list[ExpansionGradient] = field(default_factory=list)
+    _copies: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+
+    def put_later(self, place: Tensor, gradient: Tensor) -> None:
+        """Let a gradient of any shape be copied to its place when all are known: many at once cost one start."""
+        for known, new in zip(self._copies, (place, gradient), strict=True):
+            known.append(new)
+
+    def put_all(self) -> None:
+        """Copy what is to be copied."""
+        places, gradients = self._copies
+        if places:
+            torch._foreach_copy_(places, gradients)
 
     def finish_last(self, context: ForwardContext) -> Tensor:
         """Return the gradient by the candidates' weights, ``[n]``; the last normalisations' go to their slots."""

@@ -179,6 +179,7 @@ def _backward(
             group_pass(group, number, context).backward(gradients)
         for candidate in context.plan.dense:
             dense_pass(candidate, context).backward(gradients)
+    gradients.put_all()
     grad_weights = gradients.finish_last(context)
     if gradients.of_input or gradients.of_parameters:
         for expansion in gradients.expansions:

@@ -5,8 +5,8 @@ A plan follows from the candidates, the sizes of the maps and the modes of the b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -165,6 +165,7 @@ class Group:
         use_batch_stats: Whether the depthwise convolution is normalised by the batch's statistics.
         eps: Of that normalisation.
         chunks: The segments of each piece; the pieces' columns follow each other in the group's rows.
+        first_channel: First of the group's channels among those of all groups of a plan.
     """
 
     candidates: tuple[DepthwiseCandidate, ...]
@@ -174,6 +175,7 @@ class Group:
     use_batch_stats: bool
     eps: float
     chunks: tuple[tuple[Segment, ...], ...]
+    first_channel: int = 0
 
     @property
     def conv(self) -> nn.Conv2d:
@@ -182,7 +184,14 @@ class Group:
 
     def rows(self, chunk: int) -> slice:
         """Return the rows of a chunk in the stacked expansion."""
-        start = self.first_row + sum(width(segments) for segments in self.chunks[:chunk])
+        return self._slice(self.first_row, chunk)
+
+    def columns(self, chunk: int) -> slice:
+        """Return the channels of a chunk among those of all groups."""
+        return self._slice(self.first_channel, chunk)
+
+    def _slice(self, first: int, chunk: int) -> slice:
+        start = first + sum(width(segments) for segments in self.chunks[:chunk])
         return slice(start, start + width(self.chunks[chunk]))
 
 
@@ -298,7 +307,7 @@ def make_plan(
     last_use_batch_stats = torch.tensor([[use_batch_stats[unit]] for unit in last], dtype=torch.float32, device=device)
     return Plan(
         expansions=tuple(expansions),
-        groups=tuple(groups),
+        groups=tuple(_placed(groups)),
         dense=dense,
         use_batch_stats=use_batch_stats,
         last=last,
@@ -307,6 +316,14 @@ def make_plan(
         residual=residual,
         last_use_batch_stats=last_use_batch_stats,
     )
+
+
+def _placed(groups: Sequence[Group]) -> Iterator[Group]:
+    """Yield the groups with their places among the channels of all."""
+    start = 0
+    for group in groups:
+        yield replace(group, first_channel=start)
+        start += sum(candidate.depthwise.channels for candidate in group.candidates)
 
 
 def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:

@@ -17,7 +17,7 @@ from hitdet_nni.kernels.gpu.mixture import add_weighted_, last_gradient
 from hitdet_nni.kernels.gpu.moments import Moments
 from hitdet_nni.kernels.gpu.normalization import normalize_relu, normalize_relu_gradient_
 from hitdet_nni.kernels.products import add_product, correlate, multiply
-from hitdet_nni.nas.fused.batch_norm import RunningUpdates, Statistics, running_statistics
+from hitdet_nni.nas.fused.batch_norm import ColumnMoments, RunningUpdates, Statistics, running_statistics
 from hitdet_nni.nas.fused.dense_candidate import DensePass
 from hitdet_nni.nas.fused.depthwise_group import GroupPass, inner_products
 from hitdet_nni.nas.fused.forward_context import Gradients, Output, put_statistics, saved_statistics
@@ -62,7 +62,8 @@ class TritonGroupPass(GroupPass):
         context, candidates = self.context, self.group.candidates
         matrices, _ = self._matrices(updates)
         statistics = self._last_statistics(matrices, updates)
-        slopes = self._weighted_scales() * statistics.inverse_deviation
+        weighted_scales = context.of_candidates(context.weighted_scale_rows, candidates)
+        slopes = weighted_scales * statistics.inverse_deviation
         add_weighted_(output.total, matrices, slopes)
         for candidate, slope, mean in zip(candidates, slopes.unbind(), statistics.mean.unbind(), strict=True):
             output.last[candidate.index] = slope, mean
@@ -83,8 +84,8 @@ class TritonGroupPass(GroupPass):
             matrices,
             statistics.mean,
             statistics.inverse_deviation,
-            self._weighted_scales() * statistics.inverse_deviation,
-            torch.stack([context.plan.last_use_batch_stats[candidate.index] for candidate in group.candidates]),
+            context.of_candidates(context.weighted_scale_rows, group.candidates),
+            context.of_candidates(context.plan.last_use_batch_stats, group.candidates),
             of_matrices=further,
             joint_means=None if context.joint_out is None else context.joint_out.means,
         )
@@ -96,10 +97,6 @@ class TritonGroupPass(GroupPass):
         for chunk in range(len(group.chunks)):
             one, maps[chunk] = maps[chunk], None
             self._maps_backward(chunk, one or self._maps(chunk, None), grad_matrices, gradients)
-
-    def _weighted_scales(self) -> Tensor:
-        """Return the scales of the candidates' last normalisations times their weights, ``[n, C_out]``."""
-        return torch.stack([self.context.weighted_scales[candidate.index] for candidate in self.group.candidates])
 
     def _last_statistics(self, matrices: Tensor, updates: RunningUpdates) -> Statistics:
         """Return what the projections, ``[n, P_out, C_out]``, are normalised by; kept for the backward pass."""
@@ -169,7 +166,7 @@ class TritonGroupPass(GroupPass):
             eps = segments[0].candidate.unit("expand").norm.eps
             moments = None if updates is None else _moments(raw, eps)
             raw_statistics = self._statistics("expand", chunk, raw, updates, moments)
-            affine = self._affine("expand", segments)
+            affine = self._expansion_affine(segments)
             source = normalize_relu(raw, raw_statistics.mean, raw_statistics.inverse_deviation, *affine)
         elif group.expansion is None:
             raw = source = context.inputs
@@ -177,14 +174,14 @@ class TritonGroupPass(GroupPass):
             if raw is None:
                 raw = context.folded[group.expansion].before_relu(group.rows(chunk))
             source = raw
-        taps, (scale, shift) = depthwise.taps_outermost(self._kernels(segments)), self._affine("depthwise", segments)
+        taps, (scale, shift) = depthwise.taps_outermost(self._kernels(segments)), self._affine(chunk)
         convolved, parts = depthwise.forward(
             source, taps, self._geometry(), relu=self._has_relu, moments=updates is not None and group.use_batch_stats
         )
         joined = None
         if parts is not None:
-            mean, variance, _ = parts.join(group.eps).unbind()
-            joined = mean, variance
+            mean, variance, inverse = parts.join(group.eps).unbind()
+            joined = mean, variance, inverse
         statistics = self._statistics("depthwise", chunk, convolved, updates, joined)
         return _Maps(raw, raw_statistics, source, convolved, statistics, taps, scale, shift)
 
@@ -209,7 +206,7 @@ class TritonGroupPass(GroupPass):
             statistics.inverse_deviation,
             maps.scale,
             maps.shift,
-            maps.scale * statistics.inverse_deviation,
+            maps.scale,
             use_batch_stats=statistics.use_batch_stats,
             joint_means=None if statistics.joint is None else statistics.joint.means,
         )
@@ -219,7 +216,7 @@ class TritonGroupPass(GroupPass):
                 for offset, part in enumerate((grad_kernels, grad_scale, grad_shift)):
                     buffer = gradients.parameters[s.candidate.depthwise.slot + offset]
                     if buffer is not None:
-                        buffer[s.channels] = part[s.columns]
+                        gradients.put_later(buffer[s.channels], part[s.columns])
         if not self._has_relu and not gradients.of_input:
             return
         grad_source, sums = depthwise.grad_x(
@@ -232,17 +229,20 @@ class TritonGroupPass(GroupPass):
             self._direct_backward(segments, maps.raw, maps.raw_statistics, grad_source, gradients)
         else:
             rows = group.rows(chunk)
-            inner = inner_products(statistics, maps.scale, grad_scale, grad_shift)
-            gradients.expansions[group.expansion].add(rows, grad_source, inner, sums)
+            expansion = gradients.expansions[group.expansion]
+            inner = None
+            if expansion.needs_inner:
+                inner = inner_products(statistics, maps.scale, grad_scale, grad_shift)
+            expansion.add(rows, grad_source, inner, sums)
             if gradients.of_input:
                 folded = context.folded[group.expansion].folded[rows]
                 gradients.input = add_product(gradients.input, grad_source, folded)
 
 
-def _moments(matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the mean and biased variance of the columns of ``[P, C]``."""
-    mean, variance, _ = Moments.of(matrix[None]).join(eps)[:, 0].unbind()
-    return mean, variance
+def _moments(matrix: Tensor, eps: float) -> ColumnMoments:
+    """Return the moments of the columns of ``[P, C]``."""
+    mean, variance, inverse = Moments.of(matrix[None]).join(eps)[:, 0].unbind()
+    return mean, variance, inverse
 
 
 class TritonDensePass(DensePass):
@@ -275,7 +275,7 @@ class TritonDensePass(DensePass):
             statistics.inverse_deviation,
             context.scale(unit),
             context.shift(unit),
-            context.weighted_scales[index] * statistics.inverse_deviation,
+            context.weighted_scales[index],
             use_batch_stats=statistics.use_batch_stats,
             joint_means=None if statistics.joint is None else statistics.joint.means,
         )

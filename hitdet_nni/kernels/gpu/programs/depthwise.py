@@ -16,10 +16,13 @@ def convolve(
     x, weight, source, y, means, deviations, counts,
     count, height, width, height_out, width_out, channel_units, dilation, tiles, parts,
     UNIT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr, MASK: tl.constexpr,
-    SUMS: tl.constexpr, MOMENTS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr, ROWS: tl.constexpr,
-    FLAT: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+    TURNED: tl.constexpr, SUMS: tl.constexpr, MOMENTS: tl.constexpr, COLUMNS: tl.constexpr, PIXELS: tl.constexpr,
+    ROWS: tl.constexpr, FLAT: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Compute COLUMNS outputs at distances of the dilation for each of a program's pixels: they share inputs."""
+    """Compute COLUMNS outputs at distances of the dilation for each of a program's pixels: they share inputs.
+
+    With TURNED the kernels are turned by 180 degrees.
+    """
     channels = channel_units * UNIT
     part, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -43,9 +46,8 @@ def convolve(
             inside_row = exists & (line >= 0) & (line < height)
             taps = ()
             for across in tl.static_range(K):
-                taps = taps + (
-                    tl.load(weight + (down * K + across) * channels + channel, mask=known, other=0.0).to(SUM),
-                )
+                tap = K * K - 1 - (down * K + across) if TURNED else down * K + across
+                taps = taps + (tl.load(weight + tap * channels + channel, mask=known, other=0.0).to(SUM),)
             inputs_row = inputs + (down * dilation * width) * channels
             for step in tl.static_range(K + COLUMNS - 1):
                 position = first_column + step * dilation

@@ -54,12 +54,15 @@ def sums(
     tl.store(parts + (row + number) * channels + channel, tl.sum(given, 0), mask=known)
 
 
-@triton.jit(do_not_specialize=["positions", "channel_units", "number"])
+@triton.jit(do_not_specialize=["positions", "divisor", "channel_units", "number"])
 def gradient(
-    grad, matrices, coefficients, out, positions, channel_units, number,
+    grad, matrices, weighted_scales, mean, inverse, by_batch, through, out, positions, divisor, channel_units, number,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient by each candidate's map: multiples of that by the sum and of the centred map, a constant."""
+    """Compute the gradient by each candidate's map: multiples of that by the sum and of the centred map, a constant.
+
+    ``through``, over ``divisor``, holds the means of what :func:`sums` adds up.
+    """
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -68,12 +71,15 @@ def gradient(
     entry = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
     given = tl.load(grad + entry, mask=there, other=0.0).to(SUM)
     size = positions.to(tl.int64) * channels
+    all_of_them = divisor.to(SUM)
+    of_shift = tl.load(through + number * channels + channel, mask=known, other=0.0) / all_of_them
     for index in range(number):
-        row = coefficients + index * channels + channel
-        by_grad = tl.load(row, mask=known, other=0.0)
-        by_value = tl.load(row + number * channels, mask=known, other=0.0)
-        constant = tl.load(row + 2 * number * channels, mask=known, other=0.0)
-        middle = tl.load(row + 3 * number * channels, mask=known, other=0.0)
+        row = index * channels + channel
+        middle = tl.load(mean + row, mask=known, other=0.0)
+        narrow = tl.load(inverse + row, mask=known, other=0.0)
+        slope = tl.load(weighted_scales + row, mask=known, other=0.0) * narrow
+        of_scale = tl.load(through + row, mask=known, other=0.0) / all_of_them
+        back = -slope * tl.load(by_batch + index)
         value = tl.load(matrices + index * size + entry, mask=there, other=0.0).to(SUM) - middle[None, :]
-        result = given * by_grad[None, :] + value * by_value[None, :] + constant[None, :]
+        result = given * slope[None, :] + value * (back * narrow * of_scale)[None, :] + (back * of_shift)[None, :]
         tl.store(out + index * size + entry, result.to(out.dtype.element_ty), mask=there)

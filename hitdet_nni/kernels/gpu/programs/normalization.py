@@ -62,7 +62,7 @@ def sums(
 
 @triton.jit(do_not_specialize=["positions", "channel_units"])
 def gradient(
-    grad, y, mean, inverse, scale, shift, slope, sums, positions, inverse_positions, channel_units,
+    grad, y, mean, inverse, scale, shift, weighted, sums, positions, inverse_positions, channel_units,
     UNIT: tl.constexpr, BY_BATCH: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient by what was normalised, in place of that by the result."""
@@ -83,5 +83,6 @@ def gradient(
         grad_scale = tl.load(sums + channel, mask=known, other=0.0) * inverse_positions
         grad_shift = tl.load(sums + channels + channel, mask=known, other=0.0) * inverse_positions
         given = given - grad_shift[None, :] - normal * grad_scale[None, :]
-    given = given * tl.load(slope + channel, mask=known, other=0.0)[None, :]
+    slope = tl.load(weighted + channel, mask=known, other=0.0) * narrow
+    given = given * slope[None, :]
     tl.store(grad + entry, given.to(grad.dtype.element_ty), mask=there)

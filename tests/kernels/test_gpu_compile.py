@@ -1,0 +1,53 @@
+"""The programs of a GPU compile for it, without one, with the types and constants that a layer starts them with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hitdet_nni.operators.registry import OPERATORS
+
+HOPPER, AMPERE = 90, 80
+
+
+def compiled(folder, capability, kind, names):
+    """What compiling gives, a row a program."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_for_gpu.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(capability), kind, *names],
+        capture_output=True,
+        text=True,
+        env={**environment, "TRITON_CACHE_DIR": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(rows):
+    assert {row["program"] for row in rows} == {
+        *("convolve", "strided_grad_x", "grad_weights"),
+        *("join", "columns", "normalize_relu"),
+        *("add_weighted", "sums", "gradient"),
+    }
+    spilled = [row for row in rows if row["local"] > 0]
+    assert not spilled
+
+
+def test_programs_compile_for_a_hopper(tmp_path):
+    check(compiled(tmp_path, HOPPER, "bf16", ["ir_k3_d1_e3", "sep_k3_d2"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("capability", [HOPPER, AMPERE])
+def test_programs_of_all_operators_compile(tmp_path, capability, kind, figure):
+    rows = compiled(tmp_path, capability, kind, list(OPERATORS))
+    most = max(rows, key=lambda row: row["registers"])
+    figure(f"sm_{capability}, {kind}: {len(rows)} programs, {most['registers']} registers at most, {most['program']}")
+    check(rows)
