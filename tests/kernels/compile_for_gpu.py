@@ -62,7 +62,7 @@ def main():
             made = triton.compile(source, target=target, options=options)
             registers, local = resources(made.asm["cubin"])
             compiled[key] = {"program": program.__name__, "registers": registers, "local": local, **constants}
-            print(json.dumps(compiled[key], default=str), flush=True)
+            sys.stdout.write(json.dumps(compiled[key], default=str) + "\n")
 
     for module in (depthwise, mixture, moments, normalization):
         module.start = start

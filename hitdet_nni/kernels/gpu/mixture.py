@@ -1,7 +1,7 @@
 """The weighted sum of candidates behind their last normalisations, and its gradient, for several candidates at once.
 
-A candidate's projection ``m_i``, ``[P, C]``, enters the sum as ``slope_i m_i`` and a constant a channel; all that its
-gradient needs of a pixel is the gradient by the sum and ``m_i``.
+A candidate's projection ``m_i``, ``[P, C]``, enters the sum as ``slope_i (m_i - mean_i)`` and a constant a channel; all
+that its gradient needs of a pixel is the gradient by the sum and ``m_i``.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from hitdet_nni.kernels.gpu.launch import accumulation_type, alignment, choose_b
 from hitdet_nni.kernels.gpu.programs import mixture as programs
 
 
-def add_weighted_(total: Tensor, matrices: Tensor, slopes: Tensor) -> None:
-    """Add ``sum_i slopes_i matrices_i`` to ``total``.
+def add_weighted_(total: Tensor, matrices: Tensor, mean: Tensor, inverse: Tensor, weighted_scales: Tensor) -> None:
+    """Add ``sum_i weighted_scales_i inverse_i (matrices_i - mean_i)`` to ``total``.
 
     Args:
         total: ``[P, C]`` in the type of sums; changed.
         matrices: ``[n, P, C]``, contiguous.
-        slopes: ``[n, C]`` in the type of sums.
+        mean: Means that they are normalised by, ``[n, C]`` in the type of sums, as both that follow.
+        inverse: ``1 / sqrt(variance + eps)``, ``[n, C]``.
+        weighted_scales: Weight of the candidate times scale, ``[n, C]``.
     """
     number, positions, channels = matrices.shape
     block = choose_block("mixture", 1, 1, matrices.element_size(), False)
     unit = alignment(channels)
     start(
         programs.add_weighted, (triton.cdiv(channels, block.channels) * triton.cdiv(positions, block.pixels),),
-        total, matrices, slopes, positions, channels // unit, number,
+        total, matrices, mean, inverse, weighted_scales, positions, channels // unit, number,
         UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(total.dtype),
         num_warps=block.warps,
     )  # fmt: skip

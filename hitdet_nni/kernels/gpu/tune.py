@@ -112,7 +112,7 @@ def prepare(case: Case, *, toy: bool, device: str) -> Callable[[], Any]:
     total = torch.zeros(matrices.shape[1:], device=device)
 
     def last() -> None:
-        mixture.add_weighted_(total, matrices, rows)
+        mixture.add_weighted_(total, matrices, rows, rows, rows)
         mixture.last_gradient(grad[: len(total)], matrices, rows, rows, rows, flags, of_matrices=True)
 
     return last

@@ -183,20 +183,24 @@ class Output:
     Attributes:
         total: ``[P_out, C_out]``.
         last: What the last normalisations of the depthwise candidates multiplied by, and the means that they are to
-            take off, ``[C_out]`` each, by the candidates' indices.
+            take off, ``[C_out]`` each, by the candidates' indices; ``None`` where these have been taken off.
     """
 
     total: Tensor
-    last: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    last: dict[int, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     def add_constant(self, context: ForwardContext) -> None:
         """Add to every pixel what the last normalisations of the depthwise candidates add."""
         if not self.last:
             return
-        slopes, means = (torch.stack(part) for part in zip(*self.last.values(), strict=True))
         weights = torch.stack([context.weight_of[index] for index in self.last])
         shifts = torch.stack([context.shift(context.plan.last[index]) for index in self.last])
-        self.total += weights @ shifts - (slopes * means).sum(0)
+        constant = weights @ shifts
+        due = [pair for pair in self.last.values() if pair is not None]
+        if due:
+            slopes, means = (torch.stack(part) for part in zip(*due, strict=True))
+            constant = constant - (slopes * means).sum(0)
+        self.total += constant
 
 
 @dataclass

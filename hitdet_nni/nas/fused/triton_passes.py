@@ -63,10 +63,8 @@ class TritonGroupPass(GroupPass):
         matrices, _ = self._matrices(updates)
         statistics = self._last_statistics(matrices, updates)
         weighted_scales = context.of_candidates(context.weighted_scale_rows, candidates)
-        slopes = weighted_scales * statistics.inverse_deviation
-        add_weighted_(output.total, matrices, slopes)
-        for candidate, slope, mean in zip(candidates, slopes.unbind(), statistics.mean.unbind(), strict=True):
-            output.last[candidate.index] = slope, mean
+        add_weighted_(output.total, matrices, statistics.mean, statistics.inverse_deviation, weighted_scales)
+        output.last |= dict.fromkeys(candidate.index for candidate in candidates)
         if context.policy.projections:
             context.tape.put(matrices, "projections", self.number)
 
@@ -174,7 +172,11 @@ class TritonGroupPass(GroupPass):
             if raw is None:
                 raw = context.folded[group.expansion].before_relu(group.rows(chunk))
             source = raw
-        taps, (scale, shift) = depthwise.taps_outermost(self._kernels(segments)), self._affine(chunk)
+        scale, shift = self._affine(chunk)
+        taps = context.tape.get("taps", self.number, chunk)
+        if taps is None:
+            taps = depthwise.taps_outermost(self._kernels(segments))
+            context.tape.put(taps, "taps", self.number, chunk)
         convolved, parts = depthwise.forward(
             source, taps, self._geometry(), relu=self._has_relu, moments=updates is not None and group.use_batch_stats
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine import distributed
@@ -162,3 +163,43 @@ def test_batches_of_both_orientations_need_the_room_of_squares():
         estimate_step_memory(space, settings, settings.skeleton, GPU, upright=upright) for upright in (False, True)
     )
     assert 1.5 * one.recorded < both.recorded < 3 * one.recorded
+
+
+class Started(TorchDispatchMode):
+    """Counts the operators that a GPU starts kernels for: those that make or change data."""
+
+    FREE = (
+        *("alias", "as_strided", "detach", "expand", "lift_fresh", "permute", "select", "slice", "split"),
+        *("split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
+        *("empty", "empty_like", "new_empty", "promote_types"),
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.count += name not in self.FREE
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("layer", "limit"), [(OPERATORS, 1000)], indirect=["layer"])
+def test_kernels_of_a_step(layer, limit, monkeypatch, figure):
+    """Starting kernels limits steps with one image on a GPU; before they were counted, 1669 were started here."""
+    layer.to("meta")
+    mixture = FusedMixture(dict(layer.items()))
+    x = torch.empty(1, 8, 100, 152, device="meta").to(memory_format=torch.channels_last)
+    weights = torch.empty(len(layer), device="meta")
+    parameters = [p.detach() for unit in mixture.units for p in (unit.conv.weight, unit.norm.weight, unit.norm.bias)]
+    passes = mixture.passes(x, torch.float32, mixture.policy)
+    programs = []
+    for module in (depthwise, mixture_programs, moments, normalization):
+        monkeypatch.setattr(module, "start", lambda program, grid, /, *a, **k: programs.append(program))
+    with torch.no_grad(), Started() as started:
+        for phase in ((True, True, *(False for _ in parameters)), (True, False, *(True for _ in parameters))):
+            output, tape = passes.forward(x, weights, parameters)
+            passes.backward(tape, x, weights, parameters, phase, torch.empty_like(output))
+    total = started.count + len(programs)
+    figure(f"{total} kernels a step of a layer of {len(layer)}, {len(programs)} of them programs")
+    assert total <= limit

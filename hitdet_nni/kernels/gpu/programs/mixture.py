@@ -10,10 +10,10 @@ from hitdet_nni.kernels.gpu.programs.tiles import place
 
 @triton.jit(do_not_specialize=["positions", "channel_units", "number"])
 def add_weighted(
-    total, matrices, slopes, positions, channel_units, number,
+    total, matrices, mean, inverse, weighted_scales, positions, channel_units, number,
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Add slope times map of all candidates to the sum, pixel by pixel."""
+    """Add the scaled normalised maps of all candidates to the sum, pixel by pixel."""
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -23,9 +23,12 @@ def add_weighted(
     result = tl.load(total + entry, mask=there, other=0.0)
     size = positions.to(tl.int64) * channels
     for index in range(number):
-        slope = tl.load(slopes + index * channels + channel, mask=known, other=0.0)
+        row = index * channels + channel
+        middle = tl.load(mean + row, mask=known, other=0.0)
+        narrow = tl.load(inverse + row, mask=known, other=0.0)
+        slope = tl.load(weighted_scales + row, mask=known, other=0.0) * narrow
         value = tl.load(matrices + index * size + entry, mask=there, other=0.0).to(SUM)
-        result += value * slope[None, :]
+        result += (value - middle[None, :]) * slope[None, :]
     tl.store(total + entry, result, mask=there)
 
 
