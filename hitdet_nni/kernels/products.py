@@ -53,16 +53,17 @@ def _correlates_by_onednn(left: Tensor) -> bool:
     return _by_onednn(left) and len(left) >= LONG_PRODUCT
 
 
-def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None) -> Tensor:
+def multiply(left: Tensor, right: Tensor, shift: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Return the product of ``[I, K]`` and ``[K, J]``, with ``shift``, ``[J]``, added to each row.
 
+    It is written to ``out``, ``[I, J]``, where that is given.
     It is fastest where ``left`` is contiguous and ``right`` is so or the transpose of such a matrix. oneDNN would apply
     a ReLU, too, but its ReLU of NaN is zero: a search that diverges would hide it.
     """
     if _by_onednn(left):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(left, _as_weight(right), shift, "none", [], "")
-        return result
-    return torch.mm(left, right) if shift is None else torch.addmm(shift, left, right)
+        return result if out is None else out.copy_(result)
+    return torch.mm(left, right, out=out) if shift is None else torch.addmm(shift, left, right, out=out)
 
 
 def multiply_each(left: Tensor, right: Tensor) -> Tensor:

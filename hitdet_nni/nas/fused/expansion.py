@@ -98,9 +98,9 @@ class FoldedExpansion:
     folded: Tensor
     shift: Tensor
 
-    def before_relu(self, rows: slice) -> Tensor:
-        """Return what the ReLU of some rows is applied to, ``[P, rows]``."""
-        return multiply(self.inputs, self.folded[rows].t(), self.shift[rows])
+    def before_relu(self, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Return what the ReLU of some rows is applied to, ``[P, rows]``; in ``out`` where that is given."""
+        return multiply(self.inputs, self.folded[rows].t(), self.shift[rows], out)
 
     def activations(self, rows: slice) -> Tensor:
         """Return the hidden maps of some rows, ``[P, rows]``."""

@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -130,6 +130,13 @@ class Token:
     """Lives as long as a forward pass whose backward pass may come."""
 
 
+class User(Protocol):
+    """What has tensors in a :class:`TapeMemory`."""
+
+    def forget(self) -> None:
+        """Give them up: the memory moves."""
+
+
 class TapeMemory:
     """The memory of a mixture for what a recorded forward pass leaves to its backward pass.
 
@@ -143,7 +150,7 @@ class TapeMemory:
     def __init__(self) -> None:
         self.generation = 0
         self._buffer: Tensor | None = None
-        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._users: weakref.WeakSet[User] = weakref.WeakSet()
         self._token: weakref.ref[Token] | None = None
 
     @property
@@ -162,12 +169,12 @@ class TapeMemory:
         """Note that the backward pass has come."""
         self._token = None
 
-    def places(self, tensors: Sequence[Tensor], user: Any) -> list[Tensor]:
+    def places(self, tensors: Sequence[Tensor], user: User) -> list[Tensor]:
         """Return a place for each tensor of any shape; they begin where those of other calls do.
 
         Args:
             tensors: All of one device.
-            user: Has a method ``forget``, which is called before the memory moves.
+            user: Whose they are.
         """
         starts, total = [], 0
         for tensor in tensors:
@@ -183,7 +190,8 @@ class TapeMemory:
         self._users.add(user)
         buffer = self._buffer
         strides = [torch.empty_like(tensor, device="meta").stride() for tensor in tensors]  # without their gaps
+        parts = (buffer[start : start + tensor.nbytes] for start, tensor in zip(starts, tensors, strict=True))
         return [
-            buffer[start : start + tensor.nbytes].view(tensor.dtype).as_strided(tensor.shape, stride)
-            for start, tensor, stride in zip(starts, tensors, strides, strict=True)
+            part.view(tensor.dtype).as_strided(tensor.shape, stride)  # [bytes] -> [*shape]
+            for part, tensor, stride in zip(parts, tensors, strides, strict=True)
         ]

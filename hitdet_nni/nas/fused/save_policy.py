@@ -55,7 +55,13 @@ class Tape:
     def put(self, tensor: Tensor, *name: Hashable) -> None:
         """Keep a tensor of any shape, which is not changed any more."""
         place = self.places.get(name)
-        self.tensors[name] = tensor if place is None or tensor.nbytes < LARGE else place.copy_(tensor)
+        copies = place is not None and place is not tensor and tensor.nbytes >= LARGE
+        self.tensors[name] = place.copy_(tensor) if copies and place is not None else tensor
+
+    def room(self, *name: Hashable) -> Tensor | None:
+        """Return the place where a large tensor may be computed that will be kept; ``None`` where there is none."""
+        place = self.places.get(name)
+        return None if place is None or place.nbytes < LARGE else place
 
     def get(self, *name: Hashable) -> Tensor | None:
         """Return a kept tensor, in the shape that it was kept in, or ``None``."""

@@ -122,7 +122,9 @@ class TritonGroupPass(GroupPass):
         context, group = self.context, self.group
         places = {candidate.index: place for place, candidate in enumerate(group.candidates)}
         size = (len(places), context.shape_out.pixels, group.candidates[0].project.channels)
-        matrices = context.inputs.new_empty(size)
+        matrices = None if updates is None else context.tape.room("projections", self.number)
+        if matrices is None:
+            matrices = context.inputs.new_empty(size)
         computed: list[_Maps | None] = []
         begun: set[int] = set()
         for chunk, segments in enumerate(group.chunks):
@@ -157,10 +159,11 @@ class TritonGroupPass(GroupPass):
         context, group = self.context, self.group
         segments = group.chunks[chunk]
         raw = context.tape.get("hidden", self.number, chunk)
+        room = context.tape.room("hidden", self.number, chunk)
         raw_statistics = None
         if group.direct:
             if raw is None:
-                raw = multiply(context.inputs, self._expansion(segments).t())
+                raw = multiply(context.inputs, self._expansion(segments).t(), out=room)
             eps = segments[0].candidate.unit("expand").norm.eps
             moments = None if updates is None else _moments(raw, eps)
             raw_statistics = self._statistics("expand", chunk, raw, updates, moments)
@@ -170,7 +173,7 @@ class TritonGroupPass(GroupPass):
             raw = source = context.inputs
         else:
             if raw is None:
-                raw = context.folded[group.expansion].before_relu(group.rows(chunk))
+                raw = context.folded[group.expansion].before_relu(group.rows(chunk), room)
             source = raw
         scale, shift = self._affine(chunk)
         taps = context.tape.get("taps", self.number, chunk)

@@ -11,6 +11,7 @@ import torch
 from test_fused import FAMILIES, LAYERS, build, fused
 from torch import nn
 
+from hitdet_nni.nas.fused import backend, function, save_policy
 from hitdet_nni.nas.fused.function import FusedMixture
 from hitdet_nni.nas.fused.graph_memory import TapeMemory, capture, shared_places
 from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recording, Recordings
@@ -68,8 +69,10 @@ def equal(some, others):
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
+@pytest.mark.parametrize("large", [save_policy.LARGE, 0], ids=["small maps", "large maps"])
 @pytest.mark.parametrize("activations", ["fused", "fused-low", "fused-min"])
-def test_replayed_steps_equal_the_others_bit_by_bit(record, activations):
+def test_replayed_steps_equal_the_others_bit_by_bit(record, activations, large, monkeypatch):
+    monkeypatch.setattr(save_policy, "LARGE", large)
     plainly = train(activations)
     made = record(again)
     assert equal(train(activations), plainly)
@@ -77,6 +80,25 @@ def test_replayed_steps_equal_the_others_bit_by_bit(record, activations):
     (recording,) = recordings.by_size.values()
     assert recording.memory.generation == STEPS - 1
     assert len(recording.backward_passes) == 2
+
+
+@pytest.mark.parametrize("activations", ["fused", "fused-low"])
+def test_replayed_programs_of_a_gpu_equal_themselves(record, activations, monkeypatch):
+    """Interpreted; what they leave to the backward pass is computed where it will lie."""
+    for module in (backend, function):
+        monkeypatch.setattr(module, "uses_triton", lambda x: True)
+    monkeypatch.setattr(save_policy, "LARGE", 0)
+    weights = torch.full((3,), 1 / 3, dtype=torch.float64)
+
+    def steps():
+        modules = build(("ir_k3_d1_e3", "sep_k3_d2", "conv_k3_d1"), 6, 6, 1, torch.float64)
+        return sizes(fused(modules, activations), [(1, 6, 4, 5)] * 4, weights)
+
+    plainly = steps()
+    made = record(again)
+    assert equal(steps(), plainly)
+    (recordings,) = made.values()
+    assert recordings.memory.generation == 3
 
 
 def test_a_recorder_that_fails_is_told_of_once_and_done_without(record, caplog):
