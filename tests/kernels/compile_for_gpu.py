@@ -1,7 +1,8 @@
 """Run by test_gpu_compile.py: compiles what a fused layer would start on a GPU, without one.
 
-The arguments are a compute capability, a type and operators. The layer's passes run on tensors without data; instead of
-being started each program is compiled with the types and constants of its launch. Prints a line of JSON for each.
+The arguments are a compute capability, a type, strides with sides of maps (``1x40,2x40``) and operators. The layer's
+passes run on tensors without data; instead of being started each program is compiled with the types and constants of its
+launch. Prints a line of JSON for each.
 """
 
 import json
@@ -45,7 +46,7 @@ def resources(cubin):
 
 
 def main():
-    capability, kind, *names = sys.argv[1:]
+    capability, kind, sizes, *names = sys.argv[1:]
     kind = {name: dtype for dtype, name in TYPES.items()}[kind]
     target = GPUTarget("cuda", int(capability), WARP)
     compiled = {}
@@ -66,7 +67,8 @@ def main():
 
     for module in (depthwise, mixture, moments, normalization):
         module.start = start
-    for stride, side in ((1, 40), (2, 40), (1, 7)):
+    for size in sizes.split(","):
+        stride, side = map(int, size.split("x"))
         modules = nn.ModuleDict({name: build_operator(name, CHANNELS, CHANNELS, stride) for name in names}).to("meta")
         layer = FusedMixture(dict(modules.items()))
         x = torch.empty(2, CHANNELS, side, side, dtype=kind, device="meta").to(memory_format=torch.channels_last)

@@ -22,8 +22,8 @@ from hitdet_nni.nas.fused.graph_memory import Recorder, Replay, TapeMemory, Toke
 logger = logging.getLogger(__name__)
 
 EAGER_CALLS = 2
-"""Forward passes that run as they are first: programs are compiled, libraries choose. The last of them is recorded as it
-ends; a backward pass runs as it is once, and is recorded then."""
+"""Forward passes that run as they are first: programs are compiled, libraries choose. The last of them is recorded as
+it ends; a backward pass runs as it is once, and is recorded then."""
 
 AGREEMENT = 1e-3
 """Largest difference of a replay from the pass, as a share of the largest entry."""

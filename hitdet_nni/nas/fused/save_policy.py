@@ -59,7 +59,7 @@ class Tape:
         self.tensors[name] = place.copy_(tensor) if copies and place is not None else tensor
 
     def room(self, *name: Hashable) -> Tensor | None:
-        """Return the place where a large tensor may be computed that will be kept; ``None`` where there is none."""
+        """Return the place, of any shape, where a large tensor to be kept may be computed, if there is one."""
         place = self.places.get(name)
         return None if place is None or place.nbytes < LARGE else place
 
