@@ -50,7 +50,9 @@ class RetrainSettings(Section):
     milestones: tuple[PositiveInt, ...] = Field((8, 11), description="epochs after which lr / 10 (section 4.2)")
     warmup_iterations: NonNegativeInt = Field(800, description="linear warm-up from 0.1 lr (released configuration)")
     grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
-    val_interval: PositiveInt = Field(1, description="epochs between evaluations")
+    val_interval: PositiveInt = Field(
+        1, description="epochs between evaluations, by which nothing is chosen: the last epoch's weights are kept"
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="share of each step's weights in a moving average, which is evaluated and kept in their place, "

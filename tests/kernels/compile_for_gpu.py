@@ -1,8 +1,8 @@
 """Run by test_gpu_compile.py: compiles what a fused layer would start on a GPU, without one.
 
 The arguments are a compute capability, a type, strides with sides of maps (``1x40,2x40``) and operators. The layer's
-passes run on tensors without data; instead of being started each program is compiled with the types and constants of its
-launch. Prints a line of JSON for each.
+passes run on tensors without data; instead of being started each program is compiled with the types and constants of
+its launch. Prints a line of JSON for each.
 """
 
 import json
