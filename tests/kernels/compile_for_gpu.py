@@ -35,14 +35,14 @@ def type_name(argument):
 
 
 def resources(cubin):
-    """Registers and bytes of local memory, into which registers are spilled, of a thread."""
+    """Registers of a thread, and bytes of its stack, where registers are spilled and arrays lie that have none."""
     tool = next(Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "LOCAL")]
+    return [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK")]
 
 
 def main():
@@ -56,13 +56,16 @@ def main():
         given = dict(zip(program.arg_names, arguments, strict=False))
         signature = {name: type_name(argument) for name, argument in given.items()}
         signature |= dict.fromkeys(constants, "constexpr")
-        key = json.dumps([program.__name__, signature, {k: str(v) for k, v in constants.items()}, options])
+        name = f"{program.__module__.rpartition('.')[2]}.{program.__name__}"
+        key = json.dumps([name, signature, {k: str(v) for k, v in constants.items()}, options])
         if key not in compiled:
             assert list(signature) == program.arg_names, (list(signature), program.arg_names)
-            source = ASTSource(program, signature, constexprs=constants)
+            aligned = [["tt.divisibility", 16]]  # as torch allocates
+            pointers = [place for place, kind in enumerate(signature.values()) if kind.startswith("*")]
+            source = ASTSource(program, signature, constexprs=constants, attrs={(p,): aligned for p in pointers})
             made = triton.compile(source, target=target, options=options)
-            registers, local = resources(made.asm["cubin"])
-            compiled[key] = {"program": program.__name__, "registers": registers, "local": local, **constants}
+            registers, stack = resources(made.asm["cubin"])
+            compiled[key] = {"program": name, "registers": registers, "stack": stack, **constants}
             sys.stdout.write(json.dumps(compiled[key], default=str) + "\n")
 
     for module in (depthwise, mixture, moments, normalization):

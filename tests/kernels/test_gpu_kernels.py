@@ -159,6 +159,11 @@ def test_normalization_and_its_gradient(use_batch_stats):
     near(found, 2 * y.grad, torch.float64)
     near(grad_scale, scale.grad, torch.float64)
     near(grad_shift, shift.grad, torch.float64)
+    shared = grad.clone().to(DEVICE)  # as of one process among several
+    normalization.normalize_relu_gradient_(
+        shared, *given, weighted_scale, use_batch_stats=use_batch_stats, joint_means=lambda sums: [sums / 150]
+    )
+    near(shared, 2 * y.grad, torch.float64)
 
 
 def test_weighted_sum_and_its_gradient():
@@ -188,3 +193,5 @@ def test_weighted_sum_and_its_gradient():
     near(weights[:, None] * grad_scales.cpu(), scales.grad, torch.float64)
     near(grad_shift, grad.sum(0), torch.float64)
     assert mixture.last_gradient(grad.to(DEVICE), *given, of_matrices=False)[0] is None
+    shared = mixture.last_gradient(grad.to(DEVICE), *given, of_matrices=True, joint_means=lambda sums: [sums / 50])
+    near(shared[0], matrices.grad, torch.float64)  # as of one process among several

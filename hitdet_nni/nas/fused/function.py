@@ -76,7 +76,8 @@ class FusedMixture:
         if any(unit.stale for unit in self.units):
             self._read()
         parameters = [p for unit in self.units for p in (unit.conv.weight, unit.norm.weight, unit.norm.bias)]
-        result: Tensor = _WeightedSum.apply(self, _compute_type(x), x, weights, *parameters)
+        wanted = torch.is_grad_enabled()  # within the function it never is
+        result: Tensor = _WeightedSum.apply(self, _compute_type(x), wanted, x, weights, *parameters)
         return result
 
     def shape_of(self, x: Tensor) -> MapShape:
@@ -137,10 +138,16 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mixture: FusedMixture, compute: torch.dtype, x: Tensor, weights: Tensor, *parameters: Tensor
+        ctx: Any,
+        mixture: FusedMixture,
+        compute: torch.dtype,
+        wanted: bool,
+        x: Tensor,
+        weights: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            wanted = any(ctx.needs_input_grad)
+            wanted = wanted and any(ctx.needs_input_grad)
             layer = mixture.passes(x, compute, mixture.policy if wanted else NOTHING)
             recording = mixture.recording(layer, x, parameters) if wanted else None
             ctx.layer, ctx.replayed = layer, None
@@ -169,12 +176,12 @@ class _WeightedSum(torch.autograd.Function):
         """Return the gradients by input, weights and parameters."""
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.replayed is not None:
-                return None, None, *_replay_backward(ctx, grad)
+                return None, None, None, *_replay_backward(ctx, grad)
             x, weights, *tensors = ctx.saved_tensors
             split = len(tensors) - len(ctx.names)
             tape = Tape(dict(zip(ctx.names, tensors[split:], strict=True)))
-            needs = ctx.needs_input_grad[2:]
-            return None, None, *ctx.layer.backward(tape, x, weights, tensors[:split], needs, grad)
+            needs = ctx.needs_input_grad[3:]
+            return None, None, None, *ctx.layer.backward(tape, x, weights, tensors[:split], needs, grad)
 
 
 def _record(
@@ -201,7 +208,8 @@ def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
     """Run the backward pass of a forward pass that was replayed."""
     recording: Recording = ctx.replayed
     layer: MixturePasses = ctx.layer
-    needs = ctx.needs_input_grad[2:]
+    needs = ctx.needs_input_grad[3:]
+    recording.check(ctx.generation)
     if recording.forward_pass is None:
         raise ValueError("the forward pass has not been recorded")
     x, weights = recording.forward_pass.inputs

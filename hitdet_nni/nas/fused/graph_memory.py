@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +17,10 @@ from torch import Tensor
 
 Replay = Callable[[], None]
 Recorder = Callable[[Callable[[], None], torch.device], Replay]
+
+
+_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+"""The stream of each device on which graphs are recorded; libraries keep a workspace for each stream that they meet."""
 
 
 class GraphMemory:
@@ -33,7 +36,9 @@ class GraphMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.pool: Any = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if device not in _STREAMS:
+            _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream = _STREAMS[device]
 
     @classmethod
     def of(cls, device: torch.device) -> GraphMemory:
@@ -43,6 +48,15 @@ class GraphMemory:
             known = _MEMORIES[device] = cls(device)
         return known
 
+    def give_up(self, device: torch.device) -> None:
+        """Let no further graph use this memory: one that could not be recorded may have left it in a bad state."""
+        if _MEMORIES.get(device) is self:
+            del _MEMORIES[device]
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end is not None:
+            with suppress(RuntimeError):  # torch has ended it, unless the recording failed in its last call
+                end(torch.cuda.current_device() if device.index is None else device.index, self.pool)
+
 
 _MEMORIES: weakref.WeakValueDictionary[torch.device, GraphMemory] = weakref.WeakValueDictionary()
 
@@ -50,23 +64,38 @@ _MEMORIES: weakref.WeakValueDictionary[torch.device, GraphMemory] = weakref.Weak
 def capture(function: Callable[[], None], device: torch.device) -> Replay:
     """Record what a function starts on a GPU, without running it.
 
+    Where the memory does not suffice it is tried again without what torch has in reserve: while it records, its
+    allocator does not give that back by itself.
+
     Args:
         function: Reads and writes tensors that stay where they are.
         device: The GPU.
 
     Raises:
-        RuntimeError: If it does what cannot be recorded.
+        RuntimeError: If it does what cannot be recorded, or does not fit in memory.
     """
+    try:
+        return _capture(function, device)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return _capture(function, device)
+
+
+def _capture(function: Callable[[], None], device: torch.device) -> Replay:
     graph = torch.cuda.CUDAGraph()
     memory = GraphMemory.of(device)
     stream = memory.stream
     stream.wait_stream(torch.cuda.current_stream(device))
-    with _no_collection(), torch.cuda.stream(stream):
-        graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
-        try:
-            function()
-        finally:
-            graph.capture_end()
+    try:
+        with _no_collection(), torch.cuda.stream(stream):
+            graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
+            try:
+                function()
+            finally:
+                graph.capture_end()
+    except BaseException:
+        memory.give_up(device)
+        raise
     torch.cuda.current_stream(device).wait_stream(stream)
 
     def replay(_memory: GraphMemory = memory) -> None:
@@ -87,43 +116,59 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-Place = tuple[torch.device, torch.dtype, torch.Size, tuple[int, ...], int]
-"""What a place is for: tensors of a device, type, shape and stride, and which of those within a call."""
-
-_PLACES: weakref.WeakValueDictionary[Place, Tensor] = weakref.WeakValueDictionary()
-"""The places that passes share; each lives as long as a pass that uses it."""
-
-
-def places_of(tensors: Sequence[Tensor]) -> list[Place]:
-    """Return what tells the place of each tensor, of any shape: another one within a call, the same in other calls."""
-    met: Counter[tuple[Any, ...]] = Counter()
-    found = []
-    for tensor in tensors:
-        form = (tensor.device, tensor.dtype, tensor.shape, tensor.stride())
-        found.append((*form, met[form]))
-        met[form] += 1
-    return found
-
-
-def shared_places(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the place of each tensor, which other passes use too.
-
-    It holds what is copied into a pass before it runs, or out of it before another one runs.
-
-    Args:
-        tensors: Their shapes, strides, types and devices are the places'.
-    """
-    places = []
-    for tensor, key in zip(tensors, places_of(tensors), strict=True):
-        place = _PLACES.get(key)
-        if place is None:
-            place = _PLACES[key] = torch.empty_like(tensor)
-        places.append(place)
-    return places
-
-
 ALIGNMENT = 512
 """Bytes at whose multiples tensors begin, as torch's allocator has it."""
+
+
+def layout(tensors: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Return where tensors of any shapes begin that lie one behind the other, and all their bytes."""
+    starts, total = [], 0
+    for tensor in tensors:
+        starts.append(total)
+        total += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    return starts, total
+
+
+def _places(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a place in a buffer of bytes for each tensor, of its shape and type."""
+    starts, _ = layout(tensors)
+    parts = [buffer[start : start + tensor.nbytes] for start, tensor in zip(starts, tensors, strict=True)]
+    strides = [torch.empty_like(tensor, device="meta").stride() for tensor in tensors]  # without their gaps
+    return [
+        part.view(tensor.dtype).as_strided(tensor.shape, stride)  # [bytes] -> [*shape]
+        for part, tensor, stride in zip(parts, tensors, strides, strict=True)
+    ]
+
+
+class SharedMemory:
+    """Where all passes of a device have what is copied into them before they run, and out of them after that.
+
+    A pass holds it as long as it may run. Where a pass needs more room than there is, it and those after it use a
+    larger one.
+
+    Args:
+        size: Bytes.
+        device: Where it lies.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._buffer = torch.empty(size, dtype=torch.uint8, device=device)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> SharedMemory:
+        """Return the memory of the device of some tensors of any shapes, with room for these."""
+        device, (_, total) = tensors[0].device, layout(tensors)
+        known = _SHARED.get(device)
+        if known is None or known._buffer.nbytes < total:
+            known = _SHARED[device] = cls(total, device)
+        return known
+
+    def places(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return a place for each tensor of any shape; they begin where those of other calls do."""
+        return _places(self._buffer, tensors)
+
+
+_SHARED: weakref.WeakValueDictionary[torch.device, SharedMemory] = weakref.WeakValueDictionary()
 
 
 class Token:
@@ -144,7 +189,7 @@ class TapeMemory:
     large as the largest of them needs; where a larger one comes, what was recorded before is forgotten.
 
     Attributes:
-        generation: Number of the last forward pass that was replayed.
+        generation: Number of the last forward pass whose backward pass finds what it needs there.
     """
 
     def __init__(self) -> None:
@@ -176,11 +221,8 @@ class TapeMemory:
             tensors: All of one device.
             user: Whose they are.
         """
-        starts, total = [], 0
-        for tensor in tensors:
-            starts.append(total)
-            total += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        device = tensors[0].device
+        device, (_, total) = tensors[0].device, layout(tensors)
+        self.generation += 1  # what a pass left there, whose backward pass may come a second time, is no more
         if self._buffer is None or self._buffer.nbytes < total or self._buffer.device != device:
             for other in list(self._users):
                 other.forget()
@@ -188,10 +230,4 @@ class TapeMemory:
             self._buffer = None  # before there is another one
             self._buffer = torch.empty(total, dtype=torch.uint8, device=device)
         self._users.add(user)
-        buffer = self._buffer
-        strides = [torch.empty_like(tensor, device="meta").stride() for tensor in tensors]  # without their gaps
-        parts = (buffer[start : start + tensor.nbytes] for start, tensor in zip(starts, tensors, strict=True))
-        return [
-            part.view(tensor.dtype).as_strided(tensor.shape, stride)  # [bytes] -> [*shape]
-            for part, tensor, stride in zip(parts, tensors, strides, strict=True)
-        ]
+        return _places(self._buffer, tensors)

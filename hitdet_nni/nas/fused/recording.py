@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hitdet_nni.nas.fused.graph_memory import Recorder, Replay, TapeMemory, Token, capture, shared_places
+from hitdet_nni.nas.fused.graph_memory import Recorder, Replay, SharedMemory, TapeMemory, Token, capture
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,22 @@ class Pass:
         inputs: Where its inputs are to be.
         outputs: Where its outputs will be; ``None`` where there is none.
         replay: Runs it.
+        shared: Where some of them are, as all passes have them.
     """
 
     inputs: list[Tensor]
     outputs: Outputs
     replay: Replay
+    shared: SharedMemory | None = None
 
     @classmethod
     def record(
-        cls, run: Callable[[], Outputs], inputs: Sequence[Tensor], places: Sequence[Tensor | None], recorder: Recorder
+        cls,
+        run: Callable[[], Outputs],
+        inputs: Sequence[Tensor],
+        places: Sequence[Tensor | None],
+        shared: SharedMemory,
+        recorder: Recorder,
     ) -> Pass:
         """Record a pass.
 
@@ -56,6 +63,7 @@ class Pass:
                 their places itself.
             inputs: Its inputs.
             places: Tensors of the outputs' shapes and types, ``None`` for an output that is not wanted.
+            shared: Where some of both are.
             recorder: :func:`~hitdet_nni.nas.fused.graph_memory.capture`, or a stand-in.
         """
 
@@ -67,7 +75,7 @@ class Pass:
             ]
             _copy_all(*zip(*pairs, strict=True))
 
-        return cls(list(inputs), list(places), recorder(write, inputs[0].device))
+        return cls(list(inputs), list(places), recorder(write, inputs[0].device), shared)
 
 
 @dataclass(eq=False)
@@ -145,13 +153,23 @@ class Recording:
         def record() -> Pass:
             first, *kept = (tensor for tensor in found if tensor is not None)
             own = self.memory.places([*inputs, *kept], self)
-            given, places = own[: len(inputs)], [*shared_places([first]), *own[len(inputs) :]]
+            shared = SharedMemory.of([first])
+            given, places = own[: len(inputs)], [*shared.places([first]), *own[len(inputs) :]]
             for place, tensor in zip(given, inputs, strict=True):
                 place.copy_(tensor)
-            return Pass.record(lambda: run(*given, places), given, places, self.recorder)
+            return Pass.record(lambda: run(*given, places), given, places, shared, self.recorder)
 
         self.forward_pass = self._try(record, found, state)
         return None if self.forward_pass is None else self.memory.begin()
+
+    def check(self, generation: int) -> None:
+        """Refuse a backward pass that comes too late.
+
+        Raises:
+            RuntimeError: If another forward pass has been replayed or recorded since the one of this number.
+        """
+        if generation != self.memory.generation:
+            raise RuntimeError("a mixed layer's backward pass came after its next forward pass")
 
     def backward(
         self, run: Callable[[Tensor], Outputs], grad: Tensor, wanted: tuple[bool, ...], generation: int
@@ -168,10 +186,9 @@ class Recording:
             The gradients, none of which is overwritten later.
 
         Raises:
-            RuntimeError: If another forward pass has been replayed since.
+            RuntimeError: As :meth:`check` does.
         """
-        if generation != self.memory.generation:
-            raise RuntimeError("a mixed layer's backward pass came after its next forward pass")
+        self.check(generation)
         self.memory.end()
         known = self.backward_passes.get(wanted)
         if known is not None:
@@ -183,11 +200,13 @@ class Recording:
             return found
 
         def record() -> Pass:
-            place, *others = shared_places([grad, *(tensor for tensor in found if tensor is not None)])
+            both = [grad, *(tensor for tensor in found if tensor is not None)]
+            shared = SharedMemory.of(both)
+            place, *others = shared.places(both)
             place.copy_(grad)
             rest = iter(others)
             places = [None if tensor is None else next(rest) for tensor in found]
-            return Pass.record(lambda: run(place), [place], places, self.recorder)
+            return Pass.record(lambda: run(place), [place], places, shared, self.recorder)
 
         made = self._try(record, found, ())
         if made is not None:
@@ -200,13 +219,14 @@ class Recording:
         try:
             made = record()
             made.replay()
+            agree = all(_agree(one, other) for one, other in zip(made.outputs, found, strict=True))
         except RuntimeError as error:
             self._give_up(str(error).splitlines()[0])
             return None
         finally:
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
-        if not all(_agree(one, other) for one, other in zip(made.outputs, found, strict=True)):
+        if not agree:
             self._give_up("what it replays differs from what was recorded")
             return None
         return made
@@ -306,6 +326,8 @@ class Recordings:
             found = Recording(places, self.memory, self.recorder)
         self.by_size[size] = found
         found.last_call = self.calls
+        if found.failed:
+            return found
         if found.forward_pass is None and found.calls + 1 >= EAGER_CALLS and not self._make_room():
             return None
         for old in list(self.by_size)[:-KNOWN_SIZES]:

@@ -18,6 +18,7 @@ from torch import nn
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.engine.precision import DTYPES
+from hitdet_nni.nas.memory.gpu_passes import forms_of_programs
 from hitdet_nni.nas.memory.step_simulation import SimulatedStep, StepSimulation
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
 
@@ -102,7 +103,7 @@ def estimate_step_memory(
         settings: Gives batch size, precision and optimisers.
         skeleton: The supernet's skeleton.
         device: Where the search computes.
-        upright: Whether images occur in both orientations, of which batches are padded to squares and passes recorded.
+        upright: Whether images occur in both orientations, of which batches are padded to squares.
     """
     step, alphas = _larger_phase(space, settings, skeleton, device, upright)
     weights = sum(tensor.nbytes for tensor in chain(space.parameters(), space.buffers()))
@@ -140,6 +141,7 @@ def _larger_phase(
         repr(space.detector),
         [(name, value.shape, value.dtype, value.requires_grad) for name, value in space.named_parameters()],
         [(layer.label, layer.activations, layer.active_names) for layer in layers],
+        forms_of_programs(space.detector, device),
         skeleton.model_dump_json(),
         settings.data.batch_size,
         settings.precision,

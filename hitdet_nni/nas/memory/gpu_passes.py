@@ -20,11 +20,12 @@ from hitdet_nni.kernels.gpu.launch import triton_is_there
 from hitdet_nni.kernels.layout import channels_last
 from hitdet_nni.nas.fused.fixed import FusedBlock
 from hitdet_nni.nas.fused.function import FusedMixture
-from hitdet_nni.nas.fused.graph_memory import Place, places_of
+from hitdet_nni.nas.fused.graph_memory import layout
 from hitdet_nni.nas.fused.save_policy import FUSED_MODES, FusedMode
 from hitdet_nni.nas.memory.footprint import Footprint
 from hitdet_nni.nas.memory.live_bytes import LiveBytes
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
+from hitdet_nni.nas.recompute import WithoutTrace
 
 NO_DATA = torch.device("meta")
 
@@ -41,6 +42,11 @@ def layers_of_programs(module: nn.Module, device: torch.device) -> list[FusedLay
         if isinstance(part, FusedBlock)
         or (isinstance(part, ColumnSparseMixedLayer) and part.activations in FUSED_MODES)
     ]
+
+
+def forms_of_programs(module: nn.Module, device: torch.device) -> list[tuple[str, bool]]:
+    """Return what :func:`layers_of_programs` keep for their gradients, and whether their passes are recorded now."""
+    return [(layer.activations, mixture_of(layer).recordable) for layer in layers_of_programs(module, device)]
 
 
 def mixture_of(layer: FusedLayer) -> FusedMixture:
@@ -67,7 +73,7 @@ class LayerPasses:
         backward: Most at one time in the backward pass, beside the input, the output's gradient and what is kept, with
             all gradients.
         of_parameters: Gradients of the parameters, as far as all are wanted.
-        places: What recorded passes have in common with others.
+        shared: Bytes of what is copied into a pass and out of it, most of the passes.
     """
 
     output_shape: tuple[int, ...]
@@ -78,7 +84,7 @@ class LayerPasses:
     forward: int
     backward: int
     of_parameters: int
-    places: frozenset[Place]
+    shared: int
 
     @property
     def output_bytes(self) -> int:
@@ -108,7 +114,7 @@ def count_passes(
     """
     mixture = mixture_of(layer)
     units = mixture.units
-    with torch.no_grad(), _no_data(mixture):
+    with torch.no_grad(), _no_data(layer, mixture):
         x = channels_last(torch.empty(*shape, dtype=kind, device=NO_DATA))
         parameters = [
             torch.empty(tensor.shape, dtype=tensor.dtype, device=NO_DATA)
@@ -128,12 +134,12 @@ def count_passes(
                 passes.forward(x, weights, parameters, lying)
                 forward = live.peak
         grad = torch.empty_like(output)
-        places, backward = set(places_of([output])), 0
+        shared, backward = layout([output])[1], 0
         for phase in ((True, True, *(False for _ in parameters)), (True, False, *(True for _ in parameters))):
             with LiveBytes([*known, output, grad, *kept]) as live:
                 gradients = passes.backward(tape, x, weights, parameters, phase, grad)
                 backward = max(backward, live.peak)
-            places.update(places_of([grad, *(one for one in gradients if one is not None)]))
+            shared = max(shared, layout([grad, *(one for one in gradients if one is not None)])[1])
     return LayerPasses(
         output_shape=tuple(output.shape),
         output_type=output.dtype,
@@ -143,24 +149,25 @@ def count_passes(
         forward=forward,
         backward=backward,
         of_parameters=sum(parameter.nbytes for parameter in parameters),
-        places=frozenset(places),
+        shared=shared,
     )
 
 
 @contextmanager
-def _no_data(mixture: FusedMixture) -> Iterator[None]:
+def _no_data(layer: FusedLayer, mixture: FusedMixture) -> Iterator[None]:
     """Let running averages be tensors without data within the context."""
-    norms = [unit.norm for unit in mixture.units]
-    before = [dict(norm._buffers) for norm in norms]
-    try:
-        for norm in norms:
-            for name, buffer in norm._buffers.items():
-                if buffer is not None:
-                    norm._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=NO_DATA)
-        yield
-    finally:
-        for norm, buffers in zip(norms, before, strict=True):
-            norm._buffers.update(buffers)
+    with WithoutTrace(layer):
+        norms = [unit.norm for unit in mixture.units]
+        before = [dict(norm._buffers) for norm in norms]
+        try:
+            for norm in norms:
+                for name, buffer in norm._buffers.items():
+                    if buffer is not None:
+                        norm._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=NO_DATA)
+            yield
+        finally:
+            for norm, buffers in zip(norms, before, strict=True):
+                norm._buffers.update(buffers)
 
 
 class GpuLayers:
@@ -190,16 +197,10 @@ class GpuLayers:
             self._met[layer, x.shape] = self._counted[form]
         return self._met[layer, x.shape]
 
-    def recorded_bytes(self, sizes: float) -> int:
-        """Return what recorded passes hold between steps.
-
-        Args:
-            sizes: Sizes of input that are recorded, in multiples of the largest, which was met. All leave what their
-                backward passes need in the same memory.
-        """
+    def recorded_bytes(self) -> int:
+        """Return what recorded passes hold between steps; those of smaller inputs use the same memory."""
         recorded = [passes for passes in self._met.values() if passes.recorded]
         own = sum(passes.inputs + passes.kept for passes in recorded)
-        places = {place for passes in recorded for place in passes.places}
-        shared = sum(math.prod(shape) * kind.itemsize for _, kind, shape, _, _ in places)
+        shared = max((passes.shared for passes in recorded), default=0)
         on_the_way = max((max(passes.forward, passes.backward) for passes in recorded), default=0)
-        return own + round(sizes * shared) + on_the_way
+        return own + shared + on_the_way

@@ -147,9 +147,7 @@ class StepSimulation:
             gradients=self._live.gradients_at_peak,
             all_gradients=self._live.gradients,
             turnover=self._turnover,
-            recorded=self._gpu_layers.recorded_bytes(
-                recorded_sizes(self.skeleton, self.batch_size, upright=self.upright)
-            ),
+            recorded=self._gpu_layers.recorded_bytes(),
         )
 
     def _count_gradient(self, parameter: Tensor) -> None:
@@ -285,17 +283,6 @@ def image_size(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> 
     """
     height, width = (-(-side // 32) * 32 for side in skeleton.input_size)
     return (max(height, width), max(height, width)) if upright and batch_size > 1 else (height, width)
-
-
-def recorded_sizes(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> float:
-    """Return how many sizes of batch a GPU's layers hold recorded, in multiples of :func:`image_size`.
-
-    It is batches whose images are all wide or all upright, and of larger batches those of both kinds.
-    """
-    height, width = skeleton.input_size
-    if height == width or not upright:
-        return 1.0
-    return 2.0 if batch_size == 1 else 1.0 + 2 * min(height, width) / max(height, width)
 
 
 def _two_stage_loss(detector: Any, skeleton: Skeleton, images: Tensor) -> Tensor:

@@ -582,7 +582,7 @@ def test_recorded_passes_equal_themselves(activations, monkeypatch):
         return found, list(mixture._recordings.by_size.values())
 
     recorded, recordings = train(True)
-    assert [recording.memory.generation for recording in recordings] == [9]
+    assert [recording.memory.generation for recording in recordings] == [10]
     assert len(recordings[0].backward_passes) == 2
     plainly, _ = train(False)
     assert all(torch.equal(one, other) for one, other in zip(recorded, plainly, strict=True))

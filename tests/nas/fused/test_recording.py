@@ -13,7 +13,7 @@ from torch import nn
 
 from hitdet_nni.nas.fused import backend, function, save_policy
 from hitdet_nni.nas.fused.function import FusedMixture
-from hitdet_nni.nas.fused.graph_memory import TapeMemory, capture, shared_places
+from hitdet_nni.nas.fused.graph_memory import SharedMemory, TapeMemory, capture
 from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recording, Recordings
 
 LAYER = LAYERS[0]
@@ -78,7 +78,7 @@ def test_replayed_steps_equal_the_others_bit_by_bit(record, activations, large, 
     assert equal(train(activations), plainly)
     (recordings,) = made.values()
     (recording,) = recordings.by_size.values()
-    assert recording.memory.generation == STEPS - 1
+    assert recording.memory.generation == STEPS  # one was recorded, eight replayed, the first not
     assert len(recording.backward_passes) == 2
 
 
@@ -98,7 +98,7 @@ def test_replayed_programs_of_a_gpu_equal_themselves(record, activations, monkey
     made = record(again)
     assert equal(steps(), plainly)
     (recordings,) = made.values()
-    assert recordings.memory.generation == 3
+    assert recordings.memory.generation == 4  # recorded, and replayed twice
 
 
 def test_a_recorder_that_fails_is_told_of_once_and_done_without(record, caplog):
@@ -192,10 +192,16 @@ def test_the_pass_that_is_recorded_keeps_nothing_beside_the_recording(record):
 
 def test_places_are_shared_between_calls_and_differ_within_one():
     tensors = [torch.empty(2, 3), torch.empty(2, 3), torch.empty(3, 2).t(), torch.empty(2, 3, dtype=torch.float64)]
-    first, second = shared_places(tensors), shared_places(tensors[:1])
-    assert second[0] is first[0]
+    shared = SharedMemory.of(tensors)
+    first, second = shared.places(tensors), SharedMemory.of(tensors[:1]).places(tensors[:1])
+    assert second[0].data_ptr() == first[0].data_ptr()
     assert len({place.data_ptr() for place in first}) == 4
     assert [(p.shape, p.stride(), p.dtype) for p in first] == [(t.shape, t.stride(), t.dtype) for t in tensors]
+    larger = SharedMemory.of([torch.empty(10**4)])
+    assert larger is not shared
+    assert SharedMemory.of(tensors) is larger
+    del larger
+    assert SharedMemory.of(tensors) is not shared  # it went with its last user
 
 
 def test_graphs_of_a_device_have_one_stream_and_one_memory(monkeypatch):
@@ -230,6 +236,8 @@ def test_graphs_of_a_device_have_one_stream_and_one_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    ended = []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
     device = torch.device("cuda:0")
     replays = [capture(lambda: None, device) for _ in range(3)]
     assert used == used[:2] * 3
@@ -238,9 +246,31 @@ def test_graphs_of_a_device_have_one_stream_and_one_memory(monkeypatch):
     del replays[:]
     del used[:]
     again_begun = capture(lambda: None, device)
-    assert used[0] is not first[0]
+    assert used[0] is first[0]  # libraries keep a workspace for each stream that they meet
     assert used[1] is not first[1]
     again_begun()
+    del used[:]
+
+    def fails():
+        raise ValueError("cannot be recorded")
+
+    with pytest.raises(ValueError, match="cannot be recorded"):
+        capture(fails, device)
+    pool = used[1]
+    assert ended == [(0, pool)]
+    capture(lambda: None, device)
+    assert used[3] is not pool  # which is in a state that nobody knows
+
+    attempts, emptied = [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+
+    def does_not_fit_at_first():
+        attempts.append(True)
+        if len(attempts) == 1:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+    capture(does_not_fit_at_first, device)
+    assert (len(attempts), len(emptied)) == (2, 1)
 
 
 def layer_of(record):
@@ -264,6 +294,44 @@ def test_a_second_pass_before_the_first_one_went_back_is_not_replayed(record):
         y = mixture(alone, weights)
         (y * y).sum().backward()
         torch.testing.assert_close(one.grad, alone.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_is_recorded_or_kept_where_no_gradient_will_be_asked_for(record, mixture_and_weights):
+    """Parameters need gradients in validation too."""
+    mixture, weights = mixture_and_weights
+    made = record(again)
+    with torch.no_grad():
+        for _ in range(4):
+            y = mixture(torch.randn(SMALL, dtype=torch.float64), weights)
+    assert y.grad_fn is None
+    assert made == {}
+
+
+def test_a_backward_pass_whose_kept_maps_a_failed_recording_wrote_over_is_refused(record, mixture_and_weights):
+    mixture, weights = mixture_and_weights
+    made = record(again)
+    sizes(mixture, [SMALL] * 3, weights)
+    first = mixture(torch.randn(SMALL, dtype=torch.float64).requires_grad_(), weights)
+    first.sum().backward(retain_graph=True)
+
+    def refuses(function, device):
+        function()
+        raise RuntimeError("operation not permitted")
+
+    made[mixture].recorder = refuses
+    sizes(mixture, [(1, 6, 3, 3)] * 2, weights)
+    with pytest.raises(RuntimeError, match="came after its next forward pass"):
+        first.sum().backward()
+
+
+def test_a_size_that_could_not_be_recorded_puts_out_no_other():
+    recordings = Recordings(again)
+    for size in "aabbccdd":
+        recorded(recordings, size)
+    recordings.find("e", ()).failed = True
+    for _ in range(2 * FORGOTTEN):
+        recordings.find("e", ()).calls += 1
+    assert all(recordings.by_size[size].forward_pass is not None for size in "abcd")
 
 
 def test_going_back_after_a_later_pass_is_refused(record):
@@ -384,6 +452,7 @@ def test_going_back_after_another_size_is_refused(record, mixture_and_weights):
     first = mixture(torch.randn(SMALL, dtype=torch.float64).requires_grad_(), weights)
     first.sum().backward(retain_graph=True)
     mixture(torch.randn(LARGE, dtype=torch.float64).requires_grad_(), weights)
+    sizes(mixture, [(2, 6, 9, 9)] * 2, weights)  # larger than all: the memory moves
     with pytest.raises(RuntimeError, match="came after its next forward pass"):
         first.sum().backward()
 

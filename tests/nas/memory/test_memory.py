@@ -24,7 +24,7 @@ from hitdet_nni.nas.memory import estimate as estimate_module
 from hitdet_nni.nas.memory.estimate import GPU_LIBRARIES, MemoryEstimate, estimate_step_memory, free_memory
 from hitdet_nni.nas.memory.footprint import Footprint, candidate_kind, compose, measure
 from hitdet_nni.nas.memory.live_bytes import LiveBytes
-from hitdet_nni.nas.memory.step_simulation import StepSimulation, image_size, recorded_sizes
+from hitdet_nni.nas.memory.step_simulation import StepSimulation, image_size
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 
@@ -256,13 +256,6 @@ def test_batches_of_both_orientations_are_square():
     assert image_size(skeleton, 1) == (800, 1216)
     assert image_size(skeleton, 2) == (1216, 1216)
     assert image_size(skeleton, 2, upright=False) == (800, 1216)
-
-
-def test_both_orientations_are_recorded():
-    skeleton = Skeleton(input_size=(800, 1200))
-    assert recorded_sizes(skeleton, 1) == 2
-    assert recorded_sizes(skeleton, 2) == pytest.approx(1 + 2 * 800 / 1200)  # squares, and batches of one orientation
-    assert recorded_sizes(skeleton, 2, upright=False) == recorded_sizes(Skeleton(input_size=(96, 96)), 2) == 1
 
 
 def test_the_sentence_has_the_parts_and_their_sum():
