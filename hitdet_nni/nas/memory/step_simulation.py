@@ -185,7 +185,8 @@ class StepSimulation:
         trained = (*alphas, *(parameter for module in inside for parameter in module.parameters()))
         gradients = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
         trigger = torch.empty(0, requires_grad=gradients > 0)  # a layer has gradients even where its input has none
-        keep = partial(self._keep, layer, x.new_empty(0), gradients)
+        # A layer that is computed again keeps its input until the whole backward pass is over, and so does ``keep``.
+        keep = partial(self._keep, layer, x if keeps_input else x.new_empty(0), gradients)
         result: Tensor = _Replay.apply(x, trigger, empty, footprint, keep, keeps_input)
         return result
 
