@@ -224,7 +224,7 @@ def same(one, two):
     return torch.equal(one, two) if torch.is_tensor(one) else one == two
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_timing_leaves_no_trace(settings, tiny_data, fails, monkeypatch):
     space = supernet(settings)
     next(space.parameters()).requires_grad_(False)

@@ -67,7 +67,7 @@ def architecture(tiny_data):
 
 @pytest.mark.parametrize(
     ("recipe", "steps"),
-    [("standard", [7]), ("strong", [7]), *(pytest.param(each, [2, 11], marks=pytest.mark.slow) for each in RECIPES)],
+    [("strong", [7]), *(pytest.param(each, [2, 11], marks=pytest.mark.slow) for each in RECIPES)],
 )
 def test_a_training_that_was_killed_goes_on_exactly(architecture, tiny_data, tmp_path, monkeypatch, recipe, steps):
     settings = load_settings("tiny", SETTINGS | RECIPES[recipe])

@@ -82,7 +82,7 @@ def test_replayed_steps_equal_the_others_bit_by_bit(record, activations, large, 
     assert len(recording.backward_passes) == 2
 
 
-@pytest.mark.parametrize("activations", ["fused", "fused-low"])
+@pytest.mark.parametrize("activations", ["fused", pytest.param("fused-low", marks=pytest.mark.slow)])
 def test_replayed_programs_of_a_gpu_equal_themselves(record, activations, monkeypatch):
     """Interpreted; what they leave to the backward pass is computed where it will lie."""
     for module in (backend, function):
