@@ -15,7 +15,8 @@ LAYERS = """\
 The same as of single layers above for four images of 800 x 1216 and 512 RoIs of each. "Peak" is what torch takes
 from the GPU for a step, with what recorded passes hold between steps. ATen's defaults round the convolutions of single
 precision to TF32 and leave products of matrices exact: NNI's 1x1 layers are convolutions, ours products, and in fp32
-"of GEMM" may exceed 1. In bf16 activations have 16 bits.
+"of GEMM" may exceed 1. In bf16 activations have 16 bits. Commits up to f12d123 recorded passes that did not share their
+memory yet ([fused.md](fused.md#on-a-gpu)): "peak" and "GB" of the fused modes, here and below, are of that.
 """
 
 SUPERNETS = """\

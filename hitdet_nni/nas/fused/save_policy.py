@@ -54,9 +54,8 @@ class Tape:
 
     def put(self, tensor: Tensor, *name: Hashable) -> None:
         """Keep a tensor of any shape, which is not changed any more."""
-        place = self.places.get(name)
-        copies = place is not None and place is not tensor and tensor.nbytes >= LARGE
-        self.tensors[name] = place.copy_(tensor) if copies and place is not None else tensor
+        place = self.room(*name)
+        self.tensors[name] = tensor if place is None or place is tensor else place.copy_(tensor)
 
     def room(self, *name: Hashable) -> Tensor | None:
         """Return the place, of any shape, where a large tensor to be kept may be computed, if there is one."""
