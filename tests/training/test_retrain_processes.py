@@ -1,6 +1,7 @@
 """A retraining by several processes: the numbers of one process with the whole batch."""
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,7 @@ def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None):
             raise InterruptedError
         run_iter(self, idx, batch)
 
-    notes = logging.Handler()
-    notes.emit = lambda record: result.update(line=record.getMessage())
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, notes_of("hitdet_nni.training.retrain") as notes:
         patch.setattr(ResumableTrainLoop, "run", keep_states)
         patch.setattr(ResumableTrainLoop, "run_iter", stop)
         if batch_norm == "frozen":
@@ -62,8 +61,6 @@ def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None):
             patch.setattr(RandomSampler, "random_choice", lambda self, gallery, number: gallery[:number])
         # COCO's metrics of such a detector are zero.
         patch.setattr(ExactCocoMetric, "compute_metrics", total_score)
-        patch.setattr(logging.getLogger("hitdet_nni.training.retrain"), "handlers", [notes])
-        patch.setattr(logging.getLogger("hitdet_nni.training.retrain"), "level", logging.INFO)
         try:
             outcome = retrain(
                 architecture,
@@ -76,7 +73,24 @@ def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None):
         except InterruptedError:
             return {}
     result["metrics"] = [outcome.before["mAP"], outcome.metrics["mAP"]]
+    (result["line"],) = (note for note in notes if "learning rate" in note)
     return result
+
+
+@contextmanager
+def notes_of(name):
+    """What a logger is told; of a process of a group, where there is no caplog, as well."""
+    notes = []
+    handler = logging.Handler()
+    handler.emit = lambda record: notes.append(record.getMessage())
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)  # a level that is only assigned leaves what logging remembers of the one before
+    try:
+        yield notes
+    finally:
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(handler)
 
 
 def total_score(self, results):
