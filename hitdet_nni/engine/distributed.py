@@ -26,6 +26,9 @@ BUCKET_BYTES = 32 * 2**20
 _joined = False
 """Whether this process has joined a group."""
 
+_rehearsing = False
+"""Whether :func:`rehearsed` holds, in all threads."""
+
 
 def _collectives() -> Any:
     """Return the module of torch that a group of processes speaks through."""
@@ -94,6 +97,20 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
+@contextmanager
+def rehearsed() -> Iterator[None]:
+    """Let :func:`sum_in_place` count this process's values for those of every other, within the context.
+
+    What is computed, and the memory that it takes, is as in the group, but a process that fails leaves none waiting.
+    """
+    global _rehearsing
+    before, _rehearsing = _rehearsing, True
+    try:
+        yield
+    finally:
+        _rehearsing = before
+
+
 def local_world_size() -> int:
     """Return the number of processes of the group on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -140,6 +157,16 @@ def mean(value: float) -> float:
     return sum(values) / world_size()
 
 
+def sum_in_place(tensor: Tensor) -> None:
+    """Replace a tensor, of any shape, by its sum over the processes."""
+    if world_size() == 1:
+        return
+    if _rehearsing:
+        tensor.mul_(world_size())
+    else:
+        _collectives().all_reduce(tensor)
+
+
 def broadcast_state(module: nn.Module) -> None:
     """Give every process the main one's parameters and buffers."""
     if world_size() > 1:
@@ -179,7 +206,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
     for bucket in _buckets(tensor for tensor in tensors if tensor.is_floating_point()):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        _collectives().all_reduce(flat)
+        sum_in_place(flat)
         flat /= world_size()
         for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(part.view_as(tensor))

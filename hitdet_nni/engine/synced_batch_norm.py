@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hitdet_nni.engine import distributed
@@ -24,13 +23,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone()
-        dist.all_reduce(total)
+        distributed.sum_in_place(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
-        dist.all_reduce(total)
+        distributed.sum_in_place(total)
         return total
 
 
@@ -67,6 +66,11 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance, momentum)
+
+
+def shares_statistics(module: nn.Module) -> bool:
+    """Whether a step of ``module`` exchanges batch normalisation's statistics with other processes."""
+    return distributed.world_size() > 1 and any(isinstance(part, SyncedBatchNorm2d) for part in module.modules())
 
 
 class _Frozen(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 from hitdet_nni.config.settings import ActivationsByComponent, Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.synced_batch_norm import shares_statistics
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, AUTO, describe_fallback, set_activations
@@ -189,7 +190,8 @@ def choose_activations(
     in a training that goes on.
 
     A choice is kept beside the checkpoints and taken from there: another one would round differently, and a training
-    that goes on would not equal one that was not stopped. The main process chooses for all.
+    that goes on would not equal one that was not stopped. The main process chooses for all, by its own timings or,
+    where a step exchanges batch normalisation's statistics, by those of all processes together.
 
     Args:
         space: The mutated model space, its batch normalisation chosen. Only its modes change, and where it lies.
@@ -215,10 +217,14 @@ def choose_activations(
         }
         set_activations(space, modes)
         return modes
-    choice: dict[Component, str] | None = None
-    if distributed.is_main():
-        choice = _kept_or_new(space, settings, skeleton, loaders, steps, stage, folder)
-    choice = distributed.broadcast_object(choice)
+    file = None if folder is None else folder / FILE
+    kept = _read(file) if file is not None and distributed.is_main() and file.exists() else None
+    choice: dict[Component, str] | None = distributed.broadcast_object(kept)
+    if choice is None:
+        new = _new(space, settings, skeleton, loaders, steps, stage)
+        if file is not None and distributed.is_main():
+            write_json(file, asdict(new))
+        choice = distributed.broadcast_object(new.modes)
     set_activations(space, choice, fallback=True)
     fallback = describe_fallback(space)
     if fallback is not None and distributed.is_main():
@@ -226,30 +232,22 @@ def choose_activations(
     return choice
 
 
-def _kept_or_new(
-    space: Any,
-    settings: Settings,
-    skeleton: Skeleton,
-    loaders: tuple[Any, Any],
-    steps: int,
-    stage: str,
-    folder: Path | None,
-) -> dict[Component, str]:
-    file = None if folder is None else folder / FILE
-    if file is not None and file.exists():
-        return _read(file)
-    device = distributed.device()
+def _new(
+    space: Any, settings: Settings, skeleton: Skeleton, loaders: tuple[Any, Any], steps: int, stage: str
+) -> ActivationChoice:
+    """Choose, and say so; in a process that is not asked for timings, what takes no timing."""
+    device, main = distributed.device(), distributed.is_main()
     choice = ActivationChoice(dict.fromkeys(COMPONENTS, "fused-low"))
-    if device.type in TIMED and steps >= MIN_STEPS:
+    timed = device.type in TIMED and steps >= MIN_STEPS
+    if timed and (main or shares_statistics(space)):
         options = component_options(space)
         with StepTimer(space, settings, skeleton, loaders, device) as timer:
             choice = choose_modes(options, timer, timer.available)
-    elif device.type in TIMED:
+    if main and device.type in TIMED and not timed:
         logger.info("%s: %d steps, fewer than %d: supernet.activations is not timed", stage, steps, MIN_STEPS)
-    logger.info("%s: supernet.activations: %s", stage, choice.sentence())
-    if file is not None:
-        write_json(file, asdict(choice))
-    return choice.modes
+    if main:
+        logger.info("%s: supernet.activations: %s", stage, choice.sentence())
+    return choice
 
 
 def _read(file: Path) -> dict[Component, str]:

@@ -20,6 +20,7 @@ from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.randomness import fork_rng
+from hitdet_nni.engine.synced_batch_norm import shares_statistics
 from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.nas.memory.step_simulation import image_size
@@ -78,7 +79,10 @@ class StepTimer:
     touched, no optimiser exists yet, and the loaders' order is read without being advanced. The modes stay those of the
     last step.
 
-    Within the context this process computes by itself, so that one may measure for several.
+    Within the context a process computes by itself, so that one may measure for several. Where a step exchanges batch
+    normalisation's statistics, all processes measure together: a step takes as long as in the slowest of them, and fits
+    if it fits in each. As one that runs out of memory would leave the others waiting, modes are first rehearsed without
+    the exchange.
 
     Args:
         space: The mutated model space.
@@ -117,14 +121,15 @@ class StepTimer:
     def __enter__(self) -> StepTimer:
         """Remember what steps change, and move the model to the device."""
         context = self._context
-        context.enter_context(distributed.alone())
+        if not shares_statistics(self.space):
+            context.enter_context(distributed.alone())
         context.enter_context(fork_rng())
         buffers = [buffer.clone() for buffer in self.space.buffers()]
         context.callback(self._put_back, buffers, self.space.training)
         self.space.train()
         estimate = estimate_step_memory(self.space, self.settings, self.skeleton, self.device)
         self._move(self.device)
-        self.available = int((1 - SPARE) * (free_memory(self.device) - estimate.optimisers))
+        self.available = min(distributed.gather(int((1 - SPARE) * (free_memory(self.device) - estimate.optimisers))))
         return self
 
     def __exit__(
@@ -168,21 +173,43 @@ class StepTimer:
         self._forget()
         reserved = self._start_counting()
         try:
-            for _ in range(WARM_UPS):
-                self._step()
-            seconds = min(wall_clock(self._step, self.device) for _ in range(REPEATS))
-            cost = StepCost(seconds, round(self._scale * self._taken(reserved)))
-        except torch.cuda.OutOfMemoryError:
-            cost = None
-        self._forget()
+            with distributed.rehearsed():
+                fits = self._fits(WARM_UPS)
+            cost = self._timed(reserved) if all(distributed.gather(fits)) else None
+        finally:
+            self._forget()
         return cost
+
+    def _fits(self, steps: int) -> bool:
+        try:
+            for _ in range(steps):
+                self._step()
+        except torch.cuda.OutOfMemoryError:
+            return False
+        return True
+
+    def _timed(self, reserved: int) -> StepCost | None:
+        try:
+            if distributed.world_size() > 1:
+                self._step()  # in which connections are made
+            seconds = min(self._seconds() for _ in range(REPEATS))
+        except torch.cuda.OutOfMemoryError:
+            if distributed.world_size() > 1:
+                raise
+            return None
+        costs = distributed.gather((seconds, round(self._scale * self._taken(reserved))))
+        return StepCost(max(seconds for seconds, _ in costs), max(peak for _, peak in costs))
+
+    def _seconds(self) -> float:
+        distributed.barrier()
+        return wall_clock(self._step, self.device)
 
     def _hopeless(self) -> bool:
         self._go_home()
         estimate = estimate_step_memory(self.space, self.settings, self.skeleton, self.device)
         free = free_memory(self.device)
         self._move(self.device)
-        return SURE * estimate.to_come > free
+        return any(distributed.gather(SURE * estimate.to_come > free))
 
     def _start_counting(self) -> int:
         if self.device.type != "cuda":

@@ -40,7 +40,8 @@ def collect():
         "mean": distributed.mean(float(rank)),
         "error": error,
         "main": distributed.is_main(),
-        "synced": synced_share(),
+        "synced": synced_share(rank),
+        "rehearsed": rehearsed_share() if rank == 1 else None,  # would wait for ever if anything were exchanged
     }
 
 
@@ -78,7 +79,14 @@ def normalise(norm, images):
     return {"y": y.detach(), **gradients, **norm.state_dict()}
 
 
-def synced_share():
+def rehearsed_share():
+    with distributed.rehearsed():
+        numbers = torch.arange(3.0)
+        distributed.sum_in_place(numbers)
+        return {"sums": numbers, "share": synced_share(1)}
+
+
+def synced_share(rank):
     plain = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
     nn.init.uniform_(plain.weight, generator=torch.Generator().manual_seed(1))
     net = nn.Sequential(plain)
@@ -88,14 +96,18 @@ def synced_share():
     assert norm.weight is plain.weight
     assert norm.running_mean is plain.running_mean
     # Unequal shares: 2 and 4 images.
-    return normalise(norm, IMAGES[:2] if distributed.rank() == 0 else IMAGES[2:])
+    return normalise(norm, IMAGES[:2] if rank == 0 else IMAGES[2:])
+
+
+def whole_batch(images):
+    norm = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
+    nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
+    return normalise(norm, images)
 
 
 def test_synced_batch_norm_is_that_of_the_whole_batch(results):
     shares = [result["synced"] for result in results]
-    whole = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
-    nn.init.uniform_(whole.weight, generator=torch.Generator().manual_seed(1))
-    expected = normalise(whole, IMAGES)
+    expected = whole_batch(IMAGES)
     for name in ("y", "x"):
         torch.testing.assert_close(torch.cat([share[name] for share in shares]), expected[name])
     for name in ("of weight", "of bias"):
@@ -103,6 +115,19 @@ def test_synced_batch_norm_is_that_of_the_whole_batch(results):
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         for share in shares:
             torch.testing.assert_close(share[name], expected[name])
+
+
+def test_a_rehearsal_counts_a_process_for_all(results):
+    found = results[1]["rehearsed"]
+    assert torch.equal(found["sums"], torch.tensor([0.0, 2.0, 4.0]))
+    share = found["share"]
+    expected = whole_batch(torch.cat([IMAGES[2:], IMAGES[2:]]))
+    for name in ("y", "x"):
+        torch.testing.assert_close(torch.cat([share[name], share[name]]), expected[name])
+    for name in ("of weight", "of bias"):
+        torch.testing.assert_close(2 * share[name], expected[name])
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(share[name], expected[name])
 
 
 def test_frozen_statistics_stay_while_scale_and_shift_learn():

@@ -281,10 +281,8 @@ def test_what_surely_does_not_fit_is_not_tried(settings, tiny_data, monkeypatch)
         assert timer({**least, "head": "all", "backbone": "all"}) is not None
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """Let timing be done on this device by a clock that prefers :data:`WANTED`; the list of what it was asked."""
-    asked = []
+def clock_that_prefers_wanted(asked):
+    """A clock by which :data:`WANTED` is the fastest; it notes in ``asked`` what it was asked."""
 
     def clock(step, device):
         step()
@@ -292,9 +290,16 @@ def timed(monkeypatch):
         asked.append(modes)
         return 3.0 - sum(0.5 for component, mode in WANTED.items() if modes.get(component, {"all"}) == {mode})
 
+    return clock
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Let timing be done on this device by a clock that prefers :data:`WANTED`; the list of what it was asked."""
+    asked = []
     monkeypatch.setattr(activation_choice, "TIMED", ("cpu",))
     monkeypatch.setattr(activation_choice, "MIN_STEPS", 0)
-    monkeypatch.setattr(step_timing, "wall_clock", clock)
+    monkeypatch.setattr(step_timing, "wall_clock", clock_that_prefers_wanted(asked))
     monkeypatch.setattr(step_timing, "REPEATS", 1)
     monkeypatch.setattr(step_timing, "LARGE", ())
     return asked
@@ -382,30 +387,88 @@ def test_the_choice_is_in_provenance_and_metadata(settings, tiny_data, tmp_path)
         run.open(settings, resume=True)
 
 
-def choose_in_a_group():
-    """The choice of the main process, which alone times, though the statistics of batch normalisation are shared."""
-    settings = load_settings("tiny", {"data.train": 16, "data.val": 4})
+def choose_in_a_group(batch_norm):
+    """What is chosen by two processes with clocks of their own, the second of which has no memory for a head in all."""
+    settings = load_settings("tiny", {"data.train": 16, "data.val": 4, "skeleton.input_size": [64, 64]})
     data = open_data(settings.data, settings.seed)
     loaders = search_loaders(data, settings.data, settings.skeleton, 0)[:2]
-    space = supernet(settings, batch_norm="synced")
-    timed = []
+    space = supernet(settings, batch_norm=batch_norm)
+    second = distributed.rank() == 1
+    timed, refused = [], []
+    real = step_timing.detection_loss
 
     def clock(step, device):
         step()
+        modes = layer_modes(space)
         timed.append(distributed.world_size())
-        return 2.0 if "all" in layer_modes(space)["backbone"] else 1.0
+        slow = second and modes["backbone"] == {"checkpoint"}
+        return 3.0 if slow else 2.0 if modes["backbone"] == {"all"} else 1.5 if modes["backbone"] == {"fused"} else 1.0
+
+    def short_of_memory(detector, batch):
+        loss = real(detector, batch)
+        if second and layer_modes(space)["head"] == {"all"}:
+            refused.append(distributed.world_size())
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return loss
 
     activation_choice.TIMED, activation_choice.MIN_STEPS, step_timing.wall_clock = ("cpu",), 0, clock
+    step_timing.detection_loss, step_timing.LARGE = short_of_memory, ()
+    step_timing.WARM_UPS = step_timing.REPEATS = 1
+    options = {"backbone": ("all", "checkpoint", "fused"), "neck": ("all",), "head": ("all", "fused-low")}
+    activation_choice.component_options = lambda space: options
+    before = everything(space, loaders)
     modes = choose_activations(space, settings, settings.skeleton, loaders, 9, "search", None)
-    return {"modes": modes, "timed": timed, "processes": distributed.world_size()}
+    return {
+        "modes": modes,
+        "timed": timed,
+        "refused": refused,
+        "processes": distributed.world_size(),
+        "changed": [key for key, value in everything(space, loaders).items() if not same(value, before[key])],
+    }
 
 
 @pytest.mark.slow
 def test_the_main_process_chooses_for_all(tmp_path):
-    main, other = run_group(choose_in_a_group, tmp_path)
+    main, other = run_group(choose_in_a_group, tmp_path, "local")
     assert main["modes"] == other["modes"]
     assert main["modes"]["backbone"] == "checkpoint"
-    assert main["timed"]
+    assert main["modes"]["head"] == "all"
     assert set(main["timed"]) == {1}
     assert not other["timed"]
     assert main["processes"] == 2
+
+
+def test_processes_that_share_statistics_choose_together(tmp_path):
+    """By the slower one's times, and the modes that fit in both; none waits for one that ran out of memory."""
+    main, other = run_group(choose_in_a_group, tmp_path, "synced")
+    assert main["modes"] == other["modes"]
+    assert main["modes"]["backbone"] == "fused"
+    assert main["modes"]["head"] == "fused-low"
+    assert main["timed"] == other["timed"]
+    assert set(main["timed"]) == {2}
+    assert (main["refused"], other["refused"]) == ([], [2])
+    assert main["changed"] == other["changed"] == []
+
+
+def train_in_a_group(values):
+    """What two processes that share statistics have learned, their modes timed by a clock or set."""
+    settings = load_settings("tiny", {**VALUES, "batch_norm": "synced", "skeleton.input_size": [64, 64], **values})
+    timed = []
+    activation_choice.TIMED, activation_choice.MIN_STEPS = ("cpu",), 0
+    step_timing.wall_clock = clock_that_prefers_wanted(timed)
+    step_timing.WARM_UPS = step_timing.REPEATS = 1
+    trained = train(settings, open_data(settings.data, settings.seed))
+    state = {key: value for key, value in trained.module.state_dict().items() if torch.is_tensor(value)}
+    return {"state": state, "modes": trained.activations, "timed": len(timed)}
+
+
+@pytest.mark.slow
+def test_a_group_whose_modes_were_timed_equals_one_whose_modes_were_set(tmp_path):
+    together = run_group(train_in_a_group, tmp_path, {})
+    fixed = run_group(train_in_a_group, tmp_path, {"supernet.activations": WANTED})
+    assert [one["modes"] for one in (*together, *fixed)] == [WANTED] * 4
+    assert all(one["timed"] for one in together)
+    assert not any(one["timed"] for one in fixed)
+    for timed, settled in zip(together, fixed, strict=True):
+        assert timed["state"].keys() == settled["state"].keys()
+        assert not [key for key, value in settled["state"].items() if not torch.equal(value, timed["state"][key])]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hitdet_nni.engine import distributed
@@ -22,7 +21,7 @@ from hitdet_nni.errors import InputError
 def sums(*tensors: Tensor) -> list[Tensor]:
     """Return sums over the processes of tensors of one type and any shapes, by one exchange; the tensors stay."""
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])  # [*shape] -> [numel]
-    dist.all_reduce(flat)
+    distributed.sum_in_place(flat)
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]  # [numel] -> [*shape]
 
