@@ -99,7 +99,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def rehearsed() -> Iterator[None]:
-    """Let :func:`sum_in_place` count this process's values for those of every other, within the context.
+    """Let sums and gathered tensors count this process's values for those of every other, within the context.
 
     What is computed, and the memory that it takes, is as in the group, but a process that fails leaves none waiting.
     """
@@ -165,6 +165,16 @@ def sum_in_place(tensor: Tensor) -> None:
         tensor.mul_(world_size())
     else:
         _collectives().all_reduce(tensor)
+
+
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """Return every process's ``tensor``, of one shape and type, by rank: ``[processes, *shape]``."""
+    processes = world_size()
+    if processes == 1 or _rehearsing:
+        return tensor.expand(processes, *tensor.shape)
+    tensors = tensor.new_empty(processes, *tensor.shape)
+    _collectives().all_gather(list(tensors.unbind()), tensor)
+    return tensors
 
 
 def broadcast_state(module: nn.Module) -> None:

@@ -7,9 +7,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.joint_statistics import Joint, channel_moments
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 from hitdet_nni.model.replacement import replace_modules, share_tensors
@@ -17,26 +20,43 @@ from hitdet_nni.model.replacement import replace_modules, share_tensors
 BatchNormMode = Literal["local", "synced", "frozen"]
 
 
-class _Sum(torch.autograd.Function):
-    """Sum of a tensor over the processes; its gradient is the sum of theirs."""
+class _Normalization(torch.autograd.Function):
+    """Batch normalisation by joint statistics; returns these too: mean, biased variance, and the pixels behind them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        distributed.sum_in_place(total)
-        return total
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, ...]:
+        with torch.autocast(x.device.type, enabled=False):
+            joint, mean, variance = Joint.of_maps(x.numel() // x.shape[1], *channel_moments(x))
+            # ATen divides by the number of pixels, even of running statistics, where this process may have none.
+            y = F.batch_norm(x, mean, variance, scale, shift, False, 0.0, eps) if x.numel() else x.clone()
+        ctx.joint, ctx.eps = joint, eps
+        ctx.save_for_backward(x, scale, mean, variance)
+        ctx.mark_non_differentiable(mean, variance, joint.count)
+        return y, mean, variance, joint.count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.sum_in_place(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, mean, variance = ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        of_x = ctx.needs_input_grad[0]
+        with torch.autocast(grad.device.type, enabled=False):
+            if x.numel():
+                grad_x, grad_scale, grad_shift = torch.ops.aten.native_batch_norm_backward(
+                    grad, x, scale, mean, variance, mean, inverse, False, ctx.eps, [of_x, True, True]
+                )
+            else:
+                grad_x, grad_scale, grad_shift = grad.clone(), torch.zeros_like(mean), torch.zeros_like(mean)
+            if of_x:
+                ctx.joint.through_statistics_(grad_x, x, mean, scale * inverse, inverse, grad_scale, grad_shift)
+        return grad_x if of_x else None, grad_scale, grad_shift, None
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics are those of the images of all processes, on CPU as on GPU.
 
-    ``torch.nn.SyncBatchNorm`` counts every process alike only on GPUs; this one needs nothing but sums over processes.
+    ``torch.nn.SyncBatchNorm`` counts every process alike only on GPUs. Each pass exchanges once, and nothing but the
+    input is kept for the backward pass.
 
     Shape:
         ``[N, C, H, W]`` to the same; N may differ from process to process.
@@ -50,15 +70,10 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         """Normalise ``x`` by the mean and the variance of all processes' inputs."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
-        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        count = _Sum.apply(values.new_tensor([values.numel() / values.shape[1]]))
-        mean = _Sum.apply(values.sum((0, 2, 3))) / count
-        centred = values - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
-        self._track(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        result: Tensor = (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-        return result
+        y: Tensor
+        y, mean, variance, count = _Normalization.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, variance * count / (count - 1).clamp(min=1))
+        return y
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:

@@ -40,7 +40,10 @@ def collect():
         "mean": distributed.mean(float(rank)),
         "error": error,
         "main": distributed.is_main(),
-        "synced": synced_share(rank),
+        "synced": synced_share(SHARES[rank]),
+        "one has no images": synced_share(IMAGES if rank == 1 else IMAGES[:0]),
+        "bf16": synced_share(SHARES[rank].bfloat16(), torch.float32),
+        "exchanges": exchanges_of_a_step(SHARES[rank]),
         "rehearsed": rehearsed_share() if rank == 1 else None,  # would wait for ever if anything were exchanged
     }
 
@@ -69,12 +72,13 @@ def test_collective_operations(results):
 
 
 IMAGES = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2
+SHARES = IMAGES[:2], IMAGES[2:]
 
 
 def normalise(norm, images):
     x = images.clone().requires_grad_()
     y = norm(x)
-    (y * torch.linspace(0, 1, y[0].numel(), dtype=y.dtype).view(y[0].shape)).square().sum().backward()
+    (y * torch.linspace(0, 1, y.shape[1:].numel(), dtype=y.dtype).view(y.shape[1:])).square().sum().backward()
     gradients = {"x": x.grad, "of weight": norm.weight.grad, "of bias": norm.bias.grad}
     return {"y": y.detach(), **gradients, **norm.state_dict()}
 
@@ -83,43 +87,91 @@ def rehearsed_share():
     with distributed.rehearsed():
         numbers = torch.arange(3.0)
         distributed.sum_in_place(numbers)
-        return {"sums": numbers, "share": synced_share(1)}
+        gathered = distributed.gather_tensor(numbers)
+        return {"sums": numbers, "gathered": gathered, "share": synced_share(SHARES[1])}
 
 
-def synced_share(rank):
-    plain = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
-    nn.init.uniform_(plain.weight, generator=torch.Generator().manual_seed(1))
+def exchanges_of_a_step(images):
+    """How often the forward pass of a normalisation, and both passes, speak to the other process."""
+    norm = nn.Sequential(nn.BatchNorm2d(3, dtype=torch.float64))
+    apply_batch_norm(norm, "synced")
+    spoken = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_gather"):
+            patch.setattr(torch.distributed, name, counted(getattr(torch.distributed, name), spoken))
+        y = norm(images.clone().requires_grad_())
+        forward = len(spoken)
+        y.sum().backward()
+    return [forward, len(spoken)]
+
+
+def counted(function, calls):
+    def call(*arguments, **keywords):
+        calls.append(function)
+        return function(*arguments, **keywords)
+
+    return call
+
+
+def synced_share(images, dtype=torch.float64):
+    plain = batch_norm().to(dtype)
     net = nn.Sequential(plain)
     apply_batch_norm(net, "synced")
     norm = net[0]
     assert type(norm) is SyncedBatchNorm2d
     assert norm.weight is plain.weight
     assert norm.running_mean is plain.running_mean
-    # Unequal shares: 2 and 4 images.
-    return normalise(norm, IMAGES[:2] if rank == 0 else IMAGES[2:])
-
-
-def whole_batch(images):
-    norm = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
-    nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
     return normalise(norm, images)
 
 
+def whole_batch(images):
+    return normalise(batch_norm(), images)
+
+
+def batch_norm():
+    norm = nn.BatchNorm2d(3, eps=1e-4, momentum=0.3, dtype=torch.float64)
+    nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
+    return norm
+
+
 def test_synced_batch_norm_is_that_of_the_whole_batch(results):
-    shares = [result["synced"] for result in results]
-    expected = whole_batch(IMAGES)
+    equals_whole_batch([result["synced"] for result in results], whole_batch(IMAGES))
+
+
+def test_a_process_without_images_has_no_share(results):
+    equals_whole_batch([result["one has no images"] for result in results], whole_batch(IMAGES))
+
+
+def test_maps_of_16_bits_have_exact_statistics(results):
+    """What is rounded to 16 bits is maps and their gradients."""
+    shares = [result["bf16"] for result in results]
+    assert {share["y"].dtype for share in shares} == {share["x"].dtype for share in shares} == {torch.bfloat16}
+    expected = whole_batch(IMAGES.bfloat16().double())
+    equals_whole_batch(shares, expected, rtol=2e-2, atol=2e-2)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(shares[0][name].double(), expected[name], rtol=1e-6, atol=0)
+
+
+def test_each_pass_exchanges_once(results):
+    assert [result["exchanges"] for result in results] == [[1, 2], [1, 2]]
+
+
+def equals_whole_batch(shares, expected, **tolerance):
     for name in ("y", "x"):
-        torch.testing.assert_close(torch.cat([share[name] for share in shares]), expected[name])
+        found = torch.cat([share[name] for share in shares])
+        torch.testing.assert_close(found.to(expected[name].dtype), expected[name], **tolerance)
     for name in ("of weight", "of bias"):
-        torch.testing.assert_close(sum(share[name] for share in shares), expected[name])
+        found = sum(share[name] for share in shares)
+        torch.testing.assert_close(found.to(expected[name].dtype), expected[name], **tolerance)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         for share in shares:
-            torch.testing.assert_close(share[name], expected[name])
+            torch.testing.assert_close(share[name].to(expected[name].dtype), expected[name], **tolerance)
 
 
 def test_a_rehearsal_counts_a_process_for_all(results):
     found = results[1]["rehearsed"]
     assert torch.equal(found["sums"], torch.tensor([0.0, 2.0, 4.0]))
+    assert torch.equal(found["gathered"], torch.tensor([[0.0, 2.0, 4.0], [0.0, 2.0, 4.0]]))
     share = found["share"]
     expected = whole_batch(torch.cat([IMAGES[2:], IMAGES[2:]]))
     for name in ("y", "x"):

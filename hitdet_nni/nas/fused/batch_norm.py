@@ -6,17 +6,17 @@ Statistics have single precision at least, whatever the type of the maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hitdet_nni.engine.joint_statistics import Joint, channel_moments
 from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
 from hitdet_nni.kernels.layout import in_type
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
-from hitdet_nni.nas.fused.joint import Joint, are_joint
+from hitdet_nni.nas.fused.joint import are_joint
 
 SUPPORTED = (nn.BatchNorm2d, LevelBatchNorm2d, FrozenBatchNorm2d, FrozenLevelBatchNorm2d, SyncedBatchNorm2d)
 """Kinds of batch normalisation whose arithmetic this module knows; no others are taken for one of them."""
@@ -104,12 +104,6 @@ class Statistics:
         return cls(mean, variance, inverse, use_batch_stats, eps, joint)
 
 
-@lru_cache
-def statistics_type(compute: torch.dtype) -> torch.dtype:
-    """Return the type of statistics, scales and sums for maps of a type."""
-    return torch.promote_types(compute, torch.float32)
-
-
 def _map_of(matrix: Tensor) -> Tensor:
     """Return a matrix ``[P, C]`` as one channels-last map, which ATen's batch normalisation wants."""
     return matrix.view(1, matrix.shape[0], 1, matrix.shape[1]).permute(0, 3, 1, 2)  # [P, C] -> [1, C, P, 1]
@@ -117,13 +111,7 @@ def _map_of(matrix: Tensor) -> Tensor:
 
 def batch_moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and biased variance of each column of ``[P, C]``."""
-    kind = statistics_type(matrix.dtype)
-    zeros = ones = None
-    if kind != matrix.dtype:  # the results are of the running averages' type where these are given
-        zeros = torch.zeros(matrix.shape[1], dtype=kind, device=matrix.device)
-        ones = torch.ones_like(zeros)
-    mean, variance = torch.batch_norm_update_stats(_map_of(matrix), zeros, ones, 0.0)
-    return mean, variance
+    return channel_moments(_map_of(matrix))
 
 
 ColumnMoments = tuple[Tensor, Tensor, Tensor]
@@ -186,13 +174,12 @@ def normalize_gradient(
     )
     if not of_input:
         return grad.new_empty(0), grad_scale, grad_shift
-    grad_matrix = grad_map.permute(0, 2, 3, 1).reshape(grad.shape)  # [1, C, P, 1] -> [P, C]
     if statistics.use_batch_stats and statistics.joint is not None:
-        mean_scale, mean_shift = statistics.joint.means(grad_scale, grad_shift)
-        slope = scale * statistics.inverse_deviation
-        through_scale = slope * statistics.inverse_deviation * mean_scale
-        grad_matrix -= (slope * mean_shift - statistics.mean * through_scale).to(grad_matrix.dtype)
-        grad_matrix.addcmul_(matrix, through_scale.to(matrix.dtype), value=-1)
+        mean, inverse = statistics.mean, statistics.inverse_deviation
+        statistics.joint.through_statistics_(
+            grad_map, _map_of(matrix), mean, scale * inverse, inverse, grad_scale, grad_shift
+        )
+    grad_matrix = grad_map.permute(0, 2, 3, 1).reshape(grad.shape)  # [1, C, P, 1] -> [P, C]
     return grad_matrix, grad_scale, grad_shift
 
 

@@ -25,7 +25,6 @@ from hitdet_nni.nas.fused.batch_norm import (
     running_statistics,
 )
 from hitdet_nni.nas.fused.forward_context import ForwardContext, Gradients, Output, put_statistics, saved_statistics
-from hitdet_nni.nas.fused.joint import sums
 from hitdet_nni.nas.fused.plan import PARAMETERS, BlockPart, Group, Segment
 
 
@@ -333,11 +332,10 @@ def inner_products(statistics: Statistics, scale: Tensor, grad_scale: Tensor, gr
     """Sum over pixels of a depthwise convolution's output times the gradient by it, ``[channels]``.
 
     Since the convolution is linear in each channel, the same sum for its input is equal. Behind a normalisation by the
-    batch's statistics it would vanish, as scaling a channel changes nothing, were it not for eps.
+    batch's statistics it would vanish, as scaling a channel changes nothing, were it not for eps; where they are those
+    of all processes, that holds of the sum over these, to which the result is this one's share.
     """
     if statistics.use_batch_stats:
-        if statistics.joint is not None:
-            (grad_scale,) = sums(grad_scale)  # it vanishes over the pixels of all processes, not over those of one
         return scale * grad_scale * statistics.eps * statistics.inverse_deviation.square()
     inverse = statistics.inverse_deviation
     return scale * (grad_scale + statistics.mean * inverse * grad_shift)

@@ -15,9 +15,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hitdet_nni.engine.joint_statistics import Joint, gathered, statistics_type, sums
 from hitdet_nni.kernels.products import by_columns, correlate, multiply
-from hitdet_nni.nas.fused.batch_norm import RunningUpdates, running_statistics, statistics_type
-from hitdet_nni.nas.fused.joint import Joint, sums
+from hitdet_nni.nas.fused.batch_norm import RunningUpdates, running_statistics
 from hitdet_nni.nas.fused.plan import Expansion
 
 
@@ -52,17 +52,18 @@ class Moments:
         are those of all processes' inputs.
         """
         exact = inputs.to(statistics_type(inputs.dtype))
-
-        def mean_of(total: Tensor) -> Tensor:
-            return total / len(exact) if joint is None else joint.means(total)[0]
-
-        mean = mean_of(column_sums(exact))
+        mean = column_sums(exact) / len(exact)
         centred = exact - mean
-        correction = mean_of(column_sums(centred))
+        correction = column_sums(centred) / len(exact)
+        if joint is not None:
+            means, corrections = gathered(mean, correction)
+            mean = joint.average(means)
+            correction = joint.average((means - mean) + corrections)
+            centred = exact - mean
         centred -= correction
         covariance = centred.new_empty(centred.shape[1], centred.shape[1])
         correlate(covariance, centred, centred)
-        covariance = mean_of(covariance)
+        covariance = covariance / len(exact) if joint is None else joint.means(covariance)[0]
         return cls(mean, correction, covariance, centred.to(inputs.dtype))
 
     @classmethod
@@ -246,15 +247,13 @@ class ExpansionGradient:
             return None
         pixels: int | Tensor = len(folded.inputs)
         grad_shift = self.grad_shift
-        if joint is not None:
-            pixels, (grad_shift,) = joint.count, sums(grad_shift)
         if self.grad_folded is not None:
             grad_slope = folded.slope * (self.grad_folded * folded.weight).sum(1)
-            if joint is not None:
-                (grad_slope,) = sums(grad_slope)
         else:
             inner = torch.cat([self._inner[start] for start in sorted(self._inner)])
             grad_slope = inner - folded.beta * grad_shift
+        if joint is not None:
+            pixels, (grad_shift, grad_slope) = joint.count, sums(grad_shift, grad_slope)
         factor = folded.inverse_deviation.square() * grad_slope / pixels
         vector = (folded.slope * grad_shift) @ folded.weight / -pixels
         matrix = folded.weight.t() @ (folded.weight * -factor[:, None])

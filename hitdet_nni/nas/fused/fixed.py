@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hitdet_nni.nas.fused.batch_norm import statistics_type
+from hitdet_nni.engine.joint_statistics import statistics_type
 from hitdet_nni.nas.fused.function import FusedMixture
 from hitdet_nni.nas.fused.reading import Reader, readers
 from hitdet_nni.nas.fused.save_policy import FusedMode

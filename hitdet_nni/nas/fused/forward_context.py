@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hitdet_nni.engine.joint_statistics import Joint
 from hitdet_nni.kernels.layout import MapShape, in_type
 from hitdet_nni.nas.fused.batch_norm import (
     ColumnMoments,
@@ -18,7 +19,6 @@ from hitdet_nni.nas.fused.batch_norm import (
     running_statistics,
 )
 from hitdet_nni.nas.fused.expansion import ExpansionGradient, FoldedExpansion
-from hitdet_nni.nas.fused.joint import Joint
 from hitdet_nni.nas.fused.plan import Candidate, ConvNorm, Plan
 from hitdet_nni.nas.fused.save_policy import SavePolicy, Tape
 

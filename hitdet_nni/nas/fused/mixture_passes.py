@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hitdet_nni.engine.joint_statistics import Joint, statistics_type
 from hitdet_nni.kernels.layout import MapShape, channels_last
 from hitdet_nni.kernels.products import add_product
 from hitdet_nni.nas.fused.backend import computed_on_cpu, passes, precision_of_convolutions
-from hitdet_nni.nas.fused.batch_norm import RunningUpdates, statistics_type
+from hitdet_nni.nas.fused.batch_norm import RunningUpdates
 from hitdet_nni.nas.fused.depthwise_group import allocate_buffers
 from hitdet_nni.nas.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
 from hitdet_nni.nas.fused.forward_context import ForwardContext, Gradients, Output
-from hitdet_nni.nas.fused.joint import Joint, are_joint, count_pixels
+from hitdet_nni.nas.fused.joint import are_joint, count_pixels
 from hitdet_nni.nas.fused.plan import Plan
 from hitdet_nni.nas.fused.save_policy import SavePolicy, Tape
 
@@ -102,8 +103,8 @@ def _start(
     folded = []
     if are_joint([unit.norm for unit in plan.use_batch_stats]):
         joint, joint_out = count_pixels((shape.pixels, shape_out.pixels), given)
-        tape.put(joint.count, "pixels")
-        tape.put(joint_out.count, "pixels of the output")
+        tape.put(joint.counts, "pixels")
+        tape.put(joint_out.counts, "pixels of the output")
     pixels = shape.pixels if joint is None else joint.count
     moments = Moments.of(inputs, joint) if any(expansion.use_batch_stats for expansion in plan.expansions) else None
     for number, expansion in enumerate(plan.expansions):
@@ -140,9 +141,9 @@ def _restart(
     shape_out = layer.shape.strided(layer.plan.stride)
     policy, shape = layer.policy, layer.shape
     context = ForwardContext(layer.plan, policy, parameters, given, matrix, inputs, shape, shape_out, folded, tape)
-    count, count_out = tape.get("pixels"), tape.get("pixels of the output")
-    if count is not None and count_out is not None:
-        context = replace(context, joint=Joint(shape.pixels, count), joint_out=Joint(shape_out.pixels, count_out))
+    counts, counts_out = tape.get("pixels"), tape.get("pixels of the output")
+    if counts is not None and counts_out is not None:
+        context = replace(context, joint=Joint(counts), joint_out=Joint(counts_out))
     return context, moments
 
 
