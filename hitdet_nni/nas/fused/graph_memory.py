@@ -30,11 +30,13 @@ class GraphMemory:
     with a stream each, graphs would not share.
 
     Attributes:
+        device: The device.
         pool: The allocator's name of the memory.
         stream: The stream.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.pool: Any = torch.cuda.graph_pool_handle()
         if device not in _STREAMS:
             _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -48,14 +50,33 @@ class GraphMemory:
             known = _MEMORIES[device] = cls(device)
         return known
 
-    def give_up(self, device: torch.device) -> None:
-        """Let no further graph use this memory: one that could not be recorded may have left it in a bad state."""
-        if _MEMORIES.get(device) is self:
-            del _MEMORIES[device]
-        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-        if end is not None:
-            with suppress(RuntimeError):  # torch has ended it, unless the recording failed in its last call
-                end(torch.cuda.current_device() if device.index is None else device.index, self.pool)
+    def begin(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Let a graph record what is started from now on."""
+        with self._given_up_on_failure():
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+
+    def end(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Let a graph record no more."""
+        with self._given_up_on_failure():
+            graph.capture_end()
+
+    @contextmanager
+    def _given_up_on_failure(self) -> Iterator[None]:
+        """Let no further graph use this memory if torch fails within the context: it may be left in a bad state."""
+        try:
+            yield
+        except BaseException:
+            if _MEMORIES.get(self.device) is self:
+                del _MEMORIES[self.device]
+            end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+            if end is not None:
+                index = torch.cuda.current_device() if self.device.index is None else self.device.index
+                with suppress(RuntimeError):  # torch may have ended it
+                    end(index, self.pool)
+            clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+            if clear is not None:
+                clear()  # those of this memory are not for graphs of the next one
+            raise
 
 
 _MEMORIES: weakref.WeakValueDictionary[torch.device, GraphMemory] = weakref.WeakValueDictionary()
@@ -74,29 +95,28 @@ def capture(function: Callable[[], None], device: torch.device) -> Replay:
     Raises:
         RuntimeError: If it does what cannot be recorded, or does not fit in memory.
     """
-    try:
+    with suppress(torch.cuda.OutOfMemoryError):
         return _capture(function, device)
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return _capture(function, device)
+    torch.cuda.empty_cache()  # what the first attempt made has gone with its error
+    return _capture(function, device)
 
 
 def _capture(function: Callable[[], None], device: torch.device) -> Replay:
-    graph = torch.cuda.CUDAGraph()
-    memory = GraphMemory.of(device)
-    stream = memory.stream
-    stream.wait_stream(torch.cuda.current_stream(device))
-    try:
-        with _no_collection(), torch.cuda.stream(stream):
-            graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
+    with _no_collection():
+        graph = torch.cuda.CUDAGraph()
+        memory = GraphMemory.of(device)
+        stream = memory.stream
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            memory.begin(graph)
             try:
                 function()
-            finally:
-                graph.capture_end()
-    except BaseException:
-        memory.give_up(device)
-        raise
-    torch.cuda.current_stream(device).wait_stream(stream)
+            except BaseException:
+                with suppress(RuntimeError):  # what went wrong first is what is told
+                    memory.end(graph)
+                raise
+            memory.end(graph)
+        torch.cuda.current_stream(device).wait_stream(stream)
 
     def replay(_memory: GraphMemory = memory) -> None:
         graph.replay()
@@ -231,3 +251,9 @@ class TapeMemory:
             self._buffer = torch.empty(total, dtype=torch.uint8, device=device)
         self._users.add(user)
         return _places(self._buffer, tensors)
+
+    def leave(self, user: User) -> None:
+        """Note that a user has nothing here; the memory goes with the last one."""
+        self._users.discard(user)
+        if not self._users:
+            self._buffer = None

@@ -160,7 +160,10 @@ class Recording:
             return Pass.record(lambda: run(*given, places), given, places, shared, self.recorder)
 
         self.forward_pass = self._try(record, found, state)
-        return None if self.forward_pass is None else self.memory.begin()
+        if self.forward_pass is None:
+            self.memory.leave(self)
+            return None
+        return self.memory.begin()
 
     def check(self, generation: int) -> None:
         """Refuse a backward pass that comes too late.
@@ -214,7 +217,12 @@ class Recording:
         return found
 
     def _try(self, record: Callable[[], Pass], found: Outputs, state: Sequence[Tensor]) -> Pass | None:
-        """Record a pass and replay it once; it is used only if that gives what the pass itself has given."""
+        """Record a pass and replay it once; it is used only if that gives what the pass itself has given.
+
+        Where that is not finite, as the first gradients in 16 bits may be, another pass will be recorded.
+        """
+        if not all(_is_finite(tensor) for tensor in found if tensor is not None):
+            return None
         before = [tensor.clone() for tensor in state]
         try:
             made = record()
@@ -242,9 +250,15 @@ def _agree(replayed: Tensor | None, found: Tensor | None) -> bool:
         return replayed is found
     if torch.equal(replayed, found):
         return True
-    scale = float(found.double().abs().max())
-    error = float((replayed.double() - found.double()).abs().max())
-    return error <= AGREEMENT * scale or (math.isnan(scale) and math.isnan(error))
+    scale = max(abs(float(end)) for end in torch.aminmax(found))
+    parts = zip(*(tensor.unbind() if tensor.dim() else (tensor,) for tensor in (replayed, found)), strict=True)
+    # One by one: together they may be large.
+    return all(float((one.double() - other.double()).abs().max()) <= AGREEMENT * scale for one, other in parts)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all entries of a tensor of any shape are finite, without a copy of it."""
+    return tensor.numel() == 0 or all(math.isfinite(end) for end in torch.aminmax(tensor))
 
 
 def _replay(recorded: Pass, inputs: Sequence[Tensor]) -> None:

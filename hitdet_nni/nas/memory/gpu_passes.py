@@ -73,7 +73,8 @@ class LayerPasses:
         backward: Most at one time in the backward pass, beside the input, the output's gradient and what is kept, with
             all gradients.
         of_parameters: Gradients of the parameters, as far as all are wanted.
-        shared: Bytes of what is copied into a pass and out of it, most of the passes.
+        shared_forward: Bytes of what is copied out of the forward pass.
+        shared_backward: Of what is copied into a backward pass and out of it, most of both phases'.
     """
 
     output_shape: tuple[int, ...]
@@ -84,7 +85,8 @@ class LayerPasses:
     forward: int
     backward: int
     of_parameters: int
-    shared: int
+    shared_forward: int
+    shared_backward: int
 
     @property
     def output_bytes(self) -> int:
@@ -134,7 +136,7 @@ def count_passes(
                 passes.forward(x, weights, parameters, lying)
                 forward = live.peak
         grad = torch.empty_like(output)
-        shared, backward = layout([output])[1], 0
+        shared = backward = 0
         for phase in ((True, True, *(False for _ in parameters)), (True, False, *(True for _ in parameters))):
             with LiveBytes([*known, output, grad, *kept]) as live:
                 gradients = passes.backward(tape, x, weights, parameters, phase, grad)
@@ -149,7 +151,8 @@ def count_passes(
         forward=forward,
         backward=backward,
         of_parameters=sum(parameter.nbytes for parameter in parameters),
-        shared=shared,
+        shared_forward=layout([output])[1],
+        shared_backward=shared,
     )
 
 
@@ -201,6 +204,8 @@ class GpuLayers:
         """Return what recorded passes hold between steps; those of smaller inputs use the same memory."""
         recorded = [passes for passes in self._met.values() if passes.recorded]
         own = sum(passes.inputs + passes.kept for passes in recorded)
-        shared = max((passes.shared for passes in recorded), default=0)
+        in_turn = [passes.shared_forward for passes in recorded] + [passes.shared_backward for passes in recorded[::-1]]
+        larger = [size for number, size in enumerate(in_turn) if size > max(in_turn[:number], default=0)]
+        shared = sum(larger)  # where more room is needed, passes that have been recorded keep what they have
         on_the_way = max((max(passes.forward, passes.backward) for passes in recorded), default=0)
         return own + shared + on_the_way

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from types import SimpleNamespace
+import weakref
 
 import pytest
 import torch
@@ -115,6 +115,39 @@ def test_a_recorder_that_fails_is_told_of_once_and_done_without(record, caplog):
     ]
 
 
+def test_what_could_not_be_recorded_holds_no_memory(record, mixture_and_weights):
+    mixture, weights = mixture_and_weights
+
+    def refuses(function, device):
+        raise RuntimeError("out of memory")
+
+    made = record(refuses)
+    sizes(mixture, [SMALL] * 3, weights)
+    assert made[mixture].memory._buffer is None
+    made[mixture].recorder = again
+    sizes(mixture, [LARGE] * 3, weights)
+    kept = made[mixture].memory._buffer
+    made[mixture].recorder = refuses
+    sizes(mixture, [(1, 6, 3, 3)] * 3, weights)
+    assert made[mixture].memory._buffer is kept  # the larger size's, which is recorded
+
+
+def test_gradients_that_are_not_finite_are_not_recorded_yet(record, caplog):
+    """As the first ones of a loss that is scaled for 16 bits."""
+    made = record(again)
+    mixture = fused(build(FAMILIES, *LAYER[:3], torch.float64))
+    x = torch.randn(3, 6, 7, 7, dtype=torch.float64).to(memory_format=torch.channels_last)
+    weights = torch.full((len(FAMILIES),), 0.25, dtype=torch.float64)
+    passes = []
+    for factor in (1.0, float("inf"), 1.0):
+        (mixture(x.clone().requires_grad_(), weights).sum() * factor).backward()
+        (recording,) = made[mixture].by_size.values()
+        passes.append(len(recording.backward_passes))
+    assert passes == [0, 0, 1]
+    assert not recording.failed
+    assert not caplog.records
+
+
 def test_a_replay_that_gives_something_else_is_not_used(record, caplog):
     plainly = train()
 
@@ -204,73 +237,110 @@ def test_places_are_shared_between_calls_and_differ_within_one():
     assert SharedMemory.of(tensors) is not shared  # it went with its last user
 
 
-def test_graphs_of_a_device_have_one_stream_and_one_memory(monkeypatch):
-    """With streams of their own they would share nothing, whatever the memory's name: see ``GraphMemory``."""
-    used = []
-    current = SimpleNamespace(wait_stream=lambda stream: None)
+class Cuda:
+    """Stands in for torch's side of recording: what graphs were begun with, and what was done to memories."""
 
-    class Stream:
-        def __init__(self, device):
-            pass
-
-        def wait_stream(self, stream):
-            pass
-
-    @contextlib.contextmanager
-    def stream(one):
-        used.append(one)
-        yield
-
-    class Graph:
-        def capture_begin(self, pool, capture_error_mode):
-            used.append(pool)
-
-        def capture_end(self):
-            pass
-
-        def replay(self):
-            pass
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
-    ended = []
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
     device = torch.device("cuda:0")
-    replays = [capture(lambda: None, device) for _ in range(3)]
-    assert used == used[:2] * 3
+
+    def __init__(self, monkeypatch):
+        self.streams, self.pools, self.ended, self.cleared = [], [], [], []
+        self.end_fails = False
+        cuda = self
+
+        class Stream:
+            def __init__(self, device):
+                pass
+
+            def wait_stream(self, stream):
+                pass
+
+        class Graph:
+            def capture_begin(self, pool, capture_error_mode):
+                cuda.pools.append(pool)
+
+            def capture_end(self):
+                if cuda.end_fails:
+                    raise RuntimeError("the graph is not valid")
+
+            def replay(self):
+                pass
+
+        @contextlib.contextmanager
+        def stream(one):
+            self.streams.append(one)
+            yield
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+        ended, cleared = (lambda *given: self.ended.append(given)), (lambda: self.cleared.append(True))
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", ended, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", cleared, raising=False)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return Cuda(monkeypatch)
+
+
+def test_graphs_of_a_device_have_one_stream_and_one_memory(cuda):
+    """With streams of their own they would share nothing, whatever the memory's name: see ``GraphMemory``."""
+    replays = [capture(lambda: None, cuda.device) for _ in range(3)]
+    assert (len(cuda.pools), len(set(cuda.pools)), len(set(cuda.streams))) == (3, 1, 1)
     replays[0]()
-    first = list(used)
     del replays[:]
-    del used[:]
-    again_begun = capture(lambda: None, device)
-    assert used[0] is first[0]  # libraries keep a workspace for each stream that they meet
-    assert used[1] is not first[1]
-    again_begun()
-    del used[:]
+    replays.append(capture(lambda: None, cuda.device))
+    assert cuda.streams[3] is cuda.streams[0]  # libraries keep a workspace for each stream that they meet
+    assert cuda.pools[3] is not cuda.pools[0]
+    replays[0]()
 
-    def fails():
-        raise ValueError("cannot be recorded")
 
+def cannot_be_recorded():
+    raise ValueError("cannot be recorded")
+
+
+def test_graphs_go_on_with_a_memory_in_which_one_could_not_be_recorded(cuda):
+    held = capture(lambda: None, cuda.device)
     with pytest.raises(ValueError, match="cannot be recorded"):
-        capture(fails, device)
-    pool = used[1]
-    assert ended == [(0, pool)]
-    capture(lambda: None, device)
-    assert used[3] is not pool  # which is in a state that nobody knows
+        capture(cannot_be_recorded, cuda.device)
+    capture(lambda: None, cuda.device)
+    assert len(set(cuda.pools)) == 1
+    assert cuda.ended == cuda.cleared == []
+    held()
 
-    attempts, emptied = [], []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+
+@pytest.mark.parametrize(
+    ("function", "told"), [(lambda: None, "is not valid"), (cannot_be_recorded, "cannot be recorded")]
+)
+def test_a_memory_that_torch_failed_in_is_not_used_again(cuda, function, told):
+    held = capture(lambda: None, cuda.device)
+    cuda.end_fails = True
+    with pytest.raises((RuntimeError, ValueError), match=told):
+        capture(function, cuda.device)
+    cuda.end_fails = False
+    capture(lambda: None, cuda.device)
+    assert cuda.pools[0] is cuda.pools[1]
+    assert cuda.pools[2] is not cuda.pools[1]
+    assert cuda.ended == [(0, cuda.pools[0])]
+    assert cuda.cleared == [True]
+    held()
+
+
+def test_what_did_not_fit_has_gone_when_it_is_tried_again(cuda, monkeypatch):
+    made, alive = [], []
 
     def does_not_fit_at_first():
-        attempts.append(True)
-        if len(attempts) == 1:
+        tensor = torch.empty(3)
+        made.append(weakref.ref(tensor))
+        if len(made) == 1:
             raise torch.cuda.OutOfMemoryError("out of memory")
 
-    capture(does_not_fit_at_first, device)
-    assert (len(attempts), len(emptied)) == (2, 1)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(made[0]() is not None))
+    capture(does_not_fit_at_first, cuda.device)
+    assert alive == [False]
+    assert len(made) == 2
 
 
 def layer_of(record):

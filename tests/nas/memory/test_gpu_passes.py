@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -116,11 +118,17 @@ def test_layers_share_all_but_inputs_and_what_is_kept(layer):
     layers = [nn.ModuleDict(layer.items()) for _ in range(3)]
     gpu = GpuLayers(layers, torch.float32)
     one = gpu.passes(layers[0], x)
-    assert gpu.recorded_bytes() == one.inputs + one.kept + one.shared + max(one.forward, one.backward)
+    assert one.shared_forward < one.shared_backward
+    shared = one.shared_forward + one.shared_backward  # the forward pass was recorded first, and keeps what it has
+    assert gpu.recorded_bytes() == one.inputs + one.kept + shared + max(one.forward, one.backward)
     alone = gpu.recorded_bytes()
     for other in layers[1:]:
         assert gpu.passes(other, x) is one  # counted once
     assert gpu.recorded_bytes() == alone + 2 * (one.inputs + one.kept)
+    more = {layers[0]: 5, layers[1]: 3, layers[2]: 4}  # recorded from the last to the first
+    for other, factor in more.items():
+        gpu._met[other, x.shape] = replace(one, shared_backward=factor * one.shared_backward)
+    assert gpu.recorded_bytes() == alone + 2 * (one.inputs + one.kept) + (4 + 5 - 1) * one.shared_backward
 
 
 def test_only_fused_layers_on_a_gpu_are_counted_so(tiny):
