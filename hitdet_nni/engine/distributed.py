@@ -99,9 +99,10 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def rehearsed() -> Iterator[None]:
-    """Let sums and gathered tensors count this process's values for those of every other, within the context.
+    """Let this process's tensors count for those of every other, within the context.
 
-    What is computed, and the memory that it takes, is as in the group, but a process that fails leaves none waiting.
+    That holds of :func:`sum_in_place` and :func:`gather_tensor`: a computation that exchanges nothing else goes as in
+    the group, and where it fails no other process waits for this one.
     """
     global _rehearsing
     before, _rehearsing = _rehearsing, True
@@ -168,7 +169,7 @@ def sum_in_place(tensor: Tensor) -> None:
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """Return every process's ``tensor``, of one shape and type, by rank: ``[processes, *shape]``."""
+    """Return every process's ``tensor``, of one shape and type, by rank: ``[processes, *shape]``, only to be read."""
     processes = world_size()
     if processes == 1 or _rehearsing:
         return tensor.expand(processes, *tensor.shape)

@@ -69,8 +69,8 @@ class Joint:
 
     @cached_property
     def count(self) -> Tensor:
-        """Those of all together, a scalar tensor."""
-        return self.counts.sum()
+        """Those of all together, a scalar tensor; one where there are none, by which sums can be divided."""
+        return self.counts.sum().clamp(min=1)
 
     @classmethod
     def of_maps(cls, pixels: int, mean: Tensor, variance: Tensor) -> tuple[Joint, Tensor, Tensor]:
@@ -125,6 +125,9 @@ class Joint:
         """
         mean_scale, mean_shift = self.means(of_scale, of_shift)
         through_scale = slope * inverse * mean_scale
-        through_mean = slope * mean_shift - mean * through_scale
-        exact = x.to(through_scale.dtype)
-        grad.sub_(torch.addcmul(through_mean[:, None, None], exact, through_scale[:, None, None]))
+        constant = (slope * mean_shift - mean * through_scale)[:, None, None]
+        through_scale = through_scale[:, None, None]
+        if grad.dtype == constant.dtype:
+            grad.sub_(constant).addcmul_(x, through_scale, value=-1)
+        else:
+            grad.sub_(torch.addcmul(constant, x.to(constant.dtype), through_scale))  # rounded once

@@ -21,7 +21,7 @@ BatchNormMode = Literal["local", "synced", "frozen"]
 
 
 class _Normalization(torch.autograd.Function):
-    """Batch normalisation by joint statistics; returns these too: mean, biased variance, and the pixels behind them."""
+    """Batch normalisation by joint statistics; returns these too: mean, biased variance, each process's pixels."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -31,8 +31,8 @@ class _Normalization(torch.autograd.Function):
             y = F.batch_norm(x, mean, variance, scale, shift, False, 0.0, eps) if x.numel() else x.clone()
         ctx.joint, ctx.eps = joint, eps
         ctx.save_for_backward(x, scale, mean, variance)
-        ctx.mark_non_differentiable(mean, variance, joint.count)
-        return y, mean, variance, joint.count
+        ctx.mark_non_differentiable(mean, variance, joint.counts)
+        return y, mean, variance, joint.counts
 
     @staticmethod
     @once_differentiable
@@ -71,16 +71,17 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         y: Tensor
-        y, mean, variance, count = _Normalization.apply(x, self.weight, self.bias, self.eps)
-        self._track(mean, variance * count / (count - 1).clamp(min=1))
+        y, mean, variance, counts = _Normalization.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, variance, counts.sum())
         return y
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance, momentum)
+        weight = momentum * (count > 0).to(mean.dtype)  # no pixels anywhere say nothing
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), weight)
 
 
 def shares_statistics(module: nn.Module) -> bool:

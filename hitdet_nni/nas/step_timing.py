@@ -82,7 +82,7 @@ class StepTimer:
     Within the context a process computes by itself, so that one may measure for several. Where a step exchanges batch
     normalisation's statistics, all processes measure together: a step takes as long as in the slowest of them, and fits
     if it fits in each. As one that runs out of memory would leave the others waiting, modes are first rehearsed without
-    the exchange.
+    the exchange, and those that take more than ``available`` are not timed.
 
     Args:
         space: The mutated model space.
@@ -129,6 +129,7 @@ class StepTimer:
         self.space.train()
         estimate = estimate_step_memory(self.space, self.settings, self.skeleton, self.device)
         self._move(self.device)
+        self._connect()
         self.available = min(distributed.gather(int((1 - SPARE) * (free_memory(self.device) - estimate.optimisers))))
         return self
 
@@ -137,6 +138,12 @@ class StepTimer:
     ) -> None:
         """Put everything back."""
         self._context.close()
+
+    def _connect(self) -> None:
+        """Exchange something with the other processes, which takes memory for ever when it is first done."""
+        something = torch.zeros(1, device=self.device)
+        distributed.sum_in_place(something)
+        distributed.gather_tensor(something)
 
     def _put_back(self, buffers: list[Tensor], training: bool) -> None:
         self._go_home()
@@ -174,13 +181,15 @@ class StepTimer:
         reserved = self._start_counting()
         try:
             with distributed.rehearsed():
-                fits = self._fits(WARM_UPS)
+                fits = self._runs(WARM_UPS)
+            if distributed.world_size() > 1:
+                fits = fits and self._peak(reserved) <= self.available
             cost = self._timed(reserved) if all(distributed.gather(fits)) else None
         finally:
             self._forget()
         return cost
 
-    def _fits(self, steps: int) -> bool:
+    def _runs(self, steps: int) -> bool:
         try:
             for _ in range(steps):
                 self._step()
@@ -190,14 +199,12 @@ class StepTimer:
 
     def _timed(self, reserved: int) -> StepCost | None:
         try:
-            if distributed.world_size() > 1:
-                self._step()  # in which connections are made
             seconds = min(self._seconds() for _ in range(REPEATS))
         except torch.cuda.OutOfMemoryError:
             if distributed.world_size() > 1:
-                raise
+                raise  # the others wait for this one's sums, and end with it
             return None
-        costs = distributed.gather((seconds, round(self._scale * self._taken(reserved))))
+        costs = distributed.gather((seconds, self._peak(reserved)))
         return StepCost(max(seconds for seconds, _ in costs), max(peak for _, peak in costs))
 
     def _seconds(self) -> float:
@@ -217,11 +224,11 @@ class StepTimer:
         torch.cuda.reset_peak_memory_stats(self.device)
         return torch.cuda.memory_reserved(self.device)
 
-    def _taken(self, reserved: int) -> int:
-        """Return the most bytes that steps have taken; recorded passes of other sizes use the same memory."""
+    def _peak(self, reserved: int) -> int:
+        """Return the most bytes that steps have taken, scaled; recorded passes of other sizes use the same memory."""
         if self.device.type != "cuda":
             return 0
-        return torch.cuda.max_memory_reserved(self.device) - reserved
+        return round(self._scale * (torch.cuda.max_memory_reserved(self.device) - reserved))
 
     def _step(self) -> None:
         """Run both phases, with the same RoIs each time."""

@@ -41,7 +41,9 @@ def collect():
         "error": error,
         "main": distributed.is_main(),
         "synced": synced_share(SHARES[rank]),
+        "channels last": synced_share(SHARES[rank].to(memory_format=torch.channels_last)),
         "one has no images": synced_share(IMAGES if rank == 1 else IMAGES[:0]),
+        "none has images": synced_share(IMAGES[:0]),
         "bf16": synced_share(SHARES[rank].bfloat16(), torch.float32),
         "exchanges": exchanges_of_a_step(SHARES[rank]),
         "rehearsed": rehearsed_share() if rank == 1 else None,  # would wait for ever if anything were exchanged
@@ -78,7 +80,8 @@ SHARES = IMAGES[:2], IMAGES[2:]
 def normalise(norm, images):
     x = images.clone().requires_grad_()
     y = norm(x)
-    (y * torch.linspace(0, 1, y.shape[1:].numel(), dtype=y.dtype).view(y.shape[1:])).square().sum().backward()
+    factors = torch.linspace(0, 1, y.shape[1:].numel(), dtype=y.dtype, device=y.device)
+    (y * factors.view(y.shape[1:])).square().sum().backward()
     gradients = {"x": x.grad, "of weight": norm.weight.grad, "of bias": norm.bias.grad}
     return {"y": y.detach(), **gradients, **norm.state_dict()}
 
@@ -114,7 +117,7 @@ def counted(function, calls):
 
 
 def synced_share(images, dtype=torch.float64):
-    plain = batch_norm().to(dtype)
+    plain = batch_norm().to(images.device, dtype)
     net = nn.Sequential(plain)
     apply_batch_norm(net, "synced")
     norm = net[0]
@@ -135,11 +138,16 @@ def batch_norm():
 
 
 def test_synced_batch_norm_is_that_of_the_whole_batch(results):
-    equals_whole_batch([result["synced"] for result in results], whole_batch(IMAGES))
+    for order in ("synced", "channels last"):
+        equals_whole_batch([result[order] for result in results], whole_batch(IMAGES))
 
 
 def test_a_process_without_images_has_no_share(results):
     equals_whole_batch([result["one has no images"] for result in results], whole_batch(IMAGES))
+    for result in results:
+        found, before = result["none has images"], batch_norm().state_dict()
+        assert not found["of weight"].any()
+        assert all(torch.equal(found[name], before[name]) for name in ("running_mean", "running_var"))
 
 
 def test_maps_of_16_bits_have_exact_statistics(results):
@@ -154,6 +162,24 @@ def test_maps_of_16_bits_have_exact_statistics(results):
 
 def test_each_pass_exchanges_once(results):
     assert [result["exchanges"] for result in results] == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2), ("float16", 4e-3)])
+def test_synced_statistics_on_a_device(device, order, dtype, tolerance, monkeypatch):
+    """With this process counted for both, and a mean beside which the deviation is small."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    images = (IMAGES + 20).to(getattr(torch, dtype))
+    with distributed.rehearsed():
+        share = synced_share(images.to(device, memory_format=order), torch.float32)
+    share = {name: value.cpu() for name, value in share.items()}
+    expected = whole_batch(torch.cat([images, images]).double())
+    shared = {name: value / 2 if "of " in name else value for name, value in expected.items()}
+    halves = {name: value[: len(IMAGES)] if name in ("x", "y") else value for name, value in shared.items()}
+    for name, value in halves.items():
+        scale = max(float(value.abs().max()), 1.0)
+        torch.testing.assert_close(share[name].double() / scale, value.double() / scale, rtol=0, atol=tolerance)
 
 
 def equals_whole_batch(shares, expected, **tolerance):

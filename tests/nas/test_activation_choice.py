@@ -262,6 +262,22 @@ def test_what_runs_out_of_memory_does_not_fit_and_the_next_step_runs(settings, t
         assert timer(WANTED) is not None
 
 
+def test_in_a_group_a_timing_that_runs_out_of_memory_ends_the_run(settings, tiny_data, monkeypatch):
+    """The others wait in the middle of their steps, and end with it."""
+    space = supernet(settings)
+    loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
+
+    def short_of_memory():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with StepTimer(space, settings, settings.skeleton, loaders, CPU) as timer:
+        monkeypatch.setattr(timer, "_seconds", short_of_memory)
+        assert timer._timed(0) is None
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            timer._timed(0)
+
+
 @pytest.mark.slow
 def test_what_surely_does_not_fit_is_not_tried(settings, tiny_data, monkeypatch):
     space = supernet(settings)
@@ -387,15 +403,24 @@ def test_the_choice_is_in_provenance_and_metadata(settings, tiny_data, tmp_path)
         run.open(settings, resume=True)
 
 
-def choose_in_a_group(batch_norm):
-    """What is chosen by two processes with clocks of their own, the second of which has no memory for a head in all."""
+def choose_in_a_group(batch_norm, short_of=""):
+    """What is chosen by two processes with clocks of their own.
+
+    The second has no memory for a head in ``all``, by what an ``estimate`` says, what its ``steps`` took, or as it runs
+    out of it.
+    """
     settings = load_settings("tiny", {"data.train": 16, "data.val": 4, "skeleton.input_size": [64, 64]})
     data = open_data(settings.data, settings.seed)
     loaders = search_loaders(data, settings.data, settings.skeleton, 0)[:2]
     space = supernet(settings, batch_norm=batch_norm)
     second = distributed.rank() == 1
     timed, refused = [], []
-    real = step_timing.detection_loss
+    real, real_peak, free = step_timing.detection_loss, StepTimer._peak, iter([10**12])
+    refuses = second and not short_of
+
+    def peak(timer, reserved):
+        large = second and short_of == "steps" and layer_modes(space)["head"] == {"all"}
+        return 10**13 if large else real_peak(timer, reserved)
 
     def clock(step, device):
         step()
@@ -406,18 +431,21 @@ def choose_in_a_group(batch_norm):
 
     def short_of_memory(detector, batch):
         loss = real(detector, batch)
-        if second and layer_modes(space)["head"] == {"all"}:
+        if refuses and layer_modes(space)["head"] == {"all"}:
             refused.append(distributed.world_size())
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return loss
 
     activation_choice.TIMED, activation_choice.MIN_STEPS, step_timing.wall_clock = ("cpu",), 0, clock
-    step_timing.detection_loss, step_timing.LARGE = short_of_memory, ()
+    step_timing.detection_loss, StepTimer._peak = short_of_memory, peak
+    step_timing.LARGE = ("all",) if short_of == "estimate" else ()
+    step_timing.free_memory = lambda device: next(free, 10**6 if second else 10**12)
     step_timing.WARM_UPS = step_timing.REPEATS = 1
-    options = {"backbone": ("all", "checkpoint", "fused"), "neck": ("all",), "head": ("all", "fused-low")}
+    options = {"backbone": ("all", "checkpoint", "fused"), "neck": ("fused-low",), "head": ("all", "fused-low")}
     activation_choice.component_options = lambda space: options
     before = everything(space, loaders)
     modes = choose_activations(space, settings, settings.skeleton, loaders, 9, "search", None)
+    set_activations(space, "all")
     return {
         "modes": modes,
         "timed": timed,
@@ -438,15 +466,18 @@ def test_the_main_process_chooses_for_all(tmp_path):
     assert main["processes"] == 2
 
 
-def test_processes_that_share_statistics_choose_together(tmp_path):
+@pytest.mark.parametrize(
+    "short_of", ["", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("steps", "estimate"))]
+)
+def test_processes_that_share_statistics_choose_together(short_of, tmp_path):
     """By the slower one's times, and the modes that fit in both; none waits for one that ran out of memory."""
-    main, other = run_group(choose_in_a_group, tmp_path, "synced")
+    main, other = run_group(choose_in_a_group, tmp_path, "synced", short_of)
     assert main["modes"] == other["modes"]
     assert main["modes"]["backbone"] == "fused"
     assert main["modes"]["head"] == "fused-low"
     assert main["timed"] == other["timed"]
     assert set(main["timed"]) == {2}
-    assert (main["refused"], other["refused"]) == ([], [2])
+    assert (main["refused"], other["refused"]) == ([], [] if short_of else [2])
     assert main["changed"] == other["changed"] == []
 
 

@@ -198,8 +198,8 @@ class ExpansionGradient:
         Args:
             rows: Which hidden channels.
             grad: Gradient by their values before the ReLU, ``[P, rows]``.
-            inner: Sum over pixels (of all processes that share statistics) of the hidden maps times the gradient by
-                them, ``[rows]``; ``None`` unless :attr:`needs_inner`.
+            inner: Sum over pixels of the hidden maps times the gradient by them, ``[rows]``; ``None`` unless
+                :attr:`needs_inner`. Where statistics are shared, this process's share of it.
             sums: Sum over pixels of ``grad``, ``[rows]``, where it is known.
         """
         self._shifts[rows.start] = column_sums(grad) if sums is None else sums

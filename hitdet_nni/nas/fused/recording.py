@@ -28,6 +28,9 @@ it ends; a backward pass runs as it is once, and is recorded then."""
 AGREEMENT = 1e-3
 """Largest difference of a replay from the pass, as a share of the largest entry."""
 
+PIECE = 2**24
+"""Entries that are compared at a time."""
+
 Outputs = list[Tensor | None]
 
 
@@ -251,9 +254,18 @@ def _agree(replayed: Tensor | None, found: Tensor | None) -> bool:
     if torch.equal(replayed, found):
         return True
     scale = max(abs(float(end)) for end in torch.aminmax(found))
-    parts = zip(*(tensor.unbind() if tensor.dim() else (tensor,) for tensor in (replayed, found)), strict=True)
-    # One by one: together they may be large.
-    return all(float((one.double() - other.double()).abs().max()) <= AGREEMENT * scale for one, other in parts)
+    pieces = zip(_pieces(replayed, found), _pieces(found, replayed), strict=True)
+    return all(float((one.double() - other.double()).abs().max()) <= AGREEMENT * scale for one, other in pieces)
+
+
+def _pieces(tensor: Tensor, other: Tensor) -> Sequence[Tensor]:
+    """Return a tensor of any shape in parts, ``[entries]``, in an order that is the same if both are exchanged."""
+    dense = torch.empty_like(tensor, device="meta").stride()
+    if tensor.stride() == other.stride() == dense:
+        flat = tensor.as_strided((tensor.numel(),), (1,))  # [*shape] -> [numel]
+    else:
+        flat = tensor.reshape(-1)  # [*shape] -> [numel]
+    return [flat[start : start + PIECE] for start in range(0, flat.numel(), PIECE)]
 
 
 def _is_finite(tensor: Tensor) -> bool:

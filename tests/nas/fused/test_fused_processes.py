@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from group import run_group
-from test_fused import build, draw, fused, plain, results
+from test_fused import assert_equal, build, draw, fused, plain, results
+from torch import nn
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
@@ -28,12 +29,19 @@ pytestmark = pytest.mark.slow
 
 
 def share(
-    rank, names=OPERATORS, activations="fused-low", small=False, programs=False, alphas_only=False, layer=LAYERS[0]
+    rank,
+    names=OPERATORS,
+    activations="fused-low",
+    small=False,
+    programs=False,
+    alphas_only=False,
+    layer=LAYERS[0],
+    dtype=torch.float64,
+    mean=0.0,
 ):
     """Outputs, gradients and buffers of a step with one process's maps, or with all (``rank`` None)."""
-    in_channels, out_channels, stride, shape = layer
-    modules = build(names, in_channels, out_channels, stride, torch.float64)
-    x, weights, grad = draw(in_channels, out_channels, stride, shape, len(names), torch.float64)
+    modules = build(names, *layer[:3], torch.float64).to(dtype)
+    x, weights, grad = (one.to(dtype) for one in draw(*layer, len(names), torch.float32, mean))
     if rank is None:
         return results(plain(modules), modules, x, weights, grad)
     own = slice(0, SPLIT) if rank == 0 else slice(SPLIT, None)
@@ -58,6 +66,14 @@ def collect():
     }
     for way in ("fused-low", "fused-low, programs"):
         found[f"alphas by {way}"] = share(rank, alphas_only=True, **WAYS[way])
+    found["large mean"] = share(rank, dtype=torch.float32, mean=100.0)
+    with pytest.MonkeyPatch.context() as patch:
+        exchanges = []
+        for name in ("all_reduce", "all_gather"):
+            real = getattr(torch.distributed, name)
+            patch.setattr(torch.distributed, name, lambda *given, real=real: exchanges.append(real(*given)))
+        share(rank)
+    found["exchanges"] = len(exchanges)
     return found
 
 
@@ -85,6 +101,23 @@ def test_two_processes_are_one_with_the_whole_batch(way, number, shares):
             near(second[name], expected)
         else:
             near(first[name] + second[name], expected)
+
+
+def test_large_mean_does_not_swallow_the_variance(shares):
+    """Inputs of mean 100 in single precision, against double precision."""
+    whole = share(None, mean=100.0)
+    first, second = (found["large mean"] for found in shares)
+    names = [name for name in whole if name in ("y", "x") or "running" in name]
+    joined = {n: torch.cat([first[n], second[n]]) if n in ("y", "x") else first[n] for n in names}
+    assert_equal(joined | {n: whole[n] for n in whole if n not in names}, whole, 1e-4, names)
+    assert all(torch.equal(first[n], second[n]) for n in names if "running" in n)
+
+
+def test_a_layer_exchanges_less_than_its_normalisations_would(shares):
+    """These are once in each pass; a mixture takes the expansions of its candidates together."""
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in build(OPERATORS, 6, 6, 1, torch.float64).modules())
+    assert [found["exchanges"] for found in shares] == [94, 94]
+    assert 2 * norms == 156
 
 
 @pytest.mark.parametrize("way", ["fused-low", "fused-low, programs"])
