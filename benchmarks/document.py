@@ -4,6 +4,7 @@ python benchmarks/supernet_step.py --json > docs/benchmarks/supernet_step.json
 python benchmarks/supernet_step.py --json --device cuda --layers > docs/benchmarks/supernet_step_gpu.json
 python benchmarks/full_size.py --json --precision fp32 --implementations NNI > docs/benchmarks/full_size.json
 python benchmarks/peers.py --json > docs/benchmarks/peers.json
+torchrun --nproc-per-node 2 benchmarks/synced_layer.py --json > docs/benchmarks/synced_layer.json
 python benchmarks/largest_batch.py --json > docs/benchmarks/largest_batch.json
 python benchmarks/start_up.py --json > docs/benchmarks/start_up.json
 python benchmarks/front_methods.py runs/mine --json > docs/benchmarks/front_methods.json
@@ -65,6 +66,15 @@ PEERS = """\
 
 One mixed layer by the means that others use. Two paths (ProxylessNAS) and partial channels (PC-DARTS) compute another,
 cheaper sum: their rows say what the approximation buys.
+"""
+
+SYNCED_LAYER = """\
+## Layers in several processes
+
+Layers of several processes that share the statistics of batch normalisation (`batch_norm: synced`), each process with
+its own maps. A step of both phases takes as long as in the slowest process. "Exchanges" is how often it speaks to the
+others: each normalisation once a pass; a mixture's expansions together, but each piece of large maps by itself. NNI's
+layer is given this project's synced normalisation.
 """
 
 LARGEST_BATCH = """\
@@ -170,6 +180,25 @@ def peers_table(report: Report) -> str:
     return f"Layer of the {case['name']}, input {layer}, {report['candidates']} candidates.\n\n{table(header, rows)}"
 
 
+def synced_layer_table(report: Report) -> str:
+    """The table of :mod:`synced_layer`."""
+    rows = (
+        (
+            row["case"],
+            f"`{row['implementation']}`"
+            if row["implementation"].startswith("fused")
+            else row["implementation"].replace("stock", "NNI"),
+            str(row["candidates"]),
+            number(row["seconds"], 3),
+            number(row["speedup"], 2, "x"),
+            number(row["exchanges"], 0),
+        )
+        for row in report["figures"]
+    )
+    header = ("case", "mode", "candidates", "s a step", "faster", "exchanges")
+    return f"{report['processes']} processes of one machine.\n\n{table(header, rows)}"
+
+
 def largest_batch_table(report: Report) -> str:
     """The table of :mod:`largest_batch`."""
     header = (
@@ -258,6 +287,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
     "supernet_step_gpu": (STEP_GPU, step_table),
     "full_size": (FULL_SIZE, full_size_table),
     "peers": (PEERS, peers_table),
+    "synced_layer": (SYNCED_LAYER, synced_layer_table),
     "largest_batch": (LARGEST_BATCH, largest_batch_table),
     "start_up": (START_UP, start_up_table),
     "front_methods": (FRONT_METHODS, front_methods_table),

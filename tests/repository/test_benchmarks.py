@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.operators.registry import build_operator
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -78,6 +81,23 @@ def test_climb_ends_at_the_largest_batch_that_is_held(scripts, real):
     }
     assert tried[0] == 9
     assert scripts["measure"].climb(lambda batch: None, {1: (3.0, 0.1), 2: (3.0, 0.1)}, 3.5) == {}
+
+
+@pytest.mark.slow
+def test_layers_in_two_processes():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += [str(BENCHMARKS / "synced_layer.py"), "--json", "--quick", "--rounds", "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(printed[printed.index("{") :])["figures"]
+    exchanges = {(row["case"], row["implementation"]): row["exchanges"] for row in figures}
+    assert len(exchanges) == 3 * 4
+    published = load_search_space("hit_detector")
+    for case in ("backbone", "neck", "head"):
+        modules = [build_operator(name, 4, 4, 1) for name in published[case]]
+        norms = sum(isinstance(part, torch.nn.BatchNorm2d) for module in modules for part in module.modules())
+        assert exchanges[case, "stock"] == 2 * 2 * norms  # once in each pass of each phase
+        assert exchanges[case, "fused"] == exchanges[case, "fused-low"] == exchanges[case, "fused-min"]
+    assert exchanges["backbone", "fused-low"] < exchanges["backbone", "stock"]
 
 
 @pytest.mark.slow
