@@ -72,6 +72,11 @@ class Joint:
         """Those of all together, a scalar tensor; one where there are none, by which sums can be divided."""
         return self.counts.sum().clamp(min=1)
 
+    @cached_property
+    def shares(self) -> Tensor:
+        """What each process has of them, ``[processes]``."""
+        return self.counts / self.count
+
     @classmethod
     def of_maps(cls, pixels: int, mean: Tensor, variance: Tensor) -> tuple[Joint, Tensor, Tensor]:
         """Return the pixels of all processes, and what :meth:`moments` does, by one exchange.
@@ -81,8 +86,8 @@ class Joint:
             mean: Over them, ``[C]``.
             variance: Biased, ``[C]``.
         """
-        counts, means, variances = gathered(mean.new_tensor([float(pixels)]), mean, variance)
-        joint = cls(counts[:, 0])
+        counts, means, variances = gathered(mean.new_full((), pixels), mean, variance)
+        joint = cls(counts)
         return (joint, *joint.moments_of(means, variances))
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +107,8 @@ class Joint:
 
         Not by a product of matrices, which a GPU may round.
         """
-        shares = self.counts / self.count
-        return (values * shares.view(-1, *(1 for _ in values.shape[1:]))).sum(0)  # [processes] -> [processes, 1, ...]
+        shares = self.shares.view(-1, *(1 for _ in values.shape[1:]))  # [processes] -> [processes, 1, ...]
+        return (values * shares).sum(0)
 
     def means(self, *totals: Tensor) -> list[Tensor]:
         """Turn sums over this process's pixels, of any shapes, into means over all pixels, by one exchange."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.joint_statistics import Joint
+from hitdet_nni.engine.joint_statistics import Joint, gathered
 from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d
 from hitdet_nni.errors import InputError
 
@@ -32,5 +32,4 @@ def are_joint(norms: Sequence[nn.BatchNorm2d]) -> bool:
 
 def count_pixels(own: Sequence[int], like: Tensor) -> list[Joint]:
     """Return the pixels of several sizes of maps, given this process's; ``like``, of any shape, gives the type."""
-    counts = distributed.gather_tensor(like.new_tensor([float(number) for number in own]))
-    return [Joint(each) for each in counts.unbind(1)]
+    return [Joint(counts) for counts in gathered(*(like.new_full((), number) for number in own))]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -205,7 +206,6 @@ class GpuLayers:
         recorded = [passes for passes in self._met.values() if passes.recorded]
         own = sum(passes.inputs + passes.kept for passes in recorded)
         in_turn = [passes.shared_forward for passes in recorded] + [passes.shared_backward for passes in recorded[::-1]]
-        larger = [size for number, size in enumerate(in_turn) if size > max(in_turn[:number], default=0)]
-        shared = sum(larger)  # where more room is needed, passes that have been recorded keep what they have
+        shared = sum(set(accumulate(in_turn, max)))  # where more is needed, those recorded before keep what they have
         on_the_way = max((max(passes.forward, passes.backward) for passes in recorded), default=0)
         return own + shared + on_the_way
