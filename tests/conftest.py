@@ -27,7 +27,12 @@ from hitdet_nni.errors import InputError
 sys.modules["openvino_telemetry"] = None
 os.environ["MLFLOW_DISABLE_TELEMETRY"], os.environ["WANDB_ERROR_REPORTING"] = "true", "false"
 torch.set_num_threads(1)
-gc.freeze()  # mmengine collects garbage for every data set: not to look through all that was imported
+
+
+def pytest_collection_finish():
+    """Leave what the test modules have imported out of later collections: mmengine asks for one for every data set."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,7 +39,21 @@ def _collectives() -> Any:
 
 def launched() -> bool:
     """Check whether ``torchrun`` (or a like launcher) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _launched_processes() > 1
+
+
+def _launched_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def program() -> list[str]:
+    """Return the words that start ``hitdet-nni`` in as many processes as this one is among."""
+    if not launched():
+        return ["hitdet-nni"]
+    machines = _launched_processes() // local_world_size()
+    several = ["--nnodes", str(machines), "--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:PORT"]
+    start = ["torchrun", *(several if machines > 1 else []), "--nproc-per-node", str(local_world_size())]
+    return [*start, "-m", "hitdet_nni"]
 
 
 def launched_as_main() -> bool:

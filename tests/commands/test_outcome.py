@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from hitdet_nni import cli
 from hitdet_nni.commands.shared.outcome import config_words, search_outcome, training_outcome
@@ -53,6 +54,29 @@ def test_what_is_used_of_a_budget_and_the_front_where_much_is_left(found, tmp_pa
         options = cli.build_parser(command).parse_args(words[1:])
         budgets = options.budget if command == "front" else [options.budget]
         assert budgets == [pytest.approx(gflops / share, rel=1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "on_this_machine", "start"),
+    [
+        (1, 1, "hitdet-nni"),
+        (2, 2, "torchrun --nproc-per-node 2 -m hitdet_nni"),
+        (
+            16,
+            8,
+            "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT --nproc-per-node 8 -m hitdet_nni",
+        ),
+    ],
+)
+def test_what_follows_starts_as_many_processes(found, tmp_path, monkeypatch, processes, on_this_machine, start):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_this_machine))
+    gflops = found.provenance.cost[0].flops["total"] / 1e9
+    lines = outcome(found, tmp_path / "run", gflops=2 * gflops)[2:]
+    for line, command in zip(lines, ("retrain", "front", "retrain"), strict=True):
+        assert line.split(": ", 1)[1].startswith(f"{start} {command} ")
+    if processes > 1:
+        get_args_parser().parse_args(shlex.split(lines[0].split(": ", 1)[1])[1:])
 
 
 def test_a_baseline_of_unknown_cost_has_no_cost(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
 from hitdet_nni.cost.units import UNITS
+from hitdet_nni.engine import distributed
 from hitdet_nni.runs.run_directory import RunDirectory
 
 USED_SHARE = 0.8
@@ -39,13 +40,13 @@ def search_outcome(
     lines = [
         found,
         str(run.architecture),
-        f"next: {_command('retrain', '--architecture', str(run.architecture), *goal)}",
+        f"next: {_command('retrain', '--architecture', str(run.architecture), *goal, shared=True)}",
     ]
     if budget is not None and share < USED_SHARE:
         within = ("--budget", f"{budget.limit:.15g}")
         lines += [
-            f"or, to use more of the budget: {_command('front', str(run.path), *within)}",
-            f"and then: {_command('retrain', '--front', str(run.path), *within, *goal)}",
+            f"or, to use more of the budget: {_command('front', str(run.path), *within, shared=True)}",
+            f"and then: {_command('retrain', '--front', str(run.path), *within, *goal, shared=True)}",
         ]
     return lines
 
@@ -92,5 +93,7 @@ def _costs(architecture: Architecture) -> dict[BudgetKey, float]:
     return costs
 
 
-def _command(name: str, *words: str) -> str:
-    return shlex.join(["hitdet-nni", name, *words])
+def _command(name: str, *words: str, shared: bool = False) -> str:
+    """Return a command as a shell reads it; one that is ``shared`` starts as many processes as this one has done."""
+    program = distributed.program() if shared else ["hitdet-nni"]
+    return shlex.join([*program, name, *words])
