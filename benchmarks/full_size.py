@@ -37,6 +37,7 @@ from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.nas.evaluator import detection_loss
+from hitdet_nni.nas.memory.estimate import is_out_of_memory
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 
@@ -153,7 +154,9 @@ def hold(trainer: Trainer, size: int, rounds: int) -> Held | None:
     batch = trainer.batch(size, size)
     try:
         times = [seconds(lambda: trainer.step(batch), trainer.device) for _ in range(rounds + 1)]
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         trainer.model.zero_grad(set_to_none=True)
         return None
     peak = torch.cuda.max_memory_allocated(trainer.device) - before

@@ -119,10 +119,24 @@ def read_tests(path: Path) -> dict[str, Any]:
 
 
 def tests_command(options: Options, figures: Path, until: float) -> list[str] | str:
-    """The tests marked gpu, from the files that have any; without a GPU these are only collected."""
-    found = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
+    """The tests marked gpu or device, from the files that have any; without a GPU these are only collected."""
+    marks = ("mark.gpu", "mark.device")
+    found = [
+        path for path in (ROOT / "tests").rglob("test_*.py") if any(mark in path.read_text("utf-8") for mark in marks)
+    ]
     found.sort(key=lambda path: (path.name == "test_memory.py", path))  # whose tests start a process each
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu or (device and not slow)",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(ROOT),
+    ]
     command += [f"--durations={SLOWEST}"]
     if options.device == "cuda":
         command += [f"--junitxml={figures}", "-n", str(TEST_PROCESSES), "--dist", "worksteal"]
@@ -143,8 +157,6 @@ def measuring_command(part: str) -> Callable[[Options, Path, float], list[str] |
 
 def tune_command(options: Options, figures: Path, until: float) -> list[str] | str:
     """The choice of block sizes."""
-    if not (ROOT / "hitdet_nni" / "kernels" / "tune.py").is_file():
-        return "hitdet_nni.kernels.gpu.tune does not exist"
     if options.device == "cpu":
         return "block sizes are tuned on a GPU"
     return [sys.executable, "-m", "hitdet_nni.kernels.gpu.tune", str(figures)]

@@ -289,8 +289,9 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the part step")
     given = parser.parse_args()
     prepare_process(1)
-    logging.disable(logging.WARNING)
+    logging.disable(logging.INFO)
     options = Options(torch.device(given.device), given.toy, given.until, given.out, given.cases)
+    logging.getLogger("hitdet_nni").addHandler(options.warnings)
     if given.part == "step":
         step_once(options, given.case, given.precision)
     else:

@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from full_size import Trainer
 from largest_batch import cases
-from measure import installed_version, seconds, settled_peak_bytes, surroundings
+from measure import echo, installed_version, seconds, settled_peak_bytes, surroundings
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.engine.precision import PrecisionKind
+from hitdet_nni.nas.memory.estimate import is_out_of_memory
 
 PRECISIONS: tuple[PrecisionKind, ...] = ("fp32", "bf16")
 TOY_OPERATORS = 2
 """Candidates of a layer at toy sizes."""
 
 Case = tuple[Skeleton, Mapping[str, Sequence[str]]]
+
+
+class Warnings(logging.Handler):
+    """Counts warnings, such as that of a layer that cannot be recorded, and prints them.
+
+    Attributes:
+        counts: By what they say.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.counts: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a warning."""
+        text = record.getMessage()
+        self.counts[text] += 1
+        echo(f"warning: {text}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,7 @@ class Options:
         until: When no further case is begun, by ``time.time``.
         out: File for the figures.
         cases: Pattern of the names of the cases that are measured; empty for all.
+        warnings: What the library has warned of, which figures may suffer from.
     """
 
     device: torch.device
@@ -44,6 +66,7 @@ class Options:
     until: float
     out: Path
     cases: str = ""
+    warnings: Warnings = field(default_factory=Warnings)
 
     def chosen(self, name: str) -> bool:
         """Whether a case is to be measured, by its name in the list of what is missing."""
@@ -57,6 +80,7 @@ class Options:
     def write(self, figures: Sequence[Mapping[str, Any]], missing: Sequence[str], **more: Any) -> None:
         """Write what has been measured, and which cases the clock left out."""
         report = surroundings(self.device) | {"nni": installed_version("nni"), "toy": self.toy, **more}
+        report |= {"warnings": dict(self.warnings.counts)}
         self.out.write_text(json.dumps(report | {"figures": figures, "missing": missing}, indent=1), encoding="utf-8")
 
 
@@ -122,7 +146,9 @@ def measure_steps(
         if peak is not None:
             peak -= held_bytes(trainer) - before  # the optimisers' states, which the first step has made
         return [seconds(step, device) for _ in range(rounds)], peak
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ _alone = False
 
 BUCKET_BYTES = 32 * 2**20
 """Gradients are exchanged in pieces of about this size."""
+
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others: for hours where the main one times steps, or waits for another trial's
+screening. The launcher ends them where one has failed."""
 
 _joined = False
 """Whether this process has joined a group."""
@@ -74,9 +79,9 @@ def init() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl")
+        dist.init_process_group("nccl", timeout=PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
     _joined = True
 
 

@@ -22,7 +22,7 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.engine.synced_batch_norm import shares_statistics
 from hitdet_nni.nas.evaluator import detection_loss
-from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory
+from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory, is_out_of_memory
 from hitdet_nni.nas.memory.step_simulation import image_size
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, set_activations
 
@@ -172,12 +172,12 @@ class StepTimer:
     def __call__(self, modes: Mapping[Component, str]) -> StepCost | None:
         """Measure what a step takes with the components in some modes; ``None`` where it does not fit in memory."""
         set_activations(self.space, modes, fallback=True)
+        self._forget()
         large = [component for component, mode in modes.items() if mode in LARGE]
         if len(large) == 1 and large[0] not in self._small_enough:
             if self._hopeless():
                 return None
             self._small_enough.add(large[0])
-        self._forget()
         reserved = self._start_counting()
         try:
             with distributed.rehearsed():
@@ -193,16 +193,18 @@ class StepTimer:
         try:
             for _ in range(steps):
                 self._step()
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         return True
 
     def _timed(self, reserved: int) -> StepCost | None:
         try:
             seconds = min(self._seconds() for _ in range(REPEATS))
-        except torch.cuda.OutOfMemoryError:
-            if distributed.world_size() > 1:
-                raise  # the others wait for this one's sums, and end with it
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or distributed.world_size() > 1:
+                raise  # in a group the others wait for this one's sums, and end with it
             return None
         costs = distributed.gather((seconds, self._peak(reserved)))
         return StepCost(max(seconds for seconds, _ in costs), max(peak for _, peak in costs))
@@ -213,6 +215,7 @@ class StepTimer:
 
     def _hopeless(self) -> bool:
         self._go_home()
+        self._forget()
         estimate = estimate_step_memory(self.space, self.settings, self.skeleton, self.device)
         free = free_memory(self.device)
         self._move(self.device)

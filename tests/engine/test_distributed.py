@@ -160,6 +160,18 @@ def test_maps_of_16_bits_have_exact_statistics(results):
         torch.testing.assert_close(shares[0][name].double(), expected[name], rtol=1e-6, atol=0)
 
 
+def test_processes_wait_for_hours(monkeypatch):
+    """While the main one waits for another trial's screening, or times steps; nccl's own limit is ten minutes."""
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda kind, **more: given.update(more))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(distributed, "_joined", False)
+    distributed.init()
+    assert given["timeout"].total_seconds() >= 12 * 3600
+
+
 def test_each_pass_exchanges_once(results):
     assert [result["exchanges"] for result in results] == [[1, 2], [1, 2]]
 

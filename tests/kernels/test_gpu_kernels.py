@@ -23,6 +23,8 @@ MAPS = {"small": (2, 7, 7, 10), "large": (1, 9, 8, 10), "several": (2, 11, 10, 2
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 EPS = 1e-5
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
@@ -46,7 +48,7 @@ def as_matrix(x):
 
 
 def near(found, expected, kind):
-    found, expected = found.double().cpu(), expected.detach().double()
+    found, expected = (tensor.detach().double().cpu() for tensor in (found, expected))
     scale, error = float(expected.abs().max()), float((found - expected).abs().max())
     assert error <= TOLERANCE[kind] * max(scale, 1.0), (error, scale)
 

@@ -243,7 +243,15 @@ def test_timing_leaves_no_trace(settings, tiny_data, fails, monkeypatch):
     assert same(everything(space, loaders), before)
 
 
-def test_what_runs_out_of_memory_does_not_fit_and_the_next_step_runs(settings, tiny_data, monkeypatch):
+OUT_OF_MEMORY = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_what_runs_out_of_memory_does_not_fit_and_the_next_step_runs(settings, tiny_data, error, monkeypatch):
     space = supernet(settings)
     loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
     real, stages = step_timing.detection_loss, []
@@ -252,7 +260,7 @@ def test_what_runs_out_of_memory_does_not_fit_and_the_next_step_runs(settings, t
         loss = real(detector, batch)
         stages.append(layer_modes(space)["head"])
         if "all" in stages[-1]:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise error
         return loss
 
     monkeypatch.setattr(step_timing, "detection_loss", short_of_memory)
@@ -260,6 +268,35 @@ def test_what_runs_out_of_memory_does_not_fit_and_the_next_step_runs(settings, t
         assert timer({**WANTED, "head": "all"}) is None
         assert all(parameter.grad is None for parameter in space.parameters())
         assert timer(WANTED) is not None
+
+
+def test_other_errors_of_a_step_are_not_for_want_of_memory(settings, tiny_data, monkeypatch):
+    space = supernet(settings)
+    loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
+
+    def broken(detector, batch):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(step_timing, "detection_loss", broken)
+    with (
+        StepTimer(space, settings, settings.skeleton, loaders, CPU) as timer,
+        pytest.raises(RuntimeError, match="assert triggered"),
+    ):
+        timer(WANTED)
+
+
+def test_memory_is_given_back_before_it_is_asked_what_is_free(settings, tiny_data, monkeypatch):
+    """What the modes before held, and the weights that have just gone home."""
+    space = supernet(settings)
+    loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
+    done = []
+    with StepTimer(space, settings, settings.skeleton, loaders, CPU) as timer:
+        for name in ("_go_home", "_forget"):
+            real = getattr(timer, name)
+            monkeypatch.setattr(timer, name, lambda name=name, real=real: (done.append(name), real())[1])
+        monkeypatch.setattr(step_timing, "free_memory", lambda device: done.append("free_memory") or 10**6)
+        assert timer({**dict.fromkeys(COMPONENTS, "fused-min"), "head": "all"}) is None
+    assert done[:4] == ["_forget", "_go_home", "_forget", "free_memory"]
 
 
 def test_in_a_group_a_timing_that_runs_out_of_memory_ends_the_run(settings, tiny_data, monkeypatch):

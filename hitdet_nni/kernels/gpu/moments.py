@@ -73,7 +73,6 @@ class Moments:
         start(
             programs.join, (triton.cdiv(channels, JOINED_CHANNELS), number[0] if number else 1),
             self.means, self.deviations, self.counts, joined, parts, channels, self.positions,
-            1.0 / self.positions, eps,
-            PARTS=PARTS, CHANNELS=JOINED_CHANNELS, SUM=triton_type(self.means.dtype), num_warps=4,
+            EPS=eps, PARTS=PARTS, CHANNELS=JOINED_CHANNELS, SUM=triton_type(self.means.dtype), num_warps=4,
         )  # fmt: skip
         return joined

@@ -77,12 +77,12 @@ def normalize_relu_gradient_(
         UNIT=unit, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind), num_warps=block.warps,
     )  # fmt: skip
     sums = parts.sum(1)
-    through, inverse_positions = sums, 1.0 / positions
+    through, divisor = sums, positions
     if use_batch_stats and joint_means is not None:
-        (through,), inverse_positions = joint_means(sums), 1.0
+        (through,), divisor = joint_means(sums), 1
     start(
         programs.gradient, (across * tiles,),
-        grad, y, mean, inverse, scale, shift, weighted_scale, through, positions, inverse_positions, channels // unit,
+        grad, y, mean, inverse, scale, shift, weighted_scale, through, positions, divisor, channels // unit,
         UNIT=unit, BY_BATCH=use_batch_stats, PIXELS=block.pixels, CHANNELS=block.channels, SUM=triton_type(kind),
         num_warps=block.warps,
     )  # fmt: skip

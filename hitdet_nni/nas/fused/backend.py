@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ def uses_triton(x: Tensor) -> bool:
     return (x.is_cuda or x.is_meta) and triton_is_there()
 
 
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Start programs and recordings on the device of a tensor of any shape, which need not be the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def computed_on_cpu(x: Tensor) -> bool:
     """Whether the CPU's own algorithms compute a layer with this input, ``[N, C, H, W]``."""
     return x.device.type == "cpu" and not uses_triton(x)
@@ -35,6 +41,20 @@ def passes(x: Tensor) -> tuple[type[GroupPass], type[DensePass]]:
     return TritonGroupPass, TritonDensePass
 
 
+def rounding_of_convolutions() -> tuple[str, Any]:
+    """Return how a GPU rounds what convolutions multiply: the name that torch gives this setting, and its value.
+
+    torch has two names for it, and refuses to read the older one, of convolutions or of products, where the newer one
+    has been used.
+    """
+    convolutions: Any = torch.backends.cudnn
+    try:
+        _ = torch.backends.cuda.matmul.allow_tf32
+        return "allow_tf32", convolutions.allow_tf32
+    except RuntimeError:
+        return "fp32_precision", convolutions.conv.fp32_precision
+
+
 @contextmanager
 def precision_of_convolutions(device: torch.device) -> Iterator[None]:
     """Round products of matrices on a GPU as convolutions are rounded there: to TF32, unless that is switched off.
@@ -44,9 +64,11 @@ def precision_of_convolutions(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    products = torch.backends.cuda.matmul
+    name, rounding = rounding_of_convolutions()
+    before = getattr(products, name)
+    setattr(products, name, rounding)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(products, name, before)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hitdet_nni.engine.joint_statistics import statistics_type
 from hitdet_nni.errors import InputError
-from hitdet_nni.kernels.layout import MapShape
+from hitdet_nni.kernels.layout import MapShape, channels_last
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
-from hitdet_nni.nas.fused.backend import computed_on_cpu, uses_triton
+from hitdet_nni.nas.fused.backend import computed_on_cpu, on_device_of, rounding_of_convolutions, uses_triton
 from hitdet_nni.nas.fused.graph_memory import Token
-from hitdet_nni.nas.fused.joint import are_joint
+from hitdet_nni.nas.fused.joint import JointPixels, are_joint
 from hitdet_nni.nas.fused.mixture_passes import MixturePasses
 from hitdet_nni.nas.fused.plan import (
     Plan,
@@ -28,7 +31,10 @@ from hitdet_nni.nas.fused.recording import Outputs, Recording, Recordings
 from hitdet_nni.nas.fused.save_policy import FUSED_MODES, NOTHING, FusedMode, SavePolicy, Tape
 
 PLANS = 64
-"""Plans kept by a mixture; one is needed for each size of input."""
+"""Plans kept by a mixture; one is needed for each number of pixels."""
+
+GIVEN = 4
+"""Arguments of the autograd function before its tensors."""
 
 
 class FusedMixture:
@@ -75,30 +81,58 @@ class FusedMixture:
         """
         if any(unit.stale for unit in self.units):
             self._read()
+        compute = _compute_type(x)
+        joint = self._joint_pixels(x, compute)
+        if (x.numel() if joint is None else joint.least) == 0:
+            return self._one_by_one(x, weights)
         parameters = [p for unit in self.units for p in (unit.conv.weight, unit.norm.weight, unit.norm.bias)]
         wanted = torch.is_grad_enabled()  # within the function it never is
-        result: Tensor = _WeightedSum.apply(self, _compute_type(x), wanted, x, weights, *parameters)
+        result: Tensor = _WeightedSum.apply(self, compute, wanted, joint, x, weights, *parameters)
         return result
+
+    def _joint_pixels(self, x: Tensor, compute: torch.dtype) -> JointPixels | None:
+        """Return the pixels of all processes for an input ``[N, C, H, W]``; ``None`` where they share no statistics."""
+        if not are_joint([unit.norm for unit in self.units]):
+            return None
+        shape = self.shape_of(x)
+        return JointPixels.of(shape.pixels, shape.strided(self.stride).pixels, statistics_type(compute), x.device)
+
+    def _one_by_one(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Do as :meth:`__call__` does by the candidates' modules, which know what becomes of a batch without maps."""
+        outputs = (weight * module(x) for weight, module in zip(weights, self.modules.values(), strict=True))
+        return channels_last(reduce(add, outputs))
 
     def shape_of(self, x: Tensor) -> MapShape:
         """Return size and order of the maps of an input ``[N, C, H, W]``; what strides over rows keeps maps apart."""
         by_rows = self.stride == 1 and computed_on_cpu(x)
         return MapShape(x.shape[0], x.shape[2], x.shape[3], by_rows)
 
-    def plan(self, shape: MapShape, compute: torch.dtype, device: torch.device) -> Plan:
-        """Return the plan for a size of input and the present modes of the normalisations."""
+    def plan(
+        self, shape: MapShape, compute: torch.dtype, device: torch.device, joint: JointPixels | None = None
+    ) -> Plan:
+        """Return the plan for a size of input and the present modes of the normalisations.
+
+        Args:
+            shape: Size of the input.
+            compute: Type of maps and products.
+            device: Where they are.
+            joint: The pixels of all processes, where these share statistics: their plans are the same.
+        """
         modes = normalization_modes(self.candidates, shape, self.stride)
-        key = (modes, shape, compute.itemsize, device)
+        pixels = shape.pixels if joint is None else joint.most
+        key = (modes, pixels, compute.itemsize, device)
         if key not in self._plans:
             if len(self._plans) >= PLANS:
                 self._plans.clear()
-            self._plans[key] = make_plan(self.candidates, modes, shape, compute.itemsize, device)
+            self._plans[key] = make_plan(self.candidates, modes, pixels, compute.itemsize, device)
         return self._plans[key]
 
-    def passes(self, x: Tensor, compute: torch.dtype, policy: SavePolicy) -> MixturePasses:
-        """Return the passes for an input like ``x``, ``[N, C, H, W]``, computed in a type."""
+    def passes(
+        self, x: Tensor, compute: torch.dtype, policy: SavePolicy, joint: JointPixels | None = None
+    ) -> MixturePasses:
+        """Return the passes for an input like ``x``, ``[N, C, H, W]``, computed in a type; ``joint`` as by `plan`."""
         shape = self.shape_of(x)
-        return MixturePasses(self.plan(shape, compute, x.device), policy, shape, compute)
+        return MixturePasses(self.plan(shape, compute, x.device, joint), policy, shape, compute, joint)
 
     def changed(self) -> list[Tensor]:
         """Return what a forward pass in training changes: running averages, ``[C]``, and their counts of batches."""
@@ -122,7 +156,8 @@ class FusedMixture:
         if not (x.is_cuda and uses_triton(x) and self.recordable):
             return None
         places = tuple(tensor.data_ptr() for tensor in (*parameters, *self.changed()))
-        key = (layer.plan, x.dtype, layer.compute, torch.backends.cudnn.allow_tf32)
+        modes = tuple(layer.plan.use_batch_stats.values())
+        key = (layer.shape, modes, x.dtype, layer.compute, rounding_of_convolutions())
         return self._recordings.find(key, places)
 
 
@@ -142,13 +177,14 @@ class _WeightedSum(torch.autograd.Function):
         mixture: FusedMixture,
         compute: torch.dtype,
         wanted: bool,
+        joint: JointPixels | None,
         x: Tensor,
         weights: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with on_device_of(x), torch.autocast(x.device.type, enabled=False):
             wanted = wanted and any(ctx.needs_input_grad)
-            layer = mixture.passes(x, compute, mixture.policy if wanted else NOTHING)
+            layer = mixture.passes(x, compute, mixture.policy if wanted else NOTHING, joint)
             recording = mixture.recording(layer, x, parameters) if wanted else None
             ctx.layer, ctx.replayed = layer, None
             token: Token | None = None
@@ -176,12 +212,12 @@ class _WeightedSum(torch.autograd.Function):
         """Return the gradients by input, weights and parameters."""
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.replayed is not None:
-                return None, None, None, *_replay_backward(ctx, grad)
+                return *[None] * GIVEN, *_replay_backward(ctx, grad)
             x, weights, *tensors = ctx.saved_tensors
             split = len(tensors) - len(ctx.names)
             tape = Tape(dict(zip(ctx.names, tensors[split:], strict=True)))
-            needs = ctx.needs_input_grad[3:]
-            return None, None, None, *ctx.layer.backward(tape, x, weights, tensors[:split], needs, grad)
+            needs = ctx.needs_input_grad[GIVEN:]
+            return *[None] * GIVEN, *ctx.layer.backward(tape, x, weights, tensors[:split], needs, grad)
 
 
 def _record(
@@ -208,7 +244,7 @@ def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
     """Run the backward pass of a forward pass that was replayed."""
     recording: Recording = ctx.replayed
     layer: MixturePasses = ctx.layer
-    needs = ctx.needs_input_grad[3:]
+    needs = ctx.needs_input_grad[GIVEN:]
     recording.check(ctx.generation)
     if recording.forward_pass is None:
         raise ValueError("the forward pass has not been recorded")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.joint_statistics import Joint, gathered
@@ -30,6 +32,25 @@ def are_joint(norms: Sequence[nn.BatchNorm2d]) -> bool:
     return any(training)
 
 
-def count_pixels(own: Sequence[int], like: Tensor) -> list[Joint]:
-    """Return the pixels of several sizes of maps, given this process's; ``like``, of any shape, gives the type."""
-    return [Joint(counts) for counts in gathered(*(like.new_full((), number) for number in own))]
+@dataclass(frozen=True)
+class JointPixels:
+    """The pixels of a mixture's maps in all processes that share its statistics.
+
+    Attributes:
+        inputs: Those of the input.
+        outputs: Those of the output.
+        least: The least that one process has of the input.
+        most: The most.
+    """
+
+    inputs: Joint
+    outputs: Joint
+    least: int
+    most: int
+
+    @classmethod
+    def of(cls, inputs: int, outputs: int, kind: torch.dtype, device: torch.device) -> JointPixels:
+        """Return them, given this process's, by one exchange; ``kind`` is the type of statistics."""
+        counts, counts_out = gathered(*torch.tensor([inputs, outputs], dtype=kind, device=device))
+        least, most = torch.stack(torch.aminmax(counts)).tolist()
+        return cls(Joint(counts), Joint(counts_out), int(least), int(most))

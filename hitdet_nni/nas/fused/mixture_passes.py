@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from hitdet_nni.nas.fused.batch_norm import RunningUpdates
 from hitdet_nni.nas.fused.depthwise_group import allocate_buffers
 from hitdet_nni.nas.fused.expansion import ExpansionGradient, Moments, expansion_statistics, fold
 from hitdet_nni.nas.fused.forward_context import ForwardContext, Gradients, Output
-from hitdet_nni.nas.fused.joint import are_joint, count_pixels
+from hitdet_nni.nas.fused.joint import JointPixels
 from hitdet_nni.nas.fused.plan import Plan
 from hitdet_nni.nas.fused.save_policy import SavePolicy, Tape
 
@@ -30,12 +30,19 @@ class MixturePasses:
         policy: What is kept for the backward pass.
         shape: Size of the input's maps.
         compute: Type of maps and products.
+        joint: The pixels of all processes, where these share statistics.
     """
 
     plan: Plan
     policy: SavePolicy
     shape: MapShape
     compute: torch.dtype
+    joint: JointPixels | None = None
+
+    @property
+    def joint_pixels(self) -> tuple[Joint | None, Joint | None]:
+        """Pixels of the input and of the output in all processes, where these share statistics."""
+        return (None, None) if self.joint is None else (self.joint.inputs, self.joint.outputs)
 
     def forward(
         self, x: Tensor, weights: Tensor, parameters: Sequence[Tensor], places: Mapping[Hashable, Tensor] | None = None
@@ -94,17 +101,13 @@ def _start(
 ) -> tuple[ForwardContext, Moments | None, RunningUpdates]:
     """Compute statistics and folding of the expansions, which come before all else."""
     plan, policy, shape, compute = passes.plan, passes.policy, passes.shape, passes.compute
-    matrix = shape.matrix(x)
+    matrix = shape.matrix(x).contiguous()  # of a slice of channels it is not
     inputs = matrix.to(compute)
     updates = RunningUpdates()
     shape_out = shape.strided(plan.stride)
     given = weights.detach().to(statistics_type(compute))
-    joint = joint_out = None
+    joint, joint_out = passes.joint_pixels
     folded = []
-    if are_joint([unit.norm for unit in plan.use_batch_stats]):
-        joint, joint_out = count_pixels((shape.pixels, shape_out.pixels), given)
-        tape.put(joint.counts, "pixels")
-        tape.put(joint_out.counts, "pixels of the output")
     pixels = shape.pixels if joint is None else joint.count
     moments = Moments.of(inputs, joint) if any(expansion.use_batch_stats for expansion in plan.expansions) else None
     for number, expansion in enumerate(plan.expansions):
@@ -126,7 +129,7 @@ def _restart(
     layer: MixturePasses, tape: Tape, x: Tensor, weights: Tensor, parameters: Sequence[Tensor]
 ) -> tuple[ForwardContext, Moments | None]:
     """Return the call as the forward pass left it."""
-    matrix = layer.shape.matrix(x)
+    matrix = layer.shape.matrix(x).contiguous()
     inputs = matrix.to(layer.compute)
     moments = None
     mean = tape.get("mean")
@@ -140,10 +143,10 @@ def _restart(
     given = weights.detach().to(statistics_type(layer.compute))
     shape_out = layer.shape.strided(layer.plan.stride)
     policy, shape = layer.policy, layer.shape
-    context = ForwardContext(layer.plan, policy, parameters, given, matrix, inputs, shape, shape_out, folded, tape)
-    counts, counts_out = tape.get("pixels"), tape.get("pixels of the output")
-    if counts is not None and counts_out is not None:
-        context = replace(context, joint=Joint(counts), joint_out=Joint(counts_out))
+    joint, joint_out = layer.joint_pixels
+    context = ForwardContext(
+        layer.plan, policy, parameters, given, matrix, inputs, shape, shape_out, folded, tape, None, joint, joint_out
+    )
     return context, moments
 
 

@@ -1,6 +1,7 @@
 """Which candidates are computed together, and in which pieces.
 
-A plan follows from the candidates, the sizes of the maps and the modes of the batch normalisations alone.
+A plan follows from the candidates, the number of pixels and the modes of the batch normalisations alone. Processes that
+share statistics exchange them group by group and piece by piece: so all plan for the most pixels that one of them has.
 """
 
 from __future__ import annotations
@@ -264,19 +265,19 @@ def normalization_modes(candidates: Sequence[Candidate], shape: MapShape, stride
 
 
 def make_plan(
-    candidates: Sequence[Candidate], modes: Sequence[bool], shape: MapShape, item_bytes: int, device: torch.device
+    candidates: Sequence[Candidate], modes: Sequence[bool], pixels: int, item_bytes: int, device: torch.device
 ) -> Plan:
     """Group the candidates.
 
     Args:
         candidates: The candidates.
         modes: Their :func:`normalization_modes`.
-        shape: Size of the input.
+        pixels: Those of the input.
         item_bytes: Bytes of a number of the maps.
         device: Where they are.
     """
     use_batch_stats = dict(zip(units(candidates), modes, strict=True))
-    largest = chunk_channels(shape.pixels, item_bytes, device)
+    largest = chunk_channels(pixels, item_bytes, device)
     expanded: dict[tuple[bool, float], list[DepthwiseCandidate]] = {}
     groups: list[Group] = []
     for candidate in candidates:
@@ -289,7 +290,7 @@ def make_plan(
             expanded.setdefault(key, []).append(candidate)
     expansions: list[Expansion] = []
     for (from_batch, _), members in expanded.items():
-        if from_batch and _is_direct(members[0], shape):
+        if from_batch and _is_direct(members[0], pixels):
             for together in _together(members, use_batch_stats, largest):
                 groups.append(_group(together, None, 0, use_batch_stats, largest, direct=True))
             continue
@@ -326,11 +327,11 @@ def _placed(groups: Sequence[Group]) -> Iterator[Group]:
         start += sum(candidate.depthwise.channels for candidate in group.candidates)
 
 
-def _is_direct(candidate: DepthwiseCandidate, shape: MapShape) -> bool:
+def _is_direct(candidate: DepthwiseCandidate, pixels: int) -> bool:
     if candidate.expand is None:
         return False
     channels: int = candidate.expand.conv.in_channels
-    return shape.pixels <= COVARIANCE_PIXELS * channels**2
+    return pixels <= COVARIANCE_PIXELS * channels**2
 
 
 def _together(

@@ -24,6 +24,7 @@ from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level, separate_statistics
 from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.nas.fused import FUSED_MODES, FusedMixture, fused_weighted_sum, plan
+from hitdet_nni.nas.fused.backend import precision_of_convolutions, rounding_of_convolutions
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, set_activations
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.operators.registry import OPERATORS, build_operator
@@ -517,6 +518,51 @@ def test_whole_supernet(kind, tiny_settings, tiny_data, published, monkeypatch):
         torch.testing.assert_close(loss, computed[0][0], rtol=1e-4, atol=0)
         # Single precision: a ReLU on either side of zero in one of many layers moves a gradient by more than rounding.
         assert (alphas - computed[0][1]).norm() < 0.02 * computed[0][1].norm()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_without_maps(training):
+    """As the candidates' own modules have it."""
+    found = []
+    for way in (fused, plain):
+        modules = build(FAMILIES, 6, 6, 1, torch.float64).train(training)
+        weights = torch.full((len(FAMILIES),), 0.25, dtype=torch.float64)
+        nothing = torch.zeros(0, 6, 5, 7, dtype=torch.float64)
+        found.append(results(way(modules), modules, nothing, weights, nothing))
+    ours, theirs = found
+    assert ours["y"].shape == (0, 6, 5, 7)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def roundings():
+    """torch's settings of how a GPU rounds, as they came."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    yield convolutions, products
+    convolutions.fp32_precision, products.fp32_precision = before
+
+
+@pytest.mark.parametrize(("of_convolutions", "of_products"), [("ieee", "none"), ("ieee", "tf32"), ("tf32", "tf32")])
+def test_products_are_rounded_as_convolutions_are_by_torch_s_newer_names(roundings, of_convolutions, of_products):
+    convolutions, products = roundings
+    convolutions.fp32_precision, products.fp32_precision = of_convolutions, of_products
+    with pytest.raises(RuntimeError):  # or this would show nothing
+        _ = torch.backends.cudnn.allow_tf32, products.allow_tf32
+    with precision_of_convolutions(torch.device("cuda")):
+        assert products.fp32_precision == convolutions.fp32_precision == of_convolutions
+        assert rounding_of_convolutions() == ("fp32_precision", of_convolutions)
+    assert products.fp32_precision == of_products
+
+
+@pytest.mark.parametrize("of_convolutions", [True, False])
+def test_products_are_rounded_as_convolutions_are_by_torch_s_older_names(of_convolutions, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", of_convolutions)
+    with precision_of_convolutions(torch.device("cuda")):
+        assert torch.backends.cuda.matmul.allow_tf32 == of_convolutions
+        assert rounding_of_convolutions() == ("allow_tf32", of_convolutions)
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 NAMES = ("y", "x", "weights")

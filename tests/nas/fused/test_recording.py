@@ -14,7 +14,7 @@ from torch import nn
 from hitdet_nni.nas.fused import backend, function, save_policy
 from hitdet_nni.nas.fused.function import FusedMixture
 from hitdet_nni.nas.fused.graph_memory import SharedMemory, TapeMemory, capture
-from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recording, Recordings
+from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recording, Recordings, _agree
 
 LAYER = LAYERS[0]
 STEPS = 10
@@ -326,6 +326,23 @@ def test_a_memory_that_torch_failed_in_is_not_used_again(cuda, function, told):
     assert cuda.ended == [(0, cuda.pools[0])]
     assert cuda.cleared == [True]
     held()
+
+
+@pytest.mark.parametrize(
+    ("kind", "off", "agrees"),
+    [
+        (torch.float32, 5e-4, True),
+        (torch.float32, 2e-3, False),
+        (torch.bfloat16, 2**-7, True),
+        (torch.bfloat16, 2**-5, False),
+        (torch.float16, 2**-9, True),
+        (torch.float16, 2**-7, False),
+    ],
+)
+def test_a_replay_may_round_otherwise(kind, off, agrees):
+    """By the order of sums in libraries: in 16 bits the next number is further away."""
+    found = torch.tensor([1.0, 0.5, -0.25], dtype=kind)
+    assert _agree(found + torch.tensor([off, 0, 0]).to(kind), found) == agrees
 
 
 def test_what_did_not_fit_has_gone_when_it_is_tried_again(cuda, monkeypatch):

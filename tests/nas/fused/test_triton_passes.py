@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fused import LAYERS, NORMS, build, compare, fused
+from test_fused import LAYERS, NORMS, assert_equal, build, compare, fused, plain
 from torch import nn
 
 from hitdet_nni.nas.fused import FUSED_MODES, backend, function, plan
@@ -33,6 +33,23 @@ def test_expansions_of_small_maps(monkeypatch):
     """Normalised after their product rather than from the input's covariance."""
     monkeypatch.setattr(plan, "COVARIANCE_PIXELS", 1e9)
     compare(NAMES[:3], (6, 6, 1, (2, 4, 5)), "fused-low", torch.float64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_input_that_is_a_slice_of_channels(name):
+    """Whose pixels are further apart than it has channels."""
+    torch.manual_seed(4)
+    both = torch.randn(2, 12, 5, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
+    weights, grad = torch.ones(1, dtype=torch.float64), torch.randn(2, 6, 5, 6, dtype=torch.float64)
+    found = []
+    for way in (fused, plain):
+        modules = build([name], 6, 6, 1, torch.float64)
+        x = both.clone().requires_grad_()
+        y = way(modules)(x[:, 3:9], weights)
+        y.backward(grad)
+        gradients = {name: parameter.grad for name, parameter in modules.named_parameters()}
+        found.append({"y": y.detach(), "x": x.grad, **gradients})
+    assert_equal(*found, 1e-9)
 
 
 def test_the_programs_do_compute(monkeypatch):

@@ -8,12 +8,13 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["positions", "channels", "parts"])
 def join(
-    means, deviations, counts, joined, parts, channels, positions, inverse_positions, eps,
-    PARTS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+    means, deviations, counts, joined, parts, channels, positions,
+    EPS: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Compute mean and variance of all parts from those of each, in two passes over the parts."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
+    all_of_them = positions.to(SUM)
     start = tl.program_id(1).to(tl.int64) * parts * channels
     total = tl.zeros([PARTS, CHANNELS], SUM)
     for first in range(0, parts, PARTS):
@@ -22,7 +23,7 @@ def join(
         number = tl.load(counts + part, mask=part < parts, other=0.0)
         place = start + part[:, None] * channels + channel[None, :]
         total += tl.load(means + place, mask=there, other=0.0) * number[:, None]
-    mean = tl.sum(total, 0) * inverse_positions
+    mean = tl.sum(total, 0) / all_of_them
     total = tl.zeros([PARTS, CHANNELS], SUM)
     for first in range(0, parts, PARTS):
         part = first + tl.arange(0, PARTS)
@@ -32,12 +33,12 @@ def join(
         difference = tl.load(means + place, mask=there, other=0.0) - mean[None, :]
         within = tl.load(deviations + place, mask=there, other=0.0)
         total += tl.where(there, within + number[:, None] * difference * difference, 0.0)
-    variance = tl.sum(total, 0) * inverse_positions
+    variance = tl.sum(total, 0) / all_of_them
     place = tl.program_id(1) * channels + channel
     size = tl.num_programs(1) * channels
     tl.store(joined + place, mean, mask=known)
     tl.store(joined + size + place, variance, mask=known)
-    tl.store(joined + 2 * size + place, 1.0 / tl.sqrt(variance + eps), mask=known)
+    tl.store(joined + 2 * size + place, 1.0 / tl.sqrt(variance + EPS), mask=known)
 
 
 @triton.jit(do_not_specialize=["positions", "channel_units", "tiles"])

@@ -60,12 +60,15 @@ def sums(
     tl.store(parts + size + entry, tl.sum(grad_shift, 0), mask=known)
 
 
-@triton.jit(do_not_specialize=["positions", "channel_units"])
+@triton.jit(do_not_specialize=["positions", "divisor", "channel_units"])
 def gradient(
-    grad, y, mean, inverse, scale, shift, weighted, sums, positions, inverse_positions, channel_units,
+    grad, y, mean, inverse, scale, shift, weighted, sums, positions, divisor, channel_units,
     UNIT: tl.constexpr, BY_BATCH: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient by what was normalised, in place of that by the result."""
+    """Compute the gradient by what was normalised, in place of that by the result.
+
+    ``sums``, over ``divisor``, hold the means of the gradients by scale and shift.
+    """
     channels = channel_units * UNIT
     tile, channel = place(channels, CHANNELS)
     known = channel < channels
@@ -80,8 +83,9 @@ def gradient(
     normal = (tl.load(y + entry, mask=there, other=0.0).to(SUM) - middle[None, :]) * narrow[None, :]
     given = tl.where(normal * factor[None, :] + offset[None, :] <= 0, 0.0, given)
     if BY_BATCH:
-        grad_scale = tl.load(sums + channel, mask=known, other=0.0) * inverse_positions
-        grad_shift = tl.load(sums + channels + channel, mask=known, other=0.0) * inverse_positions
+        all_of_them = divisor.to(SUM)
+        grad_scale = tl.load(sums + channel, mask=known, other=0.0) / all_of_them
+        grad_shift = tl.load(sums + channels + channel, mask=known, other=0.0) / all_of_them
         given = given - grad_shift[None, :] - normal * grad_scale[None, :]
     slope = tl.load(weighted + channel, mask=known, other=0.0) * narrow
     given = given * slope[None, :]
