@@ -94,7 +94,6 @@ class Recording:
         backward_passes: Backward passes, by which gradients are wanted.
         failed: Whether recording has failed; nothing is tried again then.
         names: Names of the outputs behind the first.
-        last_call: When it was used last, by the calls of its mixture.
     """
 
     places: tuple[int, ...] = ()
@@ -105,7 +104,6 @@ class Recording:
     backward_passes: dict[tuple[bool, ...], Pass] = field(default_factory=dict)
     failed: bool = False
     names: list[Any] = field(default_factory=list)
-    last_call: int = 0
 
     def ready(self) -> bool:
         """Whether the forward pass can be replayed: it is recorded, and the mixture's last backward pass is over."""
@@ -313,11 +311,11 @@ def _copies(tensors: Outputs) -> Outputs:
 RECORDED_SIZES = 4
 """Sizes of input whose passes a mixture holds recorded, e.g. batches of wide, of upright and of both images."""
 
-KNOWN_SIZES = 16
-"""Sizes that a mixture counts."""
+LEAD = 2
+"""How many times as often as the rarest recorded size another must have occurred to take its place."""
 
-FORGOTTEN = 32
-"""Calls of a mixture after which a recorded size that did not occur makes room for another."""
+HALF_LIFE = 1024
+"""Calls of a mixture after which an occurrence of a size counts half."""
 
 
 @dataclass
@@ -326,13 +324,15 @@ class Recordings:
 
     Attributes:
         recorder: Passed on.
-        by_size: Recordings by what distinguishes their passes, the one used last behind the others.
+        by_size: Recordings by what distinguishes their passes.
+        counts: How often each size has occurred.
         calls: Calls so far.
         memory: What all of them leave to their backward passes.
     """
 
     recorder: Recorder = capture
     by_size: dict[Hashable, Recording] = field(default_factory=dict)
+    counts: dict[Hashable, int] = field(default_factory=dict)
     calls: int = 0
     memory: TapeMemory = field(default_factory=TapeMemory)
 
@@ -345,30 +345,32 @@ class Recordings:
                 recording starts anew.
 
         Returns:
-            ``None`` where as many others as there may be have been recorded and are in use.
+            ``None`` where as many others as there may be have been recorded and occur as often.
         """
-        self.calls += 1
-        found = self.by_size.pop(size, None)
+        self._count(size)
+        found = self.by_size.get(size)
         if found is None or found.places != places:
-            found = Recording(places, self.memory, self.recorder)
-        self.by_size[size] = found
-        found.last_call = self.calls
-        if found.failed:
-            return found
-        if found.forward_pass is None and found.calls + 1 >= EAGER_CALLS and not self._make_room():
-            return None
-        for old in list(self.by_size)[:-KNOWN_SIZES]:
-            if self.by_size[old].forward_pass is None:
-                del self.by_size[old]
-        return found
+            found = self.by_size[size] = Recording(places, self.memory, self.recorder)
+        due = found.forward_pass is None and not found.failed and found.calls + 1 >= EAGER_CALLS
+        return None if due and not self._make_room(size) else found
 
-    def _make_room(self) -> bool:
-        """Whether another size may be recorded; one that is out of use goes."""
-        recorded = [size for size, one in self.by_size.items() if one.forward_pass is not None]
+    def _count(self, size: Hashable) -> None:
+        self.calls += 1
+        self.counts[size] = self.counts.get(size, 0) + 1
+        if self.calls % HALF_LIFE == 0:
+            self.counts = {known: count // 2 for known, count in self.counts.items() if count > 1}
+            for gone in [known for known in self.by_size if known not in self.counts and known != size]:
+                if self.by_size[gone].forward_pass is None:
+                    del self.by_size[gone]
+
+    def _make_room(self, size: Hashable) -> bool:
+        """Whether another size may be recorded; one that occurs less goes."""
+        recorded = [known for known, one in self.by_size.items() if one.forward_pass is not None]
         if len(recorded) < RECORDED_SIZES:
             return True
-        oldest = self.by_size[recorded[0]]
-        if self.calls - oldest.last_call < FORGOTTEN or not oldest.ready():
+        rarest = min(recorded, key=lambda known: self.counts.get(known, 0))
+        leads = self.counts.get(size, 0) > LEAD * self.counts.get(rarest, 0)
+        if not (leads and self.by_size[rarest].ready()):
             return False
-        del self.by_size[recorded[0]]
+        del self.by_size[rarest]
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import weakref
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from hitdet_nni.nas.fused import backend, function, save_policy
 from hitdet_nni.nas.fused.function import FusedMixture
 from hitdet_nni.nas.fused.graph_memory import SharedMemory, TapeMemory, capture
-from hitdet_nni.nas.fused.recording import FORGOTTEN, RECORDED_SIZES, Pass, Recording, Recordings, _agree
+from hitdet_nni.nas.fused.recording import RECORDED_SIZES, Pass, Recording, Recordings, _agree
 
 LAYER = LAYERS[0]
 STEPS = 10
@@ -416,7 +417,7 @@ def test_a_size_that_could_not_be_recorded_puts_out_no_other():
     for size in "aabbccdd":
         recorded(recordings, size)
     recordings.find("e", ()).failed = True
-    for _ in range(2 * FORGOTTEN):
+    for _ in range(100):
         recordings.find("e", ()).calls += 1
     assert all(recordings.by_size[size].forward_pass is not None for size in "abcd")
 
@@ -449,16 +450,41 @@ def recorded(recordings, size):
     return found
 
 
+def held(recordings):
+    return {size for size, one in recordings.by_size.items() if one.forward_pass is not None}
+
+
 def test_sizes_that_occur_most_are_recorded():
     recordings = Recordings(again)
-    for size in "aabbccddeee":
+    for size in "aabbbccccddddee":
         recorded(recordings, size)
-    assert [recordings.by_size[size].forward_pass is not None for size in "abcde"] == [True] * 4 + [False]
-    for _ in range(FORGOTTEN):
-        recorded(recordings, "b")
-    assert recorded(recordings, "e").forward_pass is not None
+    assert held(recordings) == set("abcd")
+    for _ in range(2):
+        assert recorded(recordings, "e") is None
+    assert recorded(recordings, "e").forward_pass is not None  # the fifth time: more than twice as often as "a"
+    assert held(recordings) == set("bcde")
     assert "a" not in recordings.by_size
-    assert sum(one.forward_pass is not None for one in recordings.by_size.values()) == RECORDED_SIZES
+
+
+def test_sizes_that_occur_alike_do_not_put_each_other_out():
+    """As images of ten shapes in any order: each recording costs as much as several passes."""
+    draw, recordings, made = random.Random(0), Recordings(again), 0
+    for _ in range(5000):
+        before = held(recordings)
+        recorded(recordings, draw.randrange(10))
+        made += held(recordings) != before
+    assert RECORDED_SIZES <= made <= 2 * RECORDED_SIZES
+    assert len(held(recordings)) == RECORDED_SIZES
+
+
+def test_sizes_that_no_longer_occur_make_room():
+    recordings = Recordings(again)
+    for size in "abcd" * 500:
+        recorded(recordings, size)
+    for size in "efgh" * 3000:
+        recorded(recordings, size)
+    assert held(recordings) == set("efgh")
+    assert set(recordings.by_size) == set(recordings.counts) == set("efgh")
 
 
 SMALL, LARGE = (2, 6, 4, 5), (2, 6, 7, 7)
