@@ -115,7 +115,7 @@ class Run:
         Raises:
             InputError: If nothing was trained yet.
         """
-        return dict(read_json(self._files.metrics))
+        return dict(read_json(self._files.require(self._files.metrics, "retrain")))
 
     @_in_python
     def front(

@@ -97,10 +97,12 @@ def run(options: Namespace) -> int:
                 found.save(drawings[one])
             if not options.json:
                 echo(f"{one.name}: {found.summary()}")
-    write_json(results_file, results)
-    echo(json_text(results) if options.json else str(results_file))
+    if unread < len(listed):
+        write_json(results_file, results)
+        echo(json_text(results) if options.json else str(results_file))
     if unread:
-        sys.stderr.write(f"hitdet-nni: {unread} of {len(listed)} images could not be read\n")
+        nothing = "" if unread < len(listed) else "; nothing is written"
+        sys.stderr.write(f"hitdet-nni: {unread} of {len(listed)} images could not be read{nothing}\n")
     return 2 if unread else 0
 
 

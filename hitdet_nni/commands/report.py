@@ -8,13 +8,13 @@ from pathlib import Path
 from hitdet_nni.commands.shared.options import add_overwrite
 
 HELP_ORDER = 140
-HELP = "write a page of a run in any state: one HTML file that needs no network"
+HELP = "write a page of a run in any state, or of a study: one HTML file that needs no network"
 EXAMPLE = "hitdet-nni report runs/mine --out mine.html"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``report``."""
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=Path, help="run directory, also a study's")
     parser.add_argument("--out", "-o", type=Path, metavar="FILE", help="page to write (default: RUN/report.html, anew)")
     parser.add_argument(
         "--images",
@@ -33,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Write the page, and the curves where that is asked for.
+    """Write the page, and the curves where that is asked for; what the page lacks is a warning.
 
     Raises:
         InputError: If the run is damaged, a file exists already, or the package tensorboard is needed and missing.

@@ -87,7 +87,7 @@ def _start(options: Namespace) -> tuple[list[Architecture], Path | None]:
         return [named_architecture(options.architecture)], None
     source = find_run(options.inherit)
     architecture = named_architecture(options.architecture or str(source.path))
-    space = load_search_space(source.sub_spaces)
+    space = load_search_space(source.require(source.sub_spaces, "search"))
     for layer in architecture.skeleton.searched_layers():
         operator, searched = architecture.sample[layer.label], space[layer.component]
         if operator not in searched:

@@ -49,8 +49,8 @@ def load_search_space(path: str | Path) -> SearchSpace:
     """Read a search space file.
 
     Args:
-        path: A file, or the bare name of a shipped space: ``"full"`` (the 32 operators for each component) or
-            ``"hit_detector"`` (the published sub-spaces of appendix 6.2).
+        path: A file, a run that has been screened, or the bare name of a shipped space: ``"full"`` (the 32 operators
+            for each component) or ``"hit_detector"`` (the published sub-spaces of appendix 6.2).
 
     Raises:
         InputError: If the file is missing or its content is not a search space.
@@ -60,10 +60,25 @@ def load_search_space(path: str | Path) -> SearchSpace:
 
 
 def find_space_file(path: str | Path) -> Path:
-    """Return the file behind a path or a shipped space's bare name."""
+    """Return the file behind a path, a run that has been screened, or a shipped space's bare name.
+
+    Raises:
+        InputError: If it is a folder of another kind, or there is none.
+    """
     given = Path(path)
-    if given.is_file() or given.suffix:
+    if given.is_file() or (given.suffix and not given.is_dir()):
         return given
+    if given.is_dir():
+        screened = given / "screening" / "sub_spaces.yml"
+        if not screened.is_file():
+            raise InputError(
+                "has no screening/sub_spaces.yml",
+                source=given,
+                allowed="a search space file, or a run that has been screened",
+            )
+        return screened
+    if len(given.parts) > 1:
+        raise InputError("no such file or run", source=given)
     return shipped("search_spaces", f"{path}.yml")
 
 

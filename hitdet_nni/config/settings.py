@@ -241,6 +241,9 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise InputError("extends itself", source=path, key="extends")
     tree = read_yaml(path, parse_as_written)
+    if tree is None:
+        allowed = "settings, such as extends: small and data: {root: my_images}"
+        raise InputError("is empty, or has comments alone", source=path, allowed=allowed)
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise InputError(f"expected a mapping of settings, got {type(tree).__name__}", source=path)
     _resolve_paths(tree, path.parent)

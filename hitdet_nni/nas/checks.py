@@ -86,16 +86,31 @@ def check_initial_weights(settings: Settings, inherit: Path | None) -> None:
             raise InputError("no such file", source=path, key=key)
 
 
-def check_classes(architecture: Architecture, data: DetectionData) -> None:
-    """Refuse data of another number of classes than an architecture was found for.
+def check_classes(architecture: Architecture, data: DetectionData, *, trains: bool = False) -> None:
+    """Refuse data of other classes than an architecture was found for, or of the same in another order.
+
+    A detector names what it finds by the architecture's classes, in their order.
+
+    Args:
+        architecture: The architecture.
+        data: The images.
+        trains: Whether it is to be trained, so that ``retrain.transfer`` is a way to other classes.
 
     Raises:
-        InputError: Naming both numbers.
+        InputError: Naming both numbers of classes, or the first class that differs.
     """
-    if architecture.num_classes != len(data.classes):
-        raise InputError(
-            f"the data has {len(data.classes)} classes",
-            source=data.train.source,
-            key="categories",
-            allowed=f"{architecture.num_classes}, as the architecture {architecture.name!r} was searched for",
-        )
+    wanted, given = architecture.provenance.classes, data.classes
+    if given == wanted:
+        return
+    if len(given) != len(wanted):
+        found, right = f"the data has {len(given)} classes", str(len(wanted))
+    else:
+        first = next(index for index, pair in enumerate(zip(given, wanted, strict=True)) if len(set(pair)) > 1)
+        found, right = f"class {first + 1} of the data is {given[first]!r}", repr(wanted[first])
+    way = "; retrain.transfer=true trains it for the data's" if trains else ""
+    raise InputError(
+        found,
+        source=data.train.source,
+        key="categories",
+        allowed=f"{right}, as the architecture {architecture.name!r} was searched for{way}",
+    )

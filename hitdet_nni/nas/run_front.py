@@ -76,7 +76,7 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
         StoppedError: If a loss is NaN or infinite.
     """
     data = replace(data, halves=run.halves)
-    space = load_search_space(run.sub_spaces)
+    space = load_search_space(run.require(run.sub_spaces, "search"))
     model = CostModel(settings.skeleton, len(data.classes), latency=asked.table)
     supernet = SampledSupernet.restore(run.supernet, space, settings, len(data.classes))
     search = FrontSearch(model, space, asked.key, supernet.candidates, asked.budgets)

@@ -73,7 +73,7 @@ class Shown:
     """One image on the page.
 
     Attributes:
-        name: File name.
+        name: File name as in the annotations, with the folders in it.
         truth: The image with the annotated boxes.
         found: The image with the detections.
         annotated: Number of annotated boxes.
@@ -114,19 +114,19 @@ def show_detections(
     load_weights(detector, weights)
     dataset = build_dataset(validation, architecture.skeleton, training=False)
     images = CachedDataset(dataset, capacity=0)
+    names = dict(zip(validation.image_ids, validation.file_names, strict=True))
     count = min(count, len(images))
     shown = []
     for index in (k * len(images) // count for k in range(count)):
         information = dataset.get_data_info(index)
-        file = Path(information["img_path"])
-        image = Image.fromarray(read_image(file)[..., ::-1])  # red, green, blue
+        image = Image.fromarray(read_image(Path(information["img_path"]))[..., ::-1])  # red, green, blue
         found = _detect(detector, images[index], classes)
         truth = [
             Box(tuple(map(float, each["bbox"])), each["bbox_label"], classes[each["bbox_label"]])
             for each in information["instances"]
             if not each["ignore_flag"]
         ]
-        shown.append(_show(file.name, image, truth, found))
+        shown.append(_show(names[information["img_id"]], image, truth, found))
     return shown, len(images)
 
 

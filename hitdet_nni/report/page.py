@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
 from hitdet_nni.report.sample_chart import sample_chart
 from hitdet_nni.report.screening_chart import show_screening
 from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
+from hitdet_nni.report.study import Study, read_studies
 from hitdet_nni.report.summary import duration, figures, searched, state_of
 from hitdet_nni.report.warning_kinds import warning_kinds
 from hitdet_nni.runs.reading import ImageCounts, Run, read_run
+
+logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 """Name of a run's page in its directory."""
@@ -37,7 +41,9 @@ MOST_IMAGES = 40
 
 
 def write_report(path: Path, out: Path | None = None, *, images: int = 6) -> Path:
-    """Write the page of a run, in whatever state the run is.
+    """Write the page of a run, in whatever state the run is, or of a study.
+
+    Detections that should be there and cannot be had are a warning in the log.
 
     Args:
         path: The run directory.
@@ -69,7 +75,10 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 
 
 def render_report(run: Run, images: int) -> str:
-    """Render the page of a run."""
+    """Render the page of a run, or of a study where the run directory is one's."""
+    studies = read_studies(run)
+    if studies is not None:
+        return _render_study(run, studies)
     budget = run.settings.search.budget
     detections = _detections(run, images)
     counts = run.metadata.images
@@ -108,6 +117,17 @@ def render_report(run: Run, images: int) -> str:
     )
 
 
+def _render_study(run: Run, studies: Sequence[Study]) -> str:
+    return _render(
+        "study.html",
+        run=run,
+        studies=studies,
+        figures=figures(run),
+        searched=list(searched(run, run.metadata.images)),
+        config=config_view(run.settings, run.metadata.command),
+    )
+
+
 def render_comparison(runs: Sequence[Run]) -> str:
     """Render the page of a comparison."""
     return _render("compare.html", comparison=compare_runs(runs))
@@ -118,20 +138,27 @@ def _front(run: Run) -> FrontChart | None:
 
 
 def _detections(run: Run, images: int) -> dict[str, Any]:
-    """Show what the detector finds, or say why that is not shown."""
+    """Show what the detector finds, or say why that is not shown; a warning where a retrained detector has nothing."""
     if not images:
         return {"images": (), "why_none": "No images were asked for."}
     if run.baseline is not None:
         return {"images": (), "why_none": "A baseline is built by a config that is a program; a page runs none."}
     if run.architecture is None or run.weights is None:
-        return {"images": (), "why_none": "The weights of a retrained detector are not there."}
+        why = "The weights of a retrained detector are not there."
+        return {"images": (), "why_none": why if run.result is None else _warned(run, why)}
     # It imports mmdet, which pages of runs without weights need not wait for.
     detections = importlib.import_module("hitdet_nni.report.detections")
     try:
         shown, total = detections.show_detections(run.architecture, run.weights, run.settings, images)
     except InputError as error:
-        return {"images": (), "why_none": f"The detector could not be run on validation images: {error}."}
+        why = f"The detector could not be run on validation images: {error}."
+        return {"images": (), "why_none": _warned(run, why)}
     return {"images": shown, "validation": total, "least_score": detections.SCORE}
+
+
+def _warned(run: Run, why: str) -> str:
+    logger.warning("%s: the page shows no detections. %s", run.path, why)
+    return why
 
 
 def _render(template: str, **values: Any) -> str:

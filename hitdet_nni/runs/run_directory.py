@@ -124,6 +124,21 @@ class RunDirectory:
         """How the search has split the training images between weights and architecture parameters."""
         return self.path / "search" / "halves.json"
 
+    def require(self, file: Path, command: str) -> Path:
+        """Return a file of the run.
+
+        Args:
+            file: The file.
+            command: The command that writes it.
+
+        Raises:
+            InputError: If it is not there, naming the command.
+        """
+        if not file.is_file():
+            allowed = f"a run of which `hitdet-nni {command}` has ended"
+            raise InputError(f"has no {file.relative_to(self.path)}", source=self.path, allowed=allowed)
+        return file
+
     def checkpoints(self, stage: str) -> Path:
         """Return the folder of a stage's checkpoints; it is gone when the stage has ended."""
         return self.path / "checkpoints" / stage.replace(" ", "-")

@@ -19,6 +19,9 @@ CostKey = Literal["flops", "params", "nanoseconds"]
 MAX_DRAWS = 200_000
 """Architectures drawn at most, where nothing else is said."""
 
+NONE_FOUND = "a larger --slack, or a run that found more than the cheapest: too few architectures cost so little"
+"""What helps where not one was drawn."""
+
 
 def random_samples(
     model: CostModel,
@@ -74,7 +77,7 @@ def random_samples(
             f"{len(found)} of {count} random architectures with {least:.4g} to {most:.4g} {measure} were found in "
             f"{draws} draws",
             key="--architectures",
-            allowed="fewer architectures, or a larger --slack",
+            allowed="fewer architectures, or a larger --slack" if found else NONE_FOUND,
         )
     return found
 

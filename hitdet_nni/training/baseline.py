@@ -24,6 +24,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
+from hitdet_nni.engine.weights_file import read_saved
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
 from hitdet_nni.operators.costs import Cost, Size, halved
@@ -180,11 +181,7 @@ def load_backbone_state(backbone: nn.Module, path: Path) -> None:
     Raises:
         InputError: If the file is unreadable or lacks a tensor; it names the first.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch have no common exception for a broken file
-        problem = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=_ORIGIN) from None
+    content = read_saved(path, allowed=_ORIGIN)
     state: Any = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise InputError("holds no tensors by name", source=path, allowed=_ORIGIN)

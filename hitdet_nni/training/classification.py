@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -182,6 +183,7 @@ class ClassificationModule(pl.LightningModule):  # type: ignore[misc]
 
 def lightning_trainer(epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Build a trainer of this process alone, which leaves files, logs and other processes to us."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # its hints speak of an API that is not the user's
     device = distributed.device()
     return pl.Trainer(
         max_epochs=epochs,

@@ -303,6 +303,7 @@ def export_config(architecture: Architecture, settings: Settings, data: Detectio
             "allow_failed_imports": False,
         },
         "default_scope": "mmdet",
+        "work_dir": "work_dir",
         "model": detector_config(architecture.skeleton, operators, architecture.num_classes),
         **training_config(settings, data),
     }

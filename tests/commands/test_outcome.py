@@ -1,17 +1,22 @@
 """What a search ends with, which architecture a command takes, and what is said of its skeleton."""
 
+import os
 import shlex
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed.run import get_args_parser
 
 from hitdet_nni import cli
+from hitdet_nni.commands.shared.console import refuse_existing
 from hitdet_nni.commands.shared.outcome import config_words, search_outcome, training_outcome
 from hitdet_nni.commands.shared.trained import named_architecture
 from hitdet_nni.config.architecture import save_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.errors import InputError
+from hitdet_nni.nas.checks import check_classes
 from hitdet_nni.nas.provenance import describe_architecture, tell_unused_skeleton
 from hitdet_nni.runs.run_directory import RunDirectory
 
@@ -94,6 +99,55 @@ def test_an_architecture_is_named_by_its_file_its_run_or_its_name(found, tmp_pat
         named_architecture("none/run")
     with pytest.raises(InputError, match="the nearest is hit_detector"):
         named_architecture("hit-detector")
+
+
+IMAGE = Path(__file__).parents[2] / "docs" / "detection.png"
+UNFINISHED = [
+    ("retrain --front {run} --budget 1 --config tiny --out {new}", "has no front/front.csv", "front"),
+    ("retrain --architecture {run} --config tiny --out {new}", "has no architecture.json", "search"),
+    ("retrain --inherit {searched} --config tiny --out {new}", "has no screening/sub_spaces.yml", "search"),
+    ("detect {searched} {image} --out {new}", "has no retrain/weights.pth", "retrain"),
+    ("export {searched} --format onnx --out {new}", "has no retrain/weights.pth", "retrain"),
+]
+
+
+@pytest.mark.parametrize(("line", "missing", "command"), UNFINISHED)
+def test_a_run_without_what_a_command_needs(found, tmp_path, capsys, line, missing, command):
+    runs = {name: RunDirectory(tmp_path / name) for name in ("run", "searched")}
+    for run in runs.values():
+        run.open(load_settings("tiny"))
+    save_architecture(found, runs["searched"].architecture)
+    words = line.format(**{name: run.path for name, run in runs.items()}, image=IMAGE, new=tmp_path / "new").split()
+    assert cli.main(words) == 2
+    run = next(run for run in runs.values() if str(run.path) in words)
+    told = f"hitdet-nni: {run.path}: {missing}; allowed: a run of which `hitdet-nni {command}` has ended\n"
+    assert capsys.readouterr().err == told
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, refused):
+    refuse_existing(tmp_path / "new" / "table.json", force=False)
+    (tmp_path / "file").touch()
+    with refused(f"{tmp_path / 'file'} is a file"):
+        refuse_existing(tmp_path / "file" / "table.json", force=True)
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # a superuser may write anywhere
+    with refused(tmp_path / "table.json", f"{tmp_path} is read-only"):
+        refuse_existing(tmp_path / "table.json", force=True)
+
+
+def data_of(*classes):
+    source = Path("instances_train.json")
+    return SimpleNamespace(classes=classes, train=SimpleNamespace(source=source))
+
+
+def test_classes_of_the_data_are_those_of_the_architecture_in_their_order(found, refused):
+    check_classes(found, data_of(*"0123456789"))
+    with refused("instances_train.json: categories: the data has 2 classes; allowed: 10, as the architecture 'mine'"):
+        check_classes(found, data_of("0", "1"))
+    with refused("class 3 of the data is '3'; allowed: '2', as the architecture 'mine' was searched for"):
+        check_classes(found, data_of(*"0132456789"))
+    with refused("class 1 of the data is 'a'; allowed: '0', as ", "; retrain.transfer=true trains it for the data's"):
+        check_classes(found, data_of(*"abcdefghij"), trains=True)
 
 
 @pytest.mark.parametrize(

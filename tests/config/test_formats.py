@@ -181,6 +181,16 @@ def test_bad_search_spaces(value, fragments, tmp_path, refused):
         check_search_space(value, "elsewhere")
 
 
+def test_a_run_that_has_been_screened_is_a_search_space(tmp_path, refused):
+    (tmp_path / "run" / "screening").mkdir(parents=True)
+    with refused(tmp_path / "run", "has no screening/sub_spaces.yml", "a run that has been screened"):
+        load_search_space(tmp_path / "run")
+    save_search_space(SPACE, tmp_path / "run" / "screening" / "sub_spaces.yml")
+    assert load_search_space(tmp_path / "run") == SPACE
+    with refused(f"{tmp_path / 'none'}: no such file or run"):
+        load_search_space(tmp_path / "none")
+
+
 def test_unknown_shipped_names(refused):
     with refused("nonesuch", "full, hit_detector"):
         load_search_space("nonesuch")
@@ -417,7 +427,7 @@ PATHS = {"train_ann": "a", "train_images": "b", "val_ann": "c", "val_images": "d
 @pytest.mark.parametrize(
     ("value", "fragments"),
     [
-        ("", ["mapping", "NoneType"]),
+        ("", ["is empty", "extends: small"]),
         ("- seed", ["mapping", "list"]),
         ("3: 4", ["mapping"]),
         ({}, ["data", "missing"]),

@@ -3,6 +3,7 @@
 import datetime
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -85,6 +86,30 @@ def test_messages(override, message):
     with pytest.raises(InputError) as caught:
         load_settings("tiny", parse_overrides([override]))
     assert message in str(caught.value)
+
+
+def test_the_first_example_of_troubleshooting(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+    shown = re.search(r"```text\nhitdet-nni: (.*)\n```", page.read_text())[1]
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yml").write_text("extends: small\nsearch: {epochs: many}\n")
+    with pytest.raises(InputError) as caught:
+        load_settings("mine.yml")
+    assert str(caught.value) == shown
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# extends: small\n", "---\n", "null\n"])
+def test_an_empty_config(text, tmp_path, refused):
+    config = tmp_path / "mine.yml"
+    config.write_text(text)
+    with refused(f"{config}: is empty", "allowed: settings, such as extends: small"):
+        load_settings(config)
+    (tmp_path / "above.yml").write_text("extends: mine.yml\n")
+    with refused(f"{config}: is empty"):
+        load_settings(tmp_path / "above.yml")
+    config.write_text("- 1\n")
+    with refused("expected a mapping of settings, got list"):
+        load_settings(config)
 
 
 @pytest.mark.parametrize("key", [f"{section}.{key}" for section, names in PATHS.items() for key in names])

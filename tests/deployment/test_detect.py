@@ -87,6 +87,22 @@ def test_ten_photographs_one_turned_and_one_broken(retrained, photographs, tmp_p
     assert "detections.json" in capsys.readouterr().err
 
 
+def test_nothing_is_written_where_nothing_could_be_read(retrained, photographs, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    out = tmp_path / "found"
+    for words in ([], ["--json"]):
+        assert detect(retrained.path, tmp_path / "broken.jpg", "--out", out, *words) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.splitlines()[-1] == "hitdet-nni: 1 of 1 images could not be read; nothing is written"
+        assert not out.exists()
+    first = sorted(photographs.iterdir())[0]
+    assert detect(retrained.path, first, "--out", out) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert detect(retrained.path, tmp_path / "broken.jpg", "--out", out, "--force") == 2
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_the_results_are_what_evaluate_counts(retrained, tiny_data, tmp_path, capsys):
     ann = tmp_path / "named.json"
     document = read_json(tiny_data.val.ann)
@@ -99,7 +115,9 @@ def test_the_results_are_what_evaluate_counts(retrained, tiny_data, tmp_path, ca
     assert {result["image_id"] for result in results} == set(tiny_data.val.image_ids)
     ours = box_precisions(COCO(str(tiny_data.val.ann)), results, tiny_data.val.file_category_ids)
     weights, settings = retrained.retrain / "weights.pth", load_settings(retrained.config)
-    theirs = evaluate(load_architecture(retrained.architecture), weights, settings, tiny_data)
+    architecture = load_architecture(retrained.architecture)
+    provenance = architecture.provenance.model_copy(update={"classes": tiny_data.classes})
+    theirs = evaluate(architecture.model_copy(update={"provenance": provenance}), weights, settings, tiny_data)
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["detections.json"]
 

@@ -213,13 +213,12 @@ def test_plain_mmdet_trains_the_exported_config(folder, stages):
 from mmengine.config import Config
 from mmengine.runner import Runner
 config = Config.fromfile("hit.py")
-config.work_dir = "plain"
 config.train_cfg.max_epochs = 1
 Runner.from_cfg(config).train()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (folder / "plain" / "epoch_1.pth").is_file()
+    assert (folder / "work_dir" / "epoch_1.pth").is_file()
 
 
 def test_nni_code_of_the_readme_runs(folder):

@@ -124,6 +124,20 @@ def test_what_nni_refuses_itself_is_left_to_it():
     assert read({"trainingService": "local"}).machines == read({}).machines == ()
 
 
+def test_a_detector_s_config_is_no_experiment(refused):
+    with refused("is the config of a detector", "experiments/search.yml"):
+        read({"extends": "first_try", "data": {"root": "images"}})
+
+
+def test_few_of_many_experiments_are_named(tmp_path, monkeypatch, refused):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    index = tmp_path / "nni-experiments" / ".experiment"
+    index.parent.mkdir()
+    index.write_text(json.dumps({f"of{number:02d}": {"startTime": number} for number in range(30)} | {"odd": None}))
+    with refused("unknown experiment 'abc'; allowed: of22, of23, of24, of25, of26, of27, of28, of29"):
+        load_stopped("abc")
+
+
 def test_a_stopped_experiment_is_read_from_nnis_database(tmp_path, monkeypatch, refused):
     monkeypatch.setenv("HOME", str(tmp_path))
     index = tmp_path / "nni-experiments" / ".experiment"

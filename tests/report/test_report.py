@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from PIL import Image
 from report_runs import STATES, WARNING, write_run
 
 from hitdet_nni import cli
@@ -19,7 +21,9 @@ from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.pareto import pareto_front
-from hitdet_nni.io import read_json, write_json
+from hitdet_nni.engine.weights_file import save_weights
+from hitdet_nni.io import read_json, write_csv, write_json
+from hitdet_nni.model.detector import build_detector
 from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.page import write_comparison, write_report
@@ -27,11 +31,12 @@ from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
 from hitdet_nni.runs.benchmark import Benchmark, Percentiles, write_benchmark
 from hitdet_nni.runs.front import FrontRow, write_front
 from hitdet_nni.runs.reading import read_run
+from hitdet_nni.runs.reliability import Reliability, write_reliability
 from hitdet_nni.runs.result import PRECISIONS
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import TriedArchitecture, write_samples
 
-VOID = {"meta", "link", "input", "br"}
+VOID = {"meta", "link", "input", "br", "img"}
 SECTIONS = "architecture accuracy detections cost search alphas screening health settings origin".split()  # noqa: SIM905
 
 
@@ -282,6 +287,21 @@ def test_warnings_in_full(page):
     assert "1 warning about" in page.all("p", class_="state")[0][2]
 
 
+def test_every_warning_that_is_shown_is_counted(tmp_path):
+    run = RunDirectory(write_run(tmp_path / "run"))
+    run.note_warnings("screening", ["the loss has not fallen"])
+    agreement = {"supernets": 2, "operators": 8, "kept": 4, "spearman": 0.1, "spearman_p": 0.4}
+    write_reliability(run.reliability("neck"), Reliability(**agreement, common=2, chance=2, common_p=0.5))
+    page = Page(write_report(run.path, images=0).read_text())
+    shown = {section: page.text(section).count("says nothing about your data") for section in ("screening", "health")}
+    assert shown == {"screening": 1, "health": 0}
+    links = {each[1]["href"]: each[2] for each in page.all("a") if "warning" in each[2]}
+    assert links == {
+        "#health": "2 warnings about the signs of health.",
+        "#screening": "1 warning about the screening.",
+    }
+
+
 def test_budget_is_drawn(tmp_path):
     for key, unit in (("gflops", "GFLOPs"), ("params_m", "M parameters")):
         run = write_run(tmp_path / key, overrides={f"search.budget.{key}": 0.5})
@@ -478,18 +498,115 @@ def test_comparison_of_runs_without_results(tmp_path):
     assert "no accuracy to draw" in page.all("p", class_="absent")[0][2]
 
 
+# -------------------------------------------------------------------------------------------------------------- studies
+
+STUDY_ROWS = [
+    {"architecture": "searched", "mean_mAP": 0.56312607579804, "deviation": None, "seeds": 3},
+    {"architecture": "random-01", "mean_mAP": 0.5, "deviation": 0.0125, "seeds": 3},
+]
+
+
+def write_study(run, kind="random", rows=STUDY_ROWS):
+    """The files that a study leaves in its run directory."""
+    write_csv(run / f"{kind}.csv", list(rows[0]), rows)
+    write_json(run / f"{kind}.json", {"study": kind, "rows": rows, "summary": {"searched": 0.563}})
+
+
+def test_a_study_has_a_page_of_its_table_and_figure(tmp_path):
+    run = write_run(tmp_path / "study", state="begun")
+    write_study(run)
+    (run / "notes.json").write_text("{}")
+    (run / "notes.csv").write_text("a\n1\n")
+    page = Page(write_report(run).read_text())
+    assert page.all("p", class_="state")[0][2] == "A finished study: random."
+    assert [attributes["id"] for _, attributes, _ in page.all("section")] == ["findings", "settings", "origin"]
+    assert page.rows("random.csv") == [
+        ["architecture", "mean mAP", "deviation", "seeds"],
+        ["searched", "0.5631", "–", "3"],
+        ["random-01", "0.5", "0.0125", "3"],
+    ]
+    assert "random.png is not there" in page.text("findings")
+    Image.new("RGB", (40, 30)).save(run / "random.png")
+    html = write_report(run).read_text()
+    [source] = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="[^"]{20,}">', html)
+    assert base64.b64decode(source) == (run / "random.png").read_bytes()
+    assert "is not there" not in html
+
+
+def test_a_study_that_has_not_finished_says_so(tmp_path):
+    run = RunDirectory(write_run(tmp_path / "study", state="begun"))
+    write_json(run.metadata, {**read_json(run.metadata), "command": ["hitdet-nni", "study", "random"]})
+    page = Page(write_report(run.path).read_text())
+    assert page.all("p", class_="state")[0][2] == "A study, going on or interrupted."
+    assert "has no table yet" in page.text("findings")
+
+
+def test_a_damaged_study_is_refused_in_a_line(tmp_path, capsys):
+    run = write_run(tmp_path / "study", state="begun")
+    write_study(run)
+    write_json(run / "random.json", {"study": "random", "rows": []})
+    assert cli.main(["report", str(run)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "random.json: rows" in line
+    assert not (run / "report.html").exists()
+
+
 # --------------------------------------------------------------------------------------------- detections, real weights
 
 
-def test_why_there_are_no_images(tmp_path):
-    run = write_run(tmp_path / "run", overrides={"data.train": 16, "data.val": 4})
-    (run / "retrain" / "weights.pth").write_bytes(b"no weights")
-    assert "weights.pth: cannot be read as weights" in Page(write_report(run).read_text()).text("detections")
+def test_why_there_are_no_images(tmp_path, capsys, caplog):
+    lost = write_run(tmp_path / "lost")
+    damaged = write_run(tmp_path / "damaged", overrides={"data.train": 16, "data.val": 4})
     paths = {f"data.{split}_{kind}": str(tmp_path / "gone") for split in ("train", "val") for kind in ("ann", "images")}
-    other = write_run(tmp_path / "other", overrides={"data.builtin": None, **paths})
-    (other / "retrain" / "weights.pth").write_bytes(b"no weights")
-    text = Page(write_report(other).read_text()).text("detections")
-    assert f"could not be run on validation images: {tmp_path / 'gone'}: cannot be read" in text
+    moved = write_run(tmp_path / "moved", overrides={"data.builtin": None, **paths})
+    for run in (damaged, moved):
+        (run / "retrain" / "weights.pth").write_bytes(b"no weights")
+    for run, why in (
+        (lost, "The weights of a retrained detector are not there."),
+        (damaged, "weights.pth: cannot be read as weights"),
+        (moved, f"could not be run on validation images: {tmp_path / 'gone'}: cannot be read"),
+    ):
+        caplog.clear()
+        assert cli.main(["report", str(run)]) == 0
+        assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+        [warning] = caplog.messages
+        assert warning.startswith(f"{run}: the page shows no detections. ")
+        assert why in warning
+        assert why in Page((run / "report.html").read_text()).text("detections")
+
+
+def test_a_page_that_lacks_nothing_has_no_warning(tmp_path, caplog):
+    write_report(write_run(tmp_path / "asked for none"), images=0)
+    write_report(write_run(tmp_path / "begun", state="searched"))
+    assert caplog.messages == []
+
+
+def test_images_are_named_as_in_the_annotations(tmp_path, tiny_data):
+    names = ["cam 1/bild 0.png", "cam 2/bild 0.png"]
+    document = read_json(tiny_data.val.ann)
+    document["images"] = document["images"][:2]
+    kept = {each["id"]: name for each, name in zip(document["images"], names, strict=True)}
+    for each in document["images"]:
+        file = tmp_path / "images" / kept[each["id"]]
+        file.parent.mkdir(parents=True)
+        shutil.copy(tiny_data.val.images / each["file_name"], file)
+        each["file_name"] = kept[each["id"]]
+    document["annotations"] = [each for each in document["annotations"] if each["image_id"] in kept]
+    write_json(tmp_path / "all.json", document)
+    paths = {f"data.{split}_ann": str(tmp_path / "all.json") for split in ("train", "val")}
+    paths |= {f"data.{split}_images": str(tmp_path / "images") for split in ("train", "val")}
+    run = write_run(
+        tmp_path / "run", overrides={"data.builtin": None, **paths}, classes=tiny_data.val.classes_in_file_order
+    )
+    architecture = load_architecture(run / "architecture.json")
+    save_weights(
+        build_detector(architecture.skeleton, architecture.sample, len(architecture.provenance.classes)),
+        run / "retrain" / "weights.pth",
+    )
+    page = Page(write_report(run).read_text())
+    captions = [each[2] for each in page.all("figcaption") if each[2].endswith(".png")]
+    assert captions == names
+    assert len(page.all("svg", class_="image")) == 4
 
 
 @pytest.mark.slow
@@ -532,6 +649,7 @@ def test_a_page_without_weights_loads_no_mmdet(run, tmp_path):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+    assert found.stderr == f"{run}: the page shows no detections. The weights of a retrained detector are not there.\n"
 
 
 def test_architectures_that_were_tried_are_shown(tmp_path):

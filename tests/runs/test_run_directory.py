@@ -28,6 +28,15 @@ def test_a_new_run_holds_settings_and_environment(tmp_path, tiny_settings):
     assert find_run(run.path) == run
 
 
+def test_a_missing_result_is_refused_with_the_command_that_makes_it(tmp_path, refused):
+    run = RunDirectory(tmp_path / "run")
+    with refused(f"{run.path}: has no front/front.csv; allowed: a run of which `hitdet-nni front` has ended"):
+        run.require(run.front_table, "front")
+    run.front.mkdir(parents=True)
+    run.front_table.touch()
+    assert run.require(run.front_table, "front") == run.front_table
+
+
 def test_time_adds_up_by_stage(tmp_path, tiny_settings):
     run = RunDirectory(tmp_path / "run")
     run.open(tiny_settings)

@@ -215,5 +215,5 @@ def test_given_weights_are_what_training_starts_from(little, tmp_path, tiny_data
     attempt({**state, "conv1.weight": torch.zeros(2)}, "'conv1.weight' has the shape [2]")
     attempt([1, 2], "holds no tensors by name")
     weights.write_bytes(b"nothing")
-    with refused(weights, "cannot be read as weights"):
+    with refused(weights, "cannot be read as weights: it is damaged, of another kind, or holds more than tensors"):
         load_backbone_state(source.backbone, weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -40,10 +41,14 @@ def settings_of(options: Namespace) -> Settings:
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Refuse to overwrite a file unless forced.
+    """Refuse to overwrite a file unless forced, and to write where that is not possible.
 
     Raises:
-        InputError: If it exists.
+        InputError: If it exists, or its folder is read-only.
     """
     if path.exists() and not force:
         raise InputError("exists already", source=path, allowed="another file, or --force")
+    folder = next((one for one in path.absolute().parents if one.exists()), path)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problem = "is read-only" if folder.is_dir() else "is a file"
+        raise InputError(f"cannot be written: {folder} {problem}", source=path)

@@ -38,12 +38,18 @@ class Findings:
 
 
 def open_searched(options: Namespace) -> tuple[RunDirectory, Settings, DetectionData]:
-    """Open a study's directory; return the studied run, its settings as the options change them, and its images."""
+    """Open a study's directory; return what :func:`read_searched` does."""
+    run, settings, data = read_searched(options)
+    return run, open_study(options, settings), data
+
+
+def read_searched(options: Namespace) -> tuple[RunDirectory, Settings, DetectionData]:
+    """Return the run that is studied, its settings as the options change them, and its images."""
     run = find_run(options.run)
     skeleton = load_architecture(run.architecture).skeleton
     settings = load_settings(run.config, parse_overrides(options.overrides))
     settings, data = open_images(settings.model_copy(update={"skeleton": skeleton}))
-    return run, open_study(options, settings), data
+    return run, settings, data
 
 
 def open_study(options: Namespace, settings: Settings) -> Settings:

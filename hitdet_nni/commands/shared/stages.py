@@ -109,7 +109,7 @@ def run_retraining(
         settings, images = open_images(settings, architectures[0].skeleton.input_size)
         if settings.retrain.transfer:
             architectures = [transferred(one, settings, images.classes) for one in architectures]
-        check_classes(architectures[0], images)
+        check_classes(architectures[0], images, trains=True)
         tell_unused_skeleton(architectures[0], settings, trains=True)
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
@@ -280,7 +280,7 @@ def front_points(run: RunDirectory, budget: float, count: int) -> list[Architect
     """
     if count < 1:
         raise InputError(f"got {count}", key="--top", allowed="1 or more")
-    within = points_within(read_front(run.front_table), budget)
+    within = points_within(read_front(run.require(run.front_table, "front")), budget)
     if len(within) < count:
         raise InputError(f"got {count}", key="--top", allowed=f"{len(within)} or fewer, as {run.front_table} has")
     point, *others = within[:count]

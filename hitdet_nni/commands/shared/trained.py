@@ -42,8 +42,11 @@ def trained_source(source: str, weights: Path | None) -> tuple[Architecture, Pat
     file = _architecture_file(source)
     if weights is None:
         if not Path(source).is_dir():
+            if file.suffix != ".json":
+                raise InputError("is no architecture", source=source, allowed="a run, or an architecture JSON")
             raise InputError("is missing", key="--weights", allowed=f"{WEIGHTS_FILE} of a retraining")
-        weights = find_run(source).retrain / WEIGHTS_FILE
+        run = find_run(source)
+        weights = run.require(run.retrain / WEIGHTS_FILE, "retrain")
     architecture = load_architecture(file)
     if not weights.is_file():
         raise InputError("no such file", source=weights, allowed=f"a file such as {WEIGHTS_FILE} of a retraining")
@@ -56,7 +59,8 @@ def _architecture_file(source: str) -> Path:
     from hitdet_nni.runs.run_directory import find_run
 
     if Path(source).is_dir():
-        return find_run(source).architecture
+        run = find_run(source)
+        return run.require(run.architecture, "search")
     file = find_architecture(source)
     if not file.exists():
         raise InputError("no such run directory or file", source=source)

@@ -86,11 +86,17 @@ def load_libraries(view: View, settings: Settings) -> None:
 
     Args:
         view: What shows the progress.
-        settings: Give the number of threads.
+        settings: Give the number of threads and the precision.
+
+    Raises:
+        InputError: If the device cannot compute in that precision.
     """
     if not isinstance(view, LineView):
         view.waiting("loading torch, mmdet and NNI")
     prepare_process(settings.threads)
+    from hitdet_nni.engine.precision import Precision
+
+    Precision(settings.precision, distributed.device())
 
 
 @contextmanager

@@ -31,12 +31,20 @@ def run(options: Namespace) -> Findings:
     """Retrain the found architecture and random ones of its cost under one protocol."""
     from dataclasses import asdict
 
-    from hitdet_nni.commands.shared.findings import image_file, open_searched, protocol, trained_rows, write_findings
+    from hitdet_nni.commands.shared.findings import (
+        image_file,
+        open_study,
+        protocol,
+        read_searched,
+        trained_rows,
+        write_findings,
+    )
     from hitdet_nni.studies.plots import plot_random_study
     from hitdet_nni.studies.random_baseline import Summary, draw_random_baselines, rate_by_supernet
 
-    searched, settings, data = open_searched(options)
+    searched, settings, data = read_searched(options)
     architectures = draw_random_baselines(searched, settings, data, options.architectures, options.slack)
+    open_study(options, settings)
     losses = rate_by_supernet(searched, settings, data, architectures)
     trained = protocol(options, settings).retrain(architectures)
     summary = Summary.of(trained, losses)

@@ -43,7 +43,7 @@ class CocoAnnotations:
         file_category_ids: The category ids in the order of the file.
         image_classes: Category ids of the boxes of each image, by image id.
         summary: Counts.
-        source: The annotation file that the user named, for messages.
+        source: The annotation file, or the folder of label files, that the user named, for messages.
         left_out: Id and name of the category that only groups the others, if there is one.
         notes: A line for each kind of value that was taken otherwise than it stands in the file.
     """

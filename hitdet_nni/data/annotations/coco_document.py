@@ -96,7 +96,7 @@ class CocoDocument:
         annotations: Entries of that list.
         digest: SHA-256 of the file.
         encoding: How the file has to be read where mmdet and pycocotools would not read it so; otherwise ``None``.
-        parts: The files that it was put together from, if it was.
+        parts: The files that it was put together from, or the folder of label files that it was made of.
         notes: What was read otherwise in those.
         extra: What else stands in the file, by its key.
     """
@@ -151,8 +151,18 @@ def canonical_text(document: CocoDocument) -> str:
         for name in LISTS
     }
     if document.parts:
-        data[_MADE] = {"parts": document.parts, "notes": document.notes}
+        data |= made_of(document.parts, document.notes)
     return json.dumps(data)
+
+
+def made_of(parts: Sequence[str], notes: Sequence[str] = ()) -> Entry:
+    """Return the key of a document that says what it was made of.
+
+    Args:
+        parts: The annotation files, or the folder of label files.
+        notes: What was read otherwise in those.
+    """
+    return {_MADE: {"parts": parts, "notes": notes}}
 
 
 def write_canonical(document: CocoDocument, folder: Path, changed: Sequence[object]) -> Path:

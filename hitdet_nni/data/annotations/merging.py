@@ -19,7 +19,7 @@ from hitdet_nni.data.annotations.coco_document import CocoDocument, Entry, canon
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import locked, write_text
 
-_FORMAT = 2  # of the files; to be raised when the same parts are to become another file
+_FORMAT = 3  # of the files; to be raised when the same parts are to become another file
 _IDS = "image ids, a line each, a JSON list, or a COCO annotation file"
 
 
@@ -65,7 +65,7 @@ def one_annotation_file(
                 None if without is None else (without, read_ids(without, key=f"data.{split}_without")),
                 split,
             )
-            write_text(merged, canonical_text(whole.document(chosen, names)))
+            write_text(merged, canonical_text(whole.document(chosen, [str(each.source) for each in checked])))
     return merged, root
 
 

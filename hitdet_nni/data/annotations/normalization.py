@@ -169,7 +169,8 @@ def _file_names(images: Iterable[Entry], folder: ImageFolder, changes: Changes) 
         found = folder.other_form(name)
         if found is not None:
             entry["file_name"] = found
-            changes.add("name", ("images", index, "file_name"), entry, name, ascii(found), ascii(name))
+            new = f"{show(found)} (its form on disk)"
+            changes.add("name", ("images", index, "file_name"), entry, name, new, show(name))
 
 
 def _area(index: int, entry: Entry, changes: Changes) -> None:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from hitdet_nni.data.layouts.parts import CocoPart, Found, Role, entries, named, refusal, role_folders, role_of, shown
+from hitdet_nni.data.layouts.parts import (
+    CocoPart,
+    Found,
+    Role,
+    entries,
+    is_image,
+    named,
+    refusal,
+    role_folders,
+    role_of,
+    shown,
+)
 from hitdet_nni.errors import InputError
 
 ROBOFLOW = "_annotations.coco.json"
 
 _OTHER_TASKS = ("captions", "panoptic", "stuff", "keypoints", "image_info", "minival")
 """Files beside the boxes in COCO's own folder, which are not asked."""
+
+_NAME_WORDS = frozenset(("annotation", "annotations", "coco", "default", "instances", "labels"))
+"""What a name consists of, besides its part, that an annotation file of boxes alone has: ``instances_val2017``."""
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
 _FIRST_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -25,21 +40,36 @@ _WHOLE = "the paths in data.train_ann, train_images, val_ann and val_images inst
 def find(root: Path) -> Found | None:
     """Return the COCO set that lies in a folder; ``None``: there is none.
 
+    Files are recognised by the keys in them; a file that lacks them, being empty, cut off or of something else, by its
+    name, so that it is refused when it is read.
+
     Args:
         root: The folder.
 
     Raises:
-        InputError: If several files could be the same part's, or there is none to train on.
+        InputError: If several files could be the same part's, there is none to train on, or the images lie elsewhere.
     """
     roboflow = {role: folder for role, folder in role_folders(root).items() if (folder / ROBOFLOW).is_file()}
     if roboflow:
         parts = {role: CocoPart(folder / ROBOFLOW, folder) for role, folder in roboflow.items()}
         return _found(root, "Roboflow COCO", parts)
     for folders in ([root / "annotations"], [root], list(role_folders(root).values())):
-        files = [file for folder in folders for file in _coco_files(folder)]
+        files = _coco_files(root, folders)
         if files:
-            return _found(root, "COCO", _parts(root, files))
+            parts = _parts(root, files)
+            _require_images(root, parts)
+            return _found(root, "COCO", parts)
     return None
+
+
+def damage_of(file: Path) -> str | None:
+    """Return what is wrong with a JSON file that is empty or cut off; ``None``: it is whole.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    content = _content(file)
+    return None if content.is_whole else "is empty" if content.is_empty else "is cut off, or no JSON"
 
 
 def _found(root: Path, kind: str, parts: dict[Role, CocoPart]) -> Found:
@@ -53,40 +83,102 @@ def _found(root: Path, kind: str, parts: dict[Role, CocoPart]) -> Found:
     return Found(kind, about, parts["train"], parts.get("val"), notes=tuple(notes))
 
 
-def _coco_files(folder: Path) -> list[Path]:
-    """Return the annotation files of boxes in a folder; those of other tasks only where there is nothing else."""
-    files = [each for each in entries(folder) if each.suffix.lower() == ".json" and each.is_file()]
-    likely = [file for file in files if not any(task in file.name.lower() for task in _OTHER_TASKS)]
-    found = [file for file in likely if _facts(file)[0]]
-    return found or [file for file in files if file not in likely and _facts(file)[0]]
+def _coco_files(root: Path, folders: Sequence[Path]) -> list[Path]:
+    """Return the annotation files of boxes in some folders; those of other tasks only where there is nothing else."""
+    files = [each for folder in folders for each in entries(folder) if each.suffix.lower() == ".json"]
+    files = [file for file in files if file.is_file()]
+    of_boxes, of_other_tasks = ([file for file in files if (_task(file) is None) == wanted] for wanted in (True, False))
+    return _by_keys_and_name(root, folders, of_boxes) or _by_keys_and_name(root, folders, of_other_tasks)
 
 
-def _facts(file: Path) -> tuple[bool, str | None]:
-    """Whether a file names COCO's three lists, and the first name of an image in it; it is not parsed for that."""
+def _by_keys_and_name(root: Path, folders: Sequence[Path], files: Sequence[Path]) -> list[Path]:
+    """Return the files with COCO's keys, and of the parts that none of them is of those that are meant by their names.
+
+    A file that lacks the keys is meant where its name is one of COCO's, in COCO's own folder or where a file of the set
+    has them or is damaged; under a freer name where another has them and it is damaged.
+    """
+    found = [file for file in files if _content(file).is_coco]
+    parts, tasks = {_part_of(root, file) for file in found}, {_task(file) for file in found} or {None}
+    images = {each.with_suffix("") for folder in folders for each in entries(folder) if is_image(each.name)}
+    # labelme's files are called as the images beside them, whatever these show.
+    others = [file for file in files if _task(file) in tasks and file.with_suffix("") not in images]
+    of_parts = [file for file in others if _part_of(root, file) not in (None, *parts)]
+    damaged = [file for file in of_parts if not _content(file).is_whole]
+    named = [file for file in of_parts if _has_coco_name(file)]
+    is_coco = bool(found) or any(file.parent == root / "annotations" or file in damaged for file in named)
+    by_name = named if is_coco else []
+    if found:
+        by_name += [file for file in damaged if file not in named and _role(file) is not None]
+    if found or by_name:
+        return found + by_name
+    whole_sets = [file for file in others if _names_whole_set(root, file) and not _content(file).is_whole]
+    return whole_sets if len(whole_sets) == 1 else []
+
+
+def _task(file: Path) -> str | None:
+    """Return the other task that the name of a file speaks of."""
+    return next((task for task in _OTHER_TASKS if task in file.name.lower()), None)
+
+
+def _has_coco_name(file: Path) -> bool:
+    """Whether a name is one that COCO's files of boxes have, such as ``instances_val2017`` or ``train``."""
+    words = [word for word in _words(file) if not word.isdigit()]
+    return bool(words) and all(word in _NAME_WORDS or role_of(word) is not None for word in words)
+
+
+def _names_whole_set(root: Path, file: Path) -> bool:
+    """Whether a name is that of one file for all images: ``annotations/instances_default.json``."""
+    return file.name == ROBOFLOW or (file.parent == root / "annotations" and _has_coco_name(file))
+
+
+class _Content(NamedTuple):
+    """What a JSON file holds, as far as that is seen without parsing it.
+
+    Attributes:
+        is_coco: Whether it names COCO's three lists.
+        is_empty: Whether nothing is in it.
+        is_whole: Whether it ends with what closes its first bracket.
+        first_image: The first file name in it.
+    """
+
+    is_coco: bool
+    is_empty: bool
+    is_whole: bool
+    first_image: str | None
+
+
+def _content(file: Path) -> _Content:
+    """Return what a file holds.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
     try:
         status = file.stat()
-        return _facts_at(file, status.st_mtime_ns, status.st_size)
+        return _content_at(file, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", source=file, key="data.root") from None
 
 
 @lru_cache(10_000)  # a folder is opened for each split, and again by each stage
-def _facts_at(file: Path, modified: int, size: int) -> tuple[bool, str | None]:
+def _content_at(file: Path, modified: int, size: int) -> _Content:
     content = file.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
         content = content.replace(b"\0", b"")  # UTF-16 and UTF-32, of which the keys are ASCII
+    text = content.strip(b"\xef\xbb\xbf\xff\xfe \t\r\n")  # marks of the byte order among them
+    is_whole = text[:1] + text[-1:] in (b"{}", b"[]") and text.count(b"{") == text.count(b"}")
     name, found = None, _FIRST_NAME.search(content)
     if found is not None:
         with suppress(ValueError):  # what is wrong with it is said when the file is read
             name = json.loads(found[1]).replace("\\", "/")
-    return all(key in content for key in _KEYS), name
+    return _Content(all(key in content for key in _KEYS), not text, is_whole, name)
 
 
 def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
     """Return the annotation files by part; a single file of no part is to be trained on."""
     found: dict[Role, Path] = {}
     for file in files:
-        role = _role(file) or (_role(file.parent) if file.parent not in (root, root / "annotations") else None)
+        role = _part_of(root, file)
         if role is None and len(files) == 1:
             role = "train"
         if role is None:
@@ -101,9 +193,18 @@ def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
     return {role: CocoPart(file, _images(root, role, file)) for role, file in found.items()}
 
 
+def _part_of(root: Path, file: Path) -> Role | None:
+    """Return the part that the name of a file speaks of, or else that of its folder."""
+    return _role(file) or (_role(file.parent) if file.parent not in (root, root / "annotations") else None)
+
+
+def _words(file: Path) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", file.stem.lower()) if word]
+
+
 def _role(file: Path) -> Role | None:
     """Return the part that a name like ``instances_train2017`` speaks of; ``trainval`` is to be trained on."""
-    words = re.split(r"[^a-z0-9]+", file.stem.lower())
+    words = _words(file)
     roles = [role_of(word) for word in words] + ["train" for word in words if word.startswith("trainval")]
     return next((role for role in roles if role is not None), None)
 
@@ -111,9 +212,26 @@ def _role(file: Path) -> Role | None:
 def _images(root: Path, role: Role, file: Path) -> Path:
     """Return the folder of a part's images: the first that has the first image of the file."""
     folders = [folder for folder in _folders(root, role, file) if folder.is_dir()]
-    name = _facts(file)[1]
-    holding = [] if name is None or "\0" in name else [folder for folder in folders if (folder / name).is_file()]
-    return (holding or folders)[0]
+    return next((folder for folder in folders if _has_first_image(file, folder)), folders[0])
+
+
+def _has_first_image(file: Path, folder: Path) -> bool:
+    name = _content(file).first_image
+    return name is not None and "\0" not in name and (folder / name).is_file()
+
+
+def _require_images(root: Path, parts: dict[Role, CocoPart]) -> None:
+    """Refuse a folder of annotation files whose images lie in the folder above, as ``annotations`` itself is."""
+    above = root.absolute().parent
+    for role, part in parts.items():
+        if role == "test" or _has_first_image(part.ann, part.images):
+            continue
+        folder = _images(above, role, part.ann.absolute())
+        if _has_first_image(part.ann, folder):
+            problem = (
+                f"holds annotation files, and their images are not in it: those of {part.ann.name} are in {folder}"
+            )
+            raise refusal(root, problem, f"the folder of both, or {_WHOLE}")
 
 
 def _folders(root: Path, role: Role, file: Path) -> Iterator[Path]:

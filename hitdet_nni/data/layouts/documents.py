@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from hitdet_nni.data.annotations.coco_document import made_of
 from hitdet_nni.data.images.reading import decoded_size
-from hitdet_nni.data.layouts.parts import Box, Labelled, LabelPart, LabelReader, Notes
+from hitdet_nni.data.layouts.parts import Box, Labelled, LabelPart, LabelReader, Notes, refusal
 from hitdet_nni.data.wording import counted
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
@@ -20,7 +21,7 @@ from hitdet_nni.io import locked, write_text
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of what is made of the same files
+_VERSION = 2  # of what is made of the same files
 _MANY = 2000  # files that take so long that a line says so
 _AT_ONCE = 4096  # files that the decoding threads are given at a time
 
@@ -28,6 +29,7 @@ _UNLABELLED = "{image has no label file: taken as an image|images have no label 
 
 
 def coco_file(
+    root: Path,
     part: LabelPart,
     classes: Sequence[str],
     reader: LabelReader,
@@ -40,6 +42,7 @@ def coco_file(
     from 1 in the order that is given.
 
     Args:
+        root: The folder that ``data.root`` names; the file says that it was made of it.
         part: The images with their label files.
         classes: Names of all classes.
         reader: Reads the label files.
@@ -52,12 +55,16 @@ def coco_file(
         each; ``None`` where no box is left.
 
     Raises:
-        InputError: At the first defect, with the number of others, unless `defects` takes them.
+        InputError: At the first defect, with the number of others, or if there is nothing to learn, unless `defects`
+            takes them.
     """
+    if not any(item.labels for item in part.items):
+        _refuse(_no_labels(root, part), defects)
+        return None
     images = list(_found(part.items, defects))
     if not images:
         return None
-    file, base = _file(images, classes, reader, cache)
+    file, base = _file(root, images, classes, reader, cache)
     with locked(file.with_suffix(".lock")):
         if not file.exists():
             if len(images) > _MANY:
@@ -72,18 +79,45 @@ def coco_file(
                 if not any(boxes for _, boxes, _ in sound):
                     return None
                 images = [image for image, each in zip(images, read, strict=True) if not isinstance(each, list)]
-                file, base = _file(images, classes, reader, cache)
-            write_text(file, json.dumps(_document(images, sound, base, classes)))
+                file, base = _file(root, images, classes, reader, cache)
+            elif not any(map(_is_learned, (box for _, boxes, _ in sound for box in boxes))):
+                _refuse(_no_objects(root, part), defects)
+                return None
+            write_text(file, json.dumps({**_document(images, sound, base, classes), **made_of([str(root)])}))
         notes = json.loads(file.read_bytes())["info"]["notes"]
     return file, base, tuple(notes)
 
 
+def _refuse(defect: InputError, defects: list[InputError] | None) -> None:
+    """Refuse a part as a whole: raise its defect, or note it where defects are noted."""
+    if defects is None:
+        raise defect
+    defects.append(defect)
+
+
+def _no_labels(root: Path, part: LabelPart) -> InputError:
+    images = counted(len(part.items), "{image|images}")
+    problem = f"no label file was found for the {images} of {part.place}; looked for {part.label_places}"
+    return refusal(root, problem, "a label file for each image that shows an object, under the name of the image")
+
+
+def _no_objects(root: Path, part: LabelPart) -> InputError:
+    files = counted(len({item.labels for item in part.items} - {None}), "{label file|label files}")
+    problem = f"nothing is to be learned from the {files} of {part.place}"
+    return refusal(root, problem, "at least one object, not marked difficult, whose sides are a pixel or more")
+
+
+def _is_learned(box: Box) -> bool:
+    return not box.crowd and min(box.box[2:]) >= 1
+
+
 def _file(
-    images: Sequence[tuple[Labelled, Path]], classes: Sequence[str], reader: LabelReader, cache: Path
+    root: Path, images: Sequence[tuple[Labelled, Path]], classes: Sequence[str], reader: LabelReader, cache: Path
 ) -> tuple[Path, Path]:
     """Return the file of some images, named after all that it depends on, and the folder of its file names."""
     base = Path(os.path.commonpath([image.parent for _, image in images]))
-    digest = hashlib.sha256(json.dumps([_VERSION, type(reader).__name__, reader.settings, list(classes)]).encode())
+    made = [_VERSION, str(root), type(reader).__name__, reader.settings, list(classes)]
+    digest = hashlib.sha256(json.dumps(made).encode())
     for item, image in images:
         status = image.stat()
         labels = None if item.labels is None else _content(item.labels)

@@ -135,10 +135,12 @@ class LabelPart:
     Attributes:
         place: Where it lies, in words.
         items: The images in the order of their names.
+        label_places: Where their label files were looked for, in words.
     """
 
     place: str
     items: tuple[Labelled, ...]
+    label_places: str
 
     def about(self, root: Path) -> str:
         """Return the part in words."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hitdet_nni.data.layouts import coco, voc, yolo
 from hitdet_nni.data.layouts.documents import coco_file
-from hitdet_nni.data.layouts.parts import CocoPart, Found, LabelPart, Split, entries, refusal
+from hitdet_nni.data.layouts.parts import CocoPart, Found, LabelPart, Split, entries, refusal, shown
 from hitdet_nni.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def open_root(
     for note in found.notes:
         echo(f"data.root: {note}")
     return {
-        split: _coco(found, part, cache, None if defects is None else defects[split])
+        split: _coco(root, found, part, cache, None if defects is None else defects[split])
         for split, part in parts.items()
         if split in splits and part is not None
     }
@@ -113,13 +113,18 @@ def _seen(root: Path) -> str:
 
 def _hint(root: Path, there: list[Path]) -> str:
     """Return what a person might do about a folder of no known layout."""
-    files = [each for each in there if each.suffix.lower() == ".json" and each.is_file()]
+    inside = [each for folder in there if folder.name.lower() == "annotations" for each in entries(folder)]
+    files = [each for each in [*there, *inside] if each.suffix.lower() == ".json" and each.is_file()]
     for file in files[:_SHOWN]:
         content = _beginning(file)
         if b'"shapes"' in content and b'"imagePath"' in content:
             return f"; {file.name} is labelme's own file: labelme2coco makes a COCO file of such"
         if b'"shape_attributes"' in content or b'"_via_settings"' in content:
             return f"; {file.name} is VIA's own file: export annotations in COCO format"
+    for file in files[:_SHOWN]:
+        damage = coco.damage_of(file)
+        if damage is not None:
+            return f"; {shown(file, root)} {damage}"
     for folder in (each for each in there if each.is_dir()):
         kind = _kind(folder)
         if kind is not None:
@@ -155,12 +160,12 @@ def _beginning(file: Path) -> bytes:
 
 
 def _coco(
-    found: Found, part: CocoPart | LabelPart, cache: Path, defects: list[InputError] | None
+    root: Path, found: Found, part: CocoPart | LabelPart, cache: Path, defects: list[InputError] | None
 ) -> tuple[Path, Path] | None:
     if isinstance(part, CocoPart):
         return part.ann, part.images
     assert found.reader is not None
-    written = coco_file(part, found.classes, found.reader, cache, defects)
+    written = coco_file(root, part, found.classes, found.reader, cache, defects)
     if written is None:
         return None
     ann, images, notes = written

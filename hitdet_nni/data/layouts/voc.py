@@ -97,11 +97,14 @@ def find(root: Path) -> Found | None:
         parts, lists = _by_lists(root, whole)
     else:
         lists = ""
-        folders = {role: folder for role, folder in role_folders(root).items() if _has_xml(folder)}
-        parts = {role: LabelPart(shown(each, root), _labelled(root, each, notes)) for role, each in folders.items()}
+        folders = {role: folder for role, folder in role_folders(root).items() if _xml_folder(folder) is not None}
+        parts = {
+            role: LabelPart(shown(each, root), _labelled(root, each, notes), _label_places(root, each))
+            for role, each in folders.items()
+        }
     if not parts:
         return None
-    if not parts.get("train", LabelPart("", ())).items:
+    if not parts.get("train", LabelPart("", (), "")).items:
         raise refusal(root, "is a PASCAL VOC data set without images to train on", "train.txt in ImageSets/Main")
     if "test" in parts:
         notes.append(f"{parts['test'].place} is a test part: not used in training or validation")
@@ -119,15 +122,23 @@ def _xml_files(folder: Path | None) -> dict[str, Path]:
     return {} if folder is None else {file.stem: file for file in entries(folder) if file.suffix.lower() == ".xml"}
 
 
-def _has_xml(folder: Path) -> bool:
-    return any(_xml_files(each) for each in (named(folder, *_XML), named(folder, *_IMAGE_FOLDERS), folder))
+def _xml_folder(folder: Path) -> Path | None:
+    """Return the folder of the XML files of a folder; ``None``: it has none."""
+    return next(
+        (each for each in (named(folder, *_XML), named(folder, *_IMAGE_FOLDERS), folder) if _xml_files(each)), None
+    )
+
+
+def _label_places(root: Path, folder: Path) -> str:
+    """Return where the XML files of a folder's images are looked for, in words."""
+    place = _xml_folder(folder)
+    return "beside the images" if place is None else f"in {shown(place, root)}"
 
 
 def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
     """Return the images of a folder with their XML files: in a folder for each kind, or side by side."""
-    labels, inside = _xml_files(named(folder, *_XML)), named(folder, *_IMAGE_FOLDERS)
+    labels, inside = _xml_files(_xml_folder(folder)), named(folder, *_IMAGE_FOLDERS)
     images = images_below(inside) if inside is not None else [each for each in entries(folder) if is_image(each.name)]
-    labels = labels or _xml_files(inside) or _xml_files(folder)
     if not labels:
         return ()
     if not images:
@@ -144,7 +155,7 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...
 
 def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
     """Return the parts that ``ImageSets/Main`` lists, and a remark that says so; without it all is for training."""
-    items = {item.image.stem: item for item in whole}
+    items, places = {item.image.stem: item for item in whole}, _label_places(root, root)
     lists: dict[Role, Path] = {}
     for file in entries(root / "ImageSets" / "Main"):
         role = "train" if file.stem in ("trainval", "default") else role_of(file.stem)
@@ -153,7 +164,7 @@ def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, Labe
     if "train" in lists and lists["train"].stem == "trainval" and "val" in lists:
         del lists["val"]  # what is in trainval.txt already
     if not lists:
-        return {"train": LabelPart(shown(whole[0].image.parent, root), tuple(whole))}, ""
+        return {"train": LabelPart(shown(whole[0].image.parent, root), tuple(whole), places)}, ""
     parts: dict[Role, LabelPart] = {}
     for role, file in lists.items():
         chosen = {}
@@ -164,7 +175,7 @@ def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, Labe
             if stem is not None:
                 chosen[Path(stem).name] = items[Path(stem).name]
         ordered = sorted(chosen.values(), key=lambda item: item.name)
-        parts[role] = LabelPart(shown(file, root), tuple(ordered))
+        parts[role] = LabelPart(shown(file, root), tuple(ordered), places)
     return parts, ", lists of images in ImageSets/Main"
 
 

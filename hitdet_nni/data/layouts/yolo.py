@@ -164,10 +164,10 @@ def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Ro
                 raise InputError(
                     f"is {value!r:.60}", source=file, key=key, allowed="folders, or lists of images (.txt)"
                 )
-            path, elsewhere = _place(root, file, content, key, value)
+            path, note = _place(root, file, content, key, value)
             found.append(path)
-            if elsewhere:
-                notes.append(f"{shown(file, root)} names {value!r} for {key}: {shown(path, root)} is taken")
+            if note:
+                notes.append(note)
         places[role] = tuple(found)
     if "train" not in places:
         guessed = _folders_without_description(root)
@@ -178,20 +178,27 @@ def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Ro
     return places, notes
 
 
-def _place(root: Path, file: Path, content: Mapping[str, Any], key: str, value: str) -> tuple[Path, bool]:
-    """Return where a folder or list that the description names lies, and whether that is not where it says.
+def _place(root: Path, file: Path, content: Mapping[str, Any], key: str, value: str) -> tuple[Path, str | None]:
+    """Return where a folder or list that the description names lies, and a line where that is not where it says.
 
     Roboflow writes ``../train/images`` for what lies beside the file, and ``path`` is often that of another machine.
     """
     base = content.get("path")
     if base is not None and not isinstance(base, str):
         raise InputError(f"is {base!r:.60}", source=file, key="path", allowed="a folder, in quotes")
-    value = value.replace("\\", "/")
+    written, value = value, value.replace("\\", "/")
     named_by_file = file.parent / Path(base or ".").expanduser() / value
     inside = re.sub(r"^(\.\./)+", "", value)
     for number, path in enumerate((named_by_file, file.parent / value, file.parent / inside, root / inside)):
         if path.exists() and not (number and Path(value).is_absolute()):
-            return _plain(path), number > 0
+            place = _plain(path)
+            if number == 0:
+                return place, None
+            if number == 1 and base is not None:
+                note = f"has path {base!r}, where there is no {written!r} ({key}): that in {root} is taken"
+            else:
+                note = f"names {written!r} for {key}: {shown(place, root)} is taken"
+            return place, f"{shown(file, root)} {note}"
     raise InputError(f"{value!r:.100} does not exist", source=file, key=key, allowed=f"a folder or list in {root}")
 
 
@@ -235,13 +242,24 @@ def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
     items.sort(key=lambda item: item.name)
     named_places = " and ".join(shown(each, root) for each in places)
     used = {item.labels for item in items}
-    folders = {_labels_folder(root, folder) for folder in places if folder.is_dir()}
+    folders = {labels for each in places if each.is_dir() and (labels := _labels_folder(root, each)).is_dir()}
     lost = [file for folder in sorted(folders) for file in files_below(folder) if _is_label(file) and file not in used]
     if lost:
         what = "{label file has no image and is|label files have no image and are} left out"
         notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     note_sharing(root, items, notes)
-    return LabelPart(named_places, tuple(items))
+    return LabelPart(named_places, tuple(items), _label_places(root, items[0].image) if items else "")
+
+
+def _label_places(root: Path, image: Path) -> str:
+    """Return where the label file of an image is looked for, in words."""
+    beside = Path(shown(image.with_suffix(".txt"), root))
+    folders = list(beside.parts[:-1])
+    for index in range(len(folders) - 1, -1, -1):
+        if folders[index].lower() == "images":
+            folders[index] = "labels"
+            return f"as {Path(*folders, beside.name).as_posix()} or {beside.as_posix()}, and so on"
+    return f"as {beside.as_posix()}, and so on"
 
 
 def _is_label(file: Path) -> bool:

@@ -24,6 +24,12 @@ LOOPBACK = "127.0.0.1"
 PLATFORMS = ("local", "remote")
 """NNI's training services whose trials reach a manager that listens on loopback only."""
 
+OF_A_DETECTOR = ("extends", "data", "skeleton", "search")
+"""Keys of a detector's config, of which NNI knows none."""
+
+NAMED = 8
+"""Experiments that a refusal names at most."""
+
 _MOST_PROCESSES = 2**31
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 
@@ -96,6 +102,16 @@ def known_experiments() -> tuple[Path, dict[str, Any]]:
     return index, known if isinstance(known, dict) else {}
 
 
+def _latest(known: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the experiments that began last, in alphabetical order."""
+
+    def begun(name: str) -> float:
+        start = known[name].get("startTime") if isinstance(known[name], dict) else None
+        return start if isinstance(start, int | float) else 0
+
+    return sorted(sorted(known, key=begun)[-NAMED:])
+
+
 def load_stopped(experiment: str) -> ExperimentConfig:
     """Read the config that NNI stored of an experiment that has been stopped or killed.
 
@@ -104,7 +120,7 @@ def load_stopped(experiment: str) -> ExperimentConfig:
     """
     index, known = known_experiments()
     if experiment not in known:
-        raise InputError(f"unknown experiment {experiment!r}", source=index, allowed=sorted(known) or "none yet")
+        raise InputError(f"unknown experiment {experiment!r}", source=index, allowed=_latest(known) or "none yet")
     entry = known[experiment] if isinstance(known[experiment], dict) else {}
     status, process, folder = (entry.get(key) for key in ("status", "pid", "logDir"))
     if not isinstance(folder, str) or not isinstance(process, int | None):
@@ -144,6 +160,9 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
         raise InputError(
             f"holds a {type(content).__name__}", source=source, allowed="a mapping of NNI's experiment keys"
         )
+    if not content.keys().isdisjoint(OF_A_DETECTOR) and _value(content, "trialCommand") is None:
+        allowed = "an experiment file of NNI's, such as experiments/search.yml"
+        raise InputError("is the config of a detector", source=source, allowed=allowed)
     _refuse_placeholders(content, source, "")
     service = _value(content, "trainingService")
     if not isinstance(service, dict):  # NNI's older formats, or several services at once

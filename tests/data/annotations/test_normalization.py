@@ -18,9 +18,11 @@ from pycocotools.cocoeval import COCOeval
 from hitdet_nni import cli
 from hitdet_nni.config.settings import DataSettings, load_settings
 from hitdet_nni.data.annotations.coco import read_annotations
-from hitdet_nni.data.annotations.coco_document import cache_folder
+from hitdet_nni.data.annotations.coco_document import CocoDocument, cache_folder
+from hitdet_nni.data.annotations.normalization import Changes, normalize
 from hitdet_nni.data.checks.box_uses import box_uses
 from hitdet_nni.data.datasets.detection import build_dataset
+from hitdet_nni.data.images.image_folder import ImageFolder
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
@@ -286,9 +288,25 @@ def test_a_name_in_another_unicode_form(split_of, split, written, stored, tmp_pa
     dataset = split_of(split, content)
     assert dataset.file_names[0] == unicodedata.normalize(stored, name)
     (note,) = told(dataset)
-    assert note.startswith("1 file name has another Unicode form than on disk")
-    assert note.isascii()
+    shown = unicodedata.normalize(written, name)
+    assert note == f"1 file name has another Unicode form than on disk, {shown!r}: taken as on disk"
+    assert "Bäume" in unicodedata.normalize("NFC", note)
     assert len(instances(dataset)) == 3
+
+
+def test_changes_of_names_are_shown_as_they_are(tmp_path):
+    """Characters that cannot be printed are escapes, as everywhere."""
+    entries = []
+    for name in ("größe ñ.png", "größe \x07.png"):
+        (tmp_path / unicodedata.normalize("NFD", name)).touch()
+        entries.append({"id": 7, "file_name": name})
+    changes = Changes(listed=True)
+    normalize(CocoDocument(entries, [], []), ImageFolder(tmp_path), changes)
+    composed = [unicodedata.normalize("NFC", line) for line in changes.lines]
+    assert composed == [
+        "images[0] (id 7).file_name: 'größe ñ.png' -> 'größe ñ.png' (its form on disk)",
+        "images[1] (id 7).file_name: 'größe \\x07.png' -> 'größe \\x07.png' (its form on disk)",
+    ]
 
 
 @pytest.mark.parametrize("split", SPLITS)
