@@ -35,7 +35,14 @@ StrPath = str | os.PathLike[str]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ARGUMENTS = {"force": "force=True", "resume": "resume=True", "format": "kind", "out": "path", "budget": "budgets"}
+_ARGUMENTS = {
+    "force": "force=True",
+    "resume": "resume=True",
+    "format": "kind",
+    "out": "path",
+    "budget": "budgets",
+    "set": "settings",
+}
 """What options of the commands are called here where an argument of that name does not say it."""
 
 

@@ -172,7 +172,7 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
         The settings, all paths absolute, so that they mean the same wherever they are written.
 
     Raises:
-        InputError: Naming file, key, value and what is allowed.
+        InputError: Naming the file, or ``--set`` where the value is an override, key, value and what is allowed.
     """
     path = find_config(config)
     tree = _read_tree(path, ())
@@ -181,9 +181,20 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
         section, _, name = key.partition(".")
         changed.setdefault(section, {})[name] = value
     _give_way(tree, changed)
-    for key, value in (overrides or {}).items():
-        _set(tree, key, value, path)
-    _resolve_paths(tree, Path.cwd())
+    only_changed = changed.keys() - tree.keys()
+    try:
+        for key, value in (overrides or {}).items():
+            _set(tree, key, value, path)
+        _resolve_paths(tree, Path.cwd())
+        return _checked(tree, path)
+    except InputError as error:
+        where = f"{error.key}."
+        if where.partition(".")[0] in only_changed or any(where.startswith(f"{key}.") for key in overrides or ()):
+            raise InputError(error.problem, source="--set", key=error.key, allowed=error.allowed) from None
+        raise
+
+
+def _checked(tree: dict[str, Any], path: Path) -> Settings:
     refuse_booleans(tree, Settings, path)
     try:
         return Settings.model_validate(tree)
