@@ -135,7 +135,7 @@ class RunDirectory:
             InputError: If it is not there, naming the command.
         """
         if not file.is_file():
-            allowed = f"a run of which `hitdet-nni {command}` has ended"
+            allowed = f"a run of which hitdet-nni {command} has ended"
             raise InputError(f"has no {file.relative_to(self.path)}", source=self.path, allowed=allowed)
         return file
 

@@ -120,7 +120,7 @@ def test_a_run_without_what_a_command_needs(found, tmp_path, capsys, line, missi
     words = line.format(**{name: run.path for name, run in runs.items()}, image=IMAGE, new=tmp_path / "new").split()
     assert cli.main(words) == 2
     run = next(run for run in runs.values() if str(run.path) in words)
-    told = f"hitdet-nni: {run.path}: {missing}; allowed: a run of which `hitdet-nni {command}` has ended\n"
+    told = f"hitdet-nni: {run.path}: {missing}; allowed: a run of which hitdet-nni {command} has ended\n"
     assert capsys.readouterr().err == told
     assert not (tmp_path / "new").exists()
 

@@ -345,7 +345,7 @@ def test_a_run_directory_brings_its_weights(made, capsys, tmp_path):
     out = tmp_path / "out.onnx"
     status, text = command(capsys, run, "--format", "onnx", "--out", out)
     assert (status, text.count("\n")) == (2, 1)
-    assert "run: has no retrain/weights.pth; allowed: a run of which `hitdet-nni retrain` has ended" in text
+    assert "run: has no retrain/weights.pth; allowed: a run of which hitdet-nni retrain has ended" in text
     (run / "retrain" / "weights.pth").write_bytes((case.folder / "weights.pth").read_bytes())
     assert command(capsys, run, "--format", "onnx", "--out", out) == (0, f"{out}\n")
     image = next(iter(images()))

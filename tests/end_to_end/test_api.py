@@ -122,6 +122,8 @@ def test_a_run_that_ended_is_returned_and_goes_on_by_resume_alone(found, folders
     times = {file: file.stat().st_mtime_ns for file in found.path.rglob("*.pth")}
     with pytest.raises(InputError, match="holds a run"):
         hitdet_nni.search(folders / "coco", **again)
+    with pytest.raises(InputError, match=r"^settings: search.epoch: unknown key"):
+        hitdet_nni.search(folders / "coco", **again | {"settings": {"search.epoch": 1}})
     assert hitdet_nni.search(folders / "coco", **again, resume=True).architecture == found.architecture
     found.retrain()
     assert {file: file.stat().st_mtime_ns for file in found.path.rglob("*.pth")} == times

@@ -30,7 +30,7 @@ def test_a_new_run_holds_settings_and_environment(tmp_path, tiny_settings):
 
 def test_a_missing_result_is_refused_with_the_command_that_makes_it(tmp_path, refused):
     run = RunDirectory(tmp_path / "run")
-    with refused(f"{run.path}: has no front/front.csv; allowed: a run of which `hitdet-nni front` has ended"):
+    with refused(f"{run.path}: has no front/front.csv; allowed: a run of which hitdet-nni front has ended"):
         run.require(run.front_table, "front")
     run.front.mkdir(parents=True)
     run.front_table.touch()
