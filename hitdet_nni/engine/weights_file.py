@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,10 @@ def read_saved(path: Path, *, allowed: str) -> Any:
         raise InputError("no such file", source=path, allowed=allowed)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch goes on to say how to execute what is in the file
-        problem = "it is damaged, of another kind, or holds more than tensors"
-        raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=allowed) from None
     except Exception as error:  # zip, pickle and torch have no common exception for a broken file
         problem = str(error).partition("\n")[0] or type(error).__name__
+        if "weights_only" in problem:  # torch goes on to say how to execute what is in the file
+            problem = "it is damaged, of another kind, or holds more than tensors"
         raise InputError(f"cannot be read as weights: {problem}", source=path, allowed=allowed) from None
 
 
