@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import pytest
@@ -18,25 +17,6 @@ from hitdet_nni.errors import InputError
 
 CLASSES = ("zebra", "ant")
 EMPTY, CUT, OTHER = "", "cut", "[]"
-
-
-@pytest.fixture
-def parts(tmp_path):
-    """Training and validation images."""
-    return {"train": shots(tmp_path / "made", 6), "val": shots(tmp_path / "made", 3, first=6)}
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "my_images"
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """The lines that were told since the test began."""
-    monkeypatch.setattr(recognise, "_said", set())
-    caplog.set_level(logging.WARNING, "hitdet_nni")
-    return lambda: "\n".join(record.getMessage() for record in caplog.records)
 
 
 def damage(file, content):

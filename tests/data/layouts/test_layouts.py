@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import shutil
 import subprocess
@@ -38,25 +37,6 @@ from hitdet_nni.data.layouts.split import split_off
 from hitdet_nni.data.sources import open_data, split_source
 
 CLASSES = ("zebra", "ant")
-
-
-@pytest.fixture
-def parts(tmp_path):
-    """Training and validation images."""
-    return {"train": shots(tmp_path / "made", 6), "val": shots(tmp_path / "made", 3, first=6)}
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "my_images"
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """The lines that were told since the test began."""
-    monkeypatch.setattr(recognise, "_said", set())
-    caplog.set_level(logging.WARNING, "hitdet_nni")
-    return lambda: "\n".join(record.getMessage() for record in caplog.records)
 
 
 def documents(root, **settings):
