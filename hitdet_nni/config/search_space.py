@@ -13,6 +13,9 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_yaml, write_text
 from hitdet_nni.operators.registry import parse_operator
 
+SCREENED = Path("screening", "sub_spaces.yml")
+"""Where a run keeps the search space that it has screened."""
+
 SearchSpace = dict[Component, list[str]]
 """Candidate operator names of each component, in the order of the architecture parameters."""
 
@@ -69,14 +72,10 @@ def find_space_file(path: str | Path) -> Path:
     if given.is_file() or (given.suffix and not given.is_dir()):
         return given
     if given.is_dir():
-        screened = given / "screening" / "sub_spaces.yml"
-        if not screened.is_file():
-            raise InputError(
-                "has no screening/sub_spaces.yml",
-                source=given,
-                allowed="a search space file, or a run that has been screened",
-            )
-        return screened
+        if not (given / SCREENED).is_file():
+            allowed = "a search space file, or a run that has been screened"
+            raise InputError(f"has no {SCREENED.as_posix()}", source=given, allowed=allowed)
+        return given / SCREENED
     if len(given.parts) > 1:
         raise InputError("no such file or run", source=given)
     return shipped("search_spaces", f"{path}.yml")

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from hitdet_nni import __version__
+from hitdet_nni.config.search_space import SCREENED
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine import distributed
@@ -52,12 +53,12 @@ class RunDirectory:
     @property
     def screening(self) -> Path:
         """Folder of the screening's scores."""
-        return self.path / "screening"
+        return self.path / SCREENED.parent
 
     @property
     def sub_spaces(self) -> Path:
         """The screened search space."""
-        return self.screening / "sub_spaces.yml"
+        return self.path / SCREENED
 
     @property
     def alphas(self) -> Path:

@@ -48,7 +48,7 @@ def refuse_existing(path: Path, force: bool) -> None:
     """
     if path.exists() and not force:
         raise InputError("exists already", source=path, allowed="another file, or --force")
-    folder = next((one for one in path.absolute().parents if one.exists()), path)
+    folder = next(one for one in path.absolute().parents if one.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         problem = "is read-only" if folder.is_dir() else "is a file"
         raise InputError(f"cannot be written: {folder} {problem}", source=path)
