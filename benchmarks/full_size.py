@@ -32,12 +32,12 @@ from nni.nas.strategy import DARTS
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.engine.machine import is_out_of_memory
 from hitdet_nni.engine.precision import Precision, PrecisionKind
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.nas.evaluator import detection_loss
-from hitdet_nni.nas.memory.estimate import is_out_of_memory
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 

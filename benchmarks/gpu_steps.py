@@ -20,8 +20,8 @@ from measure import echo, installed_version, seconds, settled_peak_bytes, surrou
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import Component, Skeleton
+from hitdet_nni.engine.machine import is_out_of_memory
 from hitdet_nni.engine.precision import PrecisionKind
-from hitdet_nni.nas.memory.estimate import is_out_of_memory
 
 PRECISIONS: tuple[PrecisionKind, ...] = ("fp32", "bf16")
 TOY_OPERATORS = 2

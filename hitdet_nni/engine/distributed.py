@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from hitdet_nni.errors import InputError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -70,6 +72,9 @@ def init() -> None:
     """Join the group of processes that the launcher's environment variables describe: nccl on GPUs, gloo elsewhere.
 
     Does nothing in a process that was started alone, or has joined already.
+
+    Raises:
+        InputError: In a process for which there is no GPU.
     """
     global _joined
     if not launched() or _joined:
@@ -78,7 +83,15 @@ def init() -> None:
     import torch.distributed as dist
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= gpus:
+            raise InputError(
+                f"gives this process GPU {number}, counted from 0, and it sees {gpus}",
+                key="LOCAL_RANK",
+                allowed="as many processes as GPUs (torchrun --nproc-per-node), or LOCAL_RANK=0 where each process "
+                "sees one GPU of its own",
+            )
+        torch.cuda.set_device(number)
         dist.init_process_group("nccl", timeout=PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -193,8 +206,14 @@ def gather_tensor(tensor: Tensor) -> Tensor:
     if processes == 1 or _rehearsing:
         return tensor.expand(processes, *tensor.shape)
     tensors = tensor.new_empty(processes, *tensor.shape)
-    _collectives().all_gather(list(tensors.unbind()), tensor)
+    # Into one tensor: nccl gathers a list of them elsewhere, and copies it piece by piece.
+    getattr(_collectives(), gathering())(tensors.view(-1), tensor.reshape(-1))
     return tensors
+
+
+def gathering() -> str:
+    """Return the name that this torch has for gathering into one tensor."""
+    return "all_gather_single" if hasattr(_collectives(), "all_gather_single") else "all_gather_into_tensor"
 
 
 def broadcast_state(module: nn.Module) -> None:

@@ -9,10 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+OUT_OF_MEMORY = ("out of memory", "alloc_failed", "unable to find an engine to execute")
+"""What torch, the driver, NCCL and Triton say where memory does not suffice, and cuBLAS and cuDNN where they could not
+have their workspaces, in small letters."""
+
 
 def available_cores() -> int:
     """Return the number of processor cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an operation on a GPU failed for want of memory; libraries say so in words of their own."""
+    message = str(error).lower()
+    return any(said in message for said in OUT_OF_MEMORY)
 
 
 def processor(device: Literal["cpu", "cuda"]) -> str:

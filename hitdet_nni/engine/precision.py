@@ -25,6 +25,9 @@ DTYPES: Mapping[PrecisionKind, torch.dtype] = {
 }
 """Type of the activations by the name that the settings give it."""
 
+AMPERE = (8, 0)
+"""Compute capability of NVIDIA's first GPUs with bf16 units; AMD's count from 9 on."""
+
 MIN_SCALE = 2.0**-10
 """A loss scale below this means that no scale helps: the loss itself is not finite."""
 
@@ -61,6 +64,11 @@ class Precision:
         if kind == "fp16" and device.type == "cpu":
             raise InputError(
                 "fp16 needs a GPU, and this process computes on the CPU", key="precision", allowed="bf16, fp32"
+            )
+        if kind == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
+            logger.warning(
+                "precision bf16: %s has no bf16 units and computes it slowly; fp16 is what such GPUs are fast in",
+                torch.cuda.get_device_name(device),
             )
         self.kind = kind
         self.device = device

@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hitdet_nni.config.settings import ActivationsByComponent, Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import shares_statistics
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
+from hitdet_nni.nas.fused.backend import agree_on_programs
+from hitdet_nni.nas.memory.estimate import free_memory
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, AUTO, describe_fallback, set_activations
 from hitdet_nni.nas.step_timing import StepCost, StepTimer
 
@@ -209,6 +213,7 @@ def choose_activations(
         InputError: If the kept choice cannot be read, or the settings ask for a fused mode in a layer with a candidate
             that the fused layer does not know.
     """
+    agree_on_programs(distributed.device())
     wanted = settings.supernet.activations
     if wanted != AUTO:
         modes: dict[Component, str] = {
@@ -239,15 +244,23 @@ def _new(
     device, main = distributed.device(), distributed.is_main()
     choice = ActivationChoice(dict.fromkeys(COMPONENTS, "fused-low"))
     timed = device.type in TIMED and steps >= MIN_STEPS
+    taken = _taken_elsewhere(device) if timed else 0
     if timed and (main or shares_statistics(space)):
         options = component_options(space)
-        with StepTimer(space, settings, skeleton, loaders, device) as timer:
+        with StepTimer(space, settings, skeleton, loaders, device, taken) as timer:
             choice = choose_modes(options, timer, timer.available)
     if main and device.type in TIMED and not timed:
         logger.info("%s: %d steps, fewer than %d: supernet.activations is not timed", stage, steps, MIN_STEPS)
     if main:
         logger.info("%s: supernet.activations: %s", stage, choice.sentence())
     return choice
+
+
+def _taken_elsewhere(device: torch.device) -> int:
+    """Return the bytes that the GPU of another process has less to give than this one's, which may time for it."""
+    mine = free_memory(device)
+    least: int = min(distributed.gather(mine))
+    return mine - least
 
 
 def _read(file: Path) -> dict[Component, str]:

@@ -18,11 +18,12 @@ from torch import Tensor
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.machine import is_out_of_memory
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.engine.synced_batch_norm import shares_statistics
 from hitdet_nni.nas.evaluator import detection_loss
-from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory, is_out_of_memory
+from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory
 from hitdet_nni.nas.memory.step_simulation import image_size
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, set_activations
 
@@ -90,18 +91,26 @@ class StepTimer:
         skeleton: The supernet's skeleton.
         loaders: Those of the images for the weights and for the architecture parameters.
         device: Where the search computes.
+        taken: Bytes that another process's device has less to give than this one.
 
     Attributes:
         available: Bytes that a step may take, beside the optimisers' states.
     """
 
     def __init__(
-        self, space: Any, settings: Settings, skeleton: Skeleton, loaders: tuple[Any, Any], device: torch.device
+        self,
+        space: Any,
+        settings: Settings,
+        skeleton: Skeleton,
+        loaders: tuple[Any, Any],
+        device: torch.device,
+        taken: int = 0,
     ) -> None:
         self.space = space
         self.settings = settings
         self.skeleton = skeleton
         self.device = device
+        self.taken = taken
         self.precision = Precision(settings.precision, device)
         weights, alphas = (first_batch(loader) for loader in loaders)
         layers = [layer for layer in space.modules() if isinstance(layer, ColumnSparseMixedLayer)]
@@ -130,7 +139,7 @@ class StepTimer:
         estimate = estimate_step_memory(self.space, self.settings, self.skeleton, self.device)
         self._move(self.device)
         self._connect()
-        self.available = min(distributed.gather(int((1 - SPARE) * (free_memory(self.device) - estimate.optimisers))))
+        self.available = min(distributed.gather(int((1 - SPARE) * (self._free() - estimate.optimisers))))
         return self
 
     def __exit__(
@@ -217,9 +226,13 @@ class StepTimer:
         self._go_home()
         self._forget()
         estimate = estimate_step_memory(self.space, self.settings, self.skeleton, self.device)
-        free = free_memory(self.device)
+        free = self._free()
         self._move(self.device)
         return any(distributed.gather(SURE * estimate.to_come > free))
+
+    def _free(self) -> int:
+        """Return the bytes that every process can still get."""
+        return free_memory(self.device) - self.taken
 
     def _start_counting(self) -> int:
         if self.device.type != "cuda":

@@ -27,6 +27,23 @@ def test_focal_loss_equals_the_formula(reduction, weighted):
     torch.testing.assert_close(ops.sigmoid_focal_loss(logits, target, gamma, alpha, weight, reduction), loss)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_focal_loss_of_16_bits_is_that_of_the_same_logits(kind, autocast):
+    """Of easy negatives, which most anchors are: where 1 - p is rounded to 16 bits nothing is left of p."""
+    logits = torch.logit(torch.tensor([[1e-4], [1e-3], [2e-3], [1e-2], [0.1], [0.5]])).to(kind)
+    target = torch.ones(6, dtype=torch.long)  # background
+    found = []
+    for values in (logits.clone(), logits.double()):
+        values.requires_grad_()
+        with torch.autocast("cpu", kind, enabled=autocast and values.dtype == kind):
+            loss = ops.sigmoid_focal_loss(values, target, reduction="none")
+        found.append((loss.double(), torch.autograd.grad(loss.sum(), values)[0].double()))
+    (loss, gradient), (expected, expected_gradient) = found
+    torch.testing.assert_close(loss, expected, rtol=5e-3, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=2 * torch.finfo(kind).eps, atol=1e-7)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_softmax_focal_loss_equals_the_formula(reduction, weighted):

@@ -7,6 +7,7 @@ from torch import nn
 
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, apply_batch_norm
+from hitdet_nni.errors import InputError
 from hitdet_nni.model.level_norm import LevelBatchNorm2d
 
 
@@ -100,7 +101,7 @@ def exchanges_of_a_step(images):
     apply_batch_norm(norm, "synced")
     spoken = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_reduce", "all_gather"):
+        for name in ("all_reduce", distributed.gathering()):
             patch.setattr(torch.distributed, name, counted(getattr(torch.distributed, name), spoken))
         y = norm(images.clone().requires_grad_())
         forward = len(spoken)
@@ -170,6 +171,16 @@ def test_processes_wait_for_hours(monkeypatch):
     monkeypatch.setattr(distributed, "_joined", False)
     distributed.init()
     assert given["timeout"].total_seconds() >= 12 * 3600
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed, "_joined", False)
+    with pytest.raises(InputError, match="LOCAL_RANK: gives this process GPU 1, counted from 0, and it sees 1"):
+        distributed.init()
 
 
 def test_each_pass_exchanges_once(results):

@@ -224,3 +224,11 @@ def test_fp16_trains_on_a_gpu(batch):
     assert sum(made) >= 15
     assert losses[-1] < 0.3 * losses[0]
     assert precision.state_dict()["scale"] == 2.0 ** (16 - made.count(False))
+
+
+@pytest.mark.parametrize(("capability", "slow"), [((7, 5), True), ((8, 0), False), ((9, 4), False)])
+def test_a_gpu_without_bf16_is_told_of(capability, slow, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    Precision("bf16", torch.device("cuda"))
+    assert ("Tesla T4 has no bf16 units" in caplog.text) == slow

@@ -247,6 +247,9 @@ OUT_OF_MEMORY = (
     torch.cuda.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
 )
 
 
@@ -283,6 +286,27 @@ def test_other_errors_of_a_step_are_not_for_want_of_memory(settings, tiny_data, 
         pytest.raises(RuntimeError, match="assert triggered"),
     ):
         timer(WANTED)
+
+
+def test_what_another_gpu_has_less_to_give_is_left_alone(settings, tiny_data, monkeypatch):
+    """With statistics of its own one process times for all, and the others have to hold what it chooses."""
+    space = supernet(settings)
+    loaders = search_loaders(tiny_data, settings.data, settings.skeleton, 0)[:2]
+    free = {"mine": 8 * 10**9}
+    monkeypatch.setattr(step_timing, "free_memory", lambda device: free["mine"])
+    monkeypatch.setattr(activation_choice, "free_memory", lambda device: free["mine"])
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, 3 * 10**9] if value > 10**9 else [value])
+    taken = activation_choice._taken_elsewhere(CPU)
+    assert taken == 5 * 10**9
+    monkeypatch.setattr(distributed, "gather", lambda value: [value])
+    available = []
+    for less in (0, taken):
+        with StepTimer(space, settings, settings.skeleton, loaders, CPU, less) as timer:
+            available.append(timer.available)
+            free["mine"] = less + 10**6
+            assert timer({**dict.fromkeys(COMPONENTS, "fused-min"), "head": "all"}) is None
+            free["mine"] = 8 * 10**9
+    assert available[0] - available[1] == pytest.approx(0.95 * taken, abs=2)
 
 
 def test_memory_is_given_back_before_it_is_asked_what_is_free(settings, tiny_data, monkeypatch):

@@ -38,7 +38,7 @@ def sigmoid_focal_loss(
         reduction: ``"none"``, ``"sum"``, or ``"mean"`` over the N rows (not over N x C).
 
     Returns:
-        The loss, (N, C) or a scalar.
+        The loss, (N, C) or a scalar, in float32 or wider.
 
     Raises:
         ValueError: For another reduction, or a target that is no vector of N int64.
@@ -49,7 +49,9 @@ def sigmoid_focal_loss(
     _check(input, target, reduction)
     classes = torch.arange(input.size(1), device=input.device)
     positive = target[:, None] == classes
-    loss: Tensor = tv.sigmoid_focal_loss(input, positive.to(input), alpha=alpha, gamma=gamma)
+    kind = torch.promote_types(input.dtype, torch.float32)  # 1 - (1 - p) is nothing of p in 16 bits
+    with torch.autocast(input.device.type, enabled=False):
+        loss: Tensor = tv.sigmoid_focal_loss(input.to(kind), positive.to(kind), alpha=alpha, gamma=gamma)
     if weight is not None:
         loss = loss * torch.where(positive.any(dim=1), weight[target.clamp(0, len(weight) - 1)], 1.0)[:, None]
     return _reduced(loss, reduction)

@@ -98,8 +98,8 @@ def soft_nms(
     if method not in decays:
         raise ValueError(f"method={method!r}; allowed: {', '.join(decays)}")
     all_boxes, all_scores, shifted = _checked_boxes(boxes, scores, offset)
-    lowered = all_scores.detach().clone()
-    remaining = torch.arange(len(lowered), device=lowered.device)
+    shifted, lowered = shifted.cpu(), all_scores.detach().cpu().clone()  # a GPU would be waited for at every box
+    remaining = torch.arange(len(lowered))
     kept: list[Tensor] = []
     while len(remaining):
         best = remaining[lowered[remaining].argmax()]
@@ -109,8 +109,8 @@ def soft_nms(
         iou = tv.box_iou(shifted[best, None], shifted[remaining])[0].nan_to_num(0.0)
         lowered[remaining] *= decays[method](iou)
         remaining = remaining[lowered[remaining] >= min_score]
-    keep = torch.stack(kept) if kept else remaining
-    return _like(boxes, torch.cat([all_boxes[keep], lowered[keep, None]], dim=1), keep)
+    keep = (torch.stack(kept) if kept else remaining).to(all_boxes.device)
+    return _like(boxes, torch.cat([all_boxes[keep], lowered.to(all_scores.device)[keep, None]], dim=1), keep)
 
 
 def nms_rotated(

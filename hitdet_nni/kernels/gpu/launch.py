@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,12 +90,6 @@ def start(program: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: 
     """
     if not arguments[0].is_meta:
         program[grid](*arguments, **constants)
-
-
-@lru_cache(maxsize=1)
-def triton_is_there() -> bool:
-    """Whether Triton can be imported; torch for Linux brings it along."""
-    return find_spec("triton") is not None
 
 
 def alignment(channels: int) -> int:

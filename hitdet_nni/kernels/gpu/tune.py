@@ -2,8 +2,9 @@
 
     python -m hitdet_nni.kernels.gpu.tune blocks.json
 
-The package reads ``hitdet_nni/kernels/blocks.json``, so that what was measured once serves everywhere: a program chosen
-by a timing of its own could differ between an interrupted run and the one that goes on, which would round differently.
+The package reads ``hitdet_nni/kernels/gpu/blocks.json``, so that what was measured once serves everywhere: a program
+chosen by a timing of its own could differ between an interrupted run and the one that goes on, which would round
+differently.
 """
 
 from __future__ import annotations

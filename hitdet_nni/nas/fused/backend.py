@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hitdet_nni.kernels.gpu.launch import triton_is_there
+from hitdet_nni.engine import distributed
+from hitdet_nni.kernels.gpu.availability import programs_run
 from hitdet_nni.nas.fused.dense_candidate import DensePass
 from hitdet_nni.nas.fused.depthwise_group import GroupPass
 
@@ -19,7 +20,26 @@ def uses_triton(x: Tensor) -> bool:
 
     Tensors without data (of the device ``meta``) stand for those of a GPU.
     """
-    return (x.is_cuda or x.is_meta) and triton_is_there()
+    return (x.is_cuda or x.is_meta) and programs_are_used()
+
+
+def programs_are_used() -> bool:
+    """Whether the programs compute layers on this process's GPU; without one, whether they would on another."""
+    return not _PROGRAMS_MISSING and programs_run()
+
+
+def agree_on_programs(device: torch.device) -> None:
+    """Use programs in no process of the group where one of them cannot: their passes exchange other sums.
+
+    Args:
+        device: Where this process computes.
+    """
+    if device.type == "cuda" and not all(distributed.gather(programs_are_used())):
+        _PROGRAMS_MISSING.add(device.type)
+
+
+_PROGRAMS_MISSING: set[str] = set()
+"""Kinds of device for which some process of the group has no programs."""
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:

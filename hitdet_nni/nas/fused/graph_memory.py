@@ -15,19 +15,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hitdet_nni.engine.machine import is_out_of_memory
+
 Replay = Callable[[], None]
 Recorder = Callable[[Callable[[], None], torch.device], Replay]
 
 
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-"""The stream of each device on which graphs are recorded; libraries keep a workspace for each stream that they meet."""
+"""The stream of each device on which graphs are recorded. cuBLAS keeps a workspace for each stream that it meets, which
+lies in the memory of the graph that was recorded first, and the addresses of which all graphs of the stream hold."""
 
 
 class GraphMemory:
     """The memory of a device that its graphs share for what they make on the way.
 
     All are recorded on one stream: torch's allocator gives a freed piece to the stream alone that it belonged to, and
-    with a stream each, graphs would not share.
+    with a stream each, graphs would not share. Nothing in it outlives a replay: what a graph leaves to another one lies
+    outside.
 
     Attributes:
         device: The device.
@@ -47,7 +51,10 @@ class GraphMemory:
         """Return the memory of a device; it goes with the last graph, and the next one begins with a new one."""
         known = _MEMORIES.get(device)
         if known is None:
+            if not any(memory.device == device for memory in _ALIVE):
+                _clear_workspaces()  # that of the last memory would keep it for ever
             known = _MEMORIES[device] = cls(device)
+            _ALIVE.add(known)
         return known
 
     def begin(self, graph: torch.cuda.CUDAGraph) -> None:
@@ -62,24 +69,36 @@ class GraphMemory:
 
     @contextmanager
     def _given_up_on_failure(self) -> Iterator[None]:
-        """Let no further graph use this memory if torch fails within the context: it may be left in a bad state."""
+        """Let no further graph use this memory if torch fails within the context: it may be left in a bad state.
+
+        Its graphs may still be replayed, and use its workspace: the next memory gets a stream, and so a workspace, of
+        its own.
+        """
         try:
             yield
         except BaseException:
             if _MEMORIES.get(self.device) is self:
                 del _MEMORIES[self.device]
+                _STREAMS.pop(self.device, None)
             end = getattr(torch._C, "_cuda_endAllocateToPool", None)
             if end is not None:
                 index = torch.cuda.current_device() if self.device.index is None else self.device.index
                 with suppress(RuntimeError):  # torch may have ended it
                     end(index, self.pool)
-            clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
-            if clear is not None:
-                clear()  # those of this memory are not for graphs of the next one
             raise
 
 
 _MEMORIES: weakref.WeakValueDictionary[torch.device, GraphMemory] = weakref.WeakValueDictionary()
+"""The memory that the next graph of a device uses."""
+
+_ALIVE: weakref.WeakSet[GraphMemory] = weakref.WeakSet()
+"""All that a graph can still use, those that were given up too."""
+
+
+def _clear_workspaces() -> None:
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()
 
 
 def capture(function: Callable[[], None], device: torch.device) -> Replay:
@@ -95,8 +114,11 @@ def capture(function: Callable[[], None], device: torch.device) -> Replay:
     Raises:
         RuntimeError: If it does what cannot be recorded, or does not fit in memory.
     """
-    with suppress(torch.cuda.OutOfMemoryError):
+    try:
         return _capture(function, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
     torch.cuda.empty_cache()  # what the first attempt made has gone with its error
     return _capture(function, device)
 

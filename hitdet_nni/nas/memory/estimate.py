@@ -39,9 +39,6 @@ GPU_LIBRARIES = 120 * 10**6
 backward thread (32 MiB each on a Hopper, 8 MiB before), cuDNN's, and what its allocator rounds. On an H200 steps of
 1.1 to .08 GB took 83 to 138 MB more than their tensors, in two modes and three precisions."""
 
-OUT_OF_MEMORY = ("ALLOC_FAILED", "unable to find an engine to execute")
-"""What cuBLAS and cuDNN say where they could not have their workspaces."""
-
 _LARGER_PHASES: dict[str, SimulatedStep] = {}
 """What the larger phase of a step makes, by the form of the supernet; counting it takes seconds."""
 
@@ -170,11 +167,6 @@ def free_memory(device: torch.device) -> int:
         return free
     available: int = psutil.virtual_memory().available
     return available
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an operation on a GPU failed for want of memory; libraries say so in words of their own."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(said in str(error) for said in OUT_OF_MEMORY)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from hitdet_nni.kernels.gpu.launch import triton_is_there
 from hitdet_nni.kernels.layout import channels_last
+from hitdet_nni.nas.fused.backend import programs_are_used
 from hitdet_nni.nas.fused.fixed import FusedBlock
 from hitdet_nni.nas.fused.function import FusedMixture
 from hitdet_nni.nas.fused.graph_memory import layout
@@ -35,7 +35,7 @@ FusedLayer = ColumnSparseMixedLayer | FusedBlock
 
 def layers_of_programs(module: nn.Module, device: torch.device) -> list[FusedLayer]:
     """Return the layers inside a network that Triton's programs compute on a device."""
-    if device.type != "cuda" or not triton_is_there():
+    if device.type != "cuda" or not programs_are_used():
         return []
     return [
         part

@@ -33,7 +33,7 @@ def step(sizes, stride, *, candidate_by_candidate, chunk_bytes=0, covariance_pix
     weights = torch.softmax(torch.linspace(-1, 1, len(NAMES), dtype=torch.float64), 0)
     exchanges = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_reduce", "all_gather"):
+        for name in ("all_reduce", distributed.gathering()):
             real = getattr(torch.distributed, name)
             patch.setattr(torch.distributed, name, lambda *given, real=real: exchanges.append(real(*given)))
         if chunk_bytes:

@@ -308,7 +308,7 @@ def test_graphs_go_on_with_a_memory_in_which_one_could_not_be_recorded(cuda):
         capture(cannot_be_recorded, cuda.device)
     capture(lambda: None, cuda.device)
     assert len(set(cuda.pools)) == 1
-    assert cuda.ended == cuda.cleared == []
+    assert cuda.ended == []
     held()
 
 
@@ -325,8 +325,23 @@ def test_a_memory_that_torch_failed_in_is_not_used_again(cuda, function, told):
     assert cuda.pools[0] is cuda.pools[1]
     assert cuda.pools[2] is not cuda.pools[1]
     assert cuda.ended == [(0, cuda.pools[0])]
-    assert cuda.cleared == [True]
+    assert cuda.streams[2] is not cuda.streams[1]  # with a workspace of its own
     held()
+
+
+def test_a_workspace_goes_with_the_last_graph_that_could_use_it(cuda):
+    """Its address is in the graphs: what is cleared while one of them lives is written to by the next replay."""
+    held = [capture(lambda: None, cuda.device)]
+    before = len(cuda.cleared)
+    cuda.end_fails = True
+    with pytest.raises(RuntimeError, match="is not valid"):
+        capture(lambda: None, cuda.device)
+    cuda.end_fails = False
+    held.append(capture(lambda: None, cuda.device))
+    assert len(cuda.cleared) == before
+    del held[:]
+    capture(lambda: None, cuda.device)
+    assert len(cuda.cleared) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -346,14 +361,21 @@ def test_a_replay_may_round_otherwise(kind, off, agrees):
     assert _agree(found + torch.tensor([off, 0, 0]).to(kind), found) == agrees
 
 
-def test_what_did_not_fit_has_gone_when_it_is_tried_again(cuda, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (torch.cuda.OutOfMemoryError, "CUDA out of memory."),
+        (RuntimeError, "CUDA error: out of memory\nCUDA kernel errors"),
+    ],
+)
+def test_what_did_not_fit_has_gone_when_it_is_tried_again(cuda, kind, message, monkeypatch):
     made, alive = [], []
 
     def does_not_fit_at_first():
         tensor = torch.empty(3)
         made.append(weakref.ref(tensor))
         if len(made) == 1:
-            raise torch.cuda.OutOfMemoryError("out of memory")
+            raise kind(message)
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(made[0]() is not None))
     capture(does_not_fit_at_first, cuda.device)
