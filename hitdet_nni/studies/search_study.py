@@ -27,7 +27,7 @@ from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.jobs import Job, opened, seeded
 from hitdet_nni.studies.random_architectures import random_samples
 from hitdet_nni.studies.retrainings import Retraining
-from hitdet_nni.studies.successive_halving import best_by_halving
+from hitdet_nni.studies.successive_halving import best_by_halving, epochs_before
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,13 @@ BEST_OF_FRONT = "best of front"
 BEST_OF_RANDOM = "best of random"
 """The best of as many random ones as could be trained in the time that ours takes, by images that no figure is
 of."""
+
+HALVED_RANDOM = "halved random"
+"""The best of as many random ones as ours pays for, by trainings of increasing length like those that choose ours: what
+a search has to be ahead of."""
+
+DRAWS_OF_ITS_OWN = 100_000
+"""What the seed of a search's own random architectures is larger by than its own."""
 
 SLACKS = (0.1, 0.2, 0.4, 1.0)
 """Random architectures cost at most the first of these shares less than the budget; where that has too few, the
@@ -174,26 +181,29 @@ def handmade_sample(model: CostModel, space: SearchSpace, settings: BudgetSettin
     return max(within, key=cost) if within else min(samples, key=cost)
 
 
-def random_competitors(one: SearchOnce, data: DetectionData, count: int) -> dict[str, Architecture]:
+def random_competitors(
+    one: SearchOnce, data: DetectionData, count: int, seed: int | None = None
+) -> dict[str, Architecture]:
     """Return random architectures of the whole space that fill the budget, by name; fewer of them are the first ones.
 
     Args:
-        one: A search; gives the seed of the draws.
+        one: A search.
         data: The images.
         count: How many.
+        seed: Of the draws; by default the search's.
 
     Raises:
         InputError: If the whole space has hardly as many within the budget.
     """
-    samples = _within(cost_model(one.settings, data), one, count)
+    samples = _within(cost_model(one.settings, data), one, count, one.settings.seed if seed is None else seed)
     names = [f"{RANDOM}-{number:02d}" for number in range(1, count + 1)]
     return {name: _described(name, RANDOM, sample, one, data) for name, sample in zip(names, samples, strict=True)}
 
 
-def _within(model: CostModel, one: SearchOnce, count: int) -> list[dict[str, str]]:
+def _within(model: CostModel, one: SearchOnce, count: int, seed: int) -> list[dict[str, str]]:
     budget = budget_of(one.settings)
     unit = UNITS[budget.key]
-    most, seed = budget.limit * unit.scale, one.settings.seed
+    most = budget.limit * unit.scale
     for slack in SLACKS:
         try:
             least = (1 - slack) * most
@@ -228,6 +238,22 @@ class Price:
     def randoms(self) -> int:
         """How many random architectures can be trained in that time, 2 or more."""
         return max(2, round(self.whole / self.training_seconds))
+
+    def halved(self, epochs: int, top: int) -> int:
+        """Return of how many random architectures the best can be chosen by halving and trained in that time.
+
+        Two are the least.
+
+        Args:
+            epochs: Epochs of a whole training.
+            top: Architectures that ours was chosen among, 1 for no choice. An epoch of a shorter training takes the
+                time that one took in that choice, or else in a whole training.
+        """
+        epoch = self.choice_seconds / epochs_before(top, epochs) if top > 1 else self.training_seconds / epochs
+        count = 2
+        while epochs_before(count + 1, epochs) * epoch + self.training_seconds <= self.whole:
+            count += 1
+        return count
 
 
 def settled_price(
@@ -271,6 +297,22 @@ def choice(one: SearchOnce, run: RunDirectory, data: DetectionData, count: int, 
     rows = points_within(read_front(run.front_table), budget_of(one.settings).limit)[:count]
     architectures = tuple(_described(row.name, FRONT, row.sample, one, data) for row in rows)
     return Choice(one.settings, folder / f"choice-seed-{one.settings.seed}", architectures)
+
+
+def random_choice(one: SearchOnce, data: DetectionData, count: int, folder: Path) -> Choice:
+    """Return the choice among so many random architectures, drawn for this seed alone.
+
+    Args:
+        one: The search.
+        data: The images.
+        count: Architectures.
+        folder: Where the run directories go.
+
+    Raises:
+        InputError: If the whole space has hardly as many within the budget.
+    """
+    drawn = random_competitors(one, data, count, (one.settings.seed + DRAWS_OF_ITS_OWN) % 2**32)
+    return Choice(one.settings, folder / f"random-choice-seed-{one.settings.seed}", tuple(drawn.values()))
 
 
 def choose(one: Choice) -> Architecture:

@@ -12,7 +12,16 @@ import numpy.typing as npt
 from scipy.stats import permutation_test
 
 from hitdet_nni.studies.retrainings import deviation
-from hitdet_nni.studies.search_study import BEST_OF_FRONT, BEST_OF_RANDOM, FRONT, HANDMADE, PARAMETERS, RANDOM, Price
+from hitdet_nni.studies.search_study import (
+    BEST_OF_FRONT,
+    BEST_OF_RANDOM,
+    FRONT,
+    HALVED_RANDOM,
+    HANDMADE,
+    PARAMETERS,
+    RANDOM,
+    Price,
+)
 
 DRAWS = 99_999
 """Permutations at most; fewer are counted."""
@@ -105,6 +114,7 @@ class SearchSummary:
         deviation: Its standard deviation.
         architectures: Random architectures.
         rank: Mean place of our architecture among it and the random ones, 1 the best.
+        halved: Random architectures that each seed's best is chosen among by halving.
         against: The other ways.
         price: What a search and a retraining took.
     """
@@ -115,24 +125,26 @@ class SearchSummary:
     deviation: float | None
     architectures: int
     rank: float
+    halved: int
     against: tuple[Against, ...]
     price: Price
 
     @classmethod
-    def of(cls, outcomes: Sequence[SeedOutcome], pool: RandomPool, price: Price) -> SearchSummary:
+    def of(cls, outcomes: Sequence[SeedOutcome], pool: RandomPool, price: Price, halved: int) -> SearchSummary:
         """Compare the ways over all seeds.
 
         Args:
             outcomes: What the seeds have found.
             pool: As many random architectures as the price pays, or more.
             price: What a search and a retraining took.
+            halved: Random architectures that each seed's best was chosen among by halving.
         """
         chosen = BEST_OF_FRONT in outcomes[0].by_way
         way = BEST_OF_FRONT if chosen else FRONT
         ours = [one.by_way[way] for one in outcomes]
         per_seed = [
             _against_seeds(other, ours, [one.by_way[other] for one in outcomes])
-            for other in (*((FRONT,) if chosen else ()), PARAMETERS, HANDMADE)
+            for other in (*((FRONT,) if chosen else ()), PARAMETERS, HANDMADE, HALVED_RANDOM)
         ]
         ranks = [1 + sum(value >= one for value in pool.shown) for one in ours]
         return cls(
@@ -142,6 +154,7 @@ class SearchSummary:
             deviation(ours),
             len(pool.shown),
             statistics.fmean(ranks),
+            halved,
             (*per_seed, _against_random(ours, pool), _against_best(ours, pool, price.randoms)),
             price,
         )
@@ -156,6 +169,7 @@ class SearchSummary:
         of = {
             RANDOM: f" over {self.architectures} architectures",
             BEST_OF_RANDOM: f", the mean over all sets of {randoms}",
+            HALVED_RANDOM: f", the best of {self.halved} by halving",
         }
         lines = [f"{self.way}: mAP {spread(self.mean, self.deviation)} over {self.seeds} seeds"]
         for one in self.against:
@@ -171,7 +185,7 @@ class SearchSummary:
         lines.append(
             f"a search took {self.price.search_seconds:.0f} s, the choice among its front's best "
             f"{self.price.choice_seconds:.0f} s and a retraining {training:.0f} s: the best of {randoms} random ones "
-            f"costs {randoms * training:.0f} s against {self.price.whole:.0f} s"
+            f"costs {randoms * training:.0f} s against {self.price.whole:.0f} s, or of {self.halved} by halving as much"
         )
         return lines
 

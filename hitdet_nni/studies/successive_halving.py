@@ -24,6 +24,11 @@ LAST_SHARE = 1 / 3
 """Share of a training whose mean loss is what an architecture is judged by: what comes after its first milestone."""
 
 
+MOST_RUNGS = 4
+"""Lengths of training before a whole one, at most: a sixteenth of it is the least. What is learned in less says nothing
+of an architecture (docs/results.md), however many there are to choose from."""
+
+
 @dataclass(frozen=True)
 class Rung:
     """Trainings of one length.
@@ -38,7 +43,7 @@ class Rung:
 
 
 def rungs(count: int, epochs: int) -> list[Rung]:
-    """Return the trainings that come before a whole one: of half of it the last two architectures, and so on.
+    """Return the trainings that come before a whole one: of half of it the last architectures, and so on.
 
     Args:
         count: Architectures, 2 or more.
@@ -47,10 +52,15 @@ def rungs(count: int, epochs: int) -> list[Rung]:
     Source:
         Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016.
     """
-    number = math.ceil(math.log2(count))
+    number = min(MOST_RUNGS, math.ceil(math.log2(count)))
     return [
         Rung(math.ceil(count / 2**place), max(1, math.ceil(epochs / 2 ** (number - place)))) for place in range(number)
     ]
+
+
+def epochs_before(count: int, epochs: int) -> int:
+    """Return the epochs of all trainings that :func:`rungs` names."""
+    return sum(rung.trained * rung.epochs for rung in rungs(count, epochs))
 
 
 def shortened(settings: RetrainSettings, epochs: int) -> RetrainSettings:
@@ -92,7 +102,8 @@ def best_by_halving(architectures: Sequence[Architecture], settings: Settings, f
         folder: Where the run directories of the shorter trainings go, and ``rungs.csv``.
     """
     left, rows = list(architectures), []
-    for number, rung in enumerate(rungs(len(architectures), settings.retrain.epochs), 1):
+    lengths = rungs(len(architectures), settings.retrain.epochs)
+    for number, rung in enumerate(lengths, 1):
         changed = settings.model_copy(update={"retrain": shortened(settings.retrain, rung.epochs)})
         found: list[tuple[float, float, Architecture]] = []
         for one in left:
@@ -101,7 +112,8 @@ def best_by_halving(architectures: Sequence[Architecture], settings: Settings, f
             loss = last_loss(read_training_log(RunDirectory(job.folder).retrain), rung.epochs)
             found.append((distributed.broadcast_object(loss), reached, one))
         found.sort(key=lambda row: row[0])
-        kept = [one for *_, one in found[: math.ceil(len(found) / 2)]]
+        last = number == len(lengths)
+        kept = [one for *_, one in found[: 1 if last else math.ceil(len(found) / 2)]]
         rows += [
             {
                 "rung": number,

@@ -30,8 +30,9 @@ from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOut
 from hitdet_nni.studies.validation_halves import halves_of
 
 
-def outcome(seed, front, parameters, handmade, **more):
-    return SeedOutcome(seed, {"front": front, "parameters": parameters, "handmade": handmade} | more)
+def outcome(seed, front, parameters, handmade, halved=0.0, **more):
+    ways = {"front": front, "parameters": parameters, "handmade": handmade, "halved random": halved}
+    return SeedOutcome(seed, ways | more)
 
 
 POOL = RandomPool.of([(0.7, 0.2), (0.1, 0.6), (0.3, 0.4)])
@@ -53,12 +54,19 @@ def test_chances_of_the_best_against_all_draws():
 
 
 def test_sums_of_three_seeds_by_hand():
-    outcomes = [outcome(0, 0.5, 0.4, 0.6), outcome(1, 0.6, 0.6, 0.5), outcome(2, 0.7, 0.5, 0.6)]
-    summary = SearchSummary.of(outcomes, POOL, Price(60, 0, 60))
+    outcomes = [outcome(0, 0.5, 0.4, 0.6, 0.7), outcome(1, 0.6, 0.6, 0.5, 0.5), outcome(2, 0.7, 0.5, 0.6, 0.9)]
+    summary = SearchSummary.of(outcomes, POOL, Price(60, 0, 60), 3)
     assert (summary.mean, summary.deviation) == (pytest.approx(0.6), pytest.approx(0.1))
-    parameters, handmade, random, best = summary.against
+    parameters, handmade, halved, random, best = summary.against
     assert (parameters.mean, parameters.ahead, parameters.wins) == (pytest.approx(0.5), pytest.approx(0.1), 2)
     assert (handmade.mean, handmade.wins) == (pytest.approx(1.7 / 3), 2)
+    assert (halved.mean, halved.ahead, halved.wins) == (pytest.approx(0.7), pytest.approx(-0.1), 1)
+    assert any(
+        line.startswith(
+            "halved random: mAP 0.700 (sd 0.200), the best of 3 by halving; front is behind by 0.100, in 1 of 3"
+        )
+        for line in summary.sentences()
+    )
     # Of the eight ways to exchange, the differences .1, 0, .2 are as large on average in two: 0 has no sign.
     assert parameters.p_value == pytest.approx(2 / 8)
     assert (random.mean, random.deviation, random.ahead) == (pytest.approx(0.4), pytest.approx(0.2), pytest.approx(0.2))
@@ -78,20 +86,27 @@ def test_sums_of_three_seeds_by_hand():
 
 def test_bests_of_chance_are_counted():
     pool = RandomPool.of([(0.1, 0.5), (0.2, 0.2)])
-    [*_, best] = SearchSummary.of([outcome(0, 0.5, 0, 0)], pool, Price(60, 0, 60)).against
+    [*_, best] = SearchSummary.of([outcome(0, 0.5, 0, 0)], pool, Price(60, 0, 60), 3).against
     # Both are tried: .2 is shown unless the pool that was drawn is the other one twice.
     assert best.p_value == pytest.approx(1 / 4, abs=0.02)
     assert best.ahead == pytest.approx(0.3)
     sure = RandomPool.of([(0.1, 0.1), (0.2, 0.2)])
-    [*_, best] = SearchSummary.of([outcome(0, 0.5, 0, 0)], sure, Price(60, 0, 60)).against
+    [*_, best] = SearchSummary.of([outcome(0, 0.5, 0, 0)], sure, Price(60, 0, 60), 3).against
     assert best.p_value == 1 / 10_000  # never none
 
 
 def test_the_best_of_the_front_is_ours_where_it_was_chosen():
     ones = [outcome(seed, 0.5, 0.4, 0.3, **{"best of front": 0.65}) for seed in range(2)]
-    summary = SearchSummary.of(ones, POOL, Price(1, 1, 1))
+    summary = SearchSummary.of(ones, POOL, Price(1, 1, 1), 3)
     assert (summary.way, summary.mean, summary.rank) == ("best of front", pytest.approx(0.65), 1)
-    assert [one.way for one in summary.against] == ["front", "parameters", "handmade", "random", "best of random"]
+    assert [one.way for one in summary.against] == [
+        "front",
+        "parameters",
+        "handmade",
+        "halved random",
+        "random",
+        "best of random",
+    ]
     assert summary.against[0].ahead == pytest.approx(0.15)
     assert summary.sentences()[1].startswith("front: mAP 0.500 (sd 0.000); best of front is ahead by 0.150, in 2 of 2")
 
@@ -102,10 +117,11 @@ def test_a_single_architecture_is_chosen_without_a_training(tmp_path):
 
 
 def test_one_seed_proves_little():
-    summary = SearchSummary.of([outcome(0, 0.5, 0.4, 0.6)], POOL, Price(1, 0, 1))
+    summary = SearchSummary.of([outcome(0, 0.5, 0.4, 0.6)], POOL, Price(1, 0, 1), 3)
     assert {one.way: one.p_value for one in summary.against} == {
         "parameters": 0.5,
         "handmade": 1.0,
+        "halved random": 0.5,
         "random": pytest.approx(2 / 4),  # it and the one of .6
         "best of random": pytest.approx(1 / 9, abs=0.01),  # both that are tried are the one of .6
     }
@@ -114,8 +130,8 @@ def test_one_seed_proves_little():
 
 def test_equal_ways_are_no_better():
     pool = RandomPool.of([(0.1, 0.5), (0.2, 0.5), (0.3, 0.5)])
-    outcomes = [outcome(seed, 0.5, 0.5, 0.5) for seed in range(3)]
-    for one in SearchSummary.of(outcomes, pool, Price(1, 1, 1)).against:
+    outcomes = [outcome(seed, 0.5, 0.5, 0.5, 0.5) for seed in range(3)]
+    for one in SearchSummary.of(outcomes, pool, Price(1, 1, 1), 3).against:
         assert (one.ahead, one.wins or 0, one.p_value) == (0, 0, 1)
 
 
@@ -125,6 +141,19 @@ def test_equal_ways_are_no_better():
 )
 def test_as_many_random_ones_as_search_choice_and_training_pay(search, choice, training, count):
     assert Price(search, choice, training).randoms == count
+
+
+@pytest.mark.parametrize(
+    ("price", "top", "count"),
+    [
+        (Price(900, 300, 120), 4, 28),  # 1200 s are 192 epochs of the choice's 6.25 s: 28 take 188, 29 take 199
+        (Price(900, 300, 120), 1, 36),  # and 240 epochs of a whole training's 5 s
+        (Price(1, 1, 120), 4, 13),  # 96 epochs of a 48th of a second
+        (Price(0, 0, 120), 1, 2),
+    ],
+)
+def test_as_many_random_ones_are_halved_as_the_same_time_pays(price, top, count):
+    assert price.halved(24, top) == count
 
 
 def test_of_equal_random_ones_none_is_chosen_by_its_figure():
@@ -155,6 +184,8 @@ def test_random_ones_fill_the_budget_and_more_go_on_from_fewer(tmp_path, tiny_da
     settings = load_settings("tiny", {f"search.budget.{key}": limit})
     one = SearchOnce(settings, tmp_path, load_search_space("full"), 8)
     few, many = (random_competitors(one, tiny_data, count) for count in (3, 5))
+    others = random_competitors(one, tiny_data, 3, seed=7)
+    assert [others[name].sample for name in few] != [few[name].sample for name in few]
     assert list(few) == ["random-01", "random-02", "random-03"]
     assert [few[name].sample for name in few] == [many[name].sample for name in few]
     for each in many.values():
@@ -240,7 +271,13 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
     model = CostModel(settings.skeleton, len(open_data(settings.data, settings.seed).classes))
     for name, sample in report["samples"].items():
         assert model.architecture(sample)["total"].flops / 1e9 <= 0.06, name
-    ways = ("front", "parameters", "handmade", "random", "best of random")
+    ways = ("front", "parameters", "handmade", "halved random", "random", "best of random")
+    halved = Price(**report["summary"]["price"]).halved(1, 2)
+    assert report["summary"]["halved"] == halved
+    for seed in (0, 1):
+        tried = (out / "runs" / f"random-choice-seed-{seed}").glob("rung-1-*/architecture.json")
+        assert len(list(tried)) == halved
+        assert report["rows"][seed]["halved_random"] is not None
     assert [one["way"] for one in report["summary"]["against"]] == list(ways)
     assert report["samples"]["front-seed-0"] in [dict(row.sample) for row in rows]
     assert (out / "search.png").stat().st_size > 1000

@@ -9,7 +9,7 @@ import pytest
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.runs.training_log import TrainingLog
 from hitdet_nni.studies import successive_halving
-from hitdet_nni.studies.successive_halving import Rung, best_by_halving, last_loss, rungs, shortened
+from hitdet_nni.studies.successive_halving import Rung, best_by_halving, epochs_before, last_loss, rungs, shortened
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,37 @@ from hitdet_nni.studies.successive_halving import Rung, best_by_halving, last_lo
         (4, 24, [(4, 6), (2, 12)]),
         (5, 24, [(5, 3), (3, 6), (2, 12)]),
         (8, 24, [(8, 3), (4, 6), (2, 12)]),
+        (16, 24, [(16, 2), (8, 3), (4, 6), (2, 12)]),
+        (28, 24, [(28, 2), (14, 3), (7, 6), (4, 12)]),  # one epoch says nothing
         (4, 2, [(4, 1), (2, 1)]),
     ],
 )
 def test_each_rung_is_twice_as_long_for_half_as_many(count, epochs, expected):
     assert rungs(count, epochs) == [Rung(*each) for each in expected]
+
+
+def test_the_epochs_of_a_choice_are_those_of_its_trainings():
+    assert epochs_before(4, 24) == 4 * 6 + 2 * 12
+    assert epochs_before(28, 24) == 28 * 2 + 14 * 3 + 7 * 6 + 4 * 12
+
+
+def test_of_the_last_ones_one_is_left_however_many_there_were(tmp_path, monkeypatch):
+    known = {f"{number:02d}": number / 20 for number in range(20)}
+    trained = []
+
+    def train(job):
+        trained.append(job.settings.retrain.epochs)
+        log = job.folder / "retrain" / "20260101_000000" / "20260101_000000.log"
+        log.parent.mkdir(parents=True)
+        log.write_text(f"x - Epoch(train)  [{trained[-1]}][50/60]  lr: 1.0e-02  loss: {known[job.architecture.name]}\n")
+        return {"mAP": 0.5}
+
+    monkeypatch.setattr(successive_halving, "retrain_once", train)
+    best = best_by_halving([SimpleNamespace(name=name) for name in reversed(known)], load_settings("digits"), tmp_path)
+    assert best.name == "00"
+    assert sum(trained) == epochs_before(20, 24)
+    with (tmp_path / "rungs.csv").open() as stream:
+        assert [row["kept"] for row in csv.DictReader(stream) if row["rung"] == "4"] == ["1", "0", "0"]
 
 
 def test_a_shorter_training_has_its_schedule():

@@ -81,11 +81,13 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.studies.retrainings import Retraining, retrain_once
     from hitdet_nni.studies.search_study import (
         BEST_OF_FRONT,
+        HALVED_RANDOM,
         alike,
         choice,
         choice_seconds,
         choose,
         competitors,
+        random_choice,
         random_competitors,
         retraining,
         search_once,
@@ -135,6 +137,11 @@ def run(options: Namespace) -> Findings:
         for own, (name, architecture) in zip(seeded(settings, len(randoms)), randoms.items(), strict=True)
     ]
     run_jobs(retrain, drawn, options.jobs, told)
+    halved = price.halved(settings.retrain.epochs, options.top)
+    rivals = [random_choice(one, data, halved, folder) for one in every]
+    for place, best in enumerate(run_jobs(Work("choice", choose), rivals, options.jobs, told)):
+        add(place, HALVED_RANDOM, best)
+    run_jobs(retrain, [fixed[place, HALVED_RANDOM] for place in range(len(every))], options.jobs, told)
     outcomes = [
         SeedOutcome(
             one.settings.seed,
@@ -143,7 +150,7 @@ def run(options: Namespace) -> Findings:
         for place, one in enumerate(every)
     ]
     pool = RandomPool.of([accuracies(one, data.val) for one in drawn])
-    summary = SearchSummary.of(outcomes, pool, price)
+    summary = SearchSummary.of(outcomes, pool, price, halved)
     plot_search_study(outcomes, pool, price.randoms, image_file(options))
     rows = [
         {"seed": one.seed, **{name.replace(" ", "_"): value for name, value in one.by_way.items()}} for one in outcomes
@@ -151,6 +158,6 @@ def run(options: Namespace) -> Findings:
     details = {
         "summary": asdict(summary),
         "random": asdict(pool),
-        "samples": {one.folder.name: dict(one.architecture.sample) for one in (*trained, *drawn)},
+        "samples": {one.folder.name: dict(one.architecture.sample) for one in (*fixed.values(), *drawn)},
     }
     return write_findings(options, rows, summary.sentences(), details)
