@@ -32,6 +32,9 @@ from hitdet_nni.runs.tables import read_alphas
 
 logger = logging.getLogger(__name__)
 
+EARLIER = "earlier"
+"""Origin of a finalist that only another call has compared."""
+
 
 @dataclass(frozen=True)
 class FrontRequest:
@@ -59,7 +62,7 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
 
     Losses are of the half of the training images that the search had for architecture parameters; the validation
     images have no part in it. What was computed before an interruption is not computed again, and the outcome is the
-    same.
+    same. What another call has compared, for other budgets or costs, is among the finalists, so that none gets worse.
 
     Args:
         run: A run whose search has ended.
@@ -86,9 +89,12 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
     remembered = KnownLosses(run.front / "losses.csv", list(supernet.candidates))
     remembered.losses = distributed.broadcast_object(remembered.losses)
 
+    def shown(skip: int) -> str:
+        return f"{first} from {skip}"
+
     @contextmanager
     def losses_on(skip: int, count: int) -> Iterator[Losses]:
-        images = f"{first} from {skip}"
+        images = shown(skip)
         arguments = (supernet, "front", settings, data, settings.seed, first, count)
         with evaluation(*arguments, skip=skip) as losses:
             keep = partial(remembered.add, images, write=distributed.is_main())
@@ -97,7 +103,10 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
     with losses_on(0, asked.samples) as losses:
         tried = search.explore(losses, asked.samples, settings.seed)
     searched = load_architecture(run.architecture).sample
-    finalists = distributed.broadcast_object(search.nominate(tried, searched, _decided(run, search)))
+    nominated = search.nominate(tried, searched, _decided(run, search))
+    for key in remembered.architectures(shown(first)):
+        nominated.setdefault(key, EARLIER)
+    finalists = distributed.broadcast_object(nominated)
     fixed = {layer.label: space[layer.component][0] for layer in model.layers if layer.label not in supernet.candidates}
     with losses_on(first, len(finalists)) as losses:
         compared = search.compare(finalists, losses, fixed)

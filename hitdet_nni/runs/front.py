@@ -24,8 +24,8 @@ class FrontRow:
     Attributes:
         name: Its name, and that of its file.
         origin: How it came to be there: it is what the ``"search"`` found, architecture ``"parameters"`` decide it
-            within a cost, it is a ``"sample"`` that was tried, or what the model of the samples' losses takes for the
-            best within a cost (``"model"``).
+            within a cost, it is a ``"sample"`` that was tried, what the model of the samples' losses takes for the
+            best within a cost (``"model"``), or one that only an ``"earlier"`` call, for other costs, compared.
         loss: Mean detection loss by the supernet's weights, on images that had no part in the choice among samples.
         gflops: Cost of the whole detector, in GFLOPs (multiply-adds).
         params_m: Parameters of the whole detector, in millions.
@@ -153,6 +153,10 @@ class KnownLosses:
     def get(self, images: str, sample: Mapping[str, str]) -> float | None:
         """Return the loss of an architecture on some images, ``None`` where it is not known."""
         return self.losses.get((images, self._key(sample)))
+
+    def architectures(self, images: str) -> list[tuple[str, ...]]:
+        """Return the operators, in the layers' order, of the architectures whose loss on some images is known."""
+        return [key for of_images, key in self.losses if of_images == images]
 
     def add(self, images: str, samples: Sequence[Mapping[str, str]], losses: Sequence[float], *, write: bool) -> None:
         """Keep losses.

@@ -125,7 +125,7 @@ def test_a_failed_trial_is_named_with_its_log(together):
     launcher = together["fail"]
     assert launcher.process.wait(120) == 1
     (line,) = launcher.errors().splitlines()
-    named = re.fullmatch(r"trial [01] \(\w+\) FAILED: see (.+)", line)
+    named = re.fullmatch(r"trial [01] \(\w+\) FAILED: the weight is too heavy; see (.+)", line)
     assert named, line
     assert "the weight is too heavy" in Path(named[1]).read_text()
     assert re.search(r"[01] \(\w+\) +FAILED +1 +- +- +- +-", launcher.text())
@@ -167,6 +167,21 @@ def test_ctrl_c_stops_running_trials_and_their_children_and_they_go_on_later(tog
     assert [trial for _, trial, *_ in rows] == ids
     assert sorted((weight, score) for _, _, weight, score, _ in rows) == [("0", "0.125"), ("1", "0.375")]
     assert resumed.left() == []
+
+
+@pytest.mark.slow
+def test_a_grid_whose_first_trial_was_stopped_is_searched_whole(launch):
+    """With one trial at a time NNI's own hands out the point of the resumed trial again, and never the other one."""
+    own = "tuner: {className: hitdet_nni.integration.grid_search.GridSearch, codeDirectory: .}"
+    config = CONFIG.replace("tuner: {name: GridSearch}", own).replace("trialConcurrency: 2", "trialConcurrency: 1")
+    launcher = launch("hang", config=config)
+    started = launcher.wait_for(r"experiment (\w+) runs")[1]
+    launcher.wait_for(r"trial 0  2 reports")
+    interrupt(launcher, signal.SIGINT)
+    resumed = launch.again(launcher, "succeed", "--resume", started)
+    assert resumed.process.wait(240) == 0, resumed.text() + resumed.errors()
+    rows = re.findall(r"^ *\d \(\w+\) +SUCCEEDED +(\S+) +1\.50 +0\.750 +(\S+)", resumed.text(), re.M)
+    assert sorted(rows) == [("0", "0.125"), ("1", "0.375")]
 
 
 @pytest.mark.slow

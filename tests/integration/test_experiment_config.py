@@ -101,6 +101,8 @@ def test_a_tunnel_is_dug_to_machines_that_do_not_find_the_manager(host, manager,
         (remote(nniManagerIp="10.0.0.1"), ("nniManagerIp", "'10.0.0.1'", "127.0.0.1", "tunnel")),
         ({"trainingService": {"platform": "kubeflow"}}, ("trainingService.platform", "'kubeflow'", "local, remote")),
         ({"trainingService": [{"platform": "local"}]}, ("trainingService", "several services")),
+        ({"trialCommand": "python trial.py"}, ("trainingService", "is missing", "{platform: local}")),
+        ({"trainingService": {"useActiveGpu": True}}, ("trainingService.platform", "is missing", "local, remote")),
         ({"tuner": {"classArgs": ["<seed>"]}}, ("tuner.classArgs[0]", "<seed>")),
     ],
 )
@@ -121,7 +123,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, refused):
 def test_what_nni_refuses_itself_is_left_to_it():
     for machines in (None, "box", ["box"], [{"host": 5, "user": "me"}], [{"host": "box", "user": "me", "port": "22"}]):
         assert read({"trainingService": {"platform": "remote", "machineList": machines}}).machines == ()
-    assert read({"trainingService": "local"}).machines == read({}).machines == ()
+    assert read({"trainingService": "local"}).machines == read({"trainingServicePlatform": "local"}).machines == ()
 
 
 def test_a_detector_s_config_is_no_experiment(refused):

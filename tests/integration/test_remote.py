@@ -204,7 +204,7 @@ def test_remote_trials_report_through_a_tunnel_and_leave_nothing(launch, server,
     bad = re.search(r"^ *\d \((\w+)\) +FAILED +1 +- +- +- +- *$", text, re.M)
     assert bad
     (line,) = launcher.errors().splitlines()
-    named = re.fullmatch(rf"trial \d \({bad[1]}\) FAILED: see (.+)", line)
+    named = re.fullmatch(rf"trial \d \({bad[1]}\) FAILED: the weight is too heavy; see (.+)", line)
     assert "the weight is too heavy" in Path(named[1]).read_text()  # copied here
     assert Path(named[1]).is_relative_to(launcher.folder)
     assert launcher.left() == []

@@ -65,7 +65,9 @@ def test_trials_on_another_machine_are_told_from_those_here(tmp_path, monkeypatc
     failed = replace(there, status="FAILED")
     assert Snapshot("DONE", (), (failed,)).complaints() == [f"trial 1 (b) FAILED: see {place}"]
     copied = replace(failed, folder=tmp_path)
-    assert Snapshot("DONE", (), (copied,)).complaints() == [f"trial 1 (b) FAILED: see {tmp_path / 'trial.stderr'}"]
+    assert Snapshot("DONE", (), (copied,)).complaints() == [
+        f"trial 1 (b) FAILED: of something else; see {tmp_path / 'trial.stderr'}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -147,11 +149,11 @@ def test_when_an_experiment_is_finished(status, trials, requested, finished):
 
 def test_complaints(tmp_path):
     (tmp_path / "trial.stderr").touch()
-    (tmp_path / "trial.log").write_text("why")
+    (tmp_path / "trial.log").write_text("what\nwhy\n")
     good, bad = Trial(0, "a", "SUCCEEDED"), Trial(1, "b", "FAILED", folder=tmp_path)
     assert Snapshot("DONE", (), (good,)).complaints() == []
-    assert Snapshot("DONE", (), (good, bad)).complaints() == [f"trial 1 (b) FAILED: see {tmp_path / 'trial.log'}"]
+    assert Snapshot("DONE", (), (good, bad)).complaints() == [f"trial 1 (b) FAILED: why; see {tmp_path / 'trial.log'}"]
     killed = Trial(1, "b", "USER_CANCELED", folder=tmp_path)
-    assert Snapshot("DONE", (), (good, killed)).complaints()[0].startswith("trial 1 (b) USER_CANCELED: see ")
+    assert Snapshot("DONE", (), (good, killed)).complaints()[0].startswith("trial 1 (b) USER_CANCELED: why; see ")
     assert Snapshot("ERROR", ("no tuner",), (good,)).complaints() == ["NNI ended with ERROR: no tuner"]
     assert Snapshot("DONE").complaints() == ["no trial ran to its end"]

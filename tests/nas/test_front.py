@@ -321,6 +321,16 @@ def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
     assert kept == 1 + 8  # of the twelve that are drawn by a plan
     assert front("--budget", budget, "--resume")[0] == 0
     assert {file.name: file.read_bytes() for file in searched.front.iterdir()} == before
+    assert front("--budget", *(budget * (1 + 0.02 * step) for step in range(-3, 8)), "--resume")[0] == 0
+    compared = read_front(searched.front_table)
+    assert front("--resume")[0] == 0  # with fewer limits fewer are to be compared
+    again = {tuple(row.sample.items()): row for row in read_front(searched.front_table)}
+    assert {tuple(row.sample.items()): row.loss for row in compared}.items() <= {
+        sample: row.loss for sample, row in again.items()
+    }.items()
+    assert "earlier" in {row.origin for row in again.values()}
+    assert front("--budget", budget, "--force")[0] == 0
+    assert {file.name: file.read_bytes() for file in searched.front.iterdir()} == before
     # Its supernet's images are not the validation images.
     assert before["losses.csv"].decode().count("4 from 0,") <= 24
     assert "4 from 4," in before["losses.csv"].decode()

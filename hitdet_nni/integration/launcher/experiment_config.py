@@ -153,8 +153,8 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
         folder: Relative paths start there.
 
     Raises:
-        InputError: It is no mapping, a placeholder such as ``<host>`` is still in it, or its trials could not reach a
-            manager that listens on loopback.
+        InputError: It is no mapping, a placeholder such as ``<host>`` is still in it, it does not say where its trials
+            run, or they could not reach a manager that listens on loopback.
     """
     if not isinstance(content, dict):
         raise InputError(
@@ -165,11 +165,16 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
         raise InputError("is the config of a detector", source=source, allowed=allowed)
     _refuse_placeholders(content, source, "")
     service = _value(content, "trainingService")
+    if service is None and _value(content, "trainingServicePlatform") is None:  # as NNI's older format has it
+        allowed = "{platform: local} for this machine"
+        raise InputError("is missing", source=source, key="trainingService", allowed=allowed)
     if not isinstance(service, dict):  # NNI's older formats, or several services at once
         if isinstance(service, list):
             raise InputError("several services", source=source, key="trainingService", allowed="one, local or remote")
         return ExperimentConfig(source, arguments)
     platform = _value(service, "platform")
+    if platform is None:
+        raise InputError("is missing", source=source, key="trainingService.platform", allowed=", ".join(PLATFORMS))
     if isinstance(platform, str) and platform not in PLATFORMS:
         raise InputError(
             f"trials of {platform!r} reach NNI's manager over the network, and it is kept on loopback here",

@@ -59,6 +59,14 @@ class Trial:
         paths = [self.folder / name for name in names]
         return next((path for path in paths if path.is_file() and path.stat().st_size), self.place or self.folder)
 
+    def complaint(self) -> str:
+        """Tell of a failure in a line: the last one of its log, where there is one, and the log."""
+        log = self.log()
+        here = isinstance(log, Path) and log.is_file()
+        said = Path(log).read_text(encoding="utf-8", errors="replace").strip() if here else ""
+        last = f"{said.splitlines()[-1].strip()}; " if said else ""
+        return f"trial {self.number} ({self.id}) {self.status}: {last}see {log}"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -80,7 +88,7 @@ class Snapshot:
     def complaints(self) -> list[str]:
         """Tell why a finished experiment is no success, a line each."""
         lines = [f"NNI ended with ERROR: {'; '.join(self.errors)}"] if self.status == "ERROR" else []
-        lines += [f"trial {t.number} ({t.id}) {t.status}: see {t.log()}" for t in self.trials if t.status in FAILED]
+        lines += [trial.complaint() for trial in self.trials if trial.status in FAILED]
         if not lines and not any(trial.status in {"SUCCEEDED", "EARLY_STOPPED"} for trial in self.trials):
             lines.append("no trial ran to its end")
         return lines
