@@ -25,9 +25,13 @@ PAGE = Path(__file__).resolve().parent / "results.md"
 FOLDER = PAGE.with_suffix("")
 
 
-def search_summary(*, against: Sequence[Mapping[str, Any]], price: Mapping[str, Any], **values: Any) -> SearchSummary:
+def search_summary(
+    *, against: Sequence[Mapping[str, Any]], price: Mapping[str, Any], halved: int | None = None, **values: Any
+) -> SearchSummary:
     """Return the summary of ``study search`` as its report has it."""
-    return SearchSummary(against=tuple(Against(**one) for one in against), price=Price(**price), **values)
+    return SearchSummary(
+        against=tuple(Against(**one) for one in against), price=Price(**price), halved=halved, **values
+    )
 
 
 SUMMARIES = {

@@ -40,8 +40,8 @@ CLI = """\
 Written by `python docs/generate.py` from the parsers in `hitdet_nni/commands/`.
 
 Exit status: 0 done, 2 bad input (one line on standard error that names file, key, value and what is allowed), 130
-interrupted, 1 anything else. `--config` takes a file or the name of a shipped config. `--set` may be given several
-times.
+interrupted, 141 cut off because what reads standard output has ended (`| head`), 1 anything else. `--config` takes a
+file or the name of a shipped config. `--set` may be given several times.
 `python -m hitdet_nni` is the same command; `torchrun` starts that form.
 """
 

@@ -5,22 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from hitdet_nni.commands.shared.console import echo
+from hitdet_nni.commands.shared.outcome import training_outcome
 from hitdet_nni.commands.shared.trained import trained_source
 from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.budget_settings import BUDGET_KEYS, BudgetKey
+from hitdet_nni.config.python_arguments import StrPath, check_kinds, in_arguments, require_table, search_settings
+from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings, load_settings
+from hitdet_nni.config.validation import require_kind
 from hitdet_nni.data.sources import open_data
-from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.deployment import FORMATS
+from hitdet_nni.deployment.suffixes import SUFFIXES
+from hitdet_nni.engine.process import prepare_process, require_device, whole_imports
 from hitdet_nni.errors import InputError, StoppedError
-from hitdet_nni.io import read_json
+from hitdet_nni.io import expanded, read_json
 from hitdet_nni.nas.checks import check_classes
 from hitdet_nni.nas.provenance import tell_unused_skeleton
-from hitdet_nni.runs.run_directory import find_run
+from hitdet_nni.runs.found import facts_of, found_line
+from hitdet_nni.runs.run_directory import RunDirectory, find_run
 
 if TYPE_CHECKING:
     from hitdet_nni.deployment import FilePrecision, Format
@@ -30,41 +39,30 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 """Folder of the run directories that nothing else is said of."""
 
-StrPath = str | os.PathLike[str]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ARGUMENTS = {
-    "force": "force=True",
-    "resume": "resume=True",
-    "format": "kind",
-    "out": "path",
-    "budget": "budgets",
-    "set": "settings",
-}
-"""What options of the commands are called here where an argument of that name does not say it."""
-
 
 def _in_python(function: Callable[P, T]) -> Callable[P, T]:
-    """Have the errors of the stages that the commands share name arguments of Python, not options."""
-    arguments = inspect.signature(function).parameters
-
-    def argument(option: re.Match[str]) -> str:
-        name = option[1].replace("-", "_")
-        said = _ARGUMENTS.get(name, name)
-        return next((word for word in (said, name) if word.partition("=")[0] in arguments), option[0])
+    """Refuse arguments of a wrong kind, let no import be interrupted, and have errors name arguments, not options."""
+    parameters = inspect.signature(function).parameters
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        check_kinds(parameters, dict(zip(parameters, args, strict=False)) | kwargs)
         try:
-            return function(*args, **kwargs)
+            with whole_imports():
+                return function(*args, **kwargs)
         except (InputError, StoppedError) as error:
-            text = re.sub(r"--set ([\w.]+)=(\S+?)(?=[\s;,]|$)", r'settings={"\1": \2}', str(error))
-            error.args = (re.sub(r"(?<![^\s(])--([a-z][a-z-]*)", argument, text),)
+            error.args = (in_arguments(str(error), parameters),)
             raise
 
     return call
+
+
+def _path(path: StrPath) -> Path:
+    """Return a path with the home folder in place of ``~``."""
+    return expanded(os.fspath(path))
 
 
 class Run:
@@ -77,8 +75,9 @@ class Run:
         path: The directory.
     """
 
+    @_in_python
     def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
+        self.path = _path(path)
         self._files = find_run(self.path)
 
     def __repr__(self) -> str:
@@ -87,19 +86,9 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Return the run for a notebook: what was found, and what it reaches."""
-        lines = {"run": str(self.path), **self._facts()}
+        lines = {"run": str(self.path), **facts_of(self._files)}
         rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in lines.items())
         return f"<table>{rows}</table>"
-
-    def _facts(self) -> dict[str, str]:
-        if not self._files.architecture.exists():
-            return {"state": "not searched to its end"}
-        facts = {"architecture": self.architecture.name, "classes": ", ".join(self.architecture.provenance.classes)}
-        if self._files.metrics.exists():
-            metrics = self.metrics
-            facts |= {"parameters": f"{metrics['params_m']:.3g} M", "GFLOPs": f"{metrics['gflops']:.3g}"}
-            facts["mAP"] = f"{metrics['mAP']:.3f}"
-        return facts
 
     @property
     def settings(self) -> Settings:
@@ -113,6 +102,7 @@ class Run:
         Raises:
             InputError: If there is none yet.
         """
+        self._require_search()
         return load_architecture(self._files.architecture)
 
     @property
@@ -129,6 +119,8 @@ class Run:
         self,
         budgets: Sequence[float] = (),
         *,
+        cost: BudgetKey | None = None,
+        table: StrPath | None = None,
         samples: int = 192,
         images: int = 96,
         force: bool = False,
@@ -137,7 +129,10 @@ class Run:
         """Find architectures of every cost in the supernet, as ``hitdet-nni front`` does.
 
         Args:
-            budgets: Costs at which an architecture is wanted besides, in the unit of the search's budget, else GFLOPs.
+            budgets: Costs at which an architecture is wanted besides, in the front's unit.
+            cost: That unit: ``"gflops"``, ``"params_m"`` or ``"latency_ms"`` (default: that of the search's budget,
+                else GFLOPs).
+            table: File of ``hitdet-nni latency`` (default: that of the search).
             samples: Architectures tried.
             images: Images that they are tried on.
             force: Remove the front that is there.
@@ -151,8 +146,14 @@ class Run:
         """
         from hitdet_nni.commands.shared.stages import front_unit, run_front  # noqa: PLC0415
 
-        key, table = front_unit(self._files, self.settings)
-        return run_front(self._files, key, budgets, table, samples, images, force=force, resume=resume)
+        self._require_search()
+        if cost is not None and cost not in BUDGET_KEYS:
+            raise InputError(f"got {cost!r}", key="cost", allowed=BUDGET_KEYS)
+        for budget in budgets:
+            require_kind("budgets", budget, Real, "numbers above 0")
+        file = None if table is None else require_table(_path(table), "table")
+        key, times = front_unit(self._files, self.settings, cost, file)
+        return run_front(self._files, key, budgets, times, samples, images, force=force, resume=resume)
 
     @_in_python
     def retrain(
@@ -183,20 +184,23 @@ class Run:
         """
         from hitdet_nni.commands.shared.stages import front_points, run_retraining  # noqa: PLC0415
 
+        self._require_search()
+        if budget is not None:
+            require_kind("budget", budget, Real, "a number above 0, in the front's unit")
         architectures = [self.architecture] if budget is None else front_points(self._files, budget, top)
         if budget is None and top != 1:
             raise InputError("has no meaning without a budget", key="top", allowed="with budget=...")
         _refuse_both(force=force, resume=resume)
-        if out is None and settings:
-            raise InputError("is missing", key="out", allowed="another directory, for other settings or with force")
         whole = self.path.resolve()
         elsewhere = whole.with_name(f"{whole.name}-retrained-{budget:g}") if budget is not None else self.path
-        folder = elsewhere if out is None else Path(out)
-        here = folder.resolve() == self.path.resolve()
+        folder = elsewhere if out is None else _path(out)
+        here = folder.resolve() == whole
+        if here and out is None and settings:
+            raise InputError("is missing", key="out", allowed="another directory, for other settings or with force")
         if here and (force or inherit):
             problem = "would train over the run's own detector"
             raise InputError(problem, key="force" if force else "inherit", allowed="with out=..., another directory")
-        run_retraining(
+        result = run_retraining(
             folder,
             load_settings(self._files.config, settings),
             self.path.name,
@@ -205,8 +209,11 @@ class Run:
             force=force,
             resume=resume or here,
         )
+        reached, _ = training_outcome(RunDirectory(folder), result)
+        echo(reached)
         return Run(folder).detector()
 
+    @_in_python
     def detector(self, device: str = "cpu") -> Detector:
         """Return the trained detector, a plain module of torch for inference.
 
@@ -214,10 +221,11 @@ class Run:
             device: Where it computes, as torch names devices.
 
         Raises:
-            InputError: If nothing was trained yet.
+            InputError: If nothing was trained yet, or torch finds no such device.
         """
         from hitdet_nni.deployment.loading import load_detector  # noqa: PLC0415
 
+        require_device(device)
         return load_detector(*self._trained()).to(device)
 
     @_in_python
@@ -270,10 +278,10 @@ class Run:
         """
         from hitdet_nni.commands.shared.stages import run_export  # noqa: PLC0415
 
-        suffix = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2", "openvino": ".xml"}
-        if kind not in suffix:
-            raise InputError(f"got {kind!r}", key="kind", allowed=suffix)
-        file = self.path / f"detector{suffix[kind]}" if path is None else Path(path)
+        self._require_search()
+        if kind not in FORMATS:
+            raise InputError(f"got {kind!r}", key="kind", allowed=FORMATS)
+        file = self.path / f"detector{SUFFIXES[kind]}" if path is None else _path(path)
         if file.exists() and not force:
             raise InputError("exists already", source=file, allowed="another file, or force=True")
         run_export(
@@ -298,10 +306,21 @@ class Run:
         """
         from hitdet_nni.report.page import write_report  # noqa: PLC0415
 
-        return write_report(self.path, None if path is None else Path(path), images=images)
+        return write_report(self.path, None if path is None else _path(path), images=images)
+
+    def _require_search(self) -> None:
+        """Refuse to go on from a search that was interrupted.
+
+        Raises:
+            InputError: Saying how it goes on.
+        """
+        if not self._files.architecture.is_file():
+            allowed = "one that has: hitdet_nni.search(..., resume=True) goes on with it"
+            raise InputError("the search has not ended", source=self.path, allowed=allowed)
 
     def _trained(self) -> tuple[Architecture, Path]:
         """Return the architecture and the file of its trained weights."""
+        self._require_search()
         return trained_source(str(self.path), None)
 
 
@@ -314,6 +333,7 @@ def search(
     out: StrPath | None = None,
     seed: int | None = None,
     settings: Mapping[str, object] | None = None,
+    sub_spaces: StrPath | None = None,
     force: bool = False,
     resume: bool = False,
 ) -> Run:
@@ -326,7 +346,10 @@ def search(
             5, "table": "latency.json"}``.
         out: The run directory (default: ``runs/<name of the folder or the preset>``).
         seed: Of everything that is random (default: the preset's).
-        settings: Other dotted keys and their values, e.g. ``{"search.epochs": 20}``.
+        settings: Other dotted keys and their values, e.g. ``{"search.epochs": 20}``; a mapping is a diff of its
+            section, as :func:`~hitdet_nni.config.settings.load_settings` says.
+        sub_spaces: Search space to use instead of screening: a file, a run that has been screened, or a shipped one's
+            name.
         force: Remove the results that are there.
         resume: Go on exactly where an earlier call stopped; one that has ended is returned.
 
@@ -336,30 +359,13 @@ def search(
     from hitdet_nni.commands.shared.stages import run_search  # noqa: PLC0415
 
     _refuse_both(force=force, resume=resume)
-    changed: dict[str, object] = dict(settings or {})
-    if source is not None:
-        changed["data.root"] = os.fspath(source)
-    for key, value in _budget_settings(budget).items():
-        changed[f"search.budget.{key}"] = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if seed is not None:
-        changed["seed"] = seed
-    folder = RUNS / (Path(preset).stem if source is None else Path(source).resolve().name) if out is None else Path(out)
-    run_search(folder, load_settings(preset, changed), preset, force=force, resume=resume)
+    loaded = search_settings(preset, source, budget, seed, settings)
+    name = Path(preset).stem if source is None else _path(source).resolve().name
+    folder = RUNS / name if out is None else _path(out)
+    given = None if sub_spaces is None else load_search_space(_path(sub_spaces))
+    found = run_search(folder, loaded, os.fspath(preset), given, force=force, resume=resume)
+    echo(found_line(found, loaded.search.budget))
     return Run(folder)
-
-
-def _budget_settings(budget: Mapping[str, object] | float | None) -> Mapping[str, object]:
-    """Return the ``search.budget`` section of a budget; a number is of GFLOPs.
-
-    Raises:
-        InputError: If it is neither a number nor a mapping.
-    """
-    if budget is None or isinstance(budget, Mapping):
-        return budget or {}
-    if isinstance(budget, int | float) and not isinstance(budget, bool):
-        return {"gflops": float(budget)}
-    allowed = 'GFLOPs as a number, {"gflops": 2}, {"params_m": 3}, {"latency_ms": 5, "table": "latency.json"}'
-    raise InputError(f"got {budget!r}", key="budget", allowed=allowed)
 
 
 def _refuse_both(*, force: bool, resume: bool) -> None:

@@ -1,17 +1,25 @@
 """The ``hitdet-nni`` command: collects the commands of :mod:`hitdet_nni.commands`, and runs the one that is named.
 
-Exit status: 0 done, 2 bad input (one line on standard error), 1 anything else.
+Exit status: 0 done, 2 bad input (one line on standard error), 130 interrupted, 141 where what reads standard output has
+ended, 1 anything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import signal
 import sys
 from collections.abc import Sequence
 
 from hitdet_nni import __version__
 from hitdet_nni.commands import find_commands
+from hitdet_nni.commands.shared.output import OutputError, discard_output, write_out
 from hitdet_nni.errors import InputError, StoppedError, WriteError, escape_unprintable
+from hitdet_nni.io import expanded
+
+_WORD = re.compile(r"^(--[\w-]+=)?(~.*)$", re.DOTALL)
+"""A word, or the value of an option in it, that begins with a home folder."""
 
 
 def build_parser(called: str | None = None) -> argparse.ArgumentParser:
@@ -53,6 +61,18 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"cannot be written ({error.reason})", source=error.path) from None
 
 
+def with_home_folders(words: Sequence[str]) -> list[str]:
+    """Return words of a command with home folders in place of ``~``, which a shell leaves in ``--out=~/x`` or quotes.
+
+    Args:
+        words: The words.
+
+    Raises:
+        InputError: If there is no such user.
+    """
+    return [_WORD.sub(lambda found: f"{found[1] or ''}{expanded(found[2])}", word) for word in words]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; errors of the user end with status 2 and one line on standard error.
 
@@ -65,19 +85,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable()
     words = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in words if not word.startswith("-")), "")
-    options = build_parser(called).parse_args(words)
+    way = ""
     try:
+        options = _parsed(called, with_home_folders(words))
+        way = "; the same command with --resume goes on from there" if hasattr(options, "resume") else ""
         return run(options)
     except InputError as error:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 2
+    except OutputError as error:
+        discard_output()
+        if error.closed:  # as behind `| head`: told of by the status alone, that of a program which the system ends so
+            return 128 + signal.SIGPIPE
+        sys.stderr.write(f"hitdet-nni: {error}\n")
+        return 1
     except StoppedError as error:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 1
     except KeyboardInterrupt:
-        way = "; the same command with --resume goes on from there" if hasattr(options, "resume") else ""
         sys.stderr.write(f"hitdet-nni: interrupted{way}\n")
         return 130
+
+
+def _parsed(called: str, words: Sequence[str]) -> argparse.Namespace:
+    """Return the options; help that argparse has printed is written before it ends the program."""
+    try:
+        return build_parser(called).parse_args(words)
+    except SystemExit:
+        write_out("")
+        raise
 
 
 if __name__ == "__main__":

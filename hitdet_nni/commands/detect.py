@@ -27,7 +27,7 @@ RESULTS = "detections.json"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``detect``."""
-    parser.add_argument("source", help="run directory, ONNX file of `export`, or architecture JSON with --weights")
+    parser.add_argument("source", help="run, .onnx or .xml file of `export`, or architecture JSON with --weights")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (all below them) or patterns")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of a retraining (default: the run's)")
     parser.add_argument(
@@ -73,7 +73,7 @@ def run(options: Namespace) -> int:
     _check(options)
     listed = list_images(options.images)
     results_file = options.out / RESULTS
-    refuse_existing(results_file, options.force)
+    refuse_existing(results_file, options.force, "another folder")
     drawings = _drawings(options, listed) if options.draw else {}
     detector = _opened(options)
     classes = detector.classes
@@ -123,10 +123,12 @@ def _opened(options: Namespace) -> Predictor:
         InputError: If it cannot be had, or not on that device.
     """
     from hitdet_nni.commands.shared.trained import trained_source
+    from hitdet_nni.deployment.suffixes import RUNTIME_SUFFIXES, SUFFIXES
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.errors import InputError
 
-    if Path(options.source).suffix in (".onnx", ".xml"):
+    source = Path(options.source)
+    if source.suffix in RUNTIME_SUFFIXES:
         if options.weights is not None:
             raise InputError(
                 "has no meaning with an exported file", key="--weights", allowed="a run, or an architecture"
@@ -136,7 +138,10 @@ def _opened(options: Namespace) -> Predictor:
         prepare_process(options.threads)
         from hitdet_nni.deployment.files import open_runtime_file
 
-        return open_runtime_file(Path(options.source), options.threads)
+        return open_runtime_file(source, options.threads)
+    if options.weights is None and source.is_file() and source.suffix != SUFFIXES["architecture"]:
+        allowed = f"a run, a file of hitdet-nni export that ends in {' or '.join(RUNTIME_SUFFIXES)}"
+        raise InputError("is no detector that this command opens", source=source, allowed=allowed)
     architecture, weights = trained_source(options.source, options.weights)
     prepare_process(options.threads)
     import torch
@@ -199,6 +204,6 @@ def _drawings(options: Namespace, listed: Sequence[ListedImage]) -> dict[ListedI
             )
         if path in drawings.values():
             raise InputError("would be two drawings", source=path, allowed="images of other names, or --no-draw")
-        refuse_existing(path, options.force)
+        refuse_existing(path, options.force, "another folder")
         drawings[one] = path
     return drawings

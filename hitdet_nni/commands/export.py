@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hitdet_nni.commands.shared.options import add_file
 from hitdet_nni.deployment import FILE_PRECISIONS, FORMATS
+from hitdet_nni.deployment.suffixes import SUFFIXES, format_of, require_suffix
 from hitdet_nni.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_file(parser, "file to write")
     parser.add_argument(
         "--format",
-        choices=["architecture", *FORMATS],
-        default="architecture",
-        help="architecture JSON of a run, or model file of a trained detector (default: %(default)s)",
+        choices=list(SUFFIXES),
+        help="architecture JSON of a run, or model file of a trained detector (default: what the name of --out ends "
+        f"in: {', '.join(SUFFIXES.values())})",
     )
     parser.add_argument(
         "--epoch",
@@ -69,7 +70,8 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.console import echo
     from hitdet_nni.commands.shared.stages import run_export
 
-    if options.format == "architecture":
+    kind = options.format or format_of(options.out)
+    if kind == "architecture":
         given = {
             "--weights": options.weights,
             "--raw-heads": options.raw_heads,
@@ -77,17 +79,18 @@ def run(options: Namespace) -> None:
             "--verify": options.verify,
             "--config": options.config,
         }
-        _refuse(options, given, f"--format {', '.join(FORMATS)}")
+        _refuse(kind, given, f"--format {', '.join(FORMATS)}")
+        require_suffix(options.out, kind)
         _export_architecture(options)
         return
-    _refuse(options, {"--epoch": options.epoch}, "--format architecture")
+    _refuse(kind, {"--epoch": options.epoch}, "--format architecture")
     if options.config is not None and not options.verify and options.precision != "int8":
         raise InputError("needs no images", key="--config", allowed="with --verify, or --precision int8")
     found = run_export(
         options.source,
         options.weights,
         options.out,
-        options.format,
+        kind,
         options.config,
         force=options.force,
         raw_heads=options.raw_heads,
@@ -100,7 +103,7 @@ def run(options: Namespace) -> None:
         echo(found.sentence())
 
 
-def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:
+def _refuse(kind: str, given: dict[str, object], needed: str) -> None:
     """Refuse options that have no meaning for the format.
 
     Raises:
@@ -108,7 +111,7 @@ def _refuse(options: Namespace, given: dict[str, object], needed: str) -> None:
     """
     for key, value in given.items():
         if value is not None and value is not False:
-            raise InputError(f"has no meaning with --format {options.format}", key=key, allowed=f"with {needed}")
+            raise InputError(f"has no meaning with --format {kind}", key=key, allowed=f"with {needed}")
 
 
 def _export_architecture(options: Namespace) -> None:
@@ -142,9 +145,11 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     from hitdet_nni.nas.provenance import describe_architecture
     from hitdet_nni.runs.tables import read_alphas
 
-    layers = read_alphas(found.alphas).get(epoch)
-    if layers is None:
-        raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed="an epoch of the search")
+    epochs = read_alphas(found.alphas)
+    if epoch not in epochs:
+        allowed = f"{min(epochs)} to {max(epochs)}" if epochs else "an epoch of the search, once one has ended"
+        raise InputError(f"no epoch {epoch}", source=found.alphas, key="--epoch", allowed=allowed)
+    layers = epochs[epoch]
     settings = load_settings(found.config)
     space = load_search_space(found.sub_spaces)
     candidates = layer_candidates(settings.skeleton, space)

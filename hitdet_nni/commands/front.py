@@ -54,7 +54,7 @@ def run(options: Namespace) -> None:
     """
     from dataclasses import asdict
 
-    from hitdet_nni.commands.shared.console import console, echo, json_text
+    from hitdet_nni.commands.shared.console import echo, json_text, show
     from hitdet_nni.commands.shared.stages import front_unit, run_front
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.settings import load_settings
@@ -80,7 +80,7 @@ def run(options: Namespace) -> None:
     if options.json:
         echo(json_text([asdict(row) for row in rows]))
         return
-    console().print(_table(rows, architecture.sample))
+    show(_table(rows, architecture.sample))
     echo(str(found.front_table))
 
 

@@ -47,7 +47,7 @@ def run(options: Namespace) -> None:
         InputError: If a size or a number of proposals is not positive, ``--layers`` or ``--latency`` is of an mmdet
             config, or the table is of another detector.
     """
-    from hitdet_nni.commands.shared.console import console, echo, json_text
+    from hitdet_nni.commands.shared.console import echo, json_text, show
     from hitdet_nni.cost.cost_model import CostModel
     from hitdet_nni.cost.latency_table import load_latency_table
     from hitdet_nni.cost.profile import Profile, find_config, is_config
@@ -90,7 +90,7 @@ def run(options: Namespace) -> None:
     if options.json:
         echo(json_text(_profile_values(found, rows if options.layers else None, timed=bool(options.latency))))
     else:
-        console().print(_profile_table(found, rows, timed=bool(options.latency)))
+        show(_profile_table(found, rows, timed=bool(options.latency)))
 
 
 def _architecture_to_profile(target: str) -> Architecture:

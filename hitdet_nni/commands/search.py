@@ -52,7 +52,7 @@ def run(options: Namespace) -> None:
 
 def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | None) -> None:
     """Print what the search would choose from and how many steps it would take; refuse what it would refuse."""
-    from hitdet_nni.commands.shared.console import console, echo
+    from hitdet_nni.commands.shared.console import echo, show
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.nas.checks import budget_cost_model, check_budget
@@ -73,6 +73,6 @@ def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | N
         table.add_column(heading, justify="left" if heading == "cost" else "right")
     for key, row in outlook.costs.items():
         table.add_row(UNITS[key].name, *(f"{value:.4g}" for value in (row.least, row.uniform, row.largest)))
-    console().print(table)
+    show(table)
     for stage, steps in stage_steps(settings, images, screens=given is None).items():
         echo(f"{stage}: {steps} steps")

@@ -42,6 +42,7 @@ def run(options: Namespace) -> None:
         InputError: If ``--markdown`` is given together with a table's number or ``--json``.
     """
     from hitdet_nni.commands.shared.console import echo, json_text
+    from hitdet_nni.commands.shared.output import telling_output_errors
     from hitdet_nni.cost.stored_costs import stored_costs
     from hitdet_nni.errors import InputError
     from hitdet_nni.integration.launcher.trial_table import print_table
@@ -73,7 +74,8 @@ def run(options: Namespace) -> None:
         for table, comparisons in compared:
             found = sheet(table, comparisons)
             echo(f"\n{found.title}")
-            print_table(rich_table(found), sys.stdout)
+            with telling_output_errors():
+                print_table(rich_table(found), sys.stdout)
             for remark in found.remarks:
                 echo(f"  {remark}")
         echo(f"\n{FOOTNOTE}\n{summary(compared)}")

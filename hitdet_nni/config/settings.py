@@ -33,7 +33,7 @@ from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.config.training_settings import AlphaSettings, CheckpointSettings, WeightSettings
 from hitdet_nni.config.training_settings import PretrainSettings as PretrainSettings
 from hitdet_nni.config.training_settings import RetrainSettings as RetrainSettings
-from hitdet_nni.config.validation import BY_COMPONENT, ONE_VALUE, one_line, refuse_booleans
+from hitdet_nni.config.validation import BY_COMPONENT, ONE_VALUE, one_line, refuse_booleans, require_kind
 from hitdet_nni.config.weights_names import is_weights_name, weights_file
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import expanded, parse_as_written, read_yaml
@@ -165,8 +165,9 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
     Args:
         config: A file, or the bare name of a shipped config, e.g. ``"tiny"``. Its ``extends`` key may name another
             one that it is a diff of. Relative paths in a file are relative to the file's folder.
-        overrides: Dotted keys and their values, e.g. ``{"search.flops_weight": 0.1}``; relative paths are relative to
-            the working folder.
+        overrides: Dotted keys and their values, e.g. ``{"search.flops_weight": 0.1}``; a mapping is a diff of the
+            section, as in a file with ``extends``: ``{"search": {"flops_weight": 0.1}}`` is the same. Relative paths
+            are relative to the working folder.
 
     Returns:
         The settings, all paths absolute, so that they mean the same wherever they are written.
@@ -176,22 +177,43 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
     """
     path = find_config(config)
     tree = _read_tree(path, ())
-    changed: dict[str, dict[str, object]] = {}
-    for key, value in (overrides or {}).items():
-        section, _, name = key.partition(".")
-        changed.setdefault(section, {})[name] = value
-    _give_way(tree, changed)
-    only_changed = changed.keys() - tree.keys()
+    diff = _diff_of(overrides or {})
+    _give_way(tree, diff)
+    _resolve_paths(diff, Path.cwd())
     try:
-        for key, value in (overrides or {}).items():
-            _set(tree, key, value, path)
-        _resolve_paths(tree, Path.cwd())
-        return _checked(tree, path)
+        return _checked(_merge(tree, diff), path)
     except InputError as error:
-        where = f"{error.key}."
-        if where.partition(".")[0] in only_changed or any(where.startswith(f"{key}.") for key in overrides or ()):
+        if _is_of_diff(error.key, tree, diff):
             raise InputError(error.problem, source="--set", key=error.key, allowed=error.allowed) from None
         raise
+
+
+def _diff_of(overrides: Mapping[str, object]) -> dict[str, Any]:
+    """Return overrides by dotted keys as the mapping that a config file would have of them.
+
+    Raises:
+        InputError: If they are no mapping, or a key is no text.
+    """
+    require_kind("--set", overrides, Mapping, 'dotted keys and their values, e.g. {"search.epochs": 20}')
+    diff: dict[str, Any] = {}
+    for key, value in overrides.items():
+        require_kind("--set", key, str, 'a dotted key, e.g. "search.epochs"')
+        section: object = value
+        for part in reversed(key.split(".")):
+            section = {part: section}
+        diff = _merge(diff, section)
+    return diff
+
+
+def _is_of_diff(key: str | None, tree: object, diff: object) -> bool:
+    """Check whether what is wrong at a dotted key is a diff's, rather than the config's or between the two."""
+    for part in key.split(".") if key is not None else ():
+        if not isinstance(diff, Mapping) or part not in diff:
+            return False
+        tree, diff = tree.get(part) if isinstance(tree, Mapping) else None, diff[part]
+        if not (isinstance(tree, Mapping) and isinstance(diff, Mapping)):
+            return True
+    return False
 
 
 def _checked(tree: dict[str, Any], path: Path) -> Settings:
@@ -267,7 +289,8 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     below = _read_tree(_find_extended(base, path), (*seen, path.resolve()))
     _give_way(below, tree)
-    return _merge(below, tree)
+    merged: dict[str, Any] = _merge(below, tree)
+    return merged
 
 
 def _find_extended(base: str, path: Path) -> Path:
@@ -330,20 +353,9 @@ def _name(value: object) -> object:
     return str(value) if type(value) is int and value >= 0 else value
 
 
-def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in diff.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _set(tree: dict[str, Any], key: str, value: object, source: Path) -> None:
-    *sections, last = key.split(".")
-    node = tree
-    for section in sections:
-        below = node.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise InputError(f"unknown key: {section!r} is a value, not a section", source=source, key=key)
-        node = below
-    node[last] = value
+def _merge(base: object, diff: object) -> Any:
+    """Return what a diff makes of a value: mappings are merged key by key, all else is the diff's."""
+    if not isinstance(diff, Mapping):
+        return diff
+    merged = dict(base) if isinstance(base, Mapping) else {}
+    return merged | {key: _merge(merged.get(key), value) for key, value in diff.items()}

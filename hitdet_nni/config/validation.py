@@ -87,6 +87,22 @@ def _is_short(finding: ErrorDetails) -> bool:
     return finding["type"] == "missing" and isinstance(finding["loc"][-1], int)
 
 
+def require_kind(key: str, value: object, kinds: type | tuple[type, ...], allowed: str) -> None:
+    """Refuse a value of Python of another kind; true and false are no numbers.
+
+    Args:
+        key: What the value is called.
+        value: The value.
+        kinds: Its type, or one of several.
+        allowed: These in words.
+
+    Raises:
+        InputError: If it is of none of them.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise InputError(f"got {_brief.repr(value)}", key=key, allowed=allowed)
+
+
 def refuse_booleans(values: object, annotation: Any, source: str | Path, key: str = "") -> None:
     """Refuse true and false where a number is expected, which pydantic takes for 1 and 0.
 

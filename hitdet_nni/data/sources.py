@@ -110,8 +110,22 @@ def open_validation(settings: DataSettings, seed: int) -> CocoAnnotations:
     return read_annotations(*split_source(settings, seed, "val"), key="data.val_ann", allow_empty_boxes=True)
 
 
-Parts = Mapping[Split, tuple[tuple[Path, Path], ...]]
-"""The annotation files, each with its folder of images, that each split is made of."""
+@dataclass(frozen=True)
+class Parts:
+    """What each split is made of.
+
+    Attributes:
+        files: Its annotation files, each with its folder of images; both splits have those of all images where
+            validation images are split off.
+        split_off: Whether that is so: neither the settings nor the folder name validation images.
+    """
+
+    files: Mapping[Split, tuple[tuple[Path, Path], ...]]
+    split_off: bool = False
+
+    def __getitem__(self, split: Split) -> tuple[tuple[Path, Path], ...]:
+        """Return the files of a split."""
+        return self.files[split]
 
 
 def split_parts(settings: DataSettings, seed: int, defects: Mapping[Split, list[InputError]] | None = None) -> Parts:
@@ -133,7 +147,7 @@ def split_parts(settings: DataSettings, seed: int, defects: Mapping[Split, list[
         return _recognised(settings, defects)
     if settings.builtin is not None:
         root = _embedded_set(settings, settings.seed_of(seed))
-        return {split: ((root / "annotations" / f"instances_{split}.json", root / split),) for split in SPLITS}
+        return Parts({split: ((root / "annotations" / f"instances_{split}.json", root / split),) for split in SPLITS})
     if settings.layout is not None and not settings.train_sources:
         allowed = f"the folder of {settings.layout}, which holds {LAYOUTS[settings.layout]['val_ann']}"
         raise InputError("is missing", key="data.root", allowed=allowed)
@@ -143,7 +157,7 @@ def split_parts(settings: DataSettings, seed: int, defects: Mapping[Split, list[
             "train_images, val_ann and val_images; data.layout with data.root; data.builtin"
         )
         raise InputError("is missing", key="data.root", allowed=allowed)
-    return {"train": settings.train_sources, "val": ((settings.val_ann, settings.val_images),)}
+    return Parts({"train": settings.train_sources, "val": ((settings.val_ann, settings.val_images),)})
 
 
 def split_source(settings: DataSettings, seed: int, split: Split) -> tuple[Path, Path]:
@@ -172,7 +186,7 @@ def chosen_source(settings: DataSettings, splits: Parts, split: Split) -> tuple[
         InputError: As :func:`split_source`.
     """
     parts = splits[split]
-    if is_split_off(settings, splits):
+    if splits.split_off:
         chosen = _split(settings, parts[0], split)
         return one_annotation_file(parts, cache_folder() / "subsets", split=split, only=chosen, without=None)
     only, without = (settings.train_ids, settings.train_without) if split == "train" else (settings.val_ids, None)
@@ -181,34 +195,24 @@ def chosen_source(settings: DataSettings, splits: Parts, split: Split) -> tuple[
     return one_annotation_file(parts, cache_folder() / "subsets", split=split, only=only, without=without)
 
 
-def is_split_off(settings: DataSettings, splits: Parts) -> bool:
-    """Whether validation images are split off the training images: those of a folder without a validation part.
-
-    Args:
-        settings: The ``data`` section.
-        splits: The files that the splits are made of.
-    """
-    return settings.is_recognised and splits["train"] == splits["val"]
-
-
 def _recognised(settings: DataSettings, defects: Mapping[Split, list[InputError]] | None) -> Parts:
     """Return the parts of a folder that is recognised, less a split that is named by its paths.
 
     Where the folder has no validation part, both splits are all its images; :func:`chosen_source` splits them.
     """
     assert settings.root is not None
-    named: Parts = {"train": settings.train_sources, "val": ()}
-    if settings.val_ann is not None and settings.val_images is not None:
-        named = {**named, "val": ((settings.val_ann, settings.val_images),)}
+    val = () if settings.val_ann is None or settings.val_images is None else ((settings.val_ann, settings.val_images),)
+    named = Parts({"train": settings.train_sources, "val": val})
     asked = [split for split in SPLITS if not named[split]]
     found = open_root(settings.root, cache_folder() / "layouts", asked, defects)
-    if "val" in asked and "val" not in found:
+    split_off = "val" in asked and "val" not in found
+    if split_off:
         if "train" not in asked:
             allowed = "data.val_ann and val_images as well"
             raise InputError("has no validation part", source=settings.root, key="data.root", allowed=allowed)
         found["val"] = found["train"]
     opened = {split: () if source is None else (source,) for split, source in found.items()}
-    return {split: named[split] or opened[split] for split in SPLITS}
+    return Parts({split: named[split] or opened[split] for split in SPLITS}, split_off)
 
 
 def _split(settings: DataSettings, source: tuple[Path, Path], split: Split) -> Path:

@@ -1,11 +1,28 @@
-"""Where the captions of boxes stand: inside the image, at their boxes, and not over each other where there is room."""
+"""Captions of boxes: no wider than the image, inside it, and not over each other where there is room."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 Area = Sequence[float]
 """Left, top, right and bottom."""
+
+_LAST = 5
+"""Letters at the end of a caption that are kept: a score, such as `` 0.87``."""
+
+
+def shortened(text: str, width: float, measure: Callable[[str], float]) -> str:
+    """Return a text with an ellipsis before its last letters in place of those that a width has no room for.
+
+    Args:
+        text: Class name, and perhaps a score; left whole where not even one letter and its end have room.
+        width: How wide it may be.
+        measure: Gives the width of a text.
+    """
+    if measure(text) <= width:
+        return text
+    cut = (f"{text[:count].rstrip()}…{text[-_LAST:]}" for count in range(len(text) - _LAST - 1, 0, -1))
+    return next((each for each in cut if measure(each) <= width), text)
 
 
 def place_captions(

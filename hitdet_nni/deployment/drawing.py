@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from hitdet_nni.deployment.captions import place_captions
+from hitdet_nni.data.annotations.class_names import in_one_line
+from hitdet_nni.deployment.captions import place_captions, shortened
+from hitdet_nni.deployment.fonts import caption_font, drawable
 from hitdet_nni.deployment.images import Pixels
 from hitdet_nni.errors import InputError
 
@@ -45,21 +45,25 @@ def draw_boxes(image: Pixels, boxes: NDArray[Any], labels: NDArray[Any], caption
         image: ``[H, W, 3]``, blue, green, red.
         boxes: ``[D, 4]``: left, top, right and bottom in its pixels.
         labels: ``[D]``: the class decides on the colour.
-        captions: What stands at each box.
+        captions: What stands at each box, in one line and shortened to the width of the image; words whose letters
+            no font has give way to the number of the class.
 
     Returns:
         The copy, ``[H, W, 3]``.
     """
     canvas = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
     line = max(1, round(sum(canvas.size) / 700))
-    pen, font = ImageDraw.Draw(canvas), caption_font(9 + 3 * line)
-    tall = sum(font.getmetrics())
-    sizes = [(pen.textlength(caption, font) + 2, tall) for caption in captions]
+    pen, letters = ImageDraw.Draw(canvas), 9 + 3 * line
+    texts = [drawable(in_one_line(each), label) for each, label in zip(captions, labels.tolist(), strict=True)]
+    fonts = [caption_font(letters, text) for text in texts]
+    texts = [shortened(text, canvas.width - 2, font.getlength) for text, font in zip(texts, fonts, strict=True)]
+    sizes = [(font.getlength(text) + 2, sum(font.getmetrics())) for text, font in zip(texts, fonts, strict=True)]
     positions = place_captions(boxes.tolist(), sizes, canvas.size)
     colours = [class_colour(label) for label in labels.tolist()]
     for box, colour in reversed(list(zip(boxes.tolist(), colours, strict=True))):
         pen.rectangle(box, outline=colour, width=line)
-    for text, colour, (left, top), (width, _) in reversed(list(zip(captions, colours, positions, sizes, strict=True))):
+    written = zip(texts, fonts, colours, positions, sizes, strict=True)
+    for text, font, colour, (left, top), (width, tall) in reversed(list(written)):
         pen.rectangle((left, top, left + width, top + tall), fill=colour)
         pen.text((left + 1, top), text, fill="black" if is_bright(colour) else "white", font=font)
     return np.ascontiguousarray(np.asarray(canvas)[..., ::-1])
@@ -73,12 +77,6 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def is_bright(colour: tuple[int, int, int]) -> bool:
     """Whether black letters are read better on a colour than white ones."""
     return bool(np.dot(colour, _LUMA) > _BRIGHT)
-
-
-@cache
-def caption_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font that comes with matplotlib, which has the letters of many languages; size in pixels."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def encoded(image: Pixels, path: Path) -> bytes:

@@ -13,9 +13,7 @@ from hitdet_nni.deployment.formats import METADATA_FILE
 from hitdet_nni.deployment.images import Found, Pixels, Predictor
 from hitdet_nni.deployment.onnx_detector import OnnxDetector
 from hitdet_nni.deployment.openvino_files import OpenVinoDetector
-
-OPENVINO_SUFFIX = ".xml"
-"""Ending of the names of OpenVINO's files; of ONNX files, that of others."""
+from hitdet_nni.deployment.suffixes import SUFFIXES, require_content
 
 
 class TorchFile:
@@ -71,4 +69,7 @@ def open_runtime_file(file: Path, threads: int) -> OnnxDetector | OpenVinoDetect
     Raises:
         InputError: If it cannot be read, is no such file, or the runtime's package is missing.
     """
-    return (OpenVinoDetector if file.suffix == OPENVINO_SUFFIX else OnnxDetector)(file, threads)
+    kind: Format = "openvino" if file.suffix == SUFFIXES["openvino"] else "onnx"
+    if file.is_file():
+        require_content(file, kind)
+    return (OpenVinoDetector if kind == "openvino" else OnnxDetector)(file, threads)

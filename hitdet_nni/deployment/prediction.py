@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hitdet_nni.config.validation import require_kind
 from hitdet_nni.data.images.reading import ImageError, read_image, thin_problem
 from hitdet_nni.deployment.drawing import draw_boxes, encoded
 from hitdet_nni.deployment.images import Pixels, Predictor, detect
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import whole_file
+from hitdet_nni.io import expanded, whole_file
 from hitdet_nni.operators.costs import Size
 
 THRESHOLD = 0.3
@@ -24,6 +25,11 @@ THRESHOLD = 0.3
 
 Source = str | os.PathLike[str] | Pixels | Image.Image
 """A file, an image ``[H, W, 3]`` of 8 bits, blue, green, red, as OpenCV reads it, or one of Pillow's."""
+
+_ONE_IMAGE = (
+    "a file, an array [H, W, 3] of uint8 in the order blue, green, red, or an image of Pillow's; predict_all takes a "
+    "list of them"
+)
 
 
 @dataclass(frozen=True)
@@ -95,15 +101,17 @@ class Prediction:
         captions = [f"{one.name} {one.score:.2f}" for one in self]
         return draw_boxes(self.image, self.boxes, self.labels, captions)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the drawn image, whole or not at all; the ending of the name decides on the format.
 
         Raises:
             InputError: If OpenCV writes no such format.
             WriteError: If it cannot be written.
         """
-        content = encoded(self.drawn(), Path(path))
-        with whole_file(Path(path)) as stream:
+        require_kind("path", path, (str, os.PathLike), "a path")
+        file = expanded(os.fspath(path))
+        content = encoded(self.drawn(), file)
+        with whole_file(file) as stream:
             stream.write(content)
 
     def coco_results(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -112,7 +120,13 @@ class Prediction:
         Args:
             image_id: The image's number in the annotations.
             category_ids: Number of each class in the annotations, in the order of the labels.
+
+        Raises:
+            InputError: If there is not one number of each class.
         """
+        if len(category_ids) != len(self.classes):
+            allowed = f"{len(self.classes)}, one of each class: {', '.join(self.classes)}"
+            raise InputError(f"got {len(category_ids)} numbers", key="category_ids", allowed=allowed)
         return [
             {
                 "image_id": image_id,
@@ -148,15 +162,17 @@ def predict(detector: Predictor, source: Source, threshold: float = THRESHOLD) -
 
     Args:
         detector: The detector.
-        source: A file, an image ``[H, W, 3]`` of 8 bits, blue, green, red, or one of Pillow's. A file is turned as its
-            EXIF orientation says, and boxes are of the turned image; others are taken as they are.
+        source: A file, an image ``[H, W, 3]`` of 8 bits, blue, green, red, or one of Pillow's, of 8 bits or 16, of
+            which the upper 8 count. A file is turned as its EXIF orientation says, and boxes are of the turned image;
+            others are taken as they are.
         threshold: Score from which on detections count, in [0, 1].
 
     Raises:
-        InputError: If the threshold is no score, or the array no such image.
+        InputError: If the threshold is no score, or the source no such image.
         ImageError: If the file cannot be read.
     """
-    return predict_all(detector, [source], threshold)[0]
+    named = expanded(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source
+    return predict_all(detector, [named], threshold)[0]
 
 
 def predict_all(detector: Predictor, sources: Sequence[Source], threshold: float = THRESHOLD) -> list[Prediction]:
@@ -165,6 +181,7 @@ def predict_all(detector: Predictor, sources: Sequence[Source], threshold: float
     Raises:
         InputError: As :func:`predict`, which also names the errors of files.
     """
+    require_kind("threshold", threshold, (int, float), "a number, 0 to 1")
     if not 0 <= threshold <= 1:
         raise InputError(f"got {threshold}", key="threshold", allowed="0 to 1")
     images = [pixels_of(source, detector.input_size) for source in sources]
@@ -181,22 +198,36 @@ def pixels_of(source: Source, input_size: Size) -> Pixels:
     """Return an image ``[H, W, 3]``, blue, green, red, that a detector can take; for arguments see :func:`predict`.
 
     Raises:
-        InputError: If the array is no such image.
+        InputError: If the source is no such image.
         ImageError: If the file cannot be read, or it is so thin that resizing leaves nothing of it.
     """
+    require_kind("image", source, (str, os.PathLike, np.ndarray, Image.Image), _ONE_IMAGE)
     if isinstance(source, Image.Image):
-        image = np.ascontiguousarray(np.asarray(source.convert("RGB"))[..., ::-1])
+        image = _of_pillow(source)
     elif not isinstance(source, np.ndarray):
         image = read_image(Path(source))
     elif source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3 and source.size:
         image = source
     else:
         raise InputError(
-            f"got an array of shape {source.shape} and type {source.dtype}",
-            key="image",
-            allowed="[H, W, 3] of uint8 in the order blue, green, red",
+            f"got an array of shape {source.shape} and type {source.dtype}", key="image", allowed=_ONE_IMAGE
         )
     problem = thin_problem((image.shape[1], image.shape[0]), input_size)
     if problem is not None:
         raise ImageError(problem, source=None if isinstance(source, np.ndarray | Image.Image) else Path(source))
     return image
+
+
+def _of_pillow(image: Image.Image) -> Pixels:
+    """Return an image of Pillow's as ``[H, W, 3]``, blue, green, red; of 16 bits the upper 8, as files are read.
+
+    Raises:
+        InputError: If the range of its values is not known.
+    """
+    if image.mode in ("I", "F"):
+        allowed = 'one of 8 or 16 bits: bring its values to 0 to 255, then convert it with image.convert("L")'
+        raise InputError(f"got an image of Pillow's mode {image.mode}, of 32 bits", key="image", allowed=allowed)
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])

@@ -26,6 +26,7 @@ class RuntimeDetector(ABC):
     Attributes:
         classes: Class names in the order of the labels.
         weights: SHA-256 of the file of weights that it was made of; ``None`` of files that do not say it.
+        precision: What its layers compute in; ``None`` of files that do not say it.
         input_size: Height and width that images are resized to fit.
         runtime: What runs it, and its version.
 
@@ -39,6 +40,7 @@ class RuntimeDetector(ABC):
             raise InputError(problem, source=file, allowed=f"{allowed}, without --raw-heads")
         self.runtime = f"{package} {version(package)}"
         self.weights: str | None = about.get("weights")
+        self.precision: str | None = about.get("precision")
         self.classes = tuple(about["classes"])
         height, width = about["input_size"]
         self.input_size = (int(height), int(width))

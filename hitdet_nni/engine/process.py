@@ -6,7 +6,9 @@ import errno
 import logging
 import multiprocessing
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,11 +16,14 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_sharer
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
-from hitdet_nni.errors import LostWorkerError, WriteError
+from hitdet_nni.errors import InputError, LostWorkerError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_AGAIN = 0.05
+"""Seconds after which Ctrl-C that came within an import is tried again."""
+
 _HANDOVER = resource_sharer.__file__
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)[^.\n]*")
 
@@ -39,6 +44,71 @@ def prepare_process(threads: int) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("nni", "mmengine", "mmdet", "mmcv", "pytorch_lightning", "torch"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+
+
+def require_device(name: str) -> None:
+    """Refuse a device that torch does not know, or a GPU that it does not find.
+
+    Args:
+        name: The device, as torch names it.
+
+    Raises:
+        InputError: Naming those that there are.
+    """
+    import torch  # noqa: PLC0415
+
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise InputError(f"got {name!r}", key="device", allowed=["cpu", *gpus]) from None
+    if device.type == "cuda" and (device.index or 0) >= len(gpus):
+        problem = f"torch finds no GPU {device.index}" if gpus else "torch finds no GPU"
+        raise InputError(problem, key="device", allowed=["cpu", *gpus])
+
+
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """Have Ctrl-C wait within the context until the modules that are being imported are whole.
+
+    Interrupted, an import leaves modules that no later import completes: a notebook's kernel would have to be started
+    anew. Only Python's main thread is interrupted, so that in others nothing is done.
+
+    Raises:
+        KeyboardInterrupt: After the import that it came in, or as soon as ever outside of one.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    around = _imports_of(sys._getframe())  # of a module that does all its work when it is imported
+    again: threading.Timer | None = None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal again
+        if _imports_of(frame) > around:
+            if again is not None:
+                again.cancel()
+            again = threading.Timer(_AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+            again.daemon = True
+            again.start()
+            return
+        again = None
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if again is not None:
+            again.cancel()
+            before(signal.SIGINT, None)
+
+
+def _imports_of(frame: FrameType | None) -> int:
+    """Return how many imports a frame lies within."""
+    return sum(one.f_code.co_filename == "<frozen importlib._bootstrap>" for one, _ in traceback.walk_stack(frame))
 
 
 @contextmanager

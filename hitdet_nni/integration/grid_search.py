@@ -16,7 +16,7 @@ ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"
 """Events after which NNI does not run a trial again when it resumes an experiment."""
 
 
-class GridSearch(GridSearchTuner):
+class GridSearch(GridSearchTuner):  # type: ignore[misc]
     """NNI's grid search that hands out no point of the grid which a resumed trial still works at.
 
     NNI's own knows of finished trials only: a point whose trial was stopped is run again by that trial, which NNI

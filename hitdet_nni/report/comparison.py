@@ -13,6 +13,7 @@ from hitdet_nni.cost.pareto import pareto_front, stairs
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
+from hitdet_nni.report.exported_files import FileRow, exported_files
 from hitdet_nni.report.line_chart import Chart, Series, line_chart
 from hitdet_nni.report.precisions import percent
 from hitdet_nni.report.summary import duration, goal_of, size_of, state_of, validation_of
@@ -44,8 +45,7 @@ class Compared:
         input_size: Height and width of the input that they are for.
         seconds: Wall time of all stages, if it is known.
         seed: The seed.
-        latency_ms: Median milliseconds of the exported file, if that was benchmarked.
-        goal: Budget or lambda, or that it is a baseline.
+        goal: Budget or lambda of its own search, or that it is a baseline; a dash where another search found it.
         on_front: Whether no other run beats it.
     """
 
@@ -58,7 +58,6 @@ class Compared:
     input_size: str
     seconds: float | None
     seed: int
-    latency_ms: float | None
     goal: str
     on_front: bool = False
 
@@ -80,7 +79,7 @@ class RunComparison:
         validation: What the runs with a result were evaluated on; if there are several, average precisions do not
             compare, and no run is on a front.
         input_sizes: Those that costs are for.
-        conditions: How latencies were measured; if in several ways, they do not compare.
+        files: The exported files that were benchmarked.
     """
 
     runs: tuple[Compared, ...]
@@ -89,7 +88,12 @@ class RunComparison:
     fronts: Chart | None
     validation: tuple[str, ...]
     input_sizes: tuple[str, ...]
-    conditions: tuple[str, ...]
+    files: tuple[FileRow, ...]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """How latencies were measured; if in several ways, they do not compare."""
+        return tuple(sorted({row.conditions for row in self.files}))
 
 
 def compare_runs(runs: Sequence[Run]) -> RunComparison:
@@ -121,7 +125,6 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
                 input_size="" if size is None else size.input_size,
                 seconds=sum(run.metadata.seconds.values()) if run.metadata.seconds else None,
                 seed=run.settings.seed,
-                latency_ms=None if run.benchmark is None else run.benchmark.latency_ms.p50,
                 goal=_goal(run),
                 on_front=index in front,
             )
@@ -133,7 +136,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         fronts=_fronts(runs, names),
         validation=tuple(validation),
         input_sizes=tuple(sorted({size.input_size for size in sizes if size is not None})),
-        conditions=tuple(sorted({run.benchmark.conditions for run in runs if run.benchmark is not None})),
+        files=exported_files(zip(names, runs, strict=True)),
     )
 
 
@@ -159,7 +162,10 @@ def _fronts(runs: Sequence[Run], names: Sequence[str]) -> Chart | None:
 def _goal(run: Run) -> str:
     if run.baseline is not None:
         return "baseline"
-    symbol, value, unit = goal_of(run.settings)
+    goal = goal_of(run)
+    if goal is None:
+        return "–"
+    symbol, value, unit = goal
     return f"{symbol} {value}" if symbol == "λ" else f"{value} {unit}"
 
 

@@ -19,11 +19,13 @@ from PIL import Image
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
+from hitdet_nni.data.annotations.class_names import in_one_line
 from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
 from hitdet_nni.data.images.reading import read_image
 from hitdet_nni.data.sources import open_validation
-from hitdet_nni.deployment.captions import place_captions
-from hitdet_nni.deployment.drawing import caption_font, class_colour, is_bright
+from hitdet_nni.deployment.captions import place_captions, shortened
+from hitdet_nni.deployment.drawing import class_colour, is_bright
+from hitdet_nni.deployment.fonts import caption_font, is_drawable
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.weights_file import load_weights
 from hitdet_nni.errors import InputError
@@ -65,7 +67,8 @@ class Box:
     @property
     def caption(self) -> str:
         """What stands at the box."""
-        return self.name if self.score is None else f"{self.name} {self.score:.2f}"
+        name = in_one_line(self.name)
+        return name if self.score is None else f"{name} {self.score:.2f}"
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,22 @@ def _embedded(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def _length(text: str) -> float:
+    """Return the length of a caption; letters that no font here has, and a reader's may have, are taken for square."""
+    return caption_font(LETTERS, text).getlength(text) if is_drawable(text) else float(LETTERS * len(text))
+
+
 def _drawn(size: tuple[int, int], source: str, boxes: Sequence[Box], look: str, label: str) -> Markup:
     scale = min(WIDTH / size[0], HEIGHT / size[1])
     width, height = size[0] * scale, size[1] * scale
     areas = [tuple(float(value * scale) for value in box.corners) for box in boxes]
-    sizes = [(caption_font(LETTERS).getlength(box.caption) + 6, float(LINE)) for box in boxes]
+    texts = [shortened(box.caption, width - 6, _length) for box in boxes]
+    sizes = [(_length(text) + 6, float(LINE)) for text in texts]
     positions = place_captions(areas, sizes, (width, height))
     frames, captions = [], []
-    for box, (left, top, right, bottom), (x, y), (long, tall) in zip(boxes, areas, positions, sizes, strict=True):
+    for box, text, (left, top, right, bottom), (x, y), (long, tall) in zip(
+        boxes, texts, areas, positions, sizes, strict=True
+    ):
         colour = class_colour(box.label)
         ground, title = f"rgb{colour}", svg.element("title", box.caption)
         frame = svg.element(
@@ -183,7 +194,7 @@ def _drawn(size: tuple[int, int], source: str, boxes: Sequence[Box], look: str, 
                 "g",
                 title,
                 svg.element("rect", x=x, y=y, width=long, height=tall, fill=ground),
-                svg.text(box.caption, x + 3, y + LETTERS, class_="bright" if is_bright(colour) else None),
+                svg.text(text, x + 3, y + LETTERS, class_="bright" if is_bright(colour) else None),
                 class_="caption",
             )
         )

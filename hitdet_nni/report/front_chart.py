@@ -14,6 +14,7 @@ from hitdet_nni.report import svg
 from hitdet_nni.report.axes import Axes, Scale, number, span
 from hitdet_nni.report.sample_chart import BOTTOM, HEIGHT, HIGHEST, LEFT, RIGHT, TOP, WIDTH
 from hitdet_nni.runs.front import FrontRow
+from hitdet_nni.runs.front_budgets import budgets_by_point
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class FrontChart:
     Attributes:
         drawing: The chart.
         rows: The architectures on the front, by ascending cost.
+        budgets: The budgets that one of them is the best within, as text, by its name.
         compared: How many were compared.
         above: How many of them are beyond the chart's upper end.
         searched: What the search itself has found, if it was among them.
@@ -32,6 +34,7 @@ class FrontChart:
 
     drawing: Markup
     rows: tuple[FrontRow, ...]
+    budgets: Mapping[str, str]
     compared: int
     above: int
     searched: FrontRow | None
@@ -39,12 +42,15 @@ class FrontChart:
     timed: bool
 
 
-def front_chart(rows: Sequence[FrontRow], searched: Mapping[str, str] | None) -> FrontChart:
+def front_chart(
+    rows: Sequence[FrontRow], searched: Mapping[str, str] | None, budgets: Sequence[float] = ()
+) -> FrontChart:
     """Draw a front.
 
     Args:
         rows: What was compared, by ascending cost; at least one is on the front.
         searched: The architecture that the search itself has found.
+        budgets: Costs that one was asked for within, in ascending order.
     """
     front = [row for row in rows if row.on_front]
     highest = max(float(np.quantile([row.loss for row in rows], HIGHEST)), *(row.loss for row in front))
@@ -72,6 +78,10 @@ def front_chart(rows: Sequence[FrontRow], searched: Mapping[str, str] | None) ->
     return FrontChart(
         drawing=svg.drawing(WIDTH, HEIGHT, label, *parts),
         rows=tuple(front),
+        budgets={
+            name: f"within {', '.join(map(number, limits))} {unit}"
+            for name, limits in budgets_by_point(rows, budgets).items()
+        },
         compared=len(rows),
         above=len(rows) - len(shown),
         searched=next((row for row in rows if row.sample == searched), None),

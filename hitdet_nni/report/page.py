@@ -19,6 +19,7 @@ from hitdet_nni.report.axes import number
 from hitdet_nni.report.comparison import compare_runs
 from hitdet_nni.report.config_view import config_view
 from hitdet_nni.report.costs import cost_views
+from hitdet_nni.report.exported_files import exported_files
 from hitdet_nni.report.front_chart import FrontChart, front_chart
 from hitdet_nni.report.heat_map import heat_maps
 from hitdet_nni.report.operator_text import family_titles
@@ -29,7 +30,10 @@ from hitdet_nni.report.search_curves import health_charts, search_charts, traini
 from hitdet_nni.report.study import Study, read_studies
 from hitdet_nni.report.summary import duration, figures, searched, state_of
 from hitdet_nni.report.warning_kinds import warning_kinds
+from hitdet_nni.runs.front_budgets import read_budgets
+from hitdet_nni.runs.goal import own_budget
 from hitdet_nni.runs.reading import ImageCounts, Run, read_run
+from hitdet_nni.runs.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +83,7 @@ def render_report(run: Run, images: int) -> str:
     studies = read_studies(run)
     if studies is not None:
         return _render_study(run, studies)
-    budget = run.settings.search.budget
+    budget = own_budget(RunDirectory(run.path), run.settings)
     detections = _detections(run, images)
     counts = run.metadata.images
     if counts.val is None and "validation" in detections:
@@ -105,6 +109,7 @@ def render_report(run: Run, images: int) -> str:
         front=_front(run),
         training_charts=training_charts(run.training),
         precisions=AVERAGE_PRECISIONS,
+        files=exported_files([(run.name, run)]),
         detections=detections,
         warnings=warning_kinds((stage, each) for stage, found in run.metadata.warnings.items() for each in found),
         unreliable=warning_kinds(
@@ -134,7 +139,10 @@ def render_comparison(runs: Sequence[Run]) -> str:
 
 
 def _front(run: Run) -> FrontChart | None:
-    return front_chart(run.front, None if run.architecture is None else run.architecture.sample) if run.front else None
+    if not run.front:
+        return None
+    searched = None if run.architecture is None else run.architecture.sample
+    return front_chart(run.front, searched, read_budgets(RunDirectory(run.path).front))
 
 
 def _detections(run: Run, images: int) -> dict[str, Any]:

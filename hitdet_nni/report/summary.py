@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hitdet_nni.config.data_settings import DataSettings
@@ -14,8 +14,11 @@ from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.wording import counted
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.precisions import percent
+from hitdet_nni.runs.benchmark import FileBenchmark
+from hitdet_nni.runs.goal import is_searched_here
 from hitdet_nni.runs.reading import ImageCounts, Run
 from hitdet_nni.runs.result import Result
+from hitdet_nni.runs.run_directory import RunDirectory
 
 KINDS = {"faster_rcnn": "Faster R-CNN (two stages)", "retinanet": "RetinaNet (one stage)"}
 
@@ -90,11 +93,17 @@ def state_of(run: Run) -> str:
     return "Begun; no stage has ended."
 
 
-def goal_of(settings: Settings) -> tuple[str, str, str]:
-    """Return what bounds the cost in the search: a budget or the weight lambda; name, value and unit."""
-    budget = settings.search.budget
+def goal_of(run: Run) -> tuple[str, str, str] | None:
+    """Return what bounds the cost in a run's search: a budget or the weight lambda; name, value and unit.
+
+    Args:
+        run: The run; of a baseline, or a retraining of what another search has found, there is none.
+    """
+    if run.baseline is not None or not is_searched_here(RunDirectory(run.path)):
+        return None
+    budget = run.settings.search.budget
     if budget is None:
-        return "λ", number(settings.search.flops_weight), "weight of a GFLOP in the search's loss"
+        return "λ", number(run.settings.search.flops_weight), "weight of a GFLOP in the search's loss"
     return "budget", number(budget.limit), UNITS[budget.key].name
 
 
@@ -114,17 +123,27 @@ def figures(run: Run) -> list[Figure]:
             f"{latency.runtime} on {latency.device}, {counted(latency.threads, '{thread|threads}')}, {latency.machine}"
         )
         found.append(Figure("Latency", number(latency.milliseconds), f"ms an image by the table: {how}"))
-    if run.benchmark is not None:
-        times, precision = run.benchmark.latency_ms, percent(run.benchmark.metrics["mAP"])
-        note = f"ms an image in the median ({number(times.p90)} at the 90th percentile): {run.benchmark.conditions}"
-        found.append(Figure("Exported file", number(times.p50), f"{note}; its mAP is {precision} percent"))
-    if run.baseline is None:
-        name, value, unit = goal_of(run.settings)
+    if run.benchmark is not None and run.benchmark.files:
+        found.append(_of_exported_file(run.benchmark.files))
+    goal = goal_of(run)
+    if goal is not None:
+        name, value, unit = goal
         found.append(Figure(name.capitalize() if name == "budget" else name, value, unit))
     if run.metadata.seconds:
         stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in run.metadata.seconds.items())
         found.append(Figure("Time", duration(sum(run.metadata.seconds.values())), stages))
     return found
+
+
+def _of_exported_file(files: Sequence[FileBenchmark]) -> Figure:
+    """Return the headline figure of the exported file that is the fastest."""
+    one = min(files, key=lambda file: file.latency_ms.p50)
+    which = one.name if len(files) == 1 else f"{one.name}, the fastest of {len(files)}"
+    times = (
+        f"ms an image in the median ({number(one.latency_ms.p90)} at the 90th percentile): {which}, {one.conditions}"
+    )
+    note = f"{times}; mAP of this file {percent(one.metrics['mAP'])} percent"
+    return Figure("Exported file", number(one.latency_ms.p50), note)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.config.budget_settings import BUDGET_KEYS, BudgetKey
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text, write_csv
 
@@ -90,9 +91,9 @@ def chosen_point(rows: Sequence[FrontRow], limit: float) -> FrontRow:
     """
     within = [row for row in rows if row.on_front and row.cost <= limit]
     if not within:
-        least = min(row.cost for row in rows if row.on_front)
-        problem = f"{limit:g} is less than any architecture of the front has"
-        raise InputError(problem, key="--budget", allowed=f"{least:.6g} or more")
+        least = min((row for row in rows if row.on_front), key=lambda row: row.cost)
+        problem = f"{limit:g} {UNITS[least.unit].name} is less than any architecture of the front has"
+        raise InputError(problem, key="--budget", allowed=f"{least.cost:.15g} or more")
     return min(within, key=lambda row: row.loss)
 
 

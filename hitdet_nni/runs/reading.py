@@ -78,7 +78,7 @@ class Run:
         training: The curves of the retraining.
         result: What the retraining ended with.
         weights: File of the trained weights, if it is there.
-        benchmark: Accuracy and latency of the exported file, if it was measured.
+        benchmark: Accuracy and latency of the exported files, if some were measured.
     """
 
     path: Path

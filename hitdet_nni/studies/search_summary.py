@@ -114,7 +114,8 @@ class SearchSummary:
         deviation: Its standard deviation.
         architectures: Random architectures.
         rank: Mean place of our architecture among it and the random ones, 1 the best.
-        halved: Random architectures that each seed's best is chosen among by halving.
+        halved: Random architectures that each seed's best is chosen among by halving; ``None`` in a study of an earlier
+            version, which had none.
         against: The other ways.
         price: What a search and a retraining took.
     """
@@ -125,7 +126,7 @@ class SearchSummary:
     deviation: float | None
     architectures: int
     rank: float
-    halved: int
+    halved: int | None
     against: tuple[Against, ...]
     price: Price
 
@@ -185,7 +186,8 @@ class SearchSummary:
         lines.append(
             f"a search took {self.price.search_seconds:.0f} s, the choice among its front's best "
             f"{self.price.choice_seconds:.0f} s and a retraining {training:.0f} s: the best of {randoms} random ones "
-            f"costs {randoms * training:.0f} s against {self.price.whole:.0f} s, or of {self.halved} by halving as much"
+            f"costs {randoms * training:.0f} s against {self.price.whole:.0f} s"
+            + ("" if self.halved is None else f", or of {self.halved} by halving as much")
         )
         return lines
 

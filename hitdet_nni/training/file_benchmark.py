@@ -17,7 +17,7 @@ from hitdet_nni.deployment.images import Pixels, Predictor, fit_image
 from hitdet_nni.deployment.timing.stopwatch import WARM_UP
 from hitdet_nni.engine.machine import processor
 from hitdet_nni.errors import InputError
-from hitdet_nni.runs.benchmark import Benchmark, Percentiles
+from hitdet_nni.runs.benchmark import FileBenchmark, Percentiles
 from hitdet_nni.training.precisions import Detections
 
 
@@ -35,7 +35,7 @@ def require_weights(file: Path, weights: Path) -> None:
 
 def benchmark_file(
     file: Path, validation: CocoAnnotations, threads: int, timed_images: int, rounds: int, pause: float
-) -> Benchmark:
+) -> FileBenchmark:
     """Evaluate a file on all validation images, and time it on some of them.
 
     Args:
@@ -62,8 +62,9 @@ def benchmark_file(
     chosen = [fit_image(read_image(files[k * len(files) // count]), detector.input_size) for k in range(count)]
     times = _times(detector, chosen, rounds, pause)
     p50, p90, p99 = np.percentile(times, [50, 90, 99]).tolist()
-    return Benchmark(
+    return FileBenchmark(
         file=file.name,
+        precision=detector.precision,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         images=len(files),
         metrics=metrics,

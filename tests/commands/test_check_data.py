@@ -381,7 +381,7 @@ def test_the_tables_of_a_small_terminal(coco, capsys, monkeypatch):
     content = copy.deepcopy(GOOD)
     content["categories"] += [{"id": 20 + number, "name": f"kind [{number}]"} for number in range(30)]
     content["annotations"] += [box(2000 + number, 5, category_id=20 + number) for number in range(30)]
-    monkeypatch.setattr("hitdet_nni.commands.shared.inspection_tables.console", lambda: Console(width=80))
+    monkeypatch.setattr("hitdet_nni.commands.shared.console.console", lambda: Console(width=80))
     status, out, _ = run(capsys, *coco(content, content), "--set", "skeleton.input_size=[32, 32]")
     assert status == 0
     table = [line for line in out.splitlines() if line[0] in "┏┃┡│└"]

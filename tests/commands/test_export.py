@@ -176,6 +176,12 @@ def test_alphas_that_do_not_fit_the_space_are_refused(run, tmp_path, capsys, spo
     assert not (tmp_path / "out.json").exists()
 
 
+def test_an_epoch_that_is_not_there_is_refused_with_those_that_are(run, tmp_path, capsys):
+    found = run(None, [random_alphas(epoch, 0.0) for epoch in range(EPOCHS)])
+    assert cli.main(["export", str(found.path), "--epoch", "5", "--out", str(tmp_path / "out.json")]) == 2
+    assert capsys.readouterr().err.endswith(f"--epoch: no epoch 5; allowed: 0 to {EPOCHS - 1}\n")
+
+
 def test_the_last_epoch_is_the_run_s_architecture(tmp_path, capsys):
     """Of a search with a budget that the strongest operators are over."""
     space, out = tmp_path / "space.yml", tmp_path / "out.json"

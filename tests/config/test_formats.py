@@ -377,6 +377,49 @@ def test_a_config_is_a_diff(config):
     ).model_dump(exclude={"seed"})
 
 
+@pytest.mark.parametrize(
+    "diff",
+    [
+        {"retrain": {"epochs": 50}},
+        {"skeleton": {"neck_width": 64}},
+        {"screening": {"keep": {"backbone": 6}}, "seed": 3},
+        {"screening.keep": {"backbone": 6}},
+        {"data": {"val_share": 0.3}, "data.root": "/images"},
+        {"skeleton.tail": {"width": 512}},
+    ],
+    ids=str,
+)
+def test_a_mapping_among_overrides_is_a_diff_of_its_section(config, diff):
+    """It does what the same mapping does in a file with ``extends``, and is left as it was."""
+    nested = {"extends": "small_cpu"}
+    for key, value in diff.items():
+        *sections, last = key.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = {**node.get(last, {}), **value} if isinstance(value, dict) else value
+    before = copy.deepcopy(diff)
+    assert load_settings("small_cpu", diff) == load_settings(config(nested))
+    assert load_settings("small_cpu", parse_overrides([f"{key}={json.dumps(diff[key])}" for key in diff])) == (
+        load_settings("small_cpu", diff)
+    )
+    assert diff == before
+
+
+def test_a_section_keeps_what_a_mapping_does_not_say():
+    retrain = load_settings("small_cpu", {"retrain": {"epochs": 50}}).retrain
+    assert (retrain.epochs, retrain.epochs_images) == (50, None)
+    assert retrain.model_copy(update={"epochs": 0, "epochs_images": 0}) == load_settings(
+        "small_cpu"
+    ).retrain.model_copy(update={"epochs": 0, "epochs_images": 0})
+
+
+@pytest.mark.parametrize("overrides", [["search.epochs=2"], {1: 2}, "search.epochs=2"], ids=str)
+def test_overrides_of_another_kind(overrides, refused):
+    with refused("--set: got", "dotted key"):
+        load_settings("tiny", overrides)
+
+
 def test_overrides_win(config):
     path = config({**DIGITS, "seed": 1, "retrain": {"milestones": [3]}})
     overrides = parse_overrides(["seed=7", "retrain.milestones=[1, 2]", "weights.grad_clip=null", "alphas.lr=1e-3"])
@@ -499,7 +542,9 @@ def test_extends_in_a_circle(config, refused):
         ("no.such.key=3", ["--set: ", "no", "unknown key", "search"]),
         ("search=3", ["--set: ", "search", "got 3"]),
         ("space.x=3", ["--set: ", "space"]),
-        ("skeleton.tail.width=3", ["--set: ", "skeleton.tail.width", "'tail' is a value"]),
+        ("seed.x=3", ["--set: ", "seed: got {'x': 3}", "integer"]),
+        ("search={epoch: 3}", ["--set: ", "search.epoch", "unknown key"]),
+        ("search.budget={latency_ms: 5}", ["--set: ", "search.budget", "latency_ms needs a table"]),
         ("search.flops_weight=.inf", ["--set: ", "search.flops_weight", "inf", "finite"]),
         ("search.epochs=1", ["tiny.yml", "search", "warmup_epochs 1"]),
         ("data.val_ann=x.json", ["tiny.yml", "data", "'digits'", "val_ann"]),

@@ -343,11 +343,11 @@ def test_a_run_directory_brings_its_weights(made, capsys, tmp_path):
     (run / "config.yml").write_text("")
     (run / "architecture.json").write_bytes((case.folder / "found.json").read_bytes())
     out = tmp_path / "out.onnx"
-    status, text = command(capsys, run, "--format", "onnx", "--out", out)
+    status, text = command(capsys, run, "--out", out)
     assert (status, text.count("\n")) == (2, 1)
     assert "run: has no retrain/weights.pth; allowed: a run of which hitdet-nni retrain has ended" in text
     (run / "retrain" / "weights.pth").write_bytes((case.folder / "weights.pth").read_bytes())
-    assert command(capsys, run, "--format", "onnx", "--out", out) == (0, f"{out}\n")
+    assert command(capsys, run, "--out", out) == (0, f"{out}\n")
     image = next(iter(images()))
     check_same(opened(out, "onnx")(image), predicted(case.mmdet, image))
     status, text = command(capsys, run, "--format", "onnx", "--out", out)
@@ -363,16 +363,29 @@ def test_a_run_directory_brings_its_weights(made, capsys, tmp_path):
 
 WRONG = [
     (["--format", "onnx"], ["--weights: is missing"]),
-    (["--weights", "w.pth"], ["--weights", "--format architecture", "onnx, torchscript, torch-export, openvino"]),
-    (["--raw-heads"], ["--raw-heads", "--format architecture"]),
+    (
+        ["--weights", "w.pth", "--out", "out.json"],
+        ["--weights", "--format architecture", "onnx, torchscript, torch-export, openvino"],
+    ),
+    (["--raw-heads", "--out", "out.json"], ["--raw-heads", "--format architecture"]),
     (["--format", "onnx", "--weights", "w.pth", "--epoch", 0], ["--epoch", "--format onnx"]),
     (["--format", "onnx", "--weights", "nothing.pth"], ["nothing.pth", "no such file"]),
-    (["--format", "torch-export", "--weights", "w.pth"], ["--out", ".pt2"]),
-    (["--format", "openvino", "--weights", "w.pth"], ["--out", ".xml"]),
-    (["--format", "torchscript", "--weights", "bad.pth"], ["bad.pth", "cannot be read as weights"]),
-    (["--format", "torchscript", "--weights", "other.pth"], ["other.pth", "does not fit the architecture"]),
-    ([], ["found.json", "not a run directory"]),
-    (["--format", "onnx", "--weights", "bad.pth"], ["holds more than tensors"]),
+    (["--format", "torch-export", "--weights", "w.pth", "--out", "out"], ["--out", ".pt2"]),
+    (["--format", "openvino", "--weights", "w.pth", "--out", "out"], ["--out", ".xml"]),
+    (["--format", "torchscript", "--weights", "bad.pth", "--out", "out"], ["bad.pth", "cannot be read as weights"]),
+    (["--weights", "other.pth", "--out", "out.pt"], ["other.pth", "does not fit the architecture"]),
+    (["--out", "out.json"], ["found.json", "not a run directory"]),
+    (["--weights", "bad.pth"], ["holds more than tensors"]),
+    (
+        ["--weights", "w.pth", "--out", "out.onx"],
+        ["--out: got out.onx", "ends in .json, .onnx, .pt, .pt2, .xml, or --f"],
+    ),
+    (
+        ["--format", "torchscript", "--weights", "w.pth"],
+        ["got out.onnx with --format torchscript", ".pt, or --format o"],
+    ),
+    (["--format", "architecture"], ["got out.onnx with --format architecture", ".json, or --format onnx"]),
+    (["--format", "onnx", "--weights", "w.pth", "--out", "out.xml"], ["got out.xml", ".onnx, or --format openvino"]),
 ]
 
 
@@ -453,9 +466,10 @@ def test_the_accuracy_of_a_file_is_that_of_its_weights(made, annotated, capsys, 
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p90"] <= found["latency_ms"]["p99"]
     assert (found["runs"], found["images"]) == (6, 4)
     assert found["runtime"].startswith(f"{runtime} ")
-    assert read_benchmark(out).model_dump(mode="json") == found
+    assert found["precision"] == "fp32"
+    assert read_benchmark(out).of(name).model_dump(mode="json") == found
     assert cli.main(["benchmark", str(file), *annotated, "--out", str(out)]) == 2
-    assert "--force" in capsys.readouterr().err
+    assert "allowed: --force, which replaces them, or another file with --out" in capsys.readouterr().err
 
 
 def test_what_cannot_be_benchmarked(made, annotated, capsys, tmp_path):

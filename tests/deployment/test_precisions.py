@@ -120,10 +120,10 @@ def test_calibration_images_are_spread_over_the_set(tiny_data):
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["--precision", "int8", "--format", "torchscript"], ["--precision", "int8 with onnx"]),
+        (["--precision", "int8", "--format", "torchscript", "--out", "mine.pt"], ["--precision", "int8 with onnx"]),
         (["--precision", "int8", "--format", "onnx", "--calibration", "0"], ["--calibration", "1 or more"]),
-        (["--precision", "fp16"], ["--precision", "--format"]),
-        (["--verify"], ["--verify", "--format"]),
+        (["--precision", "fp16", "--out", "mine.json"], ["--precision", "--format"]),
+        (["--verify", "--out", "mine.json"], ["--verify", "--format"]),
         (["--verify", "--format", "onnx", "--raw-heads"], ["--verify", "--raw-heads"]),
         (["--verify", "--format", "onnx"], ["--config"]),
         (["--precision", "int8", "--format", "onnx"], ["--config"]),
@@ -136,7 +136,8 @@ def test_what_cannot_be_written(made, tmp_path, capsys, monkeypatch, words, name
         words = [*words, "--config", "tiny"]
         monkeypatch.setattr(stages, "check_classes", lambda *_: None)  # the detector has classes of its own
     arguments = source if "--format" in words else source[:1]
-    assert cli.main(["export", *arguments, *words, "--out", str(tmp_path / "mine.onnx")]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", *arguments, "--out", "mine.onnx", *words]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert all(name in line for name in names), line
     assert not list(tmp_path.iterdir())

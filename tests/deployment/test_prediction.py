@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmdet.apis import inference_detector
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -19,7 +20,7 @@ from hitdet_nni.deployment.drawing import COLOURS, draw_boxes
 from hitdet_nni.deployment.formats import export_model
 from hitdet_nni.deployment.images import detect
 from hitdet_nni.deployment.onnx_detector import OnnxDetector
-from hitdet_nni.deployment.prediction import Prediction, predict_all
+from hitdet_nni.deployment.prediction import Prediction, pixels_of, predict_all
 from hitdet_nni.errors import InputError
 
 SETTINGS = load_settings("tiny")
@@ -99,6 +100,12 @@ def test_a_turned_photograph_is_found_as_it_is_seen(made, tmp_path):
     assert by_pillow.scores.tolist() == seen.scores.tolist()
 
 
+def test_an_image_below_the_home_folder(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cv2.imwrite(str(tmp_path / "a.png"), picture(5))
+    assert made["faster_rcnn"].plain.predict("~/a.png").image.tolist() == picture(5).tolist()
+
+
 def test_what_is_no_image_is_refused(made, tmp_path):
     plain = made["faster_rcnn"].plain
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
@@ -113,6 +120,41 @@ def test_what_is_no_image_is_refused(made, tmp_path):
             plain.predict(image)
     with pytest.raises(InputError, match="threshold"):
         plain.predict(np.zeros((9, 9, 3), np.uint8), 1.5)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_of_16_bits_the_upper_8_count_as_in_a_file(tmp_path, mode):
+    grey = np.random.default_rng(0).integers(0, 2**16, (20, 30)).astype("<u2" if mode == "I;16" else ">u2")
+    image = Image.frombytes(mode, (30, 20), grey.tobytes())
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "grey.png")
+    assert pixels_of(image, (20, 30)).tolist() == pixels_of(tmp_path / "grey.png", (20, 30)).tolist()
+    assert pixels_of(image, (20, 30))[..., 2].tolist() == (grey // 256).tolist()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_an_image_whose_range_is_not_known_is_refused(mode, refused):
+    with refused(f"image: got an image of Pillow's mode {mode}", 'image.convert("L")'):
+        pixels_of(Image.new(mode, (30, 20), 3), (20, 30))
+
+
+@pytest.mark.parametrize(
+    "source", [None, b"a.jpg", 3, True, ["a.jpg", "b.jpg"], torch.zeros(3, 9, 9, dtype=torch.uint8)], ids=type
+)
+def test_what_is_not_one_image_is_refused(made, source, refused):
+    with refused("image: got ", "[H, W, 3] of uint8", "predict_all"):
+        made["faster_rcnn"].plain.predict(source)
+
+
+def test_a_threshold_is_a_number(made, refused):
+    for threshold in ("0.3", None, True):
+        with refused(f"threshold: got {threshold!r}", "0 to 1"):
+            made["faster_rcnn"].plain.predict(np.zeros((9, 9, 3), np.uint8), threshold)
+
+
+def test_each_class_has_a_number_in_coco_s_results(refused):
+    for numbers in ([3], [3, 8, 9]):
+        with refused(f"category_ids: got {len(numbers)} numbers", "2, one of each class: ace, king"):
+            prediction([[1, 2, 11, 22]], [0.9], [0]).coco_results(7, numbers)
 
 
 def test_a_prediction_by_hand():
@@ -155,9 +197,10 @@ def test_captions_stay_inside(box):
     assert not letters[:, -1].any()
 
 
-def test_a_drawing_is_written_whole_or_not_at_all(tmp_path):
+def test_a_drawing_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     one = prediction([[5, 5, 30, 30]], [0.9], [0])
-    one.save(tmp_path / "found" / "a.png")
+    one.save("~/found/a.png")
     assert cv2.imread(str(tmp_path / "found" / "a.png")).tolist() == one.drawn().tolist()
     assert one._repr_png_().startswith(b"\x89PNG")
     for name in ("a.xyz", "a"):

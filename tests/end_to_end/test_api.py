@@ -1,5 +1,8 @@
 """The Python interface: three lines, the files of the commands, and what goes wrong."""
 
+import io
+import shutil
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 
 import cv2
@@ -9,7 +12,10 @@ from layouts import WRITERS, shots
 from pages import DOCS, ROOT, blocks
 
 import hitdet_nni
-from hitdet_nni import InputError, api, cli
+from hitdet_nni import InputError, cli
+from hitdet_nni.commands.shared import stages
+from hitdet_nni.config import python_arguments
+from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.io import read_json
 
@@ -45,16 +51,26 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folders, few, tmp_path_factory):
+def said():
+    """What the fixture :func:`found` has printed, and how the run looked in a notebook before it was retrained."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def found(said, folders, few, tmp_path_factory):
     """A search, retrained."""
-    run = hitdet_nni.search(
-        folders / "coco",
-        preset="tiny",
-        budget={"gflops": 0.06},
-        out=tmp_path_factory.mktemp("runs") / "coco",
-        settings=few,
-    )
-    run.retrain()
+    with redirect_stdout(io.StringIO()) as searching:
+        run = hitdet_nni.search(
+            folders / "coco",
+            preset="tiny",
+            budget={"gflops": 0.06},
+            out=tmp_path_factory.mktemp("runs") / "coco",
+            settings=few,
+        )
+    said["page"] = run._repr_html_()
+    with redirect_stdout(io.StringIO()) as retraining:
+        run.retrain()
+    said |= {"search": searching.getvalue(), "retrain": retraining.getvalue()}
     return run
 
 
@@ -66,6 +82,17 @@ def test_three_lines_from_a_folder_to_a_drawing(found, folders, tmp_path):
     assert cv2.imread(str(tmp_path / "out.png")).shape == (48, 64, 3)
     assert set(prediction.names) <= {"zebra", "ant"}
     assert detector.classes == ("zebra", "ant")
+
+
+def test_a_search_and_a_retraining_end_with_what_they_found(found, said):
+    cost = f"{found.metrics['params_m']:.3g} M parameters, {found.metrics['gflops']:.3g} GFLOPs"
+    share = f"{found.metrics['gflops'] / 0.06:.0%} of the budget of 0.06 GFLOPs is used"
+    assert said["search"].splitlines()[-1] == f"found: {cost}; {share}"
+    assert said["retrain"].splitlines()[-1].startswith(f"mAP {found.metrics['mAP']:.3f}, mAP_50 ")
+    assert cost in said["page"]
+    assert share in said["page"]
+    assert "mAP" not in said["page"]
+    assert cost in found._repr_html_()
 
 
 @pytest.mark.slow
@@ -129,6 +156,21 @@ def test_a_run_that_ended_is_returned_and_goes_on_by_resume_alone(found, folders
     assert {file: file.stat().st_mtime_ns for file in found.path.rglob("*.pth")} == times
 
 
+def test_the_home_folder_is_where_the_tilde_stands(found, few, folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(found.path, tmp_path / "mine")
+    run = hitdet_nni.load("~/mine")
+    assert run.path == tmp_path / "mine"
+    assert run.export("~/new/mine.pt", kind="torchscript") == tmp_path / "new" / "mine.pt"
+    assert run.report("~/new/page.html", images=1) == tmp_path / "new" / "page.html"
+    again = {"preset": "tiny", "budget": {"gflops": 0.06}, "settings": few}
+    assert hitdet_nni.search(folders / "coco", out="~/mine", resume=True, **again).path == tmp_path / "mine"
+    with pytest.raises(InputError, match="over the run's own detector"):
+        run.retrain(out="~/mine", force=True)
+    assert not (tmp_path / "~").exists()
+
+
 def test_load_evaluate_export_report(found, tmp_path):
     run = hitdet_nni.load(found.path)
     assert repr(run) == f"Run({str(found.path)!r})"
@@ -157,6 +199,10 @@ def test_a_point_of_the_front(found, tmp_path):
     assert found.front(resume=True, budgets=[0.05], samples=8, images=4) == rows
     with pytest.raises(InputError, match="exists already"):
         found.front(samples=8)
+    by_size = found.front(cost="params_m", samples=8, images=4, force=True)
+    assert [row.params_m for row in by_size] == sorted(row.params_m for row in by_size)
+    assert {row.unit for row in by_size} == {"params_m"}
+    found.front([0.05], samples=8, images=4, force=True)
     detector = found.retrain(budget=0.05, out=tmp_path / "point")
     point = hitdet_nni.load(tmp_path / "point")
     assert read_json(point.path / "metrics.json")["gflops"] <= 0.05
@@ -169,7 +215,12 @@ def test_a_point_of_the_front(found, tmp_path):
     ("arguments", "part"),
     [
         ({"preset": "huge"}, "huge"),
-        ({"preset": "tiny", "budget": {"flops": 2}}, "flops"),
+        ({"preset": "tiny", "budget": {"flops": 2}}, "^budget: flops: unknown key"),
+        ({"preset": "tiny", "budget": {"latency_ms": 5}}, "^budget: latency_ms needs a table"),
+        (
+            {"preset": "tiny", "budget": {"latency_ms": 5, "table": "nope.json"}},
+            "nope.json: search.budget.table: no such file; allowed: a table that hitdet-nni latency",
+        ),
         ({"preset": "tiny", "budget": {"gflops": 1e-9}}, "or more"),
         ({"preset": "tiny", "budget": 1e-9}, "gflops.*or more"),
         ({"preset": "tiny", "budget": "2"}, "budget: got '2'; allowed: GFLOPs as a number"),
@@ -178,12 +229,19 @@ def test_a_point_of_the_front(found, tmp_path):
         ({"preset": "tiny", "settings": {"search.epoch": 2}}, "search.epoch"),
         ({"preset": "tiny", "source": "nowhere"}, "nowhere"),
         ({"preset": "tiny", "seed": -1}, "seed"),
+        ({"preset": "tiny", "source": 3}, "^source: got 3; allowed: a path"),
+        ({"preset": "tiny", "source": ["cards"]}, "^source: got .'cards'.; allowed: a path"),
+        ({"preset": 3}, "^preset: got 3; allowed: a shipped config"),
+        ({"preset": "tiny", "out": 5}, "^out: got 5; allowed: a path"),
+        ({"preset": "tiny", "settings": ["search.epochs=2"]}, "^settings: got .*dotted keys and their values"),
+        ({"preset": "tiny", "settings": {1: 2}}, "^settings: got 1; allowed: a dotted key"),
+        ({"preset": "tiny", "sub_spaces": "nowhere.yml"}, "nowhere.yml: no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, arguments, part):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=part) as error:
-        hitdet_nni.search(out="run", **arguments)
+        hitdet_nni.search(**{"out": "run", **arguments})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -196,7 +254,9 @@ def test_what_is_not_there_yet(tmp_path, found):
     begun = hitdet_nni.load(tmp_path / "begun")
     assert "not searched" in begun._repr_html_()
     for call in (lambda: begun.architecture, begun.detector, begun.export, begun.evaluate, begun.retrain, begun.front):
-        with pytest.raises(InputError):
+        with pytest.raises(
+            InputError, match=r"begun: the search has not ended; allowed: .*search\(\.\.\., resume=True\)"
+        ):
             call()
     for options in ({"settings": {"retrain.epochs": 2}}, {"inherit": True}, {"out": found.path, "force": True}):
         with pytest.raises(InputError, match="another directory"):
@@ -207,6 +267,64 @@ def test_what_is_not_there_yet(tmp_path, found):
         with pytest.raises(InputError, match=r"int4|calibration"):
             found.export(tmp_path / "mine.onnx", **options)
     assert not (tmp_path / "mine.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: hitdet_nni.load(None), "path: got None; allowed: a path"),
+        (lambda run: run.export(5), "path: got 5; allowed: a path"),
+        (lambda run: run.export(kind=["onnx"]), "kind: got ['onnx']; allowed: "),
+        (lambda run: run.report(images="6"), "images: got '6'; allowed: a whole number"),
+        (lambda run: run.front(2.5), "budgets: got 2.5; allowed: a list of numbers"),
+        (lambda run: run.front(["2"]), "budgets: got '2'; allowed: numbers above 0"),
+        (lambda run: run.front(cost="ms"), "cost: got 'ms'; allowed: gflops, params_m, latency_ms"),
+        (lambda run: run.front(cost="latency_ms"), "table: is missing; allowed: a file of hitdet-nni latency"),
+        (
+            lambda run: run.front(table="/no.json"),
+            "/no.json: table: no such file; allowed: a table that hitdet-nni lat",
+        ),
+        (lambda run: run.retrain(budget={"gflops": 2}), "budget: got {'gflops': 2}; allowed: a number above 0"),
+        (lambda run: run.evaluate("data.seed=1"), "settings: got 'data.seed=1'; allowed: dotted keys"),
+        (lambda run: run.detector("gpu"), "device: got 'gpu'; allowed: cpu"),
+        (lambda run: run.detector(None), "device: got None; allowed: cpu"),
+        (lambda run: run.detector("cuda:99"), "device: torch finds no GPU"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(found, call, message):
+    with pytest.raises(InputError) as caught:
+        call(found)
+    assert str(caught.value).startswith(message)
+
+
+def test_settings_for_a_point_of_the_front_have_a_directory_of_its_own(found, monkeypatch):
+    trained = []
+    monkeypatch.setattr(stages, "front_points", lambda run, budget, top: [found.architecture])
+    monkeypatch.setattr(stages, "run_retraining", lambda out, settings, *_, **__: trained.append((out, settings)))
+    with pytest.raises(TypeError):  # nothing was trained that could be told of
+        found.retrain(budget=8, settings={"retrain": {"epochs": 2}})
+    (out, settings), *_ = trained
+    assert out == found.path.with_name("coco-retrained-8")
+    assert settings.retrain == found.settings.retrain.model_copy(update={"epochs": 2})
+
+
+def test_a_search_need_not_screen_again(found, folders, few, tmp_path, monkeypatch):
+    again = {"preset": "tiny", "budget": {"gflops": 0.06}, "settings": few | {"search": {"flops_weight": 0.5}}}
+    with pytest.raises(InputError) as caught:
+        hitdet_nni.search(folders / "coco", out=found.path, resume=True, **again)
+    screened = found.path / "screening" / "sub_spaces.yml"
+    assert str(caught.value).endswith(f"; a new search with sub_spaces {screened} need not screen again")
+    assert "--" not in str(caught.value)
+    given = []
+
+    def run_search(out, settings, config, space, **_):
+        given.append(space)
+        return found.architecture
+
+    monkeypatch.setattr(stages, "run_search", run_search)
+    for named in (screened, found.path):
+        hitdet_nni.search(folders / "coco", out=found.path, sub_spaces=named, **again)
+    assert given == [load_search_space(screened)] * 2
 
 
 def test_what_the_page_does_with_a_prediction(capsys):
@@ -226,8 +344,8 @@ def test_the_lines_of_readme_and_page(few, tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / "street.jpg"), np.zeros((300, 400, 3), np.uint8))
     monkeypatch.chdir(tmp_path)
     short = {key: value for key, value in few.items() if key != "data.seed"} | {"precision": "fp32"}
-    load = api.load_settings
-    monkeypatch.setattr(api, "load_settings", lambda config, changed=None: load(config, short | dict(changed or {})))
+    load = python_arguments.load_settings
+    monkeypatch.setattr(python_arguments, "load_settings", lambda config, changed: load(config, short | changed))
     exec(compile(first.text, "docs/python.md", "exec"), {})
     assert cv2.imread("out.jpg").shape == (300, 400, 3)
     run = hitdet_nni.load("runs/my_images")
@@ -245,7 +363,7 @@ def test_what_the_commands_refuse_is_said_in_arguments(found, tmp_path):
         hitdet_nni.search(preset="tiny", out=found.path)
     with pytest.raises(InputError, match=r"^samples: got 1;"):
         found.front(samples=1)
-    with pytest.raises(InputError, match=r"^path: got mine\.onnx"):
+    with pytest.raises(InputError, match=r"^path: got .*mine\.onnx"):
         found.export(tmp_path / "mine.onnx", kind="torch-export")
     with pytest.raises(InputError, match=r'such as settings=\{"data.root": my_images\}; or COCO files') as error:
         hitdet_nni.search(preset="nano_cpu", out=tmp_path / "other")

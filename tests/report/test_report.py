@@ -28,7 +28,7 @@ from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
 from hitdet_nni.report.page import write_comparison, write_report
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
-from hitdet_nni.runs.benchmark import Benchmark, Percentiles, write_benchmark
+from hitdet_nni.runs.benchmark import FileBenchmark, Percentiles, add_benchmark
 from hitdet_nni.runs.front import FrontRow, write_front
 from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.reliability import Reliability, write_reliability
@@ -685,11 +685,8 @@ def test_a_front_and_the_exported_file_are_shown(tmp_path):
     ]
     found.front.mkdir()
     write_front(found.front_table, rows)
-    metrics = dict.fromkeys(PRECISIONS, 0.4321)
-    times = Percentiles(p50=4.25, p90=5.5, p99=9.0)
-    how = {"runtime": "onnxruntime 1.0", "threads": 2, "machine": "a phone", "rounds": 7, "pause_ms": 500}
-    outcome = Benchmark(file="found.onnx", sha256="0" * 64, images=4, metrics=metrics, latency_ms=times, runs=28, **how)
-    write_benchmark(found.benchmark, outcome)
+    (found.front / "budget-0.055.json").write_text("{}")
+    add_benchmark(found.benchmark, measured("found.onnx", 4.25))
     page = Page(write_report(run, images=0).read_text())
     text = page.text("search")
     assert "4 architectures, compared by the weights of the supernet" in text
@@ -699,11 +696,12 @@ def test_a_front_and_the_exported_file_are_shown(tmp_path):
     assert len(page.all("circle", class_="point best")) == 2
     labels = [each[1]["aria-label"] for each in page.all("svg") if "aria-label" in each[1]]
     assert "loss against GFLOPs of 3 architectures, 2 of them on the Pareto front" in labels
-    tiles = " ".join(page.all("dl", class_="tiles")[0][2].split())
-    assert (
-        "Exported file 4.25 ms an image in the median (5.5 at the 90th percentile): onnxruntime 1.0, 2 threads" in tiles
+    _, first, second = page.rows("front/front.csv")
+    assert (first[0], second[0]) == ("point-01 within 0.055 GFLOPs", "point-02")
+    assert tile(page) == (
+        "4.25 ms an image in the median (5.5 at the 90th percentile): found.onnx, onnxruntime 1.0, 2 threads, a phone; "
+        "mAP of this file 43.2 percent"
     )
-    assert "43.2" in tiles
     without, other = write_run(tmp_path / "without", seed=1), RunDirectory(write_run(tmp_path / "other", seed=2))
     other.front.mkdir()
     timed = [replace(row, unit="latency_ms") for row in rows if row.on_front]
@@ -712,9 +710,57 @@ def test_a_front_and_the_exported_file_are_shown(tmp_path):
     [drawn] = [each[1]["aria-label"] for each in pages.all("svg") if "Fronts" in each[1].get("aria-label", "")]
     assert "with-front from 2.5 to 2" in drawn
     assert "1 of other units are left out" in pages.all("p", class_="remark")[0][2]
-    compared = write_comparison([run, without], tmp_path / "all.html").read_text()
-    assert "Milliseconds are the median of the exported file: onnxruntime 1.0, 2 threads, a phone" in compared
-    assert compared.count(">4.25<") == 1
+
+
+def measured(file, median, precision=None, runtime="onnxruntime 1.0"):
+    """What `benchmark` has measured of a file."""
+    how = {"runtime": runtime, "threads": 2, "machine": "a phone", "rounds": 7, "pause_ms": 500, "runs": 28}
+    times = Percentiles(p50=median, p90=5.5, p99=9.0)
+    metrics = dict.fromkeys(PRECISIONS, 0.4321)
+    about = {"file": file, "precision": precision, "sha256": "0" * 64, "images": 4}
+    return FileBenchmark(**about, metrics=metrics, latency_ms=times, **how)
+
+
+def tile(page):
+    """The headline figure of the exported files."""
+    tiles = " ".join(page.all("dl", class_="tiles")[0][2].split())
+    return re.search(r"Exported file (.*? percent)\b", tiles)[1]
+
+
+def test_every_exported_file_is_named_with_its_precision(tmp_path):
+    run, without = write_run(tmp_path / "run"), write_run(tmp_path / "without", seed=1)
+    file = RunDirectory(run).benchmark
+    for one in (measured("a.onnx", 4.0, "fp32"), measured("b.xml", 2.0, "int8"), measured("a.onnx", 3.0, "fp32")):
+        add_benchmark(file, one)
+    page = Page(write_report(run, images=0).read_text())
+    conditions = "onnxruntime 1.0, 2 threads, a phone"
+    rows = [["a.onnx", "fp32", "43.2", "3", "5.5", conditions], ["b.xml", "int8", "43.2", "2", "5.5", conditions]]
+    assert page.rows("Exported files")[1:] == rows
+    assert tile(page).startswith("2 ms an image in the median")
+    assert "b.xml (int8), the fastest of 2" in tile(page)
+    compared = Page(write_comparison([run, without], tmp_path / "all.html").read_text())
+    assert compared.rows("Exported files")[1:] == [["run", *row] for row in rows]
+    assert "Milliseconds" not in " ".join(each[2] for each in compared.all("p", class_="absent"))
+    add_benchmark(file, measured("b.xml", 2.0, "int8", runtime="openvino 1.0"))
+    compared = Page(write_comparison([run, without], tmp_path / "all.html").read_text())
+    assert "Milliseconds were measured in different ways" in compared.all("p", class_="absent")[-1][2]
+
+
+def test_the_goal_of_a_search_is_not_that_of_a_retraining(tmp_path):
+    """What was searched elsewhere says nothing of the settings that it is retrained with."""
+    searched = RunDirectory(write_run(tmp_path / "searched", overrides={"search.budget": {"gflops": 2.5}}))
+    other = RunDirectory(write_run(tmp_path / "other", state="begun", overrides={"search.budget": {"gflops": 2.5}}))
+    for file in (searched.architecture, searched.metrics):
+        shutil.copy(file, other.path)
+    goals = []
+    for run in (searched, other):
+        page = Page(write_report(run.path, images=0).read_text())
+        tiles = " ".join(page.all("dl", class_="tiles")[0][2].split())
+        drawn = any("budget 2.5" in each[1].get("aria-label", "") for each in page.all("svg"))
+        goals.append(("Budget 2.5 GFLOPs" in tiles, drawn, "λ" in tiles))
+    assert goals == [(True, True, False), (False, False, False)]
+    page = Page(write_comparison([searched.path, other.path], tmp_path / "all.html").read_text())
+    assert [row[10] for row in page.rows("Average precisions")[1:]] == ["2.5 GFLOPs", "–"]
 
 
 def test_captions_of_detections_stay_in_the_drawing():

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hitdet_nni.commands.shared.console import console, echo, json_text
+from hitdet_nni.commands.shared.console import echo, json_text, show
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.data.sources import DetectionData, open_images
@@ -125,7 +125,7 @@ def print_findings(findings: Findings, *, as_json: bool) -> None:
         table.add_column(header.replace("_", " "), justify="right" if _is_number(rows[-1][header]) else "left")
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
-    console().print(table)
+    show(table)
     for line in findings.sentences:
         echo(line)
     echo(str(findings.file))

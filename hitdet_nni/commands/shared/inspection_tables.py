@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Column, Table
 
-from hitdet_nni.commands.shared.console import console, echo
+from hitdet_nni.commands.shared.console import echo, show
 from hitdet_nni.data.checks.inspection import Inspection
 from hitdet_nni.data.checks.object_sizes import ObjectSizes
 
@@ -35,7 +35,7 @@ def print_inspections(detection: Mapping[str, Inspection], found: Mapping[str, I
             table.add_row(row, *(str(group[name].counts.get(row, "-")) for name in names))
         for kind in ("warnings", "hints", "defects"):
             table.add_row(kind, *(str(len(getattr(group[name], kind))) for name in names))
-        console().print(table)
+        show(table)
     if any("/" in str(value) for inspection in found.values() for value in inspection.counts.values()):
         echo("a / b / c: smallest, middle and largest")
     _print_objects(detection)
@@ -88,7 +88,7 @@ def _print_objects(detection: Mapping[str, Inspection]) -> None:
         sides = ["-" if one is None else _sides(one) for one in ones]
         missed = ["-" if one is None else f"{one.out_of_reach} of {one.boxes}" for one in ones]
         table.add_row(escape(class_name), *sides, *missed)
-    console().print(table)
+    show(table)
     echo("sides: roots of the objects' areas, in pixels of the network's input (skeleton.input_size)")
     if len(shown) < len(smallest):
         echo(f"the {len(shown)} of {len(smallest)} classes with the smallest objects; --json has all")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
-from hitdet_nni.cost.units import UNITS
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.engine import distributed
+from hitdet_nni.runs.found import costs_of, found_line
 from hitdet_nni.runs.run_directory import RunDirectory
 
 USED_SHARE = 0.8
@@ -28,17 +28,10 @@ def search_outcome(
         budget: What it may cost, if that is bounded.
         config: The words of a command that give it the same config.
     """
-    costs = _costs(architecture)
-    found = f"found: {costs['params_m']:.3g} M parameters, {costs['gflops']:.3g} GFLOPs"
-    if "latency_ms" in costs:
-        found += f", {costs['latency_ms']:.3g} ms"
-    share = 1.0
-    if budget is not None:
-        share = costs[budget.key] / budget.limit
-        found += f"; {share:.0%} of the budget of {budget.limit:g} {UNITS[budget.key].name} is used"
+    share = 1.0 if budget is None else costs_of(architecture)[budget.key] / budget.limit
     goal = [*config, "--out", f"{run.path}-retrained"]
     lines = [
-        found,
+        found_line(architecture, budget),
         str(run.architecture),
         f"next: {_command('retrain', '--architecture', str(run.architecture), *goal, shared=True)}",
     ]
@@ -78,19 +71,6 @@ def retraining_outcome(run: RunDirectory, result: Mapping[str, Any]) -> list[str
 def config_words(config: str | Path, overrides: Sequence[str]) -> list[str]:
     """Return the words of a command that give it the same config as this one."""
     return ["--config", str(config), *(word for override in overrides for word in ("--set", override))]
-
-
-def _costs(architecture: Architecture) -> dict[BudgetKey, float]:
-    """Return what an architecture costs, as far as its provenance says, in the units of a budget."""
-    provenance = architecture.provenance
-    counted = next(record for record in provenance.cost if record.convention == "macs")
-    costs: dict[BudgetKey, float] = {
-        "params_m": counted.params["total"] / UNITS["params_m"].scale,
-        "gflops": counted.flops["total"] / UNITS["gflops"].scale,
-    }
-    if provenance.latency is not None:
-        costs["latency_ms"] = provenance.latency.milliseconds
-    return costs
 
 
 def _command(name: str, *words: str, shared: bool = False) -> str:

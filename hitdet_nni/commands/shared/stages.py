@@ -15,6 +15,7 @@ from hitdet_nni.config.budget_settings import BudgetKey
 from hitdet_nni.config.search_space import SearchSpace, save_search_space
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data, open_images
+from hitdet_nni.deployment.suffixes import require_suffix
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
@@ -236,12 +237,10 @@ def run_export(
         verify: Evaluate the file.
 
     Raises:
-        InputError: If a value has no meaning, images are needed and not named, or they are of other classes.
+        InputError: If a value has no meaning, the file's name stands for another format, images are needed and not
+            named, or they are of other classes.
     """
-    if kind == "torch-export" and out.suffix != ".pt2":
-        raise InputError(f"got {out.name}", key="--out", allowed="a name that ends in .pt2, as torch asks for")
-    if kind == "openvino" and out.suffix != ".xml":
-        raise InputError(f"got {out.name}", key="--out", allowed="a name that ends in .xml, as OpenVINO asks for")
+    require_suffix(out, kind)
     if calibration < 1:
         raise InputError(f"got {calibration}", key="--calibration", allowed="1 or more")
     if verify and raw_heads:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from hitdet_nni.commands.shared.output import write_out
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process, translate_io_errors
@@ -50,8 +51,7 @@ def working(out: Path, name: str, config: object, *, as_json: bool = False) -> I
     stream = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:
-        stream.write(f"{text}\n")
-        stream.flush()
+        write_out(f"{text}\n", stream)
 
     main = distributed.launched_as_main()
     view = view_on(stream, write) if main else LineView(lambda text: None)
@@ -73,8 +73,7 @@ def watched() -> Iterator[View]:
     """Show how far a piece of work is that has no run directory and goes on in this process alone."""
 
     def write(text: str) -> None:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        write_out(f"{text}\n")
 
     view = view_on(sys.stdout, write)
     with view, listening(view), log_to_console(view, main=True):

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hitdet_nni.data.annotations.box_forms import CornerBoxes, corner_boxes
+from hitdet_nni.data.annotations.class_names import NAME, is_one_line
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations as CocoAnnotations
 from hitdet_nni.data.annotations.coco_annotations import CocoSummary
 from hitdet_nni.data.annotations.coco_document import (
@@ -79,10 +81,13 @@ def check_document(
         InputError: As :func:`read_annotations`.
     """
     folder, changes = ImageFolder(images), Changes()
+    corners = corner_boxes(document.images, document.annotations)  # before areas are filled in
     root = normalize(document, folder, changes)
     names = _read_categories(source, document.categories)
     sizes, file_names = _read_images(source, document.images)
     image_classes, summary = _read_boxes(source, document.annotations, sizes, names, allow_empty_boxes)
+    if corners is not None and corners.certain:
+        source.refuse(_corner_error(source, corners))
     _check_on_disk(source, folder, file_names)
     ann = source.ann
     if not source.defects:
@@ -127,10 +132,14 @@ def _read_categories(source: DocumentSource, entries: list[dict[str, Any]]) -> d
                 )
             if not name.strip():
                 raise source.error(f"{place}.name", f"is {name!r}", "a class name")
+            if not is_one_line(name):
+                allowed = f"{NAME}, as `hitdet-nni check-data --fix OUT` writes it"
+                raise source.error(f"{place}.name", f"is {show(name)}", allowed)
             if name in names.values():
                 raise source.error(f"{place}.name", f"{show(name)} is taken by another category", "unique names")
         except InputError as defect:
             source.refuse(defect)
+            _pass_over(source.categories_passed_over, entry)
             continue
         names[category_id] = name
     return names
@@ -147,12 +156,17 @@ def _read_images(
             image_id, file_name, size = _read_image(source, f"images[{index}]", entry, sizes)
         except InputError as defect:
             source.refuse(defect)
-            if type(entry.get("id")) is int:
-                source.passed_over.add(entry["id"])
+            _pass_over(source.images_passed_over, entry)
             continue
         sizes[image_id] = size
         file_names.append(file_name)
     return sizes, tuple(file_names)
+
+
+def _pass_over(ids: set[int], entry: dict[str, Any]) -> None:
+    """Remember the id of an entry that was refused: what refers to it has no defect of its own."""
+    if type(entry.get("id")) is int:
+        ids.add(entry["id"])
 
 
 def _read_image(
@@ -163,7 +177,10 @@ def _read_image(
     _fits(source, place, image_id)
     if image_id in sizes:
         raise source.error(f"{place}.id", f"{show(image_id)} is taken by another image", "unique ids")
-    file_name: str = source.of_type(place, entry, "file_name", str, "a path inside the folder of images")
+    allowed = "a path inside the folder of images"
+    if "file_name" not in entry and "coco_url" in entry:
+        allowed += ", as `hitdet-nni check-data --fix OUT` takes it from coco_url"
+    file_name: str = source.of_type(place, entry, "file_name", str, allowed)
     if not stays_inside(file_name):
         problem = f"{show(file_name)} leads outside the folder of images or names no file"
         raise source.error(f"{place}.file_name", problem, "a relative path without '..'")
@@ -201,14 +218,19 @@ def _read_boxes(
             if type(box_id) is not int or box_id in ids:
                 raise _box_error(source, index, entry, "id", "a unique integer")
             if type(image_id) is not int or image_id not in sizes:
-                if type(image_id) is int and image_id in source.passed_over:
+                if type(image_id) is int and image_id in source.images_passed_over:
                     refused += 1
                     continue
                 raise _box_error(source, index, entry, "image_id", "an id of images")
             if type(category_id) is not int or category_id not in per_class:
+                if type(category_id) is int and category_id in source.categories_passed_over:
+                    refused += 1
+                    continue
                 raise _box_error(source, index, entry, "category_id", "an id of categories")
             if type(box) is not list or len(box) != 4 or not all(is_number(value) for value in box):
                 allowed = "four finite numbers: left, top, width, height, in pixels"
+                if "bbox" not in entry and isinstance(entry.get("segmentation"), list):
+                    allowed += ", as `hitdet-nni check-data --fix OUT` takes them from polygons in segmentation"
                 raise _box_error(source, index, entry, "bbox", allowed)
             left, top, width, height = box
             if not (width > 0 and height > 0) and not (allow_empty and width >= 0 and height >= 0):
@@ -254,6 +276,14 @@ def _read_boxes(
 def _box_error(source: DocumentSource, index: int, entry: Mapping[str, Any], name: str, allowed: str) -> InputError:
     problem = f"is {show(entry[name])}" if name in entry else "is missing"
     return source.error(f"annotations[{index}].{name}", problem, allowed)
+
+
+def _corner_error(source: DocumentSource, corners: CornerBoxes) -> InputError:
+    boxes = counted(corners.boxes, "{box is|boxes are}")
+    reason = "so read they have the areas of area" if corners.by_area else "only so they lie inside of their images"
+    problem = f"{boxes} [left, top, right, bottom]: {reason}"
+    allowed = "[left, top, width, height], as `hitdet-nni check-data --fix OUT` writes them"
+    return source.error("annotations", problem, allowed)
 
 
 def _check_on_disk(source: DocumentSource, folder: ImageFolder, file_names: tuple[str, ...]) -> None:

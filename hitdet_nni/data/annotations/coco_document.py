@@ -54,13 +54,15 @@ class DocumentSource:
         ann: The annotation file.
         key: Dotted configuration key that names it.
         defects: Takes defects of single entries; ``None``: they are raised.
-        passed_over: Ids of the images that were passed over.
+        images_passed_over: Ids of the images that were refused and passed over.
+        categories_passed_over: Ids of the categories that were.
     """
 
     ann: Path
     key: str
     defects: list[InputError] | None = None
-    passed_over: set[int] = field(default_factory=set)
+    images_passed_over: set[int] = field(default_factory=set)
+    categories_passed_over: set[int] = field(default_factory=set)
 
     def refuse(self, defect: InputError) -> None:
         """Refuse a single entry of a list: raise its defect, or note it where entries are to be passed over."""

@@ -24,6 +24,16 @@ DARK: Final = 24
 BRIGHT: Final = 231
 """An image of which 99 % of the values lie above is warned of."""
 
+_DAMAGE: Final = {
+    "JPEG {image|images} with damaged data, of which OpenCV makes up a part": (
+        "Corrupt JPEG data: premature end",
+        "Corrupt JPEG data: bad Huffman code",
+    ),
+    # Bytes are left over where some in the middle were changed; some cameras write a few more than there are pixels.
+    "JPEG {image|images} with more data than pixels, which may be damaged": ("extraneous bytes before marker 0xd9",),
+}
+"""Warnings of JPEG files by what libjpeg says of them."""
+
 _LOOKED_AT: Final = 1 << 14  # values of an image that its brightness is judged by, about
 
 
@@ -57,12 +67,12 @@ def check_images(annotations: CocoAnnotations, input_size: tuple[int, int] | Non
             continue
         with quiet():
             image = decode_image(content)
-            damaged = said("Corrupt JPEG data: premature end") or said("Corrupt JPEG data: bad Huffman code")
+            damage = next((text for text, words in _DAMAGE.items() if any(map(said, words))), None)
         problem = image if isinstance(image, str) else _size_problem(image, size, input_size)
         if problem is not None:
             report.defects.append(ImageDefect(file, problem))
         if not isinstance(image, str):
-            for warning in (*_looks(image), *_file_warnings(file, content, damaged)):
+            for warning in (*_looks(image), *_file_warnings(file, content, damage)):
                 report.warnings.setdefault(warning, []).append(file)
     return report
 
@@ -117,10 +127,10 @@ def _looks(image: NDArray[np.uint8]) -> Iterator[str]:
         yield f"{{image that decodes|images that decode}} nearly white ({amount})"
 
 
-def _file_warnings(file: Path, content: bytes, damaged: bool) -> Iterator[str]:
+def _file_warnings(file: Path, content: bytes, damage: str | None) -> Iterator[str]:
     """Yield warnings of what a file is."""
     form = wrong_name(file, content)
     if form is not None:
         yield f"{{image that is|images that are}} {form}, whatever {{its name says|their names say}}"
-    if damaged:
-        yield "JPEG {image|images} with damaged data, of which OpenCV makes up a part"
+    if damage is not None:
+        yield damage

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hitdet_nni.data.annotations.box_forms import CornerBoxes, corner_boxes
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
-from hitdet_nni.data.annotations.coco_document import ROUNDING
+from hitdet_nni.data.annotations.coco_document import ROUNDING, Entry
 from hitdet_nni.data.images.reading import resized
 
 
@@ -34,6 +35,7 @@ class BoxUses:
         background: File names of images whose boxes are all crowds or dropped: trained on without a box.
         labels: Category id of each trained box, ``[trained]``.
         sides: Width and height of each trained box in pixels of the network's input, ``[trained, 2]``.
+        corners: What speaks for boxes that are left, top, right and bottom, if anything does.
     """
 
     trained: int
@@ -45,6 +47,7 @@ class BoxUses:
     background: tuple[str, ...]
     labels: NDArray[np.int64]
     sides: NDArray[np.float64]
+    corners: CornerBoxes | None = None
 
 
 def box_uses(annotations: CocoAnnotations, input_size: tuple[int, int]) -> BoxUses:
@@ -54,7 +57,8 @@ def box_uses(annotations: CocoAnnotations, input_size: tuple[int, int]) -> BoxUs
         annotations: A checked annotation file without defects; it is read once more.
         input_size: Height and width of the network's input.
     """
-    entries: list[Mapping[str, Any]] = json.loads(annotations.ann.read_bytes())["annotations"]
+    document: dict[str, list[Entry]] = json.loads(annotations.ann.read_bytes())
+    entries = document["annotations"]
     places = {image_id: place for place, image_id in enumerate(annotations.image_ids)}
     boxes_of, trained_of = np.zeros((2, len(places)), dtype=np.int64)
     kept, labels, owners = [], [], []
@@ -87,6 +91,7 @@ def box_uses(annotations: CocoAnnotations, input_size: tuple[int, int]) -> BoxUs
         background=tuple(names[(boxes_of > 0) & (trained_of == 0)]),
         labels=np.array(labels, dtype=np.int64),
         sides=(inside[:, 2:] - inside[:, :2]) * fitted / sizes,
+        corners=corner_boxes(document["images"], entries),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hitdet_nni.config.settings import DataSettings, PretrainSettings
 from hitdet_nni.config.skeleton import Skeleton
+from hitdet_nni.data.annotations.box_forms import BEYOND
 from hitdet_nni.data.annotations.coco import check_same_classes, read_annotations
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.annotations.pixels import check_images
@@ -23,7 +24,7 @@ from hitdet_nni.data.checks.object_sizes import ObjectSizes, object_sizes, size_
 from hitdet_nni.data.class_folders import LabeledImages, list_images
 from hitdet_nni.data.images.reading import decoded_size
 from hitdet_nni.data.layouts.parts import SPLITS, Split
-from hitdet_nni.data.sources import Parts, chosen_source, is_split_off, split_parts
+from hitdet_nni.data.sources import Parts, chosen_source, split_parts
 from hitdet_nni.data.wording import counted
 from hitdet_nni.engine.machine import available_cores
 from hitdet_nni.errors import InputError
@@ -78,7 +79,7 @@ def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> 
     defects: dict[Split, list[InputError]] = {split: [] for split in SPLITS}
     parts, digests = split_parts(settings, seed, defects), Digests()
     found = {"train": _read_split(settings, skeleton, parts, "train", defects["train"], digests)}
-    if found["train"][1] is None and is_split_off(settings, parts) and not defects["val"]:
+    if found["train"][1] is None and parts.split_off and not defects["val"]:
         # It is of the same images, whose defects have been told.
         found["val"] = Inspection(notes=["data.val_ann: is split off once the defects of data.root are mended"]), None
     else:
@@ -216,6 +217,13 @@ def _warnings(
         (uses.clipped, "{box that reaches over an edge of its|boxes that reach over an edge of their} image", ()),
     ]
     yield from (_of(count, what, examples) for count, what, examples in found if count)
+    if uses.corners is not None:
+        beyond = counted(uses.corners.beyond, f"{{box reaches|boxes reach}} over the right or lower edge by {BEYOND:g}")
+        yield (
+            f"{beyond} pixels and more, and all {uses.corners.boxes} lie inside of their images where they are read as "
+            "[left, top, right, bottom]: if they are written so, bbox must become [left, top, right - left, bottom - "
+            "top]"
+        )
     if training:
         yield from _imbalance({name: count for name, count in classes.items() if count})
     groups = same_files((annotations.images / name for name in annotations.file_names), digests)

@@ -28,11 +28,12 @@ from hitdet_nni.data.annotations.coco_document import (
     show,
 )
 from hitdet_nni.data.annotations.normalization import LARGEST_ID, Changes, normalize
+from hitdet_nni.data.checks.rewriting import boxes_of_corners, boxes_of_polygons, files_of_urls, names_in_one_line
 from hitdet_nni.data.images.image_folder import ImageFolder, stays_inside
 from hitdet_nni.data.images.reading import decoded_size, thin_problem
 from hitdet_nni.data.layouts.parts import SPLITS, Split
 from hitdet_nni.data.layouts.split import split_off
-from hitdet_nni.data.sources import is_split_off, split_parts
+from hitdet_nni.data.sources import split_parts
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import write_text
 
@@ -82,19 +83,19 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
     """
     defects: dict[Split, list[InputError]] = {split: [] for split in SPLITS}
     splits = split_parts(settings, seed, defects)
-    for split, parts in splits.items():
-        if not parts:
+    for split in SPLITS:
+        if not splits[split]:
             problem = f"no box of {split} would be left: {defects[split][0]}: --fix cannot mend it"
             raise InputError(problem, source=settings.root, key="data.root")
     plan = [
-        (split, ann, images, out / f"instances_{split}{f'_{number}' if len(parts) > 1 else ''}.json")
-        for split, parts in splits.items()
-        for number, (ann, images) in enumerate(parts, start=1)
+        (split, ann, images, out / f"instances_{split}{f'_{number}' if len(splits[split]) > 1 else ''}.json")
+        for split in SPLITS
+        for number, (ann, images) in enumerate(splits[split], start=1)
     ]
     for *_, target in plan:
         if target.exists() or target.is_symlink():
             raise InputError("exists already", source=target, key="--fix", allowed="a folder that lacks this file")
-    if is_split_off(settings, splits):
+    if splits.split_off:
         ((_, ann, images, _), _) = plan
         one = _Repair(ann, images, "data.root", input_size)
         one.mend()
@@ -164,6 +165,14 @@ class _Repair:
             problem = f"their folder {self._folder.path} does not exist"
             raise DocumentSource(self._ann, self._key).error("images", problem, "a folder of images")
         self._read_texts()
+        for rewritten in (
+            names_in_one_line(self._document),
+            files_of_urls(self._document, self._folder),
+            boxes_of_polygons(self._document),
+            boxes_of_corners(self._document),
+        ):
+            for entry, key, new in rewritten:
+                self._set(entry, key, new)
         self._compute_areas()
         changes = Changes(listed=True)
         normalize(self._document, self._folder, changes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from hitdet_nni.data.annotations.class_names import NAME, is_one_line
 from hitdet_nni.data.layouts.parts import (
     Box,
     Found,
@@ -187,6 +188,9 @@ def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:
     lines = [line.strip() for line in read_text(file).lstrip("\ufeff").splitlines()]
     names = [line.partition(":")[0].strip() for line in lines if line and not line.startswith("#")]
     names = list(dict.fromkeys(name for name in names if name != "background" or name in found))
+    broken = next((name for name in names if not is_one_line(name)), None)
+    if broken is not None:
+        raise InputError(f"has the class {broken!r:.60}", source=file, allowed=NAME)
     unknown = sorted(found - set(names))
     if unknown:
         raise InputError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from xml.etree import ElementTree
 
+from hitdet_nni.data.annotations.class_names import NAME, is_one_line
 from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text, write_text
@@ -102,6 +103,8 @@ def read_objects(file: Path) -> tuple[tuple[int, int] | None, list[VocObject]]:
         name = (entry.findtext("name") or "").strip()
         if not name:
             raise InputError("is missing", source=file, key=f"{place}.name", allowed="the name of a class")
+        if not is_one_line(name):
+            raise InputError(f"is {name!r:.60}", source=file, key=f"{place}.name", allowed=NAME)
         left, top, width, height = _box(file, place, entry)
         objects.append(VocObject(name, (left, top, width, height), _is_difficult(entry)))
     if not (root.findtext("size/width") or "").strip(" 0") or not (root.findtext("size/height") or "").strip(" 0"):

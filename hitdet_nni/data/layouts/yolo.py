@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hitdet_nni.data.annotations.class_names import NAME, is_one_line
 from hitdet_nni.data.layouts.parts import (
     NAMES,
     Found,
@@ -134,6 +135,8 @@ def _check_names(file: Path, key: str | None, classes: list[str]) -> None:
         if not name or name in classes[:number]:
             problem = f"name {number} is {name!r:.60}" + (", as another one is" if name else "")
             raise InputError(problem, source=file, key=key, allowed="names, each once")
+        if not is_one_line(name):
+            raise InputError(f"name {number} is {name!r:.60}", source=file, key=key, allowed=NAME)
 
 
 def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:

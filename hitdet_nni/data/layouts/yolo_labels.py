@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from hitdet_nni.data.annotations.box_forms import box_around
 from hitdet_nni.data.layouts.parts import Box, Labelled, Notes, Size
 from hitdet_nni.errors import InputError
 
@@ -86,8 +87,7 @@ class YoloReader:
             raise self._error(file, line, words, "is not relative to the image:")
         if len(coordinates) > 4:
             notes.add(POLYGONS, where)
-            across, down = coordinates[::2], coordinates[1::2]
-            return label, min(across), min(down), max(across), max(down)
+            return label, *box_around(coordinates)
         x, y, width, height = coordinates
         if width < 0 or height < 0:
             raise self._error(file, line, words, "has a negative size:")

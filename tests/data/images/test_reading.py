@@ -305,6 +305,16 @@ def test_no_library_writes_on_the_terminal(name, write, tmp_path, capfd):
     assert (damaged in report.warnings) == (name == "libjpeg")
 
 
+def test_bytes_changed_in_the_middle_of_a_jpeg(write):
+    whole = encoded("JPEG", np.random.default_rng(0).integers(0, 256, SMOOTH.shape, dtype=np.uint8), quality=75)
+    middle = len(whole) // 2
+    changed = whole[:middle] + b"\xaa" * 40 + whole[middle + 40 :]
+    report = check_images(write(a=changed, b=whole))
+    assert report.defects == []
+    (files,) = (files for what, files in report.warnings.items() if "which may be damaged" in what)
+    assert [file.name for file in files] == ["a.png"]
+
+
 def test_what_others_say_meanwhile_comes_out(capfd):
     with quiet():
         os.write(2, b"libpng warning: iCCP: too short\n")

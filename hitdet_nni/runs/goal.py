@@ -1,0 +1,28 @@
+"""Whose goal the settings of a run are: a search's, or nobody's where an architecture was given."""
+
+from __future__ import annotations
+
+from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.runs.run_directory import RunDirectory
+
+
+def is_searched_here(run: RunDirectory) -> bool:
+    """Whether a run's own search has found its architecture, or will find it.
+
+    What `retrain` was given was found by another search, of whose goal the settings of the retraining say nothing.
+
+    Args:
+        run: The run, in any state.
+    """
+    return run.sub_spaces.is_file() or not run.architecture.is_file()
+
+
+def own_budget(run: RunDirectory, settings: Settings) -> BudgetSettings | None:
+    """Return the budget of a run's own search, ``None`` where it has none.
+
+    Args:
+        run: The run.
+        settings: Its settings.
+    """
+    return settings.search.budget if is_searched_here(run) else None

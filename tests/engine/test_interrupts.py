@@ -1,0 +1,73 @@
+"""Ctrl-C while modules are being imported."""
+
+import importlib
+import signal
+import sys
+import threading
+
+import pytest
+
+from hitdet_nni.engine.process import whole_imports
+
+SLOW = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(0.2)
+whole = True
+"""
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    """Name of a module in whose import Ctrl-C comes."""
+    (tmp_path / "slowly_imported.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "slowly_imported"
+    sys.modules.pop("slowly_imported", None)
+
+
+def test_an_import_is_interrupted_once_it_is_whole(slow):
+    before = signal.getsignal(signal.SIGINT)
+
+    def work():
+        with whole_imports():
+            importlib.import_module(slow)
+            threading.Event().wait(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert sys.modules[slow].whole
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_is_not_lost_where_nothing_follows_the_import(slow):
+    with pytest.raises(KeyboardInterrupt), whole_imports(), whole_imports():
+        importlib.import_module(slow)
+    assert sys.modules[slow].whole
+
+
+def test_what_is_no_import_is_interrupted_at_once():
+    with pytest.raises(KeyboardInterrupt), whole_imports():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_work_within_an_import_can_be_interrupted(tmp_path, monkeypatch):
+    """Such as a module of a person's own that calls the package as it is imported."""
+    text = "import signal\nfrom hitdet_nni.engine.process import whole_imports\nwith whole_imports():\n"
+    (tmp_path / "calls_at_once.py").write_text(f"{text}    signal.raise_signal(signal.SIGINT)\n    reached = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("calls_at_once")
+
+
+def test_other_threads_are_left_alone():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with whole_imports():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
