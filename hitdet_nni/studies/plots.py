@@ -98,7 +98,8 @@ def plot_search_study(outcomes: Sequence[SeedOutcome], pool: RandomPool, count: 
     sizes = 200 * pool.chances(count)  # areas are probabilities
     axes.scatter([f"best of {count} random"] * len(pool.shown), pool.shown, s=sizes, color="0.4")
     axes.set_ylabel("mAP after retraining")
-    axes.tick_params(axis="x", rotation=20)
+    for label in axes.get_xticklabels():
+        label.set(rotation=35, horizontalalignment="right")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
