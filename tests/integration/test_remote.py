@@ -153,7 +153,7 @@ SetEnv HOME={server.home} PYTHONPATH={ROOT} OMP_NUM_THREADS=1 PIP_NO_INDEX=1 "NO
 def listening_at(port: int, host: str = "127.0.0.1") -> bool:
     try:
         socket.create_connection((host, port), timeout=5).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # refused, or reset by a server that is just ending
         return False
     return True
 
