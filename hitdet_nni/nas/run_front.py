@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import partial
 
 from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
@@ -27,6 +26,7 @@ from hitdet_nni.nas.provenance import describe_architecture
 from hitdet_nni.nas.sample_evaluation import evaluation
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.front import FrontRow, KnownLosses, write_front
+from hitdet_nni.runs.front_budgets import budget_name
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_alphas
 
@@ -191,8 +191,3 @@ def _write(
         name = budget_name(budget)
         save_architecture(described(name, found.sample), run.front / f"{name}.json")
     write_front(run.front_table, rows)
-
-
-def budget_name(budget: float) -> str:
-    """Return the name of the architecture that is the best within a budget."""
-    return f"budget-{Decimal(repr(budget)).normalize():f}"

@@ -9,6 +9,7 @@ from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.io import read_json
+from hitdet_nni.runs.goal import own_budget
 from hitdet_nni.runs.run_directory import RunDirectory
 
 
@@ -62,7 +63,7 @@ def facts_of(run: RunDirectory) -> dict[str, str]:
         costs |= {"params_m": metrics["params_m"], "gflops": metrics["gflops"]}
     facts = {"architecture": architecture.name, "classes": ", ".join(architecture.provenance.classes)}
     facts["cost"] = in_words(costs)
-    budget = load_settings(run.config).search.budget if run.alphas.is_file() else None
+    budget = own_budget(run, load_settings(run.config))
     if budget is not None and budget.key in costs:
         facts["budget"] = f"{used_of(budget, costs[budget.key])} is used"
     if metrics is not None:

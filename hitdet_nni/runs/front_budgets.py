@@ -1,14 +1,20 @@
-"""Which architectures of a front were asked for by a budget."""
+"""Which architectures of a front were asked for by a budget, and what they are called."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from hitdet_nni.runs.front import FrontRow, chosen_point
 
 _FILE = re.compile(r"budget-(\d+(?:\.\d+)?)\.json")
+
+
+def budget_name(budget: float) -> str:
+    """Return the name of the architecture that is the best within a budget, and of its file without ``.json``."""
+    return f"budget-{Decimal(repr(budget)).normalize():f}"
 
 
 def read_budgets(folder: Path) -> tuple[float, ...]:

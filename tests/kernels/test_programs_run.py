@@ -44,7 +44,7 @@ def gpu(asked_anew, monkeypatch):
     "error",
     [
         RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
-        PermissionError(13, "Permission denied", "/root/.triton"),
+        PermissionError(13, "Permission denied", "cache/triton"),
         ImportError(),
     ],
 )

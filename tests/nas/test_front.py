@@ -26,10 +26,10 @@ from hitdet_nni.nas import run_front
 from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.cost_term import BudgetedCost
 from hitdet_nni.nas.front import FrontSearch, best_within, known, on_front
-from hitdet_nni.nas.run_front import budget_name
 from hitdet_nni.nas.sample_evaluation import architecture_losses
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.front import FrontRow, KnownLosses, chosen_point, read_front, write_front
+from hitdet_nni.runs.front_budgets import budget_name
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.supernet_score import supernet_loss
 
