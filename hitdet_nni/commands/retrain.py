@@ -6,10 +6,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hitdet_nni.commands.shared.options import add_json, add_training
+from hitdet_nni.commands.shared.options import add_jobs, add_json, add_training
 
 if TYPE_CHECKING:
     from hitdet_nni.config.architecture import Architecture
+    from hitdet_nni.studies.random_architectures import RandomDraw
 
 HELP_ORDER = 90
 HELP = "train an architecture, from scratch or from the supernet's weights, and evaluate it as COCO does"
@@ -35,6 +36,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="with --front: train the K best within --budget for a while, the better half for longer, and so on "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--random",
+        type=int,
+        metavar="K",
+        help="draw K random architectures that fill search.budget (without one, of any cost), and train them like "
+        "those of --top: a search without a supernet",
+    )
+    add_jobs(parser, "shorter trainings of --top or --random")
     parser.add_argument(
         "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
     )
@@ -62,6 +71,7 @@ def run(options: Namespace) -> None:
         supernet,
         force=options.force,
         resume=options.resume,
+        processes=options.jobs,
         as_json=options.json,
     )
     lines = [json_text(result)] if options.json else retraining_outcome(RunDirectory(options.out), result)
@@ -69,13 +79,16 @@ def run(options: Namespace) -> None:
         echo(line)
 
 
-def _start(options: Namespace) -> tuple[list[Architecture], Path | None]:
+def _start(options: Namespace) -> tuple[list[Architecture] | RandomDraw, Path | None]:
     """Return what to train or to choose from, and the weights file of the supernet that it starts from, if any."""
     from hitdet_nni.commands.shared.trained import named_architecture
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.errors import InputError
     from hitdet_nni.runs.run_directory import find_run
 
+    _check_jobs(options)
+    if options.random is not None:
+        return _random(options), None
     if options.front is not None:
         return _points(options), None
     for key, given in (("--budget", options.budget is not None), ("--top", options.top != 1)):
@@ -93,6 +106,41 @@ def _start(options: Namespace) -> tuple[list[Architecture], Path | None]:
         if operator not in searched:
             raise InputError(f"{layer.label} is {operator}, not searched", source=source.sub_spaces, allowed=searched)
     return [architecture], source.supernet
+
+
+def _check_jobs(options: Namespace) -> None:
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.errors import InputError
+
+    if options.jobs < 1:
+        raise InputError(f"got {options.jobs}", source="--jobs", allowed="1 or more")
+    if options.jobs > 1 and distributed.launched():
+        raise InputError(f"got {options.jobs}", source="--jobs", allowed="1 with torchrun, which shares each training")
+    if options.jobs > 1 and options.random is None and options.top == 1:
+        raise InputError("has no meaning for one training", key="--jobs", allowed="with --top or --random")
+
+
+def _random(options: Namespace) -> RandomDraw:
+    """Return the draw of random architectures that is asked for.
+
+    Raises:
+        InputError: If anything else is named, too, or none is wanted.
+    """
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.studies.random_architectures import RandomDraw
+
+    others = {
+        "--architecture": options.architecture,
+        "--front": options.front,
+        "--budget": options.budget,
+        "--inherit": options.inherit,
+    }
+    for key, value in others.items():
+        if value is not None:
+            raise InputError("is given beside --random", key=key, allowed="one of them")
+    if options.random < 1:
+        raise InputError(f"got {options.random}", source="--random", allowed="1 or more")
+    return RandomDraw(options.random)
 
 
 def _points(options: Namespace) -> list[Architecture]:

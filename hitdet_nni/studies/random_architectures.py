@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from hitdet_nni.config.architecture import Architecture
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
+from hitdet_nni.nas.checks import budget_cost_model, check_budget, whole_space
 from hitdet_nni.nas.provenance import describe_architecture
+
+logger = logging.getLogger(__name__)
 
 CostKey = Literal["flops", "params", "nanoseconds"]
 
@@ -21,6 +29,10 @@ MAX_DRAWS = 200_000
 
 NONE_FOUND = "a larger --slack, or a run that found more than the cheapest: too few architectures cost so little"
 """What helps where not one was drawn."""
+
+SLACKS = (0.1, 0.2, 0.4, 1.0)
+"""Random architectures cost at most the first of these shares less than the budget; where that has too few, the
+next."""
 
 
 def random_samples(
@@ -80,6 +92,109 @@ def random_samples(
             allowed="fewer architectures, or a larger --slack" if found else NONE_FOUND,
         )
     return found
+
+
+def samples_within(
+    model: CostModel,
+    space: Mapping[Component, Sequence[str]],
+    budget: BudgetSettings,
+    count: int,
+    seed: int,
+    key: str = "--randoms",
+) -> list[dict[str, str]]:
+    """Return different random architectures that fill a budget: of those within it that cost at most a share less.
+
+    That is the first share of :data:`SLACKS` with which as many are found.
+
+    Args:
+        model: Costs of all layers.
+        space: Candidate names of each component.
+        budget: What each may cost.
+        count: How many.
+        seed: Seed of the draws.
+        key: What asks for so many, for messages.
+
+    Returns:
+        Operator name of each searched layer by its label, in the order of drawing.
+
+    Raises:
+        InputError: If the space has hardly as many within the budget.
+    """
+    unit = UNITS[budget.key]
+    most = budget.limit * unit.scale
+    problem = ""
+    for slack in SLACKS:
+        if problem:
+            logger.warning("too few architectures cost hardly less than the budget; now %g less will do", slack)
+        try:
+            least = (1 - slack) * most
+            return random_samples(model, space, count, least=least, most=most, measure=unit.field, seed=seed)
+        except InputError as error:
+            problem = error.problem
+    raise InputError(problem, key=key, allowed="fewer, or a larger search.budget")
+
+
+def detectors_within(
+    settings: Settings,
+    space: Mapping[Component, Sequence[str]],
+    classes: tuple[str, ...],
+    count: int,
+    seed: int,
+    key: str = "--randoms",
+) -> list[Architecture]:
+    """Return different random architectures that fill ``search.budget``, or of any cost where there is none.
+
+    Args:
+        settings: Give the skeleton and the budget.
+        space: Candidate names of each component.
+        classes: Class names, in label order.
+        count: How many; fewer of them are the first ones.
+        seed: Seed of the draws.
+        key: What asks for so many, for messages.
+
+    Raises:
+        InputError: If the space has hardly as many within the budget, or a table of latencies is bad.
+    """
+    budget = settings.search.budget
+    model = budget_cost_model(settings.skeleton, len(classes), budget)
+    if budget is None:
+        samples = random_samples(model, space, count, least=0, most=math.inf, seed=seed)
+    else:
+        samples = samples_within(model, space, budget, count, seed, key)
+    return [
+        describe_architecture(
+            f"random-{number:02d}", sample, space, settings, classes, source="random", latency=model.latency
+        )
+        for number, sample in enumerate(samples, 1)
+    ]
+
+
+@dataclass(frozen=True)
+class RandomDraw:
+    """Random architectures of ``space`` that a training chooses among, drawn when the data's classes are known.
+
+    Attributes:
+        count: How many.
+    """
+
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} random architectures"
+
+    def drawn(self, settings: Settings, data: DetectionData) -> list[Architecture]:
+        """Return them: they fill ``search.budget``, or have any cost where there is none.
+
+        Args:
+            settings: Give space, skeleton, budget and the seed of the draws.
+            data: The images.
+
+        Raises:
+            InputError: If the space is not there, or has hardly as many within the budget.
+        """
+        space = whole_space(settings)
+        check_budget(space, settings, len(data.classes))
+        return detectors_within(settings, space, data.classes, self.count, settings.seed, "--random")
 
 
 def random_detectors(

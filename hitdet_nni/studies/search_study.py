@@ -13,7 +13,6 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
@@ -25,7 +24,7 @@ from hitdet_nni.pipeline import screen, search
 from hitdet_nni.runs.front import chosen_point, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.jobs import Job, opened, seeded
-from hitdet_nni.studies.random_architectures import random_samples
+from hitdet_nni.studies.random_architectures import detectors_within
 from hitdet_nni.studies.retrainings import Retraining
 from hitdet_nni.studies.successive_halving import best_by_halving, epochs_before
 
@@ -48,10 +47,6 @@ a search has to be ahead of."""
 
 DRAWS_OF_ITS_OWN = 100_000
 """What the seed of a search's own random architectures is larger by than its own."""
-
-SLACKS = (0.1, 0.2, 0.4, 1.0)
-"""Random architectures cost at most the first of these shares less than the budget; where that has too few, the
-next."""
 
 SEARCH_STAGES = ("pretraining", "screening", "search", "front")
 """What is paid for an architecture, before its training."""
@@ -195,24 +190,9 @@ def random_competitors(
     Raises:
         InputError: If the whole space has hardly as many within the budget.
     """
-    samples = _within(cost_model(one.settings, data), one, count, one.settings.seed if seed is None else seed)
-    names = [f"{RANDOM}-{number:02d}" for number in range(1, count + 1)]
-    return {name: _described(name, RANDOM, sample, one, data) for name, sample in zip(names, samples, strict=True)}
-
-
-def _within(model: CostModel, one: SearchOnce, count: int, seed: int) -> list[dict[str, str]]:
-    budget = budget_of(one.settings)
-    unit = UNITS[budget.key]
-    most = budget.limit * unit.scale
-    for slack in SLACKS:
-        try:
-            least = (1 - slack) * most
-            return random_samples(model, one.space, count, least=least, most=most, measure=unit.field, seed=seed)
-        except InputError as error:
-            if slack == SLACKS[-1]:
-                raise InputError(error.problem, key="--randoms", allowed="fewer, or a larger search.budget") from None
-            logger.warning("too few architectures cost at most %g less than the budget", slack)
-    raise AssertionError("the last slack has ended it")
+    drawn_by = one.settings.seed if seed is None else seed
+    drawn = detectors_within(one.settings, one.space, data.classes, count, drawn_by)
+    return {each.name: each for each in drawn}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.io import write_csv
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.training_log import TrainingLog, read_training_log
+from hitdet_nni.studies.jobs import Work, run_jobs
 from hitdet_nni.studies.retrainings import Retraining, retrain_once
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,31 @@ def last_loss(log: TrainingLog, epochs: int) -> float:
     return statistics.fmean(losses) if losses else math.inf
 
 
-def best_by_halving(architectures: Sequence[Architecture], settings: Settings, folder: Path) -> Architecture:
+def halving_in_words(count: int, epochs: int) -> str:
+    """Return how many architectures are trained for how long until one is left, and what that costs.
+
+    Args:
+        count: Architectures, 2 or more.
+        epochs: Epochs of a whole training.
+    """
+    steps = ", ".join(f"{rung.trained} for {rung.epochs}" for rung in rungs(count, epochs))
+    share = epochs_before(count, epochs) / epochs
+    return f"epochs of the shorter trainings: {steps}; together they cost as much as {share:.1f} whole ones"
+
+
+def short_training(one: Retraining) -> tuple[float, float]:
+    """Train an architecture for a while, or read what that has ended with; return its last loss and its mAP."""
+    reached = float(retrain_once(one)["mAP"])
+    loss = last_loss(read_training_log(RunDirectory(one.folder).retrain), one.settings.retrain.epochs)
+    return distributed.broadcast_object(loss), reached
+
+
+def best_by_halving(
+    architectures: Sequence[Architecture],
+    settings: Settings,
+    folder: Path,
+    processes: int = 1,
+) -> Architecture:
     """Return the architecture that is best after trainings of increasing length, of which each keeps the better half.
 
     Choices are by the loss on training images; the validation images have no part in them. What was trained before an
@@ -100,17 +125,15 @@ def best_by_halving(architectures: Sequence[Architecture], settings: Settings, f
         architectures: Two or more, with different names.
         settings: All settings, of the whole training.
         folder: Where the run directories of the shorter trainings go, and ``rungs.csv``.
+        processes: Trainings side by side, each in a process of its own; 1 trains in this process.
     """
     left, rows = list(architectures), []
     lengths = rungs(len(architectures), settings.retrain.epochs)
     for number, rung in enumerate(lengths, 1):
         changed = settings.model_copy(update={"retrain": shortened(settings.retrain, rung.epochs)})
-        found: list[tuple[float, float, Architecture]] = []
-        for one in left:
-            job = Retraining(changed, folder / f"rung-{number}-{one.name}", one)
-            reached = retrain_once(job)["mAP"]
-            loss = last_loss(read_training_log(RunDirectory(job.folder).retrain), rung.epochs)
-            found.append((distributed.broadcast_object(loss), reached, one))
+        jobs = [Retraining(changed, folder / f"rung-{number}-{one.name}", one) for one in left]
+        results = run_jobs(Work(f"rung {number}", short_training), jobs, processes, lambda *_: None)
+        found = [(*result, one) for result, one in zip(results, left, strict=True)]
         found.sort(key=lambda row: row[0])
         last = number == len(lengths)
         kept = [one for *_, one in found[: 1 if last else math.ceil(len(found) / 2)]]

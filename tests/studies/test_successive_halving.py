@@ -9,7 +9,15 @@ import pytest
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.runs.training_log import TrainingLog
 from hitdet_nni.studies import successive_halving
-from hitdet_nni.studies.successive_halving import Rung, best_by_halving, epochs_before, last_loss, rungs, shortened
+from hitdet_nni.studies.successive_halving import (
+    Rung,
+    best_by_halving,
+    epochs_before,
+    halving_in_words,
+    last_loss,
+    rungs,
+    shortened,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +39,13 @@ def test_each_rung_is_twice_as_long_for_half_as_many(count, epochs, expected):
 def test_the_epochs_of_a_choice_are_those_of_its_trainings():
     assert epochs_before(4, 24) == 4 * 6 + 2 * 12
     assert epochs_before(28, 24) == 28 * 2 + 14 * 3 + 7 * 6 + 4 * 12
+
+
+def test_the_price_is_said_before_it_is_paid():
+    assert halving_in_words(28, 24) == (
+        "epochs of the shorter trainings: 28 for 2, 14 for 3, 7 for 6, 4 for 12; "
+        "together they cost as much as 7.8 whole ones"
+    )
 
 
 def test_of_the_last_ones_one_is_left_however_many_there_were(tmp_path, monkeypatch):

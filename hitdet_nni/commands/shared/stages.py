@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +25,14 @@ from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_wei
 from hitdet_nni.nas.provenance import keep_architecture, tell_unused_skeleton, transferred, with_sample
 from hitdet_nni.runs.front import FrontRow, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
+from hitdet_nni.studies.random_architectures import RandomDraw
 
 if TYPE_CHECKING:
     from hitdet_nni.cost.latency_table import LatencyTable
     from hitdet_nni.deployment import FilePrecision, Format
     from hitdet_nni.training.exported_file import FileCheck
+
+logger = logging.getLogger(__name__)
 
 
 def run_search(
@@ -77,11 +81,12 @@ def run_retraining(
     out: Path,
     settings: Settings,
     config: str,
-    architectures: Sequence[Architecture],
+    architectures: Sequence[Architecture] | RandomDraw,
     supernet: Path | None = None,
     *,
     force: bool,
     resume: bool,
+    processes: int = 1,
     as_json: bool = False,
 ) -> dict[str, Any]:
     """Train an architecture, of several the best by successive halving, from new weights or a supernet's.
@@ -94,6 +99,7 @@ def run_retraining(
         supernet: Weights to start from.
         force: Remove the results that are there.
         resume: Go on where an earlier run stopped.
+        processes: Shorter trainings side by side, of several architectures.
         as_json: Leave standard output to the result.
 
     Returns:
@@ -105,9 +111,13 @@ def run_retraining(
     check_initial_weights(settings, supernet)
     require_package(settings.logger)
     run = RunDirectory(out)
-    title = f"{config}, {', '.join(one.name for one in architectures)}"
-    with working(out, "retrain", title, as_json=as_json) as view:
-        settings, images = open_images(settings, architectures[0].skeleton.input_size)
+    of = str(architectures) if isinstance(architectures, RandomDraw) else ", ".join(one.name for one in architectures)
+    with working(out, "retrain", f"{config}, {of}", as_json=as_json) as view:
+        if isinstance(architectures, RandomDraw):
+            settings, images = open_images(settings)
+            architectures = architectures.drawn(settings, images)
+        else:
+            settings, images = open_images(settings, architectures[0].skeleton.input_size)
         if settings.retrain.transfer:
             architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images, trains=True)
@@ -122,10 +132,11 @@ def run_retraining(
         architecture = architectures[0]
         with followed(run, settings):
             if len(architectures) > 1:
-                from hitdet_nni.studies.successive_halving import best_by_halving
+                from hitdet_nni.studies.successive_halving import best_by_halving, halving_in_words
 
+                logger.info(halving_in_words(len(architectures), settings.retrain.epochs))
                 with run.timed("rungs"):
-                    architecture = best_by_halving(architectures, settings, out / "rungs")
+                    architecture = best_by_halving(architectures, settings, out / "rungs", processes)
             if distributed.is_main():
                 keep_architecture(run, architecture)
             with run.timed("retrain"):
