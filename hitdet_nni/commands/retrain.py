@@ -116,7 +116,7 @@ def _check_jobs(options: Namespace) -> None:
         raise InputError(f"got {options.jobs}", source="--jobs", allowed="1 or more")
     if options.jobs > 1 and distributed.launched():
         raise InputError(f"got {options.jobs}", source="--jobs", allowed="1 with torchrun, which shares each training")
-    if options.jobs > 1 and options.random is None and options.top == 1:
+    if options.jobs > 1 and (options.top if options.random is None else options.random) == 1:
         raise InputError("has no meaning for one training", key="--jobs", allowed="with --top or --random")
 
 
@@ -134,6 +134,7 @@ def _random(options: Namespace) -> RandomDraw:
         "--front": options.front,
         "--budget": options.budget,
         "--inherit": options.inherit,
+        "--top": None if options.top == 1 else options.top,
     }
     for key, value in others.items():
         if value is not None:

@@ -11,13 +11,14 @@ from typing import Literal
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
-from hitdet_nni.nas.checks import budget_cost_model, check_budget, whole_space
+from hitdet_nni.nas.checks import budget_cost_model, check_budget
 from hitdet_nni.nas.provenance import describe_architecture
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,9 @@ def samples_within(
     problem = ""
     for slack in SLACKS:
         if problem:
-            logger.warning("too few architectures cost hardly less than the budget; now %g less will do", slack)
+            logger.warning(
+                "too few architectures cost hardly less than the budget: now up to %.0f %% less", 100 * slack
+            )
         try:
             least = (1 - slack) * most
             return random_samples(model, space, count, least=least, most=most, measure=unit.field, seed=seed)
@@ -148,7 +151,7 @@ def detectors_within(
         settings: Give the skeleton and the budget.
         space: Candidate names of each component.
         classes: Class names, in label order.
-        count: How many; fewer of them are the first ones.
+        count: How many.
         seed: Seed of the draws.
         key: What asks for so many, for messages.
 
@@ -158,7 +161,7 @@ def detectors_within(
     budget = settings.search.budget
     model = budget_cost_model(settings.skeleton, len(classes), budget)
     if budget is None:
-        samples = random_samples(model, space, count, least=0, most=math.inf, seed=seed)
+        samples = _of_any_cost(model, space, count, seed, key)
     else:
         samples = samples_within(model, space, budget, count, seed, key)
     return [
@@ -169,9 +172,18 @@ def detectors_within(
     ]
 
 
+def _of_any_cost(
+    model: CostModel, space: Mapping[Component, Sequence[str]], count: int, seed: int, key: str
+) -> list[dict[str, str]]:
+    try:
+        return random_samples(model, space, count, least=0, most=math.inf, seed=seed)
+    except InputError as error:
+        raise InputError(error.problem, key=key, allowed="fewer, or a larger space") from None
+
+
 @dataclass(frozen=True)
 class RandomDraw:
-    """Random architectures of ``space`` that a training chooses among, drawn when the data's classes are known.
+    """Random architectures that a training chooses among, drawn when the classes of the data are known.
 
     Attributes:
         count: How many.
@@ -192,7 +204,7 @@ class RandomDraw:
         Raises:
             InputError: If the space is not there, or has hardly as many within the budget.
         """
-        space = whole_space(settings)
+        space = load_search_space(settings.space)
         check_budget(space, settings, len(data.classes))
         return detectors_within(settings, space, data.classes, self.count, settings.seed, "--random")
 

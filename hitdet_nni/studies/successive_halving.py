@@ -12,11 +12,13 @@ from pathlib import Path
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import RetrainSettings, Settings
 from hitdet_nni.engine import distributed
-from hitdet_nni.io import write_csv
+from hitdet_nni.errors import InputError, NonFiniteLossError
+from hitdet_nni.io import read_json, write_csv, write_json
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.training_log import TrainingLog, read_training_log
 from hitdet_nni.studies.jobs import Work, run_jobs
 from hitdet_nni.studies.retrainings import Retraining, retrain_once
+from hitdet_nni.training.runner_config import STAGE
 
 logger = logging.getLogger(__name__)
 
@@ -92,20 +94,32 @@ def last_loss(log: TrainingLog, epochs: int) -> float:
 
 
 def halving_in_words(count: int, epochs: int) -> str:
-    """Return how many architectures are trained for how long until one is left, and what that costs.
+    """Return how many architectures are trained for how long until one is left, and how many epochs that are.
 
     Args:
         count: Architectures, 2 or more.
         epochs: Epochs of a whole training.
     """
-    steps = ", ".join(f"{rung.trained} for {rung.epochs}" for rung in rungs(count, epochs))
+    steps = ", ".join(f"{rung.trained} of {rung.epochs} epochs" for rung in rungs(count, epochs))
     share = epochs_before(count, epochs) / epochs
-    return f"epochs of the shorter trainings: {steps}; together they cost as much as {share:.1f} whole ones"
+    return f"shorter trainings before the whole one: {steps}; as many epochs as {share:.1f} whole ones have"
 
 
 def short_training(one: Retraining) -> tuple[float, float]:
-    """Train an architecture for a while, or read what that has ended with; return its last loss and its mAP."""
-    reached = float(retrain_once(one)["mAP"])
+    """Train an architecture for a while, or read what that has ended with; return its last loss and its mAP.
+
+    A training that diverges is the worst there is, and the others go on; the processes of ``torchrun`` cannot, and end.
+
+    Raises:
+        NonFiniteLossError: If the training of several processes diverges.
+    """
+    try:
+        reached = float(retrain_once(one)["mAP"])
+    except NonFiniteLossError as error:
+        if distributed.launched():
+            raise
+        logger.warning("%s goes no further: %s", one.architecture.name, error)
+        return math.inf, 0.0
     loss = last_loss(read_training_log(RunDirectory(one.folder).retrain), one.settings.retrain.epochs)
     return distributed.broadcast_object(loss), reached
 
@@ -126,13 +140,17 @@ def best_by_halving(
         settings: All settings, of the whole training.
         folder: Where the run directories of the shorter trainings go, and ``rungs.csv``.
         processes: Trainings side by side, each in a process of its own; 1 trains in this process.
+
+    Raises:
+        InputError: If the choice that was begun there is among other architectures.
     """
+    _note_candidates(architectures, folder / "candidates.json")
     left, rows = list(architectures), []
     lengths = rungs(len(architectures), settings.retrain.epochs)
     for number, rung in enumerate(lengths, 1):
         changed = settings.model_copy(update={"retrain": shortened(settings.retrain, rung.epochs)})
         jobs = [Retraining(changed, folder / f"rung-{number}-{one.name}", one) for one in left]
-        results = run_jobs(Work(f"rung {number}", short_training), jobs, processes, lambda *_: None)
+        results = run_jobs(Work(STAGE, short_training, lambda result: {"mAP": result[1]}), jobs, processes, _tell)
         found = [(*result, one) for result, one in zip(results, left, strict=True)]
         found.sort(key=lambda row: row[0])
         last = number == len(lengths)
@@ -153,3 +171,22 @@ def best_by_halving(
     if distributed.is_main():
         write_csv(folder / "rungs.csv", list(rows[0]), rows)
     return left[0]
+
+
+def _note_candidates(architectures: Sequence[Architecture], file: Path) -> None:
+    """Write what is chosen among, or refuse to go on with a choice among others, of which too much was trained."""
+    candidates = {one.name: dict(one.sample) for one in architectures}
+    there = distributed.broadcast_object(read_json(file) if file.exists() else None)
+    if there is None:
+        if distributed.is_main():
+            write_json(file, candidates)
+    elif there != candidates:
+        raise InputError(
+            f"the choice there is among {len(there)} architectures, not these {len(candidates)}",
+            source=file,
+            allowed="as many of the same ones, or --force",
+        )
+
+
+def _tell(done: int, total: int, one: Retraining, result: tuple[float, float]) -> None:
+    logger.info("%s, %d of %d: loss %.3f, mAP %.3f", one.folder.name, done, total, *result)

@@ -56,7 +56,7 @@ def test_side_by_side_as_one_by_one_and_nothing_is_trained_twice(tmp_path, capsy
     assert cli.main([*command, "--out", str(one)]) == 0
     printed = capsys.readouterr().out
     assert f"retrain: tiny, 2 random architectures, files in {one}" in printed
-    assert "epochs of the shorter trainings: 2 for 1; together they cost as much as 1.0 whole ones" in printed
+    assert "shorter trainings before the whole one: 2 of 1 epochs; as many epochs as 1.0 whole ones have" in printed
     with (one / "rungs" / "rungs.csv").open() as stream:
         kept = [row["architecture"] for row in csv.DictReader(stream) if row["kept"] == "1"]
     assert kept == [load_architecture(RunDirectory(one).architecture).name]
@@ -70,6 +70,10 @@ def test_side_by_side_as_one_by_one_and_nothing_is_trained_twice(tmp_path, capsy
     for file in ("rungs/rungs.csv", "metrics.json", "retrain/weights.pth"):
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
     assert first.stat().st_mtime_ns == written
+    capsys.readouterr()
+    more = ["3" if word == "2" else word for word in command]
+    assert cli.main([*more, "--resume", "--out", str(two)]) == 2
+    assert "the choice there is among 2 architectures, not these 3; allowed: as many" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,8 @@ def test_side_by_side_as_one_by_one_and_nothing_is_trained_twice(tmp_path, capsy
         (["--random", "3", "--architecture", "x"], "--architecture: is given beside --random; allowed: one of them"),
         (["--random", "3", "--inherit", "x"], "--inherit: is given beside --random; allowed: one of them"),
         (["--random", "3", "--jobs", "0"], "--jobs: got 0; allowed: 1 or more"),
+        (["--random", "3", "--top", "2"], "--top: is given beside --random; allowed: one of them"),
+        (["--random", "1", "--jobs", "2"], "--jobs: has no meaning for one training"),
         (["--architecture", "x", "--jobs", "2"], "--jobs: has no meaning for one training"),
         (["--random", "3", "--set", "search.budget.gflops=0.001"], "is less than any architecture of the space has"),
         (["--random", "300", "--set", "search.budget.gflops=0.0226"], "--random: "),

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from hitdet_nni.config.settings import load_settings
+from hitdet_nni.engine import distributed
+from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.runs.training_log import TrainingLog
 from hitdet_nni.studies import successive_halving
 from hitdet_nni.studies.successive_halving import (
@@ -43,8 +45,8 @@ def test_the_epochs_of_a_choice_are_those_of_its_trainings():
 
 def test_the_price_is_said_before_it_is_paid():
     assert halving_in_words(28, 24) == (
-        "epochs of the shorter trainings: 28 for 2, 14 for 3, 7 for 6, 4 for 12; "
-        "together they cost as much as 7.8 whole ones"
+        "shorter trainings before the whole one: 28 of 2 epochs, 14 of 3 epochs, 7 of 6 epochs, 4 of 12 epochs; "
+        "as many epochs as 7.8 whole ones have"
     )
 
 
@@ -60,7 +62,11 @@ def test_of_the_last_ones_one_is_left_however_many_there_were(tmp_path, monkeypa
         return {"mAP": 0.5}
 
     monkeypatch.setattr(successive_halving, "retrain_once", train)
-    best = best_by_halving([SimpleNamespace(name=name) for name in reversed(known)], load_settings("digits"), tmp_path)
+    best = best_by_halving(
+        [SimpleNamespace(name=name, sample={"head/l01": name}) for name in reversed(known)],
+        load_settings("digits"),
+        tmp_path,
+    )
     assert best.name == "00"
     assert sum(trained) == epochs_before(20, 24)
     with (tmp_path / "rungs.csv").open() as stream:
@@ -96,7 +102,7 @@ def test_the_better_half_goes_on(tmp_path, monkeypatch):
         return {"mAP": 1 - known[job.architecture.name]}
 
     monkeypatch.setattr(successive_halving, "retrain_once", train)
-    architectures = [SimpleNamespace(name=name) for name in known]
+    architectures = [SimpleNamespace(name=name, sample={"head/l01": name}) for name in known]
     best = best_by_halving(architectures, load_settings("digits"), tmp_path)
     assert best.name == "b"
     assert [(name, epochs) for name, epochs, _ in trained] == [
@@ -110,3 +116,23 @@ def test_the_better_half_goes_on(tmp_path, monkeypatch):
     assert [row["architecture"] for row in rows if row["kept"] == "1"] == ["b", "d", "c", "b", "d", "b"]
     assert {row["epochs"] for row in rows if row["rung"] == "2"} == {"6"}
     assert [(float(row["loss"]), float(row["mAP"])) for row in rows if row["rung"] == "3"] == [(0.5, 0.5), (0.6, 0.4)]
+
+
+def test_one_that_diverges_is_out_and_the_others_go_on(tmp_path, monkeypatch, caplog):
+    def train(job):
+        if job.architecture.name == "b":
+            raise NonFiniteLossError("retrain", 3, (7,), None)
+        log = job.folder / "retrain" / "20260101_000000" / "20260101_000000.log"
+        log.parent.mkdir(parents=True)
+        log.write_text(f"x - Epoch(train)  [{job.settings.retrain.epochs}][50/60]  lr: 1.0e-02  loss: 1.0\n")
+        return {"mAP": 0.1}
+
+    monkeypatch.setattr(successive_halving, "retrain_once", train)
+    architectures = [SimpleNamespace(name=name, sample={"head/l01": name}) for name in "bac"]
+    assert best_by_halving(architectures, load_settings("digits"), tmp_path).name == "a"
+    assert "b goes no further: retrain: the loss is not finite in step 4" in caplog.text
+    with (tmp_path / "rungs.csv").open() as stream:
+        assert [row["loss"] for row in csv.DictReader(stream) if row["architecture"] == "b"] == ["inf"]
+    monkeypatch.setattr(distributed, "launched", lambda: True)
+    with pytest.raises(NonFiniteLossError):
+        best_by_halving(architectures, load_settings("digits"), tmp_path)

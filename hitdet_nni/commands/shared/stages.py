@@ -118,8 +118,8 @@ def run_retraining(
             architectures = architectures.drawn(settings, images)
         else:
             settings, images = open_images(settings, architectures[0].skeleton.input_size)
-        if settings.retrain.transfer:
-            architectures = [transferred(one, settings, images.classes) for one in architectures]
+            if settings.retrain.transfer:
+                architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images, trains=True)
         tell_unused_skeleton(architectures[0], settings, trains=True)
         load_libraries(view, settings)
