@@ -15,6 +15,7 @@ from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.latency_table import LatencyTable
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
@@ -140,16 +141,18 @@ def samples_within(
 def detectors_within(
     settings: Settings,
     space: Mapping[Component, Sequence[str]],
+    budget: BudgetSettings,
     classes: tuple[str, ...],
     count: int,
     seed: int,
     key: str = "--randoms",
 ) -> list[Architecture]:
-    """Return different random architectures that fill ``search.budget``, or of any cost where there is none.
+    """Return different random architectures that fill a budget, as :func:`samples_within` draws them.
 
     Args:
-        settings: Give the skeleton and the budget.
+        settings: Give the skeleton.
         space: Candidate names of each component.
+        budget: What each may cost.
         classes: Class names, in label order.
         count: How many.
         seed: Seed of the draws.
@@ -158,27 +161,9 @@ def detectors_within(
     Raises:
         InputError: If the space has hardly as many within the budget, or a table of latencies is bad.
     """
-    budget = settings.search.budget
     model = budget_cost_model(settings.skeleton, len(classes), budget)
-    if budget is None:
-        samples = _of_any_cost(model, space, count, seed, key)
-    else:
-        samples = samples_within(model, space, budget, count, seed, key)
-    return [
-        describe_architecture(
-            f"random-{number:02d}", sample, space, settings, classes, source="random", latency=model.latency
-        )
-        for number, sample in enumerate(samples, 1)
-    ]
-
-
-def _of_any_cost(
-    model: CostModel, space: Mapping[Component, Sequence[str]], count: int, seed: int, key: str
-) -> list[dict[str, str]]:
-    try:
-        return random_samples(model, space, count, least=0, most=math.inf, seed=seed)
-    except InputError as error:
-        raise InputError(error.problem, key=key, allowed="fewer, or a larger space") from None
+    samples = samples_within(model, space, budget, count, seed, key)
+    return _described(samples, settings, space, classes, model.latency)
 
 
 @dataclass(frozen=True)
@@ -204,9 +189,14 @@ class RandomDraw:
         Raises:
             InputError: If the space is not there, or has hardly as many within the budget.
         """
-        space = load_search_space(settings.space)
-        check_budget(space, settings, len(data.classes))
-        return detectors_within(settings, space, data.classes, self.count, settings.seed, "--random")
+        space, budget, key = load_search_space(settings.space), settings.search.budget, "--random"
+        if budget is not None:
+            check_budget(space, settings, len(data.classes))
+            return detectors_within(settings, space, budget, data.classes, self.count, settings.seed, key)
+        try:
+            return random_detectors(settings, space, data.classes, self.count)
+        except InputError as error:
+            raise InputError(error.problem, key=key, allowed="fewer, or a larger space") from None
 
 
 def random_detectors(
@@ -230,7 +220,19 @@ def random_detectors(
     """
     model = CostModel(settings.skeleton, len(classes))
     samples = random_samples(model, space, count, least=0, most=math.inf, seed=settings.seed, exclude=exclude)
+    return _described(samples, settings, space, classes)
+
+
+def _described(
+    samples: Sequence[Mapping[str, str]],
+    settings: Settings,
+    space: Mapping[Component, Sequence[str]],
+    classes: tuple[str, ...],
+    latency: LatencyTable | None = None,
+) -> list[Architecture]:
     return [
-        describe_architecture(f"random-{number:02d}", sample, space, settings, classes, source="random")
+        describe_architecture(
+            f"random-{number:02d}", sample, space, settings, classes, source="random", latency=latency
+        )
         for number, sample in enumerate(samples, 1)
     ]

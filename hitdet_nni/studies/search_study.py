@@ -191,7 +191,7 @@ def random_competitors(
         InputError: If the whole space has hardly as many within the budget.
     """
     drawn_by = one.settings.seed if seed is None else seed
-    drawn = detectors_within(one.settings, one.space, data.classes, count, drawn_by)
+    drawn = detectors_within(one.settings, one.space, budget_of(one.settings), data.classes, count, drawn_by)
     return {each.name: each for each in drawn}
 
 
