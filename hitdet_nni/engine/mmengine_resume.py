@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -45,9 +46,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         start: Says what the initial weights are; a checkpoint that started from others is refused.
         average: Share of each step's weights in a moving average, which is evaluated in their place; ``None``: none.
         patience: Evaluations without a better mAP after which the training ends; ``None``: all epochs.
+        until: Epochs after which it pauses, to be gone on with from its checkpoint; ``None``: all epochs.
 
     Attributes:
         evaluations: Finished epochs and metrics of every evaluation so far.
+        losses: Mean training loss of each finished epoch, of the images of this process.
         on_evaluation: Called with each evaluation as it is made, in the main process.
 
     Raises:
@@ -71,6 +74,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         start: str,
         average: float | None = None,
         patience: int | None = None,
+        until: int | None = None,
     ) -> None:
         super().__init__(runner, dataloader, max_epochs, val_interval=val_interval)
         self.stage = stage
@@ -78,19 +82,22 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self.checkpoints = TrainingCheckpoints(checkpoints, every_steps, start=start)
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self.patience = patience
+        self.until = max_epochs if until is None else min(until, max_epochs)
         self._average_share = average
         self._average: MovingAverage | None = None
         self._step = 0  # finished steps of the epoch
         self._images: list[int] = []  # ids in the last batch
-        self._losses: list[float] = []  # of the epoch's steps, as far as this process has made them
+        self.losses: list[float] = []
+        self._losses: list[float] = []  # of the running epoch's finished steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the evaluations made so far."""
-        return {"evaluations": self.evaluations}
+        """Return the evaluations made, and the losses, so far."""
+        return {"evaluations": self.evaluations, "losses": self.losses, "step_losses": self._losses}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state_dict` returned."""
         self.evaluations = list(state["evaluations"])
+        self.losses, self._losses = list(state.get("losses", [])), list(state.get("step_losses", []))
 
     def run(self) -> nn.Module:
         """Train what is left to train."""
@@ -99,17 +106,16 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
             self._average = MovingAverage(self.runner.model, self._average_share)
         self._restore()
         self._progress = Stage(
-            self.stage, self._max_epochs, self.dataloader.sampler.steps, epoch=self._epoch, step=self._step
+            self.stage, self.until, self.dataloader.sampler.steps, epoch=self._epoch, step=self._step
         )
         self.runner.call_hook("before_train")
         first = self._evaluate_if_due()
         if first:
             self._progress.end_epoch({"mAP": first["mAP"]}, first=True)
-        while self._epoch < self._max_epochs and not self._without_progress():
+        while self._epoch < self.until and not self._without_progress():
             self.run_epoch()
-            results = {} if not self._losses else {"loss": sum(self._losses) / len(self._losses)}
             metrics = self._evaluate_if_due()
-            self._progress.end_epoch({**results, **({"mAP": metrics["mAP"]} if metrics else {})})
+            self._progress.end_epoch({"loss": self.losses[-1], **({"mAP": metrics["mAP"]} if metrics else {})})
         if self._average is not None:
             self._average.give_to(self.runner.model)
         self.runner.call_hook("after_train")
@@ -120,12 +126,13 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         """Make the steps of an epoch that are left."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        self._losses.clear()
         for step, batch in enumerate(self.dataloader, self._step):
             self.run_iter(step, batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
         self._step = 0
+        self.losses.append(statistics.fmean(self._losses))
+        self._losses = []
         # Sums of the bits as integers: exact, in whatever order and on whatever device they are made.
         bits = (weight.detach().view(torch.int32).sum() for weight in self.runner.model.parameters())
         distributed.require_equal(bits, "the weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
+from hitdet_nni.io import writing
 from hitdet_nni.nas.provenance import keep_architecture
 from hitdet_nni.pipeline import retrain_architecture
+from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.jobs import Job, Work, opened, run_jobs
 from hitdet_nni.training.runner_config import STAGE
 
@@ -68,9 +71,11 @@ class Retraining(Job):
 
     Attributes:
         architecture: What is trained.
+        begun: The run directory of a training that has paused, which it goes on with; ``None`` begins it.
     """
 
     architecture: Architecture
+    begun: RunDirectory | None = None
 
 
 OnResult = Callable[[int, int, Retraining, dict[str, Any]], None]
@@ -129,5 +134,23 @@ def retrain_once(one: Retraining) -> dict[str, Any]:
         if distributed.is_main():
             keep_architecture(run, one.architecture)
         images = open_data(one.settings.data, one.settings.seed, one.architecture.skeleton.input_size)
-        with run.timed("retrain"):
+        if one.begun is not None:
+            go_on_from(one.begun, run)
+        with run.timed(STAGE):
             return retrain_architecture(run, one.architecture, one.settings, images, resume=True)
+
+
+def go_on_from(begun: RunDirectory, run: RunDirectory) -> None:
+    """Have a run go on with a training that has paused, unless it does so already or has ended.
+
+    Args:
+        begun: The run directory of the training; its checkpoints become the run's.
+        run: The run that goes on with it.
+    """
+    checkpoints = run.checkpoints(STAGE)
+    if distributed.is_main() and not (run.metrics.exists() or checkpoints.exists()):
+        with writing(run.path):
+            shutil.copytree(begun.retrain, run.retrain, dirs_exist_ok=True)
+            checkpoints.parent.mkdir(parents=True, exist_ok=True)
+            begun.checkpoints(STAGE).rename(checkpoints)
+    distributed.barrier()

@@ -26,7 +26,7 @@ from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.jobs import Job, opened, seeded
 from hitdet_nni.studies.random_architectures import detectors_within
 from hitdet_nni.studies.retrainings import Retraining
-from hitdet_nni.studies.successive_halving import best_by_halving, epochs_before
+from hitdet_nni.studies.successive_halving import Chosen, best_by_halving, epochs_before, epochs_left
 
 logger = logging.getLogger(__name__)
 
@@ -203,16 +203,18 @@ class Price:
         search_seconds: Mean time of screening, search and front.
         choice_seconds: Mean time of the shorter trainings by which the best of the front is chosen.
         training_seconds: Mean time of a retraining.
+        left: Share of it that the chosen architecture's has still to make after the choice.
     """
 
     search_seconds: float
     choice_seconds: float
     training_seconds: float
+    left: float = 1.0
 
     @property
     def whole(self) -> float:
         """Time up to our architecture's trained weights, in seconds."""
-        return self.search_seconds + self.choice_seconds + self.training_seconds
+        return self.search_seconds + self.choice_seconds + self.left * self.training_seconds
 
     @property
     def randoms(self) -> int:
@@ -229,15 +231,20 @@ class Price:
             top: Architectures that ours was chosen among, 1 for no choice. An epoch of a shorter training takes the
                 time that one took in that choice, or else in a whole training.
         """
-        epoch = self.choice_seconds / epochs_before(top, epochs) if top > 1 else self.training_seconds / epochs
+        whole_epoch = self.training_seconds / epochs
+        epoch = self.choice_seconds / epochs_before(top, epochs) if top > 1 else whole_epoch
         count = 2
-        while epochs_before(count + 1, epochs) * epoch + self.training_seconds <= self.whole:
+        while epochs_before(count + 1, epochs) * epoch + epochs_left(count + 1, epochs) * whole_epoch <= self.whole:
             count += 1
         return count
 
 
 def settled_price(
-    folder: Path, searching: Sequence[float], choosing: Sequence[float], training: Sequence[float]
+    folder: Path,
+    searching: Sequence[float],
+    choosing: Sequence[float],
+    training: Sequence[float],
+    left: float,
 ) -> Price:
     """Return the price that the study has settled on when it first knew the times; a study that goes on keeps it.
 
@@ -245,11 +252,13 @@ def settled_price(
         folder: The study's directory.
         searching: Time of each search, in seconds.
         choosing: Time of each choice among the front's best.
-        training: Time of each retraining that does not depend on the price.
+        training: Time of each retraining from its beginning that does not depend on the price.
+        left: Share of a training that is left after the choice.
     """
     file = folder / "price.json"
     if not file.exists():
-        write_json(file, asdict(Price(*(statistics.fmean(times) for times in (searching, choosing, training)))))
+        searched, chosen, trained = (statistics.fmean(times) for times in (searching, choosing, training))
+        write_json(file, asdict(Price(searched, chosen, trained, left)))
     return Price(**read_json(file))
 
 
@@ -295,22 +304,24 @@ def random_choice(one: SearchOnce, data: DetectionData, count: int, folder: Path
     return Choice(one.settings, folder / f"random-choice-seed-{one.settings.seed}", tuple(drawn.values()))
 
 
-def choose(one: Choice) -> Architecture:
+def choose(one: Choice) -> Chosen:
     """Return the best of some architectures by successive halving, or what that has ended with; one has no rivals."""
     if len(one.architectures) == 1:
-        return one.architectures[0]
+        return Chosen(one.architectures[0], None)
     with opened(one) as run:
         return best_by_halving(one.architectures, one.settings, run.path)
 
 
 def choice_seconds(one: Choice) -> float:
     """Return the wall time of the trainings of a choice."""
-    return sum(RunDirectory(rung).seconds("retrain") for rung in one.folder.glob("rung-*"))
+    return sum(RunDirectory(one.folder / each.name).seconds("retrain") for each in one.architectures)
 
 
-def retraining(settings: Settings, name: str, architecture: Architecture, folder: Path) -> Retraining:
-    """Return the retraining of a competitor with the seed of some settings."""
-    return Retraining(settings, folder / f"{name.replace(' ', '-')}-seed-{settings.seed}", architecture)
+def retraining(
+    settings: Settings, name: str, architecture: Architecture, folder: Path, begun: RunDirectory | None = None
+) -> Retraining:
+    """Return the retraining of a competitor with the seed of some settings, which may have begun in a choice."""
+    return Retraining(settings, folder / f"{name.replace(' ', '-')}-seed-{settings.seed}", architecture, begun)
 
 
 def alike(jobs: Iterable[Retraining], one: Retraining) -> Retraining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import statistics
@@ -10,35 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.config.settings import RetrainSettings, Settings
+from hitdet_nni.config.settings import Settings
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError, NonFiniteLossError
-from hitdet_nni.io import read_json, write_csv, write_json
+from hitdet_nni.io import read_json, read_text, write_csv, write_json
+from hitdet_nni.nas.provenance import keep_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.runs.training_log import TrainingLog, read_training_log
-from hitdet_nni.studies.jobs import Work, run_jobs
-from hitdet_nni.studies.retrainings import Retraining, retrain_once
+from hitdet_nni.studies.jobs import Work, opened, run_jobs
+from hitdet_nni.studies.retrainings import Retraining
+from hitdet_nni.training.retrain import train_until
 from hitdet_nni.training.runner_config import STAGE
 
 logger = logging.getLogger(__name__)
 
 
 LAST_SHARE = 1 / 3
-"""Share of a training whose mean loss is what an architecture is judged by: what comes after its first milestone."""
+"""Share of the epochs so far whose mean loss is what an architecture is judged by."""
 
+PAUSES = (1 / 8, 1 / 4, 1 / 2)
+"""Shares of a training after which an architecture may be out. What is learned in less says nothing of it
+(docs/results.md), however many there are to choose from."""
 
-MOST_RUNGS = 4
-"""Lengths of training before a whole one, at most: a sixteenth of it is the least. What is learned in less says nothing
-of an architecture (docs/results.md), however many there are to choose from."""
+GO_ON = 3
+"""One in so many goes on after a pause."""
+
+LEAST = 2
+"""As many go on at the least, before the last pause."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """Trainings of one length.
+    """Trainings that pause after the same epochs.
 
     Attributes:
         trained: Architectures that are trained.
-        epochs: Epochs of each.
+        epochs: Epochs of each from its beginning, those before an earlier pause among them.
     """
 
     trained: int
@@ -46,7 +55,7 @@ class Rung:
 
 
 def rungs(count: int, epochs: int) -> list[Rung]:
-    """Return the trainings that come before a whole one: of half of it the last architectures, and so on.
+    """Return where trainings pause, and how many get there; of the last ones a single one goes on to the end.
 
     Args:
         count: Architectures, 2 or more.
@@ -54,74 +63,118 @@ def rungs(count: int, epochs: int) -> list[Rung]:
 
     Source:
         Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016.
+        Pausing trainings in place of new, longer ones: Swersky et al., Freeze-thaw Bayesian optimization, 2014.
     """
-    number = min(MOST_RUNGS, math.ceil(math.log2(count)))
-    return [
-        Rung(math.ceil(count / 2**place), max(1, math.ceil(epochs / 2 ** (number - place)))) for place in range(number)
-    ]
+    by_end: dict[int, int] = {}
+    left = count
+    for share in PAUSES:
+        by_end.setdefault(math.ceil(share * epochs), left)
+        left = max(LEAST, math.ceil(left / GO_ON))
+    by_left = {left: end for end, left in by_end.items()}  # where none would be out there is no pause
+    return [Rung(left, end) for left, end in by_left.items()]
 
 
 def epochs_before(count: int, epochs: int) -> int:
-    """Return the epochs of all trainings that :func:`rungs` names."""
-    return sum(rung.trained * rung.epochs for rung in rungs(count, epochs))
+    """Return the epochs that all trainings together make until one is left, those of that one among them."""
+    before = 0
+    total = 0
+    for rung in rungs(count, epochs):
+        total += rung.trained * (rung.epochs - before)
+        before = rung.epochs
+    return total
 
 
-def shortened(settings: RetrainSettings, epochs: int) -> RetrainSettings:
-    """Return a training of fewer epochs whose learning rate falls at the same shares of it."""
-    share = epochs / settings.epochs
-    milestones = sorted({max(1, round(share * milestone)) for milestone in settings.milestones})
-    update = {
-        "epochs": epochs,
-        "milestones": tuple(milestones),
-        "warmup_iterations": round(share * settings.warmup_iterations),
-        "val_interval": epochs,
-    }
-    return settings.model_copy(update=update)
+def epochs_left(count: int, epochs: int) -> int:
+    """Return the epochs that the one that is left has still to make."""
+    return epochs - rungs(count, epochs)[-1].epochs
 
 
-def last_loss(log: TrainingLog, epochs: int) -> float:
-    """Return the mean training loss of the last third of a training, infinity where none was logged.
+def last_loss(losses: Sequence[float]) -> float:
+    """Return the mean training loss of the last third of the epochs so far.
 
     After a quarter of a training this says more of the accuracy after a whole one than the accuracy of that time does:
     it is of many images, and smooth where that is still near zero (docs/results.md).
 
     Args:
-        log: The training's log.
-        epochs: Its epochs.
+        losses: Mean loss of each epoch, at least one.
     """
-    losses = [loss for position, loss in log.losses if position > (1 - LAST_SHARE) * epochs]
-    return statistics.fmean(losses) if losses else math.inf
+    return statistics.fmean(losses[-math.ceil(LAST_SHARE * len(losses)) :])
 
 
 def halving_in_words(count: int, epochs: int) -> str:
-    """Return how many architectures are trained for how long until one is left, and how many epochs that are.
+    """Return how many architectures are trained for how long until one is left, and how many epochs all that is.
 
     Args:
         count: Architectures, 2 or more.
         epochs: Epochs of a whole training.
     """
-    steps = ", ".join(f"{rung.trained} of {rung.epochs} epochs" for rung in rungs(count, epochs))
-    share = epochs_before(count, epochs) / epochs
-    return f"shorter trainings before the whole one: {steps}; as many epochs as {share:.1f} whole ones have"
+    steps = ", ".join(f"{rung.trained} to epoch {rung.epochs}" for rung in rungs(count, epochs))
+    share = (epochs_before(count, epochs) + epochs_left(count, epochs)) / epochs
+    return f"{steps}, the best one to {epochs}; as many epochs as {share:.1f} whole trainings have"
 
 
-def short_training(one: Retraining) -> tuple[float, float]:
-    """Train an architecture for a while, or read what that has ended with; return its last loss and its mAP.
+@dataclass(frozen=True, kw_only=True)
+class Beginning(Retraining):
+    """The first epochs of a retraining.
+
+    Attributes:
+        epochs: Epochs after which it pauses.
+        inherit: Weights of a supernet that it starts from.
+    """
+
+    epochs: int
+    inherit: Path | None
+
+
+def begin(one: Beginning) -> float:
+    """Train an architecture until a pause, from where it has come to; return the mean loss before the pause.
 
     A training that diverges is the worst there is, and the others go on; the processes of ``torchrun`` cannot, and end.
 
     Raises:
         NonFiniteLossError: If the training of several processes diverges.
     """
-    try:
-        reached = float(retrain_once(one)["mAP"])
-    except NonFiniteLossError as error:
-        if distributed.launched():
-            raise
-        logger.warning("%s goes no further: %s", one.architecture.name, error)
-        return math.inf, 0.0
-    loss = last_loss(read_training_log(RunDirectory(one.folder).retrain), one.settings.retrain.epochs)
-    return distributed.broadcast_object(loss), reached
+    with opened(one) as run:
+        if distributed.is_main():
+            keep_architecture(run, one.architecture)
+        settings = one.settings
+        images = open_data(settings.data, settings.seed, one.architecture.skeleton.input_size)
+        checkpoints = _checkpoints(run, settings)
+        try:
+            with run.timed(STAGE):
+                losses = train_until(
+                    one.epochs,
+                    one.architecture,
+                    settings,
+                    images,
+                    run.retrain,
+                    checkpoints=checkpoints,
+                    inherit=one.inherit,
+                )
+        except NonFiniteLossError as error:
+            if distributed.launched():
+                raise
+            logger.warning("%s goes no further: %s", one.architecture.name, error)
+            return math.inf
+        loss: float = distributed.broadcast_object(last_loss(losses))
+        return loss
+
+
+def _checkpoints(run: RunDirectory, settings: Settings) -> CheckpointFolder:
+    return CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a choice has ended with.
+
+    Attributes:
+        architecture: The best one.
+        begun: The run directory of its training, which has come to the last pause; ``None`` of one without rivals.
+    """
+
+    architecture: Architecture
+    begun: RunDirectory | None
 
 
 def best_by_halving(
@@ -129,8 +182,9 @@ def best_by_halving(
     settings: Settings,
     folder: Path,
     processes: int = 1,
-) -> Architecture:
-    """Return the architecture that is best after trainings of increasing length, of which each keeps the better half.
+    inherit: Path | None = None,
+) -> Chosen:
+    """Train architectures, pause, and go on with the better ones, until one is left.
 
     Choices are by the loss on training images; the validation images have no part in them. What was trained before an
     interruption is not trained again.
@@ -138,39 +192,50 @@ def best_by_halving(
     Args:
         architectures: Two or more, with different names.
         settings: All settings, of the whole training.
-        folder: Where the run directories of the shorter trainings go, and ``rungs.csv``.
+        folder: Where the run directories of the trainings go, and ``rungs.csv``.
         processes: Trainings side by side, each in a process of its own; 1 trains in this process.
+        inherit: Weights of a supernet that all start from.
 
     Raises:
         InputError: If the choice that was begun there is among other architectures.
     """
     _note_candidates(architectures, folder / "candidates.json")
-    left, rows = list(architectures), []
+    table = folder / "rungs.csv"
+    rows: list[dict[str, str]] = distributed.broadcast_object(_read_rungs(table))
+    left = list(architectures)
     lengths = rungs(len(architectures), settings.retrain.epochs)
     for number, rung in enumerate(lengths, 1):
-        changed = settings.model_copy(update={"retrain": shortened(settings.retrain, rung.epochs)})
-        jobs = [Retraining(changed, folder / f"rung-{number}-{one.name}", one) for one in left]
-        results = run_jobs(Work(STAGE, short_training, lambda result: {"mAP": result[1]}), jobs, processes, _tell)
-        found = [(*result, one) for result, one in zip(results, left, strict=True)]
-        found.sort(key=lambda row: row[0])
-        last = number == len(lengths)
-        kept = [one for *_, one in found[: 1 if last else math.ceil(len(found) / 2)]]
-        rows += [
-            {
-                "rung": number,
-                "epochs": rung.epochs,
-                "architecture": one.name,
-                "loss": loss,
-                "mAP": mAP,
-                "kept": int(one in kept),
-            }
-            for loss, mAP, one in found
-        ]
-        logger.info("rung %d, %d epochs: %s go on", number, rung.epochs, ", ".join(one.name for one in kept))
-        left = kept
-    if distributed.is_main():
-        write_csv(folder / "rungs.csv", list(rows[0]), rows)
-    return left[0]
+        if not any(row["rung"] == str(number) for row in rows):
+            jobs = [Beginning(settings, folder / one.name, one, epochs=rung.epochs, inherit=inherit) for one in left]
+            work = Work(STAGE, begin, lambda loss: {"loss": loss})
+            losses = run_jobs(work, jobs, processes, _tell)
+            going_on = lengths[number].trained if number < len(lengths) else 1
+            order = sorted(zip(losses, left, strict=True), key=lambda pair: pair[0])
+            for place, (loss, one) in enumerate(order):
+                values = (number, rung.epochs, one.name, loss, int(place < going_on))
+                rows.append(dict(zip(RUNG_COLUMNS, map(str, values), strict=True)))
+            if distributed.is_main():
+                write_csv(table, list(RUNG_COLUMNS), rows)
+        kept = [row["architecture"] for row in rows if row["rung"] == str(number) and row["kept"] == "1"]
+        logger.info("epoch %d: %s go on", rung.epochs, ", ".join(kept))
+        left = [one for one in left if one.name in kept]
+        if distributed.is_main():
+            for out in (one for one in architectures if one not in left):
+                _checkpoints(RunDirectory(folder / out.name), settings).clear()
+    (best,) = left
+    return Chosen(best, RunDirectory(folder / best.name))
+
+
+RUNG_COLUMNS = ("rung", "epochs", "architecture", "loss", "kept")
+
+
+def _read_rungs(table: Path) -> list[dict[str, str]]:
+    if not (distributed.is_main() and table.exists()):
+        return []
+    rows = list(csv.DictReader(read_text(table).splitlines()))
+    if not all(set(row) == set(RUNG_COLUMNS) for row in rows):
+        raise InputError("is not a table of pauses", source=table, allowed="a run that is begun anew: --force")
+    return rows
 
 
 def _note_candidates(architectures: Sequence[Architecture], file: Path) -> None:
@@ -188,5 +253,5 @@ def _note_candidates(architectures: Sequence[Architecture], file: Path) -> None:
         )
 
 
-def _tell(done: int, total: int, one: Retraining, result: tuple[float, float]) -> None:
-    logger.info("%s, %d of %d: loss %.3f, mAP %.3f", one.folder.name, done, total, *result)
+def _tell(done: int, total: int, one: Beginning, loss: float) -> None:
+    logger.info("%s to epoch %d, %d of %d: loss %.3f", one.folder.name, one.epochs, done, total, loss)

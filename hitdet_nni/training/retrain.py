@@ -114,6 +114,45 @@ def retrain(
     )
 
 
+def train_until(
+    epochs: int,
+    architecture: Architecture,
+    settings: Settings,
+    data: DetectionData,
+    work_dir: Path,
+    *,
+    checkpoints: CheckpointFolder,
+    inherit: Path | None = None,
+) -> list[float]:
+    """Do the first epochs of what :func:`retrain` does, which goes on from there as if there had been no pause.
+
+    Args:
+        epochs: Epochs of the whole training after which to pause.
+        architecture: As :func:`retrain`.
+        settings: As :func:`retrain`.
+        data: The images.
+        work_dir: Folder for mmengine's logs.
+        checkpoints: Where the state is kept. What is there is gone on with.
+        inherit: As :func:`retrain`.
+
+    Returns:
+        Mean training loss of each epoch that has ended, those before an earlier pause among them, of the images of
+        this process; of fewer epochs where the training's patience has ended.
+
+    Raises:
+        InputError: As :func:`retrain`.
+        NonFiniteLossError: If the training diverges.
+    """
+    precision = check_start(settings, inherit)
+    settings = _with_skeleton(settings, architecture)
+    detector, start = _initial_detector(architecture, settings, data, inherit)
+    with muted():
+        config = resumable_config(settings, data, precision, checkpoints, start, epochs)
+        runner = _train(detector, config, work_dir, learning_rate(settings)[1])
+    losses: list[float] = runner.train_loop.losses
+    return losses
+
+
 def train_detector(
     build: Callable[[], tuple[nn.Module, str]],
     settings: Settings,
@@ -156,24 +195,37 @@ def train_detector(
 
     with muted():
         config = resumable_config(settings, data, precision, checkpoints, start)
-        with writing(work_dir), _without_tracebacks():
-            runner = _runner(detector, work_dir, config)
-        loop = runner.train_loop
-        loop.on_evaluation = report
-        try:
-            with _log_kept_whole(runner.logger):
-                runner.logger.info(line)
-                runner.train()
-        finally:
-            for loader in (loop.dataloader, runner.val_dataloader):
-                # Ends the workers. The garbage collector, to which a runner is left, closes their queues before it
-                # tells them to end, and then waits five seconds for each.
-                loader._iterator = None
+        runner = _train(detector, config, work_dir, line, report)
     weights = work_dir / WEIGHTS_FILE
     if distributed.is_main():
         save_weights(runner.model, weights)
     distributed.barrier()
-    return Retrained(loop.evaluations[0][1], loop.evaluations[-1][1], weights)
+    evaluations = runner.train_loop.evaluations
+    return Retrained(evaluations[0][1], evaluations[-1][1], weights)
+
+
+def _train(
+    detector: nn.Module,
+    config: dict[str, Any],
+    work_dir: Path,
+    line: str,
+    on_evaluation: OnEvaluation = lambda epoch, metrics: None,
+) -> Runner:
+    """Train by a config of :func:`resumable_config`, and log a line before it; return mmengine's runner."""
+    with writing(work_dir), _without_tracebacks():
+        runner = _runner(detector, work_dir, config)
+    loop = runner.train_loop
+    loop.on_evaluation = on_evaluation
+    try:
+        with _log_kept_whole(runner.logger):
+            runner.logger.info(line)
+            runner.train()
+    finally:
+        for loader in (loop.dataloader, runner.val_dataloader):
+            # Ends the workers. The garbage collector, to which a runner is left, closes their queues before it
+            # tells them to end, and then waits five seconds for each.
+            loader._iterator = None
+    return runner
 
 
 def check_start(settings: Settings, inherit: Path | None) -> Precision:

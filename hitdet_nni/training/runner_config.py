@@ -60,7 +60,12 @@ def training_config(settings: Settings, data: DetectionData) -> dict[str, Any]:
 
 
 def resumable_config(
-    settings: Settings, data: DetectionData, precision: Precision, checkpoints: CheckpointFolder, start: str
+    settings: Settings,
+    data: DetectionData,
+    precision: Precision,
+    checkpoints: CheckpointFolder,
+    start: str,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Make :func:`training_config` exact: resumable, by several processes, in a chosen precision.
 
@@ -70,6 +75,7 @@ def resumable_config(
         precision: What losses and gradients are computed in.
         checkpoints: Where the state is kept.
         start: Says what the initial weights are; a checkpoint that started from others is refused.
+        until: Epochs after which the training pauses; ``None`` for all.
     """
     plain = exact(training_config(settings, data))
     plain.pop("custom_hooks", None)  # the loop does their work, so that it goes on exactly
@@ -91,6 +97,7 @@ def resumable_config(
             "start": start,
             "average": retrain.ema,
             "patience": retrain.patience,
+            "until": until,
         },
         "optim_wrapper": {
             "type": RetrainStep,

@@ -27,6 +27,7 @@ from hitdet_nni.studies.search_study import (
     settled_price,
 )
 from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOutcome
+from hitdet_nni.studies.successive_halving import Chosen
 from hitdet_nni.studies.validation_halves import halves_of
 
 
@@ -112,7 +113,7 @@ def test_the_best_of_the_front_is_ours_where_it_was_chosen():
 
 
 def test_a_single_architecture_is_chosen_without_a_training(tmp_path):
-    assert choose(Choice(load_settings("tiny"), tmp_path / "none", ("only",))) == "only"
+    assert choose(Choice(load_settings("tiny"), tmp_path / "none", ("only",))) == Chosen("only", None)
     assert not (tmp_path / "none").exists()
 
 
@@ -146,9 +147,9 @@ def test_as_many_random_ones_as_search_choice_and_training_pay(search, choice, t
 @pytest.mark.parametrize(
     ("price", "top", "count"),
     [
-        (Price(900, 300, 120), 4, 28),  # 1200 s are 192 epochs of the choice's 6.25 s: 28 take 188, 29 take 199
-        (Price(900, 300, 120), 1, 36),  # and 240 epochs of a whole training's 5 s
-        (Price(1, 1, 120), 4, 13),  # 96 epochs of a 48th of a second
+        (Price(900, 300, 120, 0.5), 4, 25),  # 1200 s are 120 epochs of the choice's 10 s: 25 take them, 26 take 123
+        (Price(900, 300, 120), 1, 54),  # and 1260 s are 252 epochs of a whole training's 5 s
+        (Price(1, 1.5, 120, 0.5), 4, 9),  # 50 epochs of a twentieth of a second: 9 take 48, 10 take 54
         (Price(0, 0, 120), 1, 2),
     ],
 )
@@ -161,10 +162,10 @@ def test_of_equal_random_ones_none_is_chosen_by_its_figure():
 
 
 def test_a_price_is_settled_once(tmp_path):
-    first = settled_price(tmp_path, [300, 500], [150, 250], [100, 100])
-    assert first == Price(400, 200, 100)
-    assert (first.whole, first.randoms) == (700, 7)
-    assert settled_price(tmp_path, [9, 9], [1], [1, 1]) == first
+    first = settled_price(tmp_path, [300, 500], [150, 250], [100, 100], 0.5)
+    assert first == Price(400, 200, 100, 0.5)
+    assert (first.whole, first.randoms) == (650, 6)
+    assert settled_price(tmp_path, [9, 9], [1], [1, 1], 1.0) == first
 
 
 def test_handmade_is_one_operator_that_fills_the_budget(tiny):
@@ -264,7 +265,7 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
         architectures = {tuple(report["samples"][name].items()) for name in names if name in report["samples"]}
         trained = [file for file in again if file.parent.name in names]
         assert len(trained) == len(architectures)  # none is trained twice under another name
-        assert len(list((out / "runs" / f"choice-seed-{seed}").glob("rung-1-*/metrics.json"))) == 2
+        assert len(list((out / "runs" / f"choice-seed-{seed}").glob("*/architecture.json"))) == 2
     run = RunDirectory(out / "runs" / "search-seed-0")
     rows = read_front(run.front_table)
     settings = load_settings(run.config)
@@ -275,7 +276,7 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
     halved = Price(**report["summary"]["price"]).halved(1, 2)
     assert report["summary"]["halved"] == halved
     for seed in (0, 1):
-        tried = (out / "runs" / f"random-choice-seed-{seed}").glob("rung-1-*/architecture.json")
+        tried = (out / "runs" / f"random-choice-seed-{seed}").glob("*/architecture.json")
         assert len(list(tried)) == halved
         assert report["rows"][seed]["halved_random"] is not None
     assert [one["way"] for one in report["summary"]["against"]] == list(ways)

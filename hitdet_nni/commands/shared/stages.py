@@ -89,7 +89,7 @@ def run_retraining(
     processes: int = 1,
     as_json: bool = False,
 ) -> dict[str, Any]:
-    """Train an architecture, of several the best by successive halving, from new weights or a supernet's.
+    """Train an architecture, or several of which ever fewer go on, from new weights or a supernet's.
 
     Args:
         out: The run directory.
@@ -99,7 +99,7 @@ def run_retraining(
         supernet: Weights to start from.
         force: Remove the results that are there.
         resume: Go on where an earlier run stopped.
-        processes: Shorter trainings side by side, of several architectures.
+        processes: Trainings side by side, of several architectures, until one is left.
         as_json: Leave standard output to the result.
 
     Returns:
@@ -132,11 +132,15 @@ def run_retraining(
         architecture = architectures[0]
         with followed(run, settings):
             if len(architectures) > 1:
+                from hitdet_nni.studies.retrainings import go_on_from
                 from hitdet_nni.studies.successive_halving import best_by_halving, halving_in_words
 
                 logger.info(halving_in_words(len(architectures), settings.retrain.epochs))
                 with run.timed("rungs"):
-                    architecture = best_by_halving(architectures, settings, out / "rungs", processes)
+                    chosen = best_by_halving(architectures, settings, out / "rungs", processes, supernet)
+                    if chosen.begun is not None:
+                        go_on_from(chosen.begun, run)
+                architecture, resume = chosen.architecture, True
             if distributed.is_main():
                 keep_architecture(run, architecture)
             with run.timed("retrain"):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
     from hitdet_nni.config.architecture import Architecture
     from hitdet_nni.config.settings import Settings
+    from hitdet_nni.runs.run_directory import RunDirectory
 
 HELP_ORDER = 5
 HELP = "screening, search and front with several seeds, against random and handmade architectures within the budget"
@@ -96,6 +97,7 @@ def run(options: Namespace) -> Findings:
         settled_price,
     )
     from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOutcome
+    from hitdet_nni.studies.successive_halving import epochs_left
     from hitdet_nni.studies.validation_halves import accuracies
 
     settings, data = open_images(settings_of(options))
@@ -110,8 +112,8 @@ def run(options: Namespace) -> Findings:
     runs = run_jobs(Work("search", search_once), every, options.jobs, told)
     fixed: dict[tuple[int, str], Retraining] = {}
 
-    def add(place: int, name: str, architecture: Architecture) -> None:
-        one = retraining(every[place].settings, name, architecture, folder)
+    def add(place: int, name: str, architecture: Architecture, begun: RunDirectory | None = None) -> None:
+        one = retraining(every[place].settings, name, architecture, folder, begun)
         fixed[place, name] = alike(fixed.values(), one)
 
     for place, (one, run) in enumerate(zip(every, runs, strict=True)):
@@ -121,7 +123,7 @@ def run(options: Namespace) -> Findings:
     if options.top > 1:
         choices = [choice(one, run, data, options.top, folder) for one, run in zip(every, runs, strict=True)]
     for place, best in enumerate(run_jobs(Work("choice", choose), choices, options.jobs, told)):
-        add(place, BEST_OF_FRONT, best)
+        add(place, BEST_OF_FRONT, best.architecture, best.begun)
     retrain = Work("retrain", retrain_once)
     trained = list({one.folder: one for one in fixed.values()}.values())
     run_jobs(retrain, trained, options.jobs, told)
@@ -129,7 +131,8 @@ def run(options: Namespace) -> Findings:
         options.out,
         [search_seconds(run) for run in runs],
         [choice_seconds(one) for one in choices] or [0.0],
-        [RunDirectory(one.folder).seconds("retrain") for one in trained],
+        [RunDirectory(one.folder).seconds("retrain") for one in trained if one.begun is None],
+        epochs_left(options.top, settings.retrain.epochs) / settings.retrain.epochs if options.top > 1 else 1.0,
     )
     randoms = random_competitors(every[0], data, max(options.randoms, price.randoms))
     drawn = [
@@ -140,7 +143,7 @@ def run(options: Namespace) -> Findings:
     halved = price.halved(settings.retrain.epochs, options.top)
     rivals = [random_choice(one, data, halved, folder) for one in every]
     for place, best in enumerate(run_jobs(Work("choice", choose), rivals, options.jobs, told)):
-        add(place, HALVED_RANDOM, best)
+        add(place, HALVED_RANDOM, best.architecture, best.begun)
     run_jobs(retrain, [fixed[place, HALVED_RANDOM] for place in range(len(every))], options.jobs, told)
     outcomes = [
         SeedOutcome(
