@@ -33,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="with --front: train the K best within --budget for a while, the better half for longer, and so on "
+        help="with --front: train the K best within --budget for a while, go on with the better third, and so on "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -43,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="draw K random architectures that fill search.budget (without one, of any cost), and train them like "
         "those of --top: a search without a supernet",
     )
-    add_jobs(parser, "shorter trainings of --top or --random")
+    add_jobs(parser, "trainings of --top or --random, until one is left,")
     parser.add_argument(
         "--inherit", type=Path, metavar="RUN", help="start from the weights of the supernet that this run searched"
     )

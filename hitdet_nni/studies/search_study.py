@@ -201,14 +201,16 @@ class Price:
 
     Attributes:
         search_seconds: Mean time of screening, search and front.
-        choice_seconds: Mean time of the shorter trainings by which the best of the front is chosen.
+        choice_seconds: Mean time of the trainings by which the best of the front is chosen.
         training_seconds: Mean time of a retraining.
-        left: Share of it that the chosen architecture's has still to make after the choice.
+        choice_epochs: Mean of the epochs that a choice's trainings make, 0 where nothing is chosen.
+        left: Mean share of a training that the chosen architecture's has still to make.
     """
 
     search_seconds: float
     choice_seconds: float
     training_seconds: float
+    choice_epochs: float = 0.0
     left: float = 1.0
 
     @property
@@ -221,45 +223,20 @@ class Price:
         """How many random architectures can be trained in that time, 2 or more."""
         return max(2, round(self.whole / self.training_seconds))
 
-    def halved(self, epochs: int, top: int) -> int:
+    def halved(self, epochs: int) -> int:
         """Return of how many random architectures the best can be chosen by halving and trained in that time.
 
-        Two are the least.
+        An epoch of a choice takes the time that one took in ours, or else in a whole training. Two are the least.
 
         Args:
             epochs: Epochs of a whole training.
-            top: Architectures that ours was chosen among, 1 for no choice. An epoch of a shorter training takes the
-                time that one took in that choice, or else in a whole training.
         """
         whole_epoch = self.training_seconds / epochs
-        epoch = self.choice_seconds / epochs_before(top, epochs) if top > 1 else whole_epoch
+        epoch = self.choice_seconds / self.choice_epochs if self.choice_epochs else whole_epoch
         count = 2
         while epochs_before(count + 1, epochs) * epoch + epochs_left(count + 1, epochs) * whole_epoch <= self.whole:
             count += 1
         return count
-
-
-def settled_price(
-    folder: Path,
-    searching: Sequence[float],
-    choosing: Sequence[float],
-    training: Sequence[float],
-    left: float,
-) -> Price:
-    """Return the price that the study has settled on when it first knew the times; a study that goes on keeps it.
-
-    Args:
-        folder: The study's directory.
-        searching: Time of each search, in seconds.
-        choosing: Time of each choice among the front's best.
-        training: Time of each retraining from its beginning that does not depend on the price.
-        left: Share of a training that is left after the choice.
-    """
-    file = folder / "price.json"
-    if not file.exists():
-        searched, chosen, trained = (statistics.fmean(times) for times in (searching, choosing, training))
-        write_json(file, asdict(Price(searched, chosen, trained, left)))
-    return Price(**read_json(file))
 
 
 @dataclass(frozen=True)
@@ -312,8 +289,36 @@ def choose(one: Choice) -> Chosen:
         return best_by_halving(one.architectures, one.settings, run.path)
 
 
+def settled_price(
+    folder: Path, searches: Sequence[RunDirectory], choices: Sequence[Choice], retrainings: Sequence[Retraining]
+) -> Price:
+    """Return the price that the study has settled on when it first knew the times; a study that goes on keeps it.
+
+    Args:
+        folder: The study's directory.
+        searches: The run directory of each search.
+        choices: The choices among the front's best, which have ended; none where nothing is chosen.
+        retrainings: The retrainings that do not depend on the price; those that a choice began do not count.
+    """
+    file = folder / "price.json"
+    if not file.exists():
+        began = [RunDirectory(one.folder).seconds("retrain") for one in retrainings if one.begun is None]
+        among = [(len(one.architectures), one.settings.retrain.epochs) for one in choices]
+        price = Price(
+            search_seconds=statistics.fmean(map(search_seconds, searches)),
+            choice_seconds=statistics.fmean(map(choice_seconds, choices)) if choices else 0.0,
+            choice_epochs=statistics.fmean(epochs_before(*each) for each in among) if among else 0.0,
+            left=statistics.fmean(epochs_left(*each) / each[1] for each in among) if among else 1.0,
+            training_seconds=statistics.fmean(began),
+        )
+        write_json(file, asdict(price))
+    return Price(**read_json(file))
+
+
 def choice_seconds(one: Choice) -> float:
     """Return the wall time of the trainings of a choice."""
+    if len(one.architectures) == 1:
+        return 0.0
     return sum(RunDirectory(one.folder / each.name).seconds("retrain") for each in one.architectures)
 
 

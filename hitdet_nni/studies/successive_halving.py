@@ -58,13 +58,15 @@ def rungs(count: int, epochs: int) -> list[Rung]:
     """Return where trainings pause, and how many get there; of the last ones a single one goes on to the end.
 
     Args:
-        count: Architectures, 2 or more.
+        count: Architectures; a single one does not pause.
         epochs: Epochs of a whole training.
 
     Source:
         Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016.
         Pausing trainings in place of new, longer ones: Swersky et al., Freeze-thaw Bayesian optimization, 2014.
     """
+    if count == 1:
+        return []
     by_end: dict[int, int] = {}
     left = count
     for share in PAUSES:
@@ -76,8 +78,7 @@ def rungs(count: int, epochs: int) -> list[Rung]:
 
 def epochs_before(count: int, epochs: int) -> int:
     """Return the epochs that all trainings together make until one is left, those of that one among them."""
-    before = 0
-    total = 0
+    before = total = 0
     for rung in rungs(count, epochs):
         total += rung.trained * (rung.epochs - before)
         before = rung.epochs
@@ -86,7 +87,8 @@ def epochs_before(count: int, epochs: int) -> int:
 
 def epochs_left(count: int, epochs: int) -> int:
     """Return the epochs that the one that is left has still to make."""
-    return epochs - rungs(count, epochs)[-1].epochs
+    pauses = rungs(count, epochs)
+    return epochs - pauses[-1].epochs if pauses else epochs
 
 
 def last_loss(losses: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.runs.front import read_front
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.studies.retrainings import Retraining
 from hitdet_nni.studies.search_study import (
     Choice,
     Price,
@@ -145,27 +147,50 @@ def test_as_many_random_ones_as_search_choice_and_training_pay(search, choice, t
 
 
 @pytest.mark.parametrize(
-    ("price", "top", "count"),
+    ("price", "count"),
     [
-        (Price(900, 300, 120, 0.5), 4, 25),  # 1200 s are 120 epochs of the choice's 10 s: 25 take them, 26 take 123
-        (Price(900, 300, 120), 1, 54),  # and 1260 s are 252 epochs of a whole training's 5 s
-        (Price(1, 1.5, 120, 0.5), 4, 9),  # 50 epochs of a twentieth of a second: 9 take 48, 10 take 54
-        (Price(0, 0, 120), 1, 2),
+        (Price(900, 300, 120, 30, 0.5), 25),  # 1200 s are 120 epochs of the choice's 10 s: 25 take them, 26 take 123
+        (Price(900, 300, 120), 54),  # and 1260 s are 252 epochs of a whole training's 5 s
+        (Price(1, 1.5, 120, 30, 0.5), 9),  # 50 epochs of a twentieth of a second: 9 take 48, 10 take 54
+        (Price(0, 0, 120), 2),
     ],
 )
-def test_as_many_random_ones_are_halved_as_the_same_time_pays(price, top, count):
-    assert price.halved(24, top) == count
+def test_as_many_random_ones_are_halved_as_the_same_time_pays(price, count):
+    assert price.halved(24) == count
 
 
 def test_of_equal_random_ones_none_is_chosen_by_its_figure():
     assert RandomPool.of([(0.7, 0.1), (0.7, 0.6)]).chances(2).tolist() == [1, 0]
 
 
+def timed(folder, **seconds):
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text(json.dumps({"seconds": seconds, "warnings": {}}))
+    return folder
+
+
 def test_a_price_is_settled_once(tmp_path):
-    first = settled_price(tmp_path, [300, 500], [150, 250], [100, 100], 0.5)
-    assert first == Price(400, 200, 100, 0.5)
-    assert (first.whole, first.randoms) == (650, 6)
-    assert settled_price(tmp_path, [9, 9], [1], [1, 1], 1.0) == first
+    settings = load_settings("digits")  # trains 24 epochs
+    runs = [
+        RunDirectory(timed(tmp_path / "a", screening=200, search=60, front=40, retrain=7)),
+        RunDirectory(timed(tmp_path / "b", pretraining=400, screening=50, search=25, front=25)),
+    ]
+    among = [SimpleNamespace(name=name) for name in "xyz"]
+    for each, seconds in zip(among, (100, 30, 20), strict=True):
+        timed(tmp_path / "choice" / each.name, retrain=seconds)
+    chosen = Choice(settings, tmp_path / "choice", tuple(among))
+    alone = Choice(settings, tmp_path / "none", (SimpleNamespace(name="only"),))
+    whole = Retraining(settings, timed(tmp_path / "whole", retrain=100), among[0])
+    rest = Retraining(settings, timed(tmp_path / "rest", retrain=50), among[0], runs[0])
+    first = settled_price(tmp_path, runs, [chosen, alone], [whole, rest])
+    # Of three to epoch 3 two go on to epoch 12; the one that had no rival is trained whole.
+    assert first == Price(
+        search_seconds=400, choice_seconds=75, choice_epochs=(3 * 3 + 2 * 9) / 2, left=0.75, training_seconds=100
+    )
+    assert (first.whole, first.randoms) == (550, 6)  # 5.5 is rounded to the even number
+    assert settled_price(tmp_path, runs[:1], [], [whole]) == first
+    (tmp_path / "price.json").unlink()
+    assert settled_price(tmp_path, runs, [], [whole]) == Price(400, 0, 100)
 
 
 def test_handmade_is_one_operator_that_fills_the_budget(tiny):
@@ -273,7 +298,7 @@ def test_the_whole_study_and_going_on_with_it(tmp_path, capsys):
     for name, sample in report["samples"].items():
         assert model.architecture(sample)["total"].flops / 1e9 <= 0.06, name
     ways = ("front", "parameters", "handmade", "halved random", "random", "best of random")
-    halved = Price(**report["summary"]["price"]).halved(1, 2)
+    halved = Price(**report["summary"]["price"]).halved(1)
     assert report["summary"]["halved"] == halved
     for seed in (0, 1):
         tried = (out / "runs" / f"random-choice-seed-{seed}").glob("*/architecture.json")

@@ -27,8 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--top",
         type=int,
-        default=4,
-        help="architectures of each front among which the best is chosen by short trainings, 1 for no choice "
+        default=12,
+        help="architectures of each front among which the best is chosen by trainings that pause, 1 for no choice "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -76,7 +76,6 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.nas.checks import whole_space
-    from hitdet_nni.runs.run_directory import RunDirectory
     from hitdet_nni.studies.jobs import Job, Work, run_jobs, seeded
     from hitdet_nni.studies.plots import plot_search_study
     from hitdet_nni.studies.retrainings import Retraining, retrain_once
@@ -85,19 +84,16 @@ def run(options: Namespace) -> Findings:
         HALVED_RANDOM,
         alike,
         choice,
-        choice_seconds,
         choose,
         competitors,
         random_choice,
         random_competitors,
         retraining,
         search_once,
-        search_seconds,
         searches,
         settled_price,
     )
     from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOutcome
-    from hitdet_nni.studies.successive_halving import epochs_left
     from hitdet_nni.studies.validation_halves import accuracies
 
     settings, data = open_images(settings_of(options))
@@ -127,20 +123,14 @@ def run(options: Namespace) -> Findings:
     retrain = Work("retrain", retrain_once)
     trained = list({one.folder: one for one in fixed.values()}.values())
     run_jobs(retrain, trained, options.jobs, told)
-    price = settled_price(
-        options.out,
-        [search_seconds(run) for run in runs],
-        [choice_seconds(one) for one in choices] or [0.0],
-        [RunDirectory(one.folder).seconds("retrain") for one in trained if one.begun is None],
-        epochs_left(options.top, settings.retrain.epochs) / settings.retrain.epochs if options.top > 1 else 1.0,
-    )
+    price = settled_price(options.out, runs, choices, trained)
     randoms = random_competitors(every[0], data, max(options.randoms, price.randoms))
     drawn = [
         retraining(own, name, architecture, folder)
         for own, (name, architecture) in zip(seeded(settings, len(randoms)), randoms.items(), strict=True)
     ]
     run_jobs(retrain, drawn, options.jobs, told)
-    halved = price.halved(settings.retrain.epochs, options.top)
+    halved = price.halved(settings.retrain.epochs)
     rivals = [random_choice(one, data, halved, folder) for one in every]
     for place, best in enumerate(run_jobs(Work("choice", choose), rivals, options.jobs, told)):
         add(place, HALVED_RANDOM, best.architecture, best.begun)
