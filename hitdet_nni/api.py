@@ -171,7 +171,7 @@ class Run:
 
         Args:
             budget: Take the best of the front within this cost instead of what the search has found.
-            top: With a budget: choose among so many of the front by short trainings.
+            top: With a budget: choose among so many of the front by trainings of which ever fewer go on.
             out: Run directory (default: this one; with a budget ``<this one>-retrained-<budget>``).
             settings: Dotted keys and their values that are changed, e.g. ``{"retrain.epochs": 50}``; these need another
                 directory.

@@ -99,9 +99,17 @@ class CheckpointFolder:
             logger.warning("checkpoint %s is cut short or damaged: going on from the one before it", file)
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints: the stage has ended and its result is written."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def clear(self, *, but_newest: bool = False) -> None:
+        """Remove all checkpoints: the stage has ended and its result is written.
+
+        Args:
+            but_newest: Keep the newest: the stage pauses, perhaps for ever, and others do as well.
+        """
+        if but_newest:
+            for file in self.files()[:-1]:
+                file.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def plain_state(value: Any) -> Any:

@@ -88,16 +88,16 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self._step = 0  # finished steps of the epoch
         self._images: list[int] = []  # ids in the last batch
         self.losses: list[float] = []
-        self._losses: list[float] = []  # of the running epoch's finished steps
+        self._step_losses: list[float] = []  # of the running epoch's finished steps
 
     def state_dict(self) -> dict[str, Any]:
         """Return the evaluations made, and the losses, so far."""
-        return {"evaluations": self.evaluations, "losses": self.losses, "step_losses": self._losses}
+        return {"evaluations": self.evaluations, "losses": self.losses, "step_losses": self._step_losses}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state_dict` returned."""
         self.evaluations = list(state["evaluations"])
-        self.losses, self._losses = list(state.get("losses", [])), list(state.get("step_losses", []))
+        self.losses, self._step_losses = list(state.get("losses", [])), list(state.get("step_losses", []))
 
     def run(self) -> nn.Module:
         """Train what is left to train."""
@@ -131,8 +131,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
         self._step = 0
-        self.losses.append(statistics.fmean(self._losses))
-        self._losses = []
+        self.losses.append(statistics.fmean(self._step_losses))
+        self._step_losses = []
         # Sums of the bits as integers: exact, in whatever order and on whatever device they are made.
         bits = (weight.detach().view(torch.int32).sum() for weight in self.runner.model.parameters())
         distributed.require_equal(bits, "the weights")
@@ -148,8 +148,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self._step = idx + 1
         if self._average is not None:
             self._average.update(self.runner.model)
-        self._losses.append(float(self.runner.message_hub.get_scalar("train/loss").current()))
-        self._progress.step(self._losses[-1])
+        self._step_losses.append(float(self.runner.message_hub.get_scalar("train/loss").current()))
+        self._progress.step(self._step_losses[-1])
         # The last step of an epoch is followed by the epoch's own checkpoint.
         if self._step < len(self.dataloader) and self.checkpoints.is_due(self._iter):
             self._save()

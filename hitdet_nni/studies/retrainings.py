@@ -143,14 +143,19 @@ def retrain_once(one: Retraining) -> dict[str, Any]:
 def go_on_from(begun: RunDirectory, run: RunDirectory) -> None:
     """Have a run go on with a training that has paused, unless it does so already or has ended.
 
+    Where its checkpoints are gone the run begins anew, and ends the same.
+
     Args:
         begun: The run directory of the training; its checkpoints become the run's.
         run: The run that goes on with it.
+
+    Raises:
+        WriteError: If the run cannot be written.
     """
-    checkpoints = run.checkpoints(STAGE)
-    if distributed.is_main() and not (run.metrics.exists() or checkpoints.exists()):
+    paused, checkpoints = begun.checkpoints(STAGE), run.checkpoints(STAGE)
+    if distributed.is_main() and paused.exists() and not (run.metrics.exists() or checkpoints.exists()):
         with writing(run.path):
             shutil.copytree(begun.retrain, run.retrain, dirs_exist_ok=True)
             checkpoints.parent.mkdir(parents=True, exist_ok=True)
-            begun.checkpoints(STAGE).rename(checkpoints)
+            paused.rename(checkpoints)
     distributed.barrier()

@@ -35,14 +35,14 @@ FRONT, PARAMETERS, HANDMADE, RANDOM = "front", "parameters", "handmade", "random
 decide; the one operator that fills the budget best; chance."""
 
 BEST_OF_FRONT = "best of front"
-"""The best of some of the front within the budget, by trainings of increasing length."""
+"""The best of some of the front within the budget, by successive halving."""
 
 BEST_OF_RANDOM = "best of random"
 """The best of as many random ones as could be trained in the time that ours takes, by images that no figure is
 of."""
 
 HALVED_RANDOM = "halved random"
-"""The best of as many random ones as ours pays for, by trainings of increasing length like those that choose ours: what
+"""The best of as many random ones as ours pays for, by successive halving like that which chooses ours: what
 a search has to be ahead of."""
 
 DRAWS_OF_ITS_OWN = 100_000

@@ -167,6 +167,8 @@ class SearchSummary:
             return f"{mean:.3f}" + ("" if deviation is None else f" (sd {deviation:.3f})")
 
         randoms, training = self.price.randoms, self.price.training_seconds
+        share = self.price.left
+        left = "" if share == 1 else f", of which {share:.0%} were left after the choice"
         of = {
             RANDOM: f" over {self.architectures} architectures",
             BEST_OF_RANDOM: f", the mean over all sets of {randoms}",
@@ -185,8 +187,8 @@ class SearchSummary:
         )
         lines.append(
             f"a search took {self.price.search_seconds:.0f} s, the choice among its front's best "
-            f"{self.price.choice_seconds:.0f} s and a retraining {training:.0f} s: the best of {randoms} random ones "
-            f"costs {randoms * training:.0f} s against {self.price.whole:.0f} s"
+            f"{self.price.choice_seconds:.0f} s and a retraining {training:.0f} s{left}: the best of {randoms} random "
+            f"ones costs {randoms * training:.0f} s against {self.price.whole:.0f} s"
             + ("" if self.halved is None else f", or of {self.halved} by halving as much")
         )
         return lines

@@ -19,8 +19,7 @@ from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.io import read_json, read_text, write_csv, write_json
 from hitdet_nni.nas.provenance import keep_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.jobs import Work, opened, run_jobs
-from hitdet_nni.studies.retrainings import Retraining
+from hitdet_nni.studies.jobs import Job, Work, opened, run_jobs
 from hitdet_nni.training.retrain import train_until
 from hitdet_nni.training.runner_config import STAGE
 
@@ -31,7 +30,7 @@ LAST_SHARE = 1 / 3
 """Share of the epochs so far whose mean loss is what an architecture is judged by."""
 
 PAUSES = (1 / 8, 1 / 4, 1 / 2)
-"""Shares of a training after which an architecture may be out. What is learned in less says nothing of it
+"""Shares of a training after which an architecture may be out. What is learned in less says little of it
 (docs/results.md), however many there are to choose from."""
 
 GO_ON = 3
@@ -39,6 +38,9 @@ GO_ON = 3
 
 LEAST = 2
 """As many go on at the least, before the last pause."""
+
+COLUMNS = ("rung", "epochs", "architecture", "loss", "kept")
+"""Columns of ``rungs.csv``."""
 
 
 @dataclass(frozen=True)
@@ -115,23 +117,28 @@ def halving_in_words(count: int, epochs: int) -> str:
     return f"{steps}, the best one to {epochs}; as many epochs as {share:.1f} whole trainings have"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Beginning(Retraining):
-    """The first epochs of a retraining.
+@dataclass(frozen=True)
+class UntilPause(Job):
+    """A retraining as far as a pause.
 
     Attributes:
-        epochs: Epochs after which it pauses.
-        inherit: Weights of a supernet that it starts from.
+        architecture: What is trained.
+        epochs: Epochs of the whole training after which it pauses.
+        inherit: Weights of a supernet that it starts from; ``None`` for new ones.
     """
 
+    architecture: Architecture
     epochs: int
-    inherit: Path | None
+    inherit: Path | None = None
 
 
-def begin(one: Beginning) -> float:
-    """Train an architecture until a pause, from where it has come to; return the mean loss before the pause.
+def train_until_pause(one: UntilPause) -> float:
+    """Train an architecture from where it has come to until a pause.
 
     A training that diverges is the worst there is, and the others go on; the processes of ``torchrun`` cannot, and end.
+
+    Returns:
+        The mean training loss of the last third of the epochs so far, infinity where it diverges.
 
     Raises:
         NonFiniteLossError: If the training of several processes diverges.
@@ -141,7 +148,7 @@ def begin(one: Beginning) -> float:
             keep_architecture(run, one.architecture)
         settings = one.settings
         images = open_data(settings.data, settings.seed, one.architecture.skeleton.input_size)
-        checkpoints = _checkpoints(run, settings)
+        state = _checkpoints(run, settings)
         try:
             with run.timed(STAGE):
                 losses = train_until(
@@ -150,7 +157,7 @@ def begin(one: Beginning) -> float:
                     settings,
                     images,
                     run.retrain,
-                    checkpoints=checkpoints,
+                    checkpoints=state,
                     inherit=one.inherit,
                 )
         except NonFiniteLossError as error:
@@ -158,8 +165,9 @@ def begin(one: Beginning) -> float:
                 raise
             logger.warning("%s goes no further: %s", one.architecture.name, error)
             return math.inf
-        loss: float = distributed.broadcast_object(last_loss(losses))
-        return loss
+        if distributed.is_main():
+            state.clear(but_newest=True)
+        return distributed.mean(last_loss(losses))
 
 
 def _checkpoints(run: RunDirectory, settings: Settings) -> CheckpointFolder:
@@ -199,25 +207,26 @@ def best_by_halving(
         inherit: Weights of a supernet that all start from.
 
     Raises:
-        InputError: If the choice that was begun there is among other architectures.
+        InputError: If the choice that was begun there is among other architectures, or was begun by an earlier version.
+        NonFiniteLossError: If a training of several processes diverges.
     """
-    _note_candidates(architectures, folder / "candidates.json")
+    note_candidates(architectures, folder)
     table = folder / "rungs.csv"
     rows: list[dict[str, str]] = distributed.broadcast_object(_read_rungs(table))
     left = list(architectures)
     lengths = rungs(len(architectures), settings.retrain.epochs)
     for number, rung in enumerate(lengths, 1):
         if not any(row["rung"] == str(number) for row in rows):
-            jobs = [Beginning(settings, folder / one.name, one, epochs=rung.epochs, inherit=inherit) for one in left]
-            work = Work(STAGE, begin, lambda loss: {"loss": loss})
+            jobs = [UntilPause(settings, folder / one.name, one, rung.epochs, inherit) for one in left]
+            work = Work(STAGE, train_until_pause, lambda loss: {"loss": loss})
             losses = run_jobs(work, jobs, processes, _tell)
             going_on = lengths[number].trained if number < len(lengths) else 1
             order = sorted(zip(losses, left, strict=True), key=lambda pair: pair[0])
             for place, (loss, one) in enumerate(order):
                 values = (number, rung.epochs, one.name, loss, int(place < going_on))
-                rows.append(dict(zip(RUNG_COLUMNS, map(str, values), strict=True)))
+                rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
             if distributed.is_main():
-                write_csv(table, list(RUNG_COLUMNS), rows)
+                write_csv(table, list(COLUMNS), rows)
         kept = [row["architecture"] for row in rows if row["rung"] == str(number) and row["kept"] == "1"]
         logger.info("epoch %d: %s go on", rung.epochs, ", ".join(kept))
         left = [one for one in left if one.name in kept]
@@ -228,20 +237,26 @@ def best_by_halving(
     return Chosen(best, RunDirectory(folder / best.name))
 
 
-RUNG_COLUMNS = ("rung", "epochs", "architecture", "loss", "kept")
-
-
 def _read_rungs(table: Path) -> list[dict[str, str]]:
     if not (distributed.is_main() and table.exists()):
         return []
     rows = list(csv.DictReader(read_text(table).splitlines()))
-    if not all(set(row) == set(RUNG_COLUMNS) for row in rows):
-        raise InputError("is not a table of pauses", source=table, allowed="a run that is begun anew: --force")
+    if not all(set(row) == set(COLUMNS) for row in rows):
+        raise InputError("is of an earlier version", source=table, allowed=f"the choice anew, without {table.parent}")
     return rows
 
 
-def _note_candidates(architectures: Sequence[Architecture], file: Path) -> None:
-    """Write what is chosen among, or refuse to go on with a choice among others, of which too much was trained."""
+def note_candidates(architectures: Sequence[Architecture], folder: Path) -> None:
+    """Write what is chosen among, or refuse to go on with a choice among others, of which too much was trained.
+
+    Args:
+        architectures: The candidates.
+        folder: Of the choice.
+
+    Raises:
+        InputError: If the choice that was begun there is among others.
+    """
+    file = folder / "candidates.json"
     candidates = {one.name: dict(one.sample) for one in architectures}
     there = distributed.broadcast_object(read_json(file) if file.exists() else None)
     if there is None:
@@ -255,5 +270,5 @@ def _note_candidates(architectures: Sequence[Architecture], file: Path) -> None:
         )
 
 
-def _tell(done: int, total: int, one: Beginning, loss: float) -> None:
+def _tell(done: int, total: int, one: UntilPause, loss: float) -> None:
     logger.info("%s to epoch %d, %d of %d: loss %.3f", one.folder.name, one.epochs, done, total, loss)

@@ -6,10 +6,11 @@ import shutil
 import pytest
 
 from hitdet_nni import cli
-from hitdet_nni.config.architecture import load_architecture
+from hitdet_nni.config.architecture import load_architecture, save_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.sources import open_data
+from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.nas.checks import whole_space
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.random_architectures import RandomDraw
@@ -71,10 +72,54 @@ def test_side_by_side_as_one_by_one_and_nothing_is_trained_twice(tmp_path, capsy
     written = (two / "rungs" / "rungs.csv").stat().st_mtime_ns
     assert cli.main([*command, "--resume", "--out", str(two)]) == 0
     assert (two / "rungs" / "rungs.csv").stat().st_mtime_ns == written
+    (two / "rungs" / "rungs.csv").unlink()  # of what has ended nothing is chosen again
+    assert cli.main([*command, "--resume", "--out", str(two)]) == 0
+    assert not (two / "rungs" / "rungs.csv").exists()
     capsys.readouterr()
     more = ["3" if word == "2" else word for word in command]
     assert cli.main([*more, "--resume", "--out", str(two)]) == 2
     assert "the choice there is among 2 architectures, not these 3; allowed: as many" in capsys.readouterr().err
+
+
+def test_what_is_interrupted_at_any_step_ends_the_same(tmp_path, monkeypatch, capsys):
+    changed = {"data.train": 12, "data.val": 4, "retrain.epochs": 4, "checkpoint.every_steps": 1} | BUDGET
+    options = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
+    command = ["retrain", "--config", "tiny", "--random", "3", *options, "--out"]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert cli.main([*command, str(whole)]) == 0
+    original, made = ResumableTrainLoop.run_iter, []
+
+    def interrupted(loop, *arguments):
+        original(loop, *arguments)
+        made.append(loop._step)
+        if len(made) in (2, 8, 11, 17):  # the first and the third to the first pause; to the second; the last epochs
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResumableTrainLoop, "run_iter", interrupted)
+    statuses = [cli.main([*command, str(again), "--resume"]) for _ in range(5)]
+    assert statuses == [130, 130, 130, 130, 0]
+    assert len(made) == 3 * (3 * 1 + 2 * 1 + 2)  # three steps an epoch, none twice
+    for file in ("rungs/rungs.csv", "metrics.json", "retrain/weights.pth", "architecture.json"):
+        assert (whole / file).read_bytes() == (again / file).read_bytes(), file
+    assert not list(again.rglob("*.pt"))
+
+
+def test_a_run_of_another_architecture_is_not_chosen_for(tmp_path, capsys):
+    command = [
+        "retrain",
+        "--config",
+        "tiny",
+        "--random",
+        "2",
+        *(f"--set={key}={value}" for key, value in BUDGET.items()),
+    ]
+    settings, _, found = drawn(3, **BUDGET)
+    run = RunDirectory(tmp_path / "run")
+    run.open(settings)
+    save_architecture(found[2], run.architecture)
+    assert cli.main([*command, "--resume", "--out", str(run.path)]) == 2
+    assert "the run there is of another architecture" in capsys.readouterr().err
+    assert not (run.path / "rungs").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,15 @@ from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies import successive_halving
 from hitdet_nni.studies.retrainings import Retraining, go_on_from, retrain_once
 from hitdet_nni.studies.successive_halving import (
-    Beginning,
     Rung,
-    begin,
+    UntilPause,
     best_by_halving,
     epochs_before,
     epochs_left,
     halving_in_words,
     last_loss,
     rungs,
+    train_until_pause,
 )
 
 
@@ -41,7 +41,7 @@ from hitdet_nni.studies.successive_halving import (
         (7, 24, [(7, 3), (3, 6), (2, 12)]),
         (12, 24, [(12, 3), (4, 6), (2, 12)]),
         (28, 24, [(28, 3), (10, 6), (4, 12)]),
-        (100, 24, [(100, 3), (34, 6), (12, 12)]),  # two epochs say nothing
+        (100, 24, [(100, 3), (34, 6), (12, 12)]),  # the first pause is where it is, however many there are
         (4, 2, [(4, 1)]),
         (4, 3, [(4, 1), (2, 2)]),
         (4, 1, [(4, 1)]),  # there is no shorter training: all are trained whole
@@ -90,7 +90,7 @@ def known_losses(monkeypatch, losses):
         trained.append((one.architecture.name, one.epochs))
         return losses[one.architecture.name]
 
-    monkeypatch.setattr(successive_halving, "begin", train)
+    monkeypatch.setattr(successive_halving, "train_until_pause", train)
     return trained
 
 
@@ -132,7 +132,7 @@ def test_a_pause_that_was_noted_is_not_trained_to_again(tmp_path, monkeypatch):
     assert trained == [("b", 12), ("c", 12)]
     assert not left_over.exists()  # what is out goes no further
     (tmp_path / "rungs.csv").write_text("rung,loss\n1,2\n")
-    with pytest.raises(InputError, match="is not a table of pauses"):
+    with pytest.raises(InputError, match="is of an earlier version; allowed: the choice anew, without"):
         best_by_halving(named(*"abc"), load_settings("digits"), tmp_path)
 
 
@@ -158,13 +158,15 @@ def plain():
     )
 
 
-def test_a_training_that_pauses_ends_as_one_that_does_not(plain, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", [{}, {"ema": 0.1, "patience": 2, "val_interval": 1}])
+def test_a_training_that_pauses_ends_as_one_that_does_not(changed, plain, tmp_path, monkeypatch):
     settings, architecture = plain
+    settings = settings.model_copy(update={"retrain": settings.retrain.model_copy(update=changed)})
     whole = retrain_once(Retraining(settings, tmp_path / "whole", architecture))
     folder = tmp_path / "begun"
 
     def until(epochs):
-        return begin(Beginning(settings, folder, architecture, epochs=epochs, inherit=None))
+        return train_until_pause(UntilPause(settings, folder, architecture, epochs))
 
     first = until(1)
     with monkeypatch.context() as context:
@@ -182,8 +184,9 @@ def test_a_training_that_pauses_ends_as_one_that_does_not(plain, tmp_path, monke
     second = until(2)
     assert until(2) == second != first
     assert not RunDirectory(folder).metrics.exists()
+    assert len(list(RunDirectory(folder).checkpoints("retrain").iterdir())) == 1
     other = tmp_path / "other"
-    assert begin(Beginning(settings, other, architecture, epochs=2, inherit=None)) == second
+    assert train_until_pause(UntilPause(settings, other, architecture, 2)) == second
     resumed = Retraining(settings, tmp_path / "resumed", architecture, RunDirectory(folder))
     assert retrain_once(resumed) == whole
     weights = [torch.load(tmp_path / name / "retrain/weights.pth", weights_only=True) for name in ("whole", "resumed")]
@@ -191,6 +194,7 @@ def test_a_training_that_pauses_ends_as_one_that_does_not(plain, tmp_path, monke
     assert len(list((tmp_path / "resumed" / "retrain").glob("*/*.log"))) >= 2  # the curves are whole
     go_on_from(RunDirectory(other), RunDirectory(tmp_path / "resumed"))  # which has ended: nothing happens
     assert RunDirectory(other).checkpoints("retrain").exists()
+    shutil.rmtree(tmp_path / "resumed")  # to have it done again, where the checkpoints are gone
     assert retrain_once(resumed) == whole
 
 
@@ -201,13 +205,13 @@ def test_one_that_diverges_is_out_and_the_others_go_on(plain, tmp_path, monkeypa
         raise NonFiniteLossError("retrain", 3, (7,), None)
 
     monkeypatch.setattr(successive_halving, "train_until", diverge)
-    one = Beginning(settings, tmp_path / "b", architecture, epochs=1, inherit=None)
-    assert begin(one) == math.inf
+    one = UntilPause(settings, tmp_path / "b", architecture, 1)
+    assert train_until_pause(one) == math.inf
     assert "plain goes no further: retrain: the loss is not finite in step 4" in caplog.text
     shutil.rmtree(tmp_path / "b")
     monkeypatch.setattr(distributed, "launched", lambda: True)
     with pytest.raises(NonFiniteLossError):
-        begin(one)
+        train_until_pause(one)
 
 
 def test_what_diverges_comes_last(tmp_path, monkeypatch):

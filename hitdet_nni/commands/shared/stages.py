@@ -132,19 +132,41 @@ def run_retraining(
         architecture = architectures[0]
         with followed(run, settings):
             if len(architectures) > 1:
-                from hitdet_nni.studies.retrainings import go_on_from
-                from hitdet_nni.studies.successive_halving import best_by_halving, halving_in_words
-
-                logger.info(halving_in_words(len(architectures), settings.retrain.epochs))
                 with run.timed("rungs"):
-                    chosen = best_by_halving(architectures, settings, out / "rungs", processes, supernet)
-                    if chosen.begun is not None:
-                        go_on_from(chosen.begun, run)
-                architecture, resume = chosen.architecture, True
+                    architecture = _begin_the_best(run, architectures, settings, supernet, processes)
+                resume = True
             if distributed.is_main():
                 keep_architecture(run, architecture)
             with run.timed("retrain"):
                 return retrain_architecture(run, architecture, settings, images, resume=resume, inherit=supernet)
+
+
+def _begin_the_best(
+    run: RunDirectory,
+    architectures: Sequence[Architecture],
+    settings: Settings,
+    supernet: Path | None,
+    processes: int,
+) -> Architecture:
+    """Return the best of several, which a run is to go on training; one that has ended is not chosen again."""
+    from hitdet_nni.studies.retrainings import go_on_from
+    from hitdet_nni.studies.successive_halving import best_by_halving, halving_in_words, note_candidates
+
+    folder = run.path / "rungs"
+    if distributed.broadcast_object(run.architecture.exists()):
+        there = load_architecture(run.architecture)
+        if all(one.sample != there.sample for one in architectures):
+            keep_architecture(run, architectures[0])  # refuses
+        if distributed.broadcast_object(run.metrics.exists()):
+            note_candidates(architectures, folder)
+            return there
+    logger.info(halving_in_words(len(architectures), settings.retrain.epochs))
+    chosen = best_by_halving(architectures, settings, folder, processes, supernet)
+    if distributed.is_main():
+        keep_architecture(run, chosen.architecture)
+    if chosen.begun is not None:
+        go_on_from(chosen.begun, run)
+    return chosen.architecture
 
 
 def run_front(

@@ -70,7 +70,7 @@ def check(options: Namespace, settings: Settings) -> None:
 
 def run(options: Namespace) -> Findings:
     """Search with each seed, retrain what came of it and what else there is, and compare."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
@@ -109,8 +109,11 @@ def run(options: Namespace) -> Findings:
     fixed: dict[tuple[int, str], Retraining] = {}
 
     def add(place: int, name: str, architecture: Architecture, begun: RunDirectory | None = None) -> None:
-        one = retraining(every[place].settings, name, architecture, folder, begun)
-        fixed[place, name] = alike(fixed.values(), one)
+        new = retraining(every[place].settings, name, architecture, folder, begun)
+        there = alike(fixed.values(), new)
+        one = replace(there, begun=begun or there.begun)
+        fixed.update({key: one for key, each in fixed.items() if each is there})
+        fixed[place, name] = one
 
     for place, (one, run) in enumerate(zip(every, runs, strict=True)):
         for name, architecture in competitors(one, run, data).items():
