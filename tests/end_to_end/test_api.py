@@ -18,6 +18,7 @@ from hitdet_nni.config import python_arguments
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.io import read_json
+from hitdet_nni.studies import successive_halving
 
 NAMES = "[ir_k3_d1_e1, sep_k3_d1, conv_k3_d1]"
 FEW = {
@@ -306,6 +307,20 @@ def test_settings_for_a_point_of_the_front_have_a_directory_of_its_own(found, mo
     (out, settings), *_ = trained
     assert out == found.path.with_name("coco-retrained-8")
     assert settings.retrain == found.settings.retrain.model_copy(update={"epochs": 2})
+
+
+def test_what_is_chosen_among_inherits_too(found, tmp_path, monkeypatch):
+    others = [found.architecture, found.architecture.model_copy(update={"name": "other"})]
+    monkeypatch.setattr(stages, "front_points", lambda run, budget, top: others[:top])
+
+    def choose(architectures, settings, folder, processes, inherit):
+        raise InputError(
+            f"{len(architectures)} from {inherit.relative_to(found.path)}, one at a time: {processes == 1}"
+        )
+
+    monkeypatch.setattr(successive_halving, "best_by_halving", choose)
+    with pytest.raises(InputError, match=r"2 from search/supernet\.pth, one at a time: True"):
+        found.retrain(budget=8, top=2, inherit=True, out=tmp_path / "chosen")
 
 
 def test_a_search_need_not_screen_again(found, folders, few, tmp_path, monkeypatch):
