@@ -32,7 +32,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--budget", type=float, nargs="+", default=[], metavar="COST", help="costs at which one is wanted besides"
     )
     parser.add_argument("--table", type=Path, help="file of `latency` (default: that of the search)")
-    parser.add_argument("--samples", type=int, default=192, help="architectures tried (default: %(default)s)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=192,
+        help="architectures tried, and a third as many that fill the budgets (default: %(default)s)",
+    )
     parser.add_argument(
         "--images",
         type=int,

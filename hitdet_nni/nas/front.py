@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,17 +13,27 @@ from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.cost.pareto import pareto_front
+from hitdet_nni.cost.random_draws import draw_within
 from hitdet_nni.engine import distributed
 from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.cost_term import BudgetedCost, CostTerm
 from hitdet_nni.nas.operator_samples import Losses, Sampled
 from hitdet_nni.nas.sampled_decode import ROUND, AdditiveModel, Evaluated, search_samples
+from hitdet_nni.runs.front import FILLED
+
+logger = logging.getLogger(__name__)
 
 LIMITS = 16
 """Costs between the least and the largest at which architectures are looked for, in equal ratios."""
 
 OF_EACH = 2
 """Architectures tried with the least losses in each interval of costs that are compared at the end."""
+
+OF_FILLING = 4
+"""Of so many random ones that fill a budget the one with the least loss is compared at the end."""
+
+FILL_DRAWS = 20_000
+"""Architectures that are drawn to find these at most."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,9 @@ class FrontSearch:
     chosen by, because the least of many losses is partly luck: what the search has found, what the architecture
     parameters decide within each limit, what the model takes for the best there, and the best that were tried in each
     interval of costs. The parameters have been trained on all of these images, which favours them a little.
+
+    Of the costs below a budget those of the least loss leave much of it unused: a supernet teaches small operators
+    faster. So random architectures that fill a budget are among them, of which trainings choose (docs/results.md).
 
     Args:
         model: Costs of all layers.
@@ -111,8 +127,34 @@ class FrontSearch:
         """
         return search_samples(losses, self.candidates, list(self.terms.values()), count, seed)
 
+    def fill(self, losses: Losses, count: int, seed: int) -> list[Evaluated]:
+        """Try random architectures that cost at most a tenth less than each budget; return the best quarter of each.
+
+        Args:
+            losses: Gives the losses of architectures.
+            count: How many at most, in equal parts for the budgets.
+            seed: Decides all draws.
+        """
+        best: list[Evaluated] = []
+        if not self.budgets:
+            return best
+        each = math.ceil(count / len(self.budgets))
+        for budget in self.budgets:
+            most = budget * self.costs.unit.scale
+            drawn = draw_within(self.costs.counts, self.costs.fixed, FILLED * most, most, seed=seed, draws=FILL_DRAWS)
+            samples = [{label: one[label] for label in self.candidates} for one in itertools.islice(drawn, each)]
+            if len(samples) < each:
+                logger.info("%d architectures were found that fill a budget of %g", len(samples), budget)
+            tried = map(Evaluated, samples, losses(samples))
+            best += sorted(tried, key=lambda one: one.loss)[: math.ceil(len(samples) / OF_FILLING)]
+        return best
+
     def nominate(
-        self, tried: Sequence[Evaluated], searched: Sampled, decided: Sequence[Sampled]
+        self,
+        tried: Sequence[Evaluated],
+        searched: Sampled,
+        decided: Sequence[Sampled],
+        filling: Sequence[Evaluated] = (),
     ) -> dict[tuple[str, ...], str]:
         """Return the finalists by their operators, in the candidates' order, with their origins.
 
@@ -120,6 +162,7 @@ class FrontSearch:
             tried: What was tried.
             searched: What the search has found.
             decided: What the architecture parameters decide within several costs.
+            filling: Random ones that fill the budgets.
         """
         found = {self._key(searched): "search"}
         for sample in decided:
@@ -133,6 +176,8 @@ class FrontSearch:
             for one in sorted(of_interval, key=lambda one: one.loss)[:OF_EACH]:
                 found.setdefault(self._key(one.sample), "sample")
             below = limit
+        for one in filling:
+            found.setdefault(self._key(one.sample), "random")
         return found
 
     def compare(self, finalists: Mapping[tuple[str, ...], str], losses: Losses, fixed: Sampled) -> list[Finalist]:

@@ -32,6 +32,9 @@ from hitdet_nni.runs.tables import read_alphas
 
 logger = logging.getLogger(__name__)
 
+FILLING = 3
+"""For so many architectures that are tried one more is, which fills a budget."""
+
 EARLIER = "earlier"
 """Origin of a finalist that only another call has compared."""
 
@@ -44,7 +47,7 @@ class FrontRequest:
         key: The unit of its costs.
         budgets: Costs at which an architecture is wanted besides.
         table: Measured times, if there are some.
-        samples: Architectures tried.
+        samples: Architectures tried, besides those that fill the budgets, a third as many.
         images: Images that they are tried on, and as many others on which the finalists are compared.
         anew: Remove the front that is there.
     """
@@ -100,10 +103,12 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
             keep = partial(remembered.add, images, write=distributed.is_main())
             yield known(losses, partial(remembered.get, images), keep)
 
-    with losses_on(0, asked.samples) as losses:
+    filling_count = asked.samples // FILLING if asked.budgets else 0
+    with losses_on(0, asked.samples + filling_count) as losses:
         tried = search.explore(losses, asked.samples, settings.seed)
+        filling = search.fill(losses, filling_count, settings.seed)
     searched = load_architecture(run.architecture).sample
-    nominated = search.nominate(tried, searched, _decided(run, search))
+    nominated = search.nominate(tried, searched, _decided(run, search), filling)
     for key in remembered.architectures(shown(first)):
         nominated.setdefault(key, EARLIER)
     finalists = distributed.broadcast_object(nominated)

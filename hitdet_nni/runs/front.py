@@ -14,6 +14,9 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text, write_csv
 
 NUMBERS = ("loss", "gflops", "params_m", "latency_ms")
+FILLED = 0.9
+"""Share of a budget from which on an architecture fills it."""
+
 COLUMNS = ("name", "origin", *NUMBERS, "unit", "on_front")
 """Columns of ``front.csv``; the others are layers, by their labels."""
 
@@ -26,7 +29,8 @@ class FrontRow:
         name: Its name, and that of its file.
         origin: How it came to be there: it is what the ``"search"`` found, architecture ``"parameters"`` decide it
             within a cost, it is a ``"sample"`` that was tried, what the model of the samples' losses takes for the
-            best within a cost (``"model"``), or one that only an ``"earlier"`` call, for other costs, compared.
+            best within a cost (``"model"``), one of the ``"random"`` ones that fill a budget, or one that only an
+            ``"earlier"`` call, for other costs, compared.
         loss: Mean detection loss by the supernet's weights, on images that had no part in the choice among samples.
         gflops: Cost of the whole detector, in GFLOPs (multiply-adds).
         params_m: Parameters of the whole detector, in millions.
@@ -97,19 +101,29 @@ def chosen_point(rows: Sequence[FrontRow], limit: float) -> FrontRow:
     return min(within, key=lambda row: row.loss)
 
 
-def points_within(rows: Sequence[FrontRow], limit: float) -> list[FrontRow]:
-    """Return the architectures within a cost, what :func:`chosen_point` takes first, the others by their losses.
+def points_within(rows: Sequence[FrontRow], limit: float, count: int | None = None) -> list[FrontRow]:
+    """Return the architectures within a cost of which trainings are to choose.
+
+    A half are those of the least losses, what :func:`chosen_point` takes first; the other half those of the least
+    losses among what costs at most a tenth less than is allowed. Where one half has too few the other has more.
 
     Args:
         rows: The front, and what was compared with it.
         limit: The cost, in the front's unit.
+        count: How many at most; ``None`` for all.
 
     Raises:
         InputError: If the cheapest costs more.
     """
     first = chosen_point(rows, limit)
-    others = (row for row in rows if row.cost <= limit and row is not first)
-    return [first, *sorted(others, key=lambda row: row.loss)]
+    others = sorted((row for row in rows if row.cost <= limit and row is not first), key=lambda row: row.loss)
+    by_loss = [first, *others]
+    if count is None:
+        return by_loss
+    least = by_loss[: math.ceil(count / 2)]
+    filling = [row for row in by_loss[len(least) :] if row.cost >= FILLED * limit][: count // 2]
+    chosen = [*least, *filling]
+    return [*chosen, *(row for row in by_loss if row not in chosen)][:count]
 
 
 def _row(line: Mapping[str, str]) -> FrontRow:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +16,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import LatencyTable
+from hitdet_nni.cost.random_draws import MAX_DRAWS, draw_within
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
@@ -25,9 +26,6 @@ from hitdet_nni.nas.provenance import describe_architecture
 logger = logging.getLogger(__name__)
 
 CostKey = Literal["flops", "params", "nanoseconds"]
-
-MAX_DRAWS = 200_000
-"""Architectures drawn at most, where nothing else is said."""
 
 NONE_FOUND = "a larger --slack, or a run that found more than the cheapest: too few architectures cost so little"
 """What helps where not one was drawn."""
@@ -68,24 +66,14 @@ def random_samples(
     Raises:
         InputError: If ``draws`` draws held fewer.
     """
-    rng = random.Random(seed)
     fixed: int = getattr(model.fixed_cost, measure)
     costs: dict[str, dict[str, int]] = {
         layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in space[layer.component]}
         for layer in model.layers
     }
-    names = {label: list(row) for label, row in costs.items()}
-    seen = {tuple(sample[label] for label in costs) for sample in exclude}
-    found: list[dict[str, str]] = []
-    for _ in range(draws):
-        if len(found) == count:
-            return found
-        sample = {label: rng.choice(row) for label, row in names.items()}
-        key = tuple(sample.values())
-        cost = fixed + sum(costs[label][name] for label, name in sample.items())
-        if least <= cost <= most and key not in seen:
-            seen.add(key)
-            found.append(sample)
+    without = {tuple(sample[label] for label in costs) for sample in exclude}
+    drawn = draw_within(costs, fixed, least, most, seed=seed, exclude=without, draws=draws)
+    found = list(itertools.islice(drawn, count))
     if len(found) < count:
         raise InputError(
             f"{len(found)} of {count} random architectures with {least:.4g} to {most:.4g} {measure} were found in "

@@ -260,7 +260,7 @@ def choice(one: SearchOnce, run: RunDirectory, data: DetectionData, count: int, 
         count: Architectures.
         folder: Where the run directories go.
     """
-    rows = points_within(read_front(run.front_table), budget_of(one.settings).limit)[:count]
+    rows = points_within(read_front(run.front_table), budget_of(one.settings).limit, count)
     architectures = tuple(_described(row.name, FRONT, row.sample, one, data) for row in rows)
     return Choice(one.settings, folder / f"choice-seed-{one.settings.seed}", architectures)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from hitdet_nni.nas.cost_term import BudgetedCost
 from hitdet_nni.nas.front import FrontSearch, best_within, known, on_front
 from hitdet_nni.nas.sample_evaluation import architecture_losses
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
-from hitdet_nni.runs.front import FrontRow, KnownLosses, chosen_point, read_front, write_front
+from hitdet_nni.runs.front import FrontRow, KnownLosses, chosen_point, points_within, read_front, write_front
 from hitdet_nni.runs.front_budgets import budget_name
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.supernet_score import supernet_loss
@@ -126,6 +128,52 @@ def test_budgets_have_their_best(model, candidates, refused):
     assert found.cost <= 1.3 * least
     with refused("--budget", "or more"):
         FrontSearch(model, SPACE, "gflops", candidates, [0.5 * least])
+
+
+def test_of_random_ones_that_fill_a_budget_the_best_are_compared(model, candidates, caplog):
+    effects = planted(candidates, 3)
+    least, most = FrontSearch(model, SPACE, "gflops", candidates).ends
+    budget = (least + most) / 2
+    search = FrontSearch(model, SPACE, "gflops", candidates, [budget, 2 * most])
+    tried = []
+
+    def losses(samples):
+        tried.append(samples)
+        return [total(effects, sample) for sample in samples]
+
+    with caplog.at_level(logging.INFO, "hitdet_nni.nas.front"):
+        best = search.fill(losses, 128, 0)
+    assert "0 architectures were found that fill a budget of" in caplog.text  # none costs nearly twice the most
+    assert [len(samples) for samples in tried] == [64, 0]
+    assert all(0.9 * budget <= search.cost(sample) <= budget for sample in tried[0])
+    assert len({tuple(sample.values()) for sample in tried[0]}) == 64
+    sums = sorted(total(effects, sample) for sample in tried[0])
+    assert [one.loss for one in best] == sums[:16]
+    assert search.fill(losses, 128, 0) == best != search.fill(losses, 128, 1)
+    assert FrontSearch(model, SPACE, "gflops", candidates).fill(losses, 128, 0) == []
+    explored = search.explore(losses, 60, 0)
+    without, found = (search.nominate(explored, explored[0].sample, [], some) for some in ([], best))
+    assert {key for key, origin in found.items() if origin == "random"} == {
+        key for one in best if (key := tuple(one.sample[label] for label in candidates)) not in without
+    }
+
+
+def test_half_of_what_is_chosen_among_fills_the_budget():
+    rows = [
+        row(f"point-{number:02d}", number, cost) for number, cost in enumerate((0.1, 0.2, 0.5, 0.3, 1, 0.9, 0.4, 0.95))
+    ]
+    rows[2] = replace(rows[2], on_front=False)
+
+    def names(limit, count):
+        return [int(one.name[-2:]) for one in points_within(rows, limit, count)]
+
+    assert names(1, 1) == [0]
+    assert names(1, 2) == [0, 4]
+    assert names(1, 5) == [0, 1, 2, 4, 5]
+    assert names(1, 8) == [0, 1, 2, 3, 4, 5, 7, 6]  # there are three that fill it
+    assert names(1, 99) == [*range(8)]
+    assert names(0.5, 3) == [0, 1, 2]
+    assert names(1, None) == [*range(8)]
 
 
 def test_what_is_known_is_not_computed_again(tmp_path):
@@ -332,7 +380,7 @@ def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
     assert front("--budget", budget, "--force")[0] == 0
     assert {file.name: file.read_bytes() for file in searched.front.iterdir()} == before
     # Its supernet's images are not the validation images.
-    assert before["losses.csv"].decode().count("4 from 0,") <= 24
+    assert before["losses.csv"].decode().count("4 from 0,") <= 24 + 8
     assert "4 from 4," in before["losses.csv"].decode()
 
     out = tmp_path / "retrained"
@@ -351,7 +399,8 @@ def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
     assert load_architecture(out / "architecture.json").sample == least.sample
     best = tmp_path / "best"
     assert cli.main([*chosen, *train, "--top", "2", "--out", str(best)]) == 0
-    within = sorted((row for row in rows if row.gflops <= budget), key=lambda row: row.loss)[:2]
+    within = points_within(rows, budget, 2)
+    assert "random" in {row.origin for row in rows}
     assert sorted(path.name for path in (best / "rungs").iterdir()) == sorted(
         ["candidates.json", "rungs.csv", *(row.name for row in within)]
     )

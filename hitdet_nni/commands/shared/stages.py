@@ -304,7 +304,7 @@ def run_export(
 
 
 def front_points(run: RunDirectory, budget: float, count: int) -> list[Architecture]:
-    """Return the architectures of a run's front that are the best within a cost, the best first.
+    """Return the architectures of a run's front within a cost of which trainings are to choose, the best first.
 
     Args:
         run: The run of the search.
@@ -316,10 +316,10 @@ def front_points(run: RunDirectory, budget: float, count: int) -> list[Architect
     """
     if count < 1:
         raise InputError(f"got {count}", key="--top", allowed="1 or more")
-    within = points_within(read_front(run.require(run.front_table, "front")), budget)
+    within = points_within(read_front(run.require(run.front_table, "front")), budget, count)
     if len(within) < count:
         raise InputError(f"got {count}", key="--top", allowed=f"{len(within)} or fewer, as {run.front_table} has")
-    point, *others = within[:count]
+    point, *others = within
     architecture = load_architecture(run.front / f"{point.name}.json")
     if architecture.sample != point.sample:
         raise InputError(

@@ -27,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--top",
         type=int,
-        default=12,
+        default=24,
         help="architectures of each front among which the best is chosen by trainings that pause, 1 for no choice "
         "(default: %(default)s)",
     )
