@@ -133,7 +133,7 @@ class Run:
             cost: That unit: ``"gflops"``, ``"params_m"`` or ``"latency_ms"`` (default: that of the search's budget,
                 else GFLOPs).
             table: File of ``hitdet-nni latency`` (default: that of the search).
-            samples: Architectures tried.
+            samples: Architectures tried, besides a third as many that fill the budgets.
             images: Images that they are tried on.
             force: Remove the front that is there.
             resume: Go on with one that was interrupted, or return it if it has ended.
@@ -171,7 +171,8 @@ class Run:
 
         Args:
             budget: Take the best of the front within this cost instead of what the search has found.
-            top: With a budget: choose among so many of the front by trainings of which ever fewer go on.
+            top: With a budget: choose among so many of the front, half of which fill it, by trainings of which ever
+                fewer go on.
             out: Run directory (default: this one; with a budget ``<this one>-retrained-<budget>``).
             settings: Dotted keys and their values that are changed, e.g. ``{"retrain.epochs": 50}``; these need another
                 directory.

@@ -130,21 +130,26 @@ class FrontSearch:
     def fill(self, losses: Losses, count: int, seed: int) -> list[Evaluated]:
         """Try random architectures that cost at most a tenth less than each budget; return the best quarter of each.
 
+        Near the least and the largest cost there are few or none.
+
         Args:
             losses: Gives the losses of architectures.
-            count: How many at most, in equal parts for the budgets.
+            count: How many different ones at most, in nearly equal parts for the budgets.
             seed: Decides all draws.
         """
         best: list[Evaluated] = []
-        if not self.budgets:
-            return best
-        each = math.ceil(count / len(self.budgets))
-        for budget in self.budgets:
+        budgets = dict.fromkeys(self.budgets)
+        before: set[tuple[str, ...]] = set()
+        for place, budget in enumerate(budgets):
+            share = count // len(budgets) + (place < count % len(budgets))
             most = budget * self.costs.unit.scale
-            drawn = draw_within(self.costs.counts, self.costs.fixed, FILLED * most, most, seed=seed, draws=FILL_DRAWS)
-            samples = [{label: one[label] for label in self.candidates} for one in itertools.islice(drawn, each)]
-            if len(samples) < each:
-                logger.info("%d architectures were found that fill a budget of %g", len(samples), budget)
+            counts, fixed = self.costs.counts, self.costs.fixed
+            found = draw_within(counts, fixed, FILLED * most, most, seed=seed, exclude=before, draws=FILL_DRAWS)
+            drawn = list(itertools.islice(found, share))
+            before |= {tuple(one.values()) for one in drawn}
+            samples = [{label: one[label] for label in self.candidates} for one in drawn]
+            if len(samples) < share:
+                logger.info("%d of %d random architectures that fill %g were found", len(samples), share, budget)
             tried = map(Evaluated, samples, losses(samples))
             best += sorted(tried, key=lambda one: one.loss)[: math.ceil(len(samples) / OF_FILLING)]
         return best

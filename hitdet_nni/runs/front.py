@@ -14,11 +14,11 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text, write_csv
 
 NUMBERS = ("loss", "gflops", "params_m", "latency_ms")
-FILLED = 0.9
-"""Share of a budget from which on an architecture fills it."""
-
 COLUMNS = ("name", "origin", *NUMBERS, "unit", "on_front")
 """Columns of ``front.csv``; the others are layers, by their labels."""
+
+FILLED = 0.9
+"""Share of a budget from which on an architecture fills it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def chosen_point(rows: Sequence[FrontRow], limit: float) -> FrontRow:
     return min(within, key=lambda row: row.loss)
 
 
-def points_within(rows: Sequence[FrontRow], limit: float, count: int | None = None) -> list[FrontRow]:
+def points_within(rows: Sequence[FrontRow], limit: float, count: int) -> list[FrontRow]:
     """Return the architectures within a cost of which trainings are to choose.
 
     A half are those of the least losses, what :func:`chosen_point` takes first; the other half those of the least
@@ -110,7 +110,7 @@ def points_within(rows: Sequence[FrontRow], limit: float, count: int | None = No
     Args:
         rows: The front, and what was compared with it.
         limit: The cost, in the front's unit.
-        count: How many at most; ``None`` for all.
+        count: How many at most.
 
     Raises:
         InputError: If the cheapest costs more.
@@ -118,8 +118,6 @@ def points_within(rows: Sequence[FrontRow], limit: float, count: int | None = No
     first = chosen_point(rows, limit)
     others = sorted((row for row in rows if row.cost <= limit and row is not first), key=lambda row: row.loss)
     by_loss = [first, *others]
-    if count is None:
-        return by_loss
     least = by_loss[: math.ceil(count / 2)]
     filling = [row for row in by_loss[len(least) :] if row.cost >= FILLED * limit][: count // 2]
     chosen = [*least, *filling]

@@ -58,7 +58,7 @@ class SearchOnce(Job):
 
     Attributes:
         space: The whole space.
-        samples: Architectures that the front tries.
+        samples: Architectures that the front tries, besides a third as many that fill the budget.
     """
 
     space: SearchSpace
@@ -72,7 +72,7 @@ def searches(settings: Settings, space: SearchSpace, seeds: int, samples: int, f
         settings: All settings; the first seed is theirs, the others follow it.
         space: The whole space.
         seeds: How many.
-        samples: Architectures that each front tries.
+        samples: Architectures that each front tries, besides a third as many that fill the budget.
         folder: Where the run directories go.
     """
     return [SearchOnce(one, folder / f"search-seed-{one.seed}", space, samples) for one in seeded(settings, seeds)]

@@ -118,8 +118,12 @@ def test_a_run_of_another_architecture_is_not_chosen_for(tmp_path, capsys):
     run.open(settings)
     save_architecture(found[2], run.architecture)
     assert cli.main([*command, "--resume", "--out", str(run.path)]) == 2
-    assert "the run there is of another architecture" in capsys.readouterr().err
+    assert "the run there is of one architecture; allowed: another folder, or --force" in capsys.readouterr().err
     assert not (run.path / "rungs").exists()
+    (run.path / "rungs").mkdir()
+    (run.path / "rungs" / "candidates.json").write_text("{}")
+    assert cli.main([*command, "--resume", "--out", str(run.path)]) == 2
+    assert "the run there is of another architecture" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,10 @@ def _begin_the_best(
     folder = run.path / "rungs"
     if distributed.broadcast_object(run.architecture.exists()):
         there = load_architecture(run.architecture)
+        if not distributed.broadcast_object((folder / "candidates.json").exists()):
+            raise InputError(
+                "the run there is of one architecture", source=run.path, allowed="another folder, or --force"
+            )
         if all(one.sample != there.sample for one in architectures):
             keep_architecture(run, architectures[0])  # refuses
         if distributed.broadcast_object(run.metrics.exists()):
@@ -188,7 +192,7 @@ def run_front(
         key: Unit of the cost.
         budgets: Costs at which an architecture is wanted besides.
         table: Measured times, if there are some.
-        samples: Architectures tried.
+        samples: Architectures tried, besides a third as many that fill the budgets.
         images: Images that they are tried on.
         force: Remove the front that is there.
         resume: Go on where an earlier call stopped.

@@ -22,7 +22,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="config file, or a shipped config's name")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the search (default: %(default)s)")
     parser.add_argument(
-        "--samples", type=int, default=192, help="architectures that each front tries (default: %(default)s)"
+        "--samples",
+        type=int,
+        default=192,
+        help="architectures that each front tries, and a third as many that fill the budget (default: %(default)s)",
     )
     parser.add_argument(
         "--top",
