@@ -33,8 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="with --front: train K within --budget, half of them filling it, for a while, go on with the better third, "
-        "and so on (default: %(default)s)",
+        help="with --front: train K within --budget, half of them filling it, for a while, go on with the better "
+        "third, and so on (default: %(default)s)",
     )
     parser.add_argument(
         "--random",
