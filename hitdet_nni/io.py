@@ -47,6 +47,19 @@ def expanded(path: str) -> Path:
         ) from None
 
 
+def is_there(path: Path, *, file: bool = False) -> bool:
+    """Check whether there is anything, or a file, at a path that data names; what can be no path is not there.
+
+    Args:
+        path: The path, perhaps longer than a file system allows.
+        file: Whether it has to be a file.
+    """
+    try:
+        return path.is_file() if file else path.exists()
+    except OSError:
+        return False
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file.
 

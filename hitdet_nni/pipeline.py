@@ -28,7 +28,7 @@ from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.checks import budget_cost_model, check_budget
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.outlook import Outlook, screening_supernets
-from hitdet_nni.nas.provenance import describe_architecture, keep_latency_table
+from hitdet_nni.nas.provenance import SEARCH, describe_architecture, keep_latency_table
 from hitdet_nni.nas.sampled_decode import decode_by_samples
 from hitdet_nni.nas.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.nas.screening_reliability import mean_scores, ranked, reliability_of, remedies, share_of
@@ -301,7 +301,14 @@ def search(
         decoded = decode_by_samples(trained, settings, data, settings.seed, stage)
         sample |= distributed.broadcast_object(dict(decoded.best))
     architecture = describe_architecture(
-        run.path.name, sample, space, settings, data.classes, activations=trained.activations, latency=latency
+        run.path.name,
+        sample,
+        space,
+        settings,
+        data.classes,
+        source=SEARCH,
+        activations=trained.activations,
+        latency=latency,
     )
     if distributed.is_main():
         run.note_warnings(stage, trained.warnings)

@@ -48,7 +48,9 @@ def write_run(folder, *, seed=0, state="retrained", config="tiny", overrides=Non
             write_epoch(run, record)
     if reached >= 4:
         sample = record.health.decoded
-        save_architecture(describe_architecture(folder.name, sample, space, settings, classes), run.architecture)
+        save_architecture(
+            describe_architecture(folder.name, sample, space, settings, classes, source="search"), run.architecture
+        )
         run.note_warnings("search", [WARNING])
         add_seconds(run, {"screening": 12.5, "search": 30.25})
     if reached >= 5:

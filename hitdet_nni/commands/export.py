@@ -142,7 +142,7 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     from hitdet_nni.nas.budget import search_budget
     from hitdet_nni.nas.checks import budget_cost_model
     from hitdet_nni.nas.decode import decode, log_probabilities
-    from hitdet_nni.nas.provenance import describe_architecture
+    from hitdet_nni.nas.provenance import SEARCH, describe_architecture, kept_budget
     from hitdet_nni.runs.tables import read_alphas
 
     epochs = read_alphas(found.alphas)
@@ -156,14 +156,12 @@ def _decode_epoch(found: RunDirectory, epoch: int) -> Architecture:
     alphas = {label: {name: one.alpha for name, one in row.items()} for label, row in layers.items()}
     _check_alphas(alphas, candidates, epoch, found.alphas)
     classes = open_data(settings.data, settings.seed).classes
-    kept = settings.search.budget
-    if kept is not None and kept.table is not None:  # the run has a copy of it, and has taken it for its machine's
-        kept = kept.model_copy(update={"table": found.latency, "other_machine": True})
+    kept = kept_budget(found, settings)
     model = budget_cost_model(settings.skeleton, len(classes), kept)
     budget = search_budget(model, space, kept)
     sample = decode(log_probabilities(alphas), candidates, budget)
     name = f"{found.path.name}-epoch{epoch}"
-    return describe_architecture(name, sample, space, settings, classes, latency=model.latency)
+    return describe_architecture(name, sample, space, settings, classes, source=SEARCH, latency=model.latency)
 
 
 def _check_alphas(

@@ -92,7 +92,7 @@ def run(options: Namespace) -> None:
     from hitdet_nni.studies.random_architectures import random_detectors
 
     runner = RUNNERS[options.runtime](options.device, options.threads)
-    detectors = random_detectors(settings, space, classes, options.detectors)
+    detectors = random_detectors(settings, space, classes, options.detectors, "--detectors")
     with watched():
         table = measure_table(detectors, space, runner, rounds=options.rounds, pause=options.pause)
     save_latency_table(table, options.out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -19,11 +19,9 @@ from hitdet_nni.operators.costs import Size
 SCHEMA_VERSION = 1
 
 Runtime = Literal["onnxruntime", "torch"]
-RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 """What runs a detector."""
 
 Device = Literal["cpu", "cuda"]
-DEVICES: tuple[Device, ...] = get_args(Device)
 """What it runs on."""
 
 _NOT_TIMED = {"proposals_train", "roi_samples"}

@@ -23,7 +23,7 @@ from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.class_folders import ClassificationData
 from hitdet_nni.data.datasets.classification import build_images, collate
-from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset, dataset_config, image_pipeline
+from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset, dataset_config, image_pipeline, kept_scale
 from hitdet_nni.data.halves import HALF_NAMES, load_or_create_split
 from hitdet_nni.data.sampling import ResumableSampler, SeededImages, steps_an_epoch
 from hitdet_nni.data.sources import DetectionData
@@ -143,7 +143,7 @@ def retraining_loaders(
         Two loaders of batches as :func:`search_loaders` has them. The first gives full batches, shared by processes;
         its ``sampler`` is a :class:`~hitdet_nni.data.sampling.ResumableSampler`.
     """
-    settings = resolve_num_workers(settings, skeleton, data.train, data.val)
+    settings = resolve_num_workers(settings, skeleton, data.train, data.val, augment=settings.augment)
     augmented = _training_images(data, settings, skeleton, settings.augment)
     mix_epochs = math.floor(MIXED_SHARE * epochs) if settings.augment == "strong" else None
     train = _training_loader(_in_memory(augmented, settings), settings, seed, mix_epochs=mix_epochs)
@@ -240,7 +240,9 @@ def detection_loader(dataset: Dataset[Any], settings: DataSettings, sampler: Sam
     return _loader(dataset, settings.batch_size, settings.workers or 0, pseudo_collate, sampler)
 
 
-def resolve_num_workers(settings: DataSettings, skeleton: Skeleton, *splits: CocoAnnotations) -> DataSettings:
+def resolve_num_workers(
+    settings: DataSettings, skeleton: Skeleton, *splits: CocoAnnotations, augment: Augmentation = "flip"
+) -> DataSettings:
     """Return the settings with a number of loader processes; say in a line what was chosen.
 
     Where the settings leave the number to the machine, it is 0 if all images fit into ``cache_mb``, because a loader
@@ -251,9 +253,12 @@ def resolve_num_workers(settings: DataSettings, skeleton: Skeleton, *splits: Coc
         settings: The ``data`` section.
         skeleton: Gives the size to which images are resized.
         splits: What is to be loaded.
+        augment: What befalls the images of the first of them; of the others nothing is cut out.
     """
     height, width = skeleton.input_size
-    needed = 3 * height * width * sum(len(annotations.image_ids) for annotations in splits)
+    areas = [kept_scale(augment) ** 2, *(1 for _ in splits[1:])]
+    images = sum(area * len(annotations.image_ids) for area, annotations in zip(areas, splits, strict=True))
+    needed = 3 * height * width * images
     fit = needed <= settings.cache_mb * 10**6
     workers = settings.workers
     cores = available_cores()
@@ -331,8 +336,9 @@ def _resumable_sampler(
 
 
 def _own_share(images: int) -> range:
-    """Return the numbers of this process's images among so many that all processes share."""
-    return range(distributed.rank(), images, distributed.world_size())
+    """Return the numbers of this process's images among so many that all processes share; alone it has all."""
+    processes = distributed.world_size()
+    return range(distributed.rank() % processes, images, processes)
 
 
 def _loader(

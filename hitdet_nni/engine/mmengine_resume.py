@@ -97,7 +97,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state_dict` returned."""
         self.evaluations = list(state["evaluations"])
-        self.losses, self._step_losses = list(state.get("losses", [])), list(state.get("step_losses", []))
+        self.losses, self._step_losses = list(state["losses"]), list(state["step_losses"])
 
     def run(self) -> nn.Module:
         """Train what is left to train."""

@@ -88,7 +88,7 @@ def stage_steps(settings: Settings, data: DetectionData, *, screens: bool) -> di
         data: The images.
         screens: Whether the components are screened first.
     """
-    trained = num_trained(data, settings.data)
+    trained, half = num_trained(data, settings.data), largest_half(data, settings)
 
     def steps_of(images: int) -> int:
         return steps_an_epoch(images, settings.data.batch_size, distributed.world_size())
@@ -98,16 +98,21 @@ def stage_steps(settings: Settings, data: DetectionData, *, screens: bool) -> di
         supernets = screening_supernets(settings, data)
         share = share_of(settings.screening, supernets, 0)
         for components in screening_groups(settings.screening.joint):
-            found[screening_stage(components)] = supernets * share.epochs * steps_of(math.ceil(trained / 2))
-    found["search"] = settings.search.epochs * steps_of(math.ceil(trained / 2))
+            found[screening_stage(components)] = supernets * share.epochs * steps_of(half)
+    found["search"] = settings.search.epochs * steps_of(half)
     found["retrain"] = settings.retrain.epochs * steps_of(trained)
     return found
 
 
 def screening_supernets(settings: Settings, data: DetectionData) -> int:
     """Return how many supernets share the screening of a component."""
-    half = len(data.train.image_ids) // 2
-    return num_supernets(settings.screening, steps_an_epoch(half, settings.data.batch_size, distributed.world_size()))
+    steps = steps_an_epoch(largest_half(data, settings), settings.data.batch_size, distributed.world_size())
+    return num_supernets(settings.screening, steps)
+
+
+def largest_half(data: DetectionData, settings: Settings) -> int:
+    """Return the images of the larger half of those that are trained on, by which the steps of an epoch count."""
+    return math.ceil(num_trained(data, settings.data) / 2)
 
 
 def count_in_words(architectures: int) -> str:

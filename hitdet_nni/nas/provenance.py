@@ -14,6 +14,7 @@ from hitdet_nni.config.architecture import (
     load_architecture,
     save_architecture,
 )
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
@@ -38,7 +39,7 @@ def describe_architecture(
     settings: Settings,
     classes: tuple[str, ...],
     *,
-    source: str = SEARCH,
+    source: str,
     activations: Mapping[Component, str] | None = None,
     latency: LatencyTable | None = None,
 ) -> Architecture:
@@ -165,6 +166,19 @@ def keep_architecture(run: RunDirectory, architecture: Architecture) -> None:
             source=run.architecture,
             allowed="the same architecture, or --force",
         )
+
+
+def kept_budget(run: RunDirectory, settings: Settings) -> BudgetSettings | None:
+    """Return the budget of a run's search, if it has one, with the run's own copy of the table of latencies.
+
+    Args:
+        run: The run of a search, which has taken the table for its machine's.
+        settings: Its settings.
+    """
+    budget = settings.search.budget
+    if budget is None or budget.table is None:
+        return budget
+    return budget.model_copy(update={"table": run.latency, "other_machine": True})
 
 
 def keep_latency_table(run: RunDirectory, table: LatencyTable) -> None:

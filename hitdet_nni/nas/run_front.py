@@ -22,7 +22,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.nas.decode import decode, log_probabilities
 from hitdet_nni.nas.front import Finalist, FrontSearch, best_within, known, on_front
 from hitdet_nni.nas.operator_samples import Losses
-from hitdet_nni.nas.provenance import describe_architecture
+from hitdet_nni.nas.provenance import SEARCH, describe_architecture
 from hitdet_nni.nas.sample_evaluation import evaluation
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.front import FrontRow, KnownLosses, write_front
@@ -89,6 +89,7 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
     first = _images(settings, data, asked.images)
     if asked.anew and distributed.is_main():
         shutil.rmtree(run.front, ignore_errors=True)
+    distributed.barrier()
     remembered = KnownLosses(run.front / "losses.csv", list(supernet.candidates))
     remembered.losses = distributed.broadcast_object(remembered.losses)
 
@@ -183,7 +184,7 @@ def _write(
     """Write the architectures of the front and of the budgets, and then the table of all."""
 
     def described(name: str, sample: Mapping[str, str]) -> Architecture:
-        return describe_architecture(name, sample, space, settings, data.classes, latency=table)
+        return describe_architecture(name, sample, space, settings, data.classes, source=SEARCH, latency=table)
 
     for stale in [run.front_table, *run.front.glob("point-*.json"), *run.front.glob("budget-*.json")]:
         stale.unlink(missing_ok=True)

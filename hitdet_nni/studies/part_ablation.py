@@ -23,7 +23,7 @@ def decided(name: str, sample: Mapping[str, str], settings: Settings, data: Dete
     space: SearchSpace = {
         component: sorted({sample[label] for label in settings.skeleton.labels(component)}) for component in COMPONENTS
     }
-    return describe_architecture(name, dict(sample), space, settings, data.classes)
+    return describe_architecture(name, dict(sample), space, settings, data.classes, source="study")
 
 
 def part_architectures(found: Architecture, settings: Settings, data: DetectionData) -> dict[str, Architecture]:

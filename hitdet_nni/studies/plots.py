@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import Component
+from hitdet_nni.engine import distributed
 from hitdet_nni.nas.health.rank_agreement import Preferences
 from hitdet_nni.studies.latency_prediction import Prediction
 from hitdet_nni.studies.operator_ablation import OperatorEffect
@@ -38,6 +39,12 @@ def _figure(panels: int, *, share: bool = True, height: float = 4) -> tuple[Figu
     return figure, axes
 
 
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure, once by all processes of a study."""
+    if distributed.is_main():
+        figure.savefig(path, dpi=120)
+
+
 def plot_random_study(
     trained: Sequence[Trained], supernet_losses: Mapping[str, float], summary: Summary, path: Path
 ) -> None:
@@ -51,7 +58,7 @@ def plot_random_study(
     score.set_xlabel("loss with the supernet's weights")
     if summary.kendall is not None:
         score.set_title(f"Kendall's tau {summary.kendall:+.2f}, Spearman's rho {summary.spearman:+.2f}", fontsize=10)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _scatter(axes: Any, trained: Sequence[Trained], across: Sequence[float]) -> None:
@@ -77,7 +84,7 @@ def plot_latency(predictions: Sequence[Prediction], path: Path) -> None:
     axes.plot(ends, ends, color="0.6", linewidth=1)
     axes.scatter([one.predicted for one in predictions], [one.measured for one in predictions], color=COLOURS[0])
     axes.set(xlabel="predicted, ms", ylabel="measured, ms")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_search_study(outcomes: Sequence[SeedOutcome], pool: RandomPool, count: int, path: Path) -> None:
@@ -101,7 +108,7 @@ def plot_search_study(outcomes: Sequence[SeedOutcome], pool: RandomPool, count: 
     for label in axes.get_xticklabels():
         label.set(rotation=35, horizontalalignment="right")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_trained(trained: Sequence[Trained | TrainedRecipe], path: Path) -> None:
@@ -113,7 +120,7 @@ def plot_trained(trained: Sequence[Trained | TrainedRecipe], path: Path) -> None
     axes.set_yticks(places, [one.name for one in trained])
     axes.invert_yaxis()
     axes.set_xlabel("mAP after retraining")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_effects(effects: Sequence[OperatorEffect], baseline: float, path: Path) -> None:
@@ -129,7 +136,7 @@ def plot_effects(effects: Sequence[OperatorEffect], baseline: float, path: Path)
         axes.set_xticks(range(len(own)), [effect.operator for effect in own], rotation=90)
         axes.set_title(component)
     panels[0].set_ylabel("mAP after retraining")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_scores(found: Sequence[ScoreCurves], seed: int, path: Path) -> None:
@@ -144,7 +151,7 @@ def plot_scores(found: Sequence[ScoreCurves], seed: int, path: Path) -> None:
         axes.set(title=f"{curves.gates}, mu = {curves.weight:g}", xlabel="epoch")
     panels[0].set_ylabel("score: probability summed over layers")
     panels[0].legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_ranks(
@@ -175,4 +182,4 @@ def plot_ranks(
         axes.set_yticks(range(len(order)), [space[component][number] for number in order], fontsize=7)
         axes.set_xticks(range(len(seeds)), seeds)
         axes.set(title=component, xlabel="seed")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)

@@ -27,21 +27,18 @@ logger = logging.getLogger(__name__)
 
 CostKey = Literal["flops", "params", "nanoseconds"]
 
-NONE_FOUND = "a larger --slack, or a run that found more than the cheapest: too few architectures cost so little"
-"""What helps where not one was drawn."""
-
 SLACKS = (0.1, 0.2, 0.4, 1.0)
 """Random architectures cost at most the first of these shares less than the budget; where that has too few, the
 next."""
 
 
-def random_samples(
+def drawn_samples(
     model: CostModel,
     space: Mapping[Component, Sequence[str]],
     count: int,
     *,
-    least: float,
-    most: float,
+    least: float = 0,
+    most: float = math.inf,
     measure: CostKey = "flops",
     seed: int = 0,
     exclude: Sequence[Mapping[str, str]] = (),
@@ -61,10 +58,8 @@ def random_samples(
         draws: How many are drawn at most; a share of them is within the costs.
 
     Returns:
-        Operator name of each searched layer by its label, in the order of drawing.
-
-    Raises:
-        InputError: If ``draws`` draws held fewer.
+        Operator name of each searched layer by its label, in the order of drawing; fewer than ``count`` where ``draws``
+        draws held fewer.
     """
     fixed: int = getattr(model.fixed_cost, measure)
     costs: dict[str, dict[str, int]] = {
@@ -73,14 +68,56 @@ def random_samples(
     }
     without = {tuple(sample[label] for label in costs) for sample in exclude}
     drawn = draw_within(costs, fixed, least, most, seed=seed, exclude=without, draws=draws)
-    found = list(itertools.islice(drawn, count))
-    if len(found) < count:
-        raise InputError(
-            f"{len(found)} of {count} random architectures with {least:.4g} to {most:.4g} {measure} were found in "
-            f"{draws} draws",
-            key="--architectures",
-            allowed="fewer architectures, or a larger --slack" if found else NONE_FOUND,
-        )
+    return list(itertools.islice(drawn, count))
+
+
+def require_samples(samples: Sequence[Mapping[str, str]], count: int, key: str, allowed: str) -> None:
+    """Refuse fewer architectures than are asked for.
+
+    Args:
+        samples: Those that were drawn.
+        count: How many are asked for.
+        key: What asks for them.
+        allowed: What would help.
+
+    Raises:
+        InputError: If there are fewer.
+    """
+    if len(samples) < count:
+        problem = f"{len(samples)} of {count} random architectures were found"
+        raise InputError(problem, key=key, allowed=allowed)
+
+
+def samples_of_cost(
+    model: CostModel,
+    space: Mapping[Component, Sequence[str]],
+    count: int,
+    most: int,
+    slack: float,
+    *,
+    measure: CostKey = "flops",
+    seed: int = 0,
+    exclude: Sequence[Mapping[str, str]] = (),
+) -> list[dict[str, str]]:
+    """Return as many of what :func:`drawn_samples` returns, for a study with ``--architectures`` and ``--slack``.
+
+    Args:
+        model: Costs of all layers.
+        space: Candidate names of each component.
+        count: How many to draw.
+        most: Largest cost.
+        slack: Share of it that they cost less, at most.
+        measure: What ``most`` counts.
+        seed: Seed of the draws.
+        exclude: Architectures that are not to be drawn.
+
+    Raises:
+        InputError: If hardly as many cost that.
+    """
+    least = (1 - slack) * most
+    found = drawn_samples(model, space, count, least=least, most=most, measure=measure, seed=seed, exclude=exclude)
+    none = "a larger --slack, or a run that found more than the cheapest: too few architectures cost so little"
+    require_samples(found, count, "--architectures", "fewer architectures, or a larger --slack" if found else none)
     return found
 
 
@@ -112,18 +149,15 @@ def samples_within(
     """
     unit = UNITS[budget.key]
     most = budget.limit * unit.scale
-    problem = ""
     for slack in SLACKS:
-        if problem:
-            logger.warning(
-                "too few architectures cost hardly less than the budget: now up to %.0f %% less", 100 * slack
-            )
-        try:
-            least = (1 - slack) * most
-            return random_samples(model, space, count, least=least, most=most, measure=unit.field, seed=seed)
-        except InputError as error:
-            problem = error.problem
-    raise InputError(problem, key=key, allowed="fewer, or a larger search.budget")
+        least = (1 - slack) * most
+        found = drawn_samples(model, space, count, least=least, most=most, measure=unit.field, seed=seed)
+        if len(found) == count:
+            break
+        if slack < SLACKS[-1]:
+            logger.warning("fewer than %d architectures cost at most %.0f %% less than the budget", count, 100 * slack)
+    require_samples(found, count, key, "fewer, or a larger search.budget")
+    return found
 
 
 def detectors_within(
@@ -181,10 +215,7 @@ class RandomDraw:
         if budget is not None:
             check_budget(space, settings, len(data.classes))
             return detectors_within(settings, space, budget, data.classes, self.count, settings.seed, key)
-        try:
-            return random_detectors(settings, space, data.classes, self.count)
-        except InputError as error:
-            raise InputError(error.problem, key=key, allowed="fewer, or a larger space") from None
+        return random_detectors(settings, space, data.classes, self.count, key)
 
 
 def random_detectors(
@@ -192,6 +223,7 @@ def random_detectors(
     space: Mapping[Component, Sequence[str]],
     classes: tuple[str, ...],
     count: int,
+    key: str,
     exclude: Sequence[Mapping[str, str]] = (),
 ) -> list[Architecture]:
     """Return different architectures of a space, of any cost, each as likely as any other, by the settings' seed.
@@ -201,13 +233,15 @@ def random_detectors(
         space: Candidate names of each component.
         classes: Class names, in label order.
         count: How many.
+        key: What asks for so many, for messages.
         exclude: Architectures that are not to be drawn.
 
     Raises:
         InputError: If the space has hardly as many.
     """
     model = CostModel(settings.skeleton, len(classes))
-    samples = random_samples(model, space, count, least=0, most=math.inf, seed=settings.seed, exclude=exclude)
+    samples = drawn_samples(model, space, count, seed=settings.seed, exclude=exclude)
+    require_samples(samples, count, key, "fewer, or a larger space")
     return _described(samples, settings, space, classes)
 
 

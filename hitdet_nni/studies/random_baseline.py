@@ -11,15 +11,17 @@ from scipy.stats import kendalltau, spearmanr
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.engine.weights_file import read_state
-from hitdet_nni.nas.provenance import describe_architecture
+from hitdet_nni.engine import distributed
+from hitdet_nni.nas.checks import budget_cost_model
+from hitdet_nni.nas.provenance import describe_architecture, kept_budget
+from hitdet_nni.nas.sample_evaluation import architecture_losses, shared_losses
+from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.random_architectures import CostKey, random_samples
+from hitdet_nni.studies.random_architectures import CostKey, samples_of_cost
 from hitdet_nni.studies.retrainings import Trained, deviation
-from hitdet_nni.studies.supernet_score import supernet_loss
 
 SEARCHED = "searched"
 
@@ -57,7 +59,7 @@ class Summary:
 
         Args:
             trained: The searched architecture first, then at least one random one.
-            supernet_losses: :func:`~hitdet_nni.studies.supernet_score.supernet_loss` of each by its name.
+            supernet_losses: What :func:`rate_by_supernet` returns.
         """
         searched, *others = trained
         means = [other.mean for other in others]
@@ -101,8 +103,8 @@ def draw_random_baselines(
 ) -> dict[str, Architecture]:
     """Return the searched architecture and random ones of the same sub-spaces, by name.
 
-    A random one costs at most what the searched one costs, and at most the share ``slack`` less: parameters where the
-    search had a budget of parameters, else FLOPs.
+    A random one costs at most what the searched one costs, and at most the share ``slack`` less: in the unit of the
+    search's budget, and FLOPs without one.
 
     Args:
         run: Run directory of the search.
@@ -116,23 +118,16 @@ def draw_random_baselines(
     """
     found = load_architecture(run.architecture)
     space = load_search_space(run.sub_spaces)
-    model = CostModel(found.skeleton, found.num_classes)
-    budget = settings.search.budget
-    measure: CostKey = "params" if budget is not None and budget.params_m is not None else "flops"
+    budget = kept_budget(run, settings)
+    model = budget_cost_model(found.skeleton, found.num_classes, budget)
+    measure: CostKey = "flops" if budget is None else UNITS[budget.key].field
     most: int = getattr(model.architecture(found.sample)["total"], measure)
-    samples = random_samples(
-        model,
-        space,
-        count,
-        least=(1 - slack) * most,
-        most=most,
-        measure=measure,
-        seed=settings.seed,
-        exclude=[found.sample],
+    samples = samples_of_cost(
+        model, space, count, most, slack, measure=measure, seed=settings.seed, exclude=[found.sample]
     )
     names = [f"random-{number:02d}" for number in range(1, count + 1)]
     drawn = {
-        name: describe_architecture(name, sample, space, settings, data.classes)
+        name: describe_architecture(name, sample, space, settings, data.classes, source="random", latency=model.latency)
         for name, sample in zip(names, samples, strict=True)
     }
     return {SEARCHED: found, **drawn}
@@ -141,10 +136,26 @@ def draw_random_baselines(
 def rate_by_supernet(
     run: RunDirectory, settings: Settings, data: DetectionData, architectures: Mapping[str, Architecture]
 ) -> dict[str, float]:
-    """Rate architectures by the trained supernet of a run: its loss on the validation images, by name."""
-    state = read_state(run.supernet, allowed="the supernet.pth of a search")
-    batches = list(search_loaders(data, settings.data, settings.skeleton, settings.seed)[2])
-    return {
-        name: supernet_loss(one.sample, one.skeleton, one.num_classes, state, batches, settings.seed)
-        for name, one in architectures.items()
-    }
+    """Rate architectures by the trained supernet of a run: its loss on the validation images, by name.
+
+    Several processes share the architectures.
+
+    Args:
+        run: Run directory of the search.
+        settings: Its settings.
+        data: The images.
+        architectures: Of the run's sub search spaces, by name.
+
+    Raises:
+        InputError: If the supernet is not there, or is of another search.
+        StoppedError: If a loss is NaN or infinite.
+    """
+    supernet = SampledSupernet.restore(run.supernet, load_search_space(run.sub_spaces), settings, len(data.classes))
+    supernet.detector.to(distributed.device())
+    with distributed.alone():
+        batches = list(search_loaders(data, settings.data, settings.skeleton, settings.seed)[2])
+    samples = [{label: one.sample[label] for label in supernet.candidates} for one in architectures.values()]
+    losses = shared_losses(
+        lambda share: architecture_losses(supernet.detector, supernet.layers, share, batches, settings.seed), samples
+    )
+    return dict(zip(architectures, losses, strict=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.jobs import Work, run_jobs
+from hitdet_nni.studies.jobs import Work, run_jobs, seeded
 from hitdet_nni.studies.retrainings import OnResult, Repeated, Retraining, retrain_once
 from hitdet_nni.studies.search_summary import paired_p
 from hitdet_nni.training.runner_config import STAGE
@@ -77,7 +77,7 @@ def train_recipes(
     Args:
         recipes: Names of :data:`RECIPES`.
         architecture: What is trained.
-        settings: All settings; the first seed is theirs, the others follow it.
+        settings: All settings; the first seed is theirs, the others follow it, on the same images.
         seeds: Trainings by each recipe.
         folder: Where the run directories go.
         processes: Trainings side by side.
@@ -85,11 +85,11 @@ def train_recipes(
     """
     jobs = [
         Retraining(
-            with_recipe(settings, RECIPES[name]).model_copy(update={"seed": seed}),
-            folder / f"{name}-seed-{seed}",
+            with_recipe(own, RECIPES[name]),
+            folder / f"{name}-seed-{own.seed}",
             architecture,
         )
-        for seed in range(settings.seed, settings.seed + seeds)
+        for own in seeded(settings, seeds)
         for name in recipes
     ]
     results = run_jobs(Work(STAGE, retrain_once, lambda result: {"mAP": result["mAP"]}), jobs, processes, on_result)

@@ -17,7 +17,7 @@ from hitdet_nni.io import writing
 from hitdet_nni.nas.provenance import keep_architecture
 from hitdet_nni.pipeline import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.jobs import Job, Work, opened, run_jobs
+from hitdet_nni.studies.jobs import Job, Work, opened, run_jobs, seeded
 from hitdet_nni.training.runner_config import STAGE
 
 
@@ -87,7 +87,7 @@ class Protocol:
     """How all architectures of a study are trained.
 
     Attributes:
-        settings: All settings; the first seed is theirs, the others follow it.
+        settings: All settings; the first seed is theirs, the others follow it, on the same images.
         seeds: Retrainings of each architecture.
         folder: Where the run directories go.
         processes: Retrainings side by side, each in a process of its own; 1 trains in this process.
@@ -100,10 +100,6 @@ class Protocol:
     processes: int = 1
     on_result: OnResult = lambda done, total, one, result: None
 
-    def seed_range(self) -> range:
-        """Return the seeds that every architecture is trained with."""
-        return range(self.settings.seed, self.settings.seed + self.seeds)
-
     def retrain(self, architectures: Mapping[str, Architecture]) -> list[Trained]:
         """Train every architecture with every seed; what is trained already is not trained again.
 
@@ -114,9 +110,9 @@ class Protocol:
             InputError: If a folder holds something else.
         """
         jobs = [
-            Retraining(self.settings.model_copy(update={"seed": seed}), self.folder / f"{name}-seed-{seed}", one)
+            Retraining(own, self.folder / f"{name}-seed-{own.seed}", one)
             for name, one in architectures.items()
-            for seed in self.seed_range()
+            for own in seeded(self.settings, self.seeds)
         ]
         work = Work(STAGE, retrain_once, lambda result: {"mAP": result["mAP"]})
         results = run_jobs(work, jobs, self.processes, self.on_result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ ALL = "all components"
 
 PERMUTATIONS = 9_999
 """Permutations at most; of fewer architectures all are counted."""
+
+DIGITS = 12
+"""Mean places that are equal to so many digits share a rank: those of the same operators in another order do."""
 
 Above = Mapping[str, Mapping[str, float]]
 """Share of the other operators that an operator stands above in its component's screening, by component and name."""
@@ -91,18 +95,18 @@ def score_predictions(trained: Sequence[Trained], above: Above, seed: int = 0) -
     return [
         _prediction(name, column, accuracy, seed)
         for name, column in columns.items()
-        if np.ptp(column) > 0 and np.ptp(accuracy) > 0
+        if np.ptp(column.round(DIGITS)) > 0 and np.ptp(accuracy) > 0
     ]
 
 
 def _mean_place(sample: Mapping[str, str], component: str, row: Mapping[str, float]) -> float:
-    return float(np.mean([row[name] for label, name in sample.items() if component_of(label) == component]))
+    return statistics.fmean(row[name] for label, name in sample.items() if component_of(label) == component)
 
 
 def _prediction(
     name: str, column: npt.NDArray[np.float64], accuracy: npt.NDArray[np.float64], seed: int
 ) -> ScorePrediction:
-    ours, reached = rankdata(column), rankdata(accuracy)
+    ours, reached = rankdata(column.round(DIGITS)), rankdata(accuracy)
 
     def correlation(places: npt.NDArray[np.float64]) -> float:
         return float(np.corrcoef(places, reached)[0, 1])

@@ -14,8 +14,7 @@ from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.errors import InputError
-from hitdet_nni.studies.random_architectures import random_samples
+from hitdet_nni.studies.random_architectures import drawn_samples, require_samples
 from hitdet_nni.studies.retrainings import Trained, deviation
 
 TYPICAL_DRAWS = 1_001
@@ -70,17 +69,15 @@ def samples_of_random_spaces(
     rng = random.Random(seed)
     found: list[dict[str, str]] = []
     for _ in range(count):
-        for attempt in range(1, MOST_SPACES + 1):
-            space = random_space(whole, like, rng)
-            try:
-                drawing = rng.randrange(2**32)
-                found += random_samples(
-                    model, space, 1, least=least, most=most, seed=drawing, exclude=found, draws=DRAWS
-                )
+        for _ in range(MOST_SPACES):
+            space, drawing = random_space(whole, like, rng), rng.randrange(2**32)
+            drawn = drawn_samples(model, space, 1, least=least, most=most, seed=drawing, exclude=found, draws=DRAWS)
+            if drawn:
+                found += drawn
                 break
-            except InputError:
-                if attempt == MOST_SPACES:
-                    raise
+        else:
+            break
+    require_samples(found, count, "--architectures", "fewer architectures, or a larger --slack")
     return found
 
 

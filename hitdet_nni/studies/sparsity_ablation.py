@@ -15,12 +15,10 @@ from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import PerComponent, Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.data.sources import open_data
-from hitdet_nni.engine.progress import named
 from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.pipeline import screen_group
-from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_scores
-from hitdet_nni.studies.jobs import Job
+from hitdet_nni.studies.jobs import Job, opened, seeded
 
 
 @dataclass(frozen=True)
@@ -99,15 +97,13 @@ def sparse_screenings(
         folder: Where their run directories go.
     """
     kept = PerComponent(**{name: len(names) for name, names in space.items()})
-    data = settings.data.model_copy(update={"seed": settings.data.seed_of(settings.seed)})
+    rank_by = settings.screening.rank_by if settings.screening.rank_by != "samples" else "probability"
+    fixed = {"keep": kept, "joint": False, "supernets": 1, "rank_by": rank_by}
     jobs = []
-    for (gates, weight), number in product(readings, range(seeds)):
-        rank_by = settings.screening.rank_by if settings.screening.rank_by != "samples" else "probability"
-        fixed = {"keep": kept, "joint": False, "supernets": 1, "rank_by": rank_by}
-        screening = settings.screening.model_copy(update={"gates": gates, "sparsity_weight": weight, **fixed})
-        seed = (settings.seed + number) % 2**32
-        own = settings.model_copy(update={"screening": screening, "seed": seed, "data": data})
-        jobs.append(SparseScreening(own, folder / f"{gates}-mu-{weight:g}-seed-{seed}", component, space))
+    for (gates, weight), one in product(readings, seeded(settings, seeds)):
+        screening = one.screening.model_copy(update={"gates": gates, "sparsity_weight": weight, **fixed})
+        own = one.model_copy(update={"screening": screening})
+        jobs.append(SparseScreening(own, folder / f"{gates}-mu-{weight:g}-seed-{one.seed}", component, space))
     return jobs
 
 
@@ -117,12 +113,12 @@ def screen_sparsely(job: SparseScreening) -> ScoreCurves:
     Source:
         Section 4.4, Fig. 4.
     """
-    run, settings = RunDirectory(job.folder), job.settings
-    run.open(settings, resume=True)
-    if not run.scores(job.component).exists():
-        data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
-        with named(job.folder.name):
-            screen_group(run, [job.component], job.space, settings, data)
+    settings = job.settings
+    with opened(job) as run:
+        if not run.scores(job.component).exists():
+            data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+            with run.timed("screening"):
+                screen_group(run, [job.component], job.space, settings, data)
     curves: dict[str, list[float]] = {}
     for score in read_scores(run.scores(job.component)):
         curves.setdefault(score.operator, []).append(score.score)

@@ -10,13 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from hitdet_nni.config.architecture import load_architecture
-from hitdet_nni.config.search_space import SearchSpace, layer_candidates, load_search_space, save_search_space
+from hitdet_nni.config.search_space import SearchSpace, layer_candidates
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
-from hitdet_nni.data.sources import DetectionData, open_data
-from hitdet_nni.engine import distributed
+from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
-from hitdet_nni.nas.checks import whole_space
 from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.nas.sampled_decode import AdditiveModel
 from hitdet_nni.nas.screening_reliability import final_preferences, same_operators
@@ -24,6 +22,7 @@ from hitdet_nni.pipeline import screen, search
 from hitdet_nni.runs.reliability import MAX_P_VALUE
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import read_samples
+from hitdet_nni.runs.sub_spaces import kept_sub_spaces
 from hitdet_nni.runs.tables import read_alphas, read_scores
 from hitdet_nni.studies.jobs import Job, opened, seeded
 
@@ -69,41 +68,9 @@ def repeat(one: Repetition) -> RunDirectory:
             if one.stage == "screening":
                 screen(run, one.space, one.settings, data)
             else:
-                _put_sub_spaces(run, one.space)
+                kept_sub_spaces(run, one.space)
                 search(run, one.space, one.settings, data)
     return run
-
-
-def shared_sub_spaces(
-    run: RunDirectory, given: SearchSpace | None, settings: Settings, data: DetectionData
-) -> SearchSpace:
-    """Return the sub search spaces that the searches of all seeds have: those given, or else those of one screening.
-
-    Args:
-        run: The study's directory, which keeps them.
-        given: A search space, or ``None`` to screen.
-        settings: All settings, of the screening.
-        data: The images.
-
-    Raises:
-        InputError: If others are given than the study began with.
-    """
-    if distributed.broadcast_object(run.sub_spaces.is_file()):
-        kept = load_search_space(run.sub_spaces)
-        if given is not None and given != kept:
-            allowed = "those, another --out, or --force to begin again there"
-            raise InputError("the study began with other sub-spaces", source=run.sub_spaces, allowed=allowed)
-        return kept
-    if given is None:
-        return screen(run, whole_space(settings), settings, data)
-    _put_sub_spaces(run, given)
-    return given
-
-
-def _put_sub_spaces(run: RunDirectory, space: SearchSpace) -> None:
-    if distributed.is_main():
-        save_search_space(space, run.sub_spaces)
-    distributed.barrier()
 
 
 def preferences(run: RunDirectory, one: Repetition) -> dict[Component, Preferences]:

@@ -241,7 +241,9 @@ def test_latency_is_measured_profiled_and_predicted(capsys, tmp_path, small_tabl
     sample = {label: next(iter(row)) for label, row in content.layers_ms.items()}
     file = tmp_path / "found.json"
     space = {"backbone": ["sep_k3_d1"], "neck": ["sep_k3_d1"], "head": ["conv_k3_d1"]}
-    save_architecture(describe_architecture("found", sample, space, settings, tuple("0123456789")), file)
+    save_architecture(
+        describe_architecture("found", sample, space, settings, tuple("0123456789"), source="search"), file
+    )
     status, printed, _ = run(capsys, "profile", file, "--latency", table, "--layers", "--json")
     assert status == 0
     found = json.loads(printed)

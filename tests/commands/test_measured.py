@@ -62,7 +62,7 @@ def run(tmp_path):
     found.open(settings)
     sample = {layer.label: "sep_k3_d1" for layer in settings.skeleton.searched_layers()}
     space = {component: ["sep_k3_d1"] for component in COMPONENTS}
-    architecture = describe_architecture("mine", sample, space, settings, tuple("0123456789"))
+    architecture = describe_architecture("mine", sample, space, settings, tuple("0123456789"), source="search")
     provenance = architecture.provenance.model_copy(update={"latency": TABLE})
     save_architecture(architecture.model_copy(update={"provenance": provenance}), found.architecture)
     save_search_space(space, found.sub_spaces)

@@ -27,7 +27,7 @@ SPACE = {component: ["sep_k3_d1"] for component in COMPONENTS}
 def found():
     settings = load_settings("tiny")
     sample = {layer.label: "sep_k3_d1" for layer in settings.skeleton.searched_layers()}
-    return describe_architecture("mine", sample, SPACE, settings, tuple("0123456789"))
+    return describe_architecture("mine", sample, SPACE, settings, tuple("0123456789"), source="search")
 
 
 def outcome(found, path, **budget):

@@ -81,5 +81,17 @@ def test_the_machine_chooses_only_where_no_number_is_given(tiny_settings, tiny_d
     assert workers(workers=2) == 2
 
 
+def test_larger_images_are_kept_where_parts_of_them_are_cut_out(tiny_settings, tiny_data, caplog):
+    """The bytes that are said to be kept are those that are."""
+    data = tiny_settings.data.model_copy(update={"augment": "standard"})
+    with caplog.at_level(logging.INFO, "hitdet_nni"):
+        train, val = retraining_loaders(tiny_data, data, tiny_settings.skeleton, 0, 1)
+    for loader in (train, val):
+        list(loader)
+    kept = sum(each["img"].nbytes for one in (train.dataset.images, val.dataset) for each in one._cached.values())
+    assert kept == 3 * 96**2 * (1.5**2 * len(tiny_data.train.image_ids) + len(tiny_data.val.image_ids))
+    assert f"images: {kept / 1e6:.0f} MB kept in memory" in caplog.text
+
+
 def test_there_is_a_core():
     assert available_cores() >= 1

@@ -105,7 +105,7 @@ def test_programs_take_turns_one_open_at_a_time(clock):
 
 
 def test_shapes_are_those_of_a_detector_that_runs(settings):
-    [one] = random_detectors(settings, SPACE, CLASSES, 1)
+    [one] = random_detectors(settings, SPACE, CLASSES, 1, "--detectors")
     detector, skeleton = untrained_detector(one), settings.skeleton
     seen = {}
 
@@ -148,7 +148,7 @@ def test_shapes_are_those_of_a_detector_that_runs(settings):
 
 
 def test_an_untrained_detector_proposes_all_it_may_and_finds_nothing(settings):
-    for one in random_detectors(settings, SPACE, CLASSES, 3):
+    for one in random_detectors(settings, SPACE, CLASSES, 3, "--detectors"):
         detector = untrained_detector(one)
         for seed in range(2):
             image = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(seed)).byte()
@@ -233,7 +233,7 @@ def test_a_table_of_known_times_predicts_them(clock, monkeypatch):
     settings = load_settings("tiny", {"skeleton.input_size": [64, 64]})
     monkeypatch.setattr(KnownTimes, "overhead", 0.0042)
     runner = KnownTimes(clock)
-    detectors = random_detectors(settings, SPACE, CLASSES, 3)
+    detectors = random_detectors(settings, SPACE, CLASSES, 3, "--detectors")
     content = measure_table(detectors, SPACE, runner, rounds=2, pause=0.1)
     assert content.overhead_ms == pytest.approx(4.2)
     assert content.conditions.unrest == pytest.approx(0, abs=1e-9)
@@ -243,7 +243,7 @@ def test_a_table_of_known_times_predicts_them(clock, monkeypatch):
     }
     assert runner.compiled == 2 * len(shapes) + len(fixed_names(settings.skeleton, 10)) - 1 + levels(settings) + 3
     model = CostModel(settings.skeleton, 10, latency=LatencyTable(content, "t.json"))
-    others = random_detectors(settings, SPACE, CLASSES, 5, exclude=[one.sample for one in detectors])
+    others = random_detectors(settings, SPACE, CLASSES, 5, "--detectors", exclude=[one.sample for one in detectors])
     measured = measure_detectors(others, runner, rounds=1, pause=0)
     predicted = [model.architecture(one.sample)["total"].nanoseconds / 1e6 for one in others]
     assert predicted == pytest.approx(measured, abs=1e-4)
@@ -260,7 +260,9 @@ def test_a_real_table_has_every_operator(name):
     settings = load_settings("tiny", {"skeleton.input_size": [64, 64]})
     before = torch.get_rng_state()
     runner = RUNNERS[name]("cpu", 1)
-    content = measure_table(random_detectors(settings, SPACE, CLASSES, 1), SPACE, runner, rounds=1, pause=0)
+    content = measure_table(
+        random_detectors(settings, SPACE, CLASSES, 1, "--detectors"), SPACE, runner, rounds=1, pause=0
+    )
     assert (torch.get_rng_state() == before).all()
     assert {label: list(row) for label, row in content.layers_ms.items()} == {
         layer.label: SPACE[layer.component] for layer in settings.skeleton.searched_layers()

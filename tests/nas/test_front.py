@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from inherited_losses import supernet_loss
 from killing import KilledError, kill_in_sample
 from tables import made_up_table
 
-from hitdet_nni import cli
+from hitdet_nni import cli, pipeline
 from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import layer_candidates, save_search_space
@@ -33,7 +34,6 @@ from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.front import FrontRow, KnownLosses, chosen_point, points_within, read_front, write_front
 from hitdet_nni.runs.front_budgets import budget_name
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.supernet_score import supernet_loss
 
 SPACE = {
     "backbone": ["ir_k3_d1_e3", "conv_k3_d1", "sep_k3_d1"],
@@ -272,6 +272,20 @@ def searched(tmp_path_factory):
 @pytest.fixture(scope="module")
 def supernet(searched):
     return SampledSupernet.restore(searched.supernet, SPACE, load_settings(searched.config), 10)
+
+
+def test_a_search_goes_on_in_the_sub_spaces_that_it_began_with(searched, tmp_path, capsys, monkeypatch):
+    """Without their being named again, and without a screening; others are refused."""
+    options = [part for key, value in VALUES.items() for part in ("--set", f"{key}={value}")]
+    again = ["search", "--config", "tiny", *options, "--out", str(searched.path), "--resume"]
+    monkeypatch.setattr(pipeline, "screen", lambda *_: pytest.fail("screens"))
+    before = searched.sub_spaces.read_text(), searched.architecture.read_text()
+    assert cli.main(again) == 0
+    save_search_space({**SPACE, "neck": SPACE["neck"][:1]}, tmp_path / "others.yml")
+    capsys.readouterr()
+    assert cli.main([*again, "--sub-spaces", str(tmp_path / "others.yml")]) == 2
+    assert "sub_spaces.yml: the run has other sub-spaces than the given ones" in capsys.readouterr().err
+    assert before == (searched.sub_spaces.read_text(), searched.architecture.read_text())
 
 
 def test_the_restored_supernet_says_what_inherited_weights_say(searched, supernet, candidates, draw):

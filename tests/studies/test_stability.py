@@ -147,7 +147,7 @@ def test_searches_of_several_seeds_from_the_command_line(space_file, tmp_path, c
     save_search_space(SPACE, tmp_path / "sub_spaces.yml")
     capsys.readouterr()
     assert study(space_file, out, *more, "--resume") == 2
-    assert "sub_spaces.yml: the study began with other sub-spaces" in capsys.readouterr().err
+    assert "sub_spaces.yml: the run has other sub-spaces than the given ones" in capsys.readouterr().err
 
 
 def test_searches_by_samples_agree_by_what_they_have_tried(tmp_path):

@@ -14,17 +14,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from inherited_losses import supernet_loss
+from tables import made_up_table
 
 from hitdet_nni.cli import build_parser, main
 from hitdet_nni.commands import find_modules
 from hitdet_nni.commands.study import KINDS
-from hitdet_nni.config.architecture import Architecture, Provenance, save_architecture
+from hitdet_nni.config.architecture import Architecture, Provenance, load_architecture, save_architecture
+from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.latency_table import LatencyTable, save_latency_table
 from hitdet_nni.data.loaders import search_loaders
-from hitdet_nni.engine.weights_file import save_weights
+from hitdet_nni.engine.weights_file import read_state, save_weights
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.nas.evaluator import detection_loss
@@ -32,6 +36,7 @@ from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import Score
+from hitdet_nni.studies import retrainings
 from hitdet_nni.studies.operator_ablation import (
     FIGURE_3,
     OperatorEffect,
@@ -39,13 +44,12 @@ from hitdet_nni.studies.operator_ablation import (
     insertion_architectures,
     insertions,
 )
-from hitdet_nni.studies.random_architectures import random_samples
-from hitdet_nni.studies.random_baseline import Summary
+from hitdet_nni.studies.random_architectures import drawn_samples, samples_of_cost
+from hitdet_nni.studies.random_baseline import Summary, draw_random_baselines, rate_by_supernet
 from hitdet_nni.studies.recipes import RECIPES, TrainedRecipe, recipe_sentences, with_recipe
-from hitdet_nni.studies.retrainings import Trained
+from hitdet_nni.studies.retrainings import Protocol, Trained
 from hitdet_nni.studies.sparsity_ablation import ScoreCurves, reading_rows, sparse_screenings
-from hitdet_nni.studies.sub_space_ablation import common_sub_space, final_order
-from hitdet_nni.studies.supernet_score import supernet_loss
+from hitdet_nni.studies.sub_space_ablation import common_sub_space
 
 SPACE = {
     "backbone": ["ir_k3_d1_e3", "conv_k3_d1"],
@@ -75,22 +79,22 @@ def test_all_architectures_within_the_limits_are_drawn(model, measure, refused):
     within = {key for key, cost in costs.items() if least <= cost <= most}
     assert 4 < len(within) < len(costs) - 4
     limits = {"least": least, "most": most, "measure": measure}
-    drawn = random_samples(model, SPACE, len(within), **limits)
+    drawn = drawn_samples(model, SPACE, len(within), **limits)
     assert {tuple(sample.values()) for sample in drawn} == within
     assert [list(sample) for sample in drawn] == [[layer.label for layer in model.layers]] * len(within)
-    others = random_samples(model, SPACE, len(within) - 1, exclude=[drawn[0]], **limits)
+    others = drawn_samples(model, SPACE, len(within) - 1, exclude=[drawn[0]], **limits)
     assert drawn[0] not in others
-    assert random_samples(model, SPACE, 3, seed=1, **limits) != drawn[:3]
+    assert drawn_samples(model, SPACE, 3, seed=1, **limits) != drawn[:3]
+    assert len(drawn_samples(model, SPACE, len(within) + 1, **limits)) == len(within)
+    assert samples_of_cost(model, SPACE, len(within), most, (most - least) / most, measure=measure) == drawn
     with refused(f"{len(within)} of {len(within) + 1}", "--architectures", "--slack"):
-        random_samples(model, SPACE, len(within) + 1, **limits)
+        samples_of_cost(model, SPACE, len(within) + 1, most, (most - least) / most, measure=measure)
 
 
 def test_draws_are_uniform(model):
     """Each of the architectures comes first about as often as any other."""
     samples = all_samples(model)
-    firsts = [
-        random_samples(model, SPACE, 1, least=0, most=math.inf, seed=seed)[0] for seed in range(40 * len(samples))
-    ]
+    firsts = [drawn_samples(model, SPACE, 1, seed=seed)[0] for seed in range(40 * len(samples))]
     counts = [firsts.count(sample) for sample in samples]
     chi_squared = sum((count - 40) ** 2 / 40 for count in counts)
     freedom = len(samples) - 1
@@ -195,6 +199,54 @@ def read(out, kind):
     ]
     assert (out / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
     return report
+
+
+def test_architectures_are_rated_by_what_they_inherit(searched, tiny_data, draw):
+    """On all validation images, each as a detector of its own with the supernet's weights."""
+    settings = load_settings(searched.config)
+    found = load_architecture(searched.architecture)
+    other = found.model_copy(update={"sample": draw(settings.skeleton, SPACE, 1)})
+    rated = rate_by_supernet(searched, settings, tiny_data, {"found": found, "other": other})
+    batches = list(search_loaders(tiny_data, settings.data, settings.skeleton, settings.seed)[2])
+    state = read_state(searched.supernet)
+    for name, one in (("found", found), ("other", other)):
+        expected = []
+        for number, batch in enumerate(batches):  # RoIs are sampled by a seed for each batch
+            seed = settings.seed + number
+            expected.append(supernet_loss(one.sample, one.skeleton, len(tiny_data.classes), state, [batch], seed))
+        assert rated[name] == pytest.approx(statistics.fmean(expected), rel=1e-4)
+    assert rated["found"] != rated["other"]
+
+
+def test_random_ones_take_as_many_milliseconds_where_the_search_was_bounded_by_them(searched, tiny_data, tmp_path):
+    settings = load_settings(searched.config)
+    content = made_up_table(settings.skeleton, space=SPACE)
+    save_latency_table(content, searched.latency)
+    budget = {"latency_ms": 9, "table": tmp_path / "moved-since.json"}
+    bounded = settings.model_copy(
+        update={"search": settings.search.model_copy(update={"budget": BudgetSettings(**budget)})}
+    )
+    drawn = draw_random_baselines(searched, bounded, tiny_data, 4, 0.2)
+    model = CostModel(settings.skeleton, len(tiny_data.classes), latency=LatencyTable(content, searched.latency))
+    times = [model.architecture(one.sample)["total"].nanoseconds for one in drawn.values()]
+    assert len(times) == 5
+    assert all(0.8 * times[0] <= time <= times[0] for time in times[1:])
+    assert {one.provenance.source for name, one in drawn.items() if name != "searched"} == {"random"}
+
+
+def test_retrainings_of_several_seeds_have_the_same_images(tmp_path):
+    settings = load_settings("tiny", {"seed": 2**32 - 1, "data.seed": None})
+    jobs = []
+
+    def run_jobs(work, asked, processes, on_result):
+        jobs.extend(asked)
+        return [{"mAP": 0.5, "params_m": 1.0, "gflops": 1.0} for _ in asked]
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(retrainings, "run_jobs", run_jobs)
+        Protocol(settings, 2, tmp_path).retrain({"a": Architecture.model_construct(sample={})})
+    assert [(job.settings.seed, job.settings.data.seed) for job in jobs] == [(2**32 - 1, 2**32 - 1), (0, 2**32 - 1)]
+    assert [job.folder.name for job in jobs] == ["a-seed-4294967295", "a-seed-0"]
 
 
 @pytest.mark.slow
@@ -317,10 +369,15 @@ def test_a_common_sub_space_has_the_best_places_over_all_components(tmp_path, re
     run = RunDirectory(tmp_path)
     run.screening.mkdir()
     write_scores(run)
-    assert final_order(run, "backbone") == ["sep_k3_d1", "sep_k5_d1", "conv_k3_d1"]
     # Places 0 + 2 + 1, 1 + 0 + 2 and 2 + 1 + 0: all equal; the head's scores again for the neck settle it.
     run.scores("neck").write_text(run.scores("head").read_text())
     assert common_sub_space(run, 2) == {component: ["sep_k3_d1", "conv_k3_d1"] for component in COMPONENTS}
+    # What the neck has not been screened with has no part.
+    kept = [line for line in run.scores("neck").read_text().splitlines() if "conv_k3_d1" not in line]
+    run.scores("neck").write_text("\n".join(kept))
+    assert common_sub_space(run, 2) == {component: ["sep_k3_d1", "sep_k5_d1"] for component in COMPONENTS}
+    with refused("2 operators in common", "screening"):
+        common_sub_space(run, 3)
     run.scores("neck").write_text("nonsense")
     with refused("neck.csv"):
         common_sub_space(run, 2)

@@ -168,7 +168,7 @@ def test_pycocotools_agrees_on_a_trained_detector(shared_data, tmp_path, figure)
     data = open_data(settings.data, 0)
     sample = {layer.label: "ir_k3_d1_e3" for layer in settings.skeleton.searched_layers()}
     space = {component: ["ir_k3_d1_e3"] for component in COMPONENTS}
-    architecture = describe_architecture("over-fitted", sample, space, settings, data.classes)
+    architecture = describe_architecture("over-fitted", sample, space, settings, data.classes, source="search")
     trained = retrain(architecture, settings, data, tmp_path / "run")
 
     detector = build_detector(architecture.skeleton, architecture.sample, architecture.num_classes)

@@ -14,6 +14,7 @@ from hitdet_nni.commands.shared.console import echo, json_text, show
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.data.sources import DetectionData, open_images
+from hitdet_nni.engine import distributed
 from hitdet_nni.io import write_csv, write_json
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
 from hitdet_nni.studies.plots import plot_trained
@@ -109,8 +110,9 @@ def write_findings(options: Namespace, rows: Rows, sentences: Sequence[str], det
         details: What the JSON file holds besides.
     """
     report = {"study": options.kind, "rows": list(rows), **details}
-    write_csv(options.out / f"{options.kind}.csv", list(rows[0]), rows)
-    write_json(options.out / f"{options.kind}.json", report)
+    if distributed.is_main():
+        write_csv(options.out / f"{options.kind}.csv", list(rows[0]), rows)
+        write_json(options.out / f"{options.kind}.json", report)
     return Findings(report, sentences, options.out / f"{options.kind}.json")
 
 

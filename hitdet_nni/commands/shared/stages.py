@@ -13,7 +13,7 @@ from hitdet_nni.commands.shared.trained import trained_source
 from hitdet_nni.commands.shared.work import load_libraries, working
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.budget_settings import BudgetKey
-from hitdet_nni.config.search_space import SearchSpace, save_search_space
+from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data, open_images
 from hitdet_nni.deployment.suffixes import require_suffix
@@ -25,6 +25,7 @@ from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_wei
 from hitdet_nni.nas.provenance import keep_architecture, tell_unused_skeleton, transferred, with_sample
 from hitdet_nni.runs.front import FrontRow, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
+from hitdet_nni.runs.sub_spaces import kept_sub_spaces
 from hitdet_nni.studies.random_architectures import RandomDraw
 
 if TYPE_CHECKING:
@@ -64,13 +65,11 @@ def run_search(
 
         only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
         run.open(settings, force=force, resume=resume or (only_screened and not force))
-        if given is not None:
-            save_search_space(given, run.sub_spaces)
-            space = given
+        space = kept_sub_spaces(run, given)
         with followed(run, settings):
             if not run.architecture.exists():
                 tell_too_few_batches(run, settings, images)
-            if given is None:
+            if space is None:
                 with run.timed("screening"):
                     space = screen(run, whole, settings, images)
             with run.timed("search"):

@@ -68,7 +68,7 @@ def run(options: Namespace) -> Findings:
     known = [one.sample for one in table.content.detectors]
     layers = table.content.layers_ms
     space = {layer.component: list(layers[layer.label]) for layer in settings.skeleton.searched_layers()}
-    detectors = random_detectors(settings, space, classes, options.architectures, exclude=known)
+    detectors = random_detectors(settings, space, classes, options.architectures, "--architectures", known)
     costs = [model.architecture(one.sample)["total"] for one in detectors]
     measured = measure_detectors(detectors, runner, rounds=options.rounds, pause=options.pause)
     predictions = [

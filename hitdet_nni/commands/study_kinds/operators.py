@@ -35,7 +35,10 @@ def run(options: Namespace) -> Findings:
 
     settings, data = open_images(settings_of(options))
     open_study(options, settings)
-    chosen = insertions(settings, options.operators or FIGURE_3, options.parts or COMPONENTS, options.repeats)
+    operators, parts = (
+        list(dict.fromkeys(names)) for names in (options.operators or FIGURE_3, options.parts or COMPONENTS)
+    )
+    chosen = insertions(settings, operators, parts, options.repeats)
     trained = protocol(options, settings).retrain(insertion_architectures(chosen, settings, data))
     found = effects(chosen, {one.name: one for one in trained})
     baseline = trained[0]

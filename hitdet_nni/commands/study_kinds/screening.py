@@ -65,7 +65,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.nas.provenance import describe_architecture
     from hitdet_nni.runs.run_directory import find_run
     from hitdet_nni.studies.plots import plot_trained
-    from hitdet_nni.studies.random_architectures import random_samples
+    from hitdet_nni.studies.random_architectures import samples_of_cost
     from hitdet_nni.studies.score_prediction import places_above, score_predictions
     from hitdet_nni.studies.screened_space import ScreeningComparison, samples_of_random_spaces, typical_cost
 
@@ -77,10 +77,12 @@ def run(options: Namespace) -> Findings:
     model = CostModel(settings.skeleton, len(data.classes))
     most = typical_cost(model, space, settings.seed)
     least, count = (1 - options.slack) * most, options.architectures
-    kept = random_samples(model, space, count, least=least, most=most, seed=settings.seed)
+    kept = samples_of_cost(model, space, count, most, options.slack, seed=settings.seed)
     drawn = samples_of_random_spaces(model, whole, space, count, least=least, most=most, seed=settings.seed)
     architectures = {
-        f"{kind}-{number:02d}": describe_architecture(f"{kind}-{number:02d}", sample, whole, settings, data.classes)
+        f"{kind}-{number:02d}": describe_architecture(
+            f"{kind}-{number:02d}", sample, whole, settings, data.classes, source="random"
+        )
         for kind, samples in (("kept", kept), ("random", drawn))
         for number, sample in enumerate(samples, 1)
     }

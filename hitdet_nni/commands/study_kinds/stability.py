@@ -61,7 +61,9 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.io import write_csv
     from hitdet_nni.nas.checks import whole_space
+    from hitdet_nni.pipeline import screen
     from hitdet_nni.runs.run_directory import RunDirectory
+    from hitdet_nni.runs.sub_spaces import kept_sub_spaces
     from hitdet_nni.studies.jobs import Work, run_jobs
     from hitdet_nni.studies.plots import plot_ranks
     from hitdet_nni.studies.stability import (
@@ -73,7 +75,6 @@ def run(options: Namespace) -> Findings:
         rank_rows,
         repeat,
         repetitions,
-        shared_sub_spaces,
     )
 
     settings, data = open_images(settings_of(options))
@@ -82,7 +83,8 @@ def run(options: Namespace) -> Findings:
         space = whole_space(settings)
     else:
         given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
-        space = shared_sub_spaces(RunDirectory(options.out), given, settings, data)
+        study = RunDirectory(options.out)
+        space = kept_sub_spaces(study, given) or screen(study, whole_space(settings), settings, data)
 
     def echo_end(done: int, total: int, one: Repetition, run: RunDirectory) -> None:
         if not options.json:

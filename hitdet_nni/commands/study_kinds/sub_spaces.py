@@ -24,10 +24,10 @@ def run(options: Namespace) -> Findings:
     """Retrain the found architecture and one searched in a sub-space that all components share (Table 4)."""
     from hitdet_nni.commands.shared.findings import open_searched, retrain_all
     from hitdet_nni.config.architecture import load_architecture
-    from hitdet_nni.config.search_space import save_search_space
     from hitdet_nni.config.skeleton import COMPONENTS
     from hitdet_nni.pipeline import search
     from hitdet_nni.runs.run_directory import RunDirectory
+    from hitdet_nni.runs.sub_spaces import kept_sub_spaces
     from hitdet_nni.studies.sub_space_ablation import common_sub_space
 
     searched, settings, data = open_searched(options)
@@ -35,8 +35,7 @@ def run(options: Namespace) -> Findings:
     space = common_sub_space(searched, keep)
     own = RunDirectory(options.out / "one-sub-space")
     own.open(settings, resume=True)
-    if not own.sub_spaces.exists():
-        save_search_space(space, own.sub_spaces)
+    kept_sub_spaces(own, space)
     one = search(own, space, settings, data)
     found = load_architecture(searched.architecture)
     return retrain_all(options, settings, {"1 sub search space": one, "3 sub search spaces": found})

@@ -33,6 +33,11 @@ GREY = 114.0
 """What stands where no image is, of 255: about the mean of photographs (mmdet's value)."""
 
 
+def kept_scale(augment: Augmentation) -> float:
+    """Return the size that training images are read at, over the skeleton's: parts are cut out of larger ones."""
+    return SCALES[1] if augment == "standard" else 1.0
+
+
 def image_pipeline(
     skeleton: Skeleton, augment: Augmentation, *, flip: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -46,7 +51,7 @@ def image_pipeline(
         flip: Whether half of the images are mirrored.
     """
     height, width = skeleton.input_size
-    largest = SCALES[1] if augment == "standard" else 1.0
+    largest = kept_scale(augment)
     steady: list[dict[str, Any]] = [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},

@@ -23,6 +23,7 @@ from hitdet_nni.data.layouts.parts import (
     shown,
 )
 from hitdet_nni.errors import InputError
+from hitdet_nni.io import is_there
 
 ROBOFLOW = "_annotations.coco.json"
 
@@ -217,7 +218,7 @@ def _images(root: Path, role: Role, file: Path) -> Path:
 
 def _has_first_image(file: Path, folder: Path) -> bool:
     name = _content(file).first_image
-    return name is not None and "\0" not in name and (folder / name).is_file()
+    return name is not None and "\0" not in name and is_there(folder / name, file=True)
 
 
 def _require_images(root: Path, parts: dict[Role, CocoPart]) -> None:

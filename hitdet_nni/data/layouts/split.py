@@ -21,10 +21,11 @@ Ids = tuple[int, ...]
 def split_off(
     image_ids: Iterable[int], share: float, seed: int, *, image_classes: Mapping[int, Collection[int]]
 ) -> tuple[Ids, Ids]:
-    """Split images into training and validation images, every class in both where it has two images.
+    """Split images into training and validation images, every class in both as far as the share allows.
 
     Images are grouped by their rarest class, those without boxes in a group of their own; of each group, in random
-    order, the share is taken, rounded so that the whole comes out right, and one image at least stays.
+    order, the share is taken, rounded so that the whole comes out right, and one image at least stays. So of classes
+    with fewer than one over the share images only some are in both.
 
     Args:
         image_ids: Ids of the images; their order does not matter.

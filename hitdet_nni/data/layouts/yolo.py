@@ -27,7 +27,7 @@ from hitdet_nni.data.layouts.parts import (
 from hitdet_nni.data.layouts.yolo_labels import YoloReader
 from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import read_text, read_yaml
+from hitdet_nni.io import expanded, is_there, read_text, read_yaml
 
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "_darknet.labels")
 _NO_LABELS = ("classes.txt", "notes.txt", "readme.txt", "requirements.txt", "predefined_classes.txt")
@@ -189,11 +189,15 @@ def _place(root: Path, file: Path, content: Mapping[str, Any], key: str, value: 
     base = content.get("path")
     if base is not None and not isinstance(base, str):
         raise InputError(f"is {base!r:.60}", source=file, key="path", allowed="a folder, in quotes")
+    try:
+        named_by_file = file.parent / expanded(base or ".")
+    except InputError as error:
+        raise InputError(error.problem, source=file, key="path", allowed=error.allowed) from None
     written, value = value, value.replace("\\", "/")
-    named_by_file = file.parent / Path(base or ".").expanduser() / value
+    named_by_file /= value
     inside = re.sub(r"^(\.\./)+", "", value)
     for number, path in enumerate((named_by_file, file.parent / value, file.parent / inside, root / inside)):
-        if path.exists() and not (number and Path(value).is_absolute()):
+        if is_there(path) and not (number and Path(value).is_absolute()):
             place = _plain(path)
             if number == 0:
                 return place, None
@@ -279,7 +283,7 @@ def _listed(root: Path, file: Path) -> Iterator[Path]:
             continue
         choices = [folder / name for folder in (file.parent, root)]
         choices += [root / PurePosixPath(name).relative_to("data")] if name.startswith("data/") else []  # CVAT's
-        path = next((choice for choice in choices if choice.is_file()), None)
+        path = next((choice for choice in choices if is_there(choice, file=True)), None)
         if path is None:
             raise InputError(f"{name!r:.100} does not exist", source=file, key=f"line {number}", allowed="an image")
         if not is_image(path.name):

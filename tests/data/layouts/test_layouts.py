@@ -331,6 +331,8 @@ def test_bad_rows(row, problem, root, parts, refused):
         ({"train": "data.yaml"}, ["no list of images", ".txt"]),
         ({"train": "labels/train"}, ["without an image in labels/train"]),
         ({"path": 3}, ["path", "is 3"]),
+        ({"path": "~nobody-of-that-name/x"}, ["~nobody-of-that-name/x", "home folder"]),
+        ({"train": "x" * 300}, ["train", "does not exist"]),
         ({"kpt_shape": "x"}, ["kpt_shape", "'x'"]),
     ],
 )

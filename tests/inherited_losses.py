@@ -1,4 +1,4 @@
-"""How a trained supernet rates an architecture before it is trained on its own."""
+"""The loss of an architecture by a supernet's weights, by a detector of its own that inherits them."""
 
 from __future__ import annotations
 
