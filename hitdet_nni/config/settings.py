@@ -26,6 +26,7 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
 from hitdet_nni.config.data_settings import Section, images_of_epochs
+from hitdet_nni.config.epochs_alone import follow_epochs
 from hitdet_nni.config.screening_settings import PerComponent as PerComponent
 from hitdet_nni.config.screening_settings import ScreeningSettings
 from hitdet_nni.config.shipped import shipped
@@ -281,13 +282,11 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"expected a mapping of settings, got {type(tree).__name__}", source=path)
     _resolve_paths(tree, path.parent)
     base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str):
+    if base is not None and not isinstance(base, str):
         raise InputError(
             f"got {base!r}", source=path, key="extends", allowed="a config file or a shipped config's name"
         )
-    below = _read_tree(_find_extended(base, path), (*seen, path.resolve()))
+    below = {} if base is None else _read_tree(_find_extended(base, path), (*seen, path.resolve()))
     _give_way(below, tree)
     merged: dict[str, Any] = _merge(below, tree)
     return merged
@@ -314,12 +313,15 @@ def _find_extended(base: str, path: Path) -> Path:
 def _give_way(tree: dict[str, Any], diff: Mapping[str, Any]) -> None:
     """Have what a config says give way to what a diff of it says otherwise by another key.
 
-    The embedded set gives way to a folder, with a line; the images that epochs are for to epochs alone.
+    The embedded set gives way to a folder, with a line; to epochs alone the images that epochs are for, milestones and
+    warm-up.
     """
     for stage in STAGES:
-        own, given = tree.get(stage), diff.get(stage)
-        if isinstance(own, dict) and isinstance(given, Mapping) and "epochs" in given and "epochs_images" not in given:
-            own.pop("epochs_images", None)
+        own, given = tree.setdefault(stage, {}), diff.get(stage)
+        if isinstance(own, dict) and isinstance(given, Mapping) and "epochs" in given:
+            if "epochs_images" not in given:
+                own.pop("epochs_images", None)
+            follow_epochs(own, given, Settings.model_fields[stage].get_default(call_default_factory=True).model_dump())
     below, given = tree.get("data"), diff.get("data")
     if not isinstance(below, dict) or not isinstance(given, Mapping):
         return
