@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.images.image_files import wrong_name
 from hitdet_nni.data.images.quiet import quiet, said
-from hitdet_nni.data.images.reading import ImageDefect, decode_image, file_content, thin_problem
+from hitdet_nni.data.images.reading import ImageDefect, decode_image, file_content, thin_problem, wrong_size
 from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 
@@ -109,7 +109,7 @@ def _size_problem(
 ) -> str | None:
     height, width = image.shape[:2]
     if (width, height) != annotated:
-        return f"is {width} x {height} pixels, the annotations say {annotated[0]} x {annotated[1]}"
+        return wrong_size((width, height), annotated)
     return thin_problem((width, height), input_size)
 
 

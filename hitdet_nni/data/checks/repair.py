@@ -28,6 +28,7 @@ from hitdet_nni.data.annotations.coco_document import (
     show,
 )
 from hitdet_nni.data.annotations.normalization import LARGEST_ID, Changes, normalize
+from hitdet_nni.data.checks.other_sizes import other_sizes
 from hitdet_nni.data.checks.rewriting import boxes_of_corners, boxes_of_polygons, files_of_urls, names_in_one_line
 from hitdet_nni.data.images.image_folder import ImageFolder, stays_inside
 from hitdet_nni.data.images.reading import decoded_size, thin_problem
@@ -179,7 +180,7 @@ class _Repair:
         self.lines += changes.lines
         for entry in self._document.images:
             self._find_file(entry)
-            self._measure(entry)
+        self._settle_sizes()
         self._leave_out_defects()
         self._number_annotations()
 
@@ -248,20 +249,23 @@ class _Repair:
         if found is not None:
             self._set(entry, "file_name", found)
 
-    def _measure(self, entry: Entry) -> None:
-        """Take the size that the image has; note what training could not read."""
-        name = entry.get("file_name")
-        if type(name) is not str or not stays_inside(name) or not self._folder.holds(name):
-            return
-        size = decoded_size(self._folder.path / name)
-        problem = size if isinstance(size, str) else thin_problem(size, self._input_size)
-        if problem is not None:
-            self._broken[id(entry)] = f"{name!r} {problem}"
-        if isinstance(size, str):
-            return
-        for key, pixels in zip(("width", "height"), size, strict=True):
-            if entry.get(key) != pixels or type(entry.get(key)) is not int:
-                self._set(entry, key, pixels)
+    def _settle_sizes(self) -> None:
+        """Take the sizes that images have; note what training could not read, and whose boxes could be of two sizes."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for entry in self._document.images:
+            name = entry.get("file_name")
+            if type(name) is not str or not stays_inside(name) or not self._folder.holds(name):
+                continue
+            size = decoded_size(self._folder.path / name)
+            problem = size if isinstance(size, str) else thin_problem(size, self._input_size)
+            if problem is not None:
+                self._broken[id(entry)] = f"{name!r} {problem}"
+            if not isinstance(size, str):
+                sizes[id(entry)] = size
+        changes, unclear = other_sizes(self._document, sizes)
+        for entry, key, new in changes:
+            self._set(entry, key, new)
+        self._broken = unclear | self._broken
 
     def _leave_out_defects(self) -> None:
         """Leave out what would be refused, until nothing would be.

@@ -88,6 +88,12 @@ def resized(size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, in
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
+def wrong_size(size: tuple[int, int], annotated: tuple[int, int]) -> str:
+    """Say that an image has another width and height than its annotations say."""
+    turned = ", perhaps before it was turned as its EXIF orientation says" if size == annotated[::-1] else ""
+    return f"is {size[0]} x {size[1]} pixels, the annotations say {annotated[0]} x {annotated[1]}{turned}"
+
+
 def thin_problem(size: tuple[int, int], input_size: tuple[int, int] | None) -> str | None:
     """Say what is wrong with an image so thin that no pixel of its shorter side is left; ``None`` if nothing is.
 

@@ -227,7 +227,7 @@ def test_size_is_that_after_exif_rotation(folder):
     assert check_images(dataset).defects == []
     Image.new("RGB", (12, 20)).save(file, exif=exif)
     assert [defect.problem for defect in check_images(dataset).defects] == [
-        "is 20 x 12 pixels, the annotations say 12 x 20"
+        "is 20 x 12 pixels, the annotations say 12 x 20, perhaps before it was turned as its EXIF orientation says"
     ]
 
 

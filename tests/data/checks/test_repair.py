@@ -119,6 +119,59 @@ def test_what_can_be_mended_is_and_the_rest_is_left_out(mended, split):
     assert sum(len(images[index]["data_samples"].gt_instances) for index in range(len(images))) == 5
 
 
+def test_boxes_of_resized_images_are_resized(mended):
+    """All of them, where any shows by a box out of its image that they are of the former size."""
+
+    def change(content):
+        for image in content["images"][:3]:
+            image |= {"width": 96, "height": 64}
+        content["images"][3] |= {"width": 60, "height": 40}  # to 0.8 times of which it was resized
+        content["annotations"][0] |= {"bbox": [50, 40, 20, 10], "area": 150, "segmentation": [[50, 40, 70, 40, 70, 50]]}
+
+    changes, written, dataset = mended("train", change)
+    assert not any("left out" in line for line in changes)
+    assert [(image["width"], image["height"]) for image in written["images"]] == [(48, 32)] * 4
+    first, second = written["annotations"][:2]
+    assert (first["bbox"], first["area"]) == ([25, 20, 10, 5], 37.5)
+    assert first["segmentation"] == [[25, 20, 35, 20, 35, 25]]
+    assert second["bbox"] == [side / 2 for side in GOOD["annotations"][1]["bbox"]]
+    assert written["annotations"][3]["bbox"] == [round(side * 0.8, 2) for side in GOOD["annotations"][3]["bbox"]]
+    assert dataset.notes == ()
+
+
+@pytest.mark.parametrize("size", [(32, 48), (24, 16), (96, 64), (60, 50)], ids=str)
+def test_an_image_whose_boxes_could_be_of_two_sizes_is_left_out(mended, size):
+    """Turned, enlarged, shrunk to where no box tells, or neither."""
+
+    def change(content):
+        content["images"][1] |= {"width": size[0], "height": size[1]}
+        content["annotations"][1]["bbox"] = [1, 1, 4, 4]
+
+    changes, written, _ = mended("train", change)
+    assert [image["id"] for image in written["images"]] == [1, 3, 4]
+    turned = ", perhaps before it was turned as its EXIF orientation says" if size == (32, 48) else ""
+    wrong = f"is 48 x 32 pixels, the annotations say {size[0]} x {size[1]}{turned}, and boxes could be of either"
+    assert list(changes) == [
+        f"images[1] (id 2): left out: '2.png' {wrong}",
+        "annotations[1] (id 20): left out: its image is left out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((40, 20), [30, 22, 10, 8]), ((49, 33), [1, 1, 4, 4]), ((48, 99), [1, 1, 4, 4]), ((0, 7), [1, 1, 4, 4])],
+)
+def test_a_size_that_is_wrong_by_itself_is_mended(mended, size, box):
+    def change(content):
+        content["images"][1] |= {"width": size[0], "height": size[1]}
+        content["annotations"][1]["bbox"] = box
+
+    changes, written, _ = mended("train", change)
+    assert {line.partition(":")[0] for line in changes} <= {"images[1] (id 2).width", "images[1] (id 2).height"}
+    assert (written["images"][1]["width"], written["images"][1]["height"]) == (48, 32)
+    assert written["annotations"][1]["bbox"] == box
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_ids_are_numbered_anew_where_they_are_no_ids(mended, split):
     def change(content):

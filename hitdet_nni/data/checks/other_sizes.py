@@ -1,0 +1,120 @@
+"""Images that have another size than their annotations say: whether the boxes are of the one or of the other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from hitdet_nni.data.annotations.coco_document import CocoDocument, Entry, is_number
+from hitdet_nni.data.checks.rewriting import DIGITS, Change
+from hitdet_nni.data.images.reading import wrong_size
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+ROUNDING = 1.0
+"""Pixels by which a resized side may be off, and a box may reach over an edge."""
+
+
+def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list[Change], dict[int, str]]:
+    """Return what is to be written of images whose annotated size is not theirs, and which of them cannot be mended.
+
+    Where a side is right or nearly so, or nothing depends on it, the size alone is wrong; so it is where boxes reach
+    out of the annotated size and not out of the image. Where images were resized, and boxes of any of them reach out of
+    it, the boxes are of the annotated size, and are resized, too. All else could be either: boxes of an image that a
+    program has turned as its EXIF orientation says, and those of an enlarged one, lie in both.
+
+    Args:
+        document: The annotations.
+        sizes: What images have, by ``id()`` of their entries; of those that can be read.
+
+    Returns:
+        Entries with key and new value, and what is wrong by ``id()`` of the entry.
+    """
+    boxes = _boxes(document)
+    changes: list[Change] = []
+    unclear: list[tuple[Entry, Size, Size, list[Entry]]] = []
+    for entry in document.images:
+        size, said, own = sizes.get(id(entry)), _said(entry), boxes[_key(entry.get("id"))]
+        if size is None:
+            continue
+        if said is None or not own or _differ_hardly(said, size) or (_inside(own, size) and not _inside(own, said)):
+            changes += _sized(entry, size)
+        else:
+            unclear.append((entry, said, size, own))
+    resized = any(
+        _is_resized(said, size) and _inside(own, said) and not _inside(own, size) for _, said, size, own in unclear
+    )
+    broken: dict[int, str] = {}
+    for entry, said, size, own in unclear:
+        if resized and _is_resized(said, size):
+            changes += _sized(entry, size)
+            scale = size[0] / said[0], size[1] / said[1]
+            changes += [change for each in own for change in _scaled(each, scale)]
+        else:
+            broken[id(entry)] = f"{entry['file_name']!r} {wrong_size(size, said)}, and boxes could be of either"
+    return changes, broken
+
+
+def _differ_hardly(said: Size, size: Size) -> bool:
+    """Check whether a side is the same, so that nothing was resized or turned, or both nearly so."""
+    apart = abs(said[0] - size[0]), abs(said[1] - size[1])
+    return min(apart) == 0 or max(apart) <= ROUNDING
+
+
+def _key(number: object) -> object:
+    return number if isinstance(number, int | str) else None
+
+
+def _boxes(document: CocoDocument) -> dict[object, list[Entry]]:
+    """Return the annotations of each image that have a box, by the image's id."""
+    found: dict[object, list[Entry]] = defaultdict(list)
+    for entry in document.annotations:
+        box: Any = entry.get("bbox")
+        if type(box) is list and len(box) == 4 and all(map(is_number, box)):
+            found[_key(entry.get("image_id"))].append(entry)
+    return found
+
+
+def _said(entry: Entry) -> Size | None:
+    width, height = entry.get("width"), entry.get("height")
+    if type(width) is not int or type(height) is not int or min(width, height) < 1:
+        return None
+    return width, height
+
+
+def _sized(entry: Entry, size: Size) -> list[Change]:
+    return [
+        (entry, key, pixels)
+        for key, pixels in zip(("width", "height"), size, strict=True)
+        if entry.get(key) != pixels or type(entry.get(key)) is not int
+    ]
+
+
+def _inside(boxes: list[Entry], size: Size) -> bool:
+    return all(
+        box[0] + box[2] <= size[0] + ROUNDING and box[1] + box[3] <= size[1] + ROUNDING
+        for box in (entry["bbox"] for entry in boxes)
+    )
+
+
+def _is_resized(said: Size, size: Size) -> bool:
+    """Check whether both have one ratio, as far as whole pixels can."""
+    height = said[1] * size[0] / said[0]
+    width = said[0] * size[1] / said[1]
+    return abs(height - size[1]) <= ROUNDING or abs(width - size[0]) <= ROUNDING
+
+
+def _scaled(entry: Entry, scale: tuple[float, float]) -> list[Change]:
+    """Return box, area and polygons of an annotation in pixels of the resized image."""
+    box = [round(side * scale[at % 2], DIGITS) for at, side in enumerate(entry["bbox"])]
+    changed: list[Change] = [(entry, "bbox", box)]
+    area: Any = entry.get("area")
+    if is_number(area):
+        changed.append((entry, "area", round(area * scale[0] * scale[1], DIGITS)))
+    polygons: Any = entry.get("segmentation")
+    if type(polygons) is list and all(type(each) is list and all(map(is_number, each)) for each in polygons):
+        resized = [[round(value * scale[at % 2], DIGITS) for at, value in enumerate(each)] for each in polygons]
+        changed.append((entry, "segmentation", resized))
+    return changed
