@@ -315,6 +315,9 @@ class Run:
         Raises:
             InputError: Saying how it goes on.
         """
+        if self._files.baseline.is_file():
+            allowed = "the run of a search or of what it has found"
+            raise InputError("is the run of a baseline, which no search has found", source=self.path, allowed=allowed)
         if not self._files.architecture.is_file():
             allowed = "one that has: hitdet_nni.search(..., resume=True) goes on with it"
             raise InputError("the search has not ended", source=self.path, allowed=allowed)

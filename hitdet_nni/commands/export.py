@@ -123,7 +123,7 @@ def _export_architecture(options: Namespace) -> None:
     found = find_run(options.source)
     refuse_existing(options.out, options.force)
     if options.epoch is None:
-        architecture = load_architecture(found.architecture)
+        architecture = load_architecture(found.require(found.architecture, "search"))
     else:
         architecture = _decode_epoch(found, options.epoch)
     save_architecture(architecture, options.out)

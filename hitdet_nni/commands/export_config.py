@@ -29,13 +29,17 @@ def run(options: Namespace) -> None:
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.io import write_text
-    from hitdet_nni.nas.provenance import tell_unused_skeleton
+    from hitdet_nni.nas.checks import check_classes
+    from hitdet_nni.nas.provenance import tell_unused_skeleton, transferred
 
     settings = settings_of(options)
     architecture = named_architecture(options.architecture)
     refuse_existing(options.out, options.force)
     settings, images = open_images(settings, architecture.skeleton.input_size)
-    tell_unused_skeleton(architecture, settings)
+    if settings.retrain.transfer:
+        architecture = transferred(architecture, settings, images.classes)
+    check_classes(architecture, images, trains=True)
+    tell_unused_skeleton(architecture, settings, trains=True)
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import export_config
 

@@ -67,7 +67,7 @@ def run(options: Namespace) -> None:
     from hitdet_nni.runs.run_directory import find_run
 
     found = find_run(options.out)
-    architecture = load_architecture(found.architecture)
+    architecture = load_architecture(found.require(found.architecture, "search"))
     key, table = front_unit(found, load_settings(found.config), options.cost, options.table)
     rows = run_front(
         found,
@@ -85,13 +85,16 @@ def run(options: Namespace) -> None:
     if options.json:
         echo(json_text([asdict(row) for row in rows]))
         return
-    show(_table(rows, architecture.sample))
+    show(_table(rows, architecture.sample, options.budget))
     echo(str(found.front_table))
 
 
-def _table(rows: Sequence[FrontRow], searched: dict[str, str]) -> Table:
+def _table(rows: Sequence[FrontRow], searched: dict[str, str], budgets: Sequence[float]) -> Table:
     from rich.table import Table
 
+    from hitdet_nni.runs.front import chosen_point
+
+    chosen = {budget: chosen_point(rows, budget) for budget in budgets}
     table = Table(title="front of the supernet, by loss on images that no sample was chosen by")
     timed = rows[0].latency_ms is not None
     for heading in ("architecture", "from"):
@@ -101,6 +104,8 @@ def _table(rows: Sequence[FrontRow], searched: dict[str, str]) -> Table:
     for row in rows:
         if row.on_front or row.sample == searched:
             times = [f"{row.latency_ms:.3f}"] if timed else []
-            name = f"{row.name} (the search's)" if row.sample == searched else row.name
+            about = ["the search's"] if row.sample == searched else []
+            about += [f"the best within {budget:g}" for budget, best in chosen.items() if best is row]
+            name = f"{row.name} ({', '.join(about)})" if about else row.name
             table.add_row(name, row.origin, f"{row.loss:.4f}", f"{row.gflops:.4g}", f"{row.params_m:.4g}", *times)
     return table

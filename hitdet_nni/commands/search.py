@@ -55,11 +55,12 @@ def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | N
     from hitdet_nni.commands.shared.console import echo, show
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
-    from hitdet_nni.nas.checks import budget_cost_model, check_budget
+    from hitdet_nni.nas.checks import budget_cost_model, check_budget, tell_unused_budget
 
     settings, images = open_images(settings)
     space = whole if given is None else given
     check_budget(space, settings, len(images.classes))
+    tell_unused_budget(space, settings, len(images.classes))
     prepare_process(settings.threads)
     from rich.table import Table
 

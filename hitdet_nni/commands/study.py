@@ -69,5 +69,5 @@ def _settings(options: Namespace, *, searched: bool) -> Settings:
         return settings_of(options)
     run = find_run(options.run)
     if searched:
-        load_architecture(run.architecture)
+        load_architecture(run.require(run.architecture, "search"))
     return load_settings(run.config, parse_overrides(options.overrides))

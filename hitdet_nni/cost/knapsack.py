@@ -44,6 +44,11 @@ def least_cost(costs: Costs) -> int:
     return sum(min(row.values()) for row in costs.values())
 
 
+def largest_cost(costs: Costs) -> int:
+    """Return the cost of the dearest choice of one operator a layer."""
+    return sum(max(row.values()) for row in costs.values())
+
+
 def cost_of_choice(choice: Mapping[str, str], costs: Costs) -> int:
     """Return the exact cost of one operator a layer.
 

@@ -11,7 +11,7 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.cost.knapsack import Scores, cost_of_choice, decode_within, least_cost
+from hitdet_nni.cost.knapsack import Scores, cost_of_choice, decode_within, largest_cost, least_cost
 from hitdet_nni.errors import InputError
 
 _NAMED_DIGITS = 6
@@ -52,6 +52,11 @@ class Budget:
         """
         key = None if by_option else self._setting
         self._check_least(self.costs.fixed + least_cost(self.costs.counts), source, key)
+
+    @property
+    def largest(self) -> float:
+        """Cost of the dearest architecture of the space, in the budget's unit."""
+        return (self.costs.fixed + largest_cost(self.costs.counts)) / self.costs.unit.scale
 
     def keeps(self, sample: Mapping[str, str]) -> bool:
         """Return whether an architecture is within the budget; layers with one candidate may be left out of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from hitdet_nni.config.architecture import Architecture
@@ -14,6 +15,8 @@ from hitdet_nni.cost.latency_table import load_latency_table
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.machine import processor
 from hitdet_nni.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def whole_space(settings: Settings) -> SearchSpace:
@@ -66,6 +69,21 @@ def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> No
 
         model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
         Budget(model, space, settings.search.budget).check_reachable()
+
+
+def tell_unused_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
+    """Say in a line that a budget bounds nothing, where no architecture of a space costs as much."""
+    if settings.search.budget is not None:
+        from hitdet_nni.nas.budget import Budget  # noqa: PLC0415
+
+        model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
+        budget = Budget(model, space, settings.search.budget)
+        if budget.largest <= budget.limit:
+            name = budget.costs.unit.name
+            logger.warning(
+                "search.budget.%s: %g %s bounds nothing: no architecture of the space has more than %.3g %s",
+                *(budget.key, budget.limit, name, budget.largest, name),
+            )
 
 
 def check_initial_weights(settings: Settings, inherit: Path | None) -> None:

@@ -25,8 +25,8 @@ from hitdet_nni.nas.operator_samples import Losses
 from hitdet_nni.nas.provenance import SEARCH, describe_architecture
 from hitdet_nni.nas.sample_evaluation import evaluation
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
-from hitdet_nni.runs.front import FrontRow, KnownLosses, write_front
-from hitdet_nni.runs.front_budgets import budget_name
+from hitdet_nni.runs.front import FrontRow, KnownLosses, read_front, write_front
+from hitdet_nni.runs.front_budgets import budget_name, read_budgets
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_alphas
 
@@ -186,14 +186,22 @@ def _write(
     def described(name: str, sample: Mapping[str, str]) -> Architecture:
         return describe_architecture(name, sample, space, settings, data.classes, source=SEARCH, latency=table)
 
+    budgets = {*search.budgets, *_budgets_there(run, rows[0].unit)}  # those that were asked for before are kept
     for stale in [run.front_table, *run.front.glob("point-*.json"), *run.front.glob("budget-*.json")]:
         stale.unlink(missing_ok=True)
     for row in rows:
         if row.on_front:
             save_architecture(described(row.name, row.sample), run.front / f"{row.name}.json")
-    for budget in search.budgets:
-        found = best_within(compared, budget)
-        assert found is not None  # the model's best within every budget is among them
-        name = budget_name(budget)
-        save_architecture(described(name, found.sample), run.front / f"{name}.json")
+    for budget in sorted(budgets):
+        found, name = best_within(compared, budget), budget_name(budget)
+        assert found is not None or budget not in search.budgets  # within these the model's best is among them
+        if found is not None:
+            save_architecture(described(name, found.sample), run.front / f"{name}.json")
     write_front(run.front_table, rows)
+
+
+def _budgets_there(run: RunDirectory, unit: BudgetKey) -> tuple[float, ...]:
+    """Return the budgets that an earlier call has named, unless its front is of another unit."""
+    if not run.front_table.exists() or read_front(run.front_table)[0].unit != unit:
+        return ()
+    return read_budgets(run.front)

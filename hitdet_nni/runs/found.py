@@ -54,6 +54,8 @@ def facts_of(run: RunDirectory) -> dict[str, str]:
     Raises:
         InputError: If one of its files is damaged.
     """
+    if run.baseline.exists():
+        return {"state": "the run of a baseline, which no search has found"}
     if not run.architecture.exists():
         return {"state": "not searched to its end"}
     architecture = load_architecture(run.architecture)

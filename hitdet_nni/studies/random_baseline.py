@@ -117,7 +117,7 @@ def draw_random_baselines(
         InputError: If the run has not been searched, or the space has not so many architectures of that cost.
     """
     found = load_architecture(run.architecture)
-    space = load_search_space(run.sub_spaces)
+    space = load_search_space(run.require(run.sub_spaces, "search"))
     budget = kept_budget(run, settings)
     model = budget_cost_model(found.skeleton, found.num_classes, budget)
     measure: CostKey = "flops" if budget is None else UNITS[budget.key].field

@@ -101,6 +101,19 @@ def test_counts_and_warnings(coco, capsys):
     ]
 
 
+def test_boxes_that_stand_there_twice_are_told(coco, capsys):
+    """Under other ids, of one class and image; crowds, other classes and other boxes are not the same."""
+    content = copy.deepcopy(GOOD)
+    first = content["annotations"][0]
+    others = ({}, {}, {"category_id": 9}, {"iscrowd": 1}, {"bbox": [first["bbox"][0] + 1, *first["bbox"][1:]]})
+    content["annotations"] += [{**first, **each, "id": 90 + number} for number, each in enumerate(others)]
+    status, out, _ = run(capsys, *coco(content), "--json")
+    assert status == 0
+    warnings = json.loads(out)["train"]["warnings"]
+    assert sum("2 boxes that stand there twice, of one class" in line for line in warnings) == 1
+    assert sum("twice" in line for line in warnings) == 1
+
+
 def test_images_without_boxes_may_be_trained_on(coco, capsys):
     status, out, _ = run(capsys, *coco(GOOD), *paths(filter_empty_gt="false"), "--json")
     found = json.loads(out)

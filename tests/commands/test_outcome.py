@@ -20,7 +20,7 @@ from hitdet_nni.nas.checks import check_classes
 from hitdet_nni.nas.provenance import describe_architecture, tell_unused_skeleton
 from hitdet_nni.runs.run_directory import RunDirectory
 
-SPACE = {component: ["sep_k3_d1"] for component in COMPONENTS}
+SPACE = {component: ["sep_k3_d1", "conv_k5_d1"] for component in COMPONENTS}
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def test_what_is_used_of_a_budget_and_the_front_where_much_is_left(found, tmp_pa
         options = cli.build_parser(command).parse_args(words[1:])
         budgets = options.budget if command == "front" else [options.budget]
         assert budgets == [pytest.approx(gflops / share, rel=1e-5)]
+
+
+def test_no_front_uses_more_of_a_budget_than_the_dearest_detector_costs(found, tmp_path):
+    assert len(outcome(found, tmp_path / "run", gflops=1000)) == 5  # here are dearer ones
+    space = {component: ["sep_k3_d1"] for component in COMPONENTS}
+    alone = found.model_copy(update={"provenance": found.provenance.model_copy(update={"space": space})})
+    assert len(outcome(alone, tmp_path / "run", gflops=1000)) == 3
 
 
 @pytest.mark.parametrize(

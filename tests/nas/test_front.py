@@ -32,7 +32,7 @@ from hitdet_nni.nas.front import FrontSearch, best_within, known, on_front
 from hitdet_nni.nas.sample_evaluation import architecture_losses
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.front import FrontRow, KnownLosses, chosen_point, points_within, read_front, write_front
-from hitdet_nni.runs.front_budgets import budget_name
+from hitdet_nni.runs.front_budgets import budget_name, read_budgets
 from hitdet_nni.runs.run_directory import RunDirectory
 
 SPACE = {
@@ -386,9 +386,11 @@ def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
     assert kept == 1 + 8  # of the twelve that are drawn by a plan
     assert front("--budget", budget, "--resume")[0] == 0
     assert {file.name: file.read_bytes() for file in searched.front.iterdir()} == before
-    assert front("--budget", *(budget * (1 + 0.02 * step) for step in range(-3, 8)), "--resume")[0] == 0
+    others = [budget * (1 + 0.02 * step) for step in range(-3, 8)]
+    assert front("--budget", *others, "--resume")[0] == 0
     compared = read_front(searched.front_table)
     assert front("--resume")[0] == 0  # with fewer limits fewer are to be compared
+    assert read_budgets(searched.front) == tuple(sorted({budget, *others}))  # what was asked for before stays there
     again = {tuple(row.sample.items()): row for row in read_front(searched.front_table)}
     assert {tuple(row.sample.items()): row.loss for row in compared}.items() <= {
         sample: row.loss for sample, row in again.items()

@@ -53,7 +53,7 @@ def test_steps_of_the_stages(tiny_data):
     assert set(stage_steps(joint, tiny_data, screens=False)) == {"search", "retrain"}
 
 
-def test_a_dry_run_says_it_and_writes_nothing(tmp_path, capsys):
+def test_a_dry_run_says_it_and_writes_nothing(tmp_path, capsys, caplog):
     save_search_space(SPACE, tmp_path / "space.yml")
     small = ["--set", "data.train=16", "--set", "data.val=4"]
     arguments = ["search", "--config", "tiny", *small, "--out", str(tmp_path / "run"), "--dry-run"]
@@ -65,4 +65,9 @@ def test_a_dry_run_says_it_and_writes_nothing(tmp_path, capsys):
     assert "screening head: 4 steps" in capsys.readouterr().out
     assert cli.main([*arguments, "--set", "search.budget={gflops: 1e-9}"]) == 2
     assert "or more" in capsys.readouterr().err
+    assert cli.main([*arguments, "--set", "search.budget={gflops: 2}"]) == 0
+    assert "search.budget.gflops: 2 GFLOPs bounds nothing: no architecture of the space" in caplog.text
+    caplog.clear()
+    assert cli.main([*arguments, "--set", "search.budget={gflops: 0.1}"]) == 0
+    assert "bounds nothing" not in caplog.text
     assert not (tmp_path / "run").exists()

@@ -72,8 +72,10 @@ def refuse_existing(path: Path, force: bool, instead: str = "another file") -> N
         instead: What can be named instead.
 
     Raises:
-        InputError: If it exists, or its folder is read-only.
+        InputError: If it exists, or is a folder, or its folder is read-only.
     """
+    if path.is_dir():
+        raise InputError("is a folder", source=path, allowed="a file in it" if instead == "another file" else instead)
     if path.exists() and not force:
         raise InputError("exists already", source=path, allowed=f"{instead}, or --force")
     folder = next(one for one in path.absolute().parents if one.exists())

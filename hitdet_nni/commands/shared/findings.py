@@ -47,7 +47,7 @@ def open_searched(options: Namespace) -> tuple[RunDirectory, Settings, Detection
 def read_searched(options: Namespace) -> tuple[RunDirectory, Settings, DetectionData]:
     """Return the run that is studied, its settings as the options change them, and its images."""
     run = find_run(options.run)
-    skeleton = load_architecture(run.architecture).skeleton
+    skeleton = load_architecture(run.require(run.architecture, "search")).skeleton
     settings = load_settings(run.config, parse_overrides(options.overrides))
     settings, data = open_images(settings.model_copy(update={"skeleton": skeleton}))
     return run, settings, data

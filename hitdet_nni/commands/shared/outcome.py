@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.engine import distributed
 from hitdet_nni.runs.found import costs_of, found_line
 from hitdet_nni.runs.run_directory import RunDirectory
 
 USED_SHARE = 0.8
-"""Share of a budget below which the front may have a better detector within it than the search has found."""
+"""Share of a budget, or of what the dearest detector costs, below which the front may have a better one than found."""
 
 
 def search_outcome(
@@ -28,20 +31,33 @@ def search_outcome(
         budget: What it may cost, if that is bounded.
         config: The words of a command that give it the same config.
     """
-    share = 1.0 if budget is None else costs_of(architecture)[budget.key] / budget.limit
+    usable = 0.0 if budget is None else min(budget.limit, _largest(architecture, budget.key))
     goal = [*config, "--out", f"{run.path}-retrained"]
     lines = [
         found_line(architecture, budget),
         str(run.architecture),
         f"next: {_command('retrain', '--architecture', str(run.architecture), *goal, shared=True)}",
     ]
-    if budget is not None and share < USED_SHARE:
+    if budget is not None and costs_of(architecture)[budget.key] < USED_SHARE * usable:
         within = ("--budget", f"{budget.limit:.15g}")
         lines += [
             f"or, to use more of the budget: {_command('front', str(run.path), *within, shared=True)}",
             f"and then: {_command('retrain', '--front', str(run.path), *within, *goal, shared=True)}",
         ]
     return lines
+
+
+def _largest(architecture: Architecture, key: BudgetKey) -> float:
+    """Return what the dearest detector of an architecture's space costs; infinity in milliseconds."""
+    searched = architecture.provenance.space
+    if key == "latency_ms" or searched is None:
+        return math.inf
+    model, unit = CostModel(architecture.skeleton, architecture.num_classes), UNITS[key]
+    dearest = (
+        max(getattr(model.layer_cost(layer, name), unit.field) for name in searched[layer.component])
+        for layer in model.layers
+    )
+    return float((getattr(model.fixed_cost, unit.field) + sum(dearest)) / unit.scale)
 
 
 def training_outcome(run: RunDirectory, result: Mapping[str, Any]) -> list[str]:

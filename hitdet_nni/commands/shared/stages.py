@@ -21,7 +21,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.loggers.packages import require_package
-from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, whole_space
+from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, tell_unused_budget, whole_space
 from hitdet_nni.nas.provenance import keep_architecture, tell_unused_skeleton, transferred, with_sample
 from hitdet_nni.runs.front import FrontRow, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
@@ -57,7 +57,9 @@ def run_search(
     run = RunDirectory(out)
     with working(out, "search", config) as view:
         settings, images = open_images(settings)
-        check_budget(whole if given is None else given, settings, len(images.classes))
+        from_space = whole if given is None else given
+        check_budget(from_space, settings, len(images.classes))
+        tell_unused_budget(from_space, settings, len(images.classes))
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
@@ -206,7 +208,7 @@ def run_front(
     for budget in budgets:
         if not 0 < budget < math.inf:
             raise InputError(f"got {budget:g}", source="--budget", allowed="numbers above 0")
-    load_architecture(run.architecture)  # the search has ended
+    run.require(run.architecture, "search")
     settings = load_settings(run.config)
     if run.front.exists() and not (resume or force):
         raise InputError("exists already", source=run.front, allowed="--resume, or --force")

@@ -84,6 +84,8 @@ class DocumentSource:
             raise self.error(f"{place}.{name}" if place else name, "is missing", allowed)
         value = holder[name]
         if type(value) is not kind:
+            if kind is int and type(value) is str and value.strip().isdecimal():
+                allowed += ", as `hitdet-nni check-data --fix OUT` writes it"
             raise self.error(f"{place}.{name}" if place else name, f"is {show(value)}", allowed)
         return value
 

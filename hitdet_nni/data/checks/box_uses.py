@@ -8,6 +8,7 @@ Nothing is dropped after the resizing: a box that it makes thinner than a pixel 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ class BoxUses:
         background: File names of images whose boxes are all crowds or dropped: trained on without a box.
         labels: Category id of each trained box, ``[trained]``.
         sides: Width and height of each trained box in pixels of the network's input, ``[trained, 2]``.
+        repeated: File names of the images of boxes that stand there twice, of one class, once for each repetition.
         corners: What speaks for boxes that are left, top, right and bottom, if anything does.
     """
 
@@ -47,6 +49,7 @@ class BoxUses:
     background: tuple[str, ...]
     labels: NDArray[np.int64]
     sides: NDArray[np.float64]
+    repeated: tuple[str, ...] = ()
     corners: CornerBoxes | None = None
 
 
@@ -81,6 +84,7 @@ def box_uses(annotations: CocoAnnotations, input_size: tuple[int, int]) -> BoxUs
     corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     inside = np.clip(corners, 0, np.hstack([sizes, sizes]))
     names = np.array(annotations.file_names, dtype=object)
+    same = Counter(zip(owners, labels, map(tuple, kept), strict=True))
     return BoxUses(
         trained=len(kept),
         crowds=crowds,
@@ -91,6 +95,7 @@ def box_uses(annotations: CocoAnnotations, input_size: tuple[int, int]) -> BoxUs
         background=tuple(names[(boxes_of > 0) & (trained_of == 0)]),
         labels=np.array(labels, dtype=np.int64),
         sides=(inside[:, 2:] - inside[:, :2]) * fitted / sizes,
+        repeated=tuple(names[owner] for (owner, *_), count in same.items() for _ in range(count - 1)),
         corners=corner_boxes(document["images"], entries),
     )
 

@@ -214,6 +214,7 @@ def _warnings(
         (len(absent), "{class|classes} without boxes", absent),
         (len(repeated), "{file|files} named by several images", repeated),
         (uses.dropped, "{box|boxes} without area or thinner than a pixel" + left_out, ()),
+        (len(uses.repeated), "{box that stands|boxes that stand} there twice, of one class", uses.repeated),
         (uses.clipped, "{box that reaches over an edge of its|boxes that reach over an edge of their} image", ()),
     ]
     yield from (_of(count, what, examples) for count, what, examples in found if count)

@@ -117,7 +117,9 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
 
 def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[str]:
     """Return the options by which a command with these settings uses the corrected files."""
-    options = [f"--set data.{key}=null" for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
+    # A config may name embedded images that only the folder has taken the place of.
+    gone = [key for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
+    options = [f"--set data.{key}=null" for key in (["builtin", *gone] if gone == ["root"] else gone)]
     named = bool(options)  # the folders of images have to be
     for split in SPLITS:
         found = [each for each in repaired if each.split == split]

@@ -15,6 +15,9 @@ from hitdet_nni.errors import InputError
 SUFFIXES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Endings of images, in any case."""
 
+UNREAD = (".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jxl", ".nef", ".svg")
+"""Endings of images that OpenCV does not read."""
+
 Split = Literal["train", "val"]
 """What a set consists of: training images and validation images."""
 
@@ -247,6 +250,15 @@ def files_below(folder: Path) -> list[Path]:
 def images_below(folder: Path) -> list[Path]:
     """Return all images in a folder and the folders in it, by name."""
     return [file for file in files_below(folder) if is_image(file.name)]
+
+
+def note_unread(root: Path, files: Iterable[Path], notes: list[str]) -> None:
+    """Note images of formats that are not read, which are left out with their objects."""
+    unread = [file for file in files if file.suffix.lower() in UNREAD]
+    if unread:
+        formats = ", ".join(sorted({file.suffix.lower() for file in unread}))
+        what = f"{{image|images}} of a format that is not read ({formats}) {{is|are}} left out: convert {{it|them}}"
+        notes.append(f"{counted(len(unread), what)}; the first: {shown(unread[0], root)}")
 
 
 def note_sharing(root: Path, items: Iterable[Labelled], notes: list[str]) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from hitdet_nni.data.annotations.class_names import NAME, is_one_line
 from hitdet_nni.data.layouts.parts import (
@@ -20,6 +21,7 @@ from hitdet_nni.data.layouts.parts import (
     is_image,
     named,
     note_sharing,
+    note_unread,
     refusal,
     role_folders,
     shown,
@@ -72,8 +74,9 @@ def _found(
 ) -> Found:
     parts = {role: _part(root, paths, notes) for role, paths in places.items() if role != "test"}
     if "test" in places:
-        there = " and ".join(shown(path, root) for path in places["test"])
-        notes.append(f"{there} is a test part: not used in training or validation")
+        there = [shown(path, root) for path in places["test"] if path.exists()]
+        if there:
+            notes.append(f"{' and '.join(there)} is a test part: not used in training or validation")
     if not parts["train"].items:
         raise refusal(root, f"is a YOLO data set without an image in {parts['train'].place}", "images to train on")
     val = parts.get("val")
@@ -108,6 +111,8 @@ def _description(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
 def _classes(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     names = content["names"]
     if isinstance(names, Mapping):
+        if all(isinstance(key, str) and re.fullmatch("[0-9]{1,9}", key) for key in names):
+            names = {int(key): name for key, name in names.items()}
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             problem = f"has the keys {', '.join(map(str, names))}"
             raise InputError(problem, source=file, key="names", allowed=f"the numbers 0 to {len(names) - 1}")
@@ -255,6 +260,7 @@ def _part(root: Path, places: Iterable[Path], notes: list[str]) -> LabelPart:
         what = "{label file has no image and is|label files have no image and are} left out"
         notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     note_sharing(root, items, notes)
+    note_unread(root, (file for each in places if each.is_dir() for file in files_below(each)), notes)
     return LabelPart(named_places, tuple(items), _label_places(root, items[0].image) if items else "")
 
 
@@ -305,11 +311,17 @@ def _labels_folder(root: Path, folder: Path) -> Path:
 
 
 def _labels_of(root: Path, image: Path, listings: dict[Path, dict[str, Path]]) -> Path | None:
-    """Return the label file of an image: in the folder of labels, or else beside it; the ending in any case."""
+    """Return the label file of an image: in the folder of labels, or else beside it.
+
+    The ending is in any case, the name in any Unicode normal form: macOS writes another one than others.
+    """
     folders = (_labels_folder(root, image.parent), image.parent)
     for folder in folders:
         if folder not in listings:
-            listings[folder] = {file.stem: file for file in entries(folder) if _is_label(file)}
-        if image.stem in listings[folder]:
-            return listings[folder][image.stem]
+            files = [file for file in entries(folder) if _is_label(file)]
+            composed = {normalize("NFC", file.stem): file for file in files}
+            listings[folder] = composed | {file.stem: file for file in files}
+        for stem in (image.stem, normalize("NFC", image.stem)):
+            if stem in listings[folder]:
+                return listings[folder][stem]
     return None

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -176,6 +177,7 @@ YOLO = [
     ("train/images", "train/labels", "valid/images", "valid/labels", {"train": "train", "val": "valid"}),
     ("images/train", "labels/train", "images/val", "labels/val", {"path": "/elsewhere/on/another/machine"}),
     ("images/train", "labels/train", "images/val", "labels/val", {"names": {0: "zebra", 1: "ant"}, "nc": 2}),
+    ("images/train", "labels/train", "images/val", "labels/val", {"names": {"0": "zebra", "1": "ant"}}),
     ("images/train", "labels/train", "images/val", "labels/val", {"val": None, "valid": "images/val"}),
     ("a", "a", "b", "b", {"train": ["a"], "val": "b"}),
 ]  # fmt: skip
@@ -229,6 +231,33 @@ def test_images_of_one_name(root, parts, said):
     write_xml(parts["train"], root.parent / "voc", CLASSES)
     shutil.copy(root.parent / "voc" / "p000.png", root.parent / "voc" / "p000.bmp")
     assert sum(len(document["images"]) for document in documents(root.parent / "voc").values()) == 7
+
+
+@pytest.mark.parametrize(("of_images", "of_labels"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_label_files_in_another_unicode_form_are_the_images_own(of_images, of_labels, root, parts, said):
+    write_yolo(root, parts, CLASSES)
+    for folder, form in (("images", of_images), ("labels", of_labels)):
+        for file in list((root / folder / "train").iterdir()):
+            file.rename(file.with_name(normalize(form, f"\u00fc {file.name}")))
+    found = boxes(documents(root)["train"])
+    assert [row[1:] for row in found] == [row[1:] for row in made_boxes(parts["train"])]
+    assert "label file" not in said()
+
+
+def test_images_of_formats_that_are_not_read_are_told(root, parts, said):
+    write_yolo(root, parts, CLASSES)
+    for number, ending in ((0, "heic"), (1, "AVIF")):
+        image = root / "images" / "train" / f"p00{number}.png"
+        image.rename(image.with_suffix(f".{ending}"))
+    assert len(documents(root)["train"]["images"]) == len(parts["train"]) - 2
+    what = "2 images of a format that is not read (.avif, .heic) are left out: convert them"
+    assert f"{what}; the first: images/train/p000.heic" in said()
+
+
+def test_a_test_part_that_is_not_there_is_not_spoken_of(root, parts, said):
+    write_yolo(root, parts, CLASSES, test="images/test")
+    documents(root)
+    assert "test part" not in said()
 
 
 def test_cvat_s_lists(root, parts):
@@ -591,6 +620,7 @@ def test_corrected_files_of_a_folder(kind, root, tmp_path, capsys):
     assert main(["check-data", "--config", str(config), "--fix", str(tmp_path / "fixed")]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     overrides = [word for word in shlex.split(line.partition("use them with ")[2]) if word != "--set"]
+    assert load_settings("tiny", parse_overrides(overrides)).data.builtin is None  # whose images the folder replaced
     before, after = (open_data(load_settings(config, parse_overrides(given)).data, 0) for given in ([], overrides))
     for one, other in ((before.train, after.train), (before.val, after.val)):
         assert (one.file_names, one.summary) == (other.file_names, other.summary)
