@@ -21,7 +21,7 @@ from hitdet_nni.nas.sample_evaluation import architecture_losses, shared_losses
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.random_architectures import CostKey, samples_of_cost
-from hitdet_nni.studies.retrainings import Trained, deviation
+from hitdet_nni.studies.retrainings import Trained, deviation, with_deviation
 
 SEARCHED = "searched"
 
@@ -80,13 +80,9 @@ class Summary:
 
     def sentences(self) -> list[str]:
         """Return the same in words."""
-
-        def spread(mean: float, deviation: float | None, over: str) -> str:
-            return f"{mean:.3f}" + ("" if deviation is None else f" (sd {deviation:.3f} over {over})")
-
         lines = [
-            f"searched: mAP {spread(self.searched_mean, self.searched_deviation, 'seeds')}",
-            f"random: mAP {spread(self.random_mean, self.random_deviation, 'architectures')}",
+            f"searched: mAP {with_deviation(self.searched_mean, self.searched_deviation, 'seeds')}",
+            f"random: mAP {with_deviation(self.random_mean, self.random_deviation, 'architectures')}",
             f"the searched one is number {self.rank} of {self.architectures}; "
             f"{self.share_as_good:.0%} of the random ones are at least as good",
         ]

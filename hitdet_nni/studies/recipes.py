@@ -11,8 +11,8 @@ from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.jobs import Work, run_jobs, seeded
+from hitdet_nni.studies.permutation_tests import paired_p
 from hitdet_nni.studies.retrainings import OnResult, Repeated, Retraining, retrain_once
-from hitdet_nni.studies.search_summary import paired_p
 from hitdet_nni.training.runner_config import STAGE
 
 STEPS = (2 / 3, 11 / 12)

@@ -65,6 +65,19 @@ def deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+def with_deviation(mean: float, deviation: float | None, over: object = None) -> str:
+    """Return a mean in words, with its standard deviation where there is one.
+
+    Args:
+        mean: The mean.
+        deviation: Standard deviation, ``None`` of one value.
+        over: What it is over.
+    """
+    if deviation is None:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} (sd {deviation:.3f}{'' if over is None else f' over {over}'})"
+
+
 @dataclass(frozen=True)
 class Retraining(Job):
     """One retraining of a study.

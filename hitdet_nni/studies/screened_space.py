@@ -7,15 +7,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.stats import permutation_test
-
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
+from hitdet_nni.studies.permutation_tests import exchange_p
 from hitdet_nni.studies.random_architectures import drawn_samples, require_samples
-from hitdet_nni.studies.retrainings import Trained, deviation
+from hitdet_nni.studies.retrainings import Trained, deviation, with_deviation
 
 TYPICAL_DRAWS = 1_001
 """Architectures of the kept sub-spaces whose median cost is where both kinds are compared."""
@@ -25,9 +23,6 @@ MOST_SPACES = 1_000
 
 DRAWS = 200
 """Architectures of each that are drawn in search of that cost."""
-
-PERMUTATIONS = 99_999
-"""Permutations at most; of fewer architectures all are counted."""
 
 
 def typical_cost(model: CostModel, space: SearchSpace, seed: int) -> int:
@@ -112,33 +107,21 @@ class ScreeningComparison:
             seed: Seed of the permutations, where there are too many to count all.
         """
         ours, others = [one.mean for one in kept], [one.mean for one in drawn]
-        test = permutation_test(
-            (ours, others),
-            lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
-            alternative="greater",
-            vectorized=True,
-            n_resamples=PERMUTATIONS,
-            rng=np.random.default_rng(seed),
-        )
         return cls(
             statistics.fmean(ours),
             deviation(ours),
             statistics.fmean(others),
             deviation(others),
             len(ours),
-            float(test.pvalue),
+            exchange_p(ours, others, seed),
         )
 
     def sentences(self) -> list[str]:
         """Return the same in words."""
-
-        def with_deviation(mean: float, spread: float | None) -> str:
-            return f"{mean:.3f}" + ("" if spread is None else f" (sd {spread:.3f} over {self.architectures})")
-
         ahead = self.kept_mean - self.random_mean
         return [
-            f"kept sub-spaces: mAP {with_deviation(self.kept_mean, self.kept_deviation)}",
-            f"random sub-spaces: mAP {with_deviation(self.random_mean, self.random_deviation)}",
+            f"kept sub-spaces: mAP {with_deviation(self.kept_mean, self.kept_deviation, self.architectures)}",
+            f"random sub-spaces: mAP {with_deviation(self.random_mean, self.random_deviation, self.architectures)}",
             f"the kept ones are {'ahead' if ahead >= 0 else 'behind'} by {abs(ahead):.3f}; chance does as well for "
             f"them, or better, with probability {self.p_value:.2g}",
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -327,11 +327,3 @@ def retraining(
 ) -> Retraining:
     """Return the retraining of a competitor with the seed of some settings, which may have begun in a choice."""
     return Retraining(settings, folder / f"{name.replace(' ', '-')}-seed-{settings.seed}", architecture, begun)
-
-
-def alike(jobs: Iterable[Retraining], one: Retraining) -> Retraining:
-    """Return the retraining among some that would repeat another one, the other one itself where there is none."""
-    same = (
-        each for each in jobs if (each.settings, each.architecture.sample) == (one.settings, one.architecture.sample)
-    )
-    return next(same, one)

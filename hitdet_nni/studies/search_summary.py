@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import permutation_test
 
-from hitdet_nni.studies.retrainings import deviation
+from hitdet_nni.studies.permutation_tests import exchange_p, paired_p
+from hitdet_nni.studies.retrainings import deviation, with_deviation
 from hitdet_nni.studies.search_study import (
     BEST_OF_FRONT,
     BEST_OF_RANDOM,
@@ -22,9 +22,6 @@ from hitdet_nni.studies.search_study import (
     RANDOM,
     Price,
 )
-
-DRAWS = 99_999
-"""Permutations at most; fewer are counted."""
 
 BOOTSTRAPS = 9_999
 """Pools drawn from the random architectures, with replacement."""
@@ -162,10 +159,6 @@ class SearchSummary:
 
     def sentences(self) -> list[str]:
         """Return the same in words."""
-
-        def spread(mean: float, deviation: float | None) -> str:
-            return f"{mean:.3f}" + ("" if deviation is None else f" (sd {deviation:.3f})")
-
         randoms, training = self.price.randoms, self.price.training_seconds
         share = self.price.left
         left = "" if share == 1 else f", of which {share:.0%} were left after the choice"
@@ -174,11 +167,11 @@ class SearchSummary:
             BEST_OF_RANDOM: f", the mean over all sets of {randoms}",
             HALVED_RANDOM: f", the best of {self.halved} by halving",
         }
-        lines = [f"{self.way}: mAP {spread(self.mean, self.deviation)} over {self.seeds} seeds"]
+        lines = [f"{self.way}: mAP {with_deviation(self.mean, self.deviation)} over {self.seeds} seeds"]
         for one in self.against:
             wins = "" if one.wins is None else f" in {one.wins} of {self.seeds} seeds,"
             lines.append(
-                f"{one.way}: mAP {spread(one.mean, one.deviation)}{of.get(one.way, '')}; {self.way} is "
+                f"{one.way}: mAP {with_deviation(one.mean, one.deviation)}{of.get(one.way, '')}; {self.way} is "
                 f"{'ahead' if one.ahead >= 0 else 'behind'} by {abs(one.ahead):.3f},{wins} p {one.p_value:.2g}"
             )
         lines.append(
@@ -205,7 +198,7 @@ def _against_seeds(way: str, ours: Sequence[float], theirs: Sequence[float]) -> 
 def _against_random(ours: Sequence[float], pool: RandomPool) -> Against:
     mean = statistics.fmean(pool.shown)
     ahead = statistics.fmean(ours) - mean
-    return Against(RANDOM, mean, deviation(pool.shown), ahead, None, _shuffled_p(ours, pool.shown))
+    return Against(RANDOM, mean, deviation(pool.shown), ahead, None, exchange_p(ours, pool.shown))
 
 
 def _against_best(ours: Sequence[float], pool: RandomPool, count: int) -> Against:
@@ -229,36 +222,3 @@ def _means_of_bests(pool: RandomPool, count: int, seeds: int) -> npt.NDArray[np.
         best = np.take_along_axis(tried, np.take_along_axis(chosen_by, tried, 1).argmax(axis=1)[:, None], 1)[:, 0]
         means += shown[rows, best] / seeds
     return means
-
-
-def _shuffled_p(ours: Sequence[float], others: Sequence[float]) -> float:
-    """Return the probability that as many of all as are ours have as large a mean."""
-    drawn, rest = [*ours], [*others]
-    if len(drawn) == 1:  # SciPy wants two
-        return (1 + sum(value >= drawn[0] for value in rest)) / (1 + len(rest))
-    test = permutation_test(
-        (drawn, rest),
-        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
-        alternative="greater",
-        vectorized=True,
-        n_resamples=DRAWS,
-        rng=np.random.default_rng(0),
-    )
-    return float(test.pvalue)
-
-
-def paired_p(differences: Sequence[float]) -> float:
-    """Return the probability that differences of random signs have as large a mean."""
-    if not math.fsum(map(abs, differences)):
-        return 1.0
-    if len(differences) == 1:  # SciPy wants two
-        return 0.5 if differences[0] > 0 else 1.0
-    test = permutation_test(
-        (np.asarray(differences),),
-        np.mean,
-        permutation_type="samples",
-        alternative="greater",
-        n_resamples=DRAWS,
-        rng=np.random.default_rng(0),
-    )
-    return float(test.pvalue)

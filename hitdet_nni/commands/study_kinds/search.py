@@ -9,9 +9,7 @@ from hitdet_nni.commands.shared.options import add_jobs, add_study
 
 if TYPE_CHECKING:
     from hitdet_nni.commands.shared.findings import Findings
-    from hitdet_nni.config.architecture import Architecture
     from hitdet_nni.config.settings import Settings
-    from hitdet_nni.runs.run_directory import RunDirectory
 
 HELP_ORDER = 5
 HELP = "screening, search and front with several seeds, against random and handmade architectures within the budget"
@@ -73,90 +71,41 @@ def check(options: Namespace, settings: Settings) -> None:
 
 def run(options: Namespace) -> Findings:
     """Search with each seed, retrain what came of it and what else there is, and compare."""
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.nas.checks import whole_space
-    from hitdet_nni.studies.jobs import Job, Work, run_jobs, seeded
+    from hitdet_nni.studies.competition import SearchStudy
+    from hitdet_nni.studies.jobs import Job
     from hitdet_nni.studies.plots import plot_search_study
-    from hitdet_nni.studies.retrainings import Retraining, retrain_once
-    from hitdet_nni.studies.search_study import (
-        BEST_OF_FRONT,
-        HALVED_RANDOM,
-        alike,
-        choice,
-        choose,
-        competitors,
-        random_choice,
-        random_competitors,
-        retraining,
-        search_once,
-        searches,
-        settled_price,
-    )
-    from hitdet_nni.studies.search_summary import RandomPool, SearchSummary, SeedOutcome
-    from hitdet_nni.studies.validation_halves import accuracies
+    from hitdet_nni.studies.search_summary import SearchSummary
 
     settings, data = open_images(settings_of(options))
     open_study(options, settings)
 
-    def told(done: int, total: int, one: Job, _: object) -> None:
+    def told(done: int, total: int, one: Job) -> None:
         if not options.json:
             echo(f"{done}/{total}  {one.folder.name}")
 
-    folder = options.out / "runs"
-    every = searches(settings, whole_space(settings), options.seeds, options.samples, folder)
-    runs = run_jobs(Work("search", search_once), every, options.jobs, told)
-    fixed: dict[tuple[int, str], Retraining] = {}
-
-    def add(place: int, name: str, architecture: Architecture, begun: RunDirectory | None = None) -> None:
-        new = retraining(every[place].settings, name, architecture, folder, begun)
-        there = alike(fixed.values(), new)
-        one = replace(there, begun=begun or there.begun)
-        fixed.update({key: one for key, each in fixed.items() if each is there})
-        fixed[place, name] = one
-
-    for place, (one, run) in enumerate(zip(every, runs, strict=True)):
-        for name, architecture in competitors(one, run, data).items():
-            add(place, name, architecture)
-    choices = []
-    if options.top > 1:
-        choices = [choice(one, run, data, options.top, folder) for one, run in zip(every, runs, strict=True)]
-    for place, best in enumerate(run_jobs(Work("choice", choose), choices, options.jobs, told)):
-        add(place, BEST_OF_FRONT, best.architecture, best.begun)
-    retrain = Work("retrain", retrain_once)
-    trained = list({one.folder: one for one in fixed.values()}.values())
-    run_jobs(retrain, trained, options.jobs, told)
-    price = settled_price(options.out, runs, choices, trained)
-    randoms = random_competitors(every[0], data, max(options.randoms, price.randoms))
-    drawn = [
-        retraining(own, name, architecture, folder)
-        for own, (name, architecture) in zip(seeded(settings, len(randoms)), randoms.items(), strict=True)
-    ]
-    run_jobs(retrain, drawn, options.jobs, told)
-    halved = price.halved(settings.retrain.epochs)
-    rivals = [random_choice(one, data, halved, folder) for one in every]
-    for place, best in enumerate(run_jobs(Work("choice", choose), rivals, options.jobs, told)):
-        add(place, HALVED_RANDOM, best.architecture, best.begun)
-    run_jobs(retrain, [fixed[place, HALVED_RANDOM] for place in range(len(every))], options.jobs, told)
-    outcomes = [
-        SeedOutcome(
-            one.settings.seed,
-            {name: accuracies(job, data.val)[1] for (at, name), job in fixed.items() if at == place},
-        )
-        for place, one in enumerate(every)
-    ]
-    pool = RandomPool.of([accuracies(one, data.val) for one in drawn])
-    summary = SearchSummary.of(outcomes, pool, price, halved)
-    plot_search_study(outcomes, pool, price.randoms, image_file(options))
+    found = SearchStudy(
+        settings,
+        whole_space(settings),
+        data,
+        options.out,
+        seeds=options.seeds,
+        samples=options.samples,
+        top=options.top,
+        randoms=options.randoms,
+        processes=options.jobs,
+        on_end=told,
+    ).run()
+    summary = SearchSummary.of(found.seeds, found.pool, found.price, found.halved)
+    plot_search_study(found.seeds, found.pool, found.price.randoms, image_file(options))
     rows = [
-        {"seed": one.seed, **{name.replace(" ", "_"): value for name, value in one.by_way.items()}} for one in outcomes
+        {"seed": one.seed, **{way.replace(" ", "_"): reached for way, reached in one.by_way.items()}}
+        for one in found.seeds
     ]
-    details = {
-        "summary": asdict(summary),
-        "random": asdict(pool),
-        "samples": {one.folder.name: dict(one.architecture.sample) for one in (*fixed.values(), *drawn)},
-    }
+    details = {"summary": asdict(summary), "random": asdict(found.pool), "samples": found.samples}
     return write_findings(options, rows, summary.sentences(), details)
