@@ -40,6 +40,7 @@ from hitdet_nni.runs.same_settings import plain
 from hitdet_nni.runs.samples import write_samples
 from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
 from hitdet_nni.training.retrain import Retrained, retrain
+from hitdet_nni.training.runner_config import STAGE
 from hitdet_nni.training.supernet_pretraining import clear_pretraining, with_pretrained_backbone
 
 logger = logging.getLogger(__name__)
@@ -358,7 +359,7 @@ def retrain_architecture(
         Section 4.2.
     """
     _note_images(run, data)
-    checkpoints = CheckpointFolder(run.checkpoints("retrain"), settings.checkpoint.keep)
+    checkpoints = CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
     if not (resume and distributed.broadcast_object(run.metrics.exists())):
         outcome = retrain(
             architecture,

@@ -97,7 +97,7 @@ def train_recipes(
         TrainedRecipe(
             name,
             tuple(result["mAP"] for result in results[place :: len(recipes)]),
-            statistics.fmean(RunDirectory(job.folder).seconds("retrain") for job in jobs[place :: len(recipes)]),
+            statistics.fmean(RunDirectory(job.folder).seconds(STAGE) for job in jobs[place :: len(recipes)]),
         )
         for place, name in enumerate(recipes)
     ]

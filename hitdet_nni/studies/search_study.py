@@ -27,6 +27,7 @@ from hitdet_nni.studies.jobs import Job, opened, seeded
 from hitdet_nni.studies.random_architectures import detectors_within
 from hitdet_nni.studies.retrainings import Retraining
 from hitdet_nni.studies.successive_halving import Chosen, best_by_halving, epochs_before, epochs_left
+from hitdet_nni.training.runner_config import STAGE
 
 logger = logging.getLogger(__name__)
 
@@ -302,7 +303,7 @@ def settled_price(
     """
     file = folder / "price.json"
     if not file.exists():
-        began = [RunDirectory(one.folder).seconds("retrain") for one in retrainings if one.begun is None]
+        began = [RunDirectory(one.folder).seconds(STAGE) for one in retrainings if one.begun is None]
         among = [(len(one.architectures), one.settings.retrain.epochs) for one in choices]
         price = Price(
             search_seconds=statistics.fmean(map(search_seconds, searches)),
@@ -319,7 +320,7 @@ def choice_seconds(one: Choice) -> float:
     """Return the wall time of the trainings of a choice."""
     if len(one.architectures) == 1:
         return 0.0
-    return sum(RunDirectory(one.folder / each.name).seconds("retrain") for each in one.architectures)
+    return sum(RunDirectory(one.folder / each.name).seconds(STAGE) for each in one.architectures)
 
 
 def retraining(

@@ -127,6 +127,7 @@ def run_retraining(
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.pipeline import retrain_architecture
         from hitdet_nni.training.retrain import check_start
+        from hitdet_nni.training.runner_config import STAGE
 
         check_start(settings, supernet)
         run.open(settings, force=force, resume=resume)
@@ -138,7 +139,7 @@ def run_retraining(
                 resume = True
             if distributed.is_main():
                 keep_architecture(run, architecture)
-            with run.timed("retrain"):
+            with run.timed(STAGE):
                 return retrain_architecture(run, architecture, settings, images, resume=resume, inherit=supernet)
 
 
