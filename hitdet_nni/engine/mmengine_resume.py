@@ -21,6 +21,9 @@ from hitdet_nni.errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
 
+LOOP = "loop"
+"""Name of the loop's own state in a checkpoint."""
+
 OnEvaluation = Callable[[int, dict[str, float]], None]
 """Called with the finished epochs and the metrics of an evaluation."""
 
@@ -32,7 +35,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
     it. Of mmengine's message hub nothing is saved: it holds what the log prints.
 
     An evaluation is due before training, every ``val_interval`` epochs and after the last one; one that was due and is
-    not in the checkpoint is made first.
+    not in the checkpoint is made first. A training that pauses leaves those before it and at its pause to whoever goes
+    on to the end: most never do, and nobody reads theirs. With a patience they decide, and are made in their time.
 
     Args:
         runner: mmengine's runner.
@@ -83,6 +87,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self.patience = patience
         self.until = max_epochs if until is None else min(until, max_epochs)
+        self._left_to_others = {0, self.until} if self.until < max_epochs and patience is None else set()
         self._average_share = average
         self._average: MovingAverage | None = None
         self._step = 0  # finished steps of the epoch
@@ -158,15 +163,19 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         """Return the metrics of the evaluation that was due, if one was."""
         due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
         made = any(epoch == self._epoch for epoch, _ in self.evaluations)
-        if self._step or made or not due:
+        if self._step or made or not due or self._epoch in self._left_to_others:
             return None
         self._progress.evaluate()
         with nullcontext() if self._average is None else self._average.in_place_of(self.runner.model):
-            metrics = self.metrics(self.runner.val_loop.run())
+            metrics = self._evaluate()
         self.evaluations.append((self._epoch, metrics))
+        self._save()
+        return metrics
+
+    def _evaluate(self) -> dict[str, float]:
+        metrics = self.metrics(self.runner.val_loop.run())
         if distributed.is_main():
             self.on_evaluation(self._epoch, metrics)
-        self._save()
         return metrics
 
     def _without_progress(self) -> bool:
@@ -193,7 +202,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         saved = self.checkpoints.load()
         if saved is None:
             return
+        left_out = 0 not in self._left_to_others and all(epoch for epoch, _ in saved.part(LOOP)["evaluations"])
+        before = [(0, self._evaluate())] if left_out else []  # by the initial weights, which are still there
         saved.restore(self._objects())
+        self.evaluations = before + self.evaluations
         position = saved.position
         self._epoch, self._step, self._iter = position.epoch, position.step_in_epoch, position.steps
         self.dataloader.sampler.start_at(self._epoch, self._step)
@@ -201,7 +213,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
 
     def _objects(self) -> TrainingObjects:
         runner = self.runner
-        parts: dict[str, Stateful] = {"loop": self}
+        parts: dict[str, Stateful] = {LOOP: self}
         if self._average is not None:
             parts["average"] = self._average
         return TrainingObjects(runner.model, [runner.optim_wrapper], runner.param_schedulers, parts)

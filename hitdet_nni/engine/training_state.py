@@ -84,6 +84,11 @@ class SavedTraining:
         for name, part in objects.parts.items():
             part.load_state_dict(self._own["parts"][name])
 
+    def part(self, name: str) -> Mapping[str, Any]:
+        """Return the state of a part of this process."""
+        state: Mapping[str, Any] = self._own["parts"][name]
+        return state
+
     def restore_random(self) -> None:
         """Restore the random number generators of this process."""
         set_random_state(self._own["random"])

@@ -16,6 +16,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.training_log import read_training_log
 from hitdet_nni.studies import successive_halving
 from hitdet_nni.studies.retrainings import Retraining, go_on_from, retrain_once
 from hitdet_nni.studies.successive_halving import (
@@ -184,6 +185,8 @@ def test_a_training_that_pauses_ends_as_one_that_does_not(changed, plain, tmp_pa
     second = until(2)
     assert until(2) == second != first
     assert not RunDirectory(folder).metrics.exists()
+    evaluated = [epoch for epoch, _ in read_training_log(RunDirectory(folder).retrain).evaluations]
+    assert evaluated == ([0, 1, 2] if "patience" in changed else [])  # before the pause nobody asks for them
     assert len(list(RunDirectory(folder).checkpoints("retrain").iterdir())) == 1
     other = tmp_path / "other"
     assert train_until_pause(UntilPause(settings, other, architecture, 2)) == second
@@ -191,7 +194,9 @@ def test_a_training_that_pauses_ends_as_one_that_does_not(changed, plain, tmp_pa
     assert retrain_once(resumed) == whole
     weights = [torch.load(tmp_path / name / "retrain/weights.pth", weights_only=True) for name in ("whole", "resumed")]
     assert all(torch.equal(one, weights[1]["state_dict"][name]) for name, one in weights[0]["state_dict"].items())
-    assert len(list((tmp_path / "resumed" / "retrain").glob("*/*.log"))) >= 2  # the curves are whole
+    logs = [read_training_log(tmp_path / name / "retrain") for name in ("whole", "resumed")]
+    assert logs[0].evaluations == logs[1].evaluations  # the curves are whole
+    assert [epoch for epoch, _ in logs[0].losses] == [epoch for epoch, _ in logs[1].losses] == [1, 2, 3, 4]
     go_on_from(RunDirectory(other), RunDirectory(tmp_path / "resumed"))  # which has ended: nothing happens
     assert RunDirectory(other).checkpoints("retrain").exists()
     shutil.rmtree(tmp_path / "resumed")  # to have it done again, where the checkpoints are gone
