@@ -81,7 +81,7 @@ def _fix(settings: Settings, out: Path, as_json: bool) -> None:
         }
         echo(json.dumps(facts))
         return
-    for number, each in enumerate(repaired):
+    for each in repaired:
         for line in each.left_out:
             echo(line)
         for change in each.changes:
@@ -91,6 +91,5 @@ def _fix(settings: Settings, out: Path, as_json: bool) -> None:
             "{change|changes}": len(each.changes),
         }
         told = ", ".join(counted(count, what) for what, count in numbers.items() if count)
-        split_off = any(each.source == other.source for other in repaired[:number])
-        echo(f"{each.file}: {told or (f'the rest of {each.source}' if split_off else 'a copy, nothing to mend')}")
+        echo(f"{each.file}: {told or (f'the rest of {each.source}' if each.rest else 'a copy, nothing to mend')}")
     echo(f"use them with {' '.join(settings_of(repaired, settings.data))}")

@@ -61,8 +61,8 @@ def images_of_epochs(along: str) -> Any:
     return Field(
         None,
         description="training images that these epochs are for: with n of them there are the square root of "
-        f"epochs_images / n times as many, and {along}; null, or where a config or --set gives epochs alone: all as "
-        "they are",
+        f"epochs_images / n times as many, and {along}; null, or where a config or --set gives epochs alone: these "
+        "epochs as they are",
     )
 
 

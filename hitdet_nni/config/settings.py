@@ -26,7 +26,7 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
 from hitdet_nni.config.data_settings import Section, images_of_epochs
-from hitdet_nni.config.epochs_alone import follow_epochs
+from hitdet_nni.config.epochs_alone import along_with_epochs
 from hitdet_nni.config.screening_settings import PerComponent as PerComponent
 from hitdet_nni.config.screening_settings import ScreeningSettings
 from hitdet_nni.config.shipped import shipped
@@ -177,12 +177,12 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
         InputError: Naming the file, or ``--set`` where the value is an override, key, value and what is allowed.
     """
     path = find_config(config)
-    tree = _read_tree(path, ())
-    diff = _diff_of(overrides or {})
+    layers, diff = _read_layers(path, ()), _diff_of(overrides or {})
+    tree = _merged(layers)
     _give_way(tree, diff)
     _resolve_paths(diff, Path.cwd())
     try:
-        return _checked(_merge(tree, diff), path)
+        return _checked(_epochs_followed(_merge(tree, diff), [*layers, diff]), path)
     except InputError as error:
         if _is_of_diff(error.key, tree, diff):
             raise InputError(error.problem, source="--set", key=error.key, allowed=error.allowed) from None
@@ -270,8 +270,8 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, object]:
     return overrides
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Read the mapping of a config file, with those that it extends underneath."""
+def _read_layers(path: Path, seen: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """Read the mapping of a config file and those of the files that it extends, the lowest first."""
     if path.resolve() in seen:
         raise InputError("extends itself", source=path, key="extends")
     tree = read_yaml(path, parse_as_written)
@@ -282,14 +282,32 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"expected a mapping of settings, got {type(tree).__name__}", source=path)
     _resolve_paths(tree, path.parent)
     base = tree.pop("extends", None)
-    if base is not None and not isinstance(base, str):
+    if base is None:
+        return [tree]
+    if not isinstance(base, str):
         raise InputError(
             f"got {base!r}", source=path, key="extends", allowed="a config file or a shipped config's name"
         )
-    below = {} if base is None else _read_tree(_find_extended(base, path), (*seen, path.resolve()))
-    _give_way(below, tree)
-    merged: dict[str, Any] = _merge(below, tree)
-    return merged
+    return [*_read_layers(_find_extended(base, path), (*seen, path.resolve())), tree]
+
+
+def _merged(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return configs of which each is a diff of those before it as one."""
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        _give_way(tree, layer)
+        tree = _merge(tree, layer)
+    return tree
+
+
+def _epochs_followed(tree: dict[str, Any], layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a merged config in which milestones and warm-ups follow epochs that were changed alone."""
+    for stage in STAGES:
+        said = [layer[stage] for layer in layers if isinstance(layer.get(stage), Mapping)]
+        if isinstance(tree.get(stage), dict):
+            defaults = Settings.model_fields[stage].get_default(call_default_factory=True).model_dump()
+            tree[stage] |= along_with_epochs([defaults, *said])
+    return tree
 
 
 def _find_extended(base: str, path: Path) -> Path:
@@ -313,15 +331,12 @@ def _find_extended(base: str, path: Path) -> Path:
 def _give_way(tree: dict[str, Any], diff: Mapping[str, Any]) -> None:
     """Have what a config says give way to what a diff of it says otherwise by another key.
 
-    The embedded set gives way to a folder, with a line; to epochs alone the images that epochs are for, milestones and
-    warm-up.
+    The embedded set gives way to a folder, with a line; the images that epochs are for to epochs alone.
     """
     for stage in STAGES:
-        own, given = tree.setdefault(stage, {}), diff.get(stage)
-        if isinstance(own, dict) and isinstance(given, Mapping) and "epochs" in given:
-            if "epochs_images" not in given:
-                own.pop("epochs_images", None)
-            follow_epochs(own, given, Settings.model_fields[stage].get_default(call_default_factory=True).model_dump())
+        own, given = tree.get(stage), diff.get(stage)
+        if isinstance(own, dict) and isinstance(given, Mapping) and "epochs" in given and "epochs_images" not in given:
+            own.pop("epochs_images", None)
     below, given = tree.get("data"), diff.get("data")
     if not isinstance(below, dict) or not isinstance(given, Mapping):
         return

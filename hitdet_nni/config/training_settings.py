@@ -47,7 +47,10 @@ class RetrainSettings(Section):
     schedule: Literal["step", "cosine"] = Field(
         "step", description="of the learning rate: a tenth after each milestone (section 4.2), or half a cosine to 0"
     )
-    milestones: tuple[PositiveInt, ...] = Field((8, 11), description="epochs after which lr / 10 (section 4.2)")
+    milestones: tuple[PositiveInt, ...] = Field(
+        (8, 11),
+        description="epochs after which lr / 10 (section 4.2); where epochs are given alone, at the same shares",
+    )
     warmup_iterations: NonNegativeInt = Field(800, description="linear warm-up from 0.1 lr (released configuration)")
     grad_clip: PositiveFloat | None = Field(35.0, description="largest gradient norm (released configuration)")
     val_interval: PositiveInt = Field(

@@ -90,6 +90,10 @@ class Competition:
         self._jobs.update({key: job for key, one in self._jobs.items() if one is there})
         self._jobs[place, way] = job
 
+    def jobs_of(self, way: str) -> list[Retraining]:
+        """Return the retrainings of what a way has come to, one a seed."""
+        return [self._jobs[place, way] for place in range(len(self._searches))]
+
     @property
     def jobs(self) -> list[Retraining]:
         """All retrainings, each once, in the order in which they were entered."""
@@ -158,7 +162,7 @@ class SearchStudy:
         self._train(drawn)
         halved = price.halved(self.settings.retrain.epochs)
         self._choose(competition, HALVED_RANDOM, [random_choice(one, data, halved, runs_folder) for one in every])
-        self._train(competition.jobs)
+        self._train(competition.jobs_of(HALVED_RANDOM))
         return Outcomes(
             competition.outcomes(data.val),
             RandomPool.of([accuracies(one, data.val) for one in drawn]),

@@ -8,7 +8,7 @@ from hitdet_nni.config.settings import load_settings
 @pytest.mark.parametrize(
     ("config", "changes", "milestones"),
     [
-        ("digits", {"retrain.epochs": 12}, (8, 10)),  # (16, 21) of 24
+        ("digits", {"retrain.epochs": 12}, (8, 11)),  # (16, 21) of 24
         ("digits", {"retrain.epochs": 48}, (32, 42)),
         ("digits", {"retrain.epochs": 24}, (16, 21)),
         ("digits", {"retrain": {"epochs": 1}}, (1,)),
@@ -19,6 +19,22 @@ from hitdet_nni.config.settings import load_settings
 )
 def test_milestones_stay_at_their_shares(config, changes, milestones):
     assert load_settings(config, changes).retrain.milestones == milestones
+
+
+def test_several_changes_of_epochs_are_the_last_one(tmp_path):
+    shorter = tmp_path / "shorter.yml"
+    shorter.write_text("extends: small\nretrain: {epochs: 1}\nsearch: {epochs: 2}\n")
+    assert load_settings(shorter).retrain.milestones == (1,)
+    again = load_settings(shorter, {"retrain.epochs": 120, "search.epochs": 20})
+    assert again.retrain.milestones == (80, 110)
+    assert again.search.warmup_epochs == 3
+    between = tmp_path / "between.yml"
+    between.write_text("extends: shorter.yml\nretrain: {epochs: 10, milestones: [5]}\n")
+    assert load_settings(between, {"retrain.epochs": 30}).retrain.milestones == (15,)
+    assert load_settings(between, {"retrain.epochs": 10**400}).retrain.milestones == (10**400 // 2,)
+    nothing = tmp_path / "nothing.yml"
+    nothing.write_text("data: {builtin: digits}\nretrain: null\n")
+    assert load_settings(nothing, {"retrain.epochs": 6}).retrain.milestones == (4, 6)
 
 
 def test_in_files_too(tmp_path):

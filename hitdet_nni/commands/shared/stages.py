@@ -13,7 +13,7 @@ from hitdet_nni.commands.shared.trained import trained_source
 from hitdet_nni.commands.shared.work import load_libraries, working
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.budget_settings import BudgetKey
-from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data, open_images
 from hitdet_nni.deployment.suffixes import require_suffix
@@ -57,7 +57,8 @@ def run_search(
     run = RunDirectory(out)
     with working(out, "search", config) as view:
         settings, images = open_images(settings)
-        from_space = whole if given is None else given
+        kept = load_search_space(run.sub_spaces) if run.sub_spaces.is_file() and not force else None
+        from_space = given or kept or whole
         check_budget(from_space, settings, len(images.classes))
         tell_unused_budget(from_space, settings, len(images.classes))
         load_libraries(view, settings)

@@ -59,6 +59,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.console import echo, settings_of
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.data.sources import open_images
+    from hitdet_nni.engine import distributed
     from hitdet_nni.io import write_csv
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.studies.jobs import Work, run_jobs
@@ -84,5 +85,6 @@ def run(options: Namespace) -> Findings:
     found = run_jobs(Work("screening", screen_sparsely), jobs, options.jobs, echo_end)
     plot_scores([one for one in found if one.seed == settings.seed], settings.seed, image_file(options))
     curves = curve_rows(found)
-    write_csv(options.out / "scores.csv", list(curves[0]), curves)
+    if distributed.is_main():
+        write_csv(options.out / "scores.csv", list(curves[0]), curves)
     return write_findings(options, reading_rows(found, getattr(settings.screening.keep, part)), [], {})

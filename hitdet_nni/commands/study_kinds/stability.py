@@ -59,6 +59,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.findings import image_file, open_study, write_findings
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.data.sources import open_images
+    from hitdet_nni.engine import distributed
     from hitdet_nni.io import write_csv
     from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.pipeline import screen
@@ -97,7 +98,8 @@ def run(options: Namespace) -> Findings:
     agreements = compare(found)
     plot_ranks(found, space, seeds, image_file(options))
     ranks = rank_rows(found, space, seeds)
-    write_csv(options.out / "ranks.csv", list(ranks[0]), ranks)
+    if distributed.is_main():
+        write_csv(options.out / "ranks.csv", list(ranks[0]), ranks)
     sentences = judgement(agreements, options.stage, options.seeds)
     details = {
         "stage": options.stage,

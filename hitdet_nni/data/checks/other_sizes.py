@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hitdet_nni.data.annotations.coco_document import CocoDocument, Entry, is_number
 from hitdet_nni.data.checks.rewriting import DIGITS, Change
@@ -14,16 +14,19 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 ROUNDING = 1.0
-"""Pixels by which a resized side may be off, and a box may reach over an edge."""
+"""Pixels by which a resized side may be off."""
+
+OVER = 0.02
+"""Share of a side by which a box may reach over an edge, as loosely drawn ones do."""
 
 
 def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list[Change], dict[int, str]]:
     """Return what is to be written of images whose annotated size is not theirs, and which of them cannot be mended.
 
-    Where a side is right or nearly so, or nothing depends on it, the size alone is wrong; so it is where boxes reach
-    out of the annotated size and not out of the image. Where images were resized, and boxes of any of them reach out of
-    it, the boxes are of the annotated size, and are resized, too. All else could be either: boxes of an image that a
-    program has turned as its EXIF orientation says, and those of an enlarged one, lie in both.
+    Where it is nearly right, or there are no boxes, the size alone is wrong; so it is where boxes reach out of the
+    annotated size and not out of the image. Where images of a file were resized, and boxes of any of them reach out of
+    it, the boxes are of the annotated size, and are resized, too. All else is not for a program to decide: boxes of an
+    enlarged, stretched or padded image lie in both, and how one was turned is not known.
 
     Args:
         document: The annotations.
@@ -39,13 +42,11 @@ def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list
         size, said, own = sizes.get(id(entry)), _said(entry), boxes[_key(entry.get("id"))]
         if size is None:
             continue
-        if said is None or not own or _differ_hardly(said, size) or (_inside(own, size) and not _inside(own, said)):
+        if said is None or not own or _differ_hardly(said, size) or _frame(own, said, size) == "image":
             changes += _sized(entry, size)
         else:
             unclear.append((entry, said, size, own))
-    resized = any(
-        _is_resized(said, size) and _inside(own, said) and not _inside(own, size) for _, said, size, own in unclear
-    )
+    resized = any(_is_resized(said, size) and _frame(own, said, size) == "said" for _, said, size, own in unclear)
     broken: dict[int, str] = {}
     for entry, said, size, own in unclear:
         if resized and _is_resized(said, size):
@@ -53,14 +54,22 @@ def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list
             scale = size[0] / said[0], size[1] / said[1]
             changes += [change for each in own for change in _scaled(each, scale)]
         else:
-            broken[id(entry)] = f"{entry['file_name']!r} {wrong_size(size, said)}, and boxes could be of either"
+            doubt = "its boxes are of that size" if _frame(own, said, size) == "said" else "boxes could be of either"
+            broken[id(entry)] = f"{entry['file_name']!r} {wrong_size(size, said)}, and {doubt}"
     return changes, broken
 
 
 def _differ_hardly(said: Size, size: Size) -> bool:
-    """Check whether a side is the same, so that nothing was resized or turned, or both nearly so."""
-    apart = abs(said[0] - size[0]), abs(said[1] - size[1])
-    return min(apart) == 0 or max(apart) <= ROUNDING
+    return max(abs(said[0] - size[0]), abs(said[1] - size[1])) <= ROUNDING
+
+
+def _frame(boxes: list[Entry], said: Size, size: Size) -> Literal["image", "said", "either"]:
+    """Return what size the boxes are of that lie in one of both alone; those that lie in none say nothing."""
+    lie = [(_inside(box, said), _inside(box, size)) for box in boxes]
+    of_said, of_image = lie.count((True, False)), lie.count((False, True))
+    if of_said and of_image:
+        return "either"
+    return "said" if of_said else "image" if of_image else "either"
 
 
 def _key(number: object) -> object:
@@ -92,11 +101,11 @@ def _sized(entry: Entry, size: Size) -> list[Change]:
     ]
 
 
-def _inside(boxes: list[Entry], size: Size) -> bool:
-    return all(
-        box[0] + box[2] <= size[0] + ROUNDING and box[1] + box[3] <= size[1] + ROUNDING
-        for box in (entry["bbox"] for entry in boxes)
-    )
+def _inside(entry: Entry, size: Size) -> bool:
+    """Check whether a box reaches no further over the right or lower edge than people draw."""
+    left, top, width, height = entry["bbox"]
+    right, lower = (side + max(ROUNDING, OVER * side) for side in size)
+    return bool(left + width <= right and top + height <= lower)
 
 
 def _is_resized(said: Size, size: Size) -> bool:

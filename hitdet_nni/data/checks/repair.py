@@ -55,6 +55,7 @@ class Repaired:
         changes: ``place: old -> new``, a line each; empty if nothing was wrong.
         left_out: What is wrong with images and label files of the folder that `source` was made of, whose images are
             left out of it: ``place: problem: the image is left out``, a line each.
+        rest: Whether it has what was split off from the file before, whose changes are told there.
     """
 
     split: str
@@ -63,6 +64,7 @@ class Repaired:
     file: Path
     changes: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    rest: bool = False
 
 
 def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, int] | None = None) -> list[Repaired]:
@@ -110,8 +112,9 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
     written: list[Repaired] = []
     for (split, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
         write_text(target, text)
-        told = () if any(each is other for other in mended[: len(written)]) else tuple(each.lines)
-        written.append(Repaired(split, ann, images, target, told, _places(defects[split])))
+        rest = any(each is other for other in mended[: len(written)])
+        told = () if rest else tuple(each.lines)
+        written.append(Repaired(split, ann, images, target, told, _places(defects[split]), rest))
     return written
 
 
@@ -119,7 +122,9 @@ def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[st
     """Return the options by which a command with these settings uses the corrected files."""
     # A config may name embedded images that only the folder has taken the place of.
     gone = [key for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
-    options = [f"--set data.{key}=null" for key in (["builtin", *gone] if gone == ["root"] else gone)]
+    if "root" in gone and "builtin" not in gone:
+        gone.insert(0, "builtin")
+    options = [f"--set data.{key}=null" for key in gone]
     named = bool(options)  # the folders of images have to be
     for split in SPLITS:
         found = [each for each in repaired if each.split == split]

@@ -16,7 +16,7 @@ SUFFIXES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 """Endings of images, in any case."""
 
 UNREAD = (".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jxl", ".nef", ".svg")
-"""Endings of images that OpenCV does not read."""
+"""Endings of images that are not read: OpenCV does so of some alone, and not everywhere."""
 
 Split = Literal["train", "val"]
 """What a set consists of: training images and validation images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
@@ -73,10 +74,9 @@ def _found(
     key_points: int | None,
 ) -> Found:
     parts = {role: _part(root, paths, notes) for role, paths in places.items() if role != "test"}
-    if "test" in places:
-        there = [shown(path, root) for path in places["test"] if path.exists()]
-        if there:
-            notes.append(f"{' and '.join(there)} is a test part: not used in training or validation")
+    if places.get("test"):
+        there = " and ".join(shown(path, root) for path in places["test"])
+        notes.append(f"{there} is a test part: not used in training or validation")
     if not parts["train"].items:
         raise refusal(root, f"is a YOLO data set without an image in {parts['train'].place}", "images to train on")
     val = parts.get("val")
@@ -111,7 +111,7 @@ def _description(root: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
 def _classes(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     names = content["names"]
     if isinstance(names, Mapping):
-        if all(isinstance(key, str) and re.fullmatch("[0-9]{1,9}", key) for key in names):
+        if all(isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,8}", key) for key in names):
             names = {int(key): name for key, name in names.items()}
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             problem = f"has the keys {', '.join(map(str, names))}"
@@ -164,7 +164,7 @@ def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Ro
             continue
         values = content[key] if isinstance(content[key], list) else [content[key]]
         if role == "test":
-            places[role] = tuple(Path(str(value)) for value in values)
+            places[role] = tuple(_test_places(root, file, content, key, values))
             continue
         found = []
         for value in values:
@@ -184,6 +184,16 @@ def _places(root: Path, file: Path, content: Mapping[str, Any]) -> tuple[dict[Ro
         places = {role: (folder,) for role, folder in guessed.items()}
         notes.append(f"{shown(file, root)} names no training images: {shown(guessed['train'], root)} is taken")
     return places, notes
+
+
+def _test_places(
+    root: Path, file: Path, content: Mapping[str, Any], key: str, values: Iterable[object]
+) -> Iterator[Path]:
+    """Yield the folders and lists of the test part that are there: nobody needs them."""
+    for value in values:
+        if isinstance(value, str):
+            with suppress(InputError):
+                yield _place(root, file, content, key, value)[0]
 
 
 def _place(root: Path, file: Path, content: Mapping[str, Any], key: str, value: str) -> tuple[Path, str | None]:

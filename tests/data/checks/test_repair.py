@@ -139,18 +139,29 @@ def test_boxes_of_resized_images_are_resized(mended):
     assert dataset.notes == ()
 
 
-@pytest.mark.parametrize("size", [(32, 48), (24, 16), (96, 64), (60, 50)], ids=str)
-def test_an_image_whose_boxes_could_be_of_two_sizes_is_left_out(mended, size):
-    """Turned, enlarged, shrunk to where no box tells, or neither."""
+@pytest.mark.parametrize(
+    ("size", "box", "doubt"),
+    [
+        ((32, 48), [1, 1, 4, 4], "boxes could be of either"),  # turned
+        ((32, 48), [1, 30, 8, 8], "its boxes are of that size"),
+        ((24, 16), [1, 1, 4, 4], "boxes could be of either"),  # enlarged
+        ((24, 16), [20, 1, 4.4, 4], "boxes could be of either"),  # loosely drawn
+        ((96, 64), [1, 1, 4, 4], "boxes could be of either"),  # shrunk to where no box tells
+        ((48, 64), [1, 40, 5, 5], "its boxes are of that size"),  # stretched
+        ((48, 99), [1, 1, 4, 4], "boxes could be of either"),
+        ((60, 50), [1, 1, 47, 4], "boxes could be of either"),
+    ],
+)
+def test_an_image_whose_boxes_could_be_of_two_sizes_is_left_out(mended, size, box, doubt):
 
     def change(content):
         content["images"][1] |= {"width": size[0], "height": size[1]}
-        content["annotations"][1]["bbox"] = [1, 1, 4, 4]
+        content["annotations"][1]["bbox"] = box
 
     changes, written, _ = mended("train", change)
     assert [image["id"] for image in written["images"]] == [1, 3, 4]
     turned = ", perhaps before it was turned as its EXIF orientation says" if size == (32, 48) else ""
-    wrong = f"is 48 x 32 pixels, the annotations say {size[0]} x {size[1]}{turned}, and boxes could be of either"
+    wrong = f"is 48 x 32 pixels, the annotations say {size[0]} x {size[1]}{turned}, and {doubt}"
     assert list(changes) == [
         f"images[1] (id 2): left out: '2.png' {wrong}",
         "annotations[1] (id 20): left out: its image is left out",
@@ -159,7 +170,7 @@ def test_an_image_whose_boxes_could_be_of_two_sizes_is_left_out(mended, size):
 
 @pytest.mark.parametrize(
     ("size", "box"),
-    [((40, 20), [30, 22, 10, 8]), ((49, 33), [1, 1, 4, 4]), ((48, 99), [1, 1, 4, 4]), ((0, 7), [1, 1, 4, 4])],
+    [((40, 20), [30, 22, 10, 8]), ((49, 33), [1, 1, 4, 4]), ((0, 7), [1, 1, 4, 4]), ((40, 32), [41, 2, 6, 8])],
 )
 def test_a_size_that_is_wrong_by_itself_is_mended(mended, size, box):
     def change(content):

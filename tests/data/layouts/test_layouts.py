@@ -33,6 +33,7 @@ from hitdet_nni.config.data_settings import DataSettings
 from hitdet_nni.config.settings import load_settings, parse_overrides
 from hitdet_nni.data.box_crops import open_boxes
 from hitdet_nni.data.checks.inspection import inspect_detection
+from hitdet_nni.data.checks.repair import settings_of
 from hitdet_nni.data.layouts import recognise
 from hitdet_nni.data.layouts.split import split_off
 from hitdet_nni.data.sources import open_data, split_source
@@ -255,9 +256,17 @@ def test_images_of_formats_that_are_not_read_are_told(root, parts, said):
 
 
 def test_a_test_part_that_is_not_there_is_not_spoken_of(root, parts, said):
-    write_yolo(root, parts, CLASSES, test="images/test")
+    write_yolo(root, parts, CLASSES, test=["images/test", "x" * 300, 3])
     documents(root)
     assert "test part" not in said()
+
+
+@pytest.mark.parametrize("test", ["images/test", "../images/test"])
+def test_a_test_part_of_a_yolo_set_is_told(test, root, parts, said):
+    write_yolo(root, parts, CLASSES, test=test)
+    (root / "images" / "test").mkdir()
+    documents(root)
+    assert "images/test is a test part: not used in training or validation" in said()
 
 
 def test_cvat_s_lists(root, parts):
@@ -360,6 +369,7 @@ def test_bad_rows(row, problem, root, parts, refused):
         ({"train": "data.yaml"}, ["no list of images", ".txt"]),
         ({"train": "labels/train"}, ["without an image in labels/train"]),
         ({"path": 3}, ["path", "is 3"]),
+        ({"names": {"0": "a", "00": "b"}}, ["names", "0, 00", "0 to 1"]),
         ({"path": "~nobody-of-that-name/x"}, ["~nobody-of-that-name/x", "home folder"]),
         ({"train": "x" * 300}, ["train", "does not exist"]),
         ({"kpt_shape": "x"}, ["kpt_shape", "'x'"]),
@@ -621,6 +631,8 @@ def test_corrected_files_of_a_folder(kind, root, tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[-1]
     overrides = [word for word in shlex.split(line.partition("use them with ")[2]) if word != "--set"]
     assert load_settings("tiny", parse_overrides(overrides)).data.builtin is None  # whose images the folder replaced
+    settings = load_settings("tiny", {"data.root": str(root), "data.layout": "coco2017"}).data
+    assert "--set data.builtin=null" in settings_of([], settings)
     before, after = (open_data(load_settings(config, parse_overrides(given)).data, 0) for given in ([], overrides))
     for one, other in ((before.train, after.train), (before.val, after.val)):
         assert (one.file_names, one.summary) == (other.file_names, other.summary)
