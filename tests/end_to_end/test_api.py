@@ -306,7 +306,9 @@ def test_settings_for_a_point_of_the_front_have_a_directory_of_its_own(found, mo
         found.retrain(budget=8, settings={"retrain": {"epochs": 2}})
     (out, settings), *_ = trained
     assert out == found.path.with_name("coco-retrained-8")
-    assert settings.retrain == found.settings.retrain.model_copy(update={"epochs": 2})
+    assert found.settings.retrain.epochs == 1
+    changed = {"epochs": 2, "milestones": tuple(2 * each for each in found.settings.retrain.milestones)}
+    assert settings.retrain == found.settings.retrain.model_copy(update=changed)
 
 
 def test_what_is_chosen_among_inherits_too(found, tmp_path, monkeypatch):

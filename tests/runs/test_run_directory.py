@@ -128,7 +128,11 @@ def test_results_are_kept_unless_forced(tmp_path, tiny_settings, refused):
     [
         (
             {"retrain.epochs": 24},
-            ["retrain.epochs is 2 there and 24 here; ", "longer or shorter", "--set retrain.epochs=2 to"],
+            [
+                "retrain.epochs is 2 there and 24 here (and 1 more); ",  # the milestones go along
+                "longer or shorter",
+                "--set retrain.epochs=2 --set 'retrain.milestones=[1]' to",
+            ],
         ),
         (
             {"retrain.epochs": 9, "retrain.milestones": [7, 8]},
@@ -144,7 +148,7 @@ def test_results_are_kept_unless_forced(tmp_path, tiny_settings, refused):
         ),
         (
             {"seed": 4, "retrain.epochs": 9},
-            ["seed is 0 there and 4 here (and 1 more); allowed: --set seed=0 --set ret"],
+            ["seed is 0 there and 4 here (and 2 more); allowed: --set seed=0 --set ret"],
         ),
         ({"search.budget": {"gflops": 5}}, ["search.budget is null there and", "--set search.budget=null to resume"]),
         ({"data.val": 7}, ["data.val is ", "--set data.val="]),
