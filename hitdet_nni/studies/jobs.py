@@ -64,26 +64,45 @@ class Work(Generic[J, R]):
     results: Callable[[R], Mapping[str, float]] = lambda result: {}
 
 
-def run_jobs(
-    work: Work[J, R], jobs: Sequence[J], processes: int, on_result: Callable[[int, int, J, R], None]
-) -> list[R]:
+OnEnd = Callable[[int, int, J, R], None]
+"""Told of trainings as they end: how many have, how many there are, which, and its result."""
+
+
+def run_jobs(work: Work[J, R], jobs: Sequence[J], processes: int, on_result: OnEnd[J, R]) -> list[R]:
     """Run the trainings of a study.
 
     Args:
         work: What each is.
         jobs: The trainings.
         processes: Trainings side by side, each in a process of its own; 1 trains in this process.
-        on_result: Told of trainings as they end: how many have, how many there are, which, and its result.
+        on_result: Told of trainings as they end.
 
     Returns:
         The results in the order of the trainings.
     """
-    results: dict[int, R] = {}
+    with job_runner(work, processes, on_result) as run:
+        return run(jobs)
+
+
+@contextmanager
+def job_runner(work: Work[J, R], processes: int, on_result: OnEnd[J, R]) -> Iterator[Callable[[Sequence[J]], list[R]]]:
+    """Yield a function that runs trainings as :func:`run_jobs` does, all of them in the same processes.
+
+    Args:
+        work: What each is.
+        processes: Trainings side by side.
+        on_result: Told of trainings as they end.
+    """
     with _runner(work, processes) as run:
-        for number, result in run(jobs):
-            results[number] = result
-            on_result(len(results), len(jobs), jobs[number], result)
-    return [results[number] for number in range(len(jobs))]
+
+        def run_all(jobs: Sequence[J]) -> list[R]:
+            results: dict[int, R] = {}
+            for number, result in run(jobs):
+                results[number] = result
+                on_result(len(results), len(jobs), jobs[number], result)
+            return [results[number] for number in range(len(jobs))]
+
+        yield run_all
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.io import read_json, read_text, write_csv, write_json
 from hitdet_nni.nas.provenance import keep_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.jobs import Job, Work, opened, run_jobs
+from hitdet_nni.studies.jobs import Job, Work, job_runner, opened
 from hitdet_nni.training.retrain import train_until
 from hitdet_nni.training.runner_config import STAGE
 
@@ -215,24 +215,25 @@ def best_by_halving(
     rows: list[dict[str, str]] = distributed.broadcast_object(_read_rungs(table))
     left = list(architectures)
     lengths = rungs(len(architectures), settings.retrain.epochs)
-    for number, rung in enumerate(lengths, 1):
-        if not any(row["rung"] == str(number) for row in rows):
-            jobs = [UntilPause(settings, folder / one.name, one, rung.epochs, inherit) for one in left]
-            work = Work(STAGE, train_until_pause, lambda loss: {"loss": loss})
-            losses = run_jobs(work, jobs, processes, _tell)
-            going_on = lengths[number].trained if number < len(lengths) else 1
-            order = sorted(zip(losses, left, strict=True), key=lambda pair: pair[0])
-            for place, (loss, one) in enumerate(order):
-                values = (number, rung.epochs, one.name, loss, int(place < going_on))
-                rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+    work = Work(STAGE, train_until_pause, lambda loss: {"loss": loss})
+    with job_runner(work, processes, _tell) as run:
+        for number, rung in enumerate(lengths, 1):
+            if not any(row["rung"] == str(number) for row in rows):
+                jobs = [UntilPause(settings, folder / one.name, one, rung.epochs, inherit) for one in left]
+                losses = run(jobs)
+                going_on = lengths[number].trained if number < len(lengths) else 1
+                order = sorted(zip(losses, left, strict=True), key=lambda pair: pair[0])
+                for place, (loss, one) in enumerate(order):
+                    values = (number, rung.epochs, one.name, loss, int(place < going_on))
+                    rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+                if distributed.is_main():
+                    write_csv(table, list(COLUMNS), rows)
+            kept = [row["architecture"] for row in rows if row["rung"] == str(number) and row["kept"] == "1"]
+            logger.info("epoch %d: %s go on", rung.epochs, ", ".join(kept))
+            left = [one for one in left if one.name in kept]
             if distributed.is_main():
-                write_csv(table, list(COLUMNS), rows)
-        kept = [row["architecture"] for row in rows if row["rung"] == str(number) and row["kept"] == "1"]
-        logger.info("epoch %d: %s go on", rung.epochs, ", ".join(kept))
-        left = [one for one in left if one.name in kept]
-        if distributed.is_main():
-            for out in (one for one in architectures if one not in left):
-                _checkpoints(RunDirectory(folder / out.name), settings).clear()
+                for out in (one for one in architectures if one not in left):
+                    _checkpoints(RunDirectory(folder / out.name), settings).clear()
     (best,) = left
     return Chosen(best, RunDirectory(folder / best.name))
 
