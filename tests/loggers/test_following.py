@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import struct
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hitdet_nni.io import read_json
 from hitdet_nni.loggers import following, mlflow_store, packages
 from hitdet_nni.loggers.following import followed
 from hitdet_nni.loggers.scalars import scalars
+from hitdet_nni.loggers.wandb_folder import _wait_for_another_second
 from hitdet_nni.pipeline import write_epoch
 from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -165,6 +167,14 @@ def test_an_interrupted_run_has_every_point_once(begun, tmp_path, logger):
     assert "retrain/AP" in curves
     assert len(curves["search/val_loss"]) == 4
     assert set(files) == wanted
+
+
+def test_two_calls_of_one_second_have_a_folder_each(tmp_path):
+    """W&B names its folders by the second and the run's id."""
+    began = datetime.now()
+    (tmp_path / "wandb" / f"offline-run-{began:%Y%m%d_%H%M%S}-abc").mkdir(parents=True)
+    _wait_for_another_second(tmp_path, "abc")
+    assert datetime.now().replace(microsecond=0) > began.replace(microsecond=0)
 
 
 def test_tensorboard_has_the_curves_after_every_epoch(begun):
