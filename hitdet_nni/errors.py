@@ -99,12 +99,12 @@ class LostWorkerError(StoppedError):
 
 
 class NonFiniteLossError(StoppedError):
-    """A loss became NaN or infinite: the training cannot go on.
+    """A loss or a parameter became NaN or infinite: the training cannot go on.
 
     Args:
         stage: The stage that was trained, e.g. ``"search"``.
         step: Steps finished before, over all epochs.
-        image_ids: Ids, or files, of the images of the batch.
+        image_ids: Ids, or files, of the images of the batch; none where it was not a batch's loss.
         checkpoint: The last good checkpoint, if there is one.
     """
 
@@ -114,10 +114,10 @@ class NonFiniteLossError(StoppedError):
         self.image_ids = tuple(image_ids)
         self.checkpoint = checkpoint
         images = ", ".join(map(str, self.image_ids))
+        where = f"in step {step + 1} on the images {images}" if images else f"after step {step}"
         good = "no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
         super().__init__(
-            f"{stage}: the loss is not finite in step {step + 1} on the images {images}; {good}; a smaller "
-            "learning rate or grad_clip may help"
+            f"{stage}: the loss is not finite {where}; {good}; a smaller learning rate or grad_clip may help"
         )
 
     def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[object, ...]]:

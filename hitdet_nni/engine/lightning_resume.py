@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,25 @@ import pytorch_lightning as pl
 
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.training_state import Position, Stateful, TrainingCheckpoints, TrainingObjects
+from hitdet_nni.errors import NonFiniteLossError
+
+
+@contextmanager
+def named_divergence(stage: str, resume: ExactResume | None) -> Iterator[None]:
+    """Say of a training that diverges within the context which one it is, and what its last good checkpoint is.
+
+    Args:
+        stage: What is trained.
+        resume: Knows the position in the training and its checkpoints, where there are any.
+
+    Raises:
+        NonFiniteLossError: Where a step or the end of an epoch raises ``FloatingPointError``.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        steps, checkpoint = (0, None) if resume is None else (resume.steps, resume.newest())
+        raise NonFiniteLossError(stage, steps, (), checkpoint) from error
 
 
 class Resumable(Protocol):
@@ -84,14 +104,18 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Save the end of an epoch as the beginning of the next."""
+        """Save the end of an epoch as the beginning of the next.
+
+        Raises:
+            FloatingPointError: If a parameter is not finite, so that no training can go on from here.
+        """
         self.epoch, self.step_in_epoch = trainer.current_epoch + 1, 0
         self._save(trainer, pl_module)
 
     def _save(self, trainer: Any, pl_module: Any) -> None:
-        # Where a parameter is not finite nothing is saved, and the next loss ends the training.
         position = Position(self.epoch, self.step_in_epoch, self.steps)
-        self.checkpoints.save(position, self._objects(trainer, pl_module))
+        if not self.checkpoints.save(position, self._objects(trainer, pl_module)):
+            raise FloatingPointError(f"a parameter is not finite after step {self.steps}")
 
     def _objects(self, trainer: Any, pl_module: Any) -> TrainingObjects:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]

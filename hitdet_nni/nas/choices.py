@@ -85,7 +85,10 @@ class Choice:
         return self.active_alpha()[: len(self.columns)]
 
     def active_probabilities(self) -> Tensor:
-        """Return the weights of :meth:`active_options`, shape ``[len(active_options())]``; they sum to 1."""
+        """Return the weights of :meth:`active_options`, shape ``[len(active_options())]``.
+
+        They sum to 1, but with positive gates only as they start.
+        """
         weights: Tensor = self.layers[0].probabilities() if self.layers else self._softmax(self.alpha.flatten())
         return weights
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -59,10 +60,16 @@ class SearchMonitor(pl.Callback):  # type: ignore[misc]
         self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: ColumnSparseLightningModule) -> None:
-        """Record the epoch, before the strategy removes operators."""
+        """Record the epoch, before the strategy removes operators.
+
+        Raises:
+            FloatingPointError: If the loss of the validation images is NaN or infinite.
+        """
         distributed.average(pl_module.buffers())  # batch normalisation's, before they are used
         layers = pl_module.mixed_layers()
         val_loss, evidence = self._held_out(pl_module)
+        if not math.isfinite(val_loss):
+            raise FloatingPointError(f"the loss of the validation images is {val_loss}")
         norms = pl_module.gradient_norms.take_means()
         previous = self.records[-1].health if self.records else None
         record = EpochRecord(

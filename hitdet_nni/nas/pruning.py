@@ -27,7 +27,7 @@ class PruningSchedule:
     Attributes:
         keep: Operators left of each component at the end (N_b, N_n, N_h). In other model spaces one number for all
             layers, or one for each group of layers with the same candidates, by the label of its first layer.
-        rank_by: ``"probability"`` sums the softmax probability over a component's layers; ``"norm"`` is the column
+        rank_by: ``"probability"`` sums the weight in the mixture over a component's layers; ``"norm"`` is the column
             norm of Eq. 4, which also ranks a column of very negative parameters high.
     """
 

@@ -266,8 +266,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
                 self.gradient_norms.add(found, self.precision.scaler.get_scale())
             elif self.candidate_gradients == "full":
                 scale_candidate_gradients(layer for choice in self.choices().values() for layer in choice.layers)
-            self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
-            if searching and self.gates == "positive":
+            stepped = self.precision.step(optimizer, parameters, None if searching else self.gradient_clip_val)
+            if stepped and searching and self.gates == "positive":
                 shrink_columns(self.column_groups(), self.alpha_optimizer.lr * self.sparsity_weight)
             optimizer.zero_grad()  # the other phase is not to hold this one's gradients
         return output
@@ -280,8 +280,12 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
             epoch, epochs = self.trainer.current_epoch, self.trainer.max_epochs
             remove_lowest(self.column_groups(), self.pruning, epoch, self.warmup_epochs, epochs)
 
-    def scores(self, rank_by: RankBy = "probability") -> dict[str, dict[Any, float]]:
-        """Return the score of each active operator, by component or other group; the larger, the better."""
+    def scores(self) -> dict[str, dict[Any, float]]:
+        """Return the score of each active operator, by component or other group; the larger, the better.
+
+        Scores are what operators are removed by: ``pruning.rank_by``, or without a removal the weights.
+        """
+        rank_by: RankBy = "probability" if self.pruning is None else self.pruning.rank_by
         return {group.title: operator_scores(group, rank_by) for group in self.column_groups()}
 
 

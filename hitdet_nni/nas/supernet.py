@@ -22,7 +22,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.epoch_losses import EpochLosses
-from hitdet_nni.engine.lightning_resume import ExactResume
+from hitdet_nni.engine.lightning_resume import ExactResume, named_divergence
 from hitdet_nni.engine.optimizers import WeightOptimizer
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.progress import Stage
@@ -128,7 +128,7 @@ def train_supernet(
     Raises:
         InputError: If no component has several operators, or a checkpoint is there that was made by another number of
             processes.
-        NonFiniteLossError: If a loss is NaN or infinite.
+        NonFiniteLossError: If a loss or a parameter is NaN or infinite.
     """
     if all(len(names) == 1 for names in phase.space.values()):
         raise InputError("every component has one operator: nothing to search", source=phase.stage)
@@ -186,7 +186,8 @@ def train_supernet(
         resume.parts["gradient_norms"] = mutated.module.gradient_norms
     pl.seed_everything(seed + distributed.rank(), verbose=False)  # every process samples its own RoIs
     try:
-        mutated.evaluate(space)
+        with named_divergence(phase.stage, resume):
+            mutated.evaluate(space)
     finally:
         for loader in (weights_loader, alphas_loader, val_loader):
             loader._iterator = None  # ends its workers at once; the garbage collector waits five seconds for each

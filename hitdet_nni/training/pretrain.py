@@ -21,7 +21,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.epoch_losses import EpochLosses
-from hitdet_nni.engine.lightning_resume import ExactResume
+from hitdet_nni.engine.lightning_resume import ExactResume, named_divergence
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.progress import Stage
 from hitdet_nni.engine.step_progress import StepProgress
@@ -243,7 +243,8 @@ def train_classifier(
     progress = Stage(stage, settings.pretrain.epochs, len(loader), epoch=resume.epoch, step=resume.step_in_epoch)
     callbacks = [StepProgress(progress, losses.last), monitor, resume]
     try:
-        lightning_trainer(settings.pretrain.epochs, callbacks).fit(module, loader)
+        with named_divergence(stage, resume):
+            lightning_trainer(settings.pretrain.epochs, callbacks).fit(module, loader)
     finally:
         for each in (loader, val_loader):
             each._iterator = None  # ends its workers at once

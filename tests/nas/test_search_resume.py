@@ -7,8 +7,10 @@ import torch
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.engine.precision import Precision
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.nas import evaluator
+from hitdet_nni.nas.epoch_watcher import SearchMonitor
 from hitdet_nni.nas.pruning import PruningSchedule
 from hitdet_nni.nas.supernet import Phase, train_supernet
 
@@ -134,3 +136,39 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_images(settings, tiny
     assert set(error.image_ids) <= set(tiny_data.train.image_ids)
     assert error.checkpoint == folder.files()[-1]
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("by", ["the loss of the validation images", "a parameter"])
+def test_a_search_whose_last_step_diverges_has_not_ended(settings, tiny_data, tmp_path, monkeypatch, by):
+    """There is no next loss that could say so."""
+    real, last, count = evaluator.detection_loss, STEPS + 2 * STEPS * (EPOCHS - 1), 0
+
+    def undifferentiable(detector, batch):
+        nonlocal count
+        count += 1
+        nothing = 0 * next(detector.parameters()).sum()
+        return real(detector, batch) + (nothing.sqrt() if count == last else nothing)
+
+    monkeypatch.setattr(evaluator, "detection_loss", undifferentiable)
+    if by == "a parameter":
+        monkeypatch.setattr(SearchMonitor, "_held_out", lambda monitor, module: (1.0, {}))
+    folder = CheckpointFolder(tmp_path)
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(settings, tiny_data, folder)
+    error, steps = caught.value, EPOCHS * STEPS
+    assert (error.stage, error.step, error.image_ids) == ("search", steps, ())
+    assert error.checkpoint == folder.files()[-1]
+    assert f"after step {steps}; the last good checkpoint is {error.checkpoint}" in str(error)
+    assert by in str(error.__cause__)
+    assert count == last
+
+
+@pytest.mark.parametrize("name", ["search", "screening neck"])
+def test_an_overflow_that_no_loss_scale_ends_is_named(settings, tiny_data, tmp_path, monkeypatch, name):
+    def endless(precision, optimizer, parameters, max_norm=None):
+        raise FloatingPointError("gradients are not finite at any loss scale")
+
+    monkeypatch.setattr(Precision, "step", endless)
+    phase = Phase(skeleton=settings.skeleton, space=SPACE, epochs=EPOCHS, warmup_epochs=1, stage=name, **PHASE)
+    with pytest.raises(NonFiniteLossError, match=f"{name}: the loss is not finite after step 0; no checkpoint yet"):
+        train_supernet(phase, settings, tiny_data, 0, lambda record: None, CheckpointFolder(tmp_path))

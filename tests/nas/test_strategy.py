@@ -16,6 +16,7 @@ from nni.nas.experiment import NasExperiment
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
+from hitdet_nni.engine.precision import Precision
 from hitdet_nni.nas.cost_term import WeightedCost
 from hitdet_nni.nas.pruning import PruningSchedule, remove_lowest
 from hitdet_nni.nas.strategy import AlphaOptimizer, ColumnSparseDARTS
@@ -215,7 +216,7 @@ def test_ranking(rank_by, left):
     module = search_module(pruning=pruning)
     for layer in module.mixed_layers().values():
         layer.alpha.data = torch.tensor([2.0, -3.0, 1.0, 0.5])
-    scores = module.scores(rank_by)
+    scores = module.scores()  # what a run keeps is what decides
     assert scores.keys() == {"backbone", "neck"}
     if rank_by == "norm":
         assert scores["backbone"]["b"] == pytest.approx(3 * math.sqrt(2))
@@ -254,6 +255,23 @@ def test_each_phase_trains_its_own(run):
     for before, after in itertools.pairwise(record):
         assert torch.equal(before.alphas, after.alphas) == (before.phase == "weights")
         assert torch.equal(before.weights, after.weights) == (before.phase == "alphas")
+
+
+class Overflowing(Precision):
+    """Leaves out every step, as fp16 does where a gradient is not finite."""
+
+    def step(self, optimizer, parameters, max_norm=None):
+        return False
+
+
+def test_gates_rest_where_their_step_is_left_out(run):
+    precision = Overflowing("fp32", torch.device("cpu"))
+    strategy = ColumnSparseDARTS(sparsity_weight=0.1, gates="positive", precision=precision)
+    _, record = run(strategy, epochs=1)
+    assert all(torch.equal(step.alphas, record[0].alphas) for step in record)
+    strategy = ColumnSparseDARTS(sparsity_weight=0.1, gates="positive")
+    _, record = run(strategy, epochs=1)
+    assert not torch.equal(record[-1].alphas, record[0].alphas)
 
 
 def test_alphas_follow_the_flops_term(run):

@@ -18,6 +18,7 @@ from hitdet_nni.config.architecture import Architecture, Provenance, save_archit
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.class_folders import open_folders
 from hitdet_nni.engine.backbone_weights import load_backbone, save_backbone
+from hitdet_nni.engine.precision import Precision
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.nas.mixed import ACTIVATION_MODES, ColumnSparseMixedLayer, set_activations
@@ -309,6 +310,21 @@ def test_a_loss_that_is_not_finite_ends_it(settings, data, architecture, tmp_pat
     assert set(error.image_ids) <= set(data.train.files)
     assert error.checkpoint is not None
     assert error.checkpoint.name.startswith("step-000000003")
+
+
+def test_an_overflow_that_no_loss_scale_ends_is_named(settings, data, architecture, tmp_path, monkeypatch):
+    original, count = Precision.step, 0
+
+    def endless(precision, *arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise FloatingPointError("gradients are not finite at any loss scale")
+        return original(precision, *arguments)
+
+    monkeypatch.setattr(Precision, "step", endless)
+    with pytest.raises(NonFiniteLossError, match=r"pretrain: the loss is not finite after step 2; the last good"):
+        run_in(tmp_path / "run", found_backbone(architecture), settings, data)
 
 
 def test_an_unreadable_image_ends_it(settings, data, architecture, tmp_path, refused):
