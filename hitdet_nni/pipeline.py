@@ -386,7 +386,7 @@ def _describe_retrained(run: RunDirectory, architecture: Architecture, outcome: 
     return result_content(
         "architecture",
         architecture.name,
-        {"params_m": cost.params / 1e6, "gflops": cost.flops / 1e9, "shape": list(skeleton.input_size)},
+        {"params_m": cost.params_m, "gflops": cost.gflops, "shape": list(skeleton.padded_size)},
         outcome.metrics,
         outcome.before,
         outcome.weights.relative_to(run.path),

@@ -117,18 +117,14 @@ def _profile_values(found: Profile, rows: list[tuple[str, str, str, Cost]] | Non
         "flops": {part: cost.flops for part, cost in found.costs.items()},
     }
     if timed:
-        result["latency_ms"] = {part: _milliseconds(cost) for part, cost in found.costs.items()}
+        result["latency_ms"] = {part: cost.latency_ms for part, cost in found.costs.items()}
     if rows is not None:
         result["layers"] = [
             {"part": part, "layer": layer, "operator": name, "params": cost.params, "flops": cost.flops}
-            | ({"latency_ms": _milliseconds(cost)} if timed else {})
+            | ({"latency_ms": cost.latency_ms} if timed else {})
             for part, layer, name, cost in rows
         ]
     return result
-
-
-def _milliseconds(cost: Cost) -> float:
-    return cost.nanoseconds / 1e6
 
 
 def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]], *, timed: bool) -> Table:
@@ -149,6 +145,6 @@ def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]], *, ti
     for heading in ("params (M)", "FLOPs (G)", *(["ms"] if timed else [])):
         table.add_column(heading, justify="right")
     for part, name, cost in lines:
-        times = [f"{_milliseconds(cost):.3f}"] if timed else []
-        table.add_row(part, name, f"{cost.params / 1e6:.3f}", f"{cost.flops / 1e9:.3f}", *times)
+        times = [f"{cost.latency_ms:.3f}"] if timed else []
+        table.add_row(part, name, f"{cost.params_m:.3f}", f"{cost.gflops:.3f}", *times)
     return table

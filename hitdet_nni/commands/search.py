@@ -36,13 +36,12 @@ def run(options: Namespace) -> None:
     from hitdet_nni.commands.shared.outcome import config_words, search_outcome
     from hitdet_nni.commands.shared.stages import run_search
     from hitdet_nni.config.search_space import load_search_space
-    from hitdet_nni.nas.checks import whole_space
     from hitdet_nni.runs.run_directory import RunDirectory
 
     settings = settings_of(options)
     given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
     if options.dry_run:
-        _tell_outlook(settings, whole_space(settings), given)
+        _tell_outlook(settings, given)
         return
     found = run_search(options.out, settings, options.config, given, force=options.force, resume=options.resume)
     same_config = config_words(options.config, options.overrides)
@@ -50,17 +49,16 @@ def run(options: Namespace) -> None:
         echo(line)
 
 
-def _tell_outlook(settings: Settings, whole: SearchSpace, given: SearchSpace | None) -> None:
+def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     """Print what the search would choose from and how many steps it would take; refuse what it would refuse."""
     from hitdet_nni.commands.shared.console import echo, show
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
-    from hitdet_nni.nas.checks import budget_cost_model, check_budget, tell_unused_budget
+    from hitdet_nni.nas.checks import budget_cost_model, check_budget, tell_unused_budget, whole_space
 
+    space = whole_space(settings) if given is None else given
     settings, images = open_images(settings)
-    space = whole if given is None else given
-    check_budget(space, settings, len(images.classes))
-    tell_unused_budget(space, settings, len(images.classes))
+    tell_unused_budget(check_budget(space, settings, len(images.classes)))
     prepare_process(settings.threads)
     from rich.table import Table
 

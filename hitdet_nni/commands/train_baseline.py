@@ -99,13 +99,13 @@ def _cost(baseline: str, num_classes: int, settings: Settings) -> dict[str, Any]
     from hitdet_nni.errors import InputError
     from hitdet_nni.training.baseline import baseline_cost
 
-    shape = settings.skeleton.input_size
+    shape = settings.skeleton.padded_size
     try:
         total, proposals = baseline_cost(baseline, num_classes, shape)
     except InputError as error:
         logging.getLogger(__name__).warning("its cost is not counted: %s", error)
         return {"params_m": None, "gflops": None, "proposals": None, "shape": list(shape)}
-    millions, billions = total.params / 1e6, total.flops / 1e9
+    millions, billions = total.params_m, total.gflops
     return {"params_m": millions, "gflops": billions, "proposals": proposals, "shape": list(shape)}
 
 

@@ -139,6 +139,15 @@ def output_stages(strides: Sequence[int]) -> tuple[int, ...]:
     return tuple(i for i in range(len(strides)) if 2 in strides[: i + 1] and (i == last or strides[i + 1] == 2))
 
 
+SIDE_DIVISOR = 32
+"""mmdet's preprocessor pads the sides of a batch to multiples of this."""
+
+
+def padded(side: int) -> int:
+    """Return the side of a batch that holds images of this side."""
+    return -(-side // SIDE_DIVISOR) * SIDE_DIVISOR
+
+
 class Tail(BaseModel):
     """The blocks behind the last stage that are not searched: an inverted residual and a 1x1 convolution.
 
@@ -211,6 +220,12 @@ class Skeleton(BaseModel):
         if self.strides.count(2) != 4:
             raise ValueError(f"four stages must have stride 2 (pyramid strides 4 to 32), got {self.strides.count(2)}")
         return self
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of what the network sees of an image that fills the input size."""
+        height, width = self.input_size
+        return padded(height), padded(width)
 
     @property
     def output_stages(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ class CostModel:
     Args:
         skeleton: The parts that are not searched.
         num_classes: Object classes, without background.
-        shape: Height and width of the network's input; the skeleton's input size by default.
+        shape: Height and width of the network's input; by default the skeleton's input size as it is padded.
         proposals: RoIs that the head sees per image; the skeleton's number in testing by default. A one-stage
             detector sees none, whatever is given: its ``proposals`` is 0.
         convention: How FLOPs are counted.
@@ -54,7 +54,7 @@ class CostModel:
         rois = skeleton.proposals_test if proposals is None else proposals
         self.skeleton = skeleton
         self.num_classes = num_classes
-        self.shape = shape or skeleton.input_size
+        self.shape = shape or skeleton.padded_size
         self.proposals = rois if skeleton.layout.pooled else 0
         self.convention = convention
         self.layers = skeleton.searched_layers()

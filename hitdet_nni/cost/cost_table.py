@@ -1,4 +1,4 @@
-"""The cost of every operator of every searched layer in one unit, and its expectation under probabilities (Eq. 7)."""
+"""The cost of every operator of every searched layer as tensors, and its expectation under probabilities (Eq. 7)."""
 
 from __future__ import annotations
 
@@ -8,46 +8,26 @@ import torch
 from torch import Tensor
 
 from hitdet_nni.config.budget_settings import BudgetKey
-from hitdet_nni.config.search_space import layer_candidates
-from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.cost.units import UNITS
-from hitdet_nni.errors import InputError
+from hitdet_nni.cost.space_costs import SpaceCosts
 
 
-class CostTable:
-    """The cost of each candidate of each searched layer, and of all layers that are not searched.
+class CostTable(SpaceCosts):
+    """The costs of a space, whose expectation gives probabilities a gradient.
 
     Args:
         model: Costs of all layers; gives the input size, the RoIs and the convention that FLOPs are counted by.
         space: Candidate names of each component, in the order of the probabilities.
-        key: What is counted: ``"gflops"``, ``"params_m"`` for millions of parameters, or ``"latency_ms"`` for
-            milliseconds by the model's table.
-
-    Attributes:
-        unit: The unit of :meth:`expected`.
-        fixed: Exact count of all that is not searched, in FLOPs, parameters or nanoseconds.
-        counts: Exact count of each candidate of each searched layer, by label and operator name.
+        key: What is counted.
 
     Raises:
-        InputError: If a component has no candidate, a name is not an operator's, or the table of latencies lacks it.
-
-    Source:
-        Eq. 7: FLOPs(o, l), for every operator o and layer l.
+        InputError: As :class:`SpaceCosts`.
     """
 
     def __init__(self, model: CostModel, space: Mapping[Component, Sequence[str]], key: BudgetKey = "gflops") -> None:
-        for component in COMPONENTS:
-            if not space[component]:
-                raise InputError("no candidate operator", key=component)
-        self.unit = UNITS[key]
-        field, scale = self.unit.field, self.unit.scale
-        candidates = layer_candidates(model.skeleton, space)
-        self.fixed: int = getattr(model.fixed_cost, field)
-        self.counts: dict[str, dict[str, int]] = {
-            layer.label: {name: getattr(model.layer_cost(layer, name), field) for name in candidates[layer.label]}
-            for layer in model.layers
-        }
+        super().__init__(model, space, key)
+        scale = self.unit.scale
         self._rows = {
             label: torch.tensor([count / scale for count in row.values()], dtype=torch.float64)
             for label, row in self.counts.items()

@@ -112,7 +112,7 @@ class LatencyTable:
             InputError: Naming what differs.
         """
         measured, asked = (
-            {**each.model_dump(exclude=_NOT_TIMED), "num_classes": count}
+            {**each.model_dump(exclude=_NOT_TIMED), "num_classes": count, "input_size": each.padded_size}
             for each, count in ((self.content.skeleton, self.content.num_classes), (skeleton, num_classes))
         )
         asked["input_size"] = tuple(shape)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+
+from hitdet_nni.cost.space_costs import SpaceCosts
 
 MAX_DRAWS = 200_000
 """Architectures drawn at most, where nothing else is said."""
 
 
 def draw_within(
-    counts: Mapping[str, Mapping[str, int]],
-    fixed: int,
+    costs: SpaceCosts,
     least: float,
     most: float,
     *,
@@ -22,21 +23,19 @@ def draw_within(
     """Yield different architectures whose cost is within the limits, until so many were drawn.
 
     Args:
-        counts: Cost of each candidate of each layer, by label and name.
-        fixed: Cost of everything else.
-        least: Least cost of the whole detector, in the unit of the counts.
+        costs: Costs of the space.
+        least: Least cost of the whole detector, as an exact count.
         most: Largest cost.
         seed: Seed of the draws.
         exclude: Architectures that are not to be drawn: operators in the layers' order.
         draws: How many are drawn; a share of them is within the limits.
     """
     rng = random.Random(seed)
-    names = {label: list(row) for label, row in counts.items()}
+    names = {label: list(row) for label, row in costs.counts.items()}
     seen = set(exclude)
     for _ in range(draws):
         sample = {label: rng.choice(row) for label, row in names.items()}
         key = tuple(sample.values())
-        cost = fixed + sum(counts[label][name] for label, name in sample.items())
-        if least <= cost <= most and key not in seen:
+        if least <= costs.of(sample) <= most and key not in seen:
             seen.add(key)
             yield sample

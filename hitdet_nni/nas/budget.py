@@ -11,7 +11,7 @@ from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.cost.knapsack import Scores, cost_of_choice, decode_within, largest_cost, least_cost
+from hitdet_nni.cost.knapsack import Scores, decode_within, least_cost
 from hitdet_nni.errors import InputError
 
 _NAMED_DIGITS = 6
@@ -51,20 +51,16 @@ class Budget:
             InputError: Naming the least budget that is reachable.
         """
         key = None if by_option else self._setting
-        self._check_least(self.costs.fixed + least_cost(self.costs.counts), source, key)
+        self._check_least(self.costs.least, source, key)
 
     @property
     def largest(self) -> float:
         """Cost of the dearest architecture of the space, in the budget's unit."""
-        return (self.costs.fixed + largest_cost(self.costs.counts)) / self.costs.unit.scale
+        return self.costs.largest / self.costs.unit.scale
 
     def keeps(self, sample: Mapping[str, str]) -> bool:
         """Return whether an architecture is within the budget; layers with one candidate may be left out of it."""
-        chosen = {
-            label: sample[label] if label in sample or len(row) > 1 else next(iter(row))
-            for label, row in self.costs.counts.items()
-        }
-        return self.costs.fixed + cost_of_choice(chosen, self.costs.counts) <= self.count
+        return self.costs.of(sample) <= self.count
 
     def strongest(self, scores: Scores) -> dict[str, str]:
         """Return the architecture with the largest total score among those within the budget.

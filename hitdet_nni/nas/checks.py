@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.budget_settings import BudgetSettings
@@ -15,6 +16,9 @@ from hitdet_nni.cost.latency_table import load_latency_table
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.machine import processor
 from hitdet_nni.errors import InputError
+
+if TYPE_CHECKING:
+    from hitdet_nni.nas.budget import Budget
 
 logger = logging.getLogger(__name__)
 
@@ -58,32 +62,33 @@ def budget_cost_model(skeleton: Skeleton, num_classes: int, settings: BudgetSett
     return CostModel(skeleton, num_classes, latency=table)
 
 
-def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
+def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> Budget | None:
     """Refuse a budget that no architecture of a space keeps to, before hours are spent on it.
+
+    Returns:
+        The budget, if there is one.
 
     Raises:
         InputError: Naming the least reachable cost.
     """
-    if settings.search.budget is not None:
-        from hitdet_nni.nas.budget import Budget  # noqa: PLC0415  (needs torch; most configs have none)
+    if settings.search.budget is None:
+        return None
+    from hitdet_nni.nas.budget import Budget  # noqa: PLC0415  (needs torch; most configs have none)
 
-        model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
-        Budget(model, space, settings.search.budget).check_reachable()
+    model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
+    budget = Budget(model, space, settings.search.budget)
+    budget.check_reachable()
+    return budget
 
 
-def tell_unused_budget(space: SearchSpace, settings: Settings, num_classes: int) -> None:
-    """Say in a line that a budget bounds nothing, where no architecture of a space costs as much."""
-    if settings.search.budget is not None:
-        from hitdet_nni.nas.budget import Budget  # noqa: PLC0415
-
-        model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
-        budget = Budget(model, space, settings.search.budget)
-        if budget.largest <= budget.limit:
-            name = budget.costs.unit.name
-            logger.warning(
-                "search.budget.%s: %g %s bounds nothing: no architecture of the space has more than %.3g %s",
-                *(budget.key, budget.limit, name, budget.largest, name),
-            )
+def tell_unused_budget(budget: Budget | None) -> None:
+    """Say in a line that a budget bounds nothing, where no architecture of its space costs as much."""
+    if budget is not None and budget.largest <= budget.limit:
+        name = budget.costs.unit.name
+        logger.warning(
+            "search.budget.%s: %g %s bounds nothing: no architecture of the space has more than %.3g %s",
+            *(budget.key, budget.limit, name, budget.largest, name),
+        )
 
 
 def check_initial_weights(settings: Settings, inherit: Path | None) -> None:

@@ -94,9 +94,8 @@ class FrontSearch:
         self.candidates = candidates
         self.costs = CostTable(model, space, key)
         self.budgets = tuple(budgets)
-        counts = self.costs.counts.values()
-        ends = [self.costs.fixed + sum(pick(row.values()) for row in counts) for pick in (min, max)]
-        least, most = self.ends = (ends[0] / self.costs.unit.scale, ends[1] / self.costs.unit.scale)
+        scale = self.costs.unit.scale
+        least, most = self.ends = (self.costs.least / scale, self.costs.largest / scale)
         # The least possible cost is kept by one architecture alone, whatever its loss.
         ratio = (most / least) ** (1 / LIMITS)
         self.limits = tuple(sorted({*(least * ratio**step for step in range(1, LIMITS)), most, *self.budgets}))
@@ -113,9 +112,7 @@ class FrontSearch:
 
     def cost(self, sample: Sampled) -> float:
         """Return the cost of an architecture in the front's unit; layers with a single candidate may be left out."""
-        rows = self.costs.counts.items()
-        count = sum(row[sample[label]] if label in sample else next(iter(row.values())) for label, row in rows)
-        return (self.costs.fixed + count) / self.costs.unit.scale
+        return self.costs.of(sample) / self.costs.unit.scale
 
     def explore(self, losses: Losses, count: int, seed: int) -> list[Evaluated]:
         """Try architectures of all costs.
@@ -143,8 +140,7 @@ class FrontSearch:
         for place, budget in enumerate(budgets):
             share = count // len(budgets) + (place < count % len(budgets))
             most = budget * self.costs.unit.scale
-            counts, fixed = self.costs.counts, self.costs.fixed
-            found = draw_within(counts, fixed, FILLED * most, most, seed=seed, exclude=before, draws=FILL_DRAWS)
+            found = draw_within(self.costs, FILLED * most, most, seed=seed, exclude=before, draws=FILL_DRAWS)
             drawn = list(itertools.islice(found, share))
             before |= {tuple(one.values()) for one in drawn}
             samples = [{label: one[label] for label in self.candidates} for one in drawn]

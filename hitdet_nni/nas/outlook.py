@@ -11,6 +11,7 @@ from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.space_costs import SpaceCosts
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sampling import steps_an_epoch
 from hitdet_nni.data.sources import DetectionData, num_trained
@@ -57,19 +58,13 @@ class Outlook:
         Source:
             Eq. 7, by uniform probabilities, for the mean.
         """
-        candidates = layer_candidates(model.skeleton, space)
         costs: dict[BudgetKey, CostRange] = {}
         for key, unit in UNITS.items():
             if unit.field == "nanoseconds" and model.latency is None:
                 continue
-            rows = [
-                [getattr(model.layer_cost(layer, name), unit.field) for name in candidates[layer.label]]
-                for layer in model.layers
-            ]
-            fixed = getattr(model.fixed_cost, unit.field)
-            least, mean, most = (fixed + sum(map(pick, rows)) for pick in (min, _mean, max))
-            costs[key] = CostRange(least / unit.scale, mean / unit.scale, most / unit.scale)
-        return cls(math.prod(map(len, candidates.values())), costs)
+            of = SpaceCosts(model, space, key)
+            costs[key] = CostRange(of.least / unit.scale, of.mean / unit.scale, of.largest / unit.scale)
+        return cls(math.prod(map(len, layer_candidates(model.skeleton, space).values())), costs)
 
     def sentence(self) -> str:
         """Return the same in words."""
@@ -120,7 +115,3 @@ def count_in_words(architectures: int) -> str:
     if architectures < 10**6:
         return f"{architectures:,} architectures"
     return f"{architectures:.1e} architectures"
-
-
-def _mean(row: Sequence[int]) -> float:
-    return sum(row) / len(row)

@@ -88,7 +88,7 @@ def latency_record(
     total = CostModel(skeleton, num_classes, latency=table).architecture(sample)["total"]
     how = table.content.conditions
     return LatencyRecord(
-        milliseconds=total.nanoseconds / 1e6,
+        milliseconds=total.latency_ms,
         runtime=f"{how.runtime} {how.version}",
         device=how.device,
         threads=how.threads,

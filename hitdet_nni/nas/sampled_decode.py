@@ -239,6 +239,6 @@ class DecodedSamples:
         whole = [{**found, **one.sample} for one in self.tried]
         costs = [model.architecture(sample)["total"] for sample in whole]
         return [
-            TriedArchitecture(one.loss, total, cost.flops / 1e9, cost.params / 1e6, sample == found, sample)
+            TriedArchitecture(one.loss, total, cost.gflops, cost.params_m, sample == found, sample)
             for one, total, sample, cost in zip(self.tried, self.totals, whole, costs, strict=True)
         ]

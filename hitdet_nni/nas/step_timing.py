@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.config.skeleton import Component, Skeleton
+from hitdet_nni.config.skeleton import Component, Skeleton, padded
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.machine import is_out_of_memory
 from hitdet_nni.engine.precision import Precision
@@ -275,7 +275,6 @@ def _batch_pixels(*batches: Mapping[str, Any]) -> int:
     """Return the pixels of the largest padded image among batches."""
 
     def side(batch: Mapping[str, Any], axis: int) -> int:
-        longest: int = max(image.shape[axis] for image in batch["inputs"])
-        return -(-longest // 32) * 32
+        return padded(max(image.shape[axis] for image in batch["inputs"]))
 
     return max(side(batch, -2) * side(batch, -1) for batch in batches)

@@ -27,6 +27,21 @@ class Cost:
     flops: int = 0
     nanoseconds: int = 0
 
+    @property
+    def params_m(self) -> float:
+        """Millions of parameters."""
+        return self.params / 1e6
+
+    @property
+    def gflops(self) -> float:
+        """Billions of FLOPs (multiply-adds)."""
+        return self.flops / 1e9
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds."""
+        return self.nanoseconds / 1e6
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.params + other.params, self.flops + other.flops, self.nanoseconds + other.nanoseconds)
 

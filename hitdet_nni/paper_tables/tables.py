@@ -162,7 +162,7 @@ def _figures(table: PaperTable, row: Row, shape: Size, cost_of: CostOf) -> dict[
     costs = _costs(row, shape, cost_of)
     values: dict[Figure, float] = {}
     for figure in table.figures:
-        values[figure] = costs["total"].flops / 1e9 if figure == "gflops" else costs[figure].params / 1e6
+        values[figure] = costs["total"].gflops if figure == "gflops" else costs[figure].params_m
     return values
 
 

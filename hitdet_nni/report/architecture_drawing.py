@@ -245,7 +245,7 @@ class _Drawing:
         stride = f", stride {layer.stride}" if layer.stride > 1 else ""
         title = (
             f"{layer.label}: {name}, {layer.in_channels} to {layer.out_channels} channels{stride}, "
-            f"{number(cost.params / 1e6)} M parameters, {number(cost.flops / 1e9)} GFLOPs"
+            f"{number(cost.params_m)} M parameters, {number(cost.gflops)} GFLOPs"
         )
         self._box(block_text(operator), x, y, title, f"block fam-{operator.family}")
 

@@ -91,13 +91,11 @@ def _view(architecture: Architecture, convention: Convention, budget: BudgetSett
         CONVENTIONS[convention],
         f"input {height} × {width}{rois}",
         (
-            _stacked("GFLOPs", {part: cost.flops / 1e9 for part, cost in by_part.items()}, limits["GFLOPs"]),
-            _stacked(
-                "M parameters", {part: cost.params / 1e6 for part, cost in by_part.items()}, limits["M parameters"]
-            ),
+            _stacked("GFLOPs", {part: cost.gflops for part, cost in by_part.items()}, limits["GFLOPs"]),
+            _stacked("M parameters", {part: cost.params_m for part, cost in by_part.items()}, limits["M parameters"]),
         ),
         tuple(
-            PartCost(part, sums[part].params / 1e6, sums[part].flops / 1e9)
+            PartCost(part, sums[part].params_m, sums[part].gflops)
             for part in (*PARTS, "total")
             if part in by_part or part == "total"
         ),
@@ -106,8 +104,8 @@ def _view(architecture: Architecture, convention: Convention, budget: BudgetSett
                 part,
                 layer,
                 name,
-                cost.params / 1e6,
-                cost.flops / 1e9,
+                cost.params_m,
+                cost.gflops,
                 cost.params / most.params,
                 cost.flops / most.flops,
             )

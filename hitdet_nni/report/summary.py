@@ -61,7 +61,7 @@ def size_of(run: Run) -> Size | None:
         return _size_of_result(run.result)
     model = CostModel(run.architecture.skeleton, run.architecture.num_classes)
     total = model.architecture(run.architecture.sample)["total"]
-    return Size(total.params / 1e6, total.flops / 1e9, f"{model.shape[0]} × {model.shape[1]}", model.proposals)
+    return Size(total.params_m, total.gflops, f"{model.shape[0]} × {model.shape[1]}", model.proposals)
 
 
 def _size_of_result(result: Result | None) -> Size | None:

@@ -7,16 +7,16 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from hitdet_nni.config.architecture import Architecture
-from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import LatencyTable
 from hitdet_nni.cost.random_draws import MAX_DRAWS, draw_within
+from hitdet_nni.cost.space_costs import SpaceCosts
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.errors import InputError
@@ -24,8 +24,6 @@ from hitdet_nni.nas.checks import budget_cost_model, check_budget
 from hitdet_nni.nas.provenance import describe_architecture
 
 logger = logging.getLogger(__name__)
-
-CostKey = Literal["flops", "params", "nanoseconds"]
 
 SLACKS = (0.1, 0.2, 0.4, 1.0)
 """Random architectures cost at most the first of these shares less than the budget; where that has too few, the
@@ -39,7 +37,7 @@ def drawn_samples(
     *,
     least: float = 0,
     most: float = math.inf,
-    measure: CostKey = "flops",
+    unit: BudgetKey = "gflops",
     seed: int = 0,
     exclude: Sequence[Mapping[str, str]] = (),
     draws: int = MAX_DRAWS,
@@ -52,7 +50,7 @@ def drawn_samples(
         count: How many to draw.
         least: Least cost of the whole detector, in FLOPs (multiply-adds), parameters or nanoseconds.
         most: Largest cost.
-        measure: What the limits count.
+        unit: What the limits count.
         seed: Seed of the draws.
         exclude: Architectures that are not to be drawn.
         draws: How many are drawn at most; a share of them is within the costs.
@@ -61,14 +59,9 @@ def drawn_samples(
         Operator name of each searched layer by its label, in the order of drawing; fewer than ``count`` where ``draws``
         draws held fewer.
     """
-    fixed: int = getattr(model.fixed_cost, measure)
-    costs: dict[str, dict[str, int]] = {
-        layer.label: {name: getattr(model.layer_cost(layer, name), measure) for name in space[layer.component]}
-        for layer in model.layers
-    }
-    without = {tuple(sample[label] for label in costs) for sample in exclude}
-    drawn = draw_within(costs, fixed, least, most, seed=seed, exclude=without, draws=draws)
-    return list(itertools.islice(drawn, count))
+    costs = SpaceCosts(model, space, unit)
+    without = {tuple(sample[label] for label in costs.counts) for sample in exclude}
+    return list(itertools.islice(draw_within(costs, least, most, seed=seed, exclude=without, draws=draws), count))
 
 
 def require_samples(samples: Sequence[Mapping[str, str]], count: int, key: str, allowed: str) -> None:
@@ -95,7 +88,7 @@ def samples_of_cost(
     most: int,
     slack: float,
     *,
-    measure: CostKey = "flops",
+    unit: BudgetKey = "gflops",
     seed: int = 0,
     exclude: Sequence[Mapping[str, str]] = (),
 ) -> list[dict[str, str]]:
@@ -107,7 +100,7 @@ def samples_of_cost(
         count: How many to draw.
         most: Largest cost.
         slack: Share of it that they cost less, at most.
-        measure: What ``most`` counts.
+        unit: What ``most`` counts.
         seed: Seed of the draws.
         exclude: Architectures that are not to be drawn.
 
@@ -115,7 +108,7 @@ def samples_of_cost(
         InputError: If hardly as many cost that.
     """
     least = (1 - slack) * most
-    found = drawn_samples(model, space, count, least=least, most=most, measure=measure, seed=seed, exclude=exclude)
+    found = drawn_samples(model, space, count, least=least, most=most, unit=unit, seed=seed, exclude=exclude)
     none = "a larger --slack, or a run that found more than the cheapest: too few architectures cost so little"
     require_samples(found, count, "--architectures", "fewer architectures, or a larger --slack" if found else none)
     return found
@@ -147,11 +140,10 @@ def samples_within(
     Raises:
         InputError: If the space has hardly as many within the budget.
     """
-    unit = UNITS[budget.key]
-    most = budget.limit * unit.scale
+    most = budget.limit * UNITS[budget.key].scale
     for slack in SLACKS:
         least = (1 - slack) * most
-        found = drawn_samples(model, space, count, least=least, most=most, measure=unit.field, seed=seed)
+        found = drawn_samples(model, space, count, least=least, most=most, unit=budget.key, seed=seed)
         if len(found) == count:
             break
         if slack < SLACKS[-1]:

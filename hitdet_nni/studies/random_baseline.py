@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from scipy.stats import kendalltau, spearmanr
 
 from hitdet_nni.config.architecture import Architecture, load_architecture
+from hitdet_nni.config.budget_settings import BudgetKey
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.cost.units import UNITS
@@ -20,7 +21,7 @@ from hitdet_nni.nas.provenance import describe_architecture, kept_budget
 from hitdet_nni.nas.sample_evaluation import architecture_losses, shared_losses
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.studies.random_architectures import CostKey, samples_of_cost
+from hitdet_nni.studies.random_architectures import samples_of_cost
 from hitdet_nni.studies.retrainings import Trained, deviation, with_deviation
 
 SEARCHED = "searched"
@@ -116,11 +117,9 @@ def draw_random_baselines(
     space = load_search_space(run.require(run.sub_spaces, "search"))
     budget = kept_budget(run, settings)
     model = budget_cost_model(found.skeleton, found.num_classes, budget)
-    measure: CostKey = "flops" if budget is None else UNITS[budget.key].field
-    most: int = getattr(model.architecture(found.sample)["total"], measure)
-    samples = samples_of_cost(
-        model, space, count, most, slack, measure=measure, seed=settings.seed, exclude=[found.sample]
-    )
+    unit: BudgetKey = "gflops" if budget is None else budget.key
+    most: int = getattr(model.architecture(found.sample)["total"], UNITS[unit].field)
+    samples = samples_of_cost(model, space, count, most, slack, unit=unit, seed=settings.seed, exclude=[found.sample])
     names = [f"random-{number:02d}" for number in range(1, count + 1)]
     drawn = {
         name: describe_architecture(name, sample, space, settings, data.classes, source="random", latency=model.latency)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hitdet_nni.config.search_space import SearchSpace
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.cost.cost_table import CostTable
+from hitdet_nni.cost.space_costs import SpaceCosts
 from hitdet_nni.studies.permutation_tests import exchange_p
 from hitdet_nni.studies.random_architectures import drawn_samples, require_samples
 from hitdet_nni.studies.retrainings import Trained, deviation, with_deviation
@@ -27,7 +27,7 @@ DRAWS = 200
 
 def typical_cost(model: CostModel, space: SearchSpace, seed: int) -> int:
     """Return the median FLOPs of the architectures of a space, of :data:`TYPICAL_DRAWS` drawn ones."""
-    costs = CostTable(model, space)
+    costs = SpaceCosts(model, space)
     rng = random.Random(seed)
     rows = [list(row.values()) for row in costs.counts.values()]
     return int(statistics.median(costs.fixed + sum(map(rng.choice, rows)) for _ in range(TYPICAL_DRAWS)))

@@ -168,13 +168,10 @@ def handmade_sample(model: CostModel, space: SearchSpace, settings: BudgetSettin
     names = [name for name in space["backbone"] if name in space["neck"] and name in space["head"]]
     samples = [{layer.label: name for layer in model.layers} for name in names]
 
-    def cost(sample: Mapping[str, str]) -> int:
-        return int(getattr(model.architecture(sample)["total"], budget.costs.unit.field))
-
     within = [sample for sample in samples if budget.keeps(sample)]
     if not within:
         logger.warning("no architecture of one operator is within the budget; the cheapest stands for it")
-    return max(within, key=cost) if within else min(samples, key=cost)
+    return max(within, key=budget.costs.of) if within else min(samples, key=budget.costs.of)
 
 
 def random_competitors(

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +18,7 @@ from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton, Tail
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.model.detector import detector_config
+from hitdet_nni.model.detector import build_detector, detector_config
 from hitdet_nni.operators.registry import OPERATORS, build_operator, operator_cost, parse_operator
 
 SIZES = ((8, 12), (7, 9), (1, 5))
@@ -233,6 +234,15 @@ def test_defaults_are_the_skeletons(tiny):
     model = CostModel(tiny, 3)
     assert (model.shape, model.proposals, model.convention) == ((96, 96), 100, "macs")
     assert CostModel(tiny, 3, proposals=0).proposals == 0
+
+
+def test_what_a_batch_is_padded_to_is_counted(tiny, published, draw):
+    odd, sample = tiny.model_copy(update={"input_size": (97, 130)}), draw(tiny, published, 0)
+    assert CostModel(odd, 3).architecture(sample) == CostModel(odd, 3, shape=(128, 160)).architecture(sample)
+    image = torch.zeros(3, *odd.input_size, dtype=torch.uint8)
+    batch = {"inputs": [image], "data_samples": [DetDataSample(metainfo={"img_shape": odd.input_size})]}
+    seen = build_detector(odd, sample, 3).data_preprocessor(batch)["inputs"]
+    assert tuple(seen.shape[-2:]) == CostModel(odd, 3).shape == odd.padded_size
 
 
 def test_rows_sum_to_the_architecture(tiny, published, draw):

@@ -69,16 +69,15 @@ def all_samples(model):
     return [dict(zip((layer.label for layer in model.layers), row, strict=True)) for row in itertools.product(*names)]
 
 
-@pytest.mark.parametrize("measure", ["flops", "params"])
-def test_all_architectures_within_the_limits_are_drawn(model, measure, refused):
-    costs = {
-        tuple(sample.values()): getattr(model.architecture(sample)["total"], measure) for sample in all_samples(model)
-    }
+@pytest.mark.parametrize("unit", ["gflops", "params_m"])
+def test_all_architectures_within_the_limits_are_drawn(model, unit, refused):
+    totals = {tuple(sample.values()): model.architecture(sample)["total"] for sample in all_samples(model)}
+    costs = {key: total.flops if unit == "gflops" else total.params for key, total in totals.items()}
     ordered = sorted(costs.values())
     least, most = ordered[len(ordered) // 4], ordered[len(ordered) // 2]
     within = {key for key, cost in costs.items() if least <= cost <= most}
     assert 4 < len(within) < len(costs) - 4
-    limits = {"least": least, "most": most, "measure": measure}
+    limits = {"least": least, "most": most, "unit": unit}
     drawn = drawn_samples(model, SPACE, len(within), **limits)
     assert {tuple(sample.values()) for sample in drawn} == within
     assert [list(sample) for sample in drawn] == [[layer.label for layer in model.layers]] * len(within)
@@ -86,9 +85,9 @@ def test_all_architectures_within_the_limits_are_drawn(model, measure, refused):
     assert drawn[0] not in others
     assert drawn_samples(model, SPACE, 3, seed=1, **limits) != drawn[:3]
     assert len(drawn_samples(model, SPACE, len(within) + 1, **limits)) == len(within)
-    assert samples_of_cost(model, SPACE, len(within), most, (most - least) / most, measure=measure) == drawn
+    assert samples_of_cost(model, SPACE, len(within), most, (most - least) / most, unit=unit) == drawn
     with refused(f"{len(within)} of {len(within) + 1}", "--architectures", "--slack"):
-        samples_of_cost(model, SPACE, len(within) + 1, most, (most - least) / most, measure=measure)
+        samples_of_cost(model, SPACE, len(within) + 1, most, (most - least) / most, unit=unit)
 
 
 def test_draws_are_uniform(model):

@@ -10,8 +10,10 @@ from typing import Any
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
+from hitdet_nni.config.search_space import SearchSpace
+from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.cost.cost_model import CostModel
-from hitdet_nni.cost.units import UNITS
+from hitdet_nni.cost.space_costs import SpaceCosts
 from hitdet_nni.engine import distributed
 from hitdet_nni.runs.found import costs_of, found_line
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -52,12 +54,9 @@ def _largest(architecture: Architecture, key: BudgetKey) -> float:
     searched = architecture.provenance.space
     if key == "latency_ms" or searched is None:
         return math.inf
-    model, unit = CostModel(architecture.skeleton, architecture.num_classes), UNITS[key]
-    dearest = (
-        max(getattr(model.layer_cost(layer, name), unit.field) for name in searched[layer.component])
-        for layer in model.layers
-    )
-    return float((getattr(model.fixed_cost, unit.field) + sum(dearest)) / unit.scale)
+    space: SearchSpace = {component: searched[component] for component in COMPONENTS}
+    costs = SpaceCosts(CostModel(architecture.skeleton, architecture.num_classes), space, key)
+    return costs.largest / costs.unit.scale
 
 
 def training_outcome(run: RunDirectory, result: Mapping[str, Any]) -> list[str]:

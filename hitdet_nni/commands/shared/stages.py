@@ -52,15 +52,13 @@ def run_search(
     Raises:
         InputError: If the data, the search space or the run directory is bad.
     """
-    whole = whole_space(settings)
     require_package(settings.logger)
     run = RunDirectory(out)
     with working(out, "search", config) as view:
         settings, images = open_images(settings)
         kept = load_search_space(run.sub_spaces) if run.sub_spaces.is_file() and not force else None
-        from_space = given or kept or whole
-        check_budget(from_space, settings, len(images.classes))
-        tell_unused_budget(from_space, settings, len(images.classes))
+        begun_in = given or kept or whole_space(settings)
+        tell_unused_budget(check_budget(begun_in, settings, len(images.classes)))
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
@@ -74,7 +72,7 @@ def run_search(
                 tell_too_few_batches(run, settings, images)
             if space is None:
                 with run.timed("screening"):
-                    space = screen(run, whole, settings, images)
+                    space = screen(run, begun_in, settings, images)
             with run.timed("search"):
                 return search(run, space, settings, images)
 

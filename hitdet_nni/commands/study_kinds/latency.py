@@ -72,7 +72,7 @@ def run(options: Namespace) -> Findings:
     costs = [model.architecture(one.sample)["total"] for one in detectors]
     measured = measure_detectors(detectors, runner, rounds=options.rounds, pause=options.pause)
     predictions = [
-        Prediction(one.name, cost.flops / 1e9, cost.nanoseconds / 1e6, milliseconds)
+        Prediction(one.name, cost.gflops, cost.latency_ms, milliseconds)
         for one, cost, milliseconds in zip(detectors, costs, measured, strict=True)
     ]
     summary = PredictionSummary.of(predictions)

@@ -69,7 +69,7 @@ def fixed_applications(detector: Detector, skeleton: Skeleton) -> Mapping[str, l
         return [(1, channels, *_size(skeleton, stride)) for stride in strides]
 
     width = skeleton.neck_width
-    add("backbone/stem", detector.backbone.stem, [(1, 3, *skeleton.input_size)])
+    add("backbone/stem", detector.backbone.stem, [(1, 3, *skeleton.padded_size)])
     if skeleton.tail is not None:
         add("backbone/tail", detector.backbone.tail, maps(skeleton.widths[-1], skeleton.feature_strides[-1:]))
     for index, convolution in enumerate(detector.neck.fuse):
@@ -113,4 +113,4 @@ class _Deciding(nn.Module):
 
 
 def _size(skeleton: Skeleton, stride: int) -> Size:
-    return halved(skeleton.input_size, stride)
+    return halved(skeleton.padded_size, stride)

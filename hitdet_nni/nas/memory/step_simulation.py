@@ -273,7 +273,7 @@ def _training_only(detector: nn.Module, layers: list[ColumnSparseMixedLayer], al
 
 
 def image_size(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> tuple[int, int]:
-    """Return the rows and columns of the largest batch, whose sides mmdet pads to multiples of 32.
+    """Return the rows and columns of the largest batch.
 
     Upright images are resized to the upright input size, so a batch with both kinds is as high as it is wide.
 
@@ -282,7 +282,7 @@ def image_size(skeleton: Skeleton, batch_size: int, *, upright: bool = True) -> 
         batch_size: Images of the batch.
         upright: Whether images occur in both orientations.
     """
-    height, width = (-(-side // 32) * 32 for side in skeleton.input_size)
+    height, width = skeleton.padded_size
     return (max(height, width), max(height, width)) if upright and batch_size > 1 else (height, width)
 
 
