@@ -191,7 +191,7 @@ def measure(
     if len(found) == 2:
         memory = torch.cuda.get_device_properties(device).total_memory
         free = (memory - torch.cuda.memory_allocated(device)) / 1e9
-        found |= climb(lambda size: hold(trainer, size, rounds), found, free)
+        found |= climb(lambda size: hold(trainer, size, rounds), found, free)[0]
     costs = CostModel(skeleton, CLASSES, proposals=skeleton.roi_samples)
     candidates = [
         costs.layer_cost(layer, operator).flops for layer in costs.layers for operator in space[layer.component]

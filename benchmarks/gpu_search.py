@@ -30,6 +30,9 @@ START = 50.0
 SEARCH_STEP, RETRAIN_STEP = 0.6, 0.12
 """Seconds of a step on a GPU beside another search, generously."""
 
+SAMPLE_PASS = 0.06
+"""Seconds of a batch of a sampled architecture, in the same way."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -39,6 +42,7 @@ class Size:
         name: What it is called.
         config: The shipped config that it is a diff of.
         steps: Steps of screening and search, and of retraining, for ``images``.
+        samples: Batches of sampled architectures, whatever the images.
         images: Images of the training set.
         changes: Settings that differ, by dotted key.
         screened: Whether sub-spaces are screened; else they are two operators a component.
@@ -47,6 +51,7 @@ class Size:
     name: str
     config: str
     steps: tuple[int, int]
+    samples: int
     images: int
     changes: Mapping[str, object] = field(default_factory=dict)
     screened: bool = True
@@ -54,18 +59,21 @@ class Size:
     def seconds(self, images: int) -> float:
         """Time that it takes with so many images, if the machine is as fast as is thought."""
         searching, retraining = self.steps
-        return START + (searching * SEARCH_STEP + retraining * RETRAIN_STEP) * images / self.images
+        steps = (searching * SEARCH_STEP + retraining * RETRAIN_STEP) * images / self.images
+        return START + steps + self.samples * SAMPLE_PASS
 
 
 SIZES = (
-    Size("whole", "digits", (390, 1440), 240),
+    Size("whole", "digits", (540, 1440), 4608, 240),
     Size(
         "half",
         "digits",
         (180, 720),
+        1536,
         120,
         {
             "screening.epochs": 2,
+            "screening.sample_images": 32,
             "data.train": 120,
             "search.epochs": 6,
             "retrain.epochs": 24,
@@ -76,10 +84,12 @@ SIZES = (
         "short",
         "digits",
         (60, 240),
+        512,
         120,
         {
             "screening.joint": True,
             "screening.epochs": 2,
+            "screening.sample_images": 32,
             "data.train": 120,
             "search.epochs": 2,
             "retrain.epochs": 8,
@@ -87,14 +97,15 @@ SIZES = (
             "retrain.val_interval": 8,
         },
     ),
-    Size("tiny", "tiny", (48, 16), 32),
+    Size("tiny", "tiny", (32, 16), 0, 32),
 )
 """From large to small; the last is taken where none fits."""
 
 TOY = Size(
     "toy",
     "tiny",
-    (4, 2),
+    (2, 2),
+    0,
     8,
     {"data.train": 8, "data.val": 4, "retrain.epochs": 1, "retrain.warmup_iterations": 1},
     screened=False,

@@ -6,7 +6,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from hitdet_nni.engine.precision import PrecisionKind
 
 WARMING = 6
 """Processes that compile side by side."""
+
+Rows = Sequence[Mapping[str, Any]]
+"""Figures of batches."""
 
 
 def warm(options: Options) -> None:
@@ -86,35 +91,64 @@ def largest(options: Options) -> None:
         for name, precision, way in plan
     ]
     named = [case for case in named if options.chosen(case[0])]
-    figures: list[dict[str, Any]] = []
+    figures: Rows = []
     for index, (_, name, precision, way) in enumerate(named):
         if not options.time_left:
             break
-        found = largest_batch(available[name], way, precision, options)
-        for batch, (gb, spent) in found.items():
-            row = {"case": name, "precision": precision, "implementation": way, "batch": batch, "gb": gb}
-            figures.append(row | {"seconds": spent, "largest": batch == max(found) and not options.toy})
-            echo(f"{name}, {precision}, {way}: batch {batch}, {gb:.1f} GB, {spent:.3f} s a step")
-        if not found:
-            row = {"case": name, "precision": precision, "implementation": way, "batch": 0, "gb": None}
-            figures.append(row | {"seconds": None, "largest": True})
-            echo(f"{name}, {precision}, {way}: one image needs more memory than there is")
         more = {"config": config, "input_size": available[name][0].input_size}
-        options.write(figures, [name for name, *_ in named[index + 1 :]], **more)
+        missing = [name for name, *_ in named[index:]]
+        begun = partial(options.write, missing=missing, **more)
+        figures = largest_batch(name, available[name], way, precision, options, figures, begun)
+        options.write(figures, missing[1:], **more)
 
 
-def largest_batch(case: Case, way: Way, precision: PrecisionKind, options: Options) -> dict[int, Held]:
-    """GB over parameters and optimisers, and seconds, of steps with one image, with two, and with the most.
+def largest_batch(
+    name: str,
+    case: Case,
+    way: Way,
+    precision: PrecisionKind,
+    options: Options,
+    before: Rows,
+    write: Callable[[Rows], None],
+) -> Rows:
+    """Run steps with one image, with two, and with more, up to the most.
 
     Each batch is a new supernet's: what is recorded for one batch is no load for the next.
+
+    Args:
+        name: What the supernet is called.
+        case: The supernet.
+        way: What computes it.
+        precision: Type of the activations.
+        options: Give the device, and the time.
+        before: Rows of other cases.
+        write: Keeps those and the rows of this case that are known, after each batch.
+
+    Returns:
+        All rows. The largest batch is marked, unless the clock has ended the search for it.
     """
+    words = f"{name}, {precision}, {way}"
+    described = {"case": name, "precision": precision, "implementation": way}
+    rows: dict[int, dict[str, Any]] = {}
 
     def held(batch: int) -> Held | None:
         found = measure_steps(case, way, precision, batch, 1, options.device)
-        return None if found is None else ((found[1] or 0) / 1e9, statistics.median(found[0]))
+        if found is None:
+            return None
+        gb, spent = (found[1] or 0) / 1e9, statistics.median(found[0])
+        rows[batch] = described | {"batch": batch, "gb": gb, "seconds": spent, "largest": False}
+        echo(f"{words}: batch {batch}, {gb:.1f} GB, {spent:.3f} s a step")
+        write([*before, *rows.values()])
+        return gb, spent
 
     known = {batch: found for batch in (1, 2) if (found := held(batch)) is not None}
-    if len(known) == 2 and options.device.type == "cuda":
+    certain = len(known) < 2
+    if not known:
+        echo(f"{words}: one image needs more memory than there is")
+        rows[0] = described | {"batch": 0, "gb": None, "seconds": None, "largest": True}
+    elif not certain and options.device.type == "cuda":
         release(options.device)
-        known |= climb(held, known, torch.cuda.mem_get_info(options.device)[0] / 1e9)
-    return known
+        free_gb = torch.cuda.mem_get_info(options.device)[0] / 1e9
+        _, certain = climb(held, known, free_gb, lambda: options.time_left)
+    rows[max(rows)]["largest"] = certain
+    return [*before, *(rows[batch] for batch in sorted(rows))]

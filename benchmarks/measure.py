@@ -211,23 +211,34 @@ Held = tuple[float, float]
 """Memory of a step over what is held before it, GB, and its time, s."""
 
 
-def climb(held: Callable[[int], Held | None], known: Mapping[int, Held], free_gb: float) -> dict[int, Held]:
-    """What the largest batch needs that is held.
+def climb(
+    held: Callable[[int], Held | None],
+    known: Mapping[int, Held],
+    free_gb: float,
+    time_left: Callable[[], bool] = lambda: True,
+) -> tuple[dict[int, Held], bool]:
+    """What larger batches need that are held, up to the largest.
+
+    Each guess is by the growth between the two largest that are held; from one that is not held on by halves.
 
     Args:
         held: Tries a batch; ``None`` where there is too little memory.
-        known: What two smaller batches at least need; the growth between the last two gives the first guess.
+        known: What two smaller batches at least need.
         free_gb: Memory that a step may take.
+        time_left: Whether another batch may be tried.
+
+    Returns:
+        What was held of what was tried, and whether the largest batch is known.
     """
-    (small, (small_gb, _)), (large, (large_gb, _)) = sorted(known.items())[-2:]
-    growth = max((large_gb - small_gb) / (large - small), 1e-3)
-    batch = max(large + int((free_gb - large_gb) / growth), large + 1)
-    found = held(batch)
-    if found is None:
-        while found is None and batch - 1 > large:
-            batch -= 1
-            found = held(batch)
-        return {} if found is None else {batch: found}
-    while (more := held(batch + 1)) is not None:
-        batch, found = batch + 1, more
-    return {batch: found}
+    found, beyond = dict(known), None
+    while beyond != max(found) + 1 and time_left():
+        (small, (small_gb, _)), (large, (large_gb, _)) = sorted(found.items())[-2:]
+        growth = max((large_gb - small_gb) / (large - small), 1e-3)
+        guess = max(large + int((free_gb - large_gb) / growth), large + 1)
+        batch = guess if beyond is None else min(guess, (large + beyond) // 2)
+        need = held(batch)
+        if need is None:
+            beyond = batch
+        else:
+            found[batch] = need
+    return {batch: held for batch, held in found.items() if batch not in known}, beyond == max(found) + 1

@@ -29,6 +29,7 @@ from hitdet_nni.io import expanded, read_json
 from hitdet_nni.nas.checks import check_classes
 from hitdet_nni.nas.provenance import tell_unused_skeleton
 from hitdet_nni.runs.found import facts_of, found_line
+from hitdet_nni.runs.result import read_result
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
 
 if TYPE_CHECKING:
@@ -110,9 +111,11 @@ class Run:
         """COCO metrics and cost of the trained detector, as ``metrics.json`` has them.
 
         Raises:
-            InputError: If nothing was trained yet.
+            InputError: If nothing was trained yet, or the file is damaged.
         """
-        return dict(read_json(self._files.require(self._files.metrics, "retrain")))
+        file = self._files.require(self._files.metrics, "retrain")
+        read_result(file)  # refuses what is damaged
+        return dict(read_json(file))
 
     @_in_python
     def front(
@@ -146,6 +149,7 @@ class Run:
         """
         from hitdet_nni.commands.shared.stages import front_unit, run_front  # noqa: PLC0415
 
+        _refuse_both(force=force, resume=resume)
         self._require_search()
         if cost is not None and cost not in BUDGET_KEYS:
             raise InputError(f"got {cost!r}", key="cost", allowed=BUDGET_KEYS)

@@ -232,16 +232,24 @@ def _screen_part(
         run.note_activations(stage, screened.activations)
         for component in components:
             write_scores(part.scores(run, component), screened.scores(component))
-        checkpoints.clear()
-        clear_pretraining(run, stage)
+        _clear_training(run, stage)
     distributed.barrier()
+
+
+def _clear_training(run: RunDirectory, stage: str) -> None:
+    """Remove what a stage would go on from: its result is written."""
+    CheckpointFolder(run.checkpoints(stage)).clear()
+    clear_pretraining(run, stage)
 
 
 def _join_supernets(run: RunDirectory, parts: Sequence[Screening], space: SearchSpace, settings: Settings) -> None:
     """Write the scores of components by the mean of several supernets, and how far these agree.
 
-    Does nothing where one supernet has screened them. Runs that share the directory all write the same.
+    One supernet's are there already. Runs that share the directory all write the same.
     """
+    if distributed.is_main():
+        for part in parts:  # one that was killed behind its result has left something
+            _clear_training(run, screening_stage(part.components, part.supernet))
     if len(parts) > 1 and distributed.is_main():
         for component in parts[0].components:
             operators = space[component]
@@ -266,16 +274,17 @@ def search(
     Source:
         Sections 3.3 and 3.4.
     """
+    stage = "search"
     if distributed.broadcast_object(run.architecture.exists()):
+        if distributed.is_main():
+            _clear_training(run, stage)
         return load_architecture(run.architecture)
     check_budget(space, settings, len(data.classes))
-    stage = "search"
     _note_images(run, data)
     costs = budget_cost_model(settings.skeleton, len(data.classes), settings.search.budget)
-    latency = costs.latency
     logger.info("search: %s", Outlook.of(costs, space).sentence())
-    if latency is not None and distributed.is_main():
-        keep_latency_table(run, latency)
+    if costs.latency is not None and distributed.is_main():
+        keep_latency_table(run, costs.latency)
 
     def keep(record: EpochRecord) -> None:
         write_epoch(run, record)
@@ -309,18 +318,16 @@ def search(
         data.classes,
         source=SEARCH,
         activations=trained.activations,
-        latency=latency,
+        latency=costs.latency,
     )
     if distributed.is_main():
         run.note_warnings(stage, trained.warnings)
         run.note_activations(stage, trained.activations)
         if by_samples:
-            model = CostModel(settings.skeleton, len(data.classes))
-            write_samples(run.samples, decoded.rows(architecture.sample, model))
+            write_samples(run.samples, decoded.rows(architecture.sample, costs))
         save_weights(trained.module.model.detector, run.supernet)
         save_architecture(architecture, run.architecture)
-        checkpoints.clear()
-        clear_pretraining(run, stage)
+        _clear_training(run, stage)
     distributed.barrier()
     return architecture
 

@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="input size (default: the skeleton's; a config: 800 1216)",
+        help="input size (default: the skeleton's, padded to multiples of 32; a config: 800 1216)",
     )
     parser.add_argument("--proposals", type=int, help="RoIs that the head sees (default: as many as in testing)")
     parser.add_argument("--convention", choices=["macs", "paper"], default="macs", help="how FLOPs are counted")

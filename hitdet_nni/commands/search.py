@@ -63,7 +63,7 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     from rich.table import Table
 
     from hitdet_nni.cost.units import UNITS
-    from hitdet_nni.nas.outlook import Outlook, count_in_words, stage_steps
+    from hitdet_nni.nas.outlook import Outlook, count_in_words, pretrainings, stage_steps
 
     model = budget_cost_model(settings.skeleton, len(images.classes), settings.search.budget)
     outlook = Outlook.of(model, space)
@@ -75,3 +75,5 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     show(table)
     for stage, steps in stage_steps(settings, images, screens=given is None).items():
         echo(f"{stage}: {steps} steps")
+    if count := pretrainings(settings, images, screens=given is None):
+        echo(f"before them the backbone is pretrained {count} times, for {settings.pretrain.epochs} epochs each")

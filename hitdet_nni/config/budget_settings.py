@@ -18,7 +18,9 @@ BUDGET_KEYS: tuple[BudgetKey, ...] = get_args(BudgetKey)
 class BudgetSettings(Section):
     """What the found detector may cost at most, in one unit."""
 
-    gflops: PositiveFloat | None = Field(None, description="GFLOPs (multiply-adds) at the skeleton's input size")
+    gflops: PositiveFloat | None = Field(
+        None, description="GFLOPs (multiply-adds) at the skeleton's input size, padded to multiples of 32"
+    )
     params_m: PositiveFloat | None = Field(None, description="parameters, in millions")
     latency_ms: PositiveFloat | None = Field(None, description="milliseconds an image, by the table")
     table: Path | None = Field(None, description="file of `hitdet-nni latency`, with latency_ms")

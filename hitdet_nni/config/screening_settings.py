@@ -62,8 +62,9 @@ class ScreeningSettings(Section):
     keep: PerComponent = Field(PerComponent(), description="operators left: N_b, N_n, N_h (section 3.3)")
     rank_by: Literal["probability", "norm", "samples"] = Field(
         "probability",
-        description="rank operators by softmax probability summed over layers, by column norm (norm), or by what they "
-        "add to the losses of sampled architectures after the last epoch, before which none is removed (samples)",
+        description="rank operators by their weight in the mixture summed over layers, by column norm (norm), or by "
+        "what they add to the losses of sampled architectures after the last epoch, before which none is removed "
+        "(samples)",
     )
     samples: PositiveInt = Field(
         128,

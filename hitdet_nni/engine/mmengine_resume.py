@@ -16,7 +16,7 @@ from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.moving_average import MovingAverage
 from hitdet_nni.engine.progress import Stage
-from hitdet_nni.engine.training_state import Position, Stateful, TrainingCheckpoints, TrainingObjects
+from hitdet_nni.engine.training_state import Position, TrainingCheckpoints, TrainingObjects
 from hitdet_nni.errors import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
@@ -213,10 +213,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
 
     def _objects(self) -> TrainingObjects:
         runner = self.runner
-        parts: dict[str, Stateful] = {LOOP: self}
-        if self._average is not None:
-            parts["average"] = self._average
-        return TrainingObjects(runner.model, [runner.optim_wrapper], runner.param_schedulers, parts)
+        shared = {} if self._average is None else {"average": self._average}
+        return TrainingObjects(runner.model, [runner.optim_wrapper], runner.param_schedulers, {LOOP: self}, shared)
 
     def _diverged(self) -> NonFiniteLossError:
         return NonFiniteLossError(self.stage, self._iter, self._images, self.checkpoints.newest())

@@ -50,7 +50,11 @@ class MovingAverage:
         model.load_state_dict(self._average.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averaged weights and the number of steps."""
+        """Return the averaged weights and the number of steps, the same in all processes; all call this.
+
+        Running statistics are each process's own until then; from then on they have their mean.
+        """
+        distributed.average(running_statistics(self._average.module))
         return {name: tensor.cpu() for name, tensor in self._average.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,12 +51,14 @@ class TrainingObjects:
         optimizers: Optimisers.
         schedulers: Schedulers of learning rates.
         parts: What else has a state, by name; each process has its own.
+        shared: What else has a state that is the same in all processes.
     """
 
     module: nn.Module
     optimizers: Sequence[Stateful]
     schedulers: Sequence[Stateful]
     parts: Mapping[str, Stateful]
+    shared: Mapping[str, Stateful] = field(default_factory=dict)
 
 
 class SavedTraining:
@@ -83,6 +85,8 @@ class SavedTraining:
             scheduler.load_state_dict(saved)
         for name, part in objects.parts.items():
             part.load_state_dict(self._own["parts"][name])
+        for name, part in objects.shared.items():
+            part.load_state_dict(self._state["shared"][name])
 
     def part(self, name: str) -> Mapping[str, Any]:
         """Return the state of a part of this process."""
@@ -97,8 +101,8 @@ class SavedTraining:
 class TrainingCheckpoints:
     """Saves a training so that it can go on bit-equal, in one form whatever trains.
 
-    A checkpoint holds the position, the states of the module, of all optimisers and of all schedulers, and of every
-    process the random number generators and its parts. Data loaders have no state of their own
+    A checkpoint holds the position, the states of the module, of all optimisers and of all schedulers, what processes
+    share besides, and of every process the random number generators and its parts. Data loaders have no state of their own
     (:mod:`hitdet_nni.data.sampling`).
 
     Args:
@@ -121,11 +125,14 @@ class TrainingCheckpoints:
         """Read the newest whole checkpoint; ``None`` where there is none.
 
         Raises:
-            InputError: If it was made by another number of processes, or under other conditions.
+            InputError: If it was made by another number of processes, under other conditions or by an earlier version.
         """
         state = distributed.broadcast_object(self.folder.load() if distributed.is_main() else None)
         if state is None:
             return None
+        if "shared" not in state:
+            problem, allowed = "the checkpoint is of an earlier version", "that version, or --force to start again"
+            raise InputError(problem, source=self.folder.path, allowed=allowed)
         for name, now in self._conditions.items():
             if state[name] != now:
                 raise InputError(
@@ -159,6 +166,7 @@ class TrainingCheckpoints:
             return False
         # Running statistics are each process's own; only their mean is ever used.
         distributed.average(running_statistics(objects.module))
+        shared = {name: part.state_dict() for name, part in objects.shared.items()}
         parts = {name: part.state_dict() for name, part in objects.parts.items()}
         each = distributed.gather({"random": random_state(), "parts": parts})
         if distributed.is_main():
@@ -172,6 +180,7 @@ class TrainingCheckpoints:
                     "module": objects.module.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in objects.optimizers],
                     "schedulers": [scheduler.state_dict() for scheduler in objects.schedulers],
+                    "shared": shared,
                     "each": each,
                 },
             )

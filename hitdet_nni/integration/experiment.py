@@ -7,6 +7,7 @@ of them and stops the experiment. ``--resume ID`` goes on with one that was stop
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import sys
 import time
@@ -84,8 +85,9 @@ def run(config: ExperimentConfig, runs: Path, port: int | None) -> int:
             name = experiment.id or "(not set up yet)"
             _echo(f"{signals.first.name}: experiment {name} is stopped, no process of it is left")
             if experiment.id:
-                program = "hitdet-nni" if shutil.which("hitdet-nni") else f"{sys.executable} -m hitdet_nni"
-                _echo(f"go on with: {program} experiment --resume {experiment.id} --runs {runs}")
+                program = ["hitdet-nni"] if shutil.which("hitdet-nni") else [sys.executable, "-m", "hitdet_nni"]
+                command = shlex.join([*program, "experiment", "--resume", experiment.id, "--runs", str(runs)])
+                _echo(f"go on with: {command}")
             return 128 + signals.first
     _echo(f"the web UI was {experiment.address}; experiment {experiment.id} is stopped")
     complaints = snapshot.complaints()

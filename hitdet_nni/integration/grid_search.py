@@ -12,8 +12,7 @@ from typing import Any
 import nni
 from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
 
-ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
-"""Events after which NNI does not run a trial again when it resumes an experiment."""
+from hitdet_nni.integration.nni_words import ENDED
 
 
 class GridSearch(GridSearchTuner):  # type: ignore[misc]

@@ -25,10 +25,11 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import DetectionData, open_images
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import prepare_process, translate_io_errors
+from hitdet_nni.engine.process import keep_imports, prepare_process, translate_io_errors
 from hitdet_nni.engine.progress import listening, written
 from hitdet_nni.engine.progress_view import LineView
 from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
+from hitdet_nni.integration.nni_words import stage_number
 from hitdet_nni.io import read_json, read_yaml
 from hitdet_nni.loggers.following import followed
 from hitdet_nni.loggers.packages import install, is_available, require_package
@@ -43,9 +44,6 @@ from hitdet_nni.runs.same_settings import plain, same_run
 
 logger = logging.getLogger(__name__)
 
-SCREENING, SEARCH = 1, 2
-"""The ``stage`` of an intermediate result."""
-
 
 def report_epoch(stage: str, record: EpochRecord) -> None:
     """Report what was measured in an epoch to NNI; ``default`` is the validation loss."""
@@ -59,7 +57,7 @@ def report_epoch(stage: str, record: EpochRecord) -> None:
             "default": record.val_loss,
             **absent,
             **metrics,
-            "stage": SEARCH if stage == "search" else SCREENING,
+            "stage": stage_number("search" if stage == "search" else "screening"),
             "epoch": record.epoch + 1,
         }
     )
@@ -103,6 +101,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     settings = load_settings(config, parameters)
     require_package(settings.logger)
     prepare_process(settings.threads)
+    keep_imports()
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
     whole = whole_space(settings)
     settings, data = open_images(settings)

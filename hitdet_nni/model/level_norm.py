@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hitdet_nni.errors import InputError
+
 
 class LevelBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with one scale and shift for all levels, but each level's own statistics.
@@ -19,6 +21,8 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
     Args:
         num_features: Channels.
         levels: Levels of the pyramid.
+        eps: As of torch's.
+        momentum: As of torch's.
 
     Attributes:
         level: Index of the level that the next call is given.
@@ -35,8 +39,8 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, levels: int) -> None:
-        super().__init__(num_features)
+    def __init__(self, num_features: int, levels: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+        super().__init__(num_features, eps, momentum)
         self.running_mean = torch.zeros(levels, num_features)
         self.running_var = torch.ones(levels, num_features)
         self.level = 0
@@ -65,11 +69,19 @@ class LevelBatchNorm2d(nn.BatchNorm2d):
 
 
 def separate_statistics(module: nn.Module, levels: int) -> None:
-    """Give every batch normalisation inside ``module`` statistics for each of ``levels`` levels, in place."""
+    """Give every batch normalisation inside ``module`` statistics for each of ``levels`` levels, in place.
+
+    Raises:
+        InputError: If one has no scale and shift, or no running averages.
+    """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, LevelBatchNorm2d(child.num_features, levels))
+                if not (child.affine and child.track_running_stats):
+                    problem = f"{name} of {type(parent).__name__} has no scale and shift, or no running averages"
+                    raise InputError(problem, source="batch normalisation", allowed="both, in the head of a RetinaNet")
+                own = LevelBatchNorm2d(child.num_features, levels, child.eps, child.momentum)
+                setattr(parent, name, own)
 
 
 def select_level(module: nn.Module, level: int) -> None:

@@ -17,6 +17,7 @@ from hitdet_nni.model.searchable import ALPHA
 from hitdet_nni.nas.decode import decode, log_probabilities
 from hitdet_nni.nas.fused import (
     FUSED_MODES,
+    FusedBlock,
     forget_mixture,
     fuse_fixed_blocks,
     fused_weighted_sum,
@@ -209,6 +210,15 @@ def _set_mode(module: nn.Module, mode: str, fallback: bool) -> None:
         layer.activations, layer.fell_back = "all" if names else mode, names
         forget_mixture(layer)
     fuse_fixed_blocks(module, fused, ColumnSparseMixedLayer)
+
+
+def forget_mixtures(module: nn.Module) -> None:
+    """Give back what the fused layers of a supernet hold beside its parameters, e.g. what was recorded on a GPU."""
+    for part in module.modules():
+        if isinstance(part, ColumnSparseMixedLayer):
+            forget_mixture(part)
+        elif isinstance(part, FusedBlock):
+            part.forget()
 
 
 def describe_fallback(module: nn.Module) -> str | None:

@@ -99,6 +99,20 @@ def stage_steps(settings: Settings, data: DetectionData, *, screens: bool) -> di
     return found
 
 
+def pretrainings(settings: Settings, data: DetectionData, *, screens: bool) -> int:
+    """Return how often a backbone is pretrained on boxes of the data before a supernet is trained.
+
+    Args:
+        settings: The settings.
+        data: The images.
+        screens: Whether the components are screened first.
+    """
+    if not settings.pretrain.boxes:
+        return 0
+    groups = len(screening_groups(settings.screening.joint)) if screens and settings.screening.pretrained is None else 0
+    return groups * screening_supernets(settings, data) + (settings.search.pretrained is None)
+
+
 def screening_supernets(settings: Settings, data: DetectionData) -> int:
     """Return how many supernets share the screening of a component."""
     steps = steps_an_epoch(largest_half(data, settings), settings.data.batch_size, distributed.world_size())

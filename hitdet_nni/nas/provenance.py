@@ -181,6 +181,19 @@ def kept_budget(run: RunDirectory, settings: Settings) -> BudgetSettings | None:
     return budget.model_copy(update={"table": run.latency, "other_machine": True})
 
 
+def require_latency_table(run: RunDirectory, settings: Settings) -> None:
+    """Say where a copy is of the table of latencies that a run has its budget by, where that has gone.
+
+    Raises:
+        InputError: If it has.
+    """
+    budget = settings.search.budget
+    table = None if budget is None else budget.table
+    if table is not None and not table.exists() and run.latency.exists():
+        allowed = f"a copy of {run.latency} in its place"
+        raise InputError("no such file", source=table, key="search.budget.table", allowed=allowed)
+
+
 def keep_latency_table(run: RunDirectory, table: LatencyTable) -> None:
     """Copy the table of latencies that a search has its budget by; in a run that is resumed it must be the same.
 

@@ -87,6 +87,7 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
     supernet = SampledSupernet.restore(run.supernet, space, settings, len(data.classes))
     search = FrontSearch(model, space, asked.key, supernet.candidates, asked.budgets)
     first = _images(settings, data, asked.images)
+    others = first if settings.search.decode != "samples" else max(first, settings.search.sample_images)
     if asked.anew and distributed.is_main():
         shutil.rmtree(run.front, ignore_errors=True)
     distributed.barrier()
@@ -110,11 +111,11 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
         filling = search.fill(losses, filling_count, settings.seed)
     searched = load_architecture(run.architecture).sample
     nominated = search.nominate(tried, searched, _decided(run, search), filling)
-    for key in remembered.architectures(shown(first)):
+    for key in remembered.architectures(shown(others)):
         nominated.setdefault(key, EARLIER)
     finalists = distributed.broadcast_object(nominated)
     fixed = {layer.label: space[layer.component][0] for layer in model.layers if layer.label not in supernet.candidates}
-    with losses_on(first, len(finalists)) as losses:
+    with losses_on(others, len(finalists)) as losses:
         compared = search.compare(finalists, losses, fixed)
     rows = _rows(compared, model, asked.key)
     if distributed.is_main():
@@ -186,18 +187,22 @@ def _write(
     def described(name: str, sample: Mapping[str, str]) -> Architecture:
         return describe_architecture(name, sample, space, settings, data.classes, source=SEARCH, latency=table)
 
-    budgets = {*search.budgets, *_budgets_there(run, rows[0].unit)}  # those that were asked for before are kept
-    for stale in [run.front_table, *run.front.glob("point-*.json"), *run.front.glob("budget-*.json")]:
-        stale.unlink(missing_ok=True)
-    for row in rows:
-        if row.on_front:
-            save_architecture(described(row.name, row.sample), run.front / f"{row.name}.json")
-    for budget in sorted(budgets):
-        found, name = best_within(compared, budget), budget_name(budget)
+    chosen = {row.name: row.sample for row in rows if row.on_front}
+    for budget in sorted({*search.budgets, *_budgets_there(run, rows[0].unit)}):  # those of before are kept
+        found = best_within(compared, budget)
         assert found is not None or budget not in search.budgets  # within these the model's best is among them
         if found is not None:
-            save_architecture(described(name, found.sample), run.front / f"{name}.json")
+            chosen[budget_name(budget)] = found.sample
+    # In an order that an interruption may end anywhere: the table that is there says what the files' budgets are of.
+    for stale in run.front.glob("budget-*.json"):
+        if stale.stem not in chosen:
+            stale.unlink()
+    for name, sample in chosen.items():
+        save_architecture(described(name, sample), run.front / f"{name}.json")
     write_front(run.front_table, rows)
+    for stale in run.front.glob("point-*.json"):
+        if stale.stem not in chosen:
+            stale.unlink()
 
 
 def _budgets_there(run: RunDirectory, unit: BudgetKey) -> tuple[float, ...]:

@@ -38,7 +38,8 @@ from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.epoch_watcher import SearchMonitor
 from hitdet_nni.nas.evaluator import detection_evaluator
 from hitdet_nni.nas.health.diagnosis import Setup, diagnose
-from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory
+from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory, release_memory
+from hitdet_nni.nas.mixed import forget_mixtures
 from hitdet_nni.nas.pruning import PruningSchedule
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.nas.strategy import AlphaOptimizer, ColumnSparseDARTS, ColumnSparseLightningModule
@@ -191,6 +192,8 @@ def train_supernet(
     finally:
         for loader in (weights_loader, alphas_loader, val_loader):
             loader._iterator = None  # ends its workers at once; the garbage collector waits five seconds for each
+        forget_mixtures(space)  # the parameters have left the device: no recorded pass fits them any more
+        release_memory(distributed.device())
     weighs_cost = phase.flops_weight > 0 and phase.budget is None
     setup = Setup(phase.decodes, phase.pretrained is not None, weighs_cost)
     warnings = diagnose([record.health for record in monitor.records], phase.stage, setup)

@@ -8,8 +8,8 @@ from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.budget_settings import BudgetKey, BudgetSettings
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.units import UNITS
-from hitdet_nni.io import read_json
 from hitdet_nni.runs.goal import own_budget
+from hitdet_nni.runs.result import read_result
 from hitdet_nni.runs.run_directory import RunDirectory
 
 
@@ -59,15 +59,15 @@ def facts_of(run: RunDirectory) -> dict[str, str]:
     if not run.architecture.exists():
         return {"state": "not searched to its end"}
     architecture = load_architecture(run.architecture)
-    metrics = read_json(run.metrics) if run.metrics.exists() else None
+    result = read_result(run.metrics) if run.metrics.exists() else None
     costs = costs_of(architecture)
-    if metrics is not None:
-        costs |= {"params_m": metrics["params_m"], "gflops": metrics["gflops"]}
+    if result is not None and result.params_m is not None and result.gflops is not None:
+        costs |= {"params_m": result.params_m, "gflops": result.gflops}
     facts = {"architecture": architecture.name, "classes": ", ".join(architecture.provenance.classes)}
     facts["cost"] = in_words(costs)
     budget = own_budget(run, load_settings(run.config))
     if budget is not None and budget.key in costs:
         facts["budget"] = f"{used_of(budget, costs[budget.key])} is used"
-    if metrics is not None:
-        facts["mAP"] = f"{metrics['mAP']:.3f}"
+    if result is not None:
+        facts["mAP"] = f"{result.metrics['mAP']:.3f}"
     return facts

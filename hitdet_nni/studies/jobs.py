@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.engine.process import keep_imports, prepare_process
 from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
 from hitdet_nni.runs.run_directory import RunDirectory
 
@@ -194,6 +194,7 @@ def _end_after(process: BaseProcess) -> None:
 def opened(job: Job) -> Iterator[RunDirectory]:
     """Prepare this process for a training and keep others out of its run directory, which is yielded."""
     prepare_process(job.settings.threads)
+    keep_imports()
     run = RunDirectory(job.folder)
     with run.held() if distributed.is_main() else nullcontext(), named(job.folder.name):
         run.open(job.settings, resume=True)

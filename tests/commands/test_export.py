@@ -154,6 +154,10 @@ def test_a_budget_in_milliseconds_is_kept_by_the_run_s_own_table(tmp_path, capsy
     status, error = search(good, "--resume")
     assert (status, error.count("\n")) == (2, 1)
     assert "search.budget.table" in error
+    table.unlink()
+    status, error = search(good, "--resume")
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"search.budget.table: no such file; allowed: a copy of {run.latency} in its place" in error
 
 
 @pytest.mark.parametrize(

@@ -262,8 +262,15 @@ def test_what_is_not_there_yet(tmp_path, found):
     for options in ({"settings": {"retrain.epochs": 2}}, {"inherit": True}, {"out": found.path, "force": True}):
         with pytest.raises(InputError, match="another directory"):
             found.retrain(**options)
-    with pytest.raises(InputError, match="beside resume"):
-        hitdet_nni.search(preset="tiny", force=True, resume=True)
+    for both in (lambda **options: hitdet_nni.search(preset="tiny", **options), found.front, found.retrain):
+        with pytest.raises(InputError, match="beside resume"):
+            both(force=True, resume=True)
+    shutil.copytree(found.path, tmp_path / "damaged")
+    (tmp_path / "damaged" / "metrics.json").write_text("{}")
+    damaged = hitdet_nni.load(tmp_path / "damaged")
+    for call in (lambda: damaged.metrics, damaged._repr_html_):
+        with pytest.raises(InputError, match=r"damaged.metrics.json: .*metrics"):
+            call()
     for options in ({"precision": "int4"}, {"precision": "int8", "calibration": 0}):
         with pytest.raises(InputError, match=r"int4|calibration"):
             found.export(tmp_path / "mine.onnx", **options)

@@ -21,10 +21,11 @@ from torch import nn
 
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
+from hitdet_nni.errors import InputError
 from hitdet_nni.model.backbone import HitBackbone
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector, detector_config
 from hitdet_nni.model.head import HitBoxHead, HitRetinaHead
-from hitdet_nni.model.level_norm import LevelBatchNorm2d
+from hitdet_nni.model.level_norm import LevelBatchNorm2d, separate_statistics
 from hitdet_nni.model.neck import HitNeck
 from hitdet_nni.operators.registry import OPERATORS, build_operator
 
@@ -280,6 +281,15 @@ def test_retina_head(refused):
         torch.testing.assert_close(offset, head.retina_reg(head.reg_convs[1](head.reg_convs[0](x))))
     with refused("head.operators", "got 3", "even"):
         retina_head(["conv_k3_d1"] * 3)
+
+
+def test_levels_normalise_as_the_block_s_own_normalisation_is_set():
+    block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, eps=1e-3, momentum=0.01))
+    separate_statistics(block, levels=2)
+    assert (block[1].eps, block[1].momentum, len(block[1].running_mean)) == (1e-3, 0.01, 2)
+    for missing in ({"affine": False}, {"track_running_stats": False}):
+        with pytest.raises(InputError, match="1 of Sequential has no scale and shift, or no running averages"):
+            separate_statistics(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4, **missing)), levels=2)
 
 
 def test_levels_keep_their_own_statistics():

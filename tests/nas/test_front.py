@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from inherited_losses import supernet_loss
 from killing import KilledError, kill_in_sample
 from tables import made_up_table
@@ -280,7 +282,9 @@ def test_a_search_goes_on_in_the_sub_spaces_that_it_began_with(searched, tmp_pat
     again = ["search", "--config", "tiny", *options, "--out", str(searched.path), "--resume"]
     monkeypatch.setattr(pipeline, "screen", lambda *_: pytest.fail("screens"))
     before = searched.sub_spaces.read_text(), searched.architecture.read_text()
+    searched.checkpoints("search").mkdir(parents=True)  # as of one that was killed behind its result
     assert cli.main(again) == 0
+    assert not searched.checkpoints("search").exists()
     save_search_space({**SPACE, "neck": SPACE["neck"][:1]}, tmp_path / "others.yml")
     capsys.readouterr()
     assert cli.main([*again, "--sub-spaces", str(tmp_path / "others.yml")]) == 2
@@ -347,6 +351,21 @@ def test_another_supernet_is_refused(searched, tmp_path, refused):
         SampledSupernet.restore(tmp_path / "none.pth", SPACE, settings, 10)
 
 
+def kill(*_):
+    raise KilledError
+
+
+def test_what_samples_chose_by_is_not_what_finalists_are_compared_on(searched, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(searched.path, run.path)
+    settings = yaml.safe_load(run.config.read_text())
+    settings["search"] |= {"decode": "samples", "sample_images": 7}
+    run.config.write_text(yaml.safe_dump(settings))
+    assert cli.main(["front", str(run.path), "--samples", "8", "--images", "4", "--force"]) == 0
+    on = {line.split(",")[0] for line in (run.front / "losses.csv").read_text().splitlines()[1:]}
+    assert on == {"4 from 0", "4 from 7"}
+
+
 def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
     run = searched.path
 
@@ -387,6 +406,13 @@ def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):
     assert front("--budget", budget, "--resume")[0] == 0
     assert {file.name: file.read_bytes() for file in searched.front.iterdir()} == before
     others = [budget * (1 + 0.02 * step) for step in range(-3, 8)]
+    with monkeypatch.context() as context:
+        context.setattr(run_front, "write_front", kill)
+        with pytest.raises(KilledError):
+            front("--budget", *others, "--resume")
+    assert read_front(searched.front_table) == rows
+    assert front("--resume")[0] == 0
+    assert read_budgets(searched.front) == tuple(sorted({budget, *others}))
     assert front("--budget", *others, "--resume")[0] == 0
     compared = read_front(searched.front_table)
     assert front("--resume")[0] == 0  # with fewer limits fewer are to be compared

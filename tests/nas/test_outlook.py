@@ -61,8 +61,22 @@ def test_a_dry_run_says_it_and_writes_nothing(tmp_path, capsys, caplog):
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("144 architectures", "GFLOPs", "M parameters", "search: 4 steps"))
     assert "screening" not in printed
+    unused = [
+        "--set",
+        f"space={tmp_path / 'space.yml'}",
+        "--set",
+        "screening.keep.neck=2",
+        "--set",
+        "screening.keep.backbone=1",
+    ]
+    assert cli.main([*arguments, *unused]) == 2
+    assert "screening.keep.neck: got 2; allowed: 1 to 1" in capsys.readouterr().err
+    assert cli.main([*arguments, *unused, "--sub-spaces", str(tmp_path / "space.yml")]) == 0
+    capsys.readouterr()
     assert cli.main(arguments) == 0
     assert "screening head: 4 steps" in capsys.readouterr().out
+    assert cli.main([*arguments, "--set", "pretrain.boxes=true", "--set", "screening.supernets=2"]) == 0
+    assert "the backbone is pretrained 7 times, for 10 epochs each" in capsys.readouterr().out
     assert cli.main([*arguments, "--set", "search.budget={gflops: 1e-9}"]) == 2
     assert "or more" in capsys.readouterr().err
     assert cli.main([*arguments, "--set", "search.budget={gflops: 2}"]) == 0

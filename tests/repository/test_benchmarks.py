@@ -76,11 +76,17 @@ def test_climb_ends_at_the_largest_batch_that_is_held(scripts, real):
         return (need, 0.1) if need <= 20 else None
 
     largest = int(2 + 15 // real)
-    assert scripts["measure"].climb(held, {1: (3.0, 0.1), 2: (5.0, 0.1)}, 20.0) == {
-        largest: (5 + real * (largest - 2), 0.1)
-    }
+    climb, known = scripts["measure"].climb, {1: (3.0, 0.1), 2: (5.0, 0.1)}
+    found, certain = climb(held, known, 20.0)
+    assert certain
+    assert max(found) == largest
+    assert found == {batch: (5 + real * (batch - 2), 0.1) for batch in tried if batch <= largest}
     assert tried[0] == 9
-    assert scripts["measure"].climb(lambda batch: None, {1: (3.0, 0.1), 2: (3.0, 0.1)}, 3.5) == {}
+    assert len(set(tried)) == len(tried) <= 5
+    assert climb(lambda batch: None, {1: (3.0, 0.1), 2: (3.0, 0.1)}, 3.5) == ({}, True)
+    left = iter([True, False])
+    found, certain = climb(held, known, 20.0, lambda: next(left))  # the clock ends it
+    assert (list(found), certain) == ([9] if real <= 2 else [], False)
 
 
 @pytest.mark.slow

@@ -13,6 +13,12 @@ import psutil
 import pytest
 import torch
 
+from hitdet_nni.config.settings import load_settings
+from hitdet_nni.data.sources import open_data
+from hitdet_nni.nas.outlook import screening_supernets, stage_steps
+from hitdet_nni.nas.screening import screening_groups
+from hitdet_nni.nas.screening_reliability import share_of
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -258,6 +264,22 @@ def test_size_of_the_search_follows_from_the_time(scripts):
     assert search.choose_size(named["short"].seconds(120) + 1, None) is named["short"]
     assert search.choose_size(named["short"].seconds(120) + 1, 240) is named["tiny"]
     assert search.choose_size(1e4, 300) is named["whole"]
+
+
+def test_steps_of_a_search_are_what_it_makes(scripts):
+    search = scripts["gpu_search"]
+    for size in (*search.SIZES, search.TOY):
+        settings = load_settings(size.config, size.changes)
+        data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
+        steps = stage_steps(settings, data, screens=size.screened)
+        assert size.steps == (sum(steps.values()) - steps["retrain"], steps["retrain"]), size.name
+        assert size.images == len(data.train.image_ids)
+        supernets, sampled = screening_supernets(settings, data), 0
+        if size.screened and settings.screening.rank_by == "samples":
+            share = share_of(settings.screening, supernets, 32)
+            batches = math.ceil(share.sample_images / settings.data.batch_size)
+            sampled = len(screening_groups(settings.screening.joint)) * supernets * share.samples * batches
+        assert size.samples == sampled, size.name
 
 
 @pytest.fixture

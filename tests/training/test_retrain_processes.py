@@ -17,7 +17,7 @@ from hitdet_nni.training.coco_metric import ExactCocoMetric
 from hitdet_nni.training.retrain import retrain
 
 
-def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None):
+def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None, ema=None):
     """Retrain for eight steps; the weights of this process, and what it was told."""
     settings = load_settings(
         "tiny",
@@ -28,6 +28,7 @@ def retraining(folder, batch_size, batch_norm, precision="fp32", stop_at=None):
             "skeleton.input_size": [64, 64],
             "batch_norm": batch_norm,
             "precision": precision,
+            "retrain.ema": ema,
             "checkpoint.every_steps": 3,
         },
     )
@@ -114,16 +115,17 @@ def test_two_processes_retrain_as_one_with_the_whole_batch(tmp_path):
     assert one["line"].endswith("learning rate 0.04 x 4 / 4 = 0.04 for a global batch of 4 = 1 x 4")
 
 
-def stopped_and_not(folder):
+def stopped_and_not(folder, precision, ema):
     """An uninterrupted retraining, and one that was stopped in the second epoch."""
-    whole = retraining(f"{folder}/whole", 2, "local", "bf16")
-    assert not retraining(f"{folder}/stopped", 2, "local", "bf16", stop_at=5)
-    return {"whole": whole, "stopped": retraining(f"{folder}/stopped", 2, "local", "bf16")}
+    whole = retraining(f"{folder}/whole", 2, "local", precision, ema=ema)
+    assert not retraining(f"{folder}/stopped", 2, "local", precision, stop_at=5, ema=ema)
+    return {"whole": whole, "stopped": retraining(f"{folder}/stopped", 2, "local", precision, ema=ema)}
 
 
 @pytest.mark.slow
-def test_stopped_processes_end_as_if_never_stopped(tmp_path):
-    shares = run_group(stopped_and_not, tmp_path, str(tmp_path))
+@pytest.mark.parametrize(("precision", "ema"), [("bf16", None), ("fp32", 0.1)])
+def test_stopped_processes_end_as_if_never_stopped(tmp_path, precision, ema):
+    shares = run_group(stopped_and_not, tmp_path, str(tmp_path), precision, ema)
     whole = shares[0]["whole"]
     for other in (shares[0]["stopped"], shares[1]["whole"], shares[1]["stopped"]):
         assert other["metrics"] == whole["metrics"]

@@ -210,7 +210,8 @@ def test_checkpoints_hold_nothing_but_what_training_needs(left_behind):
     (file, *_) = (left_behind / "checkpoints").iterdir()
     state = torch.load(file, weights_only=True)  # neither the message hub nor any other object
     assert set(state) == {
-        "processes", "start", "epoch", "step_in_epoch", "steps", "module", "optimizers", "schedulers", "each",
+        "processes", "start", "epoch", "step_in_epoch", "steps", "module", "optimizers", "schedulers",
+        "shared", "each",
     }  # fmt: skip
     assert [set(own) for own in state["each"]] == [{"random", "parts"}]
     assert [set(own["parts"]) for own in state["each"]] == [{"loop"}]

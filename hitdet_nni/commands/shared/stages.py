@@ -18,11 +18,17 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data, open_images
 from hitdet_nni.deployment.suffixes import require_suffix
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import prepare_process
+from hitdet_nni.engine.process import keep_imports, prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.loggers.packages import require_package
 from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, tell_unused_budget, whole_space
-from hitdet_nni.nas.provenance import keep_architecture, tell_unused_skeleton, transferred, with_sample
+from hitdet_nni.nas.provenance import (
+    keep_architecture,
+    require_latency_table,
+    tell_unused_skeleton,
+    transferred,
+    with_sample,
+)
 from hitdet_nni.runs.front import FrontRow, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
 from hitdet_nni.runs.sub_spaces import kept_sub_spaces
@@ -55,6 +61,7 @@ def run_search(
     require_package(settings.logger)
     run = RunDirectory(out)
     with working(out, "search", config) as view:
+        require_latency_table(run, settings)
         settings, images = open_images(settings)
         kept = load_search_space(run.sub_spaces) if run.sub_spaces.is_file() and not force else None
         begun_in = given or kept or whole_space(settings)
@@ -64,6 +71,7 @@ def run_search(
         from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
         from hitdet_nni.pipeline import screen, search
 
+        keep_imports()
         only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
         run.open(settings, force=force, resume=resume or (only_screened and not force))
         space = kept_sub_spaces(run, given)
@@ -128,6 +136,7 @@ def run_retraining(
         from hitdet_nni.training.retrain import check_start
         from hitdet_nni.training.runner_config import STAGE
 
+        keep_imports()
         check_start(settings, supernet)
         run.open(settings, force=force, resume=resume)
         architecture = architectures[0]

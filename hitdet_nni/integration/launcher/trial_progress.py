@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, read_progress
-from hitdet_nni.integration.launcher.trial_table import ENDED, Trial
-
-_REPORTED_STAGES = {1: "screening", 2: "search"}
-"""What a trial reports as ``stage`` to NNI (:mod:`hitdet_nni.integration.trial`)."""
+from hitdet_nni.integration.launcher.trial_table import Trial
+from hitdet_nni.integration.nni_words import ENDED, STAGES
 
 _REPORTED = {"loss": "train_loss", "val_loss": "val_loss", "gflops": "gflops"}
 """Name of each result of a :class:`~hitdet_nni.engine.progress.Progress` in an intermediate report."""
@@ -38,8 +36,8 @@ def trial_progress(trial: Trial, runs: Path, last: Progress | None = None) -> Pr
     if last is not None and last.epochs:
         return last
     stage, epoch = trial.latest.get("stage"), trial.latest.get("epoch")
-    if isinstance(epoch, int) and stage in _REPORTED_STAGES:
-        return Progress(_REPORTED_STAGES[stage], epoch=epoch, results=_results(trial.latest, _REPORTED), who=who)
+    if isinstance(epoch, int) and stage in STAGES:
+        return Progress(STAGES[stage], epoch=epoch, results=_results(trial.latest, _REPORTED), who=who)
     if trial.reports:  # of a trial that is not ours
         said = f"{trial.reports} report{'' if trial.reports == 1 else 's'}"
         return Progress(said, results=_results(trial.latest, _REPORTED), who=who)

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from hitdet_nni.integration.nni_words import ENDED
 from hitdet_nni.runs.run_directory import RunDirectory
 
-ENDED = frozenset({"SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"})
 FAILED = frozenset({"FAILED", "SYS_CANCELED", "USER_CANCELED"})  # NNI calls a trial that a signal killed USER_CANCELED
 COLUMN_NAMES = {"search.flops_weight": "cost weight"}
 

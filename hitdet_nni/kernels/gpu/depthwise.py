@@ -238,5 +238,5 @@ def grad_weights(grad: Tensor, x: Tensor, geometry: Geometry, *, relu: bool) -> 
         PIXELS=grid.block.pixels, ROWS=grid.block.rows, FLAT=grid.flat, CHANNELS=grid.block.channels,
         SUM=triton_type(kind), num_warps=grid.block.warps,
     )  # fmt: skip
-    taps = partial.sum(0)
-    return taps.t().reshape(channels, 1, kernel_size, kernel_size)  # [k k, C] -> [C, 1, k, k]
+    taps = partial.transpose(1, 2).sum(0)  # [parts, k k, C] -> [C, k k]: laid out as parameters, for one copy of many
+    return taps.reshape(channels, 1, kernel_size, kernel_size)  # [C, k k] -> [C, 1, k, k]

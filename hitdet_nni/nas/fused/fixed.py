@@ -52,6 +52,10 @@ class FusedBlock(nn.Module):
             self._mixture = FusedMixture({"fixed": self.replaced}, self.activations)
         return self._mixture(x, x.new_ones(1, dtype=statistics_type(x.dtype)))
 
+    def forget(self) -> None:
+        """Give back what the mixture holds; the next forward pass makes another one."""
+        self._mixture = None
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy begins with: no mixture."""
         return {**self.__dict__, "_mixture": None}

@@ -237,7 +237,8 @@ def _record(
         y, tape = layer.forward(x, weights, parameters, dict(zip(recording.names, places[1:], strict=True)))
         return [y, *tape.tensors.values()]
 
-    return recording.record_forward(run, (x, weights), [y, *tape.tensors.values()], mixture.changed())
+    found: Outputs = [y, *tape.tensors.values()]
+    return recording.record_forward(run, (x, weights), found, mixture.changed(), layer.plan)
 
 
 def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
@@ -255,4 +256,4 @@ def _replay_backward(ctx: Any, grad: Tensor) -> Outputs:
     def run(grad: Tensor) -> Outputs:
         return layer.backward(tape, x, weights, ctx.parameters, needs, grad)
 
-    return recording.backward(run, grad, needs, ctx.generation)
+    return recording.backward(run, grad, needs, ctx.generation, layer.plan)

@@ -43,12 +43,14 @@ class Pass:
         outputs: Where its outputs will be; ``None`` where there is none.
         replay: Runs it.
         shared: Where some of them are, as all passes have them.
+        constants: What holds the other tensors that it reads where they were when it was recorded.
     """
 
     inputs: list[Tensor]
     outputs: Outputs
     replay: Replay
     shared: SharedMemory | None = None
+    constants: object = None
 
     @classmethod
     def record(
@@ -58,6 +60,7 @@ class Pass:
         places: Sequence[Tensor | None],
         shared: SharedMemory,
         recorder: Recorder,
+        constants: object,
     ) -> Pass:
         """Record a pass.
 
@@ -68,6 +71,7 @@ class Pass:
             places: Tensors of the outputs' shapes and types, ``None`` for an output that is not wanted.
             shared: Where some of both are.
             recorder: :func:`~hitdet_nni.nas.fused.graph_memory.capture`, or a stand-in.
+            constants: What holds the other tensors that it reads, but for parameters and buffers.
         """
 
         def write() -> None:
@@ -78,7 +82,7 @@ class Pass:
             ]
             _copy_all(*zip(*pairs, strict=True))
 
-        return cls(list(inputs), list(places), recorder(write, inputs[0].device), shared)
+        return cls(list(inputs), list(places), recorder(write, inputs[0].device), shared, constants)
 
 
 @dataclass(eq=False)
@@ -133,7 +137,12 @@ class Recording:
         return first, self.memory.begin()
 
     def record_forward(
-        self, run: Callable[..., Outputs], inputs: Sequence[Tensor], found: Outputs, state: Sequence[Tensor]
+        self,
+        run: Callable[..., Outputs],
+        inputs: Sequence[Tensor],
+        found: Outputs,
+        state: Sequence[Tensor],
+        constants: object,
     ) -> Token | None:
         """Record the forward pass, if it has run often enough.
 
@@ -142,6 +151,7 @@ class Recording:
             inputs: Those of the pass that has just run, of any shapes.
             found: Its outputs.
             state: What a pass changes besides.
+            constants: What holds the other tensors that it reads, and does not hold the token.
 
         Returns:
             Where it has been recorded, what must be kept as long as the backward pass may come: what that needs has its
@@ -158,7 +168,7 @@ class Recording:
             given, places = own[: len(inputs)], [*shared.places([first]), *own[len(inputs) :]]
             for place, tensor in zip(given, inputs, strict=True):
                 place.copy_(tensor)
-            return Pass.record(lambda: run(*given, places), given, places, shared, self.recorder)
+            return Pass.record(lambda: run(*given, places), given, places, shared, self.recorder, constants)
 
         self.forward_pass = self._try(record, found, state)
         if self.forward_pass is None:
@@ -176,7 +186,12 @@ class Recording:
             raise RuntimeError("a mixed layer's backward pass came after its next forward pass")
 
     def backward(
-        self, run: Callable[[Tensor], Outputs], grad: Tensor, wanted: tuple[bool, ...], generation: int
+        self,
+        run: Callable[[Tensor], Outputs],
+        grad: Tensor,
+        wanted: tuple[bool, ...],
+        generation: int,
+        constants: object,
     ) -> Outputs:
         """Replay the backward pass of the last forward pass; the first time, run and record it.
 
@@ -185,6 +200,7 @@ class Recording:
             grad: Gradient by the output, of its shape.
             wanted: Which gradients are wanted.
             generation: Of the forward pass.
+            constants: As for the forward pass.
 
         Returns:
             The gradients, none of which is overwritten later.
@@ -210,7 +226,7 @@ class Recording:
             place.copy_(grad)
             rest = iter(others)
             places = [None if tensor is None else next(rest) for tensor in found]
-            return Pass.record(lambda: run(place), [place], places, shared, self.recorder)
+            return Pass.record(lambda: run(place), [place], places, shared, self.recorder, constants)
 
         made = self._try(record, found, ())
         if made is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 import resource
@@ -160,9 +161,17 @@ def _allocator(turnover: int) -> int:
     return round(FIRST_STEPS + KERNEL_COPIES * turnover + HEAP_GAPS * min(turnover, HEAP_TURNOVER))
 
 
+def release_memory(device: torch.device) -> None:
+    """Give back to a GPU what finished work has left to the garbage collector and to torch's allocator."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def free_memory(device: torch.device) -> int:
     """Return the bytes that a process can still get: of the machine without swap, or of the GPU."""
     if device.type == "cuda":
+        release_memory(device)
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     available: int = psutil.virtual_memory().available

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import logging
 import random
 import weakref
@@ -13,7 +15,7 @@ from test_fused import FAMILIES, LAYERS, build, fused
 from torch import nn
 
 from hitdet_nni.nas.fused import backend, function, save_policy
-from hitdet_nni.nas.fused.function import FusedMixture
+from hitdet_nni.nas.fused.function import PLANS, FusedMixture
 from hitdet_nni.nas.fused.graph_memory import SharedMemory, TapeMemory, capture
 from hitdet_nni.nas.fused.recording import RECORDED_SIZES, Pass, Recording, Recordings, _agree
 
@@ -35,7 +37,8 @@ def record(monkeypatch):
 
         def recording(mixture, layer, x, parameters):
             recordings = made.setdefault(mixture, Recordings(recorder))
-            return recordings.find(layer.plan, tuple(p.data_ptr() for p in parameters))
+            size = (layer.shape, tuple(layer.plan.use_batch_stats.values()))
+            return recordings.find(size, tuple(p.data_ptr() for p in parameters))
 
         monkeypatch.setattr(FusedMixture, "recording", recording)
         return made
@@ -442,6 +445,43 @@ def test_a_size_that_could_not_be_recorded_puts_out_no_other():
     for _ in range(100):
         recordings.find("e", ()).calls += 1
     assert all(recordings.by_size[size].forward_pass is not None for size in "abcd")
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["after both", "between the phases"])
+def test_what_recorded_passes_read_stays_although_plans_are_made_anew(record, mixture_and_weights, between):
+    """A graph reads a plan's tensors where they were, and holds no object that owns them."""
+    mixture, weights = mixture_and_weights
+    made = record(lambda write, device: (write(), lambda: None)[1])
+    alpha = weights.clone().requires_grad_()
+    read, widths = [], itertools.count(6)
+
+    def step(width=5, *, of_alpha=True):
+        mixture_of = next(iter(mixture.modules.values()))
+        for parameter in mixture_of.parameters():
+            parameter.requires_grad_(not of_alpha)
+        x = torch.randn(1, 6, 4, width, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+        mixture(x, alpha if of_alpha else weights).sum().backward()
+
+    def other_sizes():
+        read.extend(plan for plan in mixture._plans.values() if plan not in read)
+        for _ in range(PLANS):
+            step(next(widths))  # once each, so that none is recorded
+        assert read[0] not in mixture._plans.values()
+
+    for _ in range(2):
+        step()
+    if between:
+        other_sizes()
+    step(of_alpha=False)
+    other_sizes()
+    (recording,) = (one for size, one in made[mixture].by_size.items() if size[0].width == 5)
+    passes = [recording.forward_pass, *recording.backward_passes.values()]
+    assert len(passes) == 3
+    tensors = [weakref.ref(tensor) for tensor in (read[0].residual, read[0].last_use_batch_stats)]
+    read.clear()
+    gc.collect()
+    assert all(tensor() is not None for tensor in tensors)
+    assert all(one.constants.residual.numel() == len(weights) for one in passes)
 
 
 def test_going_back_after_a_later_pass_is_refused(record):

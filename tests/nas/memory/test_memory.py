@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -337,3 +338,12 @@ def test_estimate_is_near_what_a_gpu_takes(mode, precision, figure):
     result = probe("trinity", mode, {**LARGER, "precision": precision}, device="cuda")
     figure(describe(result))
     assert result["total"] == pytest.approx(result["measured"], rel=0.5 if mode.startswith("fused") else 0.25)
+
+
+def test_what_a_gpu_s_allocator_keeps_for_later_is_free(monkeypatch):
+    done = []
+    monkeypatch.setattr(gc, "collect", lambda: done.append("collect"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty_cache"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (done.append("mem_get_info"), (7, 9))[1])
+    assert free_memory(torch.device("cuda")) == 7
+    assert done == ["collect", "empty_cache", "mem_get_info"]
