@@ -102,8 +102,8 @@ class TrainingCheckpoints:
     """Saves a training so that it can go on bit-equal, in one form whatever trains.
 
     A checkpoint holds the position, the states of the module, of all optimisers and of all schedulers, what processes
-    share besides, and of every process the random number generators and its parts. Data loaders have no state of their own
-    (:mod:`hitdet_nni.data.sampling`).
+    share besides, and of every process the random number generators and its parts. Data loaders have no state of their
+    own (:mod:`hitdet_nni.data.sampling`).
 
     Args:
         folder: Where the checkpoints lie.

@@ -78,7 +78,7 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
     Args:
         name: As :func:`train_baseline`.
         num_classes: Object classes, without background.
-        new_weights: Whether the backbone has new weights: nothing of it may be frozen then.
+        new_weights: Whether the backbone has new weights: nothing that the config would fetch may be frozen then.
 
     Raises:
         InputError: If the config cannot be read, or its model is no detector that learns from boxes alone.
@@ -94,16 +94,27 @@ def model_config(name: str, num_classes: int, *, new_weights: bool) -> dict[str,
     for part, value in model.items():
         if part != "backbone":
             _set_classes(value, num_classes)
-    backbone = model["backbone"]
-    backbone.pop("init_cfg", None)
-    if new_weights:
-        if "frozen_stages" in backbone:
-            backbone["frozen_stages"] = -1
-        if "norm_eval" in backbone:
-            backbone["norm_eval"] = False
-        if "requires_grad" in (backbone.get("norm_cfg") or {}):
-            backbone["norm_cfg"]["requires_grad"] = True
+    for part in [model["backbone"], *_fetched(model)]:
+        part.pop("init_cfg", None)
+        if new_weights:
+            if "frozen_stages" in part:
+                part["frozen_stages"] = -1
+            if "norm_eval" in part:
+                part["norm_eval"] = False
+            if "requires_grad" in (part.get("norm_cfg") or {}):
+                part["norm_cfg"]["requires_grad"] = True
     return model
+
+
+def _fetched(value: Any) -> list[dict[str, Any]]:
+    """Return the parts of a model whose weights mmdet would fetch, such as a C4 detector's last stage in its head."""
+    if isinstance(value, list | tuple):
+        return [part for each in value for part in _fetched(each)]
+    if not isinstance(value, dict):
+        return []
+    init = value.get("init_cfg")
+    own = [value] if isinstance(init, dict) and init.get("type") == "Pretrained" else []
+    return own + [part for each in value.values() for part in _fetched(each)]
 
 
 def check_queries(model: Mapping[str, Any], shape: Size, name: str) -> None:

@@ -25,13 +25,18 @@ def mentions(value, key):
 
 
 @pytest.mark.parametrize(
-    "name", ["dino_r50", "fpn_resnext101_32x4d", "nas_fpn_detnas", "rtmdet_tiny", "searched_head", "ssd512_vgg16"]
+    "name",
+    [
+        *("dino_r50", "fpn_resnext101_32x4d", "nas_fpn_detnas", "rtmdet_tiny", "searched_head", "ssd512_vgg16"),
+        "tridentnet_r50",  # the last stage of its backbone is in its head
+    ],
 )
 def test_baselines_learn_the_data_s_classes_without_a_download(name):
     model = model_config(name, 7, new_weights=True)
     heads = {part: value for part, value in model.items() if part != "backbone"}
     assert set(mentions(heads, "num_classes")) == {7}
-    assert "Pretrained" not in json.dumps(model["backbone"])
+    assert "Pretrained" not in json.dumps(model)
+    assert not any(mentions(model, "norm_eval"))
     assert model["backbone"].get("frozen_stages", -1) == -1
     assert not model["backbone"].get("norm_eval", False)
     assert model["backbone"].get("norm_cfg", {}).get("requires_grad", True)
