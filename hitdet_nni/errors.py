@@ -103,23 +103,32 @@ class NonFiniteLossError(StoppedError):
 
     Args:
         stage: The stage that was trained, e.g. ``"search"``.
-        step: Steps finished before, over all epochs.
+        step: Steps finished before, over all epochs; ``None`` where that is not known.
         image_ids: Ids, or files, of the images of the batch; none where it was not a batch's loss.
         checkpoint: The last good checkpoint, if there is one.
+        what: What is not finite.
     """
 
-    def __init__(self, stage: str, step: int, image_ids: Iterable[int | str], checkpoint: Path | None) -> None:
+    def __init__(
+        self,
+        stage: str,
+        step: int | None,
+        image_ids: Iterable[int | str],
+        checkpoint: Path | None,
+        what: str = "the loss is not finite",
+    ) -> None:
         self.stage = stage
         self.step = step
         self.image_ids = tuple(image_ids)
         self.checkpoint = checkpoint
+        self.what = what
         images = ", ".join(map(str, self.image_ids))
-        where = f"in step {step + 1} on the images {images}" if images else f"after step {step}"
+        where = ""
+        if step is not None:
+            where = f" in step {step + 1} on the images {images}" if images else f" after step {step}"
         good = "no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
-        super().__init__(
-            f"{stage}: the loss is not finite {where}; {good}; a smaller learning rate or grad_clip may help"
-        )
+        super().__init__(f"{stage}: {what}{where}; {good}; a smaller learning rate or grad_clip may help")
 
     def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[object, ...]]:
         """Return how another process gets it."""
-        return type(self), (self.stage, self.step, self.image_ids, self.checkpoint)
+        return type(self), (self.stage, self.step, self.image_ids, self.checkpoint, self.what)

@@ -133,7 +133,7 @@ def rank_operators(
         # What is left is another run's; waiting for its lock also covers its death.
         wait = True
     for components in groups:
-        _join_supernets(run, screenings(components, supernets), space, settings)
+        _finish_screening(run, screenings(components, supernets), space, settings)
 
 
 def hand_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_classes: int) -> SearchSpace:
@@ -184,7 +184,7 @@ def screen_group(
     parts = screenings(components, supernets)
     for part in _not_done(run, parts):
         _screen_part(run, part, supernets, space, settings, data, on_epoch)
-    _join_supernets(run, parts, space, settings)
+    _finish_screening(run, parts, space, settings)
 
 
 def _not_done(run: RunDirectory, parts: Sequence[Screening]) -> list[Screening]:
@@ -242,13 +242,13 @@ def _clear_training(run: RunDirectory, stage: str) -> None:
     clear_pretraining(run, stage)
 
 
-def _join_supernets(run: RunDirectory, parts: Sequence[Screening], space: SearchSpace, settings: Settings) -> None:
+def _finish_screening(run: RunDirectory, parts: Sequence[Screening], space: SearchSpace, settings: Settings) -> None:
     """Write the scores of components by the mean of several supernets, and how far these agree.
 
-    One supernet's are there already. Runs that share the directory all write the same.
+    Removes what one that was killed behind its result has left. Runs that share the directory all do the same.
     """
     if distributed.is_main():
-        for part in parts:  # one that was killed behind its result has left something
+        for part in parts:
             _clear_training(run, screening_stage(part.components, part.supernet))
     if len(parts) > 1 and distributed.is_main():
         for component in parts[0].components:

@@ -76,4 +76,5 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     for stage, steps in stage_steps(settings, images, screens=given is None).items():
         echo(f"{stage}: {steps} steps")
     if count := pretrainings(settings, images, screens=given is None):
-        echo(f"before them the backbone is pretrained {count} times, for {settings.pretrain.epochs} epochs each")
+        often = "once" if count == 1 else f"{count} times"
+        echo(f"before the supernets the backbone is pretrained {often}, for {settings.pretrain.epochs} epochs each")

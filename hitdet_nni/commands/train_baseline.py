@@ -99,9 +99,9 @@ def _cost(baseline: str, num_classes: int, settings: Settings) -> dict[str, Any]
     from hitdet_nni.errors import InputError
     from hitdet_nni.training.baseline import baseline_cost
 
-    shape = settings.skeleton.padded_size
+    shape = settings.skeleton.input_size
     try:
-        total, proposals = baseline_cost(baseline, num_classes, shape)
+        total, proposals, shape = baseline_cost(baseline, num_classes, shape)
     except InputError as error:
         logging.getLogger(__name__).warning("its cost is not counted: %s", error)
         return {"params_m": None, "gflops": None, "proposals": None, "shape": list(shape)}

@@ -76,7 +76,7 @@ def find_space_file(path: str | Path) -> Path:
             allowed = "a search space file, or a run that has been screened"
             raise InputError(f"has no {SCREENED.as_posix()}", source=given, allowed=allowed)
         return given / SCREENED
-    if len(given.parts) > 1:
+    if "/" in str(path):
         raise InputError("no such file or run", source=given)
     return shipped("search_spaces", f"{path}.yml")
 

@@ -361,7 +361,7 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
             elif isinstance(value, list):
                 values[key] = [str(folder / expanded(part)) if isinstance(part, str) else part for part in value]
     space = tree.get("space")
-    if isinstance(space, str) and (Path(space).suffix or len(Path(space).parts) > 1):  # else a shipped one's name
+    if isinstance(space, str) and (Path(space).suffix or "/" in space):  # else a shipped one's name
         tree["space"] = str(folder / expanded(space))
 
 

@@ -61,6 +61,9 @@ class TableContent(_Part):
     schema_version: Literal[1]
     conditions: Conditions
     skeleton: Skeleton
+    shape: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="height and width that layers were measured at; the skeleton's input size if null"
+    )
     num_classes: PositiveInt
     layers_ms: dict[str, dict[str, NonNegativeFloat]] = Field(description="times of searched layers by operator")
     fixed_ms: dict[str, NonNegativeFloat] = Field(description="times of the layers that are not searched")
@@ -112,9 +115,10 @@ class LatencyTable:
             InputError: Naming what differs.
         """
         measured, asked = (
-            {**each.model_dump(exclude=_NOT_TIMED), "num_classes": count, "input_size": each.padded_size}
+            {**each.model_dump(exclude=_NOT_TIMED), "num_classes": count}
             for each, count in ((self.content.skeleton, self.content.num_classes), (skeleton, num_classes))
         )
+        measured["input_size"] = self.content.shape or self.content.skeleton.input_size
         asked["input_size"] = tuple(shape)
         if skeleton.layout.pooled:
             asked["proposals_test"] = proposals

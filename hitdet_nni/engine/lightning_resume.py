@@ -29,8 +29,8 @@ def named_divergence(stage: str, resume: ExactResume | None) -> Iterator[None]:
     try:
         yield
     except FloatingPointError as error:
-        steps, checkpoint = (0, None) if resume is None else (resume.steps, resume.newest())
-        raise NonFiniteLossError(stage, steps, (), checkpoint) from error
+        steps, checkpoint = (None, None) if resume is None else (resume.steps, resume.newest())
+        raise NonFiniteLossError(stage, steps, (), checkpoint, str(error)) from error
 
 
 class Resumable(Protocol):
@@ -96,7 +96,11 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
             self._saved = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the step, and save if it is time."""
+        """Count the step, and save if it is time.
+
+        Raises:
+            FloatingPointError: If it is, and a parameter is not finite.
+        """
         self.step_in_epoch += 1
         self.steps += 1
         # The last step of an epoch is followed by the epoch's own checkpoint.
@@ -115,7 +119,7 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
     def _save(self, trainer: Any, pl_module: Any) -> None:
         position = Position(self.epoch, self.step_in_epoch, self.steps)
         if not self.checkpoints.save(position, self._objects(trainer, pl_module)):
-            raise FloatingPointError(f"a parameter is not finite after step {self.steps}")
+            raise FloatingPointError("a parameter is not finite")
 
     def _objects(self, trainer: Any, pl_module: Any) -> TrainingObjects:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]

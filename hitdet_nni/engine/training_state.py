@@ -66,18 +66,29 @@ class SavedTraining:
 
     Args:
         state: What :meth:`TrainingCheckpoints.save` wrote.
+        source: Where it lies, for messages.
 
     Attributes:
         position: Where the training stood.
     """
 
-    def __init__(self, state: Mapping[str, Any]) -> None:
+    def __init__(self, state: Mapping[str, Any], source: Path) -> None:
+        self.source = source
         self.position = Position(state["epoch"], state["step_in_epoch"], state["steps"])
         self._state = state
         self._own: Mapping[str, Any] = state["each"][distributed.rank()]
 
     def restore(self, objects: TrainingObjects) -> None:
-        """Bring everything back but the random number generators."""
+        """Bring everything back but the random number generators.
+
+        Raises:
+            InputError: If an earlier version has saved it, without something that processes share.
+        """
+        known = self._state.get("shared", {})
+        for name in objects.shared:
+            if name not in known:
+                allowed = "that version, or --force to start again"
+                raise InputError(f"is of an earlier version, without {name}", source=self.source, allowed=allowed)
         objects.module.load_state_dict(self._state["module"])
         for optimizer, saved in zip(objects.optimizers, self._state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -86,7 +97,7 @@ class SavedTraining:
         for name, part in objects.parts.items():
             part.load_state_dict(self._own["parts"][name])
         for name, part in objects.shared.items():
-            part.load_state_dict(self._state["shared"][name])
+            part.load_state_dict(known[name])
 
     def part(self, name: str) -> Mapping[str, Any]:
         """Return the state of a part of this process."""
@@ -125,14 +136,11 @@ class TrainingCheckpoints:
         """Read the newest whole checkpoint; ``None`` where there is none.
 
         Raises:
-            InputError: If it was made by another number of processes, under other conditions or by an earlier version.
+            InputError: If it was made by another number of processes, or under other conditions.
         """
         state = distributed.broadcast_object(self.folder.load() if distributed.is_main() else None)
         if state is None:
             return None
-        if "shared" not in state:
-            problem, allowed = "the checkpoint is of an earlier version", "that version, or --force to start again"
-            raise InputError(problem, source=self.folder.path, allowed=allowed)
         for name, now in self._conditions.items():
             if state[name] != now:
                 raise InputError(
@@ -141,7 +149,7 @@ class TrainingCheckpoints:
                     key=name,
                     allowed=f"the same {name}, or --force to start again",
                 )
-        return SavedTraining(state)
+        return SavedTraining(state, self.folder.path)
 
     def is_due(self, steps: int) -> bool:
         """Check whether a checkpoint belongs behind a step, which does not end an epoch.

@@ -69,7 +69,7 @@ class SearchMonitor(pl.Callback):  # type: ignore[misc]
         layers = pl_module.mixed_layers()
         val_loss, evidence = self._held_out(pl_module)
         if not math.isfinite(val_loss):
-            raise FloatingPointError(f"the loss of the validation images is {val_loss}")
+            raise FloatingPointError("the loss of the validation images is not finite")
         norms = pl_module.gradient_norms.take_means()
         previous = self.records[-1].health if self.records else None
         record = EpochRecord(

@@ -97,7 +97,7 @@ def latency_record(
 
 
 def cost_records(skeleton: Skeleton, sample: Mapping[str, str], num_classes: int) -> tuple[CostRecord, ...]:
-    """Return the cost of an architecture at its skeleton's input size, by both conventions."""
+    """Return the cost of an architecture at its skeleton's padded input size, by both conventions."""
     records = []
     for convention in ("macs", "paper"):
         model = CostModel(skeleton, num_classes, convention=convention)

@@ -86,8 +86,7 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
     model = CostModel(settings.skeleton, len(data.classes), latency=asked.table)
     supernet = SampledSupernet.restore(run.supernet, space, settings, len(data.classes))
     search = FrontSearch(model, space, asked.key, supernet.candidates, asked.budgets)
-    first = _images(settings, data, asked.images)
-    others = first if settings.search.decode != "samples" else max(first, settings.search.sample_images)
+    first, others = _images(settings, data, asked.images)
     if asked.anew and distributed.is_main():
         shutil.rmtree(run.front, ignore_errors=True)
     distributed.barrier()
@@ -124,8 +123,10 @@ def find_front(run: RunDirectory, settings: Settings, data: DetectionData, asked
     return rows
 
 
-def _images(settings: Settings, data: DetectionData, wanted: int) -> int:
-    """Return the images that samples are tried on: as many others are left to compare the finalists on.
+def _images(settings: Settings, data: DetectionData, wanted: int) -> tuple[int, int]:
+    """Return the images that samples are tried on, and how many are left out where finalists are compared on as many.
+
+    Left out are those that samples are tried on, and those that a search has chosen by, as far as enough are left.
 
     Raises:
         InputError: If there are too few for that.
@@ -138,7 +139,16 @@ def _images(settings: Settings, data: DetectionData, wanted: int) -> int:
             key="data",
             allowed=f"{2 * least} or more, a batch to try architectures on and one to compare them on",
         )
-    return max(least, min(wanted, half // 2))
+    first = max(least, min(wanted, half // 2))
+    chosen_by = settings.search.sample_images if settings.search.decode == "samples" else 0
+    if chosen_by > half - first:
+        logger.warning(
+            "the search has chosen by %d of the half's %d images: the finalists are compared on some of them too, "
+            "which favours what was found",
+            min(chosen_by, half),
+            half,
+        )
+    return first, max(first, min(chosen_by, half - first))
 
 
 def _decided(run: RunDirectory, search: FrontSearch) -> list[dict[str, str]]:
@@ -188,12 +198,15 @@ def _write(
         return describe_architecture(name, sample, space, settings, data.classes, source=SEARCH, latency=table)
 
     chosen = {row.name: row.sample for row in rows if row.on_front}
-    for budget in sorted({*search.budgets, *_budgets_there(run, rows[0].unit)}):  # those of before are kept
+    known = _budgets_there(run, rows[0].unit)
+    for budget in sorted({*search.budgets, *known}):  # those of before are kept
         found = best_within(compared, budget)
         assert found is not None or budget not in search.budgets  # within these the model's best is among them
         if found is not None:
             chosen[budget_name(budget)] = found.sample
-    # In an order that an interruption may end anywhere: the table that is there says what the files' budgets are of.
+    # In an order that may be interrupted anywhere: a table that is there has the unit of the files' budgets.
+    if run.front_table.exists() and read_front(run.front_table)[0].unit != rows[0].unit:
+        run.front_table.unlink()
     for stale in run.front.glob("budget-*.json"):
         if stale.stem not in chosen:
             stale.unlink()

@@ -40,12 +40,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Size:
-    """What a decided architecture, or a baseline, costs, by multiply-adds at its own input size.
+    """What a decided architecture, or a baseline, costs, by multiply-adds at its own padded input size.
 
     Attributes:
         params_m: Parameters, in millions.
         gflops: Multiply-adds, in 10^9.
-        input_size: Height and width of the input.
+        input_size: Height and width of the padded input.
         proposals: RoIs that the head sees; 0 where there are none.
     """
 
@@ -168,7 +168,9 @@ def searched(run: Run, counts: ImageCounts) -> Iterator[tuple[str, str]]:
         yield "images", images_of(run.settings.data, counts)
         return
     skeleton = run.settings.skeleton if run.architecture is None else run.architecture.skeleton
-    yield "detector", f"{KINDS[skeleton.detector]}, input {skeleton.input_size[0]} × {skeleton.input_size[1]}"
+    (height, width), padded = skeleton.input_size, skeleton.padded_size
+    also = "" if padded == (height, width) else f", padded to {padded[0]} × {padded[1]}"
+    yield "detector", f"{KINDS[skeleton.detector]}, input {height} × {width}{also}"
     for component in COMPONENTS:
         layers = len(skeleton.labels(component))
         if run.space is None:

@@ -194,7 +194,8 @@ def _end_after(process: BaseProcess) -> None:
 def opened(job: Job) -> Iterator[RunDirectory]:
     """Prepare this process for a training and keep others out of its run directory, which is yielded."""
     prepare_process(job.settings.threads)
-    keep_imports()
+    if parent_process() is not None:
+        keep_imports()
     run = RunDirectory(job.folder)
     with run.held() if distributed.is_main() else nullcontext(), named(job.folder.name):
         run.open(job.settings, resume=True)

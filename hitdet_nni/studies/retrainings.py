@@ -49,7 +49,7 @@ class Trained(Repeated):
         name: Its name in the study.
         sample: Operator name of each searched layer by its label.
         params_m: Parameters, in millions.
-        gflops: GFLOPs (multiply-adds) at the skeleton's input size.
+        gflops: GFLOPs (multiply-adds) at the skeleton's padded input size.
         accuracies: mAP after retraining, one a seed.
     """
 

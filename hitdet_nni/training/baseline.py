@@ -117,6 +117,18 @@ def _fetched(value: Any) -> list[dict[str, Any]]:
     return own + [part for each in value.values() for part in _fetched(each)]
 
 
+def padded_shape(model: Mapping[str, Any], shape: Size) -> Size:
+    """Return the height and width that a model's own preprocessor pads an image of a shape to.
+
+    Args:
+        model: Of :func:`model_config`.
+        shape: Height and width of the input.
+    """
+    divisor = (model.get("data_preprocessor") or {}).get("pad_size_divisor", 1)
+    height, width = (-(-side // divisor) * divisor for side in shape)
+    return height, width
+
+
 def check_queries(model: Mapping[str, Any], shape: Size, name: str) -> None:
     """Refuse an image that has fewer positions than a two-stage transformer picks as its queries.
 
@@ -130,6 +142,7 @@ def check_queries(model: Mapping[str, Any], shape: Size, name: str) -> None:
     """
     if not model.get("as_two_stage"):
         return
+    shape = padded_shape(model, shape)
     finest = 2 + min(model["backbone"]["out_indices"])  # stage 0 has stride 4
     positions = sum(math.prod(halved(shape, 2 ** (finest + level))) for level in range(model["neck"]["num_outs"]))
     if positions < model["num_queries"]:
@@ -138,8 +151,8 @@ def check_queries(model: Mapping[str, Any], shape: Size, name: str) -> None:
         raise InputError(problem, source=name, key="model.num_queries", allowed=allowed)
 
 
-def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int]:
-    """Count a baseline as it is trained, by multiply-adds, and how many RoIs its head sees in testing.
+def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int, Size]:
+    """Count a baseline as it is trained, by multiply-adds: its cost, its head's RoIs in testing, and the padded shape.
 
     Args:
         name: As :func:`train_baseline`.
@@ -150,8 +163,8 @@ def baseline_cost(name: str, num_classes: int, shape: Size) -> tuple[Cost, int]:
         InputError: If the config cannot be read, built or counted.
     """
     model = model_config(name, num_classes, new_weights=True)
-    proposals = tested_proposals(model)
-    return detector_cost(build_on_meta(model, name), shape, proposals, "macs", name)["total"], proposals
+    proposals, shape = tested_proposals(model), padded_shape(model, shape)
+    return detector_cost(build_on_meta(model, name), shape, proposals, "macs", name)["total"], proposals, shape
 
 
 def _set_classes(part: Any, num_classes: int) -> None:

@@ -151,7 +151,7 @@ def pretrain(
 
     Raises:
         InputError: If an image cannot be read, or a checkpoint was made by another number of processes.
-        NonFiniteLossError: If a loss is NaN or infinite.
+        NonFiniteLossError: If a loss or a parameter is NaN or infinite.
 
     Source:
         Section 4.2. It gives the epochs; SGD's settings and the augmentation are common ones for such networks.

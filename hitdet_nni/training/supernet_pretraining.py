@@ -44,7 +44,7 @@ def with_pretrained_backbone(
 
     Raises:
         InputError: If no box is fit for it, or a checkpoint was made by another number of processes.
-        NonFiniteLossError: If a loss is NaN or infinite.
+        NonFiniteLossError: If a loss or a parameter is NaN or infinite.
 
     Source:
         An addition. Section 4.2 pretrains on ImageNet.

@@ -122,8 +122,11 @@ def test_another_detector_is_refused(tiny, refused):
     ):
         with refused("t.json", key, *change.values()):
             CostModel(Skeleton(**{**tiny.model_dump(), **change}), 10, latency=table)
-    odd = tiny.model_copy(update={"input_size": (65, 90)})  # in batches of 96 x 96
-    assert CostModel(tiny, 10, latency=LatencyTable(made_up_table(odd), "t.json")).shape == (96, 96)
+    odd = made_up_table(tiny.model_copy(update={"input_size": (65, 90)}))
+    padded = LatencyTable(odd.model_copy(update={"shape": (96, 96)}), "t.json")
+    assert CostModel(tiny, 10, latency=padded).shape == (96, 96)
+    with refused("t.json", "input_size", [65, 90], [96, 96]):  # not as a detector pads it
+        CostModel(tiny, 10, latency=LatencyTable(odd, "t.json"))
     with refused("t.json", "num_classes", 10, 11):
         CostModel(tiny, 11, latency=table)
     with refused("t.json", "input_size"):

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import yaml
 from inherited_losses import supernet_loss
 from killing import KilledError, kill_in_sample
 from tables import made_up_table
@@ -355,15 +354,40 @@ def kill(*_):
     raise KilledError
 
 
-def test_what_samples_chose_by_is_not_what_finalists_are_compared_on(searched, tmp_path):
+@pytest.mark.parametrize(
+    ("decode", "half", "wanted", "expected", "warns"),
+    [
+        ("probability", 120, 60, (60, 60), False),
+        ("samples", 240, 60, (60, 96), False),
+        ("samples", 156, 60, (60, 96), False),
+        ("samples", 120, 60, (60, 60), True),
+        ("samples", 120, 20, (20, 96), False),
+        ("samples", 60, 96, (30, 30), True),
+    ],
+)
+def test_finalists_are_compared_on_images_that_nothing_was_chosen_by(
+    decode, half, wanted, expected, warns, tiny_settings, monkeypatch, caplog
+):
+    monkeypatch.setattr(run_front, "architecture_half_size", lambda *_: half)
+    search = tiny_settings.search.model_copy(update={"decode": decode, "sample_images": 96})
+    first, skipped = run_front._images(tiny_settings.model_copy(update={"search": search}), None, wanted)
+    assert (first, skipped) == expected
+    assert skipped + first <= half
+    assert ("compared on some of them too" in caplog.text) is warns
+
+
+def test_an_interruption_while_a_front_of_another_unit_is_written(searched, tmp_path, monkeypatch):
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(searched.path, run.path)
-    settings = yaml.safe_load(run.config.read_text())
-    settings["search"] |= {"decode": "samples", "sample_images": 7}
-    run.config.write_text(yaml.safe_dump(settings))
-    assert cli.main(["front", str(run.path), "--samples", "8", "--images", "4", "--force"]) == 0
-    on = {line.split(",")[0] for line in (run.front / "losses.csv").read_text().splitlines()[1:]}
-    assert on == {"4 from 0", "4 from 7"}
+    few = ["front", str(run.path), "--samples", "8", "--images", "4"]
+    assert cli.main([*few, "--budget", "0.1", "--force"]) == 0
+    with monkeypatch.context() as context:
+        context.setattr(run_front, "write_front", kill)
+        with pytest.raises(KilledError):
+            cli.main([*few, "--resume", "--cost", "params_m", "--budget", "0.5"])
+    assert cli.main([*few, "--resume"]) == 0
+    assert read_front(run.front_table)[0].unit == "gflops"
+    assert not read_budgets(run.front)  # none of what were millions
 
 
 def test_a_front_by_the_command(searched, tmp_path, capsys, monkeypatch):

@@ -77,6 +77,8 @@ def test_a_dry_run_says_it_and_writes_nothing(tmp_path, capsys, caplog):
     assert "screening head: 4 steps" in capsys.readouterr().out
     assert cli.main([*arguments, "--set", "pretrain.boxes=true", "--set", "screening.supernets=2"]) == 0
     assert "the backbone is pretrained 7 times, for 10 epochs each" in capsys.readouterr().out
+    assert cli.main([*arguments, "--set", "pretrain.boxes=true", "--sub-spaces", str(tmp_path / "space.yml")]) == 0
+    assert "the backbone is pretrained once, for 10 epochs each" in capsys.readouterr().out
     assert cli.main([*arguments, "--set", "search.budget={gflops: 1e-9}"]) == 2
     assert "or more" in capsys.readouterr().err
     assert cli.main([*arguments, "--set", "search.budget={gflops: 2}"]) == 0

@@ -42,6 +42,15 @@ def test_baselines_learn_the_data_s_classes_without_a_download(name):
     assert model["backbone"].get("norm_cfg", {}).get("requires_grad", True)
 
 
+@pytest.mark.parametrize(
+    ("name", "padded"), [("dino_r50", (230, 250)), ("fpn_r50_2fc", (256, 256)), ("nas_fpn_r50", (256, 256))]
+)
+def test_costs_are_of_what_the_config_s_own_preprocessor_makes_of_an_image(name, padded):
+    cost, _, shape = baseline.baseline_cost(name, 7, (230, 250))
+    assert shape == padded
+    assert cost == baseline.baseline_cost(name, 7, padded)[0]
+
+
 def test_what_the_config_freezes_stays_frozen_with_given_weights():
     backbone = model_config("fpn_r50_2fc", 80, new_weights=False)["backbone"]
     assert (backbone["frozen_stages"], backbone["norm_eval"]) == (1, True)

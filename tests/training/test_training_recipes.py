@@ -10,9 +10,10 @@ from torch import nn
 
 from hitdet_nni.config.architecture import Architecture, Provenance
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.engine.checkpoints import plain_state
+from hitdet_nni.engine.checkpoints import CheckpointFolder, plain_state
 from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.moving_average import MovingAverage
+from hitdet_nni.engine.training_state import Position, TrainingCheckpoints, TrainingObjects
 from hitdet_nni.engine.weights_file import read_state
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.training.coco_metric import ExactCocoMetric
@@ -102,6 +103,18 @@ def test_the_average_is_kept_and_evaluated(architecture, tiny_data, tmp_path):
     state = read_state(averaged.weights)
     assert state.keys() == read_state(plain.weights).keys()
     assert not state["rpn_head.rpn_conv.weight"].equal(read_state(plain.weights)["rpn_head.rpn_conv.weight"])
+
+
+def test_a_checkpoint_without_the_average_is_refused(tmp_path, refused):
+    """As earlier versions saved it, each process its own."""
+    model, folder = torch.nn.Linear(2, 2), CheckpointFolder(tmp_path)
+    checkpoints = TrainingCheckpoints(folder, every_steps=0)
+    plain = TrainingObjects(model, [], [], {})
+    checkpoints.save(Position(1, 0, 5), plain)
+    saved = checkpoints.load()
+    saved.restore(plain)
+    with refused(tmp_path, "earlier version, without average", "--force"):
+        saved.restore(TrainingObjects(model, [], [], {}, {"average": MovingAverage(model, 0.1)}))
 
 
 def test_a_moving_average_by_hand():

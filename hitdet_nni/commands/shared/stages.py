@@ -18,7 +18,7 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.sources import open_data, open_images
 from hitdet_nni.deployment.suffixes import require_suffix
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import keep_imports, prepare_process
+from hitdet_nni.engine.process import prepare_process
 from hitdet_nni.errors import InputError
 from hitdet_nni.loggers.packages import require_package
 from hitdet_nni.nas.checks import check_budget, check_classes, check_initial_weights, tell_unused_budget, whole_space
@@ -62,16 +62,15 @@ def run_search(
     run = RunDirectory(out)
     with working(out, "search", config) as view:
         require_latency_table(run, settings)
-        settings, images = open_images(settings)
         kept = load_search_space(run.sub_spaces) if run.sub_spaces.is_file() and not force else None
-        begun_in = given or kept or whole_space(settings)
-        tell_unused_budget(check_budget(begun_in, settings, len(images.classes)))
+        candidates = given or kept or whole_space(settings)
+        settings, images = open_images(settings)
+        tell_unused_budget(check_budget(candidates, settings, len(images.classes)))
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
         from hitdet_nni.pipeline import screen, search
 
-        keep_imports()
         only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
         run.open(settings, force=force, resume=resume or (only_screened and not force))
         space = kept_sub_spaces(run, given)
@@ -80,7 +79,7 @@ def run_search(
                 tell_too_few_batches(run, settings, images)
             if space is None:
                 with run.timed("screening"):
-                    space = screen(run, begun_in, settings, images)
+                    space = screen(run, candidates, settings, images)
             with run.timed("search"):
                 return search(run, space, settings, images)
 
@@ -136,7 +135,6 @@ def run_retraining(
         from hitdet_nni.training.retrain import check_start
         from hitdet_nni.training.runner_config import STAGE
 
-        keep_imports()
         check_start(settings, supernet)
         run.open(settings, force=force, resume=resume)
         architecture = architectures[0]

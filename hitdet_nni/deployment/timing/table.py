@@ -68,6 +68,7 @@ def measure_table(
         schema_version=SCHEMA_VERSION,
         conditions=conditions_of(runner, rounds, pause, times.unrest),
         skeleton=skeleton,
+        shape=skeleton.padded_size,
         num_classes=num_classes,
         layers_ms=layers_ms,
         fixed_ms=fixed_ms,

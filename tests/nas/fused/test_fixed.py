@@ -1,14 +1,20 @@
 """Blocks exchanged for modules that compute them fused: the same parameters, by the same names."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
+from nni.mutable import label_scope
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 from torch.func import functional_call
 
-from hitdet_nni.nas.fused import fuse_fixed_blocks
+from hitdet_nni.nas.fused import fuse_fixed_blocks, mixed_layer
 from hitdet_nni.nas.fused.fixed import FusedBlock
+from hitdet_nni.nas.mixed import forget_mixtures, set_activations
+from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.operators.registry import build_operator
 
 NAMES = ["ir_k3_d1_e3", "sep_k3_d2", "conv_k3_d1"]
@@ -42,6 +48,31 @@ def test_names_values_and_gradients_are_the_block_s(name):
     fuse_fixed_blocks(net.eval(), None, nn.ModuleDict)
     assert net[0] is block
     assert not block.training
+
+
+class Neck(ModelSpace):
+    """A searched layer and a fixed one."""
+
+    def __init__(self):
+        super().__init__()
+        with label_scope("neck"):
+            self.searched = LayerChoice({name: build_operator(name, 6, 6, 1) for name in NAMES}, label="l01")
+        self.fixed = build_operator("sep_k3_d1", 6, 6, 1)
+
+    def forward(self, x):
+        return self.fixed(self.searched(x))
+
+
+def test_what_mixtures_hold_is_given_back():
+    space = Neck()
+    ColumnSparseDARTS().mutate_model(space)
+    set_activations(space, "fused-low")
+    space(torch.randn(1, 6, 5, 5))
+    made = [weakref.ref(mixed_layer._MIXTURES[space.searched][2]), weakref.ref(space.fixed._mixture)]
+    forget_mixtures(space)
+    gc.collect()
+    assert [mixture() for mixture in made] == [None, None]
+    space(torch.randn(1, 6, 5, 5))
 
 
 def test_a_child_by_the_name_of_an_attribute_is_refused():
