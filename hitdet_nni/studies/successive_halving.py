@@ -219,13 +219,9 @@ def best_by_halving(
     with job_runner(work, processes, _tell) as run:
         for number, rung in enumerate(lengths, 1):
             if not any(row["rung"] == str(number) for row in rows):
-                jobs = [UntilPause(settings, folder / one.name, one, rung.epochs, inherit) for one in left]
-                losses = run(jobs)
+                losses = run([UntilPause(settings, folder / one.name, one, rung.epochs, inherit) for one in left])
                 going_on = lengths[number].trained if number < len(lengths) else 1
-                order = sorted(zip(losses, left, strict=True), key=lambda pair: pair[0])
-                for place, (loss, one) in enumerate(order):
-                    values = (number, rung.epochs, one.name, loss, int(place < going_on))
-                    rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+                rows += _ranked(number, rung, left, losses, going_on)
                 if distributed.is_main():
                     write_csv(table, list(COLUMNS), rows)
             kept = [row["architecture"] for row in rows if row["rung"] == str(number) and row["kept"] == "1"]
@@ -236,6 +232,15 @@ def best_by_halving(
                     _checkpoints(RunDirectory(folder / out.name), settings).clear()
     (best,) = left
     return Chosen(best, RunDirectory(folder / best.name))
+
+
+def _ranked(
+    number: int, rung: Rung, architectures: Sequence[Architecture], losses: Sequence[float], going_on: int
+) -> list[dict[str, str]]:
+    """Return the rows of a pause, the best first, of which so many go on."""
+    order = sorted(zip(losses, architectures, strict=True), key=lambda pair: pair[0])
+    rows = [(number, rung.epochs, one.name, loss, int(place < going_on)) for place, (loss, one) in enumerate(order)]
+    return [dict(zip(COLUMNS, map(str, row), strict=True)) for row in rows]
 
 
 def _read_rungs(table: Path) -> list[dict[str, str]]:

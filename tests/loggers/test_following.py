@@ -1,14 +1,17 @@
 """Loggers that follow a run: every point once, files at the end, and a training that does not depend on them."""
 
+import contextlib
 import json
 import logging
 import random
 import struct
+import time
 from datetime import datetime
 
 import numpy as np
 import pytest
 import torch
+from google.protobuf.message import DecodeError
 from report_runs import records, write_run
 
 from hitdet_nni import cli
@@ -93,10 +96,19 @@ def wandb_records(file):
 
 
 def wandb_run(folder):
-    """Curves, names of artifacts' files, and ids of all offline folders."""
+    """Curves, names of artifacts' files, and ids of all offline folders, each of which ends by a record of its own.
+
+    W&B's service writes on for a moment when a run has been closed.
+    """
     curves, files, ids = {}, set(), set()
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for record in wandb_records(file):
+        until, found = time.monotonic() + 60, []
+        while not any(record.HasField("exit") for record in found):
+            assert time.monotonic() < until, f"{file} has no end"
+            time.sleep(0.02)
+            with contextlib.suppress(struct.error, DecodeError):  # a record that is being written
+                found = list(wandb_records(file))
+        for record in found:
             if record.HasField("run"):
                 ids.add(record.run.run_id)
             if record.HasField("history"):
