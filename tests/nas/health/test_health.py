@@ -526,7 +526,7 @@ def test_shuffled_labels_are_noticed_and_true_ones_are_not(what, epochs, warmup_
     healthy, quiet = end_of_search(settings, data, epochs, warmup_epochs)
     ill, warnings = end_of_search(settings, shuffled(data, what, tmp_path, 0), epochs, warmup_epochs)
     for name, health in (("true", healthy), ("shuffled", ill)):
-        figure(f"{what}, {name}: {health.permutation_test[what]}, entropy {health.entropy}")
+        figure(f"{what}, {name}: {health.evidence[what]}, entropy {health.entropy}")
     exchanging = f"exchanging the {what} of"
     assert not [line for line in quiet if exchanging in line]
     assert [line for line in warnings if exchanging in line]
