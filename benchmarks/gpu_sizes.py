@@ -145,7 +145,7 @@ def largest_batch(
     certain = len(known) < 2
     if not known:
         echo(f"{words}: one image needs more memory than there is")
-        rows[0] = described | {"batch": 0, "gb": None, "seconds": None, "largest": True}
+        rows[0] = described | {"batch": 0, "gb": None, "seconds": None}
     elif not certain and options.device.type == "cuda":
         release(options.device)
         free_gb = torch.cuda.mem_get_info(options.device)[0] / 1e9

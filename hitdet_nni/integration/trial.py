@@ -29,7 +29,7 @@ from hitdet_nni.engine.process import keep_imports, prepare_process, translate_i
 from hitdet_nni.engine.progress import listening, written
 from hitdet_nni.engine.progress_view import LineView
 from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
-from hitdet_nni.integration.nni_words import stage_number
+from hitdet_nni.integration.nni_words import SCREENING, SEARCH
 from hitdet_nni.io import read_json, read_yaml
 from hitdet_nni.loggers.following import followed
 from hitdet_nni.loggers.packages import install, is_available, require_package
@@ -57,7 +57,7 @@ def report_epoch(stage: str, record: EpochRecord) -> None:
             "default": record.val_loss,
             **absent,
             **metrics,
-            "stage": stage_number("search" if stage == "search" else "screening"),
+            "stage": SEARCH if stage == "search" else SCREENING,
             "epoch": record.epoch + 1,
         }
     )

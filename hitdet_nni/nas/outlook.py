@@ -62,8 +62,9 @@ class Outlook:
         for key, unit in UNITS.items():
             if unit.field == "nanoseconds" and model.latency is None:
                 continue
-            of = SpaceCosts(model, space, key)
-            costs[key] = CostRange(of.least / unit.scale, of.mean / unit.scale, of.largest / unit.scale)
+            counted = SpaceCosts(model, space, key)
+            least, mean, most = counted.least, counted.mean, counted.largest
+            costs[key] = CostRange(least / unit.scale, mean / unit.scale, most / unit.scale)
         return cls(math.prod(map(len, layer_candidates(model.skeleton, space).values())), costs)
 
     def sentence(self) -> str:

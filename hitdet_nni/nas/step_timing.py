@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.engine.synced_batch_norm import shares_statistics
 from hitdet_nni.nas.evaluator import detection_loss
-from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory
+from hitdet_nni.nas.memory.estimate import estimate_step_memory, free_memory, release_memory
 from hitdet_nni.nas.memory.step_simulation import image_size
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, set_activations
 
@@ -174,9 +173,7 @@ class StepTimer:
 
     def _forget(self) -> None:
         self.space.zero_grad(set_to_none=True)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.device)
 
     def __call__(self, modes: Mapping[Component, str]) -> StepCost | None:
         """Measure what a step takes with the components in some modes; ``None`` where it does not fit in memory."""

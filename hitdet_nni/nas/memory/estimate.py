@@ -162,9 +162,9 @@ def _allocator(turnover: int) -> int:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back to a GPU what finished work has left to the garbage collector and to torch's allocator."""
+    """Give back what finished work has left to the garbage collector, and on a GPU to torch's allocator."""
+    gc.collect()
     if device.type == "cuda":
-        gc.collect()
         torch.cuda.empty_cache()
 
 
