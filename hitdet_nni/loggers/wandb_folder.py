@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,13 +34,11 @@ class WandB(Destination):
 
         self.identity = uuid.uuid4().hex[:8] if identity is None else identity
         self._name = run.path.resolve().name
-        folder = Path(os.environ.get("WANDB_DIR", Path.cwd()))
-        _wait_for_another_second(folder, self.identity)
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=self._name,
             id=self.identity,
-            dir=str(folder),  # W&B would keep the folder of the program's first run
+            dir=os.environ.get("WANDB_DIR", str(Path.cwd())),  # W&B would keep the folder of the program's first run
             resume="allow",
             reinit="create_new",  # a run of the user's own goes on beside it
             mode=None if "WANDB_MODE" in os.environ else "offline",
@@ -68,16 +64,5 @@ class WandB(Destination):
         self._run.log_artifact(artifact)
 
     def end(self, *, finished: bool) -> None:
-        """Close the folder."""
+        """Close the folder, which W&B's service writes to for a moment yet."""
         self._run.finish(exit_code=0 if finished else 1)
-
-
-def _wait_for_another_second(folder: Path, identity: str) -> None:
-    """Wait while a call of this second has a folder for the run, which W&B names by both: the later points were lost.
-
-    Args:
-        folder: Where W&B keeps its folder ``wandb``.
-        identity: The id of the run.
-    """
-    while any(folder.glob(f"wandb/*run-{datetime.now():%Y%m%d_%H%M%S}-{identity}")):
-        time.sleep(0.05)

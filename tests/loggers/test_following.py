@@ -6,13 +6,14 @@ import logging
 import random
 import struct
 import time
-from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from google.protobuf.message import DecodeError
 from report_runs import records, write_run
+from wandb.sdk import wandb_init
 
 from hitdet_nni import cli
 from hitdet_nni.config.search_space import load_search_space
@@ -24,8 +25,8 @@ from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.io import read_json
 from hitdet_nni.loggers import following, mlflow_store, packages
 from hitdet_nni.loggers.following import followed
-from hitdet_nni.loggers.scalars import scalars
-from hitdet_nni.loggers.wandb_folder import _wait_for_another_second
+from hitdet_nni.loggers.scalars import Scalar, scalars
+from hitdet_nni.loggers.wandb_folder import WandB
 from hitdet_nni.pipeline import write_epoch
 from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -181,12 +182,19 @@ def test_an_interrupted_run_has_every_point_once(begun, tmp_path, logger):
     assert set(files) == wanted
 
 
-def test_two_calls_of_one_second_have_a_folder_each(tmp_path):
-    """W&B names its folders by the second and the run's id."""
-    began = datetime.now()
-    (tmp_path / "wandb" / f"offline-run-{began:%Y%m%d_%H%M%S}-abc").mkdir(parents=True)
-    _wait_for_another_second(tmp_path, "abc")
-    assert datetime.now().replace(microsecond=0) > began.replace(microsecond=0)
+def test_calls_of_one_second_keep_their_points(tmp_path, monkeypatch):
+    """W&B names its folders by the second and the run's id, and tells those of one second apart."""
+    now = time.time()
+    monkeypatch.setattr(wandb_init, "time", SimpleNamespace(**{**vars(time), "time": lambda: now}))
+    identity = None
+    for step in (1, 2, 3):
+        destination = WandB(RunDirectory(tmp_path / "run"), {}, identity)
+        identity = destination.identity
+        destination.publish([Scalar("search", "val_loss", 0.5, step)])
+        destination.end(finished=True)
+    assert len({folder.name[:27] for folder in tmp_path.glob("wandb/offline-run-*")}) == 1
+    curves, _, ids = wandb_run(tmp_path)
+    assert (curves, ids) == ({"search/val_loss": [(1, 0.5), (2, 0.5), (3, 0.5)]}, {identity})
 
 
 def test_tensorboard_has_the_curves_after_every_epoch(begun):
