@@ -15,7 +15,7 @@ from hitdet_nni.nas.health.permutation_test import PermutationResult
 from hitdet_nni.nas.health.stats import SearchStats
 from hitdet_nni.nas.provenance import cost_records, describe_architecture
 from hitdet_nni.nas.screening import Screened
-from hitdet_nni.pipeline import write_epoch
+from hitdet_nni.pipeline.search import write_epoch
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.coco_evaluation import METRICS
 

@@ -38,7 +38,7 @@ def run(options: Namespace) -> None:
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
-        from hitdet_nni.pipeline import screen
+        from hitdet_nni.pipeline.screening import screen
 
         run_directory.open(settings, force=options.force, resume=options.resume)
         with followed(run_directory, settings), run_directory.timed("screening"):

@@ -29,7 +29,7 @@ from hitdet_nni.integration.nni_results import complete_sample, describe_sample,
 from hitdet_nni.io import WEIGHTS_FILE
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.nas.evaluator import detection_loss
-from hitdet_nni.pipeline import retrain_architecture
+from hitdet_nni.pipeline.retraining import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.same_settings import essential, plain
 from hitdet_nni.training.retrain import evaluate

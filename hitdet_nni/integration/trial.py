@@ -37,7 +37,9 @@ from hitdet_nni.loggers.tensorboard import write_scalars
 from hitdet_nni.nas.checks import check_budget, whole_space
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
-from hitdet_nni.pipeline import hand_on, rank_operators, retrain_architecture, screening_key, search
+from hitdet_nni.pipeline.retraining import retrain_architecture
+from hitdet_nni.pipeline.screening import hand_on, rank_operators, screening_key
+from hitdet_nni.pipeline.search import search
 from hitdet_nni.report.page import write_report
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.same_settings import plain, same_run

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.data.loaders import architecture_loader
+from hitdet_nni.data.loaders import architecture_loader, end_workers
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.progress import Stage
@@ -63,7 +63,7 @@ def evaluation(
     try:
         batches = list(loader)
     finally:
-        loader._iterator = None  # ends its workers at once
+        end_workers([loader])
     progress = Stage(
         f"{stage}, samples", 1, len(range(distributed.rank(), count, distributed.world_size())) * len(batches)
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +17,7 @@ from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.settings import Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_table import CostTable
-from hitdet_nni.data.loaders import search_loaders
+from hitdet_nni.data.loaders import end_workers, search_loaders
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
@@ -33,7 +34,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.nas.activation_choice import choose_activations
 from hitdet_nni.nas.checks import budget_cost_model
-from hitdet_nni.nas.cost_term import make_cost_term
+from hitdet_nni.nas.cost_term import CostTerm, make_cost_term
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.epoch_watcher import SearchMonitor
 from hitdet_nni.nas.evaluator import detection_evaluator
@@ -153,17 +154,7 @@ def train_supernet(
         samplers = (weights_loader.sampler, alphas_loader.sampler)
         parts: dict[str, Stateful] = {"losses": losses, "monitor": monitor, "precision": precision, "cost": cost}
         resume = ExactResume(checkpoints, settings.checkpoint.every_steps, samplers, parts)
-    strategy = ColumnSparseDARTS(
-        sparsity_weight=phase.sparsity_weight,
-        cost=cost,
-        alpha_optimizer=AlphaOptimizer(**settings.alphas.model_dump()),
-        pruning=phase.pruning,
-        warmup_epochs=phase.warmup_epochs,
-        gradient_clip_val=settings.weights.grad_clip,
-        precision=precision,
-        candidate_gradients=settings.weights.candidate_gradients,
-        gates=phase.gates,
-    )
+    strategy = _strategy(phase, settings, cost, precision)
     _mutate(space, strategy, phase, settings)
     loaders, steps = (weights_loader, alphas_loader), phase.epochs * len(weights_loader)
     folder = None if checkpoints is None else checkpoints.path
@@ -190,16 +181,40 @@ def train_supernet(
         with named_divergence(phase.stage, resume):
             mutated.evaluate(space)
     finally:
-        for loader in (weights_loader, alphas_loader, val_loader):
-            loader._iterator = None  # ends its workers at once; the garbage collector waits five seconds for each
-        forget_mixtures(space)  # the parameters have left the device: no recorded pass fits them any more
-        release_memory(distributed.device())
+        _release(space, (*loaders, val_loader))
+    return TrainedSupernet(mutated.module, tuple(monitor.records), _warnings(phase, monitor.records), activations)
+
+
+def _strategy(phase: Phase, settings: Settings, cost: CostTerm, precision: Precision) -> ColumnSparseDARTS:
+    """Return the strategy of a phase, with the settings of the architecture parameters."""
+    return ColumnSparseDARTS(
+        sparsity_weight=phase.sparsity_weight,
+        cost=cost,
+        alpha_optimizer=AlphaOptimizer(**settings.alphas.model_dump()),
+        pruning=phase.pruning,
+        warmup_epochs=phase.warmup_epochs,
+        gradient_clip_val=settings.weights.grad_clip,
+        precision=precision,
+        candidate_gradients=settings.weights.candidate_gradients,
+        gates=phase.gates,
+    )
+
+
+def _release(space: HitDetectorSpace, loaders: Iterable[Any]) -> None:
+    """Give back what the training has held beside the parameters: loaders' workers, recorded passes, torch's cache."""
+    end_workers(loaders)
+    forget_mixtures(space)  # the parameters have left the device: no recorded pass fits them any more
+    release_memory(distributed.device())
+
+
+def _warnings(phase: Phase, records: Sequence[EpochRecord]) -> tuple[str, ...]:
+    """Return, and log, what the signs of health give reason to doubt."""
     weighs_cost = phase.flops_weight > 0 and phase.budget is None
     setup = Setup(phase.decodes, phase.pretrained is not None, weighs_cost)
-    warnings = diagnose([record.health for record in monitor.records], phase.stage, setup)
+    warnings = tuple(diagnose([record.health for record in records], phase.stage, setup))
     for line in warnings:
         logger.warning("%s", line)
-    return TrainedSupernet(mutated.module, tuple(monitor.records), tuple(warnings), activations)
+    return warnings
 
 
 def _mutate(space: HitDetectorSpace, strategy: ColumnSparseDARTS, phase: Phase, settings: Settings) -> None:

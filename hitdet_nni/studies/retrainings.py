@@ -15,7 +15,7 @@ from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.io import writing
 from hitdet_nni.nas.provenance import keep_architecture
-from hitdet_nni.pipeline import retrain_architecture
+from hitdet_nni.pipeline.retraining import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.jobs import Job, Work, opened, run_jobs, seeded
 from hitdet_nni.training.runner_config import STAGE

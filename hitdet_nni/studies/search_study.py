@@ -20,7 +20,8 @@ from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.checks import budget_cost_model
 from hitdet_nni.nas.provenance import describe_architecture
 from hitdet_nni.nas.run_front import FrontRequest, find_front
-from hitdet_nni.pipeline import screen, search
+from hitdet_nni.pipeline.screening import screen
+from hitdet_nni.pipeline.search import search
 from hitdet_nni.runs.front import chosen_point, points_within, read_front
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.jobs import Job, opened, seeded

@@ -16,7 +16,7 @@ from hitdet_nni.config.settings import PerComponent, Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
-from hitdet_nni.pipeline import screen_group
+from hitdet_nni.pipeline.screening import screen_group
 from hitdet_nni.runs.tables import read_scores
 from hitdet_nni.studies.jobs import Job, opened, seeded
 

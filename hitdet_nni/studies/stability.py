@@ -18,7 +18,8 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.nas.sampled_decode import AdditiveModel
 from hitdet_nni.nas.screening_reliability import final_preferences, same_operators
-from hitdet_nni.pipeline import screen, search
+from hitdet_nni.pipeline.screening import screen
+from hitdet_nni.pipeline.search import search
 from hitdet_nni.runs.reliability import MAX_P_VALUE
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import read_samples

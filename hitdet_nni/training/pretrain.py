@@ -16,7 +16,7 @@ from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import ActivationsByComponent, PretrainSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.class_folders import ClassificationData
-from hitdet_nni.data.loaders import pretraining_loaders
+from hitdet_nni.data.loaders import end_workers, pretraining_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
 from hitdet_nni.engine.checkpoints import CheckpointFolder
@@ -246,8 +246,7 @@ def train_classifier(
         with named_divergence(stage, resume):
             lightning_trainer(settings.pretrain.epochs, callbacks).fit(module, loader)
     finally:
-        for each in (loader, val_loader):
-            each._iterator = None  # ends its workers at once
+        end_workers((loader, val_loader))
     return classifier, monitor.records[-1]
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS
-from hitdet_nni.data.loaders import evaluation_loader
+from hitdet_nni.data.loaders import end_workers, evaluation_loader
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import load_backbone
@@ -221,10 +221,7 @@ def _train(
             runner.logger.info(line)
             runner.train()
     finally:
-        for loader in (loop.dataloader, runner.val_dataloader):
-            # Ends the workers. The garbage collector, to which a runner is left, closes their queues before it
-            # tells them to end, and then waits five seconds for each.
-            loader._iterator = None
+        end_workers((loop.dataloader, runner.val_dataloader))
     return runner
 
 

@@ -29,7 +29,6 @@ from PIL import Image
 from report_runs import write_run
 
 from hitdet_nni import cli
-from hitdet_nni import pipeline as pipeline
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.datasets.detection import CachedDataset, build_dataset
 from hitdet_nni.data.images.reading import ImageError, cut_short
@@ -39,6 +38,8 @@ from hitdet_nni.engine.process import translate_io_errors
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import LostWorkerError, StoppedError, WriteError
 from hitdet_nni.io import append_epoch, locked, whole_file, write_csv, write_json, write_text
+from hitdet_nni.pipeline import retraining, screening
+from hitdet_nni.pipeline import search as searching
 from hitdet_nni.runs import tables
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training import retrain as retrain_module
@@ -289,12 +290,12 @@ MOMENTS = {
     "later checkpoint": ("search", CheckpointFolder, "save", 4, "checkpoints"),
     "alphas": ("search", tables, "append_epoch", 1, "alphas.csv"),
     "metrics": ("search", tables, "append_epoch", 2, "metrics.csv"),
-    "supernet": ("search", pipeline, "save_weights", 1, "supernet.pth"),
-    "architecture": ("search", pipeline, "save_architecture", 1, "architecture.json"),
+    "supernet": ("search", searching, "save_weights", 1, "supernet.pth"),
+    "architecture": ("search", searching, "save_architecture", 1, "architecture.json"),
     "checkpoint of a retraining": ("retrain", CheckpointFolder, "save", 4, "checkpoints"),
     "begin of a retraining": ("retrain", retrain_module, "Runner", 1, "retrain"),
     "weights": ("retrain", retrain_module, "save_weights", 1, "weights.pth"),
-    "result": ("retrain", pipeline, "write_json", 1, "metrics.json"),
+    "result": ("retrain", retraining, "write_json", 1, "metrics.json"),
 }
 DEFAULT_MOMENTS = {"later checkpoint", "alphas", "begin of a retraining"}
 
@@ -786,8 +787,8 @@ def test_a_run_directory_of_other_things(searched, tmp_path, capsys, monkeypatch
     def train(*_, **__):
         raise StoppedError("this would take a while")
 
-    for name in ("screen_components", "train_supernet"):
-        monkeypatch.setattr(pipeline, name, train)
+    for module, name in ((screening, "screen_components"), (searching, "train_supernet")):
+        monkeypatch.setattr(module, name, train)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "config.yml").write_text("years of work")

@@ -752,7 +752,7 @@ def test_the_multi_trial_example_of_the_page(run, capsys, monkeypatch):
     def again(*args, **kwargs):
         raise AssertionError("a finished architecture was trained again")
 
-    monkeypatch.setattr("hitdet_nni.pipeline.retrain", again)
+    monkeypatch.setattr("hitdet_nni.pipeline.retraining.retrain", again)
     capsys.readouterr()
     repeated = list(run_block(block)["strategy"].list_models(sort=False))
     assert [(model.sample, model.metric) for model in repeated] == [(model.sample, model.metric) for model in models]

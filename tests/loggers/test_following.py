@@ -27,7 +27,7 @@ from hitdet_nni.loggers import following, mlflow_store, packages
 from hitdet_nni.loggers.following import followed
 from hitdet_nni.loggers.scalars import Scalar, scalars
 from hitdet_nni.loggers.wandb_folder import WandB
-from hitdet_nni.pipeline import write_epoch
+from hitdet_nni.pipeline.search import write_epoch
 from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_metrics

@@ -26,7 +26,7 @@ from hitdet_nni.nas.mixed import ColumnSparseMixedLayer, set_activations
 from hitdet_nni.nas.step_timing import StepCost, StepTimer
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.nas.supernet import Phase, train_supernet
-from hitdet_nni.pipeline import search
+from hitdet_nni.pipeline.search import search
 from hitdet_nni.runs.run_directory import RunDirectory
 
 ALL = dict.fromkeys(COMPONENTS, ("all", "checkpoint", "fused", "fused-low", "fused-min"))

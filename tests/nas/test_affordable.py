@@ -13,7 +13,7 @@ from hitdet_nni.errors import InputError
 from hitdet_nni.nas.affordable import affordable
 from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.outlook import Outlook
-from hitdet_nni.pipeline import hand_on, screen, screening_key
+from hitdet_nni.pipeline.screening import hand_on, screen, screening_key
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import Score
 

@@ -26,7 +26,7 @@ from hitdet_nni.nas.supernet import Phase, train_supernet
 from hitdet_nni.operators.costs import conv_cost, halved, norm_relu_cost
 from hitdet_nni.operators.family import Family
 from hitdet_nni.operators.registry import FAMILIES, build_operator, operator_cost, operator_name, parse_operator
-from hitdet_nni.pipeline import search
+from hitdet_nni.pipeline.search import search
 from hitdet_nni.report.operator_text import block_text, family_of, family_titles
 from hitdet_nni.runs.run_directory import RunDirectory
 

@@ -34,7 +34,7 @@ from hitdet_nni.nas.operator_samples import (
 )
 from hitdet_nni.nas.sample_evaluation import architecture_losses, shared_losses
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
-from hitdet_nni.pipeline import screen_group
+from hitdet_nni.pipeline.screening import screen_group
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.tables import read_scores
 

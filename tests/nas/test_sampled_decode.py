@@ -28,7 +28,7 @@ from hitdet_nni.nas.sampled_decode import (
     search_samples,
     totals,
 )
-from hitdet_nni.pipeline import search
+from hitdet_nni.pipeline.search import search
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.samples import TriedArchitecture, read_samples, write_samples
 

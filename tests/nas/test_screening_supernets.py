@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import hitdet_nni.pipeline as pipeline
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.nas import supernet as supernet_module
 from hitdet_nni.nas.screening_reliability import mean_scores, reliability_of
-from hitdet_nni.pipeline import screen, screen_group
+from hitdet_nni.pipeline import screening as pipeline
+from hitdet_nni.pipeline.screening import screen, screen_group
 from hitdet_nni.report.page import render_report
 from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.reliability import Reliability, read_reliability

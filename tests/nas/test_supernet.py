@@ -11,7 +11,7 @@ from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.nas import supernet
 from hitdet_nni.nas.screening import screen_components, screening_groups, screening_seed
 from hitdet_nni.nas.supernet import Phase, train_supernet
-from hitdet_nni.pipeline import screen
+from hitdet_nni.pipeline.screening import screen
 from hitdet_nni.runs.run_directory import RunDirectory
 
 SPACE = {

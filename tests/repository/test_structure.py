@@ -38,7 +38,7 @@ WINGS = runpy.run_path(str(ROOT / "docs" / "wings.py"))["WINGS"]
 
 def test_the_top_of_the_package_is_its_wings():
     found = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    modules = {f"{name}.py" for name in ("__init__", "__main__", "cli", "api", "pipeline", "io", "errors")}
+    modules = {f"{name}.py" for name in ("__init__", "__main__", "cli", "api", "io", "errors")}
     assert {name for name in found if name.endswith(".py")} == modules
     assert {name.removesuffix(".py") for name in found} - {"__init__", "__main__"} == set(WINGS)
 

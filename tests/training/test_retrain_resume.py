@@ -19,7 +19,7 @@ from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import build_detector
-from hitdet_nni.pipeline import retrain_architecture
+from hitdet_nni.pipeline.retraining import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.coco_metric import ExactCocoMetric
 from hitdet_nni.training.retrain import retrain

@@ -10,7 +10,6 @@ from group import run_group
 from killing import KilledError, kill_in_step
 
 from hitdet_nni import cli
-from hitdet_nni import pipeline as pipeline_module
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.box_crops import open_boxes
 from hitdet_nni.data.loaders import weights_half
@@ -20,7 +19,10 @@ from hitdet_nni.nas import screening as screening_module
 from hitdet_nni.nas import supernet as supernet_module
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
 from hitdet_nni.nas.screening import screening_seed
-from hitdet_nni.pipeline import screen, screening_key, search
+from hitdet_nni.pipeline import screening as pipeline_screening
+from hitdet_nni.pipeline import search as pipeline_search
+from hitdet_nni.pipeline.screening import screen, screening_key
+from hitdet_nni.pipeline.search import search
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.pretrain import Backbone, train_classifier
 
@@ -83,13 +85,13 @@ def test_an_interrupted_run_ends_equal(settings, tiny_data, tmp_path, monkeypatc
                 run_all(tmp_path / "two", settings, tiny_data)
     # Killed behind a pretraining: its weights are there, and are not made again.
     with monkeypatch.context() as context:
-        context.setattr(pipeline_module, "train_supernet", lambda *_, **__: _raise())
+        context.setattr(pipeline_search, "train_supernet", lambda *_, **__: _raise())
         with pytest.raises(KilledError):
             run_all(tmp_path / "two", settings, tiny_data)
     weights = tmp_path / "two" / "checkpoints" / "search-pretraining" / "weights.pth"
     stamp = weights.stat().st_mtime_ns
     with monkeypatch.context() as context:
-        context.setattr(pipeline_module, "train_supernet", lambda *_, **__: _raise())
+        context.setattr(pipeline_search, "train_supernet", lambda *_, **__: _raise())
         with pytest.raises(KilledError):
             run_all(tmp_path / "two", settings, tiny_data)
     assert weights.stat().st_mtime_ns == stamp
@@ -117,9 +119,9 @@ def test_each_supernet_starts_from_a_pretraining_of_its_own(settings, tiny_data,
 
     monkeypatch.setattr(screening_module, "train_supernet", stop)
     run = RunDirectory(tmp_path / "run")
-    for part in pipeline_module.screenings(["backbone"], 2) + pipeline_module.screenings(["neck"], 2)[:1]:
+    for part in pipeline_screening.screenings(["backbone"], 2) + pipeline_screening.screenings(["neck"], 2)[:1]:
         with pytest.raises(KilledError):
-            pipeline_module._screen_part(run, part, 2, SPACE, settings, tiny_data, pipeline_module.ignore_epoch)
+            pipeline_screening._screen_part(run, part, 2, SPACE, settings, tiny_data, pipeline_screening.ignore_epoch)
     assert list(started) == ["screening backbone 1", "screening backbone 2", "screening neck 1"]
     first, second = (started[f"screening backbone {number}"] for number in (1, 2))
     assert not torch.equal(first[4]["state_dict"]["stem.0.weight"], second[4]["state_dict"]["stem.0.weight"])
@@ -145,7 +147,7 @@ def test_named_weights_are_used_instead(settings, tiny_data, tmp_path, monkeypat
         seen.append(phase.pretrained)
         raise KilledError
 
-    monkeypatch.setattr(pipeline_module, "train_supernet", stop)
+    monkeypatch.setattr(pipeline_search, "train_supernet", stop)
     with pytest.raises(KilledError):
         search(RunDirectory(tmp_path / "run"), SPACE, settings, tiny_data)
     assert seen == [named]

@@ -69,7 +69,8 @@ def run_search(
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
         from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
-        from hitdet_nni.pipeline import screen, search
+        from hitdet_nni.pipeline.screening import screen
+        from hitdet_nni.pipeline.search import search
 
         only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
         run.open(settings, force=force, resume=resume or (only_screened and not force))
@@ -131,7 +132,7 @@ def run_retraining(
         tell_unused_skeleton(architectures[0], settings, trains=True)
         load_libraries(view, settings)
         from hitdet_nni.loggers.following import followed
-        from hitdet_nni.pipeline import retrain_architecture
+        from hitdet_nni.pipeline.retraining import retrain_architecture
         from hitdet_nni.training.retrain import check_start
         from hitdet_nni.training.runner_config import STAGE
 

@@ -62,7 +62,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.engine import distributed
     from hitdet_nni.io import write_csv
     from hitdet_nni.nas.checks import whole_space
-    from hitdet_nni.pipeline import screen
+    from hitdet_nni.pipeline.screening import screen
     from hitdet_nni.runs.run_directory import RunDirectory
     from hitdet_nni.runs.sub_spaces import kept_sub_spaces
     from hitdet_nni.studies.jobs import Work, run_jobs

@@ -25,7 +25,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.commands.shared.findings import open_searched, retrain_all
     from hitdet_nni.config.architecture import load_architecture
     from hitdet_nni.config.skeleton import COMPONENTS
-    from hitdet_nni.pipeline import search
+    from hitdet_nni.pipeline.search import search
     from hitdet_nni.runs.run_directory import RunDirectory
     from hitdet_nni.runs.sub_spaces import kept_sub_spaces
     from hitdet_nni.studies.sub_space_ablation import common_sub_space

@@ -1,56 +1,38 @@
-"""The pipeline: screening, trinity search and retraining in order, each stage writing into a run directory."""
+"""The first stage: screening, by one supernet or several, whose scores decide what the search chooses among."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from hitdet_nni.config.architecture import Architecture, load_architecture, save_architecture
 from hitdet_nni.config.search_space import SearchSpace, load_search_space, save_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
-from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
-from hitdet_nni.engine.weights_file import save_weights
-from hitdet_nni.io import locked, read_json, write_json
+from hitdet_nni.io import locked
 from hitdet_nni.nas.affordable import affordable
 from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.checks import budget_cost_model, check_budget
-from hitdet_nni.nas.epoch_record import EpochRecord
-from hitdet_nni.nas.outlook import Outlook, screening_supernets
-from hitdet_nni.nas.provenance import SEARCH, describe_architecture, keep_latency_table
-from hitdet_nni.nas.sampled_decode import decode_by_samples
+from hitdet_nni.nas.outlook import screening_supernets
 from hitdet_nni.nas.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.nas.screening_reliability import mean_scores, ranked, reliability_of, remedies, share_of
-from hitdet_nni.nas.supernet import Phase, train_supernet
+from hitdet_nni.pipeline.stage import OnEpoch, clear_training, ignore_epoch, note_images
 from hitdet_nni.runs.reliability import write_reliability
-from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.same_settings import plain
-from hitdet_nni.runs.samples import write_samples
-from hitdet_nni.runs.tables import append_alphas, append_metrics, read_scores, write_scores
-from hitdet_nni.training.retrain import Retrained, retrain
-from hitdet_nni.training.runner_config import STAGE
-from hitdet_nni.training.supernet_pretraining import clear_pretraining, with_pretrained_backbone
+from hitdet_nni.runs.tables import read_scores, write_scores
+from hitdet_nni.training.supernet_pretraining import with_pretrained_backbone
 
 logger = logging.getLogger(__name__)
-
-OnEpoch = Callable[[str, EpochRecord], None]
-"""Called with the stage's name (``"screening backbone"``, ``"search"``) and the record of each epoch."""
-
-
-def ignore_epoch(stage: str, record: EpochRecord) -> None:
-    """Make nothing of an epoch; what is written and shown of it does not depend on this."""
 
 
 def screening_key(settings: Settings, space: SearchSpace) -> str:
@@ -107,7 +89,7 @@ def screen(
         Section 3.2.
     """
     check_budget(space, settings, len(data.classes))
-    _note_images(run, data)
+    note_images(run, data)
     rank_operators(run, space, settings, data, on_epoch)
     return hand_on(run, space, settings, len(data.classes))
 
@@ -164,11 +146,6 @@ def _handed_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_cl
     }
     model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
     return affordable(kept, reserve, Budget(model, space, settings.search.budget))
-
-
-def _note_images(run: RunDirectory, data: DetectionData) -> None:
-    if distributed.is_main():
-        run.note_images(len(data.train.image_ids), len(data.val.image_ids))
 
 
 def screen_group(
@@ -232,14 +209,8 @@ def _screen_part(
         run.note_activations(stage, screened.activations)
         for component in components:
             write_scores(part.scores(run, component), screened.scores(component))
-        _clear_training(run, stage)
+        clear_training(run, stage)
     distributed.barrier()
-
-
-def _clear_training(run: RunDirectory, stage: str) -> None:
-    """Remove what a stage would go on from: its result is written."""
-    CheckpointFolder(run.checkpoints(stage)).clear()
-    clear_pretraining(run, stage)
 
 
 def _finish_screening(run: RunDirectory, parts: Sequence[Screening], space: SearchSpace, settings: Settings) -> None:
@@ -249,7 +220,7 @@ def _finish_screening(run: RunDirectory, parts: Sequence[Screening], space: Sear
     """
     if distributed.is_main():
         for part in parts:
-            _clear_training(run, screening_stage(part.components, part.supernet))
+            clear_training(run, screening_stage(part.components, part.supernet))
     if len(parts) > 1 and distributed.is_main():
         for component in parts[0].components:
             operators = space[component]
@@ -262,139 +233,3 @@ def _finish_screening(run: RunDirectory, parts: Sequence[Screening], space: Sear
             run.note_warnings(f"screening {component}", [sentence] if doubtful else [])
             logger.log(logging.WARNING if doubtful else logging.INFO, "screening %s", sentence)
     distributed.barrier()
-
-
-def search(
-    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
-) -> Architecture:
-    """Search all three components in their sub spaces and write ``architecture.json``.
-
-    Does nothing where the file is there already; otherwise goes on from the newest checkpoint.
-
-    Source:
-        Sections 3.3 and 3.4.
-    """
-    stage = "search"
-    if distributed.broadcast_object(run.architecture.exists()):
-        if distributed.is_main():
-            _clear_training(run, stage)
-        return load_architecture(run.architecture)
-    check_budget(space, settings, len(data.classes))
-    _note_images(run, data)
-    costs = budget_cost_model(settings.skeleton, len(data.classes), settings.search.budget)
-    logger.info("search: %s", Outlook.of(costs, space).sentence())
-    if costs.latency is not None and distributed.is_main():
-        keep_latency_table(run, costs.latency)
-
-    def keep(record: EpochRecord) -> None:
-        write_epoch(run, record)
-        on_epoch(stage, record)
-
-    checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
-    by_samples = settings.search.decode == "samples"
-    phase = Phase(
-        stage=stage,
-        skeleton=settings.skeleton,
-        space=space,
-        epochs=settings.search.epochs,
-        warmup_epochs=settings.search.warmup_epochs,
-        flops_weight=settings.search.flops_weight,
-        budget=settings.search.budget,
-        pretrained=settings.search.pretrained,
-        decodes=not by_samples,
-    )
-    data = replace(data, halves=run.halves)
-    phase = with_pretrained_backbone(run, phase, settings, data, settings.seed)
-    trained = train_supernet(phase, settings, data, settings.seed, keep, checkpoints)
-    sample = trained.sample
-    if by_samples:
-        decoded = decode_by_samples(trained, settings, data, settings.seed, stage)
-        sample |= distributed.broadcast_object(dict(decoded.best))
-    architecture = describe_architecture(
-        run.path.name,
-        sample,
-        space,
-        settings,
-        data.classes,
-        source=SEARCH,
-        activations=trained.activations,
-        latency=costs.latency,
-    )
-    if distributed.is_main():
-        run.note_warnings(stage, trained.warnings)
-        run.note_activations(stage, trained.activations)
-        if by_samples:
-            write_samples(run.samples, decoded.rows(architecture.sample, costs))
-        save_weights(trained.module.model.detector, run.supernet)
-        save_architecture(architecture, run.architecture)
-        _clear_training(run, stage)
-    distributed.barrier()
-    return architecture
-
-
-def write_epoch(run: RunDirectory, record: EpochRecord) -> None:
-    """Add an epoch to ``search/metrics.csv`` and ``search/alphas.csv``; one that is there already is replaced."""
-    append_alphas(run.alphas, record.epoch, record.alphas, record.probabilities)
-    append_metrics(run.search_metrics, record.epoch, record.metrics())
-
-
-def retrain_architecture(
-    run: RunDirectory,
-    architecture: Architecture,
-    settings: Settings,
-    data: DetectionData,
-    on_evaluation: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
-    *,
-    resume: bool = False,
-    inherit: Path | None = None,
-) -> dict[str, Any]:
-    """Retrain an architecture and write ``metrics.json``.
-
-    Args:
-        run: Where it is written.
-        architecture: What to train.
-        settings: All settings.
-        data: The images.
-        on_evaluation: Called with the finished epochs and the metrics after every evaluation.
-        resume: Go on from the newest checkpoint; do nothing where ``metrics.json`` is there already.
-        inherit: Weights of the supernet to start from, instead of new ones.
-
-    Returns:
-        What the file holds: COCO metrics before and after training, parameters and FLOPs.
-
-    Source:
-        Section 4.2.
-    """
-    _note_images(run, data)
-    checkpoints = CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
-    if not (resume and distributed.broadcast_object(run.metrics.exists())):
-        outcome = retrain(
-            architecture,
-            settings,
-            data,
-            run.retrain,
-            on_evaluation,
-            resume=resume,
-            inherit=inherit,
-            checkpoints=checkpoints,
-        )
-        if distributed.is_main():
-            write_json(run.metrics, _describe_retrained(run, architecture, outcome))
-    if distributed.is_main():
-        checkpoints.clear()
-    distributed.barrier()
-    result: dict[str, Any] = read_json(run.metrics)
-    return result
-
-
-def _describe_retrained(run: RunDirectory, architecture: Architecture, outcome: Retrained) -> dict[str, Any]:
-    skeleton = architecture.skeleton
-    cost = CostModel(skeleton, architecture.num_classes).architecture(architecture.sample)["total"]
-    return result_content(
-        "architecture",
-        architecture.name,
-        {"params_m": cost.params_m, "gflops": cost.gflops, "shape": list(skeleton.padded_size)},
-        outcome.metrics,
-        outcome.before,
-        outcome.weights.relative_to(run.path),
-    )
