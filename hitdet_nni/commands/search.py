@@ -24,6 +24,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what it would choose from and how many steps it would take"
     )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="do some steps of every stage beside --out and say how long all will take here, and in how much memory",
+    )
 
 
 def run(options: Namespace) -> None:
@@ -42,6 +47,9 @@ def run(options: Namespace) -> None:
     given = None if options.sub_spaces is None else load_search_space(options.sub_spaces)
     if options.dry_run:
         _tell_outlook(settings, given)
+    if options.rehearse:
+        _tell_rehearsal(options, settings, given)
+    if options.dry_run or options.rehearse:
         return
     found = run_search(options.out, settings, options.config, given, force=options.force, resume=options.resume)
     same_config = config_words(options.config, options.overrides)
@@ -78,3 +86,48 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     if count := pretrainings(settings, images, screens=given is None):
         often = "once" if count == 1 else f"{count} times"
         echo(f"before the supernets the backbone is pretrained {often}, for {settings.pretrain.epochs} epochs each")
+
+
+def _tell_rehearsal(options: Namespace, settings: Settings, given: SearchSpace | None) -> None:
+    """Do some steps of every stage, and print how long all will take, and in how much memory."""
+    import shutil
+
+    from rich.table import Table
+
+    from hitdet_nni.commands.shared.console import echo, show
+    from hitdet_nni.commands.shared.work import load_libraries, working
+    from hitdet_nni.data.sources import open_images
+    from hitdet_nni.engine import distributed
+    from hitdet_nni.engine.progress_view import clock
+    from hitdet_nni.errors import InputError
+    from hitdet_nni.nas.checks import check_budget, whole_space
+
+    space = whole_space(settings) if given is None else given
+    folder = options.out.with_name(f"{options.out.name}-rehearsal")
+    main = distributed.launched_as_main()
+    if main and folder.exists():
+        raise InputError("is there already", source=folder, key="--rehearse", allowed="another --out, or none such")
+    try:
+        with working(folder, "rehearsal", options.config) as view:
+            settings, images = open_images(settings)
+            check_budget(space, settings, len(images.classes))
+            load_libraries(view, settings)
+            from hitdet_nni.pipeline.rehearsal import rehearse
+
+            found = rehearse(folder, settings, images, space, screens=given is None)
+    finally:
+        if main:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not main:
+        return
+    table = Table()
+    table.add_column("stage")
+    table.add_column("here, about", justify="right")
+    for stage, seconds in found.seconds.items():
+        table.add_row(stage, clock(seconds))
+    table.add_section()
+    table.add_row("all", clock(sum(found.seconds.values())))
+    show(table)
+    echo(f"a process held {found.peak / 1e9:.2f} GB at most")
+    if settings.pretrain.boxes:
+        echo("the pretraining of the backbone is not among these")
