@@ -62,8 +62,9 @@ def open_data(settings: DataSettings, seed: int, input_size: tuple[int, int] | N
         InputError: If a file is missing or has a defect that training would not survive.
     """
     # mmdet skips boxes without area, and COCO itself has two of them.
+    parts = split_parts(settings, seed)
     train, val = (
-        read_annotations(*split_source(settings, seed, split), key=f"data.{split}_ann", allow_empty_boxes=True)
+        read_annotations(*chosen_source(settings, parts, split), key=f"data.{split}_ann", allow_empty_boxes=True)
         for split in SPLITS
     )
     check_same_classes(train, val)

@@ -261,7 +261,8 @@ def _read_boxes(
         large += area >= 96**2
     if crowds + ignored == len(ids) and not refused and not source.defects:
         problem = f"has {counted(crowds, 'crowd {box|boxes}')} and {ignored} without area, and no other"
-        source.refuse(source.error("annotations", problem, "at least one box to learn from"))
+        allowed = "at least one box to learn from" + ", with iscrowd 0 where it is of a single object" * bool(crowds)
+        source.refuse(source.error("annotations", problem, allowed))
     order = sorted(names)
     summary = CocoSummary(
         images=len(sizes),
@@ -290,6 +291,10 @@ def _check_on_disk(source: DocumentSource, folder: ImageFolder, file_names: tupl
     if not folder.path.is_dir():
         raise source.error("images", f"their folder {folder.path} does not exist", "a folder of images")
     missing = [index for index, file_name in enumerate(file_names) if not folder.holds(file_name)]
+    if len(missing) == len(file_names) > 1 and not any("\\" in name for name in file_names):
+        problem = f"none of the {len(missing)} is in {folder.path}; the first: {show(file_names[0])}"
+        source.refuse(source.error("images", problem, "their folder; links out of it are not followed"))
+        return
     if missing and source.defects is None:
         more = f", and {counted(len(missing) - 1, 'more {is|are} missing')}" if len(missing) > 1 else ""
         raise _missing_image(source, missing[0], file_names, folder.path, more)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from hitdet_nni.data.annotations.coco_document import CocoDocument, Entry, is_number, show
 from hitdet_nni.data.images.image_folder import ImageFolder
@@ -33,8 +33,8 @@ _OF_VALUES: Final[Mapping[Kind, str]] = {
     "iscrowd": "{box|boxes} without iscrowd: 0 is taken",
     "ignore": "{box is marked ignore: taken as a crowd|boxes are marked ignore: taken as crowds}, in training and in "
     "evaluation",
-    "name": "{file name has|file names have} another Unicode form than on disk, {|the first of them }{first}: taken as "
-    "on disk",
+    "name": "{file name has|file names have} another case or Unicode form than on disk, {|the first of them }{first}: "
+    "taken as on disk",
 }
 """What is said of values, behind their number."""
 
@@ -164,7 +164,7 @@ def _whole_numbers(name: str, entries: Iterable[Entry], keys: tuple[str, ...], c
 def _file_names(images: Iterable[Entry], folder: ImageFolder, changes: Changes) -> None:
     for index, entry in enumerate(images):
         name = entry.get("file_name")
-        if type(name) is not str or name.isascii() or folder.holds(name):
+        if type(name) is not str or folder.holds(name):
             continue
         found = folder.other_form(name)
         if found is not None:
@@ -174,12 +174,14 @@ def _file_names(images: Iterable[Entry], folder: ImageFolder, changes: Changes) 
 
 
 def _area(index: int, entry: Entry, changes: Changes) -> None:
-    if "area" in entry:
+    area, box = entry.get("area", _MISSING), entry.get("bbox")
+    if area is not _MISSING and area is not None and not (is_number(area) and area == 0):
         return
-    box: Any = entry.get("bbox")
-    if type(box) is list and len(box) == 4 and is_number(box[2]) and is_number(box[3]):
+    if type(box) is not list or len(box) != 4 or not (is_number(box[2]) and is_number(box[3])):
+        return
+    if area is _MISSING or min(box[2:]) > 0:
         entry["area"] = box[2] * box[3]
-        changes.add("area", ("annotations", index, "area"), entry, _MISSING, entry["area"])
+        changes.add("area", ("annotations", index, "area"), entry, area, entry["area"])
 
 
 def _crowd(index: int, entry: Entry, changes: Changes) -> None:

@@ -38,6 +38,15 @@ RARE = 50
 """How many times the boxes of another class must be for a class to be called rare."""
 
 
+MANY_CROWDS = 0.2
+"""Share of a split's boxes that are crowds from which on it is asked whether they are meant so."""
+
+_CROWDS = (
+    "{box is a crowd|boxes are crowds}, neither learned nor counted as missed; single objects, as masks from CVAT are, "
+    "need iscrowd 0"
+)
+
+
 @dataclass
 class Inspection:
     """What was found in one split of a data set.
@@ -215,6 +224,7 @@ def _warnings(
         (len(repeated), "{file|files} named by several images", repeated),
         (uses.dropped, "{box|boxes} without area or thinner than a pixel" + left_out, ()),
         (len(uses.repeated), "{box that stands|boxes that stand} there twice, of one class", uses.repeated),
+        (uses.crowds * (uses.crowds > MANY_CROWDS * annotations.summary.boxes), _CROWDS, ()),
         (uses.clipped, "{box that reaches over an edge of its|boxes that reach over an edge of their} image", ()),
     ]
     yield from (_of(count, what, examples) for count, what, examples in found if count)

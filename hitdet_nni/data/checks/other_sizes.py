@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from hitdet_nni.data.annotations.coco_document import CocoDocument, Entry, is_number
@@ -16,6 +16,9 @@ Size = tuple[int, int]
 ROUNDING = 1.0
 """Pixels by which a resized side may be off."""
 
+EVIDENCE = 0.1
+"""Share of a file's boxes that reach out of their images from which on these were resized; one may be drawn loosely."""
+
 OVER = 0.02
 """Share of a side by which a box may reach over an edge, as loosely drawn ones do."""
 
@@ -24,9 +27,9 @@ def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list
     """Return what is to be written of images whose annotated size is not theirs, and which of them cannot be mended.
 
     Where it is nearly right, or there are no boxes, the size alone is wrong; so it is where boxes reach out of the
-    annotated size and not out of the image. Where images of a file were resized, and boxes of any of them reach out of
-    it, the boxes are of the annotated size, and are resized, too. All else is not for a program to decide: boxes of an
-    enlarged, stretched or padded image lie in both, and how one was turned is not known.
+    annotated size and not out of the image. Where images of a file were resized, and many of its boxes reach out of
+    them, the boxes are of the annotated size, and are resized, too. All else is not for a program to decide: boxes of
+    an enlarged, stretched or padded image lie in both, and how one was turned is not known.
 
     Args:
         document: The annotations.
@@ -46,7 +49,7 @@ def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list
             changes += _sized(entry, size)
         else:
             unclear.append((entry, said, size, own))
-    resized = any(_is_resized(said, size) and _frame(own, said, size) == "said" for _, said, size, own in unclear)
+    resized = _are_resized([(own, said, size) for _, said, size, own in unclear if _is_resized(said, size)])
     broken: dict[int, str] = {}
     for entry, said, size, own in unclear:
         if resized and _is_resized(said, size):
@@ -54,9 +57,19 @@ def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list
             scale = size[0] / said[0], size[1] / said[1]
             changes += [change for each in own for change in _scaled(each, scale)]
         else:
-            doubt = "its boxes are of that size" if _frame(own, said, size) == "said" else "boxes could be of either"
+            doubt = (
+                "boxes of it reach out of the image"
+                if _frame(own, said, size) == "said"
+                else "boxes could be of either"
+            )
             broken[id(entry)] = f"{entry['file_name']!r} {wrong_size(size, said)}, and {doubt}"
     return changes, broken
+
+
+def _are_resized(images: Sequence[tuple[list[Entry], Size, Size]]) -> bool:
+    """Whether so many boxes of images with the ratio that is said reach out of them that they were resized."""
+    lie = [_inside(box, size) or not _inside(box, said) for own, said, size in images for box in own]
+    return bool(lie) and lie.count(False) >= EVIDENCE * len(lie)
 
 
 def _differ_hardly(said: Size, size: Size) -> bool:

@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,6 +108,7 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         mended = [_Repair(ann, images, f"data.{split}_ann", input_size) for split, ann, images, _ in plan]
         for each in mended:
             each.mend()
+        _agree_on_classes(mended)
         texts = [each.text() for each in mended]
     written: list[Repaired] = []
     for (split, ann, images, target), each, text in zip(plan, mended, texts, strict=True):
@@ -116,6 +117,15 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
         told = () if rest else tuple(each.lines)
         written.append(Repaired(split, ann, images, target, told, _places(defects[split]), rest))
     return written
+
+
+def _agree_on_classes(mended: Sequence[_Repair]) -> None:
+    """Give all files the classes of the first, in its order and with its ids, and behind these what others have."""
+    first = dict(mended[0].classes)
+    for name in (name for each in mended[1:] for name in each.classes):
+        first.setdefault(name, max(first.values()) + 1)
+    for each in mended:
+        each.take_classes(first, mended[0].name)
 
 
 def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[str]:
@@ -201,6 +211,35 @@ class _Repair:
             boxes = [entry for entry in boxes if entry["image_id"] in kept]
         lists = {"images": images, "categories": document.categories, "annotations": boxes}
         return json.dumps({**document.extra, **lists})
+
+    @property
+    def name(self) -> str:
+        """The file that was read."""
+        return str(self._ann)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Category ids by name, in the order of the file."""
+        return {entry["name"]: entry["id"] for entry in self._document.categories}
+
+    def take_classes(self, classes: Mapping[str, int], source: str) -> None:
+        """Have some classes in place of one's own, which are among them.
+
+        Args:
+            classes: Category ids by name, in the order that the file is to have.
+            source: The file whose classes they are.
+        """
+        own = self.classes
+        if list(own.items()) == list(classes.items()):
+            return
+        self.lines.append(f"categories: {show(list(own))} -> {show(list(classes))}, with the ids that {source} has")
+        entries = {entry["name"]: entry for entry in self._document.categories}
+        ids = {number: classes[name] for name, number in own.items()}
+        self._document.categories = [
+            {**entries.get(name, {}), "id": number, "name": name} for name, number in classes.items()
+        ]
+        for entry in self._document.annotations:
+            entry["category_id"] = ids[entry["category_id"]]
 
     def split(self, share: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the ids of the training and of the validation images; arguments as :func:`split_off`."""

@@ -37,7 +37,7 @@ _SIGNATURES: Final = {
 """First bytes of a file, as a pattern, and what it is."""
 
 _SUFFIXES: Final = {
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
     ".png": "PNG",
     **dict.fromkeys((".bmp", ".dib"), "BMP"),
     ".webp": "WEBP",

@@ -45,12 +45,12 @@ class ImageFolder:
         return path.name in self._files[folder]
 
     def other_form(self, name: str) -> str | None:
-        """Return the name on disk that differs from one in its Unicode normal form alone, if there is exactly one."""
-        if name.isascii() or not stays_inside(name):
+        """Return the name on disk that differs from one in case or Unicode normal form alone, if there is only one."""
+        if not stays_inside(name):
             return None
         found = PurePosixPath()
         for part in PurePosixPath(name).parts:
-            spelled = self._spellings(str(found)).get(unicodedata.normalize("NFC", part))
+            spelled = self._spellings(str(found)).get(_form(part))
             if not spelled:
                 return None
             found /= spelled
@@ -71,17 +71,21 @@ class ImageFolder:
         return found[0] if len(found) == 1 else None
 
     def _spellings(self, folder: str) -> dict[str, str]:
-        """Return the names in a folder by their composed form; empty where several share it."""
+        """Return the names in a folder by their composed form in small letters; empty where several share it."""
         if folder not in self._forms:
             names: dict[str, str] = {}
             try:
                 for path in (self.path / folder).iterdir():
-                    form = unicodedata.normalize("NFC", path.name)
+                    form = _form(path.name)
                     names[form] = "" if form in names else path.name
             except OSError:
                 names = {}
             self._forms[folder] = names
         return self._forms[folder]
+
+
+def _form(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _names_inside(folder: Path, root: Path) -> set[str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from hitdet_nni.data.layouts.parts import (
     CocoPart,
     Found,
+    NoTrainingPartError,
     Role,
     entries,
     is_image,
@@ -34,7 +37,10 @@ _NAME_WORDS = frozenset(("annotation", "annotations", "coco", "default", "instan
 """What a name consists of, besides its part, that an annotation file of boxes alone has: ``instances_val2017``."""
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
-_FIRST_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_NAMES_ASKED = 8  # file names by which the folder of images is found: one alone may be missing
+_DEEP = 3  # how far below the set's folder images are looked for
+_FOLDERS = 500  # how many folders are looked into
 _WHOLE = "the paths in data.train_ann, train_images, val_ann and val_images instead of data.root"
 
 
@@ -48,7 +54,8 @@ def find(root: Path) -> Found | None:
         root: The folder.
 
     Raises:
-        InputError: If several files could be the same part's, there is none to train on, or the images lie elsewhere.
+        NoTrainingPartError: If there is none to train on.
+        InputError: If several files could be the same part's, or the images lie elsewhere.
     """
     roboflow = {role: folder for role, folder in role_folders(root).items() if (folder / ROBOFLOW).is_file()}
     if roboflow:
@@ -76,7 +83,8 @@ def damage_of(file: Path) -> str | None:
 def _found(root: Path, kind: str, parts: dict[Role, CocoPart]) -> Found:
     if "train" not in parts:
         there = ", ".join(shown(part.ann, root) for part in parts.values())
-        raise refusal(root, f"is a {kind} data set without a training part: it has {there}", _WHOLE)
+        problem = f"is a {kind} data set without a training part: it has {there}"
+        raise NoTrainingPartError(problem, source=root, key="data.root", allowed=_WHOLE)
     notes = []
     if "test" in parts:
         notes.append(f"{shown(parts['test'].ann, root)} is a test part: not used in training or validation")
@@ -139,13 +147,13 @@ class _Content(NamedTuple):
         is_coco: Whether it names COCO's three lists.
         is_empty: Whether nothing is in it.
         is_whole: Whether it ends with what closes its first bracket.
-        first_image: The first file name in it.
+        names: The first file names in it.
     """
 
     is_coco: bool
     is_empty: bool
     is_whole: bool
-    first_image: str | None
+    names: tuple[str, ...]
 
 
 def _content(file: Path) -> _Content:
@@ -168,11 +176,11 @@ def _content_at(file: Path, modified: int, size: int) -> _Content:
         content = content.replace(b"\0", b"")  # UTF-16 and UTF-32, of which the keys are ASCII
     text = content.strip(b"\xef\xbb\xbf\xff\xfe \t\r\n")  # marks of the byte order among them
     is_whole = text[:1] + text[-1:] in (b"{}", b"[]") and text.count(b"{") == text.count(b"}")
-    name, found = None, _FIRST_NAME.search(content)
-    if found is not None:
+    names = []
+    for found in islice(_NAME.finditer(content), _NAMES_ASKED):
         with suppress(ValueError):  # what is wrong with it is said when the file is read
-            name = json.loads(found[1]).replace("\\", "/")
-    return _Content(all(key in content for key in _KEYS), not text, is_whole, name)
+            names.append(json.loads(found[1]).replace("\\", "/"))
+    return _Content(all(key in content for key in _KEYS), not text, is_whole, tuple(names))
 
 
 def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
@@ -180,7 +188,7 @@ def _parts(root: Path, files: list[Path]) -> dict[Role, CocoPart]:
     found: dict[Role, Path] = {}
     for file in files:
         role = _part_of(root, file)
-        if role is None and len(files) == 1:
+        if len(files) == 1 and (role is None or _is_named_freely(root, file)):
             role = "train"
         if role is None:
             problem = (
@@ -199,6 +207,11 @@ def _part_of(root: Path, file: Path) -> Role | None:
     return _role(file) or (_role(file.parent) if file.parent not in (root, root / "annotations") else None)
 
 
+def _is_named_freely(root: Path, file: Path) -> bool:
+    """Whether the name of a file is none of COCO's, so that it may speak of a test that is no part of a data set."""
+    return file.parent in (root, root / "annotations") and not _has_coco_name(file)
+
+
 def _words(file: Path) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", file.stem.lower()) if word]
 
@@ -211,24 +224,47 @@ def _role(file: Path) -> Role | None:
 
 
 def _images(root: Path, role: Role, file: Path) -> Path:
-    """Return the folder of a part's images: the first that has the first image of the file."""
+    """Return the folder of a part's images: the first that has most of the first images of the file.
+
+    It is looked for among the likely ones, and then among all folders.
+    """
     folders = [folder for folder in _folders(root, role, file) if folder.is_dir()]
-    return next((folder for folder in folders if _has_first_image(file, folder)), folders[0])
+    for candidates in (folders, list(_all_folders(root))):
+        best = max(candidates, key=lambda folder: _images_in(file, folder))  # the first of several
+        if _images_in(file, best):
+            return best
+    return folders[0]
 
 
-def _has_first_image(file: Path, folder: Path) -> bool:
-    name = _content(file).first_image
-    return name is not None and "\0" not in name and is_there(folder / name, file=True)
+def _images_in(file: Path, folder: Path) -> int:
+    """Return how many of the first images of a file a folder has."""
+    return sum("\0" not in name and is_there(folder / name, file=True) for name in _content(file).names)
+
+
+def _all_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders in a folder, those of one depth by name, down to some depth and number."""
+    found, left = [root], _FOLDERS
+    for _ in range(_DEEP + 1):
+        found = found[:left]
+        left -= len(found)
+        yield from found
+        found = [each for folder in found for each in _folders_in(folder)]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with os.scandir(folder) as there:  # no question to the file system about each of many images
+        names = sorted(each.name for each in there if each.is_dir() and not each.name.startswith((".", "__MACOSX")))
+    return [folder / name for name in names]
 
 
 def _require_images(root: Path, parts: dict[Role, CocoPart]) -> None:
     """Refuse a folder of annotation files whose images lie in the folder above, as ``annotations`` itself is."""
     above = root.absolute().parent
     for role, part in parts.items():
-        if role == "test" or _has_first_image(part.ann, part.images):
+        if role == "test" or _images_in(part.ann, part.images):
             continue
-        folder = _images(above, role, part.ann.absolute())
-        if _has_first_image(part.ann, folder):
+        folder = next((each for each in _folders(above, role, part.ann.absolute()) if _images_in(part.ann, each)), None)
+        if folder is not None:
             problem = (
                 f"holds annotation files, and their images are not in it: those of {part.ann.name} are in {folder}"
             )
@@ -243,7 +279,7 @@ def _folders(root: Path, role: Role, file: Path) -> Iterator[Path]:
         for folder in parts:
             yield from (each for each in entries(folder) if role_of(each.name) == role and year[0] in each.name)
     for folder in parts:
-        yield from filter(None, [role_folders(folder).get(role)])
+        yield from filter(None, [role_folders(folder).get(role), *(named(folder, word) for word in _words(file))])
     if file.parent not in (root, root / "annotations"):
         yield from (file.parent / name for name in ("images", "data", "."))
     for name in ("images", "JPEGImages", "data", "img", "imgs"):

@@ -21,8 +21,9 @@ from hitdet_nni.io import locked, write_text
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2  # of what is made of the same files
+_VERSION = 3  # of what is made of the same files
 _MANY = 2000  # files that take so long that a line says so
+_ANY_SIZE = (2**20, 2**20)  # of an image that is not decoded, which all boxes reach into
 _AT_ONCE = 4096  # files that the decoding threads are given at a time
 
 _UNLABELLED = "{image has no label file: taken as an image|images have no label file: taken as images} without objects"
@@ -216,7 +217,7 @@ def _read(images: Sequence[tuple[Labelled, Path]], reader: LabelReader) -> list[
 
 def _defects(item: Labelled, image: Path, reader: LabelReader) -> Iterator[InputError]:
     """Yield the first defect of a label file, whatever its image is like, and that of the image."""
-    for attempt in (lambda: reader.read(item, lambda: (1, 1), Notes()), lambda: read_size(image)):
+    for attempt in (lambda: reader.read(item, lambda: _ANY_SIZE, Notes()), lambda: read_size(image)):
         try:
             attempt()
         except InputError as error:

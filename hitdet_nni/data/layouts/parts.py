@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
+from hitdet_nni.data.images.image_files import IMAGE_SUFFIXES
 from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 
-SUFFIXES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of images, in any case."""
-
 UNREAD = (".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jxl", ".nef", ".svg")
 """Endings of images that are not read: OpenCV does so of some alone, and not everywhere."""
+
+SUFFIXES = tuple(sorted(IMAGE_SUFFIXES - set(UNREAD)))
+"""Endings of images, in any case."""
 
 Split = Literal["train", "val"]
 """What a set consists of: training images and validation images."""
@@ -171,6 +172,10 @@ class Found:
     classes: tuple[str, ...] = ()
     reader: LabelReader | None = None
     notes: tuple[str, ...] = ()
+
+
+class NoTrainingPartError(InputError):
+    """A folder has a part of a data set, and none to train on."""
 
 
 def refusal(root: Path, problem: str, allowed: str) -> InputError:

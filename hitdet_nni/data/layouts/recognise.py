@@ -5,11 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hitdet_nni.data.layouts import coco, voc, yolo
 from hitdet_nni.data.layouts.documents import coco_file
-from hitdet_nni.data.layouts.parts import CocoPart, Found, LabelPart, Split, entries, refusal, shown
+from hitdet_nni.data.layouts.parts import (
+    CocoPart,
+    Found,
+    LabelPart,
+    NoTrainingPartError,
+    Split,
+    entries,
+    refusal,
+    shown,
+)
 from hitdet_nni.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -92,15 +102,26 @@ def recognise(root: Path) -> Found:
         raise refusal(root, problem, "a folder of images and labels")
     if any((root / year / "ImageSets").is_dir() for year in ("VOC2007", "VOC2012")):
         raise refusal(root, "is PASCAL VOC's development kit", "data.layout: voc0712 beside it, see docs/your_data.md")
+    incomplete: NoTrainingPartError | None = None
     for finder in _FINDERS:
         try:
             found = finder(root)
-        except InputError as error:  # a part of a set may look like a set that lacks something
-            problem = error.problem + _hint_above(root)
-            raise InputError(problem, source=error.source, key=error.key, allowed=error.allowed) from None
+        except NoTrainingPartError as error:  # such as a COCO file to evaluate by, beside a set of another layout
+            incomplete, found = error, None
+        except InputError as error:
+            raise _with_hint(error, root) from None
+        if found is not None and incomplete is not None:
+            return replace(found, notes=(*found.notes, f"beside it lies what {incomplete.problem}; that is not used"))
         if found is not None:
             return found
+    if incomplete is not None:
+        raise _with_hint(incomplete, root)
     raise refusal(root, f"has no known layout: {_seen(root)}", KNOWN)
+
+
+def _with_hint(error: InputError, root: Path) -> InputError:
+    """Return an error with what lies above the folder: a part of a set may look like a set that lacks something."""
+    return InputError(error.problem + _hint_above(root), source=error.source, key=error.key, allowed=error.allowed)
 
 
 def _seen(root: Path) -> str:
@@ -121,6 +142,8 @@ def _hint(root: Path, there: list[Path]) -> str:
             return f"; {file.name} is labelme's own file: labelme2coco makes a COCO file of such"
         if b'"shape_attributes"' in content or b'"_via_settings"' in content:
             return f"; {file.name} is VIA's own file: export annotations in COCO format"
+    if (root / voc.CVAT).is_file():
+        return f"; {voc.CVAT} is CVAT's own file: export COCO 1.0 with images"
     for file in files[:_SHOWN]:
         damage = coco.damage_of(file)
         if damage is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 from hitdet_nni.data.annotations.class_names import NAME, is_one_line
 from hitdet_nni.data.layouts.parts import (
@@ -17,10 +21,11 @@ from hitdet_nni.data.layouts.parts import (
     Role,
     Size,
     entries,
-    images_below,
+    files_below,
     is_image,
     named,
     note_sharing,
+    note_unread,
     refusal,
     role_folders,
     role_of,
@@ -31,7 +36,10 @@ from hitdet_nni.data.wording import counted
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_text
 
-_XML, _IMAGE_FOLDERS = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img")
+_XML, _IMAGE_FOLDERS = ("Annotations", "xmls", "labels"), ("JPEGImages", "images", "imgs", "img", "data")
+CVAT = "annotations.xml"
+"""CVAT's own file, of all images."""
+
 _NAME_FILES = ("labelmap.txt", "classes.txt", "labels.txt")
 DIFFICULT = "{object is|objects are} marked difficult: neither learned nor counted as missed"
 FROM_ZERO = (
@@ -70,15 +78,20 @@ class VocReader:
         given, objects = read_objects(item.labels)
         numbers = {name: number for number, name in enumerate(self.classes)}
         boxes = []
-        for each in objects:
+        wide, high = given or size()
+        for index, each in enumerate(objects):
             if each.difficult:
                 notes.add(DIFFICULT, str(item.labels))
             if min(each.box[:2]) == -1:
                 notes.add(FROM_ZERO, str(item.labels))
             if each.name not in numbers:
                 raise InputError(f"is {each.name!r:.60}", source=item.labels, key="name", allowed=self.classes)
+            left, top, width, height = each.box
+            if left >= wide or top >= high or left + width <= 0 or top + height <= 0:
+                problem, allowed = "lies outside of the image", f"a box that reaches into its {wide} x {high} pixels"
+                raise InputError(problem, source=item.labels, key=f"object[{index}].bndbox", allowed=allowed)
             boxes.append(Box(numbers[each.name], each.box, crowd=each.difficult))
-        return given or size(), boxes
+        return (wide, high), boxes
 
 
 def find(root: Path) -> Found | None:
@@ -100,7 +113,7 @@ def find(root: Path) -> Found | None:
         lists = ""
         folders = {role: folder for role, folder in role_folders(root).items() if _xml_folder(folder) is not None}
         parts = {
-            role: LabelPart(shown(each, root), _labelled(root, each, notes), _label_places(root, each))
+            role: LabelPart(shown(each, root), tuple(_labelled(root, each, notes).values()), _label_places(root, each))
             for role, each in folders.items()
         }
     if not parts:
@@ -118,9 +131,13 @@ def find(root: Path) -> Found | None:
     )
 
 
-def _xml_files(folder: Path | None) -> dict[str, Path]:
-    """Return the XML files of a folder by their names without the ending."""
-    return {} if folder is None else {file.stem: file for file in entries(folder) if file.suffix.lower() == ".xml"}
+def _xml_files(folder: Path | None) -> list[Path]:
+    """Return the XML files of a folder; of one that is for them alone, or for images, those in the folders in it."""
+    if folder is None:
+        return []
+    below = folder.name.lower() in {name.lower() for name in (*_XML, *_IMAGE_FOLDERS)}
+    files = files_below(folder) if below else entries(folder)
+    return [file for file in files if file.suffix.lower() == ".xml" and file.name != CVAT]
 
 
 def _xml_folder(folder: Path) -> Path | None:
@@ -136,27 +153,63 @@ def _label_places(root: Path, folder: Path) -> str:
     return "beside the images" if place is None else f"in {shown(place, root)}"
 
 
-def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[Labelled, ...]:
-    """Return the images of a folder with their XML files: in a folder for each kind, or side by side."""
-    labels, inside = _xml_files(_xml_folder(folder)), named(folder, *_IMAGE_FOLDERS)
-    images = images_below(inside) if inside is not None else [each for each in entries(folder) if is_image(each.name)]
-    if not labels:
-        return ()
+def _labelled(root: Path, folder: Path, notes: list[str]) -> dict[str, Labelled]:
+    """Return the images of a folder with their XML files, in a folder for each kind or side by side.
+
+    An image has the file of its name in the same folder within the folder of all XML files, or else the only one of
+    its name that no other image has so.
+
+    Args:
+        root: The folder of the whole set.
+        folder: The folder of the part, or the same.
+        notes: Takes what is left out.
+
+    Returns:
+        The images by their names below their folder, without endings.
+    """
+    place, base = _xml_folder(folder), named(folder, *_IMAGE_FOLDERS)
+    if place is None:
+        return {}
+    there = [] if base is None else files_below(base)
+    if base is None or not any(is_image(each.name) for each in there):
+        base, there = folder, entries(folder)
+    images = [each for each in there if is_image(each.name)]
     if not images:
         raise refusal(root, f"has XML files in {shown(folder, root)}, and no images", "images in JPEGImages")
-    stems = {image.stem for image in images}
-    lost = [file for stem, file in labels.items() if stem not in stems]
+    note_unread(root, there, notes)
+    files = {_name(file, place): file for file in _xml_files(place)}
+    free: dict[str, list[Path]] = defaultdict(list)
+    for name in files.keys() - {_name(image, base) for image in images}:
+        free[Path(name).name].append(files[name])
+    items = {}
+    for image in sorted(images):
+        name = _name(image, base)
+        others = free.get(Path(name).name, [])
+        labels = files.get(name) or (others[0] if len(others) == 1 else None)
+        # Two images of one name and different endings are both told, by the whole name of the second.
+        items[name if name not in items else image.relative_to(base).as_posix()] = Labelled(
+            shown(image, root), image, labels
+        )
+    used = {item.labels for item in items.values()}
+    lost = [file for file in files.values() if file not in used]
     if lost:
         what = "{XML file has no image and is|XML files have no image and are} left out"
         notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
-    items = tuple(Labelled(shown(each, root), each, labels.get(each.stem)) for each in sorted(images))
-    note_sharing(root, items, notes)
+    note_sharing(root, items.values(), notes)
     return items
 
 
-def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
-    """Return the parts that ``ImageSets/Main`` lists, and a remark that says so; without it all is for training."""
-    items, places = {item.image.stem: item for item in whole}, _label_places(root, root)
+def _name(file: Path, folder: Path) -> str:
+    """Return the name of a file below a folder without its ending, in one Unicode form: macOS writes another."""
+    return normalize("NFC", file.relative_to(folder).with_suffix("").as_posix())
+
+
+def _by_lists(root: Path, whole: Mapping[str, Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
+    """Return the parts that ``ImageSets/Main`` lists, and a remark that says so.
+
+    Without lists the parts are the folders of the images that are called so; without such all is for training.
+    """
+    places = _label_places(root, root)
     lists: dict[Role, Path] = {}
     for file in entries(root / "ImageSets" / "Main"):
         role = "train" if file.stem in ("trainval", "default") else role_of(file.stem)
@@ -165,19 +218,66 @@ def _by_lists(root: Path, whole: Sequence[Labelled]) -> tuple[Mapping[Role, Labe
     if "train" in lists and lists["train"].stem == "trainval" and "val" in lists:
         del lists["val"]  # what is in trainval.txt already
     if not lists:
-        return {"train": LabelPart(shown(whole[0].image.parent, root), tuple(whole), places)}, ""
+        return _by_folders(root, whole, places), ""
+    by_stem: dict[str, list[Labelled]] = defaultdict(list)
+    for name, item in whole.items():
+        by_stem[Path(name).name].append(item)
     parts: dict[Role, LabelPart] = {}
     for role, file in lists.items():
-        chosen = {}
+        chosen: dict[Path, Labelled] = {}
         for number, line in enumerate(read_text(file).lstrip("\ufeff").splitlines(), start=1):
-            stem = line.split()[0] if line.split() else None
-            if stem is not None and Path(stem).name not in items:
-                raise InputError(f"{stem!r:.100} is no image", source=file, key=f"line {number}", allowed="images")
-            if stem is not None:
-                chosen[Path(stem).name] = items[Path(stem).name]
+            if not line.strip():
+                continue
+            meant = [item for item in (_meant(name, whole, by_stem) for name in _spellings(line)) if item is not None]
+            if not meant:
+                problem = f"{line.strip()!r:.100} is no image, or several"
+                raise InputError(problem, source=file, key=f"line {number}", allowed="names of images")
+            chosen[meant[0].image] = meant[0]
         ordered = sorted(chosen.values(), key=lambda item: item.name)
         parts[role] = LabelPart(shown(file, root), tuple(ordered), places)
     return parts, ", lists of images in ImageSets/Main"
+
+
+def _by_folders(root: Path, whole: Mapping[str, Labelled], places: str) -> Mapping[Role, LabelPart]:
+    """Return the parts by the folders that the images are in, where all are in one that is called so."""
+    found: dict[Role, list[Labelled]] = defaultdict(list)
+    for name, item in whole.items():
+        folders = Path(name).parent.parts
+        role = role_of(folders[0]) if folders else None
+        if role is None:
+            break
+        found[role].append(item)
+    if "train" not in found or sum(map(len, found.values())) < len(whole):
+        items = tuple(whole.values())
+        return {"train": LabelPart(shown(_base(items), root), items, places)}
+    return {role: LabelPart(shown(_base(members), root), tuple(members), places) for role, members in found.items()}
+
+
+def _base(items: Sequence[Labelled]) -> Path:
+    """Return the folder that holds all of some images."""
+    return Path(os.path.commonpath([item.image.parent for item in items]))
+
+
+def _spellings(line: str) -> Iterator[str]:
+    """Yield what a line of a list may name: all of it, what is in quotes, what stands before a class's mark."""
+    name = normalize("NFC", line.strip())
+    yield name
+    if name[:1] == name[-1:] == '"':
+        yield name[1:-1]
+    marked = re.fullmatch(r"\"?(.*?)\"?\s+-?[01]", name)
+    if marked is not None:
+        yield marked[1]
+
+
+def _meant(name: str, whole: Mapping[str, Labelled], by_stem: Mapping[str, Sequence[Labelled]]) -> Labelled | None:
+    """Return the image that a list names: by its name below the folder of images, or by the last part of it alone."""
+    name = name.replace("\\", "/")
+    names = [name, str(Path(name).with_suffix(""))] if is_image(name) else [name]
+    found = next((whole[each] for each in names if each in whole), None)
+    if found is not None:
+        return found
+    several = next((by_stem[each] for each in (Path(each).name for each in names) if each in by_stem), [])
+    return several[0] if len(several) == 1 else None
 
 
 def _classes(root: Path, parts: Iterable[LabelPart]) -> tuple[str, ...]:

@@ -55,9 +55,9 @@ class YoloReader:
             if not words:
                 continue
             label, left, top, right, bottom = self._row(item.labels, number, words, notes)
-            x, y = round(left * width, DIGITS), round(top * height, DIGITS)
-            box = (x, y, round((right - left) * width, DIGITS), round((bottom - top) * height, DIGITS))
-            boxes.append(Box(label, box))
+            x, wide = _pixels(left, right, width)
+            y, high = _pixels(top, bottom, height)
+            boxes.append(Box(label, (x, y, wide, high)))
         return (width, height), boxes
 
     def _row(
@@ -87,15 +87,25 @@ class YoloReader:
             raise self._error(file, line, words, "is not relative to the image:")
         if len(coordinates) > 4:
             notes.add(POLYGONS, where)
-            return label, *box_around(coordinates)
-        x, y, width, height = coordinates
-        if width < 0 or height < 0:
-            raise self._error(file, line, words, "has a negative size:")
-        return label, x - width / 2, y - height / 2, x + width / 2, y + height / 2
+            left, top, right, bottom = box_around(coordinates)
+        else:
+            x, y, width, height = coordinates
+            if width < 0 or height < 0:
+                raise self._error(file, line, words, "has a negative size:")
+            left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        if not all((start < 1 and end > 0) or 0 <= start == end <= 1 for start, end in ((left, right), (top, bottom))):
+            raise self._error(file, line, words, "lies outside of the image:")
+        return label, left, top, right, bottom
 
     @staticmethod
     def _error(file: Path | None, line: int, words: list[str], problem: str) -> InputError:
         return InputError(f"{problem} {' '.join(words)!r:.80}", source=file, key=f"line {line}", allowed=_ROW)
+
+
+def _pixels(start: float, end: float, side: int) -> tuple[float, float]:
+    """Return where a box begins and how long it is, in pixels; what is rounded out of the image stays at its edge."""
+    begin, length = round(start * side, DIGITS), round((end - start) * side, DIGITS)
+    return (begin if begin < side else round(side - max(length, 10**-DIGITS), DIGITS)), length
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -289,7 +289,7 @@ def test_a_name_in_another_unicode_form(split_of, split, written, stored, tmp_pa
     assert dataset.file_names[0] == unicodedata.normalize(stored, name)
     (note,) = told(dataset)
     shown = unicodedata.normalize(written, name)
-    assert note == f"1 file name has another Unicode form than on disk, {shown!r}: taken as on disk"
+    assert note == f"1 file name has another case or Unicode form than on disk, {shown!r}: taken as on disk"
     assert "Bäume" in unicodedata.normalize("NFC", note)
     assert len(instances(dataset)) == 3
 

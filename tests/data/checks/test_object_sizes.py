@@ -55,7 +55,7 @@ def random_boxes(random, width, height):
         across, down = max(size[0], 1.1 - left), max(size[1], 1.1 - top)  # so that it reaches into the image
         if random.random() < 0.5:
             across, down = size[0] * (left >= 0) or across, size[1] * (top >= 0) or down
-        more = {"iscrowd": int(random.random() < 0.2)} | ({"area": 0} if random.random() < 0.1 else {})
+        more = {"iscrowd": int(random.random() < 0.2)} | ({"area": -1} if random.random() < 0.1 else {})
         yield int(random.choice([2, 5])), [float(left), float(top), float(across), float(down)], more
 
 

@@ -143,11 +143,11 @@ def test_boxes_of_resized_images_are_resized(mended):
     ("size", "box", "doubt"),
     [
         ((32, 48), [1, 1, 4, 4], "boxes could be of either"),  # turned
-        ((32, 48), [1, 30, 8, 8], "its boxes are of that size"),
+        ((32, 48), [1, 30, 8, 8], "boxes reach out of the image"),
         ((24, 16), [1, 1, 4, 4], "boxes could be of either"),  # enlarged
         ((24, 16), [20, 1, 4.4, 4], "boxes could be of either"),  # loosely drawn
         ((96, 64), [1, 1, 4, 4], "boxes could be of either"),  # shrunk to where no box tells
-        ((48, 64), [1, 40, 5, 5], "its boxes are of that size"),  # stretched
+        ((48, 64), [1, 40, 5, 5], "boxes reach out of the image"),  # stretched
         ((48, 99), [1, 1, 4, 4], "boxes could be of either"),
         ((60, 50), [1, 1, 47, 4], "boxes could be of either"),
     ],
@@ -218,7 +218,7 @@ def mark_all(content):
     [
         (rename_category, ("categories[1].name", "'cat'")),
         (repeat_image, ("images[1].id", "1 is taken")),
-        (lose_all, ("images", "none would be left")),
+        (lose_all, ("images", "none of the 4 is in")),
         (mark_all, ("annotations", "4 crowd boxes")),
     ],
 )
@@ -296,3 +296,33 @@ def test_a_folder_without_a_validation_part(tmp_path, capsys):
     assert ids[0] | ids[1] == {1, 2, 3, 4}
     options = said[-1].removeprefix("use them with ").split()
     assert cli.main([*arguments, *options]) == 0
+
+
+def test_classes_of_the_parts_become_the_same(tmp_path):
+    """Files that were converted apart number their classes apart; both are to have the classes of both."""
+    train = copy.deepcopy(GOOD) | {"categories": [{"id": 4, "name": "cat"}, {"id": 2, "name": "dog"}]}
+    val = copy.deepcopy(GOOD) | {"categories": [{"id": 4, "name": "dog"}, {"id": 1, "name": "bird"}]}
+    paths = write(tmp_path, "train", train) | write(tmp_path, "val", val)
+    repaired = repair(DataSettings(**paths), 0, tmp_path / "out")
+    files = {f"{each.split}_ann": each.file for each in repaired}
+    data = open_data(DataSettings(**{**paths, **files}), 0)
+    assert data.train.classes_in_file_order == data.val.classes_in_file_order == ("cat", "dog", "bird")
+    assert set(data.val.image_classes.values()) == {frozenset({2})}  # dogs are dogs
+    assert set(data.train.image_classes.values()) == {frozenset({4})}
+    lines = {each.split: [line for line in each.changes if line.startswith("categories")] for each in repaired}
+    source = paths["train_ann"]
+    assert lines["train"] == [f"categories: ['cat', 'dog'] -> ['cat', 'dog', 'bird'], with the ids that {source} has"]
+    assert lines["val"] == [f"categories: ['dog', 'bird'] -> ['cat', 'dog', 'bird'], with the ids that {source} has"]
+
+
+def test_one_box_over_an_edge_is_no_sign_of_resized_images(mended, refused, tmp_path):
+    """The sizes are wrong, and 11 of 12 boxes are right in the images as they are: nothing is resized by one."""
+
+    def wrong(content):
+        content["annotations"] = [box(number, 1 + number % 4) for number in range(1, 12)]
+        content["annotations"].append(box(12, 1, bbox=[20, 2, 30, 8], area=240))  # to 50 of 48
+        for image in content["images"]:
+            image |= {"width": 96, "height": 64}
+
+    with refused(tmp_path / "val.json", "boxes reach out of the image"):
+        mended("val", wrong)
