@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= experiments/search.yml
 # Of `make search`: a stopped experiment to go on with, and the web UI's port (default: a free one).
-RESUME ?=
-PORT ?=
+RESUME =
+PORT =
 # Of the tests: processes side by side, each with one thread and up to 2 GB.
 WORKERS ?= 2
 
@@ -50,4 +50,4 @@ wheel: install
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv runs dist build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv dist build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

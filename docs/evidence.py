@@ -124,7 +124,7 @@ def said_of(report: Mapping[str, Any]) -> Sequence[str]:
     if "summary" in report:
         predictions = [ScorePrediction(**one).sentence() for one in report.get("predictions", ())]
         return [*SUMMARIES[report["study"]](**report["summary"]).sentences(), *predictions]
-    return report.get("judgement", ())
+    return report.get("findings", ())
 
 
 def page(text: str) -> str:

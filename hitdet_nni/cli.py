@@ -7,6 +7,7 @@ ended, 1 anything else.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import signal
 import sys
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 
 from hitdet_nni import __version__
 from hitdet_nni.commands import find_commands
-from hitdet_nni.commands.shared.output import OutputError, discard_output, write_out
-from hitdet_nni.errors import InputError, StoppedError, WriteError, escape_unprintable
+from hitdet_nni.engine import distributed
+from hitdet_nni.engine.output import OutputError, discard_output, write_out
+from hitdet_nni.errors import InputError, LostProcessError, StoppedError, WriteError, escape_unprintable
 from hitdet_nni.io import expanded
 
 _WORD = re.compile(r"^(--[\w-]+=)?(~.*)$", re.DOTALL)
@@ -83,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     escape_unprintable()
+    speaks = distributed.speaks_for_machine()
+    if not speaks:  # what is noted before the processes have joined
+        logging.getLogger("hitdet_nni").setLevel(logging.ERROR)
     words = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in words if not word.startswith("-")), "")
     way = ""
@@ -91,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         way = "; the same command with --resume goes on from there" if hasattr(options, "resume") else ""
         return run(options)
     except InputError as error:
-        sys.stderr.write(f"hitdet-nni: {error}\n")
+        if speaks or error.key == "LOCAL_RANK":
+            sys.stderr.write(f"hitdet-nni: {error}\n")
         return 2
     except OutputError as error:
         discard_output()
@@ -99,11 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 1
+    except LostProcessError as error:
+        if speaks:
+            sys.stderr.write(f"hitdet-nni: {error}\n")
+        return 1
     except StoppedError as error:
         sys.stderr.write(f"hitdet-nni: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"hitdet-nni: interrupted{way}\n")
+        if speaks:
+            sys.stderr.write(f"hitdet-nni: interrupted{way}\n")
         return 130
 
 

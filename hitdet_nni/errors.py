@@ -79,6 +79,13 @@ class WriteError(StoppedError):
         return type(self), (self.path, self.reason)
 
 
+class LostProcessError(StoppedError):
+    """Another process of a training by several has ended; it, or what started it, has said why."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this training has ended")
+
+
 class LostWorkerError(StoppedError):
     """A process that loads images has ended by itself, most often because memory was short.
 

@@ -77,7 +77,21 @@ def read_text(path: Path) -> str:
 
 
 class _AsWritten(yaml.SafeLoader):
-    """YAML's safe loader, which keeps how a whole number was written where its digits do not say so."""
+    """YAML's safe loader, which keeps how a whole number was written where its digits do not say so.
+
+    A key that stands twice in a mapping is refused.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; of a key that is there twice YAML would keep the last, without a word."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"found the key {key.value!r} twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class _OtherSpelling(int):
@@ -102,7 +116,7 @@ _AsWritten.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def parse_as_written(text: str) -> Any:
-    """Read YAML as ``yaml.safe_load`` does; a whole number shows the digits that it is written in.
+    """Read YAML as ``yaml.safe_load`` does; a whole number shows its digits, and a key that stands twice is refused.
 
     Raises:
         yaml.YAMLError, ValueError, RecursionError: As ``yaml.safe_load``.

@@ -42,8 +42,8 @@ def run(options: Namespace) -> None:
         InputError: If ``--markdown`` is given together with a table's number or ``--json``.
     """
     from hitdet_nni.commands.shared.console import echo, json_text
-    from hitdet_nni.commands.shared.output import telling_output_errors
     from hitdet_nni.cost.stored_costs import stored_costs
+    from hitdet_nni.engine.output import telling_output_errors
     from hitdet_nni.errors import InputError
     from hitdet_nni.integration.launcher.trial_table import print_table
     from hitdet_nni.paper_tables.measured import add_measured, load_measured

@@ -68,6 +68,11 @@ def launched_as_main() -> bool:
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
+def speaks_for_machine() -> bool:
+    """Check whether this process tells what ends all of them, such as a bad setting: one on each machine does."""
+    return not launched() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def init() -> None:
     """Join the group of processes that the launcher's environment variables describe: nccl on GPUs, gloo elsewhere.
 

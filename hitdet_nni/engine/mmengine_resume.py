@@ -120,7 +120,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         while self._epoch < self.until and not self._without_progress():
             self.run_epoch()
             metrics = self._evaluate_if_due()
-            self._progress.end_epoch({"loss": self.losses[-1], **({"mAP": metrics["mAP"]} if metrics else {})})
+            results = {"loss": self.losses[-1], **({"mAP": metrics["mAP"]} if metrics else {})}
+            self._progress.end_epoch(results, last=self._without_progress())
         if self._average is not None:
             self._average.give_to(self.runner.model)
         self.runner.call_hook("after_train")

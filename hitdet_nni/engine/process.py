@@ -19,7 +19,8 @@ from multiprocessing import resource_sharer
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from hitdet_nni.errors import InputError, LostWorkerError, WriteError
+from hitdet_nni.engine import distributed
+from hitdet_nni.errors import InputError, LostProcessError, LostWorkerError, WriteError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _AGAIN = 0.05
@@ -73,7 +74,9 @@ def require_device(name: str) -> None:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise InputError(f"got {name!r}", key="device", allowed=["cpu", *gpus]) from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"got {name!r}", key="device", allowed=["cpu", *gpus])
     if device.type == "cuda" and (device.index or 0) >= len(gpus):
         problem = f"torch finds no GPU {device.index}" if gpus else "torch finds no GPU"
         raise InputError(problem, key="device", allowed=["cpu", *gpus])
@@ -133,13 +136,19 @@ def translate_io_errors(folder: Path) -> Iterator[None]:
     Raises:
         WriteError: In place of the system's error where there is no room to write.
         LostWorkerError: In place of torch's error where a process that loads images has ended.
+        LostProcessError: In place of torch's error where another process of the training has ended.
+        KeyboardInterrupt: In place of the exit by which Lightning ends a program at a signal, without a word.
     """
     hooks = sys.unraisablehook, sys.excepthook
     sys.unraisablehook = partial(_tell_unless_lost_worker, sys.unraisablehook)
     sys.excepthook = partial(_tell_unless_torn_handover, sys.excepthook)  # loader processes are forked, and have it too
     try:
         yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
     except (OSError, EOFError, RuntimeError) as error:
+        if distributed.launched() and _was_exchanging(error):
+            raise LostProcessError from error
         lost = _LOST_WORKER.match(str(error))
         if lost is not None:
             raise LostWorkerError(lost[0]) from error
@@ -150,6 +159,12 @@ def translate_io_errors(folder: Path) -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook, sys.excepthook = hooks
+
+
+def _was_exchanging(error: BaseException) -> bool:
+    """Whether an error was raised where processes exchange tensors."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any("/torch/distributed/" in Path(name).as_posix() for name in frames)
 
 
 def _tell_unless_lost_worker(tell: Callable[[sys.UnraisableHookArgs], object], what: sys.UnraisableHookArgs) -> None:

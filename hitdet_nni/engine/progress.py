@@ -137,12 +137,13 @@ class Stage:
         self._evaluation_began = time.monotonic()
         self._tell(doing="evaluating")
 
-    def end_epoch(self, results: Mapping[str, float], *, first: bool = False) -> None:
+    def end_epoch(self, results: Mapping[str, float], *, first: bool = False, last: bool = False) -> None:
         """Tell that an epoch and its evaluation have ended.
 
         Args:
             results: What was measured, by the names of :class:`Progress`; ``seconds`` is the epoch's time by default.
             first: What has ended is an evaluation before the first epoch.
+            last: The stage ends with it, before all its epochs.
         """
         now = time.monotonic()
         if self._evaluation_began is not None and not first:
@@ -152,7 +153,7 @@ class Stage:
         self._evaluation_began, self._epoch_began = None, now
         self._times.clear()
         self._times.append(now)
-        doing: Doing = "ended" if epoch >= self._now.epochs else "training"
+        doing: Doing = "ended" if last or epoch >= self._now.epochs else "training"
         self._tell(doing=doing, epoch=epoch, step=0, results=results)
 
     def _rate(self) -> float | None:

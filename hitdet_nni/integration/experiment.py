@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from hitdet_nni.engine.output import write_out
 from hitdet_nni.engine.progress import Progress
 from hitdet_nni.engine.progress_view import clock, view_on
 from hitdet_nni.integration.launcher.experiment_config import ExperimentConfig
@@ -24,7 +25,7 @@ from hitdet_nni.integration.launcher.trial_table import Snapshot, print_table, r
 
 
 def _echo(text: str, stream: IO[str] | None = None) -> None:
-    print(text, file=stream or sys.stdout, flush=True)
+    write_out(f"{text}\n", stream)
 
 
 def watch(experiment: NniExperiment, signals: Signals, runs: Path) -> Snapshot:

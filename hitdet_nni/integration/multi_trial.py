@@ -22,6 +22,7 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData, open_images
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.randomness import fork_rng
 from hitdet_nni.engine.recalibration import recalibrate
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError
@@ -72,7 +73,8 @@ def retrain_sample(
     def report(epoch: int, metrics: dict[str, float]) -> None:
         nni.report_intermediate_result(metrics["mAP"])
 
-    with run.held(wait=True):
+    # NNI's strategies may draw by torch's random numbers, which a training sets: they are to go on as they were.
+    with fork_rng(), run.held(wait=True):
         run.open(settings, resume=True)
         save_architecture(architecture, run.architecture)
         result = retrain_architecture(run, architecture, settings, data, report, resume=True)
@@ -158,8 +160,9 @@ class InheritedWeights(Evaluator):  # type: ignore[misc]
         architecture = describe_sample(name, self.supernet, sample, self.settings, self.data, SOURCE)
         detector = model.detector.to(distributed.device())
         detector.load_state_dict(self.supernet.freeze(sample).detector.state_dict())
-        recalibrate(detector, self._batches(), partial(detection_loss, detector))
-        mean_precision = self._evaluate(detector, architecture)
+        with fork_rng():
+            recalibrate(detector, self._batches(), partial(detection_loss, detector))
+            mean_precision = self._evaluate(detector, architecture)
         nni.report_final_result(mean_precision)
         return mean_precision
 

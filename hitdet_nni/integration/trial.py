@@ -75,13 +75,11 @@ def adopt(run: RunDirectory, settings: Settings) -> None:
         return
     for folder in sorted(run.path.parent.iterdir()):
         other = RunDirectory(folder)
-        if (
-            not other.config.is_file()
-            or other.metrics.exists()
-            or not same_run(read_yaml(other.config), plain(settings))
-        ):
+        if not other.config.is_file() or other.metrics.exists():
             continue
-        with suppress(InputError), other.held():  # another trial may be at work in it
+        with suppress(InputError), other.held():  # another trial may be at work in it, or its config be damaged
+            if not same_run(read_yaml(other.config), plain(settings)):
+                continue
             folder.rename(run.path)
             logger.info("going on with what trial %s left unfinished", folder.name)
             return
@@ -169,14 +167,15 @@ def _run_pipeline(run: RunDirectory, whole: SearchSpace, settings: Settings, dat
 
 
 def main() -> int:
-    """Run a trial; the exit status is 0, 2 for bad input, or 1."""
+    """Run a trial; the exit status is 0, 2 for bad input, 130 where a signal has ended it, or 1."""
     parser = argparse.ArgumentParser(prog="python -m hitdet_nni.integration.trial", description=__doc__)
     parser.add_argument("--config", required=True, help="config file, or a shipped config's name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run directories")
     parser.add_argument("--force", action="store_true", help="remove what a trial with the same id left")
     escape_unprintable()
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
+    level = logging.INFO if distributed.launched_as_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     try:
         with translate_io_errors(arguments.runs):
             run_trial(arguments.config, arguments.runs, force=arguments.force)
@@ -186,6 +185,9 @@ def main() -> int:
     except StoppedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same trial goes on from there\n")
+        return 130
     return 0
 
 

@@ -32,9 +32,6 @@ OF_EACH = 2
 OF_FILLING = 4
 """Of so many random ones that fill a budget the one with the least loss is compared at the end."""
 
-FILL_DRAWS = 20_000
-"""Architectures that are drawn to find these at most."""
-
 
 @dataclass(frozen=True)
 class Finalist:
@@ -140,7 +137,7 @@ class FrontSearch:
         for place, budget in enumerate(budgets):
             share = count // len(budgets) + (place < count % len(budgets))
             most = budget * self.costs.unit.scale
-            found = draw_within(self.costs, FILLED * most, most, seed=seed, exclude=before, draws=FILL_DRAWS)
+            found = draw_within(self.costs, FILLED * most, most, seed=seed, exclude=before)
             drawn = list(itertools.islice(found, share))
             before |= {tuple(one.values()) for one in drawn}
             samples = [{label: one[label] for label in self.candidates} for one in drawn]

@@ -21,6 +21,7 @@ class StudyFile(BaseModel):
 
     study: str = Field(description="kind of the study")
     rows: list[dict[str, str | bool | int | float | None]] = Field(description="the table", min_length=1)
+    findings: list[str] = Field([], description="what it says in words; studies of earlier versions have none")
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Study:
         kind: What kind of study it is, which is the name of its files.
         columns: Names of the table's columns.
         rows: Its cells as text.
+        findings: What the table says in words, a sentence each.
         figure: Its figure as a ``data:`` address, if it is there.
     """
 
     kind: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    findings: tuple[str, ...]
     figure: str | None
 
 
@@ -66,6 +69,7 @@ def _study(file: Path, content: StudyFile) -> Study:
         content.study,
         columns,
         tuple(tuple(_cell(row.get(column)) for column in columns) for row in content.rows),
+        tuple(content.findings),
         f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}" if figure.is_file() else None,
     )
 

@@ -147,6 +147,7 @@ class SearchStudy:
         self._keep_numbers()
         runs_folder, data = self.folder / "runs", self.data
         every = searches(self.settings, self.space, self.seeds, self.samples, runs_folder)
+        random_competitors(every[0], data, self.randoms, key="--randoms")  # refused now, and not behind the searches
         runs = run_jobs(Work("search", search_once), every, self.processes, self._told)
         competition = Competition(every, runs_folder)
         for place, (one, run) in enumerate(zip(every, runs, strict=True)):
@@ -160,14 +161,15 @@ class SearchStudy:
         price = settled_price(self.folder, runs, choices, competition.jobs)
         drawn = self._randoms(every[0], price, runs_folder)
         self._train(drawn)
-        halved = price.halved(self.settings.retrain.epochs)
-        self._choose(competition, HALVED_RANDOM, [random_choice(one, data, halved, runs_folder) for one in every])
+        paid = price.halved(self.settings.retrain.epochs)
+        halvings = [random_choice(one, data, paid, runs_folder) for one in every]
+        self._choose(competition, HALVED_RANDOM, halvings)
         self._train(competition.jobs_of(HALVED_RANDOM))
         return Outcomes(
             competition.outcomes(data.val),
             RandomPool.of([accuracies(one, data.val) for one in drawn]),
             price,
-            halved,
+            len(halvings[0].architectures),
             {one.folder.name: dict(one.architecture.sample) for one in (*competition.jobs, *drawn)},
         )
 

@@ -15,7 +15,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import LatencyTable
-from hitdet_nni.cost.random_draws import MAX_DRAWS, draw_within
+from hitdet_nni.cost.random_draws import draw_within
 from hitdet_nni.cost.space_costs import SpaceCosts
 from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.sources import DetectionData
@@ -40,7 +40,6 @@ def drawn_samples(
     unit: BudgetKey = "gflops",
     seed: int = 0,
     exclude: Sequence[Mapping[str, str]] = (),
-    draws: int = MAX_DRAWS,
 ) -> list[dict[str, str]]:
     """Return different architectures, each as likely as any other of the space whose cost is within the limits.
 
@@ -53,15 +52,14 @@ def drawn_samples(
         unit: What the limits count.
         seed: Seed of the draws.
         exclude: Architectures that are not to be drawn.
-        draws: How many are drawn at most; a share of them is within the costs.
 
     Returns:
-        Operator name of each searched layer by its label, in the order of drawing; fewer than ``count`` where ``draws``
-        draws held fewer.
+        Operator name of each searched layer by its label, in the order of drawing; fewer than ``count`` where there are
+        fewer.
     """
     costs = SpaceCosts(model, space, unit)
     without = {tuple(sample[label] for label in costs.counts) for sample in exclude}
-    return list(itertools.islice(draw_within(costs, least, most, seed=seed, exclude=without, draws=draws), count))
+    return list(itertools.islice(draw_within(costs, least, most, seed=seed, exclude=without), count))
 
 
 def require_samples(samples: Sequence[Mapping[str, str]], count: int, key: str, allowed: str) -> None:
@@ -120,7 +118,7 @@ def samples_within(
     budget: BudgetSettings,
     count: int,
     seed: int,
-    key: str = "--randoms",
+    key: str | None = "--randoms",
 ) -> list[dict[str, str]]:
     """Return different random architectures that fill a budget: of those within it that cost at most a share less.
 
@@ -132,13 +130,13 @@ def samples_within(
         budget: What each may cost.
         count: How many.
         seed: Seed of the draws.
-        key: What asks for so many, for messages.
+        key: What asks for so many, for messages; ``None``: where there are fewer all of them are returned.
 
     Returns:
         Operator name of each searched layer by its label, in the order of drawing.
 
     Raises:
-        InputError: If the space has hardly as many within the budget.
+        InputError: If the space has fewer within the budget.
     """
     most = budget.limit * UNITS[budget.key].scale
     for slack in SLACKS:
@@ -148,7 +146,8 @@ def samples_within(
             break
         if slack < SLACKS[-1]:
             logger.warning("fewer than %d architectures cost at most %.0f %% less than the budget", count, 100 * slack)
-    require_samples(found, count, key, "fewer, or a larger search.budget")
+    if key is not None:
+        require_samples(found, count, key, "fewer, or a larger search.budget")
     return found
 
 
@@ -159,7 +158,7 @@ def detectors_within(
     classes: tuple[str, ...],
     count: int,
     seed: int,
-    key: str = "--randoms",
+    key: str | None = "--randoms",
 ) -> list[Architecture]:
     """Return different random architectures that fill a budget, as :func:`samples_within` draws them.
 
@@ -170,10 +169,10 @@ def detectors_within(
         classes: Class names, in label order.
         count: How many.
         seed: Seed of the draws.
-        key: What asks for so many, for messages.
+        key: What asks for so many, for messages; ``None``: where there are fewer all of them are returned.
 
     Raises:
-        InputError: If the space has hardly as many within the budget, or a table of latencies is bad.
+        InputError: If the space has fewer within the budget, or a table of latencies is bad.
     """
     model = budget_cost_model(settings.skeleton, len(classes), budget)
     samples = samples_within(model, space, budget, count, seed, key)

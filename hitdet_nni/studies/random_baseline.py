@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.stats import kendalltau, spearmanr
 
@@ -13,12 +13,10 @@ from hitdet_nni.config.budget_settings import BudgetKey
 from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.cost.units import UNITS
-from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.data.sources import DetectionData
-from hitdet_nni.engine import distributed
 from hitdet_nni.nas.checks import budget_cost_model
 from hitdet_nni.nas.provenance import describe_architecture, kept_budget
-from hitdet_nni.nas.sample_evaluation import architecture_losses, shared_losses
+from hitdet_nni.nas.sample_evaluation import evaluation
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.studies.random_architectures import samples_of_cost
@@ -131,9 +129,10 @@ def draw_random_baselines(
 def rate_by_supernet(
     run: RunDirectory, settings: Settings, data: DetectionData, architectures: Mapping[str, Architecture]
 ) -> dict[str, float]:
-    """Rate architectures by the trained supernet of a run: its loss on the validation images, by name.
+    """Rate architectures by the trained supernet of a run: its loss, by name, on images as a front chooses by.
 
-    Several processes share the architectures.
+    They are of the half of the training images that the search had for architecture parameters. By the validation
+    images, of which the mAP is, what images alone decide would be in both. Several processes share the architectures.
 
     Args:
         run: Run directory of the search.
@@ -146,11 +145,7 @@ def rate_by_supernet(
         StoppedError: If a loss is NaN or infinite.
     """
     supernet = SampledSupernet.restore(run.supernet, load_search_space(run.sub_spaces), settings, len(data.classes))
-    supernet.detector.to(distributed.device())
-    with distributed.alone():
-        batches = list(search_loaders(data, settings.data, settings.skeleton, settings.seed)[2])
     samples = [{label: one.sample[label] for label in supernet.candidates} for one in architectures.values()]
-    losses = shared_losses(
-        lambda share: architecture_losses(supernet.detector, supernet.layers, share, batches, settings.seed), samples
-    )
-    return dict(zip(architectures, losses, strict=True))
+    data, images = replace(data, halves=run.halves), settings.search.sample_images
+    with evaluation(supernet, "ratings", settings, data, settings.seed, images, len(samples)) as losses:
+        return dict(zip(architectures, losses(samples), strict=True))

@@ -21,9 +21,6 @@ TYPICAL_DRAWS = 1_001
 MOST_SPACES = 1_000
 """Random sub-spaces tried for one architecture; many have hardly any of the cost that is asked for."""
 
-DRAWS = 200
-"""Architectures of each that are drawn in search of that cost."""
-
 
 def typical_cost(model: CostModel, space: SearchSpace, seed: int) -> int:
     """Return the median FLOPs of the architectures of a space, of :data:`TYPICAL_DRAWS` drawn ones."""
@@ -47,7 +44,7 @@ def samples_of_random_spaces(
 ) -> list[dict[str, str]]:
     """Return one architecture each of ``count`` random sub-spaces, all within the costs.
 
-    A sub-space of which :data:`DRAWS` random architectures are all cheaper or dearer gives way to another one.
+    A sub-space of which all architectures are cheaper or dearer, or there already, gives way to another one.
 
     Args:
         model: Costs of all layers.
@@ -66,7 +63,7 @@ def samples_of_random_spaces(
     for _ in range(count):
         for _ in range(MOST_SPACES):
             space, drawing = random_space(whole, like, rng), rng.randrange(2**32)
-            drawn = drawn_samples(model, space, 1, least=least, most=most, seed=drawing, exclude=found, draws=DRAWS)
+            drawn = drawn_samples(model, space, 1, least=least, most=most, seed=drawing, exclude=found)
             if drawn:
                 found += drawn
                 break

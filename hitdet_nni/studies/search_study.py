@@ -176,21 +176,22 @@ def handmade_sample(model: CostModel, space: SearchSpace, settings: BudgetSettin
 
 
 def random_competitors(
-    one: SearchOnce, data: DetectionData, count: int, seed: int | None = None
+    one: SearchOnce, data: DetectionData, count: int, seed: int | None = None, key: str | None = None
 ) -> dict[str, Architecture]:
     """Return random architectures of the whole space that fill the budget, by name; fewer of them are the first ones.
 
     Args:
         one: A search.
         data: The images.
-        count: How many.
+        count: How many, or all where there are fewer.
         seed: Of the draws; by default the search's.
+        key: The option that asks for so many, where fewer are to be refused.
 
     Raises:
-        InputError: If the whole space has hardly as many within the budget.
+        InputError: If the whole space has fewer within the budget, and ``key`` asks for them.
     """
     drawn_by = one.settings.seed if seed is None else seed
-    drawn = detectors_within(one.settings, one.space, budget_of(one.settings), data.classes, count, drawn_by)
+    drawn = detectors_within(one.settings, one.space, budget_of(one.settings), data.classes, count, drawn_by, key)
     return {each.name: each for each in drawn}
 
 
@@ -270,11 +271,8 @@ def random_choice(one: SearchOnce, data: DetectionData, count: int, folder: Path
     Args:
         one: The search.
         data: The images.
-        count: Architectures.
+        count: Architectures, or all where there are fewer.
         folder: Where the run directories go.
-
-    Raises:
-        InputError: If the whole space has hardly as many within the budget.
     """
     drawn = random_competitors(one, data, count, (one.settings.seed + DRAWS_OF_ITS_OWN) % 2**32)
     return Choice(one.settings, folder / f"random-choice-seed-{one.settings.seed}", tuple(drawn.values()))

@@ -23,12 +23,6 @@ from hitdet_nni.studies.search_study import (
     Price,
 )
 
-BOOTSTRAPS = 9_999
-"""Pools drawn from the random architectures, with replacement."""
-
-ROUNDING = 1e-12
-"""Means that differ by less are equal."""
-
 
 @dataclass(frozen=True)
 class SeedOutcome:
@@ -84,12 +78,12 @@ class Against:
     Attributes:
         way: The other way.
         mean: Its mean mAP, over the seeds or over random architectures.
-        deviation: Its standard deviation.
+        deviation: Its standard deviation; of bests over the sets that they are the best of, where there are several.
         ahead: Difference of ours from it, of the means.
         wins: Seeds in which ours is ahead, where the other way has a seed's own architecture.
-        p_value: Probability that chance puts ours ahead by as much or more: exchanging both in each seed, for random
-            ones shuffling ours among them, for the best of them drawing as many bests as there are seeds, each time
-            from a pool drawn from theirs.
+        p_value: Probability that chance puts ours ahead by as much or more: exchanging both in each seed, or for random
+            ones shuffling ours among them. ``None`` for the best of them: the sets that one pool gives have their best
+            architectures in common, and no test of ours against them is right.
     """
 
     way: str
@@ -97,7 +91,7 @@ class Against:
     deviation: float | None
     ahead: float
     wins: int | None
-    p_value: float
+    p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -162,17 +156,19 @@ class SearchSummary:
         randoms, training = self.price.randoms, self.price.training_seconds
         share = self.price.left
         left = "" if share == 1 else f", of which {share:.0%} were left after the choice"
+        several = randoms < self.architectures
         of = {
             RANDOM: f" over {self.architectures} architectures",
-            BEST_OF_RANDOM: f", the mean over all sets of {randoms}",
+            BEST_OF_RANDOM: f", the mean over all sets of {randoms} of them" if several else ", the best of them all",
             HALVED_RANDOM: f", the best of {self.halved} by halving",
         }
         lines = [f"{self.way}: mAP {with_deviation(self.mean, self.deviation)} over {self.seeds} seeds"]
         for one in self.against:
-            wins = "" if one.wins is None else f" in {one.wins} of {self.seeds} seeds,"
+            wins = "" if one.wins is None else f", in {one.wins} of {self.seeds} seeds"
+            chance = "" if one.p_value is None else f", p {one.p_value:.2g}"
             lines.append(
                 f"{one.way}: mAP {with_deviation(one.mean, one.deviation)}{of.get(one.way, '')}; {self.way} is "
-                f"{'ahead' if one.ahead >= 0 else 'behind'} by {abs(one.ahead):.3f},{wins} p {one.p_value:.2g}"
+                f"{'ahead' if one.ahead >= 0 else 'behind'} by {abs(one.ahead):.3f}{wins}{chance}"
             )
         lines.append(
             f"the place of {self.way} among it and {self.architectures} random ones is {self.rank:.1f} on average, "
@@ -180,9 +176,9 @@ class SearchSummary:
         )
         lines.append(
             f"a search took {self.price.search_seconds:.0f} s, the choice among its front's best "
-            f"{self.price.choice_seconds:.0f} s and a retraining {training:.0f} s{left}: the best of {randoms} random "
-            f"ones costs {randoms * training:.0f} s against {self.price.whole:.0f} s"
-            + ("" if self.halved is None else f", or of {self.halved} by halving as much")
+            f"{self.price.choice_seconds:.0f} s and a retraining {training:.0f} s{left}; by these times its "
+            f"{self.price.whole:.0f} s pay for the best of {randoms} random ones"
+            + ("" if self.halved is None else f", or of {self.halved} by halving")
         )
         return lines
 
@@ -202,23 +198,8 @@ def _against_random(ours: Sequence[float], pool: RandomPool) -> Against:
 
 
 def _against_best(ours: Sequence[float], pool: RandomPool, count: int) -> Against:
+    count = min(count, len(pool.shown))
     chances, shown = pool.chances(count), np.asarray(pool.shown)
     mean = float(chances @ shown)
-    spread = math.sqrt(float(chances @ (shown - mean) ** 2))
-    hits = int((_means_of_bests(pool, count, len(ours)) >= statistics.fmean(ours) - ROUNDING).sum())
-    p_value = (1 + hits) / (1 + BOOTSTRAPS)
-    return Against(BEST_OF_RANDOM, mean, spread, statistics.fmean(ours) - mean, None, p_value)
-
-
-def _means_of_bests(pool: RandomPool, count: int, seeds: int) -> npt.NDArray[np.float64]:
-    """Return means over seeds of the best of so many random ones, ``[BOOTSTRAPS]``: of pools drawn from the pool."""
-    random = np.random.default_rng(0)
-    size = len(pool.shown)
-    drawn = random.integers(size, size=(BOOTSTRAPS, size))
-    chosen_by, shown = np.asarray(pool.chosen_by)[drawn], np.asarray(pool.shown)[drawn]
-    rows, means = np.arange(BOOTSTRAPS), np.zeros(BOOTSTRAPS)
-    for _ in range(seeds):
-        tried = random.random((BOOTSTRAPS, size)).argsort(axis=1)[:, :count]
-        best = np.take_along_axis(tried, np.take_along_axis(chosen_by, tried, 1).argmax(axis=1)[:, None], 1)[:, 0]
-        means += shown[rows, best] / seeds
-    return means
+    spread = math.sqrt(float(chances @ (shown - mean) ** 2)) if count < len(shown) else None
+    return Against(BEST_OF_RANDOM, mean, spread, statistics.fmean(ours) - mean, None, None)

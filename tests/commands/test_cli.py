@@ -1,6 +1,7 @@
 """The command line: exit status and the one line for bad input. Whole runs are in test_end_to_end."""
 
 import json
+import logging
 
 import pytest
 
@@ -11,6 +12,7 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import PARTS
 from hitdet_nni.cost.latency_table import load_latency_table
 from hitdet_nni.engine.machine import processor
+from hitdet_nni.engine.process import require_device
 from hitdet_nni.nas.provenance import describe_architecture
 
 
@@ -289,3 +291,28 @@ def test_latency_refuses_in_one_line(capsys, tmp_path, small_table):
     other.write_text(table.read_text().replace(processor("cpu"), "a phone"))
     refused(capsys, *study, "--table", other, names=["a phone", processor("cpu")])
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
+def test_of_several_processes_one_tells_what_is_wrong(monkeypatch, capsys, local_rank, lines):
+    """On each machine: the others read other files."""
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", f"{2 + int(local_rank)}"), ("LOCAL_RANK", local_rank)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(logging.getLogger("hitdet_nni"), "level", logging.NOTSET)
+    assert cli.main(["search", "--config", "tiny", "--set", "search.epochs=x", "--out", "nowhere"]) == 2
+    assert capsys.readouterr().err.count("\n") == lines
+
+
+def test_a_home_that_cannot_be_written(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no such folder")
+    assert cli.main(["search", "--config", "tiny", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "/proc/no such folder/hitdet-nni" in error
+    assert "a home that can be written, or another XDG_CACHE_HOME" in error
+    assert "--resume" not in error
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "xpu", "gpu", "cuda:77"])
+def test_devices_that_are_none_here(device, refused):
+    with refused("device", "cpu"):
+        require_device(device)

@@ -9,7 +9,7 @@ import pytest
 
 from hitdet_nni import cli
 from hitdet_nni.commands.shared import console, work
-from hitdet_nni.commands.shared.output import OutputError, write_out
+from hitdet_nni.engine.output import OutputError, write_out
 from hitdet_nni.errors import InputError
 
 COMMANDS = [["tables", "1"], ["profile", "hit_detector", "--json"], ["profile", "hit_detector"]]

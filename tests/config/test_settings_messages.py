@@ -139,3 +139,13 @@ def test_a_folder_of_digits_is_a_name(tmp_path):
     assert (settings.data.val_ann, settings.data.val_images) == (tmp_path / "1", tmp_path / "0")
     assert (settings.retrain.pretrained, settings.seed) == (tmp_path / "12", 16)
     assert type(settings.seed) is int
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path, refused):
+    """YAML would keep the last one, and the section above it would be gone without a word."""
+    file = tmp_path / "my.yml"
+    file.write_text("extends: tiny\nsearch: {epochs: 5}\nretrain: {epochs: 1}\nsearch: {flops_weight: 0.5}\n")
+    with refused(file, "line 4", "'search' twice"):
+        load_settings(file)
+    file.write_text("extends: tiny\nsearch: {epochs: 5}\nretrain: {epochs: 1}\n")
+    assert load_settings(file).search.epochs == 5

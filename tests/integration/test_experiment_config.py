@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from nni.experiment.config import ExperimentConfig as NniConfig
@@ -157,7 +159,14 @@ def test_a_stopped_experiment_is_read_from_nnis_database(tmp_path, monkeypatch, 
         load_stopped("run")
     with refused(folder / "abc" / "db" / "nni.sqlite", "holds no experiment abc"):
         load_stopped("abc")
-    for name in ("abc", "dead"):
+    # After a restart of the machine another process has the number; nnictl looks at no more than that.
+    now = 1000 * time.time()
+    index.write_text(json.dumps({"abc": entry, "run": {**running, "startTime": now}, "dead": killed}))
+    with refused(index, "experiment run runs"):
+        load_stopped("run")
+    again = {**running, "startTime": 1000 * (psutil.Process().create_time() - 3600)}
+    index.write_text(json.dumps({"abc": entry, "again": again, "dead": killed}))
+    for name in ("abc", "dead", "again"):
         (folder / name / "db").mkdir(parents=True)
         with sqlite3.connect(folder / name / "db" / "nni.sqlite") as connection:
             connection.execute("create table ExperimentProfile (params text, id text, revision integer)")
@@ -168,6 +177,12 @@ def test_a_stopped_experiment_is_read_from_nnis_database(tmp_path, monkeypatch, 
         config = load_stopped(name)
         assert config.machines[0].host == "newest"
         assert (config.source, config.arguments) == (name, ("resume", name))
+    known = json.loads(index.read_text())
+    assert {name: each["status"] for name, each in known.items()} == {
+        "abc": "STOPPED",
+        "again": "STOPPED",
+        "dead": "RUNNING",
+    }
     with sqlite3.connect(folder / "abc" / "db" / "nni.sqlite") as connection:
         connection.execute("delete from ExperimentProfile")
     connection.close()

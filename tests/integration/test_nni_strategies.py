@@ -505,6 +505,7 @@ def untrained(monkeypatch):
     evaluated = []
 
     def retrain_architecture(run, architecture, settings, data, on_evaluation, *, resume):
+        torch.manual_seed(settings.seed)  # as a training does
         mean_precision = sum(hash_of(item) for item in architecture.sample.items()) % 997 / 997
         on_evaluation(0, {"mAP": 0.0})
         on_evaluation(1, {"mAP": mean_precision})
@@ -538,6 +539,7 @@ def test_multi_trial_strategies_evaluate_what_they_name(strategy, space, run, un
 
     monkeypatch.setattr(multi_trial, "current_sample", sized)
     function = FunctionalEvaluator(retrain_sample, config="tiny", overrides=LITTLE, folder="runs")
+    torch.manual_seed(987)
     experiment = run(model_space, function, strategy, multi_trial_config(3))
     history = list(strategy.list_models(sort=False))
     assert len(history) == 3
@@ -548,6 +550,7 @@ def test_multi_trial_strategies_evaluate_what_they_name(strategy, space, run, un
         assert model.metrics.intermediates == [0.0, mean_precision]
         cost = CostModel(model_space.skeleton, model_space.num_classes).architecture(sample)
         assert size == cost["total"].params
+    assert torch.initial_seed() == 987  # strategies draw by these random numbers, which a training sets
     assert len({json.dumps(sample) for sample, _ in untrained}) == 3
     best = max(untrained, key=lambda pair: pair[1])[0]
     assert complete_sample(model_space, experiment.export_top_models(formatter="dict")[0]) == best

@@ -176,3 +176,27 @@ def test_curves_are_written_where_nni_looks_for_them(tmp_path, monkeypatch, capl
     trial.write_curves(run)
     (file,) = (tmp_path / "output" / "tensorboard").iterdir()
     assert "tfevents" in file.name
+
+
+@pytest.mark.parametrize("ended", [SystemExit(), KeyboardInterrupt()])
+def test_a_trial_that_a_signal_ends_is_no_success(tmp_path, monkeypatch, config, capsys, ended):
+    """Lightning exits without a word and with status 0, which NNI would take for a success without a result."""
+
+    def stop(*_, **__):
+        raise ended
+
+    for name, value in (("handlers", []), ("level", logging.WARNING)):  # the trial sets up logging for its process
+        monkeypatch.setattr(logging.getLogger(), name, value)
+    monkeypatch.setattr(trial, "run_trial", stop)
+    monkeypatch.setattr("sys.argv", ["trial", "--config", str(config), "--runs", str(tmp_path / "runs")])
+    assert trial.main() == 130
+    assert capsys.readouterr().err == "interrupted; the same trial goes on from there\n"
+
+
+def test_a_damaged_trial_is_not_gone_on_with(tmp_path, tiny_settings):
+    """What lies beside a new trial does not end it."""
+    other = RunDirectory(tmp_path / "exp" / "other")
+    other.open(tiny_settings)
+    other.config.write_text("search: [")
+    trial.adopt(RunDirectory(tmp_path / "exp" / "new"), tiny_settings)
+    assert [folder.name for folder in (tmp_path / "exp").iterdir()] == ["other"]

@@ -81,7 +81,7 @@ def test_screenings_of_several_seeds_from_the_command_line(space_file, tmp_path,
         (component, seeds) for component in COMPONENTS for seeds in ("0 1", "mean")
     ]
     assert list(report["agreement"]) == list(COMPONENTS)
-    assert all(sentence in printed for sentence in report["judgement"])
+    assert all(sentence in printed for sentence in report["findings"])
     rows = list(csv.DictReader((out / "stability.csv").open()))
     assert [row["rho"] for row in rows] == [str(row["rho"]) for row in report["rows"]]
     assert (out / "stability.png").read_bytes().startswith(b"\x89PNG")

@@ -10,6 +10,7 @@ import pickle
 import re
 import shlex
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import LatencyTable, save_latency_table
-from hitdet_nni.data.loaders import search_loaders
+from hitdet_nni.data.loaders import architecture_loader, search_loaders
 from hitdet_nni.engine.weights_file import read_state, save_weights
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
@@ -201,12 +202,13 @@ def read(out, kind):
 
 
 def test_architectures_are_rated_by_what_they_inherit(searched, tiny_data, draw):
-    """On all validation images, each as a detector of its own with the supernet's weights."""
+    """On images of the half for architecture parameters, each as a detector of its own with the supernet's weights."""
     settings = load_settings(searched.config)
     found = load_architecture(searched.architecture)
     other = found.model_copy(update={"sample": draw(settings.skeleton, SPACE, 1)})
     rated = rate_by_supernet(searched, settings, tiny_data, {"found": found, "other": other})
-    batches = list(search_loaders(tiny_data, settings.data, settings.skeleton, settings.seed)[2])
+    data, images = replace(tiny_data, halves=searched.halves), settings.search.sample_images
+    batches = list(architecture_loader(data, settings.data, settings.skeleton, settings.seed, images))
     state = read_state(searched.supernet)
     for name, one in (("found", found), ("other", other)):
         expected = []

@@ -13,6 +13,7 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.checkpoints import CheckpointFolder, plain_state
 from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.moving_average import MovingAverage
+from hitdet_nni.engine.progress import listening
 from hitdet_nni.engine.training_state import Position, TrainingCheckpoints, TrainingObjects
 from hitdet_nni.engine.weights_file import read_state
 from hitdet_nni.model.detector import build_detector
@@ -179,7 +180,10 @@ def test_patience(architecture, tiny_data, tmp_path, monkeypatch):
             architecture, settings, tiny_data, tmp_path, lambda epoch, metrics: told.append(epoch), **options
         )
 
-    outcome = train()
+    heard = []
+    with listening(heard.append):
+        outcome = train()
+    assert [one.doing for one in heard[-2:]] == ["evaluating", "ended"]
     # Nothing found is no reason to end; .4 after .4 and .1 are no better than .4.
     assert told == list(range(9))
     assert outcome.metrics == {"mAP": 0.1}

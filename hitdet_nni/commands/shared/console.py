@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from hitdet_nni.commands.shared.output import telling_output_errors, write_out
 from hitdet_nni.config.settings import Settings, load_settings, parse_overrides
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.output import telling_output_errors, write_out
 from hitdet_nni.errors import InputError
 
 

@@ -109,7 +109,7 @@ def write_findings(options: Namespace, rows: Rows, sentences: Sequence[str], det
         sentences: What the table says in words.
         details: What the JSON file holds besides.
     """
-    report = {"study": options.kind, "rows": list(rows), **details}
+    report = {"study": options.kind, "rows": list(rows), "findings": list(sentences), **details}
     if distributed.is_main():
         write_csv(options.out / f"{options.kind}.csv", list(rows[0]), rows)
         write_json(options.out / f"{options.kind}.json", report)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from hitdet_nni.commands.shared.output import write_out
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.engine import distributed
+from hitdet_nni.engine.output import write_out
 from hitdet_nni.engine.process import prepare_process, translate_io_errors
 from hitdet_nni.engine.progress import listening
 from hitdet_nni.engine.progress_view import LineView, View, ViewHandler, view_on
@@ -61,10 +61,7 @@ def working(out: Path, name: str, config: object, *, as_json: bool = False) -> I
         if main and not as_json:
             view.echo(f"{name}: {config}, files in {out}")
         distributed.init()
-        try:
-            yield view
-        except SystemExit as ended:  # Lightning catches Ctrl-C, and ends the program without a word
-            raise KeyboardInterrupt from ended
+        yield view
     distributed.destroy()
 
 
@@ -102,7 +99,7 @@ def load_libraries(view: View, settings: Settings) -> None:
 def log_to_console(view: View, main: bool) -> Iterator[None]:
     """Have the view show what the library notes of its work; of a process that is not the main one only errors."""
     notes = logging.getLogger("hitdet_nni")
-    handler = ViewHandler(view)
+    handler, before = ViewHandler(view), (notes.propagate, notes.level)
     notes.addHandler(handler)
     notes.propagate = False
     notes.setLevel(logging.INFO if main else logging.ERROR)
@@ -110,5 +107,5 @@ def log_to_console(view: View, main: bool) -> Iterator[None]:
         yield
     finally:
         notes.removeHandler(handler)
-        notes.propagate = True
-        notes.setLevel(logging.NOTSET)
+        notes.propagate = before[0]
+        notes.setLevel(before[1])

@@ -81,6 +81,5 @@ def run(options: Namespace) -> Findings:
     details = {
         "recipes": {name: RECIPES[name] for name in options.recipe},
         "epochs": settings.retrain.epochs,
-        "judgement": sentences,
     }
     return write_findings(options, rows, sentences, details)

@@ -105,6 +105,5 @@ def run(options: Namespace) -> Findings:
         "stage": options.stage,
         "seeds": seeds,
         "agreement": {component: asdict(agreement) for component, agreement in agreements.items()},
-        "judgement": sentences,
     }
     return write_findings(options, agreement_rows(agreements, seeds), sentences, details)

@@ -195,8 +195,20 @@ def cache_folder() -> Path:
     """Return the folder in which embedded sets and annotation files are kept: ``hitdet-nni`` in ``$XDG_CACHE_HOME``.
 
     By default that is ``~/.cache``.
+
+    Raises:
+        InputError: If it cannot be made or written.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitdet-nni"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitdet-nni"
+    reason = "no permission to write"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if not os.access(folder, os.W_OK):
+        problem = f"the folder of data that are read once cannot be written ({reason})"
+        raise InputError(problem, source=folder, allowed="a home that can be written, or another XDG_CACHE_HOME")
+    return folder
 
 
 def decode(content: bytes) -> tuple[str, str]:

@@ -19,6 +19,7 @@ import psutil
 import yaml
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.io import expanded, write_json
 
 LOOPBACK = "127.0.0.1"
 PLATFORMS = ("local", "remote")
@@ -31,6 +32,7 @@ NAMED = 8
 """Experiments that a refusal names at most."""
 
 _MOST_PROCESSES = 2**31
+_BEGINNING = 60.0  # seconds that NNI may take from a manager's process to the time that it notes of it
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 
 
@@ -130,8 +132,11 @@ def load_stopped(experiment: str) -> ExperimentConfig:
             key=experiment,
             allowed="an experiment with status, pid and logDir, as NNI writes",
         )
-    if status != "STOPPED" and 0 < (process or 0) < _MOST_PROCESSES and psutil.pid_exists(process):
+    if status != "STOPPED" and _runs(process, entry.get("startTime")):
         raise InputError(f"experiment {experiment} runs", source=index, allowed="one that has been stopped")
+    if status != "STOPPED" and psutil.pid_exists(process or 0):
+        # Another process has the number, as after a restart of the machine; nnictl would take it for the experiment's.
+        write_json(index, {**known, experiment: {**entry, "status": "STOPPED"}})
     database = Path(folder, experiment, "db", "nni.sqlite")
     query = "select params from ExperimentProfile where id = ? order by revision desc limit 1"
     try:
@@ -141,6 +146,18 @@ def load_stopped(experiment: str) -> ExperimentConfig:
     except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"holds no experiment {experiment} ({error})", source=database) from error
     return parse(content, experiment, ("resume", experiment), Path.cwd())
+
+
+def _runs(process: int | None, began: object) -> bool:
+    """Whether an experiment's process runs; one that began after the experiment did has its number by chance."""
+    if not 0 < (process or 0) < _MOST_PROCESSES:
+        return False
+    try:
+        since = psutil.Process(process).create_time()
+    except psutil.Error:
+        return False
+    # NNI notes in milliseconds when its manager was ready, some seconds after the process began.
+    return not isinstance(began, int | float) or since <= began / 1000 + _BEGINNING
 
 
 def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path) -> ExperimentConfig:
@@ -192,8 +209,9 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
             key="nniManagerIp",
             allowed=f"{LOOPBACK}: remote machines reach it through an ssh tunnel",
         )
-    machines = _value(service, "machineList")
-    known = [_machine(machine, folder) for machine in machines or () if isinstance(machine, dict)]
+    given = _value(service, "machineList")
+    machines = given if isinstance(given, list) else []
+    known = [_machine(machine, folder) for machine in machines if isinstance(machine, dict)]
     return ExperimentConfig(source, arguments, tuple(machine for machine in known if machine), str(manager))
 
 
@@ -205,7 +223,7 @@ def _machine(content: Mapping[str, Any], folder: Path) -> Machine | None:
         return None
     if not isinstance(key, str | None):
         return None
-    return Machine(host, 22 if port is None else port, user, folder / Path(key).expanduser() if key else None)
+    return Machine(host, 22 if port is None else port, user, folder / expanded(key) if key else None)
 
 
 def _value(content: Mapping[str, Any], key: str) -> Any:
