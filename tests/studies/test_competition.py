@@ -9,7 +9,7 @@ from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.studies import competition
 from hitdet_nni.studies.competition import Competition, SearchStudy
-from hitdet_nni.studies.search_study import searches
+from hitdet_nni.studies.search_study import random_competitors, searches
 
 
 def architecture(operator):
@@ -57,7 +57,7 @@ def test_a_study_goes_on_with_the_numbers_that_it_began_with(changed, key, tmp_p
     numbers = {"seeds": 2, "samples": 8, "top": 4, "randoms": 3}
 
     def run(**more):
-        settings = load_settings("tiny")
+        settings = load_settings("tiny", {"search.budget.gflops": 0.03})
         SearchStudy(settings, load_search_space("full"), tiny_data, tmp_path, **numbers | more).run()
 
     def searched(*_):
@@ -69,3 +69,15 @@ def test_a_study_goes_on_with_the_numbers_that_it_began_with(changed, key, tmp_p
             run(**more)
     with refused(key, "in the study there"):
         run(**changed)
+
+
+def test_more_random_ones_than_there_are_are_refused_before_the_searches(tmp_path, tiny_data, monkeypatch, refused):
+    """What the price asks for beyond ``--randoms`` is as many as there are."""
+    space = {"backbone": ["sep_k3_d1"], "neck": ["sep_k3_d1"], "head": ["sep_k3_d1", "conv_k3_d1"]}
+    settings = load_settings("tiny", {"search.budget.gflops": 1})
+    monkeypatch.setattr(competition, "run_jobs", lambda *_: pytest.fail("a search has begun"))
+    study = SearchStudy(settings, space, tiny_data, tmp_path, seeds=1, samples=8, top=1, randoms=5)
+    with refused("--randoms", "4 of 5 random architectures were found"):
+        study.run()
+    (one,) = searches(settings, space, 1, 8, tmp_path)
+    assert len(random_competitors(one, tiny_data, 9)) == 4

@@ -7,6 +7,7 @@ import pytest
 
 from hitdet_nni import cli
 from hitdet_nni.config.architecture import load_architecture, save_architecture
+from hitdet_nni.config.search_space import save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.data.sources import open_data
@@ -137,10 +138,13 @@ def test_a_run_of_another_architecture_is_not_chosen_for(tmp_path, capsys):
         (["--random", "1", "--jobs", "2"], "--jobs: has no meaning for one training"),
         (["--architecture", "x", "--jobs", "2"], "--jobs: has no meaning for one training"),
         (["--random", "3", "--set", "search.budget.gflops=0.001"], "is less than any architecture of the space has"),
-        (["--random", "300", "--set", "search.budget.gflops=0.0226"], "--random: "),
+        (["--random", "300", "--set", "space=few.yml"], "--random: 4 of 300 random architectures were found"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(options, message, tmp_path, capsys):
+def test_what_cannot_be_is_refused_in_a_line(options, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = {"backbone": ["sep_k3_d1"], "neck": ["sep_k3_d1"], "head": ["sep_k3_d1", "conv_k3_d1"]}
+    save_search_space(few, tmp_path / "few.yml")
     assert cli.main(["retrain", "--config", "tiny", *options, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yml").exists()
