@@ -153,7 +153,7 @@ def make(words):
     text = (ROOT / "Makefile").read_text()
     for word in words:
         variable, assigned, value = word.partition("=")
-        assert re.search(rf"^{variable} \?=" if assigned else rf"^{variable}:", text, re.MULTILINE), word
+        assert re.search(rf"^{variable} \??=" if assigned else rf"^{variable}:", text, re.MULTILINE), word
         if variable == "CONFIG":
             experiment_file(value)
 
