@@ -95,7 +95,7 @@ def _table(rows: Sequence[FrontRow], searched: dict[str, str], budgets: Sequence
     from hitdet_nni.runs.front import chosen_point
 
     chosen = {budget: chosen_point(rows, budget) for budget in budgets}
-    table = Table(title="front of the supernet, by loss on images that no sample was chosen by")
+    table = Table(title="front of the supernet, by loss on other images than its samples were tried on")
     timed = rows[0].latency_ms is not None
     for heading in ("architecture", "from"):
         table.add_column(heading)

@@ -146,5 +146,10 @@ def _profile_table(found: Profile, rows: list[tuple[str, str, str, Cost]], *, ti
         table.add_column(heading, justify="right")
     for part, name, cost in lines:
         times = [f"{cost.latency_ms:.3f}"] if timed else []
-        table.add_row(part, name, f"{cost.params_m:.3f}", f"{cost.gflops:.3f}", *times)
+        table.add_row(part, name, _shown(cost.params_m), _shown(cost.gflops), *times)
     return table
+
+
+def _shown(value: float) -> str:
+    """Return a number with three decimals; of a small one its first digits."""
+    return f"{value:.3f}" if value >= 0.001 or not value else f"{value:.2g}"

@@ -55,9 +55,10 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
         every_steps: Steps between checkpoints besides those at the end of epochs; 0 for none.
         samplers: Samplers of the training's loaders.
         parts: What else has a state, by name.
+        images: Tells the images of the training from others.
 
     Raises:
-        InputError: If the checkpoint was made by another number of processes.
+        InputError: If the checkpoint was made by another number of processes, or of other images.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class ExactResume(pl.callbacks.Checkpoint):  # type: ignore[misc]
         every_steps: int,
         samplers: Iterable[Resumable],
         parts: Mapping[str, Stateful],
+        images: str,
     ) -> None:
-        self.checkpoints = TrainingCheckpoints(folder, every_steps)
+        self.checkpoints = TrainingCheckpoints(folder, every_steps, images=images)
         self.samplers = tuple(samplers)
         self.parts = dict(parts)
         self.epoch = self.step_in_epoch = self.steps = 0

@@ -48,6 +48,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         checkpoints: Where the state is kept.
         every_steps: Steps between checkpoints besides those of epochs and evaluations; 0 for none.
         start: Says what the initial weights are; a checkpoint that started from others is refused.
+        images: Tells the training images from others, and is asked for in the same way.
         average: Share of each step's weights in a moving average, which is evaluated in their place; ``None``: none.
         patience: Evaluations without a better mAP after which the training ends; ``None``: all epochs.
         until: Epochs after which it pauses, to be gone on with from its checkpoint; ``None``: all epochs.
@@ -76,6 +77,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         checkpoints: CheckpointFolder,
         every_steps: int,
         start: str,
+        images: str,
         average: float | None = None,
         patience: int | None = None,
         until: int | None = None,
@@ -83,7 +85,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         super().__init__(runner, dataloader, max_epochs, val_interval=val_interval)
         self.stage = stage
         self.metrics = metrics
-        self.checkpoints = TrainingCheckpoints(checkpoints, every_steps, start=start)
+        self.checkpoints = TrainingCheckpoints(checkpoints, every_steps, start=start, images=images)
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self.patience = patience
         self.until = max_epochs if until is None else min(until, max_epochs)

@@ -142,9 +142,9 @@ class TrainingCheckpoints:
         if state is None:
             return None
         for name, now in self._conditions.items():
-            if state[name] != now:
+            if state.get(name, now) != now:  # an earlier version has saved fewer
                 raise InputError(
-                    f"the checkpoint has {state[name]}, this training {now}",
+                    f"the checkpoint has {state[name]}, this training has {now}",
                     source=self.folder.path,
                     key=name,
                     allowed=f"the same {name}, or --force to start again",

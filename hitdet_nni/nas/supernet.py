@@ -153,7 +153,7 @@ def train_supernet(
     if checkpoints is not None:
         samplers = (weights_loader.sampler, alphas_loader.sampler)
         parts: dict[str, Stateful] = {"losses": losses, "monitor": monitor, "precision": precision, "cost": cost}
-        resume = ExactResume(checkpoints, settings.checkpoint.every_steps, samplers, parts)
+        resume = ExactResume(checkpoints, settings.checkpoint.every_steps, samplers, parts, data.train.identity)
     strategy = _strategy(phase, settings, cost, precision)
     _mutate(space, strategy, phase, settings)
     loaders, steps = (weights_loader, alphas_loader), phase.epochs * len(weights_loader)

@@ -127,6 +127,7 @@ def _render_study(run: Run, studies: Sequence[Study]) -> str:
         "study.html",
         run=run,
         studies=studies,
+        has_runs=(run.path / "runs").is_dir(),
         figures=figures(run),
         searched=list(searched(run, run.metadata.images)),
         config=config_view(run.settings, run.metadata.command),

@@ -59,7 +59,7 @@ def read_studies(run: Run) -> tuple[Study, ...] | None:
         for file, content in contents.items()
         if isinstance(content, dict) and content.get("study") == file.stem
     )
-    return found if found or run.metadata.command[1:2] == ["study"] else None
+    return found if found or run.is_study else None
 
 
 def _study(file: Path, content: StudyFile) -> Study:

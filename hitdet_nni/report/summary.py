@@ -73,6 +73,8 @@ def _size_of_result(result: Result | None) -> Size | None:
 
 def state_of(run: Run) -> str:
     """Tell how far a run has come, in a sentence."""
+    if run.is_study:
+        return "A study."
     if run.result is not None:
         return "Retrained and evaluated." if run.baseline is None else "A baseline, trained and evaluated."
     evaluated = run.training.evaluations[-1][0] if run.training.evaluations else 0
@@ -102,6 +104,8 @@ def goal_of(run: Run) -> tuple[str, str, str] | None:
     if run.baseline is not None or not is_searched_here(RunDirectory(run.path)):
         return None
     budget = run.settings.search.budget
+    if budget is None and run.is_study:  # of which many have no search
+        return None
     if budget is None:
         return "λ", number(run.settings.search.flops_weight), "weight of a GFLOP in the search's loss"
     return "budget", number(budget.limit), UNITS[budget.key].name
@@ -152,7 +156,7 @@ def duration(seconds: float) -> str:
         return f"{seconds:.3g} s"
     if seconds < 5400:
         return f"{seconds / 60:.3g} min"
-    return f"{seconds / 3600:.3g} h"
+    return f"{seconds / 3600:.3g} h" if seconds < 3.6e6 else f"{seconds / 3600:.0f} h"
 
 
 def searched(run: Run, counts: ImageCounts) -> Iterator[tuple[str, str]]:

@@ -99,6 +99,11 @@ class Run:
     weights: Path | None
     benchmark: Benchmark | None
 
+    @property
+    def is_study(self) -> bool:
+        """Whether a study has begun it."""
+        return self.metadata.command[1:2] == ["study"]
+
 
 def read_run(path: Path) -> Run:
     """Read a run directory.

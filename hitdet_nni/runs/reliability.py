@@ -48,7 +48,8 @@ class Reliability(BaseModel):
         """Whether the supernets agree more than chance; ``None`` where so few operators cannot tell."""
         if min(self.spearman_p, self.common_p) <= MAX_P_VALUE:
             return True
-        return None if 1 / math.factorial(self.operators) > MAX_P_VALUE else False
+        least = math.factorial(self.operators) ** (1 - self.supernets)  # the others' orders are the first's by chance
+        return None if least > MAX_P_VALUE else False
 
     def sentence(self, component: str, remedies: Sequence[str] = ()) -> str:
         """Say in one line how far the ranking of a component's operators is to be trusted.

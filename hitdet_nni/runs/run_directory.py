@@ -33,6 +33,9 @@ PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "py
 _BY_STAGE = ("seconds", "warnings")
 """What the metadata hold of each stage."""
 
+CANDIDATES = "candidates.json"
+"""Name of the file of what a choice by trainings is among."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -89,6 +92,16 @@ class RunDirectory:
     def front_table(self) -> Path:
         """Those architectures, and what was compared with them."""
         return self.front / "front.csv"
+
+    @property
+    def rungs(self) -> Path:
+        """Folder of the trainings by which a retraining's architecture is chosen among several."""
+        return self.path / "rungs"
+
+    @property
+    def candidates(self) -> Path:
+        """What it is chosen among."""
+        return self.rungs / CANDIDATES
 
     @property
     def architecture(self) -> Path:

@@ -50,19 +50,20 @@ class Insertion:
 def insertions(
     settings: Settings, operators: Sequence[str], components: Sequence[Component] = COMPONENTS, repeats: int = REPEATS
 ) -> list[Insertion]:
-    """Return every operator at ``repeats`` layers of every part.
+    """Return every operator at ``repeats`` layers of every part, or at all where the part has fewer.
 
-    The layers of a part come in an order that the seed shuffles, the same for all operators, so that no layer is taken
-    again before all have been.
+    The layers of a part come in an order that the seed shuffles, the same for all operators; none is taken twice, which
+    would be the same training. Nor is one that has the operator in the baseline.
     """
-    found = []
+    found, baseline = [], baseline_sample(settings)
     for component in components:
         labels = settings.skeleton.labels(component)
         order = random.Random(f"{settings.seed} {component}").sample(labels, len(labels))
         found += [
-            Insertion(component, operator, order[repeat % len(order)], repeat)
+            Insertion(component, operator, label, repeat)
             for operator in operators
-            for repeat in range(repeats)
+            for repeat, label in enumerate(order[:repeats])
+            if baseline[label] != operator
         ]
     return found
 

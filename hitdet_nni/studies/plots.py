@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,12 @@ from hitdet_nni.studies.sparsity_ablation import ScoreCurves
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which colour-blind people can tell apart."""
+
+MARKERS = ("o", "s", "^", "D", "v")
+"""Of seeds beyond as many as there are colours."""
+
+SEEDS_A_COLUMN = 16
+"""Seeds in a column of a legend."""
 
 CURVES = 4
 """Operators drawn in Fig. 4."""
@@ -97,23 +105,22 @@ def plot_search_study(outcomes: Sequence[SeedOutcome], pool: RandomPool, count: 
         path: The file.
     """
     figure, (axes,) = _figure(1)
-    ways = list(outcomes[0].by_way)
-    for number, one in enumerate(outcomes):
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(ways, [one.by_way[way] for way in ways], marker="o", color=colour, label=f"seed {one.seed}")
+    ways, shapes = list(outcomes[0].by_way), itertools.product(MARKERS, COLOURS)
+    for one, (marker, colour) in zip(outcomes, itertools.cycle(shapes), strict=False):
+        axes.plot(ways, [one.by_way[way] for way in ways], marker=marker, color=colour, label=f"seed {one.seed}")
     axes.scatter(["random"] * len(pool.shown), pool.shown, marker="_", color="0.4")
     sizes = 200 * pool.chances(count)  # areas are probabilities
     axes.scatter([f"best of {count} random"] * len(pool.shown), pool.shown, s=sizes, color="0.4")
     axes.set_ylabel("mAP after retraining")
     for label in axes.get_xticklabels():
         label.set(rotation=35, horizontalalignment="right")
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper", ncols=math.ceil(len(outcomes) / SEEDS_A_COLUMN))
     _save(figure, path)
 
 
 def plot_trained(trained: Sequence[Trained | TrainedRecipe], path: Path) -> None:
     """Plot the mean mAP of each architecture, or recipe, bars for the deviation over the seeds."""
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, height=max(4, 1.2 + 0.2 * len(trained)))
     places = range(len(trained))
     deviations = [one.deviation or 0.0 for one in trained]
     axes.barh(places, [one.mean for one in trained], xerr=deviations, color=COLOURS[0], capsize=3)

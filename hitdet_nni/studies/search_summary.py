@@ -61,9 +61,10 @@ class RandomPool:
         Of those that are equally good the one that stands first is the better.
 
         Args:
-            count: How many are drawn, without replacement, each set as likely as any other.
+            count: How many are drawn, without replacement, each set as likely as any other; all where there are fewer.
         """
         size = len(self.shown)
+        count = min(count, size)
         order = sorted(range(size), key=lambda place: -self.chosen_by[place])
         chances = np.zeros(size)
         for better, place in enumerate(order):
@@ -198,7 +199,6 @@ def _against_random(ours: Sequence[float], pool: RandomPool) -> Against:
 
 
 def _against_best(ours: Sequence[float], pool: RandomPool, count: int) -> Against:
-    count = min(count, len(pool.shown))
     chances, shown = pool.chances(count), np.asarray(pool.shown)
     mean = float(chances @ shown)
     spread = math.sqrt(float(chances @ (shown - mean) ** 2)) if count < len(shown) else None

@@ -18,7 +18,7 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.io import read_json, read_text, write_csv, write_json
 from hitdet_nni.nas.provenance import keep_architecture
-from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.run_directory import CANDIDATES, RunDirectory
 from hitdet_nni.studies.jobs import Job, Work, job_runner, opened
 from hitdet_nni.training.retrain import train_until
 from hitdet_nni.training.runner_config import STAGE
@@ -262,7 +262,7 @@ def note_candidates(architectures: Sequence[Architecture], folder: Path) -> None
     Raises:
         InputError: If the choice that was begun there is among others.
     """
-    file = folder / "candidates.json"
+    file = folder / CANDIDATES
     candidates = {one.name: dict(one.sample) for one in architectures}
     there = distributed.broadcast_object(read_json(file) if file.exists() else None)
     if there is None:

@@ -16,6 +16,7 @@ from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.settings import ActivationsByComponent, PretrainSettings, Settings, describe_lr, scaled_lr
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.class_folders import ClassificationData
+from hitdet_nni.data.identity import identity_of_files
 from hitdet_nni.data.loaders import end_workers, pretraining_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.backbone_weights import save_backbone
@@ -228,7 +229,8 @@ def train_classifier(
     monitor = AccuracyMonitor(val_loader, losses, keep)
     precision = Precision(settings.precision, distributed.device())
     parts: dict[str, Stateful] = {"losses": losses, "monitor": monitor, "precision": precision}
-    resume = ExactResume(checkpoints, settings.checkpoint.every_steps, [loader.sampler], parts)
+    images = identity_of_files(data.train.files, data.train.labels)
+    resume = ExactResume(checkpoints, settings.checkpoint.every_steps, [loader.sampler], parts, images)
     module = ClassificationModule(
         classifier,
         _for_processes(settings.pretrain),

@@ -95,6 +95,7 @@ def resumable_config(
             "checkpoints": checkpoints,
             "every_steps": settings.checkpoint.every_steps,
             "start": start,
+            "images": data.train.identity,
             "average": retrain.ema,
             "patience": retrain.patience,
             "until": until,

@@ -15,7 +15,7 @@ from inherited_losses import supernet_loss
 from killing import KilledError, kill_in_sample
 from tables import made_up_table
 
-from hitdet_nni import cli, pipeline
+from hitdet_nni import cli
 from hitdet_nni.config.architecture import load_architecture
 from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.search_space import layer_candidates, save_search_space
@@ -32,6 +32,7 @@ from hitdet_nni.nas.cost_term import BudgetedCost
 from hitdet_nni.nas.front import FrontSearch, best_within, known, on_front
 from hitdet_nni.nas.sample_evaluation import architecture_losses
 from hitdet_nni.nas.sampled_supernet import SampledSupernet
+from hitdet_nni.pipeline import screening
 from hitdet_nni.runs.front import FrontRow, KnownLosses, chosen_point, points_within, read_front, write_front
 from hitdet_nni.runs.front_budgets import budget_name, read_budgets
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -279,7 +280,7 @@ def test_a_search_goes_on_in_the_sub_spaces_that_it_began_with(searched, tmp_pat
     """Without their being named again, and without a screening; others are refused."""
     options = [part for key, value in VALUES.items() for part in ("--set", f"{key}={value}")]
     again = ["search", "--config", "tiny", *options, "--out", str(searched.path), "--resume"]
-    monkeypatch.setattr(pipeline, "screen", lambda *_: pytest.fail("screens"))
+    monkeypatch.setattr(screening, "screen", lambda *_: pytest.fail("screens"))
     before = searched.sub_spaces.read_text(), searched.architecture.read_text()
     searched.checkpoints("search").mkdir(parents=True)  # as of one that was killed behind its result
     assert cli.main(again) == 0

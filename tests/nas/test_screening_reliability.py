@@ -168,6 +168,9 @@ def test_too_few_operators_cannot_tell():
     found = reliability_of([one, one], three)
     assert found.better_than_chance is None
     assert "3 operators are too few to tell" in found.sentence("head")
+    # Three supernets rank three operators alike by one chance in 36, five by one in 1296.
+    assert reliability_of([one] * 3, three).better_than_chance is None
+    assert reliability_of([one] * 5, three).better_than_chance is not None
 
 
 def test_file_comes_back_and_a_damaged_one_is_refused(tmp_path):

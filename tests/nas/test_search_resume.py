@@ -113,7 +113,7 @@ def test_checkpoints_of_another_number_of_processes_are_refused(settings, tiny_d
     interrupt(monkeypatch, 2, settings, tiny_data, folder)
     state = folder.load()
     folder.save(state["steps"] + 1, {**state, "processes": 2})
-    with pytest.raises(InputError, match=r"processes.*has 2, this training 1.*--force"):
+    with pytest.raises(InputError, match=r"processes.*has 2, this training has 1.*--force"):
         train(settings, tiny_data, folder)
 
 

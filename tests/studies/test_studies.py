@@ -397,19 +397,22 @@ def test_sub_spaces_from_the_command_line(searched, tmp_path, capsys):
     assert re.search(r"^search  epoch 2/2  loss .*  val loss ", capsys.readouterr().out, re.M)
 
 
-def test_insertions_take_every_layer_before_one_again(tiny_settings):
-    operators = ["conv_k3_d1", "conv_k5_d3"]
-    chosen = insertions(tiny_settings, operators, ["backbone", "head"], 6)
-    assert len(chosen) == len({one.name for one in chosen}) == 2 * 2 * 6
+@pytest.mark.parametrize("repeats", [1, 2, 6])
+def test_insertions_take_each_layer_once(tiny_settings, repeats):
+    """Twice the same layer would be the same training, and the baseline's own operator is the baseline."""
+    own = tiny_settings.screening.fixed.head
+    operators = ["conv_k3_d1", "conv_k5_d3", own]
+    chosen = insertions(tiny_settings, operators, ["backbone", "head"], repeats)
+    assert len(chosen) == len({one.name for one in chosen}) == len({(one.operator, one.label) for one in chosen})
     for component in ("backbone", "head"):
         labels = tiny_settings.skeleton.labels(component)
         rows = [
             [one.label for one in chosen if (one.component, one.operator) == (component, name)] for name in operators
         ]
         assert rows[0] == rows[1]
-        counts = [rows[0].count(label) for label in labels]
-        assert sum(counts) == 6
-        assert max(counts) - min(counts) <= 1
+        assert len(rows[0]) == min(repeats, len(labels))
+        baseline = getattr(tiny_settings.screening.fixed, component)
+        assert rows[2] == ([] if own == baseline else rows[0])
 
 
 def test_an_insertion_changes_one_layer_of_the_baseline(tiny_settings, tiny_data):
@@ -419,11 +422,8 @@ def test_an_insertion_changes_one_layer_of_the_baseline(tiny_settings, tiny_data
     assert set(baseline.values()) == set(tiny_settings.screening.fixed.model_dump().values())
     for one in chosen:
         sample = found[one.name].sample
-        assert {label: sample[label] for label in sample if sample[label] != baseline[label]} in (
-            {one.label: one.operator},
-            {},  # where the baseline has that operator
-        )
-        assert sample[one.label] == one.operator
+        changed = {label: sample[label] for label in sample if sample[label] != baseline[label]}
+        assert changed == {one.label: one.operator}
 
 
 def test_effects_gather_the_repetitions(tiny_settings):

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -210,7 +211,7 @@ def test_checkpoints_hold_nothing_but_what_training_needs(left_behind):
     (file, *_) = (left_behind / "checkpoints").iterdir()
     state = torch.load(file, weights_only=True)  # neither the message hub nor any other object
     assert set(state) == {
-        "processes", "start", "epoch", "step_in_epoch", "steps", "module", "optimizers", "schedulers",
+        "processes", "start", "images", "epoch", "step_in_epoch", "steps", "module", "optimizers", "schedulers",
         "shared", "each",
     }  # fmt: skip
     assert [set(own) for own in state["each"]] == [{"random", "parts"}]
@@ -250,6 +251,12 @@ def test_checkpoints_of_another_retraining_are_refused(
     save_weights(build_detector(settings.skeleton, architecture.sample, architecture.num_classes), supernet)
     with refused(folder.path, "start", "new weights", "the weights of supernet.pth"):
         retrain(architecture, settings, tiny_data, left_behind, resume=True, inherit=supernet)
+    content = json.loads(tiny_data.train.ann.read_text())
+    content["annotations"][0]["bbox"][2] += 1  # as after another look at the labels
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    other = replace(tiny_data, train=replace(tiny_data.train, ann=tmp_path / "other.json"))
+    with refused(folder.path, "images", "the checkpoint has 16 images, digest", "this training has 16 images, digest"):
+        retrain(architecture, settings, other, left_behind, resume=True)
     folder.save(7, {**folder.load(), "processes": 2})
     with refused(folder.path, "processes", "has 2"):
         retrain(architecture, settings, tiny_data, left_behind, resume=True)

@@ -161,10 +161,10 @@ def _begin_the_best(
     from hitdet_nni.studies.retrainings import go_on_from
     from hitdet_nni.studies.successive_halving import best_by_halving, halving_in_words, note_candidates
 
-    folder = run.path / "rungs"
+    folder = run.rungs
     if distributed.broadcast_object(run.architecture.exists()):
         there = load_architecture(run.architecture)
-        if not distributed.broadcast_object((folder / "candidates.json").exists()):
+        if not distributed.broadcast_object(run.candidates.exists()):
             raise InputError(
                 "the run there is of one architecture", source=run.path, allowed="another folder, or --force"
             )

@@ -59,7 +59,7 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.studies.plots import plot_latency
     from hitdet_nni.studies.random_architectures import random_detectors
 
-    settings = open_study(options, settings_of(options))
+    settings = settings_of(options)
     classes = open_data(settings.data, settings.seed).classes
     table = load_latency_table(options.table)
     model = CostModel(settings.skeleton, len(classes), latency=table)
@@ -69,6 +69,7 @@ def run(options: Namespace) -> Findings:
     layers = table.content.layers_ms
     space = {layer.component: list(layers[layer.label]) for layer in settings.skeleton.searched_layers()}
     detectors = random_detectors(settings, space, classes, options.architectures, "--architectures", known)
+    open_study(options, settings)
     costs = [model.architecture(one.sample)["total"] for one in detectors]
     measured = measure_detectors(detectors, runner, rounds=options.rounds, pause=options.pause)
     predictions = [

@@ -34,12 +34,13 @@ def run(options: Namespace) -> Findings:
     from hitdet_nni.studies.plots import plot_effects
 
     settings, data = open_images(settings_of(options))
-    open_study(options, settings)
     operators, parts = (
         list(dict.fromkeys(names)) for names in (options.operators or FIGURE_3, options.parts or COMPONENTS)
     )
     chosen = insertions(settings, operators, parts, options.repeats)
-    trained = protocol(options, settings).retrain(insertion_architectures(chosen, settings, data))
+    architectures = insertion_architectures(chosen, settings, data)
+    open_study(options, settings)
+    trained = protocol(options, settings).retrain(architectures)
     found = effects(chosen, {one.name: one for one in trained})
     baseline = trained[0]
     plot_effects(found, baseline.mean, image_file(options))

@@ -71,8 +71,7 @@ def run(options: Namespace) -> Findings:
 
     run = find_run(options.run)
     settings, data = open_images(load_settings(run.config, parse_overrides(options.overrides)))
-    open_study(options, settings)
-    space, whole = load_search_space(run.sub_spaces), whole_space(settings)
+    space, whole = load_search_space(run.require(run.sub_spaces, "screen")), whole_space(settings)
     above = places_above(run, whole)
     model = CostModel(settings.skeleton, len(data.classes))
     most = typical_cost(model, space, settings.seed)
@@ -86,6 +85,7 @@ def run(options: Namespace) -> Findings:
         for kind, samples in (("kept", kept), ("random", drawn))
         for number, sample in enumerate(samples, 1)
     }
+    open_study(options, settings)
     trained = protocol(options, settings).retrain(architectures)
     comparison = ScreeningComparison.of(trained[:count], trained[count:], settings.seed)
     predictions = score_predictions(trained, above, settings.seed)

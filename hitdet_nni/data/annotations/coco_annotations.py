@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hitdet_nni.data.identity import identity
+
 
 @dataclass(frozen=True)
 class CocoSummary:
@@ -62,6 +64,11 @@ class CocoAnnotations:
     source: Path
     left_out: tuple[int, str] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """What tells these images and annotations from others, by the bytes of the file."""
+        return identity(len(self.image_ids), self.ann.read_bytes())
 
     @property
     def classes_in_file_order(self) -> tuple[str, ...]:
