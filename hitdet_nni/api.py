@@ -22,7 +22,7 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.validation import require_kind
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.deployment import FORMATS
-from hitdet_nni.deployment.suffixes import SUFFIXES
+from hitdet_nni.deployment.suffixes import SUFFIXES, format_of
 from hitdet_nni.engine.process import prepare_process, require_device, whole_imports
 from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.io import expanded, read_json
@@ -259,7 +259,7 @@ class Run:
         self,
         path: StrPath | None = None,
         *,
-        kind: Format = "onnx",
+        kind: Format | None = None,
         raw_heads: bool = False,
         precision: FilePrecision = "fp32",
         calibration: int = 128,
@@ -269,7 +269,7 @@ class Run:
 
         Args:
             path: The file (default: ``detector.onnx``, ``.pt``, ``.pt2`` or ``.xml`` in the run directory).
-            kind: Its format.
+            kind: Its format (default: that of its name, or ``onnx``).
             raw_heads: Write what the heads say, before boxes are decoded and suppressed.
             precision: What its layers compute in, the last ones left out.
             calibration: For ``int8``: training images by which the ranges of values are found.
@@ -284,16 +284,17 @@ class Run:
         from hitdet_nni.commands.shared.stages import run_export  # noqa: PLC0415
 
         self._require_search()
-        if kind not in FORMATS:
-            raise InputError(f"got {kind!r}", key="kind", allowed=FORMATS)
-        file = self.path / f"detector{SUFFIXES[kind]}" if path is None else _path(path)
+        chosen = kind or ("onnx" if path is None else format_of(_path(path)))
+        if chosen not in FORMATS:
+            raise InputError(f"got {chosen!r}", key="kind", allowed=FORMATS)
+        file = self.path / f"detector{SUFFIXES[chosen]}" if path is None else _path(path)
         if file.exists() and not force:
             raise InputError("exists already", source=file, allowed="another file, or force=True")
         run_export(
             str(self.path),
             None,
             file,
-            kind,
+            chosen,
             force=force,
             raw_heads=raw_heads,
             precision=precision,

@@ -194,6 +194,7 @@ def _drawings(options: Namespace, listed: Sequence[ListedImage]) -> dict[ListedI
     from hitdet_nni.errors import InputError
 
     drawings: dict[ListedImage, Path] = {}
+    taken: set[Path] = set()
     images = {one.file.resolve() for one in listed}
     for one in listed:
         kept = one.name.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
@@ -202,8 +203,9 @@ def _drawings(options: Namespace, listed: Sequence[ListedImage]) -> dict[ListedI
             raise InputError(
                 "would be overwritten by its drawing", source=path, key="--out", allowed="another folder, or --no-draw"
             )
-        if path in drawings.values():
+        if path in taken:
             raise InputError("would be two drawings", source=path, allowed="images of other names, or --no-draw")
         refuse_existing(path, options.force, "another folder")
         drawings[one] = path
+        taken.add(path)
     return drawings

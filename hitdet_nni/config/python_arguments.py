@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
+
+import yaml
 
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.validation import require_kind
@@ -41,6 +44,10 @@ _ARGUMENTS = {
 """What options of the commands are called in Python where an argument of that name does not say it."""
 
 
+_SETTINGS = re.compile(r"--set (?:'[^']*'|[^\s;,]+)(?: --set (?:'[^']*'|[^\s;,]+))*")
+"""One option of a command after the other that sets something."""
+
+
 def check_kinds(parameters: Mapping[str, inspect.Parameter], given: Mapping[str, object]) -> None:
     """Refuse arguments of another kind than that of their names; what is the default is right.
 
@@ -69,8 +76,22 @@ def in_arguments(text: str, parameters: Mapping[str, inspect.Parameter]) -> str:
         said = _ARGUMENTS.get(name, name)
         return next((word for word in (said, name) if word.partition("=")[0] in parameters), option[0])
 
-    values = re.sub(r"--set ([\w.]+)=(\S+?)(?=[\s;,]|$)", r'settings={"\1": \2}', text)
+    values = re.sub(_SETTINGS, lambda found: f"settings={{{_pairs(found[0])}}}", text)
     return re.sub(r"(?<![^\s(])--([a-z][a-z-]*)", argument, values)
+
+
+def _pairs(options: str) -> str:
+    """Return what ``--set`` options set as the pairs of a dictionary."""
+    given = (word.partition("=") for word in shlex.split(options) if word != "--set")
+    return ", ".join(f'"{key}": {_literal(value)}' for key, _, value in given)
+
+
+def _literal(value: str) -> str:
+    """Return a value of YAML as Python has it; X, which stands for any, as it is."""
+    try:
+        return value if value == "X" else repr(yaml.safe_load(value))
+    except yaml.YAMLError:
+        return repr(value)
 
 
 def search_settings(

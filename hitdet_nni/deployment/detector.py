@@ -67,7 +67,8 @@ class Detector(nn.Module):
         return self.heads_of(self.pyramid(images), self.extent(images))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Find objects in an image."""
+        """Find objects in an image ``[1, 3, H, W]``; of several the others would be lost."""
+        assert images.size(0) == 1, "takes one image"
         return self.decoded(self.heads(images), self.extent(images))
 
     @torch.jit.unused

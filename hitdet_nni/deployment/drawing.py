@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from hitdet_nni.data.annotations.class_names import in_one_line
+from hitdet_nni.data.images.quiet import quiet
 from hitdet_nni.deployment.captions import place_captions, shortened
 from hitdet_nni.deployment.fonts import caption_font, drawable
 from hitdet_nni.deployment.images import Pixels
@@ -87,12 +88,16 @@ def encoded(image: Pixels, path: Path) -> bytes:
         path: The ending of its name decides on the format.
 
     Raises:
-        InputError: If OpenCV writes no such format.
+        InputError: If OpenCV writes no such format, or none of that size.
     """
     try:
-        done, content = cv2.imencode(path.suffix, image)
+        with quiet():
+            done, content = cv2.imencode(path.suffix, image)
     except cv2.error:
         done = False
+    if not done and cv2.haveImageWriter(path.name):
+        problem = f"{image.shape[1]} x {image.shape[0]} pixels are too many for its format"
+        raise InputError(problem, source=path, allowed="one that ends in .png")
     if not done:
         raise InputError("is no name of an image", source=path, allowed="one that ends in .jpg, .png, .webp, ...")
     return bytes(content)

@@ -229,6 +229,10 @@ def onnx_program(
             dynamo=False,
         )
         program = onnx.load(file)
+    for output in program.graph.output if axes else ():
+        first = output.type.tensor_type.shape.dim[0]
+        if 0 not in (axes or {}).get(output.name, {}):  # the exporter gives it the name of another output's axis
+            first.dim_value = example.shape[0]
     onnx.helper.set_model_props(program, {key: json.dumps(value) for key, value in (metadata or {}).items()})
     onnx.checker.check_model(program)
     content: bytes = program.SerializeToString()

@@ -17,6 +17,10 @@ Found = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 """Boxes ``[D, 4]`` as left, top, right, bottom in pixels, scores ``[D]`` and labels ``[D]``."""
 
 
+TOGETHER = 8
+"""Images that are run together at most: more of them take more memory, and no less time."""
+
+
 def fit_image(image: Pixels, input_size: Size) -> Pixels:
     """Resize an image as training does.
 
@@ -48,7 +52,7 @@ class Predictor(Protocol):
 
 
 def detect(detector: Predictor, images: Sequence[Pixels]) -> list[Found]:
-    """Find objects in images; those that are resized to the same size are run together.
+    """Find objects in images; those that are resized to the same size are run together, some at a time.
 
     Args:
         detector: The detector.
@@ -61,8 +65,10 @@ def detect(detector: Predictor, images: Sequence[Pixels]) -> list[Found]:
     found: dict[int, Found] = {}
     for shape in dict.fromkeys(each.shape for each in fitting):
         places = [place for place, each in enumerate(fitting) if each.shape == shape]
-        outputs = detector.run(np.concatenate([fitting[place] for place in places]))
-        found.update(zip(places, outputs, strict=True))
+        for start in range(0, len(places), TOGETHER):
+            chosen = places[start : start + TOGETHER]
+            outputs = detector.run(np.concatenate([fitting[place] for place in chosen]))
+            found.update(zip(chosen, outputs, strict=True))
     return [_in_pixels_of(image, fitting[place].shape, found[place]) for place, image in enumerate(images)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,12 @@ class Prediction:
         return ", ".join(f"{count} x {name}" for name, count in counts.items()) or "nothing"
 
     def above(self, threshold: float) -> Prediction:
-        """Return what is found with at least a score."""
+        """Return what is found with at least a score.
+
+        Raises:
+            InputError: If the threshold is no number.
+        """
+        require_kind("threshold", threshold, Real, "a number, 0 to 1")
         sure = self.scores >= threshold
         return Prediction(self.image, self.boxes[sure], self.scores[sure], self.labels[sure], self.classes)
 
@@ -171,8 +177,7 @@ def predict(detector: Predictor, source: Source, threshold: float = THRESHOLD) -
         InputError: If the threshold is no score, or the source no such image.
         ImageError: If the file cannot be read.
     """
-    named = expanded(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source
-    return predict_all(detector, [named], threshold)[0]
+    return predict_all(detector, [source], threshold)[0]
 
 
 def predict_all(detector: Predictor, sources: Sequence[Source], threshold: float = THRESHOLD) -> list[Prediction]:
@@ -181,7 +186,7 @@ def predict_all(detector: Predictor, sources: Sequence[Source], threshold: float
     Raises:
         InputError: As :func:`predict`, which also names the errors of files.
     """
-    require_kind("threshold", threshold, (int, float), "a number, 0 to 1")
+    require_kind("threshold", threshold, Real, "a number, 0 to 1")
     if not 0 <= threshold <= 1:
         raise InputError(f"got {threshold}", key="threshold", allowed="0 to 1")
     images = [pixels_of(source, detector.input_size) for source in sources]
@@ -205,7 +210,7 @@ def pixels_of(source: Source, input_size: Size) -> Pixels:
     if isinstance(source, Image.Image):
         image = _of_pillow(source)
     elif not isinstance(source, np.ndarray):
-        image = read_image(Path(source))
+        image = read_image(expanded(os.fspath(source)))
     elif source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3 and source.size:
         image = source
     else:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
-from hitdet_nni.data.images.reading import read_image
+from hitdet_nni.data.images.reading import read_image, resized
 from hitdet_nni.deployment import Format
 from hitdet_nni.deployment.files import open_file
+from hitdet_nni.deployment.formats import LARGEST, SMALLEST
 from hitdet_nni.deployment.images import Pixels, fit_image
 from hitdet_nni.deployment.loading import load_detector
+from hitdet_nni.errors import InputError
 from hitdet_nni.operators.costs import Size
 from hitdet_nni.training.precisions import Detections
 
@@ -62,7 +64,17 @@ def check_file(
         architecture: What it was made of.
         weights: File of the trained weights.
         validation: The images.
+
+    Raises:
+        InputError: If an image is resized to a size that the format does not take.
     """
+    if kind == "torch-export":
+        for name, size in zip(validation.file_names, validation.sizes, strict=True):
+            sides = resized(size, architecture.skeleton.input_size)
+            if min(sides) < SMALLEST or max(sides) > LARGEST:
+                problem = f"is resized to {sides[0]} x {sides[1]} pixels, which a file of torch-export does not take"
+                allowed = f"sides of {SMALLEST} to {LARGEST} pixels, or another --format"
+                raise InputError(problem, source=validation.images / name, allowed=allowed)
     eager, exported = (
         Detections.of(detector, validation).precisions()["mAP"]
         for detector in (load_detector(architecture, weights), open_file(file, kind, 1))

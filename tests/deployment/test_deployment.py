@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,7 @@ from hitdet_nni.model.preprocessing import PREPROCESSING
 from hitdet_nni.runs.benchmark import read_benchmark
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training import file_benchmark
+from hitdet_nni.training.exported_file import check_file
 
 SIZES = ((96, 96), (90, 83), (33, 64), (32, 32), (61, 130))
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -152,6 +154,33 @@ def check_detections(case, run):
         assert (ours[1].diff() <= 0).all()
         labels |= set(ours[2].tolist())
     assert len(labels) > 2
+
+
+@pytest.mark.parametrize("form", ["eager", "torchscript"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_takes_one_image(made, exported, kind, form):
+    """Of several it would answer for the first alone."""
+    run = made[kind].plain if form == "eager" else exported(kind, form)
+    with pytest.raises((AssertionError, torch.jit.Error), match="takes one image"):
+        run(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_images_that_a_program_of_torch_export_does_not_take_are_named(made, tmp_path, tiny_data, refused):
+    case = made["retinanet"]
+    height, width = case.architecture.skeleton.input_size
+    flat = replace(tiny_data.val, sizes=((40 * width, height), *tiny_data.val.sizes[1:]))
+    with refused(tiny_data.val.file_names[0], "torch-export does not take", "another --format"):
+        check_file(tmp_path / "a.pt2", "torch-export", case.architecture, case.folder / "weights.pth", flat)
+
+
+def test_maps_of_raw_heads_have_one_image_and_axes_of_their_own(made, tmp_path):
+    onnx, case = pytest.importorskip("onnx"), made["faster_rcnn"]
+    export_model(case.architecture, case.folder / "weights.pth", tmp_path / "a.onnx", "onnx", raw_heads=True)
+    outputs = {one.name: one.type.tensor_type.shape.dim for one in onnx.load(tmp_path / "a.onnx").graph.output}
+    maps = {name: axes for name, axes in outputs.items() if len(axes) == 4}
+    assert maps
+    for name, (first, _, rows, columns) in maps.items():
+        assert (first.dim_value, rows.dim_param, columns.dim_param) == (1, f"{name}_rows", f"{name}_columns")
 
 
 @pytest.mark.parametrize("kind", KINDS)

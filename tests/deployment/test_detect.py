@@ -168,6 +168,11 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
     assert names("*.jpg", tmp_path / "b.jpg") == ["b.jpg"]
     assert names(str(tmp_path / "**" / "*.PNG")) == ["a.PNG", "a-2.PNG"]  # two files of one name
     assert names("frame.data") == ["frame.data"]  # named by its own name it is tried
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "photos").symlink_to(tmp_path / "deep")
+    (tmp_path / "linked" / "photos" / "back").symlink_to(tmp_path / "linked")
+    assert names("linked") == ["photos/c.webp"]
+    (tmp_path / "deep" / "back").unlink()
     for word, part in (
         ("none.jpg", "no such file"),
         ("*.gif", "no such file"),

@@ -18,7 +18,7 @@ from hitdet_nni.data.images.reading import ImageError
 from hitdet_nni.data.loaders import loader_config
 from hitdet_nni.deployment.drawing import COLOURS, draw_boxes
 from hitdet_nni.deployment.formats import export_model
-from hitdet_nni.deployment.images import detect
+from hitdet_nni.deployment.images import TOGETHER, detect
 from hitdet_nni.deployment.onnx_detector import OnnxDetector
 from hitdet_nni.deployment.prediction import Prediction, pixels_of, predict_all
 from hitdet_nni.errors import InputError
@@ -145,7 +145,38 @@ def test_what_is_not_one_image_is_refused(made, source, refused):
         made["faster_rcnn"].plain.predict(source)
 
 
+def test_many_images_are_run_some_at_a_time(made, monkeypatch):
+    """What all of them take together would be without bound."""
+    plain = made["retinanet"].plain
+    pictures = [picture(seed, 60, 85) for seed in range(2 * TOGETHER + 3)]
+    sizes, run = [], plain.run
+    monkeypatch.setattr(plain, "run", lambda images: sizes.append(len(images)) or run(images))
+    found = predict_all(plain, pictures, 0)
+    assert sizes == [TOGETHER, TOGETHER, 3]
+    assert found[-1].boxes == pytest.approx(plain.predict(pictures[-1], 0).boxes, abs=1e-3)
+
+
+def test_all_ways_to_name_a_file_and_a_threshold(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cv2.imwrite(str(tmp_path / "a.png"), picture(1))
+    plain = made["retinanet"].plain
+    (first,) = predict_all(plain, ["~/a.png"], np.float32(0.25))
+    assert np.array_equal(first.scores, plain.predict(tmp_path / "a.png", 0.25).scores)
+    assert len(first.above(np.int64(1))) == 0
+
+
+def test_a_drawing_that_is_too_large_for_its_format(tmp_path, capfd, refused):
+    image = np.zeros((4, 17000, 3), np.uint8)
+    with refused(tmp_path / "big.webp", "17000 x 4 pixels are too many", ".png"):
+        prediction([], [], [], image).save(tmp_path / "big.webp")
+    with refused(tmp_path / "big.doc", "is no name of an image"):
+        prediction([], [], [], image).save(tmp_path / "big.doc")
+    assert capfd.readouterr().err == ""
+
+
 def test_a_threshold_is_a_number(made, refused):
+    with refused("threshold: got 'x'", "0 to 1"):
+        prediction([], [], []).above("x")
     for threshold in ("0.3", None, True):
         with refused(f"threshold: got {threshold!r}", "0 to 1"):
             made["faster_rcnn"].plain.predict(np.zeros((9, 9, 3), np.uint8), threshold)

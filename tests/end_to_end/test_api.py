@@ -182,7 +182,9 @@ def test_load_evaluate_export_report(found, tmp_path):
         run.export(file, kind="torchscript")
     with pytest.raises(InputError, match="torch-export"):
         run.export(tmp_path / "mine.bin", kind="gguf")
-    assert run.export(file, kind="torchscript", force=True) == file
+    assert run.export(file, force=True) == file  # the kind is that of its name
+    with pytest.raises(InputError, match="kind: got 'architecture'"):
+        run.export(tmp_path / "mine.json")
     import torch
 
     boxes, *_ = torch.jit.load(file)(torch.zeros(1, 3, 48, 64, dtype=torch.uint8))
@@ -389,6 +391,6 @@ def test_what_the_commands_refuse_is_said_in_arguments(found, tmp_path):
         found.front(samples=1)
     with pytest.raises(InputError, match=r"^path: got .*mine\.onnx"):
         found.export(tmp_path / "mine.onnx", kind="torch-export")
-    with pytest.raises(InputError, match=r'such as settings=\{"data.root": my_images\}; or COCO files') as error:
+    with pytest.raises(InputError, match=r"""such as settings=\{"data.root": 'my_images'\}; or COCO files""") as error:
         hitdet_nni.search(preset="nano_cpu", out=tmp_path / "other")
     assert "--" not in str(error.value)
