@@ -79,7 +79,7 @@ def span(values: Iterable[float], *, zero: bool = False, log: bool = False) -> t
 
 def number(value: float) -> str:
     """Write a number for people: four significant digits, or all before the point; no exponent for large ones."""
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:.0f}" if 9999.5 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,10 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
         heights = {name: points[0][1] for name, points in curves.items()}
         return Chart(component, _rows(heights, last_scores, kept, quantity, label))
     last = max(score.epoch for score in scores) + 1
+    tall = max(HEIGHT, TOP + BOTTOM + LINE_HEIGHT * len(kept))  # all names of what is kept stand below one another
     axes = Axes(
         x=Scale(min(1, last - 1), last, LEFT, WIDTH - RIGHT),
-        y=Scale(*span(y for curve in curves.values() for _, y in curve), HEIGHT - BOTTOM, TOP),
+        y=Scale(*span(y for curve in curves.values() for _, y in curve), tall - BOTTOM, TOP),
         x_label="epoch",
         y_label=quantity,
     )
@@ -126,7 +127,7 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
         x, y = axes.x(end[0]), axes.y(end[1])
         cross = svg.element("path", d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6", class_="cross")
         parts.append(svg.element("g", title, axes.path(curves[operator], "curve gone"), cross))
-    positions = spread({name: axes.y(curves[name][-1][1]) for name in kept}, TOP, HEIGHT - BOTTOM)
+    positions = spread({name: axes.y(curves[name][-1][1]) for name in kept}, TOP, tall - BOTTOM)
     for operator in kept:
         end = curves[operator][-1]
         look = f"fam-{family_of(operator)}"
@@ -138,7 +139,7 @@ def _chart(component: Component, scores: Sequence[Score], kept: Sequence[str]) -
         name = svg.text(operator, x + 10, positions[operator] + 4, class_="end")
         dot = svg.element("circle", cx=x, cy=y, r=2.6, class_=f"mark {look}")
         parts.append(svg.element("g", title, axes.path(curves[operator], f"curve {look}"), lead, dot, name))
-    return Chart(component, svg.drawing(WIDTH, HEIGHT, label, *parts))
+    return Chart(component, svg.drawing(WIDTH, tall, label, *parts))
 
 
 def _rows(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hitdet_nni.data.wording import counted
 from hitdet_nni.studies.permutation_tests import exchange_p, paired_p
 from hitdet_nni.studies.retrainings import deviation, with_deviation
 from hitdet_nni.studies.search_study import (
@@ -163,7 +164,8 @@ class SearchSummary:
             BEST_OF_RANDOM: f", the mean over all sets of {randoms} of them" if several else ", the best of them all",
             HALVED_RANDOM: f", the best of {self.halved} by halving",
         }
-        lines = [f"{self.way}: mAP {with_deviation(self.mean, self.deviation)} over {self.seeds} seeds"]
+        seeds = counted(self.seeds, "{seed|seeds}")
+        lines = [f"{self.way}: mAP {with_deviation(self.mean, self.deviation)} over {seeds}"]
         for one in self.against:
             wins = "" if one.wins is None else f", in {one.wins} of {self.seeds} seeds"
             chance = "" if one.p_value is None else f", p {one.p_value:.2g}"

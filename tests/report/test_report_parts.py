@@ -3,7 +3,7 @@
 import csv
 import random
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hitdet_nni.cost.pareto import pareto_front
 from hitdet_nni.errors import InputError
 from hitdet_nni.loggers import packages
 from hitdet_nni.loggers.tensorboard import write_scalars
-from hitdet_nni.report.axes import Scale, span
+from hitdet_nni.report.axes import Scale, number, span
 from hitdet_nni.report.comparison import unique_names
 from hitdet_nni.report.config_view import config_view, shipped_base
 from hitdet_nni.report.heat_map import MAX_VALUES, heat_maps
@@ -182,7 +182,21 @@ def test_a_screening_of_one_epoch_has_a_row_an_operator():
     assert max(float(y) for _, y, _ in texts) < height
 
 
+def test_the_names_of_all_that_is_kept_are_inside():
+    families, kernels, dilations = ("sep", "conv", "ir"), (3, 5, 7), (1, 2, 3)
+    names = [f"{family}_k{kernel}_d{dilation}" for family, kernel, dilation in product(families, kernels, dilations)]
+    rows = [Score(epoch, name, 1 + rank / 10, rank + 1, False) for epoch in (0, 1) for rank, name in enumerate(names)]
+    drawing = show_screening("neck", rows).chart.drawing
+    heights = sorted(float(y) for y in re.findall(r'<text x="[^"]*" y="([^"]*)" class="end">', drawing))
+    assert len(heights) == len(names)
+    assert all(below - above >= LINE_HEIGHT - 0.11 for above, below in pairwise(heights))
+    assert 0 < heights[0] < heights[-1] < float(re.search(r'viewBox="0 0 \S+ ([^"]*)"', drawing)[1])
+
+
 def test_ticks_are_round_and_inside():
+    assert [number(value) for value in (20_000, 1_500_000, 9_999.6, 0.00012345, 12.3456)] == [
+        *("20000", "1500000", "10000", "0.0001234", "12.35")
+    ]
     assert Scale(0, 1, 0, 100).ticks(5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert Scale(1, 4, 0, 100).ticks(6, whole=True) == [1, 2, 3, 4]
     assert Scale(1, 1000, 0, 100).ticks(6, whole=True) == [200, 400, 600, 800, 1000]
