@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from hitdet_nni.config.search_space import SearchSpace, load_search_space, save_search_space
@@ -57,6 +57,11 @@ class Screening:
     components: tuple[Component, ...]
     supernet: int | None = None
 
+    @property
+    def stage(self) -> str:
+        """What it is called in messages, and in the run directory."""
+        return screening_stage(self.components, self.supernet)
+
     def scores(self, run: RunDirectory, component: Component) -> Path:
         """Return the file of its scores."""
         if self.supernet is None:
@@ -68,10 +73,101 @@ class Screening:
         return all(self.scores(run, component).exists() for component in self.components)
 
 
-def screenings(components: Sequence[Component], supernets: int) -> list[Screening]:
-    """Return the parts of the screening of some components."""
-    numbers = [None] if supernets == 1 else range(1, supernets + 1)
-    return [Screening(tuple(components), number) for number in numbers]
+@dataclass(frozen=True)
+class ScreeningWork:
+    """The screening of a run: the supernets that it takes, and which of them are still to be trained.
+
+    Several runs may work on one directory: each takes supernets that no other one is at.
+
+    Attributes:
+        run: Where it is written.
+        space: The operators of each component.
+        settings: All settings.
+        data: The images.
+        on_epoch: Called with each epoch.
+    """
+
+    run: RunDirectory
+    space: SearchSpace
+    settings: Settings
+    data: DetectionData
+    on_epoch: OnEpoch = ignore_epoch
+
+    @cached_property
+    def supernets(self) -> int:
+        """How many supernets share the screening of a component."""
+        return screening_supernets(self.settings, self.data)
+
+    def parts(self, components: Sequence[Component]) -> list[Screening]:
+        """Return the parts of the screening of some components."""
+        numbers = [None] if self.supernets == 1 else range(1, self.supernets + 1)
+        return [Screening(tuple(components), number) for number in numbers]
+
+    def pending(self, parts: Sequence[Screening]) -> list[Screening]:
+        """Return those of some parts that have not ended."""
+        pending: list[Screening] = distributed.broadcast_object([part for part in parts if not part.is_done(self.run)])
+        return pending
+
+    @contextmanager
+    def claimed(self, part: Screening, wait: bool) -> Iterator[bool]:
+        """Whether this run (all its processes) is to do a part, which no other run then does."""
+        lock = self.run.screening / f".{part.stage.replace(' ', '-')}.lock"
+        with locked(lock, wait=wait) if distributed.is_main() else nullcontext(False) as mine:
+            yield distributed.broadcast_object(mine and not part.is_done(self.run))
+
+    def do(self, part: Screening) -> None:
+        """Screen components by one supernet and write its scores; goes on from the newest checkpoint."""
+        run, settings, components = self.run, self.settings, part.components
+        operators = max(len(self.space[component]) for component in components)
+        logger.info("%s: %d operators", part.stage, operators)
+        checkpoints = CheckpointFolder(run.checkpoints(part.stage), settings.checkpoint.keep)
+        data = replace(self.data, halves=run.screening / f"{screening_name(components)}_halves.json")
+        share = settings.screening
+        if part.supernet is not None:
+            share = share_of(share, self.supernets, operators)
+        screened = screen_components(
+            components,
+            self.space,
+            settings.model_copy(update={"screening": share}),
+            data,
+            lambda record: self.on_epoch(part.stage, record),
+            checkpoints,
+            part.supernet,
+            partial(with_pretrained_backbone, run),
+        )
+        if distributed.is_main():
+            run.note_warnings(part.stage, screened.warnings)
+            run.note_activations(part.stage, screened.activations)
+            for component in components:
+                write_scores(part.scores(run, component), screened.scores(component))
+            clear_training(run, part.stage)
+        distributed.barrier()
+
+    def finish(self, components: Sequence[Component]) -> None:
+        """Write the scores of components by the mean of several supernets, and how far these agree.
+
+        Removes what one that was killed behind its result has left. Runs that share the directory all do the same.
+        """
+        parts = self.parts(components)
+        if distributed.is_main():
+            for part in parts:
+                clear_training(self.run, part.stage)
+            if len(parts) > 1:
+                for component in components:
+                    self._join(component, parts)
+        distributed.barrier()
+
+    def _join(self, component: Component, parts: Sequence[Screening]) -> None:
+        """Write the scores of a component by the mean of several supernets, and how far these agree."""
+        run, operators = self.run, self.space[component]
+        tables = [read_scores(part.scores(run, component)) for part in parts]
+        found = reliability_of(tables, operators)
+        write_reliability(run.reliability(component), found)
+        run.write_scores(component, mean_scores(tables, operators, getattr(self.settings.screening.keep, component)))
+        sentence = found.sentence(component, remedies(self.settings))
+        doubtful = found.better_than_chance is False
+        run.note_warnings(f"screening {component}", [sentence] if doubtful else [])
+        logger.log(logging.WARNING if doubtful else logging.INFO, "screening %s", sentence)
 
 
 def screen(
@@ -97,25 +193,22 @@ def screen(
 def rank_operators(
     run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
 ) -> None:
-    """Write the scores of every component that ``run`` has none of yet.
-
-    Several runs may work on one directory: each takes supernets that no other one is at.
-    """
+    """Write the scores of every component that ``run`` has none of yet, together with other runs that do so."""
+    work = ScreeningWork(run, space, settings, data, on_epoch)
     groups = screening_groups(settings.screening.joint)
-    supernets = screening_supernets(settings, data)
-    parts = [part for components in groups for part in screenings(components, supernets)]
+    parts = [part for components in groups for part in work.parts(components)]
     wait = False
-    while pending := _not_done(run, parts):
+    while pending := work.pending(parts):
         if wait:
-            tell(Progress(screening_stage(pending[0].components, pending[0].supernet), "waiting"))
+            tell(Progress(pending[0].stage, "waiting"))
         for part in pending:
-            with _claimed(run, part, wait) as mine:
+            with work.claimed(part, wait) as mine:
                 if mine:
-                    _screen_part(run, part, supernets, space, settings, data, on_epoch)
+                    work.do(part)
         # What is left is another run's; waiting for its lock also covers its death.
         wait = True
     for components in groups:
-        _finish_screening(run, screenings(components, supernets), space, settings)
+        work.finish(components)
 
 
 def hand_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_classes: int) -> SearchSpace:
@@ -157,79 +250,7 @@ def screen_group(
     on_epoch: OnEpoch = ignore_epoch,
 ) -> None:
     """Screen some components at once and write their scores; goes on from what is there."""
-    supernets = screening_supernets(settings, data)
-    parts = screenings(components, supernets)
-    for part in _not_done(run, parts):
-        _screen_part(run, part, supernets, space, settings, data, on_epoch)
-    _finish_screening(run, parts, space, settings)
-
-
-def _not_done(run: RunDirectory, parts: Sequence[Screening]) -> list[Screening]:
-    pending: list[Screening] = distributed.broadcast_object([part for part in parts if not part.is_done(run)])
-    return pending
-
-
-@contextmanager
-def _claimed(run: RunDirectory, part: Screening, wait: bool) -> Iterator[bool]:
-    """Whether this run (all its processes) is to do a part of the screening, which no other run then does."""
-    lock = run.screening / f".{screening_stage(part.components, part.supernet).replace(' ', '-')}.lock"
-    with locked(lock, wait=wait) if distributed.is_main() else nullcontext(False) as mine:
-        yield distributed.broadcast_object(mine and not part.is_done(run))
-
-
-def _screen_part(
-    run: RunDirectory,
-    part: Screening,
-    supernets: int,
-    space: SearchSpace,
-    settings: Settings,
-    data: DetectionData,
-    on_epoch: OnEpoch,
-) -> None:
-    """Screen components by one supernet and write its scores; goes on from the newest checkpoint."""
-    components = part.components
-    stage = screening_stage(components, part.supernet)
-    operators = max(len(space[component]) for component in components)
-    logger.info("%s: %d operators", stage, operators)
-    checkpoints = CheckpointFolder(run.checkpoints(stage), settings.checkpoint.keep)
-    data = replace(data, halves=run.screening / f"{screening_name(components)}_halves.json")
-    share = share_of(settings.screening, supernets, operators) if part.supernet is not None else settings.screening
-    screened = screen_components(
-        components,
-        space,
-        settings.model_copy(update={"screening": share}),
-        data,
-        lambda record: on_epoch(stage, record),
-        checkpoints,
-        part.supernet,
-        partial(with_pretrained_backbone, run),
-    )
-    if distributed.is_main():
-        run.note_warnings(stage, screened.warnings)
-        run.note_activations(stage, screened.activations)
-        for component in components:
-            write_scores(part.scores(run, component), screened.scores(component))
-        clear_training(run, stage)
-    distributed.barrier()
-
-
-def _finish_screening(run: RunDirectory, parts: Sequence[Screening], space: SearchSpace, settings: Settings) -> None:
-    """Write the scores of components by the mean of several supernets, and how far these agree.
-
-    Removes what one that was killed behind its result has left. Runs that share the directory all do the same.
-    """
-    if distributed.is_main():
-        for part in parts:
-            clear_training(run, screening_stage(part.components, part.supernet))
-    if len(parts) > 1 and distributed.is_main():
-        for component in parts[0].components:
-            operators = space[component]
-            tables = [read_scores(part.scores(run, component)) for part in parts]
-            found = reliability_of(tables, operators)
-            write_reliability(run.reliability(component), found)
-            run.write_scores(component, mean_scores(tables, operators, getattr(settings.screening.keep, component)))
-            sentence = found.sentence(component, remedies(settings))
-            doubtful = found.better_than_chance is False
-            run.note_warnings(f"screening {component}", [sentence] if doubtful else [])
-            logger.log(logging.WARNING if doubtful else logging.INFO, "screening %s", sentence)
-    distributed.barrier()
+    work = ScreeningWork(run, space, settings, data, on_epoch)
+    for part in work.pending(work.parts(components)):
+        work.do(part)
+    work.finish(components)

@@ -99,13 +99,13 @@ def test_two_runs_share_the_supernets(settings, tiny_data, tmp_path, monkeypatch
     """Another run holds the first supernet: this one takes the second, waits, and both end with the same files."""
     run = RunDirectory(tmp_path / "shared")
     order = []
-    real = pipeline._screen_part
+    real = pipeline.ScreeningWork.do
 
-    def noted(run, part, *rest):
+    def noted(work, part):
         order.append(part.supernet)
-        real(run, part, *rest)
+        real(work, part)
 
-    monkeypatch.setattr(pipeline, "_screen_part", noted)
+    monkeypatch.setattr(pipeline.ScreeningWork, "do", noted)
     locked = pipeline.locked
     held = []
 

@@ -19,9 +19,8 @@ from hitdet_nni.nas import screening as screening_module
 from hitdet_nni.nas import supernet as supernet_module
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
 from hitdet_nni.nas.screening import screening_seed
-from hitdet_nni.pipeline import screening as pipeline_screening
 from hitdet_nni.pipeline import search as pipeline_search
-from hitdet_nni.pipeline.screening import screen, screening_key
+from hitdet_nni.pipeline.screening import ScreeningWork, screen, screening_key
 from hitdet_nni.pipeline.search import search
 from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.training.pretrain import Backbone, train_classifier
@@ -119,9 +118,10 @@ def test_each_supernet_starts_from_a_pretraining_of_its_own(settings, tiny_data,
 
     monkeypatch.setattr(screening_module, "train_supernet", stop)
     run = RunDirectory(tmp_path / "run")
-    for part in pipeline_screening.screenings(["backbone"], 2) + pipeline_screening.screenings(["neck"], 2)[:1]:
+    work = ScreeningWork(run, SPACE, settings, tiny_data)
+    for part in work.parts(["backbone"]) + work.parts(["neck"])[:1]:
         with pytest.raises(KilledError):
-            pipeline_screening._screen_part(run, part, 2, SPACE, settings, tiny_data, pipeline_screening.ignore_epoch)
+            work.do(part)
     assert list(started) == ["screening backbone 1", "screening backbone 2", "screening neck 1"]
     first, second = (started[f"screening backbone {number}"] for number in (1, 2))
     assert not torch.equal(first[4]["state_dict"]["stem.0.weight"], second[4]["state_dict"]["stem.0.weight"])
