@@ -37,6 +37,7 @@ from hitdet_nni.loggers.tensorboard import write_scalars
 from hitdet_nni.nas.checks import check_budget, whole_space
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
+from hitdet_nni.nas.provenance import require_latency_table
 from hitdet_nni.pipeline.retraining import retrain_architecture
 from hitdet_nni.pipeline.screening import hand_on, rank_operators, screening_key
 from hitdet_nni.pipeline.search import search
@@ -103,6 +104,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     prepare_process(settings.threads)
     keep_imports()
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
+    require_latency_table(run, settings)
     whole = whole_space(settings)
     settings, data = open_images(settings)
     check_budget(whole, settings, len(data.classes))
