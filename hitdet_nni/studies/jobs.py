@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
 from typing import Generic, TypeVar
 
 from hitdet_nni.config.settings import Settings
+from hitdet_nni.data.wording import counted
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.process import keep_imports, prepare_process
 from hitdet_nni.engine.progress import PROGRESS_FILE, Progress, named, read_progress, tell, written
 from hitdet_nni.runs.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+GRACE = 60.0
+"""Seconds that interrupted trainings have to end; one within an import, or a long step, takes a while."""
 
 POLL_INTERVAL = 1.0
 """Seconds between two looks at how far the trainings of other processes are."""
@@ -114,7 +123,8 @@ def _runner(work: Work[J, R], processes: int) -> Iterator[Callable[[Sequence[J]]
     with _pool(processes) as pool:
 
         def run(jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
-            futures = {pool.submit(_Worker.train, work.run, job): number for number, job in enumerate(jobs)}
+            with _begun_at_rest():
+                futures = {pool.submit(_Worker.train, work.run, job): number for number, job in enumerate(jobs)}
             pending = set(futures)
             try:
                 while pending:
@@ -138,15 +148,56 @@ def _runner(work: Work[J, R], processes: int) -> Iterator[Callable[[Sequence[J]]
 @contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """Yield processes of which none goes on where a person interrupts the study, or where this process is killed."""
-    with ProcessPoolExecutor(processes, get_context("spawn"), _Worker.prepare) as pool:
-        try:
-            yield pool
-        except (KeyboardInterrupt, SystemExit):  # Lightning makes the one of the other
-            for process in active_children():  # a signal that was not a terminal's has reached this process alone
-                if process.pid is not None:
-                    with suppress(ProcessLookupError):
-                        os.kill(process.pid, signal.SIGINT)
-            raise
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _Worker.prepare)
+    try:
+        yield pool
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the one of the other
+        _end(pool)
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the trainings of a pool, which save where they are; what takes long, or at another signal, is killed."""
+    hurry = Event()
+    with _handled(lambda *_: hurry.set()):
+        pool.shutdown(wait=False, cancel_futures=True)
+        left = active_children()
+        logger.info("ending %s", counted(len(left), "{training|trainings}"))
+        for process in left:  # a signal that was not a terminal's has reached this process alone
+            if process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGINT)
+        until = time.monotonic() + GRACE
+        while left and time.monotonic() < until and not hurry.is_set():
+            wait_for([process.sentinel for process in left], POLL_INTERVAL)
+            left = [process for process in left if process.is_alive()]
+        for process in left:
+            process.kill()
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Have Ctrl-C handled within the context, where this thread is the one that it comes to."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _begun_at_rest() -> Iterator[None]:
+    """Have processes that are started within the context hear of no Ctrl-C before they are prepared for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Worker:
@@ -158,6 +209,7 @@ class _Worker:
     def prepare(cls) -> None:
         """Have this process end with the one that started it, and take note of an interruption at rest."""
         signal.signal(signal.SIGINT, cls._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         parent = parent_process()
         if parent is not None:
             Thread(target=_end_after, args=(parent,), daemon=True).start()

@@ -1,9 +1,11 @@
 """Trainings side by side: none goes on where the study was interrupted or killed."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,22 @@ def test_no_training_outlives_its_study(tmp_path, sent, status):
         assert all((tmp_path / name / "left").exists() == (sent == signal.SIGINT) for name in "ab")
     finally:
         study.kill()
+
+
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+def test_two_ctrl_c_while_processes_begin_end_all_of_them(tmp_path, seconds):
+    """A terminal sends them to all processes at once, whatever these are at."""
+    (tmp_path / "study.py").write_text(PROGRAM)
+    command = [sys.executable, "study.py"]
+    study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(study.pid, signal.SIGINT)
+    time.sleep(0.2)
+    with suppress(ProcessLookupError):
+        os.killpg(study.pid, signal.SIGINT)
+    _, errors = study.communicate(timeout=60)
+    assert study.returncode in (130, -signal.SIGINT), errors
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # none of its session is left, but for a moment
+            os.killpg(study.pid, 0)
+            time.sleep(0.1)

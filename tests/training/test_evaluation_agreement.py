@@ -217,8 +217,8 @@ def is_set_aside(annotation: dict[str, Any]) -> bool:
 
 
 def area_of(annotation: dict[str, Any]) -> float:
-    """The area that decides on the size of a box."""
-    return annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+    """The area that decides on the size of a box: one that has sides and no area has theirs."""
+    return annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
 
 
 def pycocotools(drawn: Drawn) -> COCOeval:

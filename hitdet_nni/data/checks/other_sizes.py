@@ -57,11 +57,8 @@ def other_sizes(document: CocoDocument, sizes: Mapping[int, Size]) -> tuple[list
             scale = size[0] / said[0], size[1] / said[1]
             changes += [change for each in own for change in _scaled(each, scale)]
         else:
-            doubt = (
-                "boxes of it reach out of the image"
-                if _frame(own, said, size) == "said"
-                else "boxes could be of either"
-            )
+            reach = _frame(own, said, size) == "said"
+            doubt = "boxes reach out of the image" if reach else "boxes could be of either"
             broken[id(entry)] = f"{entry['file_name']!r} {wrong_size(size, said)}, and {doubt}"
     return changes, broken
 
