@@ -58,6 +58,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """Return the public names, which Tab completes whether they were imported yet or not."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that ``import hitdet_nni`` loads neither torch nor mmdet."""
     if name not in _HOMES:

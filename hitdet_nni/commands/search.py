@@ -60,6 +60,7 @@ def run(options: Namespace) -> None:
 def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     """Print what the search would choose from and how many steps it would take; refuse what it would refuse."""
     from hitdet_nni.commands.shared.console import echo, show
+    from hitdet_nni.commands.shared.work import tell_of_cpu_presets
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine.process import prepare_process
     from hitdet_nni.nas.checks import budget_cost_model, check_budget, tell_unused_budget, whole_space
@@ -81,6 +82,8 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     for key, row in outlook.costs.items():
         table.add_row(UNITS[key].name, *(f"{value:.4g}" for value in (row.least, row.uniform, row.largest)))
     show(table)
+    echo("FLOPs are multiply-adds of one image")
+    tell_of_cpu_presets(settings)
     for stage, steps in stage_steps(settings, images, screens=given is None).items():
         echo(f"{stage}: {steps} steps")
     if count := pretrainings(settings, images, screens=given is None):

@@ -53,7 +53,7 @@ def is_drawable(text: str) -> bool:
 
 @cache
 def _say_letters_are_missing() -> None:
-    problem = "no font here has the letters of some class names: their numbers are drawn instead"
+    problem = "no font here has the letters of some class names: their numbers, from 0, are drawn instead"
     logger.warning("%s; a font such as Noto Sans CJK has them", problem)
 
 

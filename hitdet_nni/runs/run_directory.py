@@ -187,13 +187,13 @@ class RunDirectory:
             raise InputError("is a file", source=self.path, key="--out", allowed="a folder")
         self.refuse_links_outside()
         with ExitStack() as stack:
-            stack.callback(self._remove_if_unused)
             try:
                 mine = stack.enter_context(locked(self._lock, wait=wait))
             except WriteError as error:
                 raise InputError(f"cannot be written ({error.reason})", source=self.path, key="--out") from None
             if not mine:
                 raise InputError("another process works in it", source=self.path, allowed="another folder")
+            stack.callback(self._remove_if_unused)
             yield
 
     def refuse_links_outside(self) -> None:
@@ -213,9 +213,12 @@ class RunDirectory:
 
     def _remove_if_unused(self) -> None:
         with suppress(OSError):
-            if list(self.path.iterdir()) == [self._lock]:
+            there = list(self.path.iterdir())
+            if there == [self._lock]:
                 self._lock.unlink()
                 self.path.rmdir()
+            elif not self.metadata.exists() and self._lock.stat().st_size == 0:  # a folder of something else
+                self._lock.unlink()
 
     def open(self, settings: Settings, *, force: bool = False, resume: bool = False) -> None:
         """Prepare the directory for a run; the main process does so, the others wait for it.

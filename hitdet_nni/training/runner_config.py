@@ -106,6 +106,8 @@ def resumable_config(
             "precision": precision,
             "max_norm": retrain.grad_clip,
         },
+        # Losses that are logged are means within an epoch, as those that are told.
+        "log_processor": {"window_size": min(10, train_loader.sampler.steps), "by_epoch": True},
         # Processes sample RoIs of different images, so each has random numbers of its own.
         "randomness": {"seed": (settings.seed + distributed.rank()) % 2**32},
     }

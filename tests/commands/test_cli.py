@@ -2,11 +2,16 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import hitdet_nni
 from hitdet_nni import cli
 from hitdet_nni.commands import find_commands, find_modules
+from hitdet_nni.commands.shared import work
+from hitdet_nni.commands.shared.work import tell_of_cpu_presets
 from hitdet_nni.config.architecture import save_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import PARTS
@@ -316,3 +321,18 @@ def test_a_home_that_cannot_be_written(monkeypatch, capsys, tmp_path):
 def test_devices_that_are_none_here(device, refused):
     with refused("device", "cpu"):
         require_device(device)
+
+
+def test_a_gpu_preset_on_a_machine_without_one(capsys, monkeypatch):
+    """Its stages are three times as long as those of the preset that is for such a machine."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(work, "logger", SimpleNamespace(warning=lambda line: told.append(line)))
+    told = []
+    for preset in ("nano", "nano_cpu"):
+        tell_of_cpu_presets(load_settings(preset, {"data.builtin": "digits"}))
+    (line,) = told
+    assert "end in _cpu" in line
+
+
+def test_public_names_are_completed():
+    assert {"search", "load", "Run"} <= set(dir(hitdet_nni)) == {*hitdet_nni.__all__, "__version__"}

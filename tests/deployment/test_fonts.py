@@ -58,7 +58,7 @@ def test_letters_that_no_font_has(system, caplog):
     assert fonts.drawable(CAPTION, 3) == "3 0.87"
     assert fonts.drawable("красный 杰克 0.87", 12) == "12 красный 0.87"
     (record,) = caplog.records  # once
-    assert "their numbers are drawn instead" in record.getMessage()
+    assert "their numbers, from 0, are drawn instead" in record.getMessage()
     assert (drawn(CAPTION) == drawn("3 0.87")).all()
 
 

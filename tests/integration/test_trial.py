@@ -161,6 +161,12 @@ def test_two_runs_in_one_directory(tmp_path, tiny_settings, refused):
     with RunDirectory(tmp_path / "unused").held():
         pass
     assert not (tmp_path / "unused").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    other = RunDirectory(tmp_path / "photos")
+    with refused("is not empty and holds no run"), other.held():
+        other.open(tiny_settings)
+    assert [file.name for file in other.path.iterdir()] == ["a.png"]
 
 
 def test_curves_are_written_where_nni_looks_for_them(tmp_path, monkeypatch, caplog):

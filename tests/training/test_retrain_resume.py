@@ -17,11 +17,13 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.engine.checkpoints import CheckpointFolder, plain_state
 from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.precision import Precision
+from hitdet_nni.engine.progress import listening
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import NonFiniteLossError
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.pipeline.retraining import retrain_architecture
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.training_log import read_training_log
 from hitdet_nni.training.coco_metric import ExactCocoMetric
 from hitdet_nni.training.retrain import retrain
 from hitdet_nni.training.step import RetrainStep
@@ -263,10 +265,17 @@ def test_checkpoints_of_another_retraining_are_refused(
 
 
 def test_a_finished_retraining_keeps_no_checkpoints_and_is_not_repeated(tmp_path, settings, tiny_data, architecture):
-    short = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"epochs": 1})})
+    short = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"epochs": 2})})
     run, evaluated = RunDirectory(tmp_path / "run"), []
     run.open(short)
-    result = retrain_architecture(run, architecture, short, tiny_data, lambda epoch, metrics: evaluated.append(epoch))
+    heard = []
+    with listening(heard.append):
+        result = retrain_architecture(
+            run, architecture, short, tiny_data, lambda epoch, metrics: evaluated.append(epoch)
+        )
+    # What the report draws of an epoch of few steps is what was told of it.
+    told = {one.epoch: one.results["loss"] for one in heard if "loss" in one.results and one.step == 0}
+    assert dict(read_training_log(run.retrain).losses) == pytest.approx(told, abs=1e-4)
     assert not run.checkpoints("retrain").exists()
     assert json.loads(run.metrics.read_text()) == result
     assert (run.path / result["weights"]).is_file()
@@ -274,7 +283,7 @@ def test_a_finished_retraining_keeps_no_checkpoints_and_is_not_repeated(tmp_path
         run, architecture, short, tiny_data, lambda epoch, metrics: evaluated.append(epoch), resume=True
     )
     assert again == result
-    assert evaluated == [0, 1]
+    assert evaluated == [0, 2]
 
 
 def test_a_diverged_retraining_says_where(tmp_path, settings, tiny_data, architecture):

@@ -17,6 +17,8 @@ from hitdet_nni.engine.progress import listening
 from hitdet_nni.engine.progress_view import LineView, View, ViewHandler, view_on
 from hitdet_nni.runs.run_directory import RunDirectory
 
+logger = logging.getLogger(__name__)
+
 
 def at_work(options: Namespace, config: object) -> AbstractContextManager[View]:
     """Do :func:`working` for a command.
@@ -93,6 +95,20 @@ def load_libraries(view: View, settings: Settings) -> None:
     from hitdet_nni.engine.precision import Precision
 
     Precision(settings.precision, distributed.device())
+    tell_of_cpu_presets(settings)
+
+
+def tell_of_cpu_presets(settings: Settings) -> None:
+    """Say which presets are for a machine without a GPU, where the settings are those of a preset for one.
+
+    Args:
+        settings: Give the precision, which is bf16 in all presets for a GPU.
+    """
+    if settings.precision == "bf16" and distributed.device().type == "cpu":
+        logger.warning(
+            "there is no GPU here: the presets whose names end in _cpu are the same detectors in fp32, with a third of "
+            "the steps"
+        )
 
 
 @contextmanager

@@ -105,8 +105,8 @@ def _uninformed(history: Sequence[SearchStats], setup: Setup) -> Iterator[str]:
             yield (
                 f"all components: exchanging the {_PERMUTED[kind]} changes the loss by {found.gain:.3g}, and chance "
                 f"does so with probability {found.p_value:.2g} (threshold {MAX_P_VALUE:g}, {found.batches} batches): "
-                "the detector has learned nothing from them yet, and something else chooses the operators; check that "
-                "images and annotations belong together, then try more epochs"
+                "what the detector has learned from them cannot be told from nothing, nor what chooses the operators; "
+                "check that images and annotations belong together, then try more epochs"
                 f"{'' if setup.pretrained else ', pretrained weights'}, or more validation images to see a smaller "
                 "difference"
             )
