@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from hitdet_nni.config.data_settings import PATH_KEYS
 from hitdet_nni.config.settings import STAGES, Settings
 from hitdet_nni.errors import InputError
 
@@ -40,8 +41,28 @@ def essential(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_run(earlier: object, now: Mapping[str, Any]) -> bool:
-    """Whether the content of a run's config says what plain settings say, whoever is sent the curves."""
-    return isinstance(earlier, Mapping) and essential(earlier) == essential(now)
+    """Whether the content of a run's config says what plain settings say, whoever is sent the curves.
+
+    A data set may have been moved: whether it is the same is asked by what goes on with its images.
+    """
+    return isinstance(earlier, Mapping) and _relocated(essential(earlier), now) == essential(now)
+
+
+def _relocated(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return plain settings with the paths of others in place of the paths of data that are there no more."""
+    before, after = earlier.get("data"), now.get("data")
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return earlier
+    moved = {
+        key: after.get(key)
+        for key in PATH_KEYS
+        if after.get(key) is not None and before.get(key) is not None and not _is_there(before[key])
+    }
+    return {**earlier, "data": {**before, **moved}}
+
+
+def _is_there(paths: object) -> bool:
+    return all(Path(str(path)).exists() for path in (paths if isinstance(paths, list) else [paths]))
 
 
 def other_settings(config: Path, earlier: object, now: Mapping[str, Any], sub_spaces: Path) -> InputError:

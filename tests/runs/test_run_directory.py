@@ -321,3 +321,20 @@ def read_metrics_epochs(path):
     cells = [line.partition(",")[0] for line in text.splitlines()]
     path.write_text("\n".join(cells) + "\n" * end)
     return read_metrics(path)
+
+
+def test_a_run_goes_on_where_its_data_were_moved(tmp_path, refused):
+    """Whether they are the same is asked by what goes on with them; data that are there are another set."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    before, after = (load_settings("first_try", {"data.root": str(folder)}) for folder in folders)
+    for folder in folders:
+        folder.mkdir()
+    run = RunDirectory(tmp_path / "run")
+    run.open(before)
+    with refused("data.root is"):
+        run.open(after, resume=True)
+    folders[0].rmdir()
+    run.open(after, resume=True)
+    assert load_settings(run.config).data.root == folders[1]
+    with refused("search.epochs is"):
+        run.open(load_settings("first_try", {"data.root": str(folders[1]), "search.epochs": 50}), resume=True)

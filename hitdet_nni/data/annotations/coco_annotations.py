@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,10 @@ class CocoAnnotations:
 
     @property
     def identity(self) -> str:
-        """What tells these images and annotations from others, by the bytes of the file."""
-        return identity(len(self.image_ids), self.ann.read_bytes())
+        """What tells these images and annotations from others, wherever they lie."""
+        document = json.loads(self.ann.read_bytes())
+        lists = [document.get(name) for name in ("images", "annotations", "categories")]
+        return identity(len(self.image_ids), json.dumps(lists, sort_keys=True).encode())
 
     @property
     def classes_in_file_order(self) -> tuple[str, ...]:
