@@ -6,6 +6,7 @@ import datetime
 import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
@@ -68,7 +69,7 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
     if finding["type"] in ("extra_forbidden", "invalid_key"):
         parent = _model_at(model, keys[0][:-1])
         allowed = None if parent is None else list(parent.model_fields)
-        return InputError(f"unknown key{more}", source=source, key=key, allowed=allowed)
+        return InputError(f"unknown key{_nearest(model, keys[0])}{more}", source=source, key=key, allowed=allowed)
     if finding["type"] == "missing" and not _is_short(finding):
         return InputError(f"missing{more}", source=source, key=key)
     shown = _shown(finding["input"])
@@ -81,6 +82,16 @@ def one_line(error: ValidationError, model: type[BaseModel], source: str | Path)
     if not isinstance(finding["input"], str | list | dict | None) and any(word in expected for word in _NAMES):
         expected += " (put a name like this in quotes)"
     return InputError(f"got {shown}{more}", source=source, key=key, allowed=expected)
+
+
+def _nearest(model: type[BaseModel], keys: Sequence[str | int]) -> str:
+    """Return which key an unknown one may be meant for, in words: the same in a section, or a like one beside it."""
+    parent, name = _model_at(model, keys[:-1]), str(keys[-1])
+    sections = {key: _model_at(model, [key]) for key in model.model_fields}
+    near = [f"{key}.{name}" for key, section in sections.items() if section and name in section.model_fields]
+    if parent is not None and not near:
+        near = get_close_matches(name, list(parent.model_fields), n=1)
+    return f" (the nearest is {' or '.join(near)})" if near else ""
 
 
 def _is_short(finding: ErrorDetails) -> bool:

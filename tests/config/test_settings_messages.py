@@ -77,7 +77,7 @@ def test_no_message_has_a_library_s_words(place):
         ("supernet.activations={neck: everything}", "supernet.activations.backbone: missing (and 2 more)"),
         (
             "search.budget={gflop: 3}",
-            "search.budget.gflop: unknown key; allowed: gflops, params_m, latency_ms, table, ",
+            "search.budget.gflop: unknown key (the nearest is gflops); allowed: gflops, params_m, latency_ms, table, ",
         ),
         ("weights={3: 4}", "weights.3: unknown key; allowed: lr, momentum"),
     ],
@@ -149,3 +149,17 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, refused):
         load_settings(file)
     file.write_text("extends: tiny\nsearch: {epochs: 5}\nretrain: {epochs: 1}\n")
     assert load_settings(file).search.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("retrain.epoch", " (the nearest is epochs)"),
+        ("batch_size", " (the nearest is data.batch_size or pretrain.batch_size)"),
+        ("data.roots", " (the nearest is root)"),
+        ("flop", ""),
+    ],
+)
+def test_the_nearest_key_is_named(key, nearest, refused):
+    with refused(f"{key}: unknown key{nearest}; allowed: "):
+        load_settings("tiny", {key: 3})
