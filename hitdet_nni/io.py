@@ -309,7 +309,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock on a file among processes; the system frees it if the holder dies.
 
     Args:
-        path: The lock file; made if absent, never removed.
+        path: The lock file; made if absent. Who holds it may remove it.
         wait: Wait for another holder; otherwise give up at once.
 
     Yields:
@@ -318,20 +318,32 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Raises:
         WriteError: If the lock file cannot be made.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a")
-    with stream:
+    while True:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
+            stream.close()
             yield False
             return
+        if _is_at(stream, path):
+            break
+        stream.close()  # the one that held it has removed the file: another one may hold what is there now
+    with stream:
         _locks.add(stream)
         try:
             yield True
         finally:
             _locks.discard(stream)
+
+
+def _is_at(stream: IO[str], path: Path) -> bool:
+    """Whether a file that is open is still the one at its path."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    return False
 
 
 def _let_go() -> None:

@@ -106,7 +106,8 @@ def _tell_rehearsal(options: Namespace, settings: Settings, given: SearchSpace |
     from hitdet_nni.nas.checks import check_budget, whole_space
 
     space = whole_space(settings) if given is None else given
-    folder = options.out.with_name(f"{options.out.name}-rehearsal")
+    out = options.out.absolute()
+    folder = out.with_name(f"{out.name or 'root'}-rehearsal")
     main = distributed.launched_as_main()
     if main and folder.exists():
         raise InputError("is there already", source=folder, key="--rehearse", allowed="another --out, or none such")

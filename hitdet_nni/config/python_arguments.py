@@ -44,7 +44,8 @@ _ARGUMENTS = {
 """What options of the commands are called in Python where an argument of that name does not say it."""
 
 
-_SETTINGS = re.compile(r"--set (?:'[^']*'|[^\s;,]+)(?: --set (?:'[^']*'|[^\s;,]+))*")
+_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s;,'"])+"""
+_SETTINGS = re.compile(f"--set {_WORD}(?: --set {_WORD})*")
 """One option of a command after the other that sets something."""
 
 

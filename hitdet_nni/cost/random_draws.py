@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator
 
@@ -67,7 +68,7 @@ class _Window:
         most: Largest cost.
 
     Attributes:
-        count: How many there are.
+        count: How many there are; infinity for more than a float counts.
     """
 
     def __init__(self, costs: SpaceCosts, least: float, most: float) -> None:
@@ -84,16 +85,19 @@ class _Window:
         ways = np.zeros(last + 1)
         ways[first:] = 1
         self._ways: list[npt.NDArray[np.float64]] = [ways]
+        scaled = False
         for bins in reversed(self._bins):
             behind, ways = ways, np.zeros(last + 1)
             for spent in bins[bins <= last]:
                 ways[: last + 1 - spent] += behind[spent:]
             if ways.max(initial=0.0) > MOST:  # of a share of them all, which decide as well
                 ways /= MOST
+                scaled = True
             self._ways.append(ways)
         self._ways.reverse()
         self._labels = list(costs.counts)
-        self.count = float(ways[0]) if last >= 0 else 0.0
+        there = float(ways[0]) if last >= 0 else 0.0
+        self.count = math.inf if scaled and there else there
 
     def drawn(self, rng: random.Random) -> dict[str, str]:
         """Return one of them, each as likely as any other; there is one."""

@@ -76,7 +76,7 @@ def other_settings(config: Path, earlier: object, now: Mapping[str, Any], sub_sp
     """
     if not isinstance(earlier, dict):
         return InputError("the run there has other settings", source=config, allowed="another --out, or --force")
-    differences = list(_differences(essential(earlier), essential(now)))
+    differences = list(_differences(_relocated(essential(earlier), now), essential(now)))
     key, before, after = differences[0]
     only_lengths = all(name in (*LENGTHS, *IMAGES) for name, *_ in differences)
     for name, count, count_now in differences:

@@ -1,10 +1,13 @@
 """What a command's message says in the arguments of a function."""
 
 import inspect
+import shlex
 
 import pytest
 
 from hitdet_nni.config.python_arguments import in_arguments
+
+QUOTED = shlex.quote("data.root=/it's here")
 
 
 def function(settings=None, resume=False):
@@ -22,6 +25,10 @@ def function(settings=None, resume=False):
         ("such as --set data.root=my_images; or", "such as settings={\"data.root\": 'my_images'}; or"),
         ("as --set search.budget.gflops=X, or --resume", 'as settings={"search.budget.gflops": X}, or resume=True'),
         ("--set data.builtin=null", 'settings={"data.builtin": None}'),
+        (
+            f"allowed: --set {QUOTED} --set data.train_ann=null",
+            'allowed: settings={"data.root": "/it\'s here", "data.train_ann": None}',
+        ),
     ],
 )
 def test_settings_are_python(said, in_python):

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,3 +80,18 @@ def test_a_budget_that_hardly_any_architecture_keeps_is_filled(config):
     assert drawn == list(itertools.islice(draw_within(costs, 0.95 * most, most, seed=0), 64))
     without = {tuple(one.values()) for one in drawn[:8]}
     assert next(draw_within(costs, 0.95 * most, most, seed=0, exclude=without)) == drawn[8]
+
+
+@pytest.mark.parametrize("layers", [120, *range(131, 137), 400])
+def test_more_than_a_float_counts_is_drawn(layers):
+    """Not listed, though the ways are counted in units of 1e200 then."""
+    costs = SimpleNamespace(
+        counts={f"layer{number}": {f"operator{cost}": cost for cost in range(32)} for number in range(layers)},
+        least=0,
+        largest=31 * layers,
+        of=lambda sample: sum(int(name.removeprefix("operator")) for name in sample.values()),
+    )
+    assert random_draws._Window(costs, 0, math.inf).count > 1e150
+    drawn = list(itertools.islice(draw_within(costs, 10 * layers, 14 * layers, seed=0), 20))
+    assert all(10 * layers <= costs.of(one) <= 14 * layers for one in drawn)
+    assert len(drawn) == 20

@@ -177,6 +177,10 @@ def test_a_stopped_experiment_is_read_from_nnis_database(tmp_path, monkeypatch, 
         config = load_stopped(name)
         assert config.machines[0].host == "newest"
         assert (config.source, config.arguments) == (name, ("resume", name))
+    index.write_text(json.dumps({"abc": entry, "dead": {**killed, "pid": 2**40}}))  # no number of a process
+    assert load_stopped("dead").source == "dead"
+    index.write_text(json.dumps({"abc": entry, "again": again, "dead": killed}))
+    load_stopped("again")
     known = json.loads(index.read_text())
     assert {name: each["status"] for name, each in known.items()} == {
         "abc": "STOPPED",

@@ -76,10 +76,14 @@ def test_what_is_foreseen_is_what_a_run_does(rank_by, tmp_path, capsys):
         assert len(clock.evaluations[stage]) * 8 == course.evaluated, stage
 
 
-def test_a_name_that_is_taken_is_refused(tmp_path, capsys):
+def test_a_name_that_is_taken_is_refused(tmp_path, capsys, monkeypatch):
     """What lies there is left alone."""
     (tmp_path / "run-rehearsal").mkdir()
     (tmp_path / "run-rehearsal" / "notes").write_text("mine")
     assert main(["search", "--config", "tiny", "--rehearse", "--out", str(tmp_path / "run")]) == 2
     assert "run-rehearsal: --rehearse: is there already" in capsys.readouterr().err
     assert (tmp_path / "run-rehearsal" / "notes").read_text() == "mine"
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert main(["search", "--config", "tiny", "--rehearse", "--out", "."]) == 2
+    assert "run-rehearsal: --rehearse: is there already" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import json
 import logging
 import shlex
+import threading
+import time
 
 import pytest
 import yaml
@@ -10,7 +12,7 @@ import yaml
 from hitdet_nni.config.lengths import for_images
 from hitdet_nni.config.settings import load_settings, parse_overrides
 from hitdet_nni.errors import InputError
-from hitdet_nni.io import append_epoch, write_csv
+from hitdet_nni.io import append_epoch, locked, write_csv
 from hitdet_nni.runs import run_directory as run_directory_module
 from hitdet_nni.runs.run_directory import RunDirectory, find_run
 from hitdet_nni.runs.same_settings import plain
@@ -338,3 +340,30 @@ def test_a_run_goes_on_where_its_data_were_moved(tmp_path, refused):
     assert load_settings(run.config).data.root == folders[1]
     with refused("search.epochs is"):
         run.open(load_settings("first_try", {"data.root": str(folders[1]), "search.epochs": 50}), resume=True)
+    folders[1].rename(tmp_path / "three")
+    moved = load_settings("first_try", {"data.root": str(tmp_path / "three"), "search.epochs": 50})
+    with pytest.raises(InputError, match=r"search\.epochs is .*cannot be made longer") as caught:
+        run.open(moved, resume=True)
+    assert "data.root" not in str(caught.value)
+
+
+def test_a_lock_whose_file_is_removed_is_held_by_one(tmp_path):
+    """Who waits for it takes the file that is at its path then, not the one that is gone."""
+    path, order = tmp_path / "lock", []
+
+    def wait_and_hold():
+        with locked(path):
+            order.append("second")
+            time.sleep(0.3)
+            order.append("second ends")
+
+    with locked(path):
+        thread = threading.Thread(target=wait_and_hold)
+        thread.start()
+        time.sleep(0.2)
+        path.unlink()
+    time.sleep(0.1)
+    with locked(path):
+        order.append("third")
+    thread.join()
+    assert order == ["second", "second ends", "third"]

@@ -242,7 +242,7 @@ def _images_in(file: Path, folder: Path) -> int:
 
 
 def _all_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders in a folder, those of one depth by name, down to some depth and number."""
+    """Yield the folders in a folder, those of one depth by name, down to some depth and number; of those that open."""
     found, left = [root], _FOLDERS
     for _ in range(_DEEP + 1):
         found = found[:left]
@@ -252,9 +252,13 @@ def _all_folders(root: Path) -> Iterator[Path]:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    with os.scandir(folder) as there:  # no question to the file system about each of many images
-        names = sorted(each.name for each in there if each.is_dir() and not each.name.startswith((".", "__MACOSX")))
-    return [folder / name for name in names]
+    names = []
+    with suppress(OSError), os.scandir(folder) as there:  # no question to the file system about each of many images
+        for each in there:
+            with suppress(OSError):  # a link that leads to itself
+                if each.is_dir() and not each.name.startswith((".", "__MACOSX")):
+                    names.append(each.name)
+    return [folder / name for name in sorted(names)]
 
 
 def _require_images(root: Path, parts: dict[Role, CocoPart]) -> None:

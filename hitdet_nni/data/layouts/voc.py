@@ -111,7 +111,7 @@ def find(root: Path) -> Found | None:
         parts, lists = _by_lists(root, whole)
     else:
         lists = ""
-        folders = {role: folder for role, folder in role_folders(root).items() if _xml_folder(folder) is not None}
+        folders = {role: folder for role, folder in role_folders(root).items() if _xml_place(folder) is not None}
         parts = {
             role: LabelPart(shown(each, root), tuple(_labelled(root, each, notes).values()), _label_places(root, each))
             for role, each in folders.items()
@@ -131,26 +131,29 @@ def find(root: Path) -> Found | None:
     )
 
 
-def _xml_files(folder: Path | None) -> list[Path]:
-    """Return the XML files of a folder; of one that is for them alone, or for images, those in the folders in it."""
-    if folder is None:
-        return []
-    below = folder.name.lower() in {name.lower() for name in (*_XML, *_IMAGE_FOLDERS)}
+def _xml_files(folder: Path, *, below: bool) -> list[Path]:
+    """Return the XML files of a folder, and where asked for those of the folders in it."""
     files = files_below(folder) if below else entries(folder)
     return [file for file in files if file.suffix.lower() == ".xml" and file.name != CVAT]
 
 
-def _xml_folder(folder: Path) -> Path | None:
-    """Return the folder of the XML files of a folder; ``None``: it has none."""
-    return next(
-        (each for each in (named(folder, *_XML), named(folder, *_IMAGE_FOLDERS), folder) if _xml_files(each)), None
-    )
+def _xml_place(folder: Path) -> tuple[Path, list[Path]] | None:
+    """Return the folder of the XML files of a folder, and the files; ``None``: it has none.
+
+    A folder in it that is for them alone, or for images, may have folders.
+    """
+    inside = [each for each in (named(folder, *_XML), named(folder, *_IMAGE_FOLDERS)) if each is not None]
+    for place in (*inside, folder):
+        files = _xml_files(place, below=place is not folder)
+        if files:
+            return place, files
+    return None
 
 
 def _label_places(root: Path, folder: Path) -> str:
     """Return where the XML files of a folder's images are looked for, in words."""
-    place = _xml_folder(folder)
-    return "beside the images" if place is None else f"in {shown(place, root)}"
+    found = _xml_place(folder)
+    return "beside the images" if found is None else f"in {shown(found[0], root)}"
 
 
 def _labelled(root: Path, folder: Path, notes: list[str]) -> dict[str, Labelled]:
@@ -167,9 +170,10 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> dict[str, Labelled]
     Returns:
         The images by their names below their folder, without endings.
     """
-    place, base = _xml_folder(folder), named(folder, *_IMAGE_FOLDERS)
-    if place is None:
+    found, base = _xml_place(folder), named(folder, *_IMAGE_FOLDERS)
+    if found is None:
         return {}
+    place, labels_there = found
     there = [] if base is None else files_below(base)
     if base is None or not any(is_image(each.name) for each in there):
         base, there = folder, entries(folder)
@@ -177,7 +181,7 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> dict[str, Labelled]
     if not images:
         raise refusal(root, f"has XML files in {shown(folder, root)}, and no images", "images in JPEGImages")
     note_unread(root, there, notes)
-    files = {_name(file, place): file for file in _xml_files(place)}
+    files = {_name(file, place): file for file in labels_there}
     free: dict[str, list[Path]] = defaultdict(list)
     for name in files.keys() - {_name(image, base) for image in images}:
         free[Path(name).name].append(files[name])

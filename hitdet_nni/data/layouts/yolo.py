@@ -234,9 +234,10 @@ def _listed(root: Path, file: Path, notes: list[str]) -> Iterator[Path]:
         if path is None:  # CVAT's have data/ before them, others the folders of another machine
             ends = list(tails(name))
             places = (number for number in (dropped, *range(len(ends))) if number < len(ends))
-            dropped = next((each for each in places if is_there(root / ends[each], file=True)), 0)
-            path = root / ends[dropped] if is_there(root / ends[dropped], file=True) else None
-            moved += [name] if path is not None and not name.startswith("data/") else []
+            found = next((each for each in places if is_there(root / ends[each], file=True)), None)
+            if found is not None:
+                dropped, path = found, root / ends[found]
+                moved += [] if name.startswith("data/") else [name]
         if path is None:
             raise InputError(f"{name!r:.100} does not exist", source=file, key=f"line {number}", allowed="an image")
         if not is_image(path.name):

@@ -104,8 +104,12 @@ class YoloReader:
 
 def _pixels(start: float, end: float, side: int) -> tuple[float, float]:
     """Return where a box begins and how long it is, in pixels; what is rounded out of the image stays at its edge."""
-    begin, length = round(start * side, DIGITS), round((end - start) * side, DIGITS)
-    return (begin if begin < side else round(side - max(length, 10**-DIGITS), DIGITS)), length
+    begin, length, least = round(start * side, DIGITS), round((end - start) * side, DIGITS), 10**-DIGITS
+    if begin >= side:
+        begin = round(side - max(length, least), DIGITS)
+    if end > 0 and begin + length <= 0:
+        length = round(least - begin, DIGITS)
+    return begin, length
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -134,7 +134,7 @@ def load_stopped(experiment: str) -> ExperimentConfig:
         )
     if status != "STOPPED" and _runs(process, entry.get("startTime")):
         raise InputError(f"experiment {experiment} runs", source=index, allowed="one that has been stopped")
-    if status != "STOPPED" and psutil.pid_exists(process or 0):
+    if status != "STOPPED" and 0 < (process or 0) < _MOST_PROCESSES and psutil.pid_exists(process):
         # Another process has the number, as after a restart of the machine; nnictl would take it for the experiment's.
         write_json(index, {**known, experiment: {**entry, "status": "STOPPED"}})
     database = Path(folder, experiment, "db", "nni.sqlite")

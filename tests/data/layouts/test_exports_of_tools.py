@@ -58,6 +58,7 @@ def test_the_images_of_a_coco_file_are_found(ann, images, root, tmp_path, said):
     (defect,) = found["train"].defects
     assert "images[0].file_name: 'p000.png' is not in" in defect
     (root / images / "lost").rename(root / images / made[0].file.name)
+    (root / "around").symlink_to("around")  # a link that leads to itself is passed over
     assert len(names(root)[0]) == 10
 
 
@@ -186,6 +187,14 @@ def test_lists_of_paths_of_another_machine(root, parts, said):
     assert f"train.txt: 6 images are listed in a folder that is not there, and taken from the one in {root}" in said()
 
 
+def test_a_line_of_a_list_that_names_no_file(root, parts, refused):
+    write_yolo(root, parts, CLASSES, train="train.txt")
+    for line in (".", "/", ".."):
+        (root / "train.txt").write_text(f"images/train/p000.png\n{line}\n")
+        with refused(root / "train.txt", "line 2", "does not exist"):
+            documents(root)
+
+
 @pytest.mark.parametrize("ending", [".jfif", ".jpe", ".mpo", ".JPG"])
 def test_endings_of_images(ending, root, tmp_path):
     made = shots(tmp_path / "made", 10)
@@ -206,6 +215,7 @@ def test_endings_of_images(ending, root, tmp_path):
         ("0 1.005 0.5 0.005 0.1", False),
         ("0 0.5 -0.005 0.1 0.005", False),
         ("0 0.5 0.0 0.1 0.1", True),
+        ("0 -0.00499 0.5 0.01 0.1", True),  # ends five millionths of a side within the image
     ],
 )
 def test_boxes_at_an_edge(row, kept, root, parts, refused):
@@ -261,6 +271,15 @@ def test_spaces_in_voc_lists(quotes, root, parts, refused):
     (lists / "val.txt").write_text("my\n")
     with refused(lists / "val.txt", "line 1", "'my' is no image"):
         documents(root)
+
+
+@pytest.mark.parametrize("name", ["data", "images", "labels", "img"])
+def test_a_voc_set_whose_folder_is_called_as_one_in_it(name, parts, tmp_path):
+    root = tmp_path / name
+    for part, made in zip(("train", "valid"), parts.values(), strict=True):
+        copy(made, root / part)
+        write_xml(made, root / part, CLASSES)
+    assert names(root)[1] == {split: [shot.file.name for shot in made] for split, made in parts.items()}
 
 
 @pytest.mark.parametrize("images", ["images", "data"])
