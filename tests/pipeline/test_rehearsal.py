@@ -6,6 +6,7 @@ import re
 import pytest
 
 from hitdet_nni.cli import main
+from hitdet_nni.config.search_space import save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_images
 from hitdet_nni.engine.progress import Progress, listening
@@ -50,7 +51,11 @@ def test_steps_that_rest_move_and_evaluations_are_counted_apart(at):
 @pytest.mark.parametrize("rank_by", ["samples", pytest.param("probability", marks=pytest.mark.slow)])
 def test_what_is_foreseen_is_what_a_run_does(rank_by, tmp_path, capsys):
     """Steps, samples and evaluations of a run, the rehearsal's own, are those that are foreseen of its settings."""
-    chosen = {"screening.rank_by": rank_by, "screening.joint": True, "search.decode": "samples"}
+    names = ["sep_k3_d1", "conv_k3_d1", "ir_k3_d1_e3"]
+    save_search_space(dict.fromkeys(("backbone", "neck", "head"), names), tmp_path / "space.yml")
+    space = str(tmp_path / "space.yml")
+    chosen = {"screening.rank_by": rank_by, "screening.joint": True, "search.decode": "samples", "space": space}
+    chosen |= {f"screening.keep.{component}": 2 for component in ("backbone", "neck", "head")}
     options = [f"--set={key}={json.dumps(value)}" for key, value in {**IMAGES, **chosen}.items()]
     clock, out = StageClock(), tmp_path / "runs" / "run"
     with listening(clock):
@@ -68,8 +73,8 @@ def test_what_is_foreseen_is_what_a_run_does(rank_by, tmp_path, capsys):
     settings, data = open_images(load_settings("tiny", {**IMAGES, **chosen}))
     few = _few_images(settings, data, tmp_path)
     assert (len(few.train.image_ids), len(few.val.image_ids)) == (16, 8)
-    short = _shortened(settings, data, 32)
-    courses = dict(_courses(short, few, 32, screens=True))
+    short = _shortened(settings, data, 3)
+    courses = dict(_courses(short, few, 3, screens=True))
     assert len(courses) == (5 if rank_by == "samples" else 4)
     for stage, course in courses.items():
         assert sum(map(len, clock.steps[stage].values())) == course.epochs * course.steps, stage

@@ -93,12 +93,12 @@ def test_what_is_interrupted_at_any_step_ends_the_same(tmp_path, monkeypatch, ca
     def interrupted(loop, *arguments):
         original(loop, *arguments)
         made.append(loop._step)
-        if len(made) in (2, 8, 11, 17):  # the first and the third to the first pause; to the second; the last epochs
+        if len(made) in (8, 17):  # the third to the first pause; the last epochs
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ResumableTrainLoop, "run_iter", interrupted)
-    statuses = [cli.main([*command, str(again), "--resume"]) for _ in range(5)]
-    assert statuses == [130, 130, 130, 130, 0]
+    statuses = [cli.main([*command, str(again), "--resume"]) for _ in range(3)]
+    assert statuses == [130, 130, 0]
     assert len(made) == 3 * (3 * 1 + 2 * 1 + 2)  # three steps an epoch, none twice
     for file in ("rungs/rungs.csv", "metrics.json", "retrain/weights.pth", "architecture.json"):
         assert (whole / file).read_bytes() == (again / file).read_bytes(), file

@@ -91,16 +91,6 @@ def test_all_architectures_within_the_limits_are_drawn(model, unit, refused):
         samples_of_cost(model, SPACE, len(within) + 1, most, (most - least) / most, unit=unit)
 
 
-def test_draws_are_uniform(model):
-    """Each of the architectures comes first about as often as any other."""
-    samples = all_samples(model)
-    firsts = [drawn_samples(model, SPACE, 1, seed=seed)[0] for seed in range(40 * len(samples))]
-    counts = [firsts.count(sample) for sample in samples]
-    chi_squared = sum((count - 40) ** 2 / 40 for count in counts)
-    freedom = len(samples) - 1
-    assert abs(chi_squared - freedom) < 4 * math.sqrt(2 * freedom)
-
-
 def test_the_supernet_s_loss_is_that_of_the_supernet_with_one_candidate_left(tiny_settings, tiny_data, draw):
     """Removing every other candidate from the mixed layers computes the same detector without inheriting anything."""
     skeleton: Skeleton = tiny_settings.skeleton
