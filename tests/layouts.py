@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 import yaml
 
+from hitdet_nni.config.data_settings import DataSettings
+from hitdet_nni.data.sources import split_source
+
 
 class Shot(NamedTuple):
     """An image with its boxes ``(class, left, top, width, height)`` in pixels."""
@@ -133,3 +136,9 @@ def write_voc(root, parts, classes, *, named=True):
 
 
 WRITERS = {"coco": write_coco, "roboflow": write_roboflow, "yolo": write_yolo, "voc": write_voc}
+
+
+def documents(root, **settings):
+    """The COCO documents of both halves."""
+    data = DataSettings(root=root, **settings)
+    return {split: json.loads(split_source(data, 0, split)[0].read_text()) for split in ("train", "val")}

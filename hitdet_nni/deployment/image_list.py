@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from hitdet_nni.data.images.image_files import IMAGE_SUFFIXES
+from hitdet_nni.data.layouts.parts import files_below
 from hitdet_nni.errors import InputError
 
 
@@ -57,26 +57,13 @@ def list_images(words: Sequence[str | Path]) -> list[ListedImage]:
     return listed
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and all folders in it, links followed, hidden ones left out."""
-    visited: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in visited:  # a link that leads back
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
-
-
 def _named(word: str) -> Iterator[tuple[Path, PurePath]]:
     """Yield the files that a word names, each with its name."""
     path = Path(word)
     if path.is_file():
         yield path, PurePath(path.name)
     elif path.is_dir():
-        for file in sorted(_files_below(path)):
+        for file in files_below(path, key=None):
             if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
                 yield file, file.relative_to(path)
     else:

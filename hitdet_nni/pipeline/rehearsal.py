@@ -17,13 +17,12 @@ from hitdet_nni.data.annotations.coco import read_annotations
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.annotations.merging import one_annotation_file
 from hitdet_nni.data.loaders import resolve_num_workers
-from hitdet_nni.data.sampling import steps_an_epoch
-from hitdet_nni.data.sources import DetectionData, num_trained
+from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.progress import Progress, listening
 from hitdet_nni.io import write_json
 from hitdet_nni.nas.memory.estimate import peak_memory
-from hitdet_nni.nas.outlook import largest_half, screening_supernets
+from hitdet_nni.nas.outlook import largest_half, screening_supernets, stage_steps
 from hitdet_nni.nas.screening import screening_groups, screening_stage
 from hitdet_nni.nas.screening_reliability import share_of
 from hitdet_nni.pipeline.retraining import retrain_architecture
@@ -185,14 +184,13 @@ def _shortened(settings: Settings, data: DetectionData, operators: int) -> Setti
 
 def _courses(settings: Settings, data: DetectionData, operators: int, *, screens: bool) -> Iterator[tuple[str, Course]]:
     """Yield the stages, and the trying of architectures within them, as they are to go on."""
-    half, val, processes = largest_half(data, settings), len(data.val.image_ids), distributed.world_size()
-
-    def steps_of(images: int) -> int:
-        return steps_an_epoch(images, settings.data.batch_size, processes)
+    half, val = largest_half(data, settings), len(data.val.image_ids)
+    steps = stage_steps(settings, data, screens=screens)
 
     def tried(samples: int, images: int) -> Course:
         """Return the trying of some architectures, by batches as large as the rehearsal's."""
-        return Course(1, samples * min(images, half) / (STEPS * settings.data.batch_size * processes))
+        at_once = STEPS * settings.data.batch_size * distributed.world_size()
+        return Course(1, samples * min(images, half) / at_once)
 
     if screens:
         supernets = screening_supernets(settings, data)
@@ -202,16 +200,16 @@ def _courses(settings: Settings, data: DetectionData, operators: int, *, screens
         for components in screening_groups(share.joint):
             stage = screening_stage(components)
             resting = 0 if by_samples else supernets * share.warmup_epochs
-            yield stage, Course(epochs, steps_of(half), resting, epochs * val)
+            yield stage, Course(epochs, steps[stage] / epochs, resting, epochs * val)
             if by_samples:
                 yield f"{stage}, {SAMPLES}", tried(supernets * share.samples, share.sample_images)
     given = settings.search
-    yield SEARCH, Course(given.epochs, steps_of(half), given.warmup_epochs, given.epochs * val)
+    yield SEARCH, Course(given.epochs, steps[SEARCH] / given.epochs, given.warmup_epochs, given.epochs * val)
     if given.decode == "samples":
         yield f"{SEARCH}, {SAMPLES}", tried(given.samples, given.sample_images)
     training = settings.retrain
     evaluations = 1 + math.ceil(training.epochs / training.val_interval)
-    yield RETRAIN, Course(training.epochs, steps_of(num_trained(data, settings.data)), 0, evaluations * val)
+    yield RETRAIN, Course(training.epochs, steps[RETRAIN] / training.epochs, 0, evaluations * val)
 
 
 def _mean(values: Sequence[float]) -> float:

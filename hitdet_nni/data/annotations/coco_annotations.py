@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from hitdet_nni.data.identity import identity
@@ -66,7 +67,7 @@ class CocoAnnotations:
     left_out: tuple[int, str] | None = None
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property  # of a large set the file takes seconds
     def identity(self) -> str:
         """What tells these images and annotations from others, wherever they lie."""
         document = json.loads(self.ann.read_bytes())

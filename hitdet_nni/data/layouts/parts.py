@@ -229,8 +229,12 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path, key: str | None = "data.root") -> list[Path]:
     """Return all files in a folder and the folders in it, links followed, by name; hidden ones are left out.
+
+    Args:
+        folder: The folder.
+        key: What named it, for messages.
 
     Raises:
         InputError: If a folder may not be read.
@@ -239,7 +243,7 @@ def files_below(folder: Path) -> list[Path]:
     visited: set[str] = set()
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"cannot be read ({error.strerror})", source=error.filename, key="data.root")
+        raise InputError(f"cannot be read ({error.strerror})", source=error.filename, key=key)
 
     for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(path)

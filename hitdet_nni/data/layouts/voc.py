@@ -106,16 +106,15 @@ def find(root: Path) -> Found | None:
         InputError: If an XML file or a list of images has a defect, or there is no image to train on.
     """
     notes: list[str] = []
-    whole = _labelled(root, root, notes)
+    whole, places = _labelled(root, root, notes)
     if whole:
-        parts, lists = _by_lists(root, whole)
+        parts, lists = _by_lists(root, whole, places)
     else:
-        lists = ""
-        folders = {role: folder for role, folder in role_folders(root).items() if _xml_place(folder) is not None}
-        parts = {
-            role: LabelPart(shown(each, root), tuple(_labelled(root, each, notes).values()), _label_places(root, each))
-            for role, each in folders.items()
-        }
+        lists, parts = "", {}
+        for role, each in role_folders(root).items():
+            items, places = _labelled(root, each, notes)
+            if items:
+                parts[role] = LabelPart(shown(each, root), tuple(items.values()), places)
     if not parts:
         return None
     if not parts.get("train", LabelPart("", (), "")).items:
@@ -150,13 +149,7 @@ def _xml_place(folder: Path) -> tuple[Path, list[Path]] | None:
     return None
 
 
-def _label_places(root: Path, folder: Path) -> str:
-    """Return where the XML files of a folder's images are looked for, in words."""
-    found = _xml_place(folder)
-    return "beside the images" if found is None else f"in {shown(found[0], root)}"
-
-
-def _labelled(root: Path, folder: Path, notes: list[str]) -> dict[str, Labelled]:
+def _labelled(root: Path, folder: Path, notes: list[str]) -> tuple[dict[str, Labelled], str]:
     """Return the images of a folder with their XML files, in a folder for each kind or side by side.
 
     An image has the file of its name in the same folder within the folder of all XML files, or else the only one of
@@ -168,11 +161,11 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> dict[str, Labelled]
         notes: Takes what is left out.
 
     Returns:
-        The images by their names below their folder, without endings.
+        The images by their names below their folder, without endings; and where their XML files are, in words.
     """
     found, base = _xml_place(folder), named(folder, *_IMAGE_FOLDERS)
     if found is None:
-        return {}
+        return {}, ""
     place, labels_there = found
     there = [] if base is None else files_below(base)
     if base is None or not any(is_image(each.name) for each in there):
@@ -200,7 +193,7 @@ def _labelled(root: Path, folder: Path, notes: list[str]) -> dict[str, Labelled]
         what = "{XML file has no image and is|XML files have no image and are} left out"
         notes.append(f"{counted(len(lost), what)}; the first: {shown(lost[0], root)}")
     note_sharing(root, items.values(), notes)
-    return items
+    return items, f"in {shown(place, root)}"
 
 
 def _name(file: Path, folder: Path) -> str:
@@ -208,12 +201,11 @@ def _name(file: Path, folder: Path) -> str:
     return normalize("NFC", file.relative_to(folder).with_suffix("").as_posix())
 
 
-def _by_lists(root: Path, whole: Mapping[str, Labelled]) -> tuple[Mapping[Role, LabelPart], str]:
+def _by_lists(root: Path, whole: Mapping[str, Labelled], places: str) -> tuple[dict[Role, LabelPart], str]:
     """Return the parts that ``ImageSets/Main`` lists, and a remark that says so.
 
     Without lists the parts are the folders of the images that are called so; without such all is for training.
     """
-    places = _label_places(root, root)
     lists: dict[Role, Path] = {}
     for file in entries(root / "ImageSets" / "Main"):
         role = "train" if file.stem in ("trainval", "default") else role_of(file.stem)
@@ -242,7 +234,7 @@ def _by_lists(root: Path, whole: Mapping[str, Labelled]) -> tuple[Mapping[Role, 
     return parts, ", lists of images in ImageSets/Main"
 
 
-def _by_folders(root: Path, whole: Mapping[str, Labelled], places: str) -> Mapping[Role, LabelPart]:
+def _by_folders(root: Path, whole: Mapping[str, Labelled], places: str) -> dict[Role, LabelPart]:
     """Return the parts by the folders that the images are in, where all are in one that is called so."""
     found: dict[Role, list[Labelled]] = defaultdict(list)
     for name, item in whole.items():

@@ -8,20 +8,26 @@ from unicodedata import normalize
 
 import pytest
 import yaml
-from layouts import coco, copy, shots, voc_xml, write_coco, write_json, write_rows, write_voc, write_xml, write_yolo
+from layouts import (
+    coco,
+    copy,
+    documents,
+    shots,
+    voc_xml,
+    write_coco,
+    write_json,
+    write_rows,
+    write_voc,
+    write_xml,
+    write_yolo,
+)
 
 from hitdet_nni.config.data_settings import DataSettings
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.checks.inspection import inspect_detection
-from hitdet_nni.data.sources import open_data, split_source
+from hitdet_nni.data.sources import open_data
 
 CLASSES = ("zebra", "ant")
-
-
-def documents(root):
-    """The COCO documents of both halves."""
-    data = DataSettings(root=root)
-    return {split: json.loads(split_source(data, 0, split)[0].read_text()) for split in ("train", "val")}
 
 
 def names(root):

@@ -18,6 +18,7 @@ from layouts import (
     Shot,
     coco,
     copy,
+    documents,
     shots,
     voc_xml,
     write_coco,
@@ -39,12 +40,6 @@ from hitdet_nni.data.layouts.split import split_off
 from hitdet_nni.data.sources import open_data, split_source
 
 CLASSES = ("zebra", "ant")
-
-
-def documents(root, **settings):
-    """The COCO documents of both halves."""
-    data = DataSettings(root=root, **settings)
-    return {split: json.loads(split_source(data, 0, split)[0].read_text()) for split in ("train", "val")}
 
 
 def boxes(document):
