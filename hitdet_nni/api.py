@@ -73,13 +73,13 @@ class Run:
         path: A run directory; :func:`load` refuses others.
 
     Attributes:
-        path: The directory.
+        path: The directory, absolute.
     """
 
     @_in_python
     def __init__(self, path: StrPath) -> None:
-        self.path = _path(path)
-        self._files = find_run(self.path)
+        self.path = find_run(_path(path)).path.absolute()  # what is refused is called as it was given
+        self._files = RunDirectory(self.path)
 
     def __repr__(self) -> str:
         """Name the directory."""

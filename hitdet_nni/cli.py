@@ -17,6 +17,7 @@ from hitdet_nni import __version__
 from hitdet_nni.commands import find_commands
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.output import OutputError, discard_output, write_out
+from hitdet_nni.engine.process import own_process
 from hitdet_nni.errors import InputError, LostProcessError, StoppedError, WriteError, escape_unprintable
 from hitdet_nni.io import expanded
 
@@ -88,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speaks = distributed.speaks_for_machine()
     if not speaks:  # what is noted before the processes have joined
         logging.getLogger("hitdet_nni").setLevel(logging.ERROR)
+    if arguments is None:
+        own_process()
     words = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in words if not word.startswith("-")), "")
     way = ""

@@ -29,10 +29,15 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"], os.environ["WANDB_ERROR_REPORTING"] = "t
 torch.set_num_threads(1)
 
 
+def pytest_collection():
+    """Collect no garbage while test modules are imported, with all that they import."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Leave what the test modules have imported out of later collections: mmengine asks for one for every data set."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,7 +39,7 @@ def run(options: Namespace) -> None:
     """
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.commands.shared.trained import named_architecture
-    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.commands.shared.work import at_work, libraries_loading
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.data.box_crops import open_boxes
     from hitdet_nni.data.class_folders import open_folders
@@ -60,8 +60,8 @@ def run(options: Namespace) -> None:
             images = open_boxes(open_data(settings.data, settings.seed, input_size), settings)
         else:
             images = open_folders(settings.pretrain)
-        load_libraries(view, settings)
-        from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
+        with libraries_loading(view, settings):
+            from hitdet_nni.training.pretrain import Backbone, found_backbone, open_run, pretrain, weights_file
 
         skeleton = settings.skeleton
         if options.component_screening and settings.screening.depths is not None:

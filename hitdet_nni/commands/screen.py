@@ -23,7 +23,7 @@ def run(options: Namespace) -> None:
         InputError: If the config, the data or the run directory is bad.
     """
     from hitdet_nni.commands.shared.console import echo, settings_of
-    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.commands.shared.work import at_work, libraries_loading
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.loggers.packages import require_package
     from hitdet_nni.nas.checks import whole_space
@@ -35,10 +35,10 @@ def run(options: Namespace) -> None:
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
         settings, images = open_images(settings)
-        load_libraries(view, settings)
-        from hitdet_nni.loggers.following import followed
-        from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
-        from hitdet_nni.pipeline.screening import screen
+        with libraries_loading(view, settings):
+            from hitdet_nni.loggers.following import followed
+            from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
+            from hitdet_nni.pipeline.screening import screen
 
         run_directory.open(settings, force=options.force, resume=options.resume)
         with followed(run_directory, settings), run_directory.timed("screening"):

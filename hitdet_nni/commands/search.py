@@ -98,7 +98,7 @@ def _tell_rehearsal(options: Namespace, settings: Settings, given: SearchSpace |
     from rich.table import Table
 
     from hitdet_nni.commands.shared.console import echo, show
-    from hitdet_nni.commands.shared.work import load_libraries, working
+    from hitdet_nni.commands.shared.work import libraries_loading, working
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine import distributed
     from hitdet_nni.engine.progress_view import clock
@@ -115,8 +115,8 @@ def _tell_rehearsal(options: Namespace, settings: Settings, given: SearchSpace |
         with working(folder, "rehearsal", options.config) as view:
             settings, images = open_images(settings)
             check_budget(space, settings, len(images.classes))
-            load_libraries(view, settings)
-            from hitdet_nni.pipeline.rehearsal import rehearse
+            with libraries_loading(view, settings):
+                from hitdet_nni.pipeline.rehearsal import rehearse
 
             found = rehearse(folder, settings, images, space, screens=given is None)
     finally:

@@ -32,7 +32,7 @@ def run(options: Namespace) -> None:
     Raises:
         InputError: If a number is out of its range, or the config or the run that is named is bad.
     """
-    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.commands.shared.work import at_work, libraries_loading
     from hitdet_nni.engine import distributed
     from hitdet_nni.errors import InputError
     from hitdet_nni.runs.run_directory import RunDirectory
@@ -49,8 +49,8 @@ def run(options: Namespace) -> None:
     if hasattr(kind, "check"):
         kind.check(options, settings)
     with at_work(options, f"{options.kind}, {getattr(options, 'run', None) or options.config}") as view:
-        load_libraries(view, settings)
-        from hitdet_nni.commands.shared.findings import print_findings
+        with libraries_loading(view, settings):
+            from hitdet_nni.commands.shared.findings import print_findings
 
         with RunDirectory(options.out).timed("study"):
             findings = kind.run(options)

@@ -36,7 +36,7 @@ def run(options: Namespace) -> None:
     """
     from hitdet_nni.commands.shared.console import echo, json_text, settings_of
     from hitdet_nni.commands.shared.outcome import training_outcome
-    from hitdet_nni.commands.shared.work import at_work, load_libraries
+    from hitdet_nni.commands.shared.work import at_work, libraries_loading
     from hitdet_nni.cost.profile import find_config
     from hitdet_nni.data.sources import open_images
     from hitdet_nni.engine import distributed
@@ -52,9 +52,9 @@ def run(options: Namespace) -> None:
     directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {options.baseline}") as view:
         settings, images = open_images(settings)
-        load_libraries(view, settings)
-        from hitdet_nni.training.baseline import check_queries, model_config
-        from hitdet_nni.training.retrain import check_start
+        with libraries_loading(view, settings):
+            from hitdet_nni.training.baseline import check_queries, model_config
+            from hitdet_nni.training.retrain import check_start
 
         check_start(settings, None)
         model = model_config(options.baseline, len(images.classes), new_weights=True)

@@ -48,6 +48,32 @@ def prepare_process(threads: int) -> None:
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
 
 
+_own_process = False
+
+
+def own_process() -> None:
+    """Say that this process is the package's from its beginning to its end, and no program's that uses the package."""
+    global _own_process
+    _own_process = True
+
+
+@contextmanager
+def uncollected_imports() -> Iterator[None]:
+    """Collect no garbage within the context, where modules are imported that stay: a quarter of the imports' seconds.
+
+    What was imported in a process of the package's own is left out of later collections too.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+    if _own_process:
+        keep_imports()
+
+
 @cache
 def keep_imports() -> None:
     """Leave all that is alive, such as what was imported, out of the collections of garbage to come; once a process.

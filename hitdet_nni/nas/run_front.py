@@ -15,6 +15,7 @@ from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import LatencyTable
+from hitdet_nni.cost.units import UNITS
 from hitdet_nni.data.loaders import architecture_half_size
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
@@ -205,7 +206,14 @@ def _write(
         if found is not None:
             chosen[budget_name(budget)] = found.sample
     # In an order that may be interrupted anywhere: a table that is there has the unit of the files' budgets.
-    if run.front_table.exists() and read_front(run.front_table)[0].unit != rows[0].unit:
+    if run.front_table.exists() and (before := read_front(run.front_table)[0].unit) != rows[0].unit:
+        named = ", ".join(f"{budget:g}" for budget in read_budgets(run.front))
+        logger.warning(
+            "the front was in %s and is in %s now%s",
+            UNITS[before].name,
+            UNITS[rows[0].unit].name,
+            f"; its architectures for budgets of {named} {UNITS[before].name} are removed" if named else "",
+        )
         run.front_table.unlink()
     for stale in run.front.glob("budget-*.json"):
         if stale.stem not in chosen:

@@ -172,6 +172,17 @@ def test_the_home_folder_is_where_the_tilde_stands(found, few, folders, tmp_path
     assert not (tmp_path / "~").exists()
 
 
+def test_a_run_stays_where_it_is_when_the_working_folder_changes(found, tmp_path, monkeypatch):
+    monkeypatch.chdir(found.path.parent)
+    run = hitdet_nni.load(found.path.name)
+    monkeypatch.chdir(tmp_path)
+    assert run.path == found.path
+    assert run.architecture == found.architecture
+    assert run.export(kind="torchscript", force=True) == found.path / "detector.pt"
+    with pytest.raises(InputError, match=r"^nothing: no such run directory"):
+        hitdet_nni.load("nothing")
+
+
 def test_load_evaluate_export_report(found, tmp_path):
     run = hitdet_nni.load(found.path)
     assert repr(run) == f"Run({str(found.path)!r})"

@@ -377,7 +377,7 @@ def test_finalists_are_compared_on_images_that_nothing_was_chosen_by(
     assert ("compared on some of them too" in caplog.text) is warns
 
 
-def test_an_interruption_while_a_front_of_another_unit_is_written(searched, tmp_path, monkeypatch):
+def test_an_interruption_while_a_front_of_another_unit_is_written(searched, tmp_path, monkeypatch, capsys):
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(searched.path, run.path)
     few = ["front", str(run.path), "--samples", "8", "--images", "4"]
@@ -386,6 +386,8 @@ def test_an_interruption_while_a_front_of_another_unit_is_written(searched, tmp_
         context.setattr(run_front, "write_front", kill)
         with pytest.raises(KilledError):
             cli.main([*few, "--resume", "--cost", "params_m", "--budget", "0.5"])
+    told = "the front was in GFLOPs and is in M parameters now; its architectures for budgets of 0.1 GFLOPs are removed"
+    assert told in " ".join(capsys.readouterr().out.split())
     assert cli.main([*few, "--resume"]) == 0
     assert read_front(run.front_table)[0].unit == "gflops"
     assert not read_budgets(run.front)  # none of what were millions

@@ -192,7 +192,7 @@ from hitdet_nni.errors import InputError
 def stop(*_):
     raise InputError("stopped")
 
-work.load_libraries = stop
+work.libraries_loading = stop
 status = main("search --config tiny --out new".split())
 """
 

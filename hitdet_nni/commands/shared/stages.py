@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hitdet_nni.commands.shared.console import refuse_existing
 from hitdet_nni.commands.shared.trained import trained_source
-from hitdet_nni.commands.shared.work import load_libraries, working
+from hitdet_nni.commands.shared.work import libraries_loading, working
 from hitdet_nni.config.architecture import Architecture, load_architecture
 from hitdet_nni.config.budget_settings import BudgetKey
 from hitdet_nni.config.search_space import SearchSpace, load_search_space
@@ -66,11 +66,11 @@ def run_search(
         candidates = given or kept or whole_space(settings)
         settings, images = open_images(settings)
         tell_unused_budget(check_budget(candidates, settings, len(images.classes)))
-        load_libraries(view, settings)
-        from hitdet_nni.loggers.following import followed
-        from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
-        from hitdet_nni.pipeline.screening import screen
-        from hitdet_nni.pipeline.search import search
+        with libraries_loading(view, settings):
+            from hitdet_nni.loggers.following import followed
+            from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
+            from hitdet_nni.pipeline.screening import screen
+            from hitdet_nni.pipeline.search import search
 
         only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
         run.open(settings, force=force, resume=resume or (only_screened and not force))
@@ -130,11 +130,11 @@ def run_retraining(
                 architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images, trains=True)
         tell_unused_skeleton(architectures[0], settings, trains=True)
-        load_libraries(view, settings)
-        from hitdet_nni.loggers.following import followed
-        from hitdet_nni.pipeline.retraining import retrain_architecture
-        from hitdet_nni.training.retrain import check_start
-        from hitdet_nni.training.runner_config import STAGE
+        with libraries_loading(view, settings):
+            from hitdet_nni.loggers.following import followed
+            from hitdet_nni.pipeline.retraining import retrain_architecture
+            from hitdet_nni.training.retrain import check_start
+            from hitdet_nni.training.runner_config import STAGE
 
         check_start(settings, supernet)
         run.open(settings, force=force, resume=resume)
@@ -222,8 +222,8 @@ def run_front(
         raise InputError("exists already", source=run.front, allowed="--resume, or --force")
     with working(run.path, "front", f"{run.path}, {key}", as_json=as_json) as view:
         data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
-        load_libraries(view, settings)
-        from hitdet_nni.nas.run_front import FrontRequest, find_front
+        with libraries_loading(view, settings):
+            from hitdet_nni.nas.run_front import FrontRequest, find_front
 
         with run.timed("front"):
             return find_front(run, settings, data, FrontRequest(key, tuple(budgets), table, samples, images, force))

@@ -12,7 +12,7 @@ from pathlib import Path
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.output import write_out
-from hitdet_nni.engine.process import prepare_process, translate_io_errors
+from hitdet_nni.engine.process import prepare_process, translate_io_errors, uncollected_imports
 from hitdet_nni.engine.progress import listening
 from hitdet_nni.engine.progress_view import LineView, View, ViewHandler, view_on
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -79,8 +79,9 @@ def watched() -> Iterator[View]:
         yield view
 
 
-def load_libraries(view: View, settings: Settings) -> None:
-    """Prepare the process for computing; what is imported next takes seconds, which the view says.
+@contextmanager
+def libraries_loading(view: View, settings: Settings) -> Iterator[None]:
+    """Prepare the process for computing; what is imported within the context takes seconds, which the view says.
 
     Args:
         view: What shows the progress.
@@ -91,11 +92,13 @@ def load_libraries(view: View, settings: Settings) -> None:
     """
     if not isinstance(view, LineView):
         view.waiting("loading torch, mmdet and NNI")
-    prepare_process(settings.threads)
-    from hitdet_nni.engine.precision import Precision
+    with uncollected_imports():
+        prepare_process(settings.threads)
+        from hitdet_nni.engine.precision import Precision
 
-    Precision(settings.precision, distributed.device())
-    tell_of_cpu_presets(settings)
+        Precision(settings.precision, distributed.device())
+        tell_of_cpu_presets(settings)
+        yield
 
 
 def tell_of_cpu_presets(settings: Settings) -> None:
