@@ -16,6 +16,7 @@ from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import write_text
 from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
+from hitdet_nni.report.candidates import candidate_table
 from hitdet_nni.report.comparison import compare_runs
 from hitdet_nni.report.config_view import config_view
 from hitdet_nni.report.costs import cost_views
@@ -107,6 +108,7 @@ def render_report(run: Run, images: int) -> str:
         search_charts=search_charts(run.metrics, budget),
         samples=sample_chart(run.samples) if run.samples else None,
         front=_front(run),
+        candidates=candidate_table(run.trainings),
         training_charts=training_charts(run.training),
         precisions=AVERAGE_PRECISIONS,
         files=exported_files([(run.name, run)]),

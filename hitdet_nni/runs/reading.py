@@ -18,6 +18,7 @@ from hitdet_nni.runs.front import FrontRow, read_front
 from hitdet_nni.runs.reliability import Reliability, read_reliability
 from hitdet_nni.runs.result import Result, read_result
 from hitdet_nni.runs.run_directory import find_run
+from hitdet_nni.runs.rungs import PausedTraining, read_rungs
 from hitdet_nni.runs.samples import TriedArchitecture, read_samples
 from hitdet_nni.runs.tables import AlphaHistory, EpochMetrics, Score, read_alphas, read_metrics, read_scores
 from hitdet_nni.runs.training_log import TrainingLog, read_training_log
@@ -76,6 +77,7 @@ class Run:
         architecture: The decided architecture.
         baseline: Name of the baseline that the run trains, if it is one.
         training: The curves of the retraining.
+        trainings: The trainings by which the architecture was chosen among several, at each of their pauses.
         result: What the retraining ended with.
         weights: File of the trained weights, if it is there.
         benchmark: Accuracy and latency of the exported files, if some were measured.
@@ -95,6 +97,7 @@ class Run:
     architecture: Architecture | None
     baseline: str | None
     training: TrainingLog
+    trainings: tuple[PausedTraining, ...]
     result: Result | None
     weights: Path | None
     benchmark: Benchmark | None
@@ -144,6 +147,7 @@ def read_run(path: Path) -> Run:
         if found.baseline.is_file()
         else None,
         training=read_training_log(found.retrain),
+        trainings=read_rungs(found.rung_table) if found.rung_table.is_file() else (),
         result=read_result(found.metrics) if found.metrics.is_file() else None,
         weights=weights if weights.is_file() else None,
         benchmark=read_benchmark(found.benchmark) if found.benchmark.is_file() else None,

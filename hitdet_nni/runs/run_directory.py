@@ -36,6 +36,9 @@ _BY_STAGE = ("seconds", "warnings")
 CANDIDATES = "candidates.json"
 """Name of the file of what a choice by trainings is among."""
 
+RUNGS = "rungs.csv"
+"""Name of the table of the trainings by which it is made."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -97,6 +100,11 @@ class RunDirectory:
     def rungs(self) -> Path:
         """Folder of the trainings by which a retraining's architecture is chosen among several."""
         return self.path / "rungs"
+
+    @property
+    def rung_table(self) -> Path:
+        """Their losses where they paused, and which went on."""
+        return self.rungs / RUNGS
 
     @property
     def candidates(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import statistics
@@ -16,9 +15,10 @@ from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.errors import InputError, NonFiniteLossError
-from hitdet_nni.io import read_json, read_text, write_csv, write_json
+from hitdet_nni.io import read_json, write_json
 from hitdet_nni.nas.provenance import keep_architecture
-from hitdet_nni.runs.run_directory import CANDIDATES, RunDirectory
+from hitdet_nni.runs.run_directory import CANDIDATES, RUNGS, RunDirectory
+from hitdet_nni.runs.rungs import PausedTraining, read_rungs, write_rungs
 from hitdet_nni.studies.jobs import Job, Work, job_runner, opened
 from hitdet_nni.training.retrain import train_until
 from hitdet_nni.training.runner_config import STAGE
@@ -38,9 +38,6 @@ GO_ON = 3
 
 LEAST = 2
 """As many go on at the least, before the last pause."""
-
-COLUMNS = ("rung", "epochs", "architecture", "loss", "kept")
-"""Columns of ``rungs.csv``."""
 
 
 @dataclass(frozen=True)
@@ -207,24 +204,25 @@ def best_by_halving(
         inherit: Weights of a supernet that all start from.
 
     Raises:
-        InputError: If the choice that was begun there is among other architectures, or was begun by an earlier version.
+        InputError: If the choice that was begun there is among other architectures, or its table is damaged.
         NonFiniteLossError: If a training of several processes diverges.
     """
     note_candidates(architectures, folder)
-    table = folder / "rungs.csv"
-    rows: list[dict[str, str]] = distributed.broadcast_object(_read_rungs(table))
+    table = folder / RUNGS
+    there = read_rungs(table) if distributed.is_main() and table.exists() else ()
+    trainings: list[PausedTraining] = list(distributed.broadcast_object(there))
     left = list(architectures)
     lengths = rungs(len(architectures), settings.retrain.epochs)
     work = Work(STAGE, train_until_pause, lambda loss: {"loss": loss})
     with job_runner(work, processes, _tell) as run:
         for number, rung in enumerate(lengths, 1):
-            if not any(row["rung"] == str(number) for row in rows):
+            if not any(one.rung == number for one in trainings):
                 losses = run([UntilPause(settings, folder / one.name, one, rung.epochs, inherit) for one in left])
                 going_on = lengths[number].trained if number < len(lengths) else 1
-                rows += _ranked(number, rung, left, losses, going_on)
+                trainings += _ranked(number, rung, left, losses, going_on)
                 if distributed.is_main():
-                    write_csv(table, list(COLUMNS), rows)
-            kept = [row["architecture"] for row in rows if row["rung"] == str(number) and row["kept"] == "1"]
+                    write_rungs(table, trainings)
+            kept = [one.architecture for one in trainings if one.rung == number and one.kept]
             logger.info("epoch %d: %s go on", rung.epochs, ", ".join(kept))
             left = [one for one in left if one.name in kept]
             if distributed.is_main():
@@ -236,20 +234,12 @@ def best_by_halving(
 
 def _ranked(
     number: int, rung: Rung, architectures: Sequence[Architecture], losses: Sequence[float], going_on: int
-) -> list[dict[str, str]]:
-    """Return the rows of a pause, the best first, of which so many go on."""
+) -> list[PausedTraining]:
+    """Return the trainings at a pause, the best first, of which so many go on."""
     order = sorted(zip(losses, architectures, strict=True), key=lambda pair: pair[0])
-    rows = [(number, rung.epochs, one.name, loss, int(place < going_on)) for place, (loss, one) in enumerate(order)]
-    return [dict(zip(COLUMNS, map(str, row), strict=True)) for row in rows]
-
-
-def _read_rungs(table: Path) -> list[dict[str, str]]:
-    if not (distributed.is_main() and table.exists()):
-        return []
-    rows = list(csv.DictReader(read_text(table).splitlines()))
-    if not all(set(row) == set(COLUMNS) for row in rows):
-        raise InputError("is of an earlier version", source=table, allowed=f"the choice anew, without {table.parent}")
-    return rows
+    return [
+        PausedTraining(number, rung.epochs, one.name, loss, place < going_on) for place, (loss, one) in enumerate(order)
+    ]
 
 
 def note_candidates(architectures: Sequence[Architecture], folder: Path) -> None:

@@ -3,12 +3,13 @@
 import base64
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import astuple, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -26,6 +27,7 @@ from hitdet_nni.io import read_json, write_csv, write_json
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.report.architecture_drawing import draw_architecture
 from hitdet_nni.report.axes import number
+from hitdet_nni.report.candidates import candidate_table
 from hitdet_nni.report.page import write_comparison, write_report
 from hitdet_nni.report.precisions import AVERAGE_PRECISIONS, percent
 from hitdet_nni.runs.benchmark import FileBenchmark, Percentiles, add_benchmark
@@ -34,6 +36,7 @@ from hitdet_nni.runs.reading import read_run
 from hitdet_nni.runs.reliability import Reliability, write_reliability
 from hitdet_nni.runs.result import PRECISIONS
 from hitdet_nni.runs.run_directory import RunDirectory
+from hitdet_nni.runs.rungs import PausedTraining, write_rungs
 from hitdet_nni.runs.samples import TriedArchitecture, write_samples
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -393,6 +396,7 @@ DAMAGE = {
     "space": (lambda run: run.sub_spaces.write_text("backbone: []"), "sub_spaces.yml"),
     "architecture": (lambda run: run.architecture.write_text("{}"), "architecture.json"),
     "result": (lambda run: run.metrics.write_text("[]"), "metrics.json"),
+    "pauses": (lambda run: write_rungs(run.rung_table, [PausedTraining(1, 1, "a", math.nan, True)]), "rungs.csv"),
     "mAP": (
         lambda run: write_json(run.metrics, {"params_m": 1, "gflops": 1, "shape": [1, 1], "metrics": {}}),
         "metrics.mAP",
@@ -670,6 +674,29 @@ def test_architectures_that_were_tried_are_shown(tmp_path):
     assert "10 architectures by the weights of the supernet" in text
     assert "The found one, number 2, has the least loss with what its cost adds: 2.25, 2.25 with cost. 1 of a" in text
     assert "decided by them, but by the architectures that were tried" in page.text("alphas")
+
+
+def test_what_was_chosen_among_by_trainings_is_shown(tmp_path):
+    run = RunDirectory(write_run(tmp_path / "run"))
+    assert "Chosen among" not in write_report(run.path, images=0).read_text()
+    rows = [
+        (1, 3, "b", 0.5, 1),
+        (1, 3, "a", 0.75, 1),
+        (1, 3, "<i>", math.inf, 0),
+        (2, 6, "a", 0.25, 1),
+        (2, 6, "b", 0.4, 0),
+    ]
+    write_rungs(run.rung_table, [PausedTraining(*values, bool(kept)) for *values, kept in rows])
+    assert [astuple(one) for one in read_run(run.path).trainings] == rows
+    table = candidate_table(read_run(run.path).trainings)
+    assert table.pauses == (3, 6)
+    assert [(row.name, row.losses, row.outcome, row.chosen) for row in table.rows] == [
+        ("a", ("0.75", "0.25"), "goes on to the end", True),
+        ("b", ("0.5", "0.4"), "out after epoch 6", False),
+        ("<i>", ("diverged", "–"), "out after epoch 3", False),
+    ]
+    page = Page(write_report(run.path, images=0).read_text())
+    assert page.rows("Chosen among 3")[1] == ["a", "0.75", "0.25", "goes on to the end"]
 
 
 def test_a_front_and_the_exported_file_are_shown(tmp_path):

@@ -133,7 +133,7 @@ def test_a_pause_that_was_noted_is_not_trained_to_again(tmp_path, monkeypatch):
     assert trained == [("b", 12), ("c", 12)]
     assert not left_over.exists()  # what is out goes no further
     (tmp_path / "rungs.csv").write_text("rung,loss\n1,2\n")
-    with pytest.raises(InputError, match="is of an earlier version; allowed: the choice anew, without"):
+    with pytest.raises(InputError, match=r"is not a table of pauses; allowed: .* or the choice anew, without"):
         best_by_halving(named(*"abc"), load_settings("digits"), tmp_path)
 
 
