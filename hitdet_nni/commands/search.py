@@ -84,9 +84,10 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     show(table)
     echo("FLOPs are multiply-adds of one image")
     tell_of_cpu_presets(settings)
-    for stage, steps in stage_steps(settings, images, screens=given is None).items():
+    screened = space if given is None else None
+    for stage, steps in stage_steps(settings, images, screened).items():
         echo(f"{stage}: {steps} steps")
-    if count := pretrainings(settings, images, screens=given is None):
+    if count := pretrainings(settings, images, screened):
         often = "once" if count == 1 else f"{count} times"
         echo(f"before the supernets the backbone is pretrained {often}, for {settings.pretrain.epochs} epochs each")
 

@@ -48,22 +48,38 @@ from hitdet_nni.runs.same_settings import plain, same_run
 logger = logging.getLogger(__name__)
 
 
-def report_epoch(stage: str, record: EpochRecord) -> None:
-    """Report what was measured in an epoch to NNI; ``default`` is the validation loss."""
-    metrics = record.metrics()
-    # NNI's web UI wants the same keys throughout, and a component that a stage does not search has no signs of health.
-    ends = tuple(f"_{component}" for component in COMPONENTS)
-    signs = dict.fromkeys(name.rpartition("_")[0] for name in metrics if name.endswith(ends))
-    absent = {f"{sign}_{component}": 0.0 for sign in signs for component in COMPONENTS}
-    nni.report_intermediate_result(
-        {
-            "default": record.val_loss,
-            **absent,
-            **metrics,
-            "stage": SEARCH if stage == "search" else SCREENING,
-            "epoch": record.epoch + 1,
-        }
-    )
+class Reports:
+    """What a trial reports to NNI of its epochs; ``default`` is the validation loss.
+
+    NNI knows a report by its number. A trial that goes on counts on from those that it sent before it was stopped.
+
+    Args:
+        run: The trial's run directory.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._sent = run.reports if distributed.is_main() else 0
+        nni.trial.overwrite_intermediate_seq(self._sent)
+
+    def epoch(self, stage: str, record: EpochRecord) -> None:
+        """Report what was measured in an epoch."""
+        metrics = record.metrics()
+        # NNI's web UI wants the same keys throughout, and of a component that is not searched there are no signs.
+        ends = tuple(f"_{component}" for component in COMPONENTS)
+        signs = dict.fromkeys(name.rpartition("_")[0] for name in metrics if name.endswith(ends))
+        absent = {f"{sign}_{component}": 0.0 for sign in signs for component in COMPONENTS}
+        nni.report_intermediate_result(
+            {
+                "default": record.val_loss,
+                **absent,
+                **metrics,
+                "stage": SEARCH if stage == "search" else SCREENING,
+                "epoch": record.epoch + 1,
+            }
+        )
+        self._sent += 1
+        self._run.note_reports(self._sent)
 
 
 def adopt(run: RunDirectory, settings: Settings) -> None:
@@ -81,6 +97,7 @@ def adopt(run: RunDirectory, settings: Settings) -> None:
         with suppress(InputError), other.held():  # another trial may be at work in it, or its config be damaged
             if not same_run(read_yaml(other.config), plain(settings)):
                 continue
+            other.note_reports(0)  # NNI has none of a trial with the new id
             folder.rename(run.path)
             logger.info("going on with what trial %s left unfinished", folder.name)
             return
@@ -152,18 +169,20 @@ def _run_pipeline(run: RunDirectory, whole: SearchSpace, settings: Settings, dat
     if distributed.broadcast_object(run.metrics.exists()):
         result: dict[str, Any] = read_json(run.metrics)
         return result
+    reports = Reports(run)
     shared = RunDirectory(run.path.parent / f"screening-{screening_key(settings, whole)}")
     if not run.architecture.exists():
         tell_too_few_batches(run, settings, data)
     with run.timed("screening"):
-        rank_operators(shared, whole, settings, data, report_epoch)
+        rank_operators(shared, whole, settings, data, reports.epoch, user=run)
         if distributed.is_main():
             # Of an earlier version there may be sub-spaces; what a trial is handed depends on its budget.
             ignored = shutil.ignore_patterns(".*", shared.sub_spaces.name)
-            shutil.copytree(shared.screening, run.screening, ignore=ignored, dirs_exist_ok=True)
+            if shared.screening.is_dir():  # where there was anything to screen
+                shutil.copytree(shared.screening, run.screening, ignore=ignored, dirs_exist_ok=True)
         space = hand_on(run, whole, settings, len(data.classes))
     with run.timed("search"):
-        architecture = search(run, space, settings, data, report_epoch)
+        architecture = search(run, space, settings, data, reports.epoch)
     with run.timed("retrain"):
         return retrain_architecture(run, architecture, settings, data, resume=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hitdet_nni.config.budget_settings import BudgetKey
-from hitdet_nni.config.search_space import layer_candidates
+from hitdet_nni.config.search_space import SearchSpace, layer_candidates
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.cost.cost_model import CostModel
@@ -76,13 +76,13 @@ class Outlook:
         return f"{count_in_words(self.architectures)} of {', '.join(ranges)}"
 
 
-def stage_steps(settings: Settings, data: DetectionData, *, screens: bool) -> dict[str, int]:
+def stage_steps(settings: Settings, data: DetectionData, screened: SearchSpace | None) -> dict[str, int]:
     """Return the steps of each stage's weights; architecture parameters take as many behind their warm-up.
 
     Args:
         settings: The settings.
         data: The images.
-        screens: Whether the components are screened first.
+        screened: The space, where its components are screened first; ``None`` where the search takes a given one.
     """
     trained, half = num_trained(data, settings.data), largest_half(data, settings)
 
@@ -90,27 +90,29 @@ def stage_steps(settings: Settings, data: DetectionData, *, screens: bool) -> di
         return steps_an_epoch(images, settings.data.batch_size, distributed.world_size())
 
     found: dict[str, int] = {}
-    if screens:
+    if screened is not None:
         supernets = screening_supernets(settings, data)
         share = share_of(settings.screening, supernets, 0)
-        for components in screening_groups(settings.screening.joint):
+        for components in screening_groups(settings.screening, screened):
             found[screening_stage(components)] = supernets * share.epochs * steps_of(half)
     found["search"] = settings.search.epochs * steps_of(half)
     found["retrain"] = settings.retrain.epochs * steps_of(trained)
     return found
 
 
-def pretrainings(settings: Settings, data: DetectionData, *, screens: bool) -> int:
+def pretrainings(settings: Settings, data: DetectionData, screened: SearchSpace | None) -> int:
     """Return how often a backbone is pretrained on boxes of the data before a supernet is trained.
 
     Args:
         settings: The settings.
         data: The images.
-        screens: Whether the components are screened first.
+        screened: The space, where its components are screened first; ``None`` where the search takes a given one.
     """
     if not settings.pretrain.boxes:
         return 0
-    groups = len(screening_groups(settings.screening.joint)) if screens and settings.screening.pretrained is None else 0
+    groups = 0
+    if screened is not None and settings.screening.pretrained is None:
+        groups = len(screening_groups(settings.screening, screened))
     return groups * screening_supernets(settings, data) + (settings.search.pretrained is None)
 
 

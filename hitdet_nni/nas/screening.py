@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from hitdet_nni.config.screening_settings import ScreeningSettings
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, component_of
 from hitdet_nni.data.sources import DetectionData
@@ -59,9 +60,19 @@ def _ranked(epoch: int, scores: Mapping[str, float], left: Container[str]) -> li
     return [Score(epoch, name, scores[name], rank, removed=name not in left) for rank, name in enumerate(order, 1)]
 
 
-def screening_groups(joint: bool) -> list[tuple[Component, ...]]:
-    """Return the components screened at once: one after the other as in section 4.2, or all in one supernet."""
-    return [COMPONENTS] if joint else [(component,) for component in COMPONENTS]
+def screening_groups(
+    settings: ScreeningSettings, space: Mapping[Component, Sequence[str]]
+) -> list[tuple[Component, ...]]:
+    """Return the components screened at once: one after the other as in section 4.2, or all in one supernet.
+
+    A component that has no more operators than are kept of it needs no screening.
+
+    Args:
+        settings: The ``screening`` section.
+        space: Candidate names of each component.
+    """
+    screened = tuple(one for one in COMPONENTS if len(space[one]) > getattr(settings.keep, one))
+    return [(one,) for one in screened] if not settings.joint else [screened] if screened else []
 
 
 def screening_name(components: Sequence[Component]) -> str:

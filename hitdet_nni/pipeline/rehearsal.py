@@ -132,7 +132,7 @@ def rehearse(
         found = search(run, screen(run, space, short, few) if screens else space, short, few)
         retrain_architecture(run, found, short, few)
     seconds: dict[str, float] = defaultdict(float)
-    for stage, course in _courses(settings, data, operators, screens=screens):
+    for stage, course in _courses(settings, data, operators, space if screens else None):
         seconds[stage.partition(",")[0]] += clock.seconds(stage, course, len(few.val.image_ids))
     return Rehearsal(seconds, max(distributed.gather(peak_memory(distributed.device()))))
 
@@ -182,22 +182,24 @@ def _shortened(settings: Settings, data: DetectionData, operators: int) -> Setti
     return settings.model_copy(update=changed)
 
 
-def _courses(settings: Settings, data: DetectionData, operators: int, *, screens: bool) -> Iterator[tuple[str, Course]]:
+def _courses(
+    settings: Settings, data: DetectionData, operators: int, screened: SearchSpace | None
+) -> Iterator[tuple[str, Course]]:
     """Yield the stages, and the trying of architectures within them, as they are to go on."""
     half, val = largest_half(data, settings), len(data.val.image_ids)
-    steps = stage_steps(settings, data, screens=screens)
+    steps = stage_steps(settings, data, screened)
 
     def tried(samples: int, images: int) -> Course:
         """Return the trying of some architectures, by batches as large as the rehearsal's."""
         at_once = STEPS * settings.data.batch_size * distributed.world_size()
         return Course(1, samples * min(images, half) / at_once)
 
-    if screens:
+    if screened is not None:
         supernets = screening_supernets(settings, data)
         share = share_of(settings.screening, supernets, operators)
         epochs = supernets * share.epochs
         by_samples = share.rank_by == "samples"
-        for components in screening_groups(share.joint):
+        for components in screening_groups(share, screened):
             stage = screening_stage(components)
             resting = 0 if by_samples else supernets * share.warmup_epochs
             yield stage, Course(epochs, steps[stage] / epochs, resting, epochs * val)

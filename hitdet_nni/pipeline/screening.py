@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from hitdet_nni.config.search_space import SearchSpace, load_search_space, save_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
+from hitdet_nni.config.validation import validated
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.progress import Progress, tell
-from hitdet_nni.io import locked
+from hitdet_nni.io import locked, read_json, write_json
 from hitdet_nni.nas.affordable import affordable
 from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.checks import budget_cost_model, check_budget
@@ -45,6 +48,15 @@ def screening_key(settings: Settings, space: SearchSpace) -> str:
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:12]
 
 
+class Notes(BaseModel):
+    """``screening/*_notes.json``: what a part of a screening says beside its scores."""
+
+    model_config = ConfigDict(frozen=True)
+
+    warnings: list[str] = Field(description="what the signs of health give reason to doubt, one line each")
+    activations: dict[Component, str] = Field(description="how the layers of each component were computed")
+
+
 @dataclass(frozen=True)
 class Screening:
     """The part of a screening that one supernet does.
@@ -68,6 +80,11 @@ class Screening:
             return run.scores(component)
         return run.supernet_scores(component, self.supernet)
 
+    def notes(self, run: RunDirectory) -> Path:
+        """Return the file of what is to be told of it in the metadata of every run that uses its scores."""
+        number = "" if self.supernet is None else f"_supernet_{self.supernet}"
+        return run.screening / f"{screening_name(self.components)}{number}_notes.json"
+
     def is_done(self, run: RunDirectory) -> bool:
         """Whether all its scores are there."""
         return all(self.scores(run, component).exists() for component in self.components)
@@ -81,6 +98,7 @@ class ScreeningWork:
 
     Attributes:
         run: Where it is written.
+        user: The run that uses it, whose metadata tell of it; the same one, or one of several that share it.
         space: The operators of each component.
         settings: All settings.
         data: The images.
@@ -88,6 +106,7 @@ class ScreeningWork:
     """
 
     run: RunDirectory
+    user: RunDirectory
     space: SearchSpace
     settings: Settings
     data: DetectionData
@@ -136,8 +155,8 @@ class ScreeningWork:
             partial(with_pretrained_backbone, run),
         )
         if distributed.is_main():
-            run.note_warnings(part.stage, screened.warnings)
-            run.note_activations(part.stage, screened.activations)
+            notes = {"warnings": list(screened.warnings), "activations": dict(screened.activations)}
+            write_json(part.notes(run), notes)
             for component in components:
                 write_scores(part.scores(run, component), screened.scores(component))
             clear_training(run, part.stage)
@@ -147,15 +166,27 @@ class ScreeningWork:
         """Write the scores of components by the mean of several supernets, and how far these agree.
 
         Removes what one that was killed behind its result has left. Runs that share the directory all do the same.
+
+        Raises:
+            InputError: If scores or notes are damaged.
         """
         parts = self.parts(components)
         if distributed.is_main():
             for part in parts:
                 clear_training(self.run, part.stage)
+                self._note(part)
             if len(parts) > 1:
                 for component in components:
                     self._join(component, parts)
         distributed.barrier()
+
+    def _note(self, part: Screening) -> None:
+        """Tell of a part that has ended in the metadata of the run that uses it."""
+        file = part.notes(self.run)
+        if file.is_file():  # an earlier version has written it to the metadata itself
+            notes = validated(Notes, file, read_json(file))
+            self.user.note_warnings(part.stage, notes.warnings)
+            self.user.note_activations(part.stage, notes.activations)
 
     def _join(self, component: Component, parts: Sequence[Screening]) -> None:
         """Write the scores of a component by the mean of several supernets, and how far these agree."""
@@ -166,7 +197,7 @@ class ScreeningWork:
         run.write_scores(component, mean_scores(tables, operators, getattr(self.settings.screening.keep, component)))
         sentence = found.sentence(component, remedies(self.settings))
         doubtful = found.better_than_chance is False
-        run.note_warnings(f"screening {component}", [sentence] if doubtful else [])
+        self.user.note_warnings(f"screening {component}", [sentence] if doubtful else [])
         logger.log(logging.WARNING if doubtful else logging.INFO, "screening %s", sentence)
 
 
@@ -174,6 +205,8 @@ def screen(
     run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
 ) -> SearchSpace:
     """Screen every component that ``run`` has no scores of yet, and write ``screening/sub_spaces.yml``.
+
+    A component that has no more operators than are kept of it is not screened.
 
     Returns:
         What :func:`hand_on` does.
@@ -191,11 +224,26 @@ def screen(
 
 
 def rank_operators(
-    run: RunDirectory, space: SearchSpace, settings: Settings, data: DetectionData, on_epoch: OnEpoch = ignore_epoch
+    run: RunDirectory,
+    space: SearchSpace,
+    settings: Settings,
+    data: DetectionData,
+    on_epoch: OnEpoch = ignore_epoch,
+    *,
+    user: RunDirectory | None = None,
 ) -> None:
-    """Write the scores of every component that ``run`` has none of yet, together with other runs that do so."""
-    work = ScreeningWork(run, space, settings, data, on_epoch)
-    groups = screening_groups(settings.screening.joint)
+    """Write the scores of every screened component that ``run`` has none of, together with others that do so.
+
+    Args:
+        run: Where the scores are written.
+        space: The operators of each component.
+        settings: All settings.
+        data: The images.
+        on_epoch: Called with each epoch.
+        user: The run whose metadata tell of the screening, where several share it.
+    """
+    work = ScreeningWork(run, user or run, space, settings, data, on_epoch)
+    groups = screening_groups(settings.screening, space)
     parts = [part for components in groups for part in work.parts(components)]
     wait = False
     while pending := work.pending(parts):
@@ -230,13 +278,14 @@ def hand_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_class
 
 
 def _handed_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_classes: int) -> SearchSpace:
-    kept: SearchSpace = {component: run.kept_operators(component) for component in COMPONENTS}
+    screened = [one for group in screening_groups(settings.screening, space) for one in group]
+    kept: SearchSpace = {one: run.kept_operators(one) if one in screened else list(space[one]) for one in COMPONENTS}
     if settings.search.budget is None:
         return kept
-    reserve = {
-        component: [name for name in ranked(read_scores(run.scores(component)), space[component]) if name not in names]
-        for component, names in kept.items()
-    }
+    reserve: SearchSpace = {component: [] for component in COMPONENTS}
+    for component in screened:
+        order = ranked(read_scores(run.scores(component)), space[component])
+        reserve[component] = [name for name in order if name not in kept[component]]
     model = budget_cost_model(settings.skeleton, num_classes, settings.search.budget)
     return affordable(kept, reserve, Budget(model, space, settings.search.budget))
 
@@ -250,7 +299,7 @@ def screen_group(
     on_epoch: OnEpoch = ignore_epoch,
 ) -> None:
     """Screen some components at once and write their scores; goes on from what is there."""
-    work = ScreeningWork(run, space, settings, data, on_epoch)
+    work = ScreeningWork(run, run, space, settings, data, on_epoch)
     for part in work.pending(work.parts(components)):
         work.do(part)
     work.finish(components)

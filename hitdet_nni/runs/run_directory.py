@@ -327,7 +327,7 @@ class RunDirectory:
 
     def note_warnings(self, stage: str, warnings: Sequence[str]) -> None:
         """Put what a stage's signs of health give reason to doubt into the metadata, if the directory has any."""
-        if self.metadata.is_file():  # a screening that trials share has none; its warnings are in their logs
+        if self.metadata.is_file():
             metadata = self._read_metadata()
             metadata["warnings"][stage] = list(warnings)
             write_json(self.metadata, metadata)
@@ -338,6 +338,15 @@ class RunDirectory:
             metadata = self._read_metadata()
             metadata["images"] = {"train": train, "val": val}
             write_json(self.metadata, metadata)
+
+    @property
+    def reports(self) -> int:
+        """How many intermediate results its trial has reported to NNI."""
+        return int(self._read_metadata().get("reports", 0))
+
+    def note_reports(self, count: int) -> None:
+        """Put that number into the metadata."""
+        write_json(self.metadata, {**self._read_metadata(), "reports": count})
 
     def note_activations(self, stage: str, activations: Mapping[Component, str]) -> None:
         """Put how each component of a stage's supernet was computed into the metadata, if the directory has any."""

@@ -88,7 +88,9 @@ def retrained(folder, stages):
 
 def test_search_leaves_every_file_of_a_run(found):
     files = {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file() and path.suffix != ".lock"}
-    screening = {f"screening/{component}{part}" for component in COMPONENTS for part in (".csv", "_halves.json")}
+    screening = {
+        f"screening/{component}{part}" for component in COMPONENTS for part in (".csv", "_halves.json", "_notes.json")
+    }
     assert files == screening | {
         "screening/sub_spaces.yml",
         "config.yml",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import nni
 import pytest
@@ -33,7 +34,7 @@ def config(tmp_path):
         "extends": "tiny",
         "space": "space.yml",
         "data": {"train": 16, "val": 4},
-        "screening": {"keep": {"backbone": 2, "neck": 2, "head": 2}},
+        "screening": {"keep": {"backbone": 2, "neck": 1, "head": 2}},
         "retrain": {"epochs": 1},
     }
     path = tmp_path / "config.yml"
@@ -45,12 +46,13 @@ class Recorder:
     """Stands where NNI's manager would: gives parameters, takes reports."""
 
     def __init__(self, monkeypatch, trial_id, parameters):
-        self.intermediate, self.final = [], []
+        self.intermediate, self.final, self.first = [], [], []
         monkeypatch.setattr(nni, "get_next_parameter", lambda: parameters)
         monkeypatch.setattr(nni, "get_experiment_id", lambda: "exp")
         monkeypatch.setattr(nni, "get_trial_id", lambda: trial_id)
         monkeypatch.setattr(nni, "report_intermediate_result", self.intermediate.append)
         monkeypatch.setattr(nni, "report_final_result", self.final.append)
+        monkeypatch.setattr(nni.trial, "overwrite_intermediate_seq", self.first.append)
 
 
 def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch, config):
@@ -61,7 +63,7 @@ def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch
     trial.run_trial(str(config), runs)
 
     stages = [[report["stage"] for report in recorder.intermediate] for recorder in (first, second)]
-    assert stages == [[1] * 6 + [2] * 2, [2] * 2]
+    assert stages == [[1] * 4 + [2] * 2, [2] * 2]
     for report in first.intermediate + second.intermediate:
         keys = {"default", "val_loss", "train_loss", "gflops", "cost_weight", "seconds", "stage", "epoch"}
         keys |= {"decoded_gflops", "decoded_to_expected"}
@@ -80,6 +82,13 @@ def test_trials_report_every_epoch_and_share_the_screening(tmp_path, monkeypatch
         assert final["params_m"] * 1e6 == architecture["provenance"]["cost"][0]["params"]["total"]
         assert final["gflops"] * 1e9 == architecture["provenance"]["cost"][0]["flops"]["total"]
         assert yaml.safe_load((run / "config.yml").read_text())["search"]["flops_weight"] == weight
+        noted = json.loads((run / "metadata.json").read_text())
+        stages = {
+            *(f"screening {component}" for component in ("backbone", "neck")),
+            "search",
+        }  # both are told of what they share
+        assert set(noted["activations"]) == stages
+        assert stages <= set(noted["warnings"])
     spaces = [(runs / "exp" / name / "screening" / "sub_spaces.yml").read_bytes() for name in ("one", "two")]
     assert spaces[0] == spaces[1]
 
@@ -103,6 +112,23 @@ def test_a_one_stage_trial_ends_in_a_plain_retinanet(tmp_path, monkeypatch, conf
     params = found.provenance.cost[0].params
     parts = {"backbone": plain.backbone, "neck": plain.neck, "head": plain.bbox_head, "total": plain}
     assert {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()} | {"rpn": 0} == params
+
+
+def test_a_trial_that_goes_on_counts_its_reports_on(tmp_path, monkeypatch, config, tiny_settings):
+    """NNI keeps a report under its number: those of before would be overwritten."""
+    run = RunDirectory(tmp_path / "exp" / "one")
+    run.open(tiny_settings)
+    record = SimpleNamespace(val_loss=1.0, epoch=0, metrics=lambda: {"entropy_neck": 0.5})
+    recorder = Recorder(monkeypatch, "one", {})
+    for life, epochs in enumerate((2, 1, 3)):
+        reports = trial.Reports(run)
+        for _ in range(epochs):
+            reports.epoch("search", record)
+        assert recorder.first == [0, 2, 3][: life + 1]
+    assert len(recorder.intermediate) == run.reports == 6
+    (tmp_path / "exp" / "two").parent.mkdir(exist_ok=True)
+    trial.adopt(RunDirectory(tmp_path / "exp" / "two"), tiny_settings)
+    assert RunDirectory(tmp_path / "exp" / "two").reports == 0  # NNI has none of this id
 
 
 def test_a_bad_parameter_is_one_line(tmp_path, monkeypatch, config, capsys):

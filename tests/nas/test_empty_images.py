@@ -80,7 +80,7 @@ def test_which_images_are_trained_on(data, filtered, images):
     exported = loader_config(data.train, settings.data, settings.skeleton, training=True)
     assert exported["dataset"]["filter_cfg"]["filter_empty_gt"] == filtered
     assert num_trained(data, settings.data) == images
-    steps = stage_steps(settings, data, screens=False)
+    steps = stage_steps(settings, data, None)
     assert steps == {"search": settings.search.epochs * images // 4, "retrain": images // 2}
 
 

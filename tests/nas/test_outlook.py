@@ -6,7 +6,7 @@ import pytest
 from tables import made_up_table
 
 from hitdet_nni import cli
-from hitdet_nni.config.search_space import layer_candidates, save_search_space
+from hitdet_nni.config.search_space import layer_candidates, load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import LatencyTable
@@ -47,10 +47,16 @@ def test_steps_of_the_stages(tiny_data):
     """16 images: two steps of 4 an epoch in each half, four in a retraining."""
     values = {"data.train": 16, "data.val": 4, "screening.epochs": 3, "search.epochs": 5, "retrain.epochs": 7}
     steps = {f"screening {component}": 6 for component in ("backbone", "neck", "head")}
-    assert stage_steps(load_settings("tiny", values), tiny_data, screens=True) == {**steps, "search": 10, "retrain": 28}
+    full = load_search_space("full")
+    assert stage_steps(load_settings("tiny", values), tiny_data, full) == {**steps, "search": 10, "retrain": 28}
     joint = load_settings("tiny", {**values, "screening.joint": True, "screening.supernets": 2})
-    assert stage_steps(joint, tiny_data, screens=True)["screening backbone+neck+head"] == 8  # two of two epochs each
-    assert set(stage_steps(joint, tiny_data, screens=False)) == {"search", "retrain"}
+    assert stage_steps(joint, tiny_data, full)["screening backbone+neck+head"] == 8  # two of two epochs each
+    assert set(stage_steps(joint, tiny_data, {**full, "neck": full["neck"][:8]})) == {
+        "screening backbone+head",
+        "search",
+        "retrain",
+    }
+    assert set(stage_steps(joint, tiny_data, None)) == {"search", "retrain"}
 
 
 def test_a_dry_run_says_it_and_writes_nothing(tmp_path, capsys, caplog):

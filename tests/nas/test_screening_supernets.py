@@ -148,5 +148,5 @@ def test_one_supernet_leaves_the_files_of_old(settings, tiny_data, tmp_path):
     run = RunDirectory(tmp_path / "single")
     alone = settings.model_copy(update={"screening": settings.screening.model_copy(update={"supernets": 1})})
     screen_group(run, ("head",), SPACE, alone, tiny_data)
-    assert set(content(run)) == {"head.csv", "head_halves.json"}
+    assert set(content(run)) == {"head.csv", "head_halves.json", "head_notes.json"}
     assert {score.epoch for score in read_scores(run.scores("head"))} == {0, 1}

@@ -12,6 +12,7 @@ from hitdet_nni.nas import supernet
 from hitdet_nni.nas.screening import screen_components, screening_groups, screening_seed
 from hitdet_nni.nas.supernet import Phase, train_supernet
 from hitdet_nni.pipeline.screening import screen
+from hitdet_nni.report.page import write_report
 from hitdet_nni.runs.run_directory import RunDirectory
 
 SPACE = {
@@ -21,7 +22,13 @@ SPACE = {
 }
 
 
-SETTINGS = {"data.train": 16, "data.val": 4, "screening.keep.backbone": 2, "screening.keep.neck": 1}
+SETTINGS = {
+    "data.train": 16,
+    "data.val": 4,
+    "screening.keep.backbone": 2,
+    "screening.keep.neck": 1,
+    "screening.keep.head": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +124,44 @@ def test_joint_screening_trains_one_supernet(settings, tiny_data, tmp_path):
     space = screen(run, SPACE, joint, tiny_data, lambda stage, record: stages.append((stage, set(record.scores))))
     assert stages == [("screening backbone+neck+head", set(COMPONENTS))] * settings.screening.epochs
     for component, kept in space.items():
-        assert len(kept) == min(getattr(settings.screening.keep, component), len(SPACE[component]))
+        assert len(kept) == getattr(settings.screening.keep, component)
         assert kept == run.kept_operators(component)
     assert load_search_space(run.sub_spaces) == {component: list(kept) for component, kept in space.items()}
     assert screen(run, SPACE, joint, tiny_data, lambda stage, record: pytest.fail(stage)) == space
 
 
+@pytest.mark.parametrize(("rank_by", "joint"), [("samples", True), ("probability", False)])
+def test_a_component_of_one_operator_is_not_screened(rank_by, joint, settings, tiny_data, tmp_path):
+    update = {"joint": joint, "rank_by": rank_by, "samples": 3, "sample_images": 4}
+    settings = settings.model_copy(update={"screening": settings.screening.model_copy(update=update)})
+    run, stages = RunDirectory(tmp_path), []
+    run.open(settings)
+    space = screen(run, {**SPACE, "head": ["sep_k3_d1"]}, settings, tiny_data, lambda stage, _: stages.append(stage))
+    expected = ["screening backbone+neck"] if joint else ["screening backbone", "screening neck"]
+    assert list(dict.fromkeys(stages)) == expected
+    assert {component: len(names) for component, names in space.items()} == {"backbone": 2, "neck": 1, "head": 1}
+    assert space["head"] == ["sep_k3_d1"]
+    assert not run.scores("head").exists()
+    page = write_report(run.path, images=0).read_text()
+    assert "The head was not screened: it has no more operators than are kept, sep_k3_d1." in page
+
+
 def test_screenings_have_seeds_of_their_own():
-    groups = [*screening_groups(False), *screening_groups(True)]
+    screening, full = load_settings("tiny").screening, load_search_space("full")
+    joint = screening.model_copy(update={"joint": True})
+    groups = [*screening_groups(screening, full), *screening_groups(joint, full)]
     assert groups == [("backbone",), ("neck",), ("head",), COMPONENTS]
     assert len({screening_seed(0, components) for components in groups}) == 4
+
+
+def test_what_is_kept_whole_needs_no_screening():
+    screening, full = load_settings("tiny").screening, load_search_space("full")
+    joint = screening.model_copy(update={"joint": True})
+    few = {**full, "neck": full["neck"][:8], "head": full["head"][:1]}
+    assert screening_groups(screening, few) == screening_groups(joint, few) == [("backbone",)]
+    assert screening_groups(joint, {**full, "head": full["head"][:8]}) == [("backbone", "neck")]
+    none = {component: names[:8] for component, names in full.items()}
+    assert screening_groups(screening, none) == screening_groups(joint, none) == []
 
 
 def test_a_space_of_one_operator_a_component_is_refused(settings, tiny_data, refused):

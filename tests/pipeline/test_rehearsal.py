@@ -52,7 +52,8 @@ def test_steps_that_rest_move_and_evaluations_are_counted_apart(at):
 def test_what_is_foreseen_is_what_a_run_does(rank_by, tmp_path, capsys):
     """Steps, samples and evaluations of a run, the rehearsal's own, are those that are foreseen of its settings."""
     names = ["sep_k3_d1", "conv_k3_d1", "ir_k3_d1_e3"]
-    save_search_space(dict.fromkeys(("backbone", "neck", "head"), names), tmp_path / "space.yml")
+    whole = dict.fromkeys(("backbone", "neck", "head"), names)
+    save_search_space(whole, tmp_path / "space.yml")
     space = str(tmp_path / "space.yml")
     chosen = {"screening.rank_by": rank_by, "screening.joint": True, "search.decode": "samples", "space": space}
     chosen |= {f"screening.keep.{component}": 2 for component in ("backbone", "neck", "head")}
@@ -74,7 +75,7 @@ def test_what_is_foreseen_is_what_a_run_does(rank_by, tmp_path, capsys):
     few = _few_images(settings, data, tmp_path)
     assert (len(few.train.image_ids), len(few.val.image_ids)) == (16, 8)
     short = _shortened(settings, data, 3)
-    courses = dict(_courses(short, few, 3, screens=True))
+    courses = dict(_courses(short, few, 3, whole))
     assert len(courses) == (5 if rank_by == "samples" else 4)
     for stage, course in courses.items():
         assert sum(map(len, clock.steps[stage].values())) == course.epochs * course.steps, stage

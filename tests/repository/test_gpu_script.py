@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from hitdet_nni.config.search_space import load_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.nas.outlook import screening_supernets, stage_steps
@@ -271,14 +272,19 @@ def test_steps_of_a_search_are_what_it_makes(scripts):
     for size in (*search.SIZES, search.TOY):
         settings = load_settings(size.config, size.changes)
         data = open_data(settings.data, settings.seed, settings.skeleton.input_size)
-        steps = stage_steps(settings, data, screens=size.screened)
+        steps = stage_steps(settings, data, load_search_space("full") if size.screened else None)
         assert size.steps == (sum(steps.values()) - steps["retrain"], steps["retrain"]), size.name
         assert size.images == len(data.train.image_ids)
         supernets, sampled = screening_supernets(settings, data), 0
         if size.screened and settings.screening.rank_by == "samples":
             share = share_of(settings.screening, supernets, 32)
             batches = math.ceil(share.sample_images / settings.data.batch_size)
-            sampled = len(screening_groups(settings.screening.joint)) * supernets * share.samples * batches
+            sampled = (
+                len(screening_groups(settings.screening, load_search_space("full")))
+                * supernets
+                * share.samples
+                * batches
+            )
         assert size.samples == sampled, size.name
 
 
