@@ -19,7 +19,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="ID",
         help="go on with a stopped experiment instead of starting a new one",
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where trials write results (default: runs)")
+    parser.add_argument(
+        "--runs", type=Path, help="where trials write results (default: what their command says, else runs)"
+    )
     parser.add_argument("--port", type=int, help="port of the web UI (default: a free one)")
     parser.add_argument("--node-options", action="store_true", help="print NODE_OPTIONS for a nnictl called by hand")
 
@@ -46,10 +48,12 @@ def run(options: Namespace) -> int:
     if options.node_options:
         echo(node_options(os.environ.get("NODE_OPTIONS", "")))
         return 0
-    if (options.file is None) == (options.stopped is None):
+    if options.file is None and options.stopped is None:
         raise InputError("is missing", key="the experiment", allowed="an experiment file, or one to --resume")
+    if options.file is not None and options.stopped is not None:
+        raise InputError(f"is given beside {options.file}", key="--resume", allowed="one of them")
     if options.port is not None and not 0 < options.port < 65536:
         raise InputError(f"{options.port} is not a TCP port", source="--port", allowed="1 to 65535")
     config = load_stopped(options.stopped) if options.stopped else load_config(options.file)
     import_guard.check()  # before NNI starts trials that cannot run
-    return experiment.run(config, options.runs, options.port)
+    return experiment.run(config, options.runs or config.runs or Path("runs"), options.port)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentParser, Namespace
 
 from hitdet_nni.commands.shared.options import add_config, add_file
+
+logger = logging.getLogger(__name__)
 
 HELP_ORDER = 70
 HELP = "write a self-contained mmdet config of an architecture"
@@ -42,6 +45,9 @@ def run(options: Namespace) -> None:
     tell_unused_skeleton(architecture, settings, trains=True)
     prepare_process(settings.threads)
     from hitdet_nni.training.retrain import export_config
+    from hitdet_nni.training.runner_config import not_in_a_plain_config
 
     write_text(options.out, export_config(architecture, settings, images))
+    if left_out := not_in_a_plain_config(settings):
+        logger.warning("%s does not say %s, by which retrain trains", options.out, ", ".join(left_out))
     echo(str(options.out))

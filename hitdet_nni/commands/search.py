@@ -72,7 +72,7 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     from rich.table import Table
 
     from hitdet_nni.cost.units import UNITS
-    from hitdet_nni.nas.outlook import Outlook, count_in_words, pretrainings, stage_steps
+    from hitdet_nni.nas.outlook import Outlook, count_in_words, pretrainings, stage_steps, tell_long_warmup
 
     model = budget_cost_model(settings.skeleton, len(images.classes), settings.search.budget)
     outlook = Outlook.of(model, space)
@@ -84,6 +84,7 @@ def _tell_outlook(settings: Settings, given: SearchSpace | None) -> None:
     show(table)
     echo("FLOPs are multiply-adds of one image")
     tell_of_cpu_presets(settings)
+    tell_long_warmup(settings, images)
     screened = space if given is None else None
     for stage, steps in stage_steps(settings, images, screened).items():
         echo(f"{stage}: {steps} steps")

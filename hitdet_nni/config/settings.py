@@ -152,6 +152,11 @@ class Settings(Section):
     def _stages_agree(self) -> Settings:
         if self.pretrain.boxes and self.batch_norm == "frozen":
             raise ValueError("pretrain.boxes is true and batch_norm is 'frozen', which needs statistics: give local")
+        if self.data.batch_size == 1 and self.skeleton.padded_size == (32, 32) and self.batch_norm != "frozen":
+            raise ValueError(
+                "data.batch_size is 1 and skeleton.input_size leaves one pixel at stride 32, which has no "
+                "variance: give 2 images or more, a larger size, or batch_norm frozen"
+            )
         depths = self.screening.depths
         if depths is not None and len(depths) != len(self.skeleton.depths):
             raise ValueError(

@@ -106,16 +106,21 @@ class FrozenLevelBatchNorm2d(_Frozen, LevelBatchNorm2d):
 
 
 _CLASSES: dict[BatchNormMode, dict[type[nn.Module], type[nn.BatchNorm2d]]] = {
-    "local": {},
-    "synced": {nn.BatchNorm2d: SyncedBatchNorm2d},
-    "frozen": {nn.BatchNorm2d: FrozenBatchNorm2d, LevelBatchNorm2d: FrozenLevelBatchNorm2d},
+    "local": {nn.SyncBatchNorm: nn.BatchNorm2d},
+    "synced": {nn.BatchNorm2d: SyncedBatchNorm2d, nn.SyncBatchNorm: SyncedBatchNorm2d},
+    "frozen": {
+        nn.BatchNorm2d: FrozenBatchNorm2d,
+        nn.SyncBatchNorm: FrozenBatchNorm2d,
+        LevelBatchNorm2d: FrozenLevelBatchNorm2d,
+    },
 }
 
 
 def apply_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:
     """Make every batch normalisation inside ``module`` take its statistics as ``mode`` says.
 
-    Another layer takes the place of each; parameters, buffers and the keys of the state dict stay.
+    Another layer takes the place of each, of torch's ``SyncBatchNorm`` too, which some baselines have; parameters,
+    buffers and the keys of the state dict stay.
 
     Args:
         module: A detector, a supernet or a classifier.
@@ -136,7 +141,7 @@ def apply_batch_norm(module: nn.Module, mode: BatchNormMode) -> None:
 def _converted(classes: Mapping[type[nn.Module], type[nn.BatchNorm2d]], module: nn.Module) -> nn.Module:
     """Return a batch normalisation of the class that stands in for the module's, if there is one."""
     kind = classes.get(type(module))
-    if kind is None or not isinstance(module, nn.BatchNorm2d):
+    if kind is None or not isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
         return module
     if isinstance(module, LevelBatchNorm2d):
         levels = FrozenLevelBatchNorm2d(module.num_features, len(module.running_mean))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
     """
     with whole_file(path) as stream:
         torch.save({"state_dict": dict(state)}, stream)
+
+
+def name_of_weights(path: Path) -> str:
+    """Return what a checkpoint calls weights that a training starts from: the file's name, and its content's digest."""
+    return f"the weights of {path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def read_state(path: Path, *, allowed: str = f"a file such as {WEIGHTS_FILE} of a retraining") -> dict[str, Any]:

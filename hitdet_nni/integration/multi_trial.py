@@ -27,6 +27,7 @@ from hitdet_nni.engine.recalibration import recalibrate
 from hitdet_nni.engine.weights_file import save_weights
 from hitdet_nni.errors import InputError
 from hitdet_nni.integration.nni_results import complete_sample, describe_sample, require_detector_space
+from hitdet_nni.integration.nni_words import final_report
 from hitdet_nni.io import WEIGHTS_FILE
 from hitdet_nni.model.detector import HitDetectorSpace, build_detector
 from hitdet_nni.nas.evaluator import detection_loss
@@ -78,7 +79,7 @@ def retrain_sample(
         run.open(settings, resume=True)
         save_architecture(architecture, run.architecture)
         result = retrain_architecture(run, architecture, settings, data, report, resume=True)
-    nni.report_final_result({"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}})
+    nni.report_final_result(final_report(result))
     return float(result["mAP"])
 
 

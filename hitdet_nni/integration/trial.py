@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from hitdet_nni.engine.process import keep_imports, prepare_process, translate_i
 from hitdet_nni.engine.progress import listening, written
 from hitdet_nni.engine.progress_view import LineView
 from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
-from hitdet_nni.integration.nni_words import SCREENING, SEARCH
+from hitdet_nni.integration.nni_words import SCREENING, SEARCH, final_report
 from hitdet_nni.io import read_json, read_yaml
 from hitdet_nni.loggers.following import followed
 from hitdet_nni.loggers.packages import install, is_available, require_package
@@ -116,7 +116,7 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     """
     distributed.init()
     parameters = distributed.broadcast_object((nni.get_next_parameter() or {}) if distributed.is_main() else None)
-    settings = load_settings(config, parameters)
+    settings = _settings(config, parameters)
     require_package(settings.logger)
     prepare_process(settings.threads)
     keep_imports()
@@ -129,16 +129,37 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
         adopt(run, settings)
     # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
     with run.held(wait=True) if distributed.is_main() else nullcontext():
-        run.open(settings, force=force, resume=not force)
+        _open(run, settings, force)
         with _shown(run), followed(run, settings):
             result = _run_pipeline(run, whole, settings, data)
     if distributed.is_main():
-        final = {"default": result["mAP"], **{key: result[key] for key in ("mAP", "params_m", "gflops")}}
-        nni.report_final_result(final)
+        nni.report_final_result(final_report(result))
         logger.info("report: %s", write_report(run.path))
         write_curves(run)
     logger.info("mAP %.3f, %s", result["mAP"], run.architecture)
     distributed.destroy()
+
+
+def _settings(config: str, parameters: Mapping[str, object]) -> Settings:
+    """Return the settings of a trial; where one of the tuner's parameters is bad, that is said of them."""
+    try:
+        return load_settings(config, parameters)
+    except InputError as error:
+        if error.source != "--set":
+            raise
+        source = "the tuner's parameters"
+        raise InputError(error.problem, source=source, key=error.key, allowed=error.allowed) from None
+
+
+def _open(run: RunDirectory, settings: Settings, force: bool) -> None:
+    """Open the run directory; of one with other settings it is said what a trial can do."""
+    try:
+        run.open(settings, force=force, resume=not force)
+    except InputError as error:
+        if error.source != str(run.config):
+            raise
+        allowed = "the config as it was, a new experiment, or --force in the trial's command"
+        raise InputError(error.problem, source=error.source, allowed=allowed) from None
 
 
 def write_curves(run: RunDirectory) -> None:

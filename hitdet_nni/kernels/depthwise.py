@@ -123,6 +123,8 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilati
         dilation: Dilation of the forward pass.
     """
     kernel_size, pixels = weight.shape[-1], x.shape[2] * x.shape[3]
+    if not len(x):
+        return torch.zeros_like(weight)
     if x.device.type == "cpu":
         if kernel_size > 3 or (dilation > 1 and (stride > 1 or pixels < INTERLEAVE_PIXELS)):
             if stride == 1:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hitdet_nni.kernels import depthwise
+from hitdet_nni.kernels.depthwise import padding
 
 
 class _Convolution(torch.autograd.Function):
@@ -49,15 +50,25 @@ class DepthwiseConv2d(nn.Conv2d):
         return result
 
 
+def _is_of_a_block(module: nn.Conv2d) -> bool:
+    """Whether rows and columns are treated alike, and zeros around the map keep its size at stride 1."""
+    pairs = (module.kernel_size, module.stride, module.dilation)
+    if any(rows != columns for rows, columns in pairs) or module.padding_mode != "zeros":
+        return False
+    size, stride, dilation = (rows for rows, _ in pairs)
+    reach = padding(size, dilation)
+    return size % 2 == 1 and (module.padding == (reach, reach) or (module.padding == "same" and stride == 1))
+
+
 def fast_depthwise(module: nn.Module) -> nn.Module:
-    """Return a :class:`DepthwiseConv2d` with the kernels of a depthwise convolution; another module as it is.
+    """Return a :class:`DepthwiseConv2d` with the kernels of a depthwise convolution of a block; others as they are.
 
     For :func:`~hitdet_nni.model.replacement.replace_modules`.
     """
     if type(module) is not nn.Conv2d or module.bias is not None:
         return module
     channels = module.in_channels
-    if not module.groups == channels == module.out_channels > 1:
+    if not module.groups == channels == module.out_channels > 1 or not _is_of_a_block(module):
         return module
     geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
     made = DepthwiseConv2d(channels, channels, *geometry, groups=channels, bias=False, device="meta")  # type: ignore[arg-type]

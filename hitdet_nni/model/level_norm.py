@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.model.replacement import replace_modules
 
 
 class LevelBatchNorm2d(nn.BatchNorm2d):
@@ -74,14 +75,16 @@ def separate_statistics(module: nn.Module, levels: int) -> None:
     Raises:
         InputError: If one has no scale and shift, or no running averages.
     """
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                if not (child.affine and child.track_running_stats):
-                    problem = f"{name} of {type(parent).__name__} has no scale and shift, or no running averages"
-                    raise InputError(problem, source="batch normalisation", allowed="both, in the head of a RetinaNet")
-                own = LevelBatchNorm2d(child.num_features, levels, child.eps, child.momentum)
-                setattr(parent, name, own)
+
+    def separated(part: nn.Module) -> nn.Module:
+        if not isinstance(part, nn.BatchNorm2d):
+            return part
+        if not (part.affine and part.track_running_stats):
+            problem = f"{part} has no scale and shift, or no running averages"
+            raise InputError(problem, source="batch normalisation", allowed="both, in the head of a RetinaNet")
+        return LevelBatchNorm2d(part.num_features, levels, part.eps, part.momentum)
+
+    replace_modules(module, separated)
 
 
 def select_level(module: nn.Module, level: int) -> None:

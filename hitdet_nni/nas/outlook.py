@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from hitdet_nni.data.sources import DetectionData, num_trained
 from hitdet_nni.engine import distributed
 from hitdet_nni.nas.screening import screening_groups, screening_stage
 from hitdet_nni.nas.screening_reliability import num_supernets, share_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,16 @@ def stage_steps(settings: Settings, data: DetectionData, screened: SearchSpace |
     found["search"] = settings.search.epochs * steps_of(half)
     found["retrain"] = settings.retrain.epochs * steps_of(trained)
     return found
+
+
+def tell_long_warmup(settings: Settings, data: DetectionData) -> None:
+    """Say in a line that the warm-up of a retraining takes more than a half of its steps."""
+    warmup, steps = settings.retrain.warmup_iterations, stage_steps(settings, data, None)["retrain"]
+    if 2 * warmup > steps:
+        logger.warning(
+            "retrain.warmup_iterations: in %d of the %d steps the learning rate still rises; try %d",
+            *(min(warmup, steps), steps, steps // 10),
+        )
 
 
 def pretrainings(settings: Settings, data: DetectionData, screened: SearchSpace | None) -> int:

@@ -13,6 +13,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.io import read_json, write_json
+from hitdet_nni.nas.outlook import tell_long_warmup
 from hitdet_nni.pipeline.stage import note_images
 from hitdet_nni.runs.result import result_content
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -50,6 +51,7 @@ def retrain_architecture(
     note_images(run, data)
     checkpoints = CheckpointFolder(run.checkpoints(STAGE), settings.checkpoint.keep)
     if not (resume and distributed.broadcast_object(run.metrics.exists())):
+        tell_long_warmup(settings, data)
         outcome = retrain(
             architecture,
             settings,

@@ -7,7 +7,6 @@ statistics; one of new weights trains as a whole.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
-from hitdet_nni.engine.weights_file import read_saved
+from hitdet_nni.engine.weights_file import name_of_weights, read_saved
 from hitdet_nni.errors import InputError
 from hitdet_nni.model.detector import build_initialised
 from hitdet_nni.operators.costs import Cost, Size, halved
@@ -191,8 +190,7 @@ def _detector(name: str, settings: Settings, num_classes: int) -> tuple[nn.Modul
     apply_batch_norm(detector, settings.batch_norm)
     if pretrained is None:
         return detector, f"new weights of {name}"
-    digest = hashlib.sha256(pretrained.read_bytes()).hexdigest()[:16]
-    return detector, f"the weights of {pretrained.name} {digest} in {name}"
+    return detector, f"{name_of_weights(pretrained)} in {name}"
 
 
 def load_backbone_state(backbone: nn.Module, path: Path) -> None:

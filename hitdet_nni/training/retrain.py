@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pprint
@@ -31,7 +30,7 @@ from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.engine.mmengine_resume import OnEvaluation
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.engine.synced_batch_norm import apply_batch_norm
-from hitdet_nni.engine.weights_file import load_weights, read_state, save_weights
+from hitdet_nni.engine.weights_file import load_weights, name_of_weights, read_state, save_weights
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import WEIGHTS_FILE, writing
 from hitdet_nni.kernels.depthwise_convolution import fast_depthwise
@@ -257,7 +256,7 @@ def _initial_detector(
     source = inherit or pretrained
     if source is None:
         return detector, "new weights"
-    return detector, f"the weights of {source.name} {hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    return detector, name_of_weights(source)
 
 
 def evaluate(architecture: Architecture, weights: Path, settings: Settings, data: DetectionData) -> dict[str, float]:
@@ -338,8 +337,9 @@ def _refuse_lost_line(log: Path, record: logging.LogRecord) -> None:
 def export_config(architecture: Architecture, settings: Settings, data: DetectionData) -> str:
     """Return the text of a self-contained mmdet config of an architecture: model, data, schedule.
 
-    Plain mmdet and mmengine build and train it; ``custom_imports`` registers the three modules. Scaling of the learning
-    rate to several processes, precision and synced batch normalisation are options of mmdet's own training script.
+    Plain mmdet and mmengine build and train it, and scale its learning rate as we do; ``custom_imports`` registers the
+    three modules. For what the file does not say see
+    :func:`~hitdet_nni.training.runner_config.not_in_a_plain_config`.
     """
     settings = _with_skeleton(settings, architecture)
     operators = {
@@ -357,8 +357,8 @@ def export_config(architecture: Architecture, settings: Settings, data: Detectio
         **training_config(settings, data),
     }
     config["default_hooks"] = {"checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1}}
-    if settings.lr_batch_size is not None:  # for mmdet's --auto-scale-lr
-        config["auto_scale_lr"] = {"enable": False, "base_batch_size": settings.lr_batch_size}
+    if settings.lr_batch_size is not None:
+        config["auto_scale_lr"] = {"enable": True, "base_batch_size": settings.lr_batch_size}
     title = f"# mmdet config of the architecture {architecture.name!r}, written by hitdet-nni."
     return (
         "\n".join([title, *(f"{key} = {pprint.pformat(value, sort_dicts=False)}" for key, value in config.items())])

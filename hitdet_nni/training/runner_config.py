@@ -113,6 +113,16 @@ def resumable_config(
     }
 
 
+def not_in_a_plain_config(settings: Settings) -> list[str]:
+    """Return the settings of a retraining that :func:`training_config` does not express, e.g. ``precision: bf16``."""
+    usual: dict[str, tuple[object, object]] = {
+        "batch_norm": (settings.batch_norm, "local"),
+        "precision": (settings.precision, "fp32"),
+        "retrain.pretrained": (settings.retrain.pretrained, None),
+    }
+    return [f"{key}: {value}" for key, (value, plain) in usual.items() if value != plain]
+
+
 def _optimizer(retrain: RetrainSettings) -> dict[str, Any]:
     common = {"lr": retrain.lr, "weight_decay": retrain.weight_decay}
     kinds: dict[str, dict[str, Any]] = {
@@ -160,6 +170,6 @@ def _schedule(retrain: RetrainSettings) -> list[dict[str, Any]]:
         "start_factor": 0.1,
         "by_epoch": False,
         "begin": 0,
-        "end": retrain.warmup_iterations,
+        "end": retrain.warmup_iterations + 1,  # the first iteration at the full rate
     }
     return [warmup, steps]

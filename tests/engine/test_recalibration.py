@@ -9,7 +9,7 @@ from hitdet_nni.config.settings import load_settings
 from hitdet_nni.data.loaders import search_loaders
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.recalibration import recalibrate
-from hitdet_nni.engine.synced_batch_norm import SyncedBatchNorm2d, apply_batch_norm
+from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d, apply_batch_norm
 from hitdet_nni.model.detector import build_detector
 from hitdet_nni.model.level_norm import LevelBatchNorm2d, select_level
 from hitdet_nni.nas.evaluator import detection_loss
@@ -142,3 +142,17 @@ def test_a_detector_gets_the_cumulative_average_bit_for_bit(kind, tiny_data):
         states.append(detector.state_dict())
     assert len(batches) > 1
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("local", nn.BatchNorm2d), ("synced", SyncedBatchNorm2d), ("frozen", FrozenBatchNorm2d)]
+)
+def test_torch_s_synced_norms_of_baselines_are_converted(mode, kind):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4, eps=1e-3, momentum=0.25))
+    keys, weight = list(net.state_dict()), net[1].weight
+    apply_batch_norm(net, mode)
+    assert type(net[1]) is kind
+    assert (net[1].eps, net[1].momentum) == (1e-3, 0.25)
+    assert net[1].weight is weight
+    assert list(net.state_dict()) == keys
+    assert net.train()(torch.randn(2, 3, 4, 4)).isfinite().all()

@@ -18,6 +18,7 @@ import pytest
 from launcher import ROOT, Launcher, listening
 
 from hitdet_nni import cli
+from hitdet_nni.errors import InputError
 from hitdet_nni.integration.launcher import nni_manager
 from hitdet_nni.integration.launcher.experiment_config import ExperimentConfig
 from hitdet_nni.integration.launcher.nni_manager import node_options
@@ -270,6 +271,55 @@ def test_the_reason_that_the_manager_logged_is_told(tmp_path):
     )
     with pytest.raises(nni_manager.ExperimentError, match=f": Error: connect ECONNREFUSED 127.0.0.1:22; see {log}"):
         started.poll()
+
+
+@pytest.mark.parametrize(
+    ("status", "requested", "log", "told"),
+    [
+        (
+            "RUNNING",
+            0,
+            "[2023-01-01 00:00:00] ERROR (a.b/Thread-1) '_value'\nKeyError: '_value'\n",
+            "KeyError: '_value'",
+        ),
+        ("RUNNING", 0, "[2023-01-01 00:00:00] INFO (a.b) started\n", None),
+        ("RUNNING", 1, "[2023-01-01 00:00:00] ERROR (a.b) of a trial\n", None),
+        ("RUNNING", 0, None, None),
+    ],
+)
+def test_a_tuner_that_ends_at_its_start_ends_the_experiment(monkeypatch, tmp_path, status, requested, log, told):
+    started = nni_manager.NniExperiment(ExperimentConfig("a.yml", ("create",)), None, Signals())
+    started.folder = tmp_path
+    file = tmp_path / "log" / "dispatcher.log"
+    file.parent.mkdir()
+    if log is not None:
+        file.write_text(log)
+    answers = {"check-status": {"status": status, "errors": []}, "experiment": {"nextSequenceId": requested}}
+    monkeypatch.setattr(started, "_get", lambda name: answers.get(name, []))
+    if told is None:
+        assert started.poll().status == status
+    else:
+        with pytest.raises(nni_manager.ExperimentError, match=f"NNI's tuner has ended: {told}; see {file}"):
+            started.poll()
+
+
+def test_the_tuner_s_last_words_are_told_with_nni_s(monkeypatch, tmp_path):
+    started = nni_manager.NniExperiment(ExperimentConfig("a.yml", ("create",)), None, Signals())
+    started.folder = tmp_path
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "dispatcher.log").write_text("Traceback\nRuntimeError: Builtin name is not found: tpee\n")
+    answers = {"check-status": {"status": "ERROR", "errors": ["no tuner"]}, "experiment": {"nextSequenceId": 0}}
+    monkeypatch.setattr(started, "_get", lambda name: answers.get(name, []))
+    (line,) = started.poll().complaints()
+    assert line.startswith("NNI ended with ERROR: no tuner; RuntimeError: Builtin name is not found: tpee; see ")
+
+
+def test_what_nni_asserts_is_told(monkeypatch):
+    started = nni_manager.NniExperiment(ExperimentConfig("a.yml", ("create",)), None, Signals())
+    text = "File nni/experiment/config/base.py\n  assert self.trial_concurrency > 0\nAssertionError\n"
+    monkeypatch.setattr(started, "_nnictl_start", lambda: (1, text))
+    with pytest.raises(InputError, match=r"^a.yml: AssertionError: assert self.trial_concurrency > 0$"):
+        started.start()
 
 
 def test_importing_the_launcher_imports_neither_torch_nor_nni():

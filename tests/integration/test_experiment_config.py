@@ -27,6 +27,14 @@ def remote(**changes):
     return {"trainingService": {"platform": "remote", "machineList": [machine]}, **changes}
 
 
+OURS = "python -m hitdet_nni.integration.trial --config tiny --runs ../runs"
+
+
+def local(command="python trial.py", **keys):
+    """An experiment on this machine."""
+    return {"trainingService": {"platform": "local"}, "trialCommand": command, **keys}
+
+
 def read(content):
     return parse(content, "a.yml", ("create",), Path("/folder"))
 
@@ -106,6 +114,14 @@ def test_a_tunnel_is_dug_to_machines_that_do_not_find_the_manager(host, manager,
         ({"trialCommand": "python trial.py"}, ("trainingService", "is missing", "{platform: local}")),
         ({"trainingService": {"useActiveGpu": True}}, ("trainingService.platform", "is missing", "local, remote")),
         ({"tuner": {"classArgs": ["<seed>"]}}, ("tuner.classArgs[0]", "<seed>")),
+        (local(searchSpace=["a"]), ("searchSpace", "holds a list")),
+        (local(searchSpace={"a": [0, 3]}), ("searchSpace.a._type", "is missing", "choice")),
+        (local(searchSpace={"a": {"_type": "choise", "_value": [1]}}), ("searchSpace.a._type", "'choise'", "choice")),
+        (local(searchSpace={"a": {"_type": "choice"}}), ("searchSpace.a._value", "is missing", "one value or more")),
+        (local(searchSpace={"a": {"_type": "choice", "_value": []}}), ("searchSpace.a._value", "got []")),
+        (local(search_space={"a": {"_type": "uniform", "_value": [0]}}), ("searchSpace.a._value", "a list of 2")),
+        (local(OURS, assessor={"name": "Medianstop"}), ("assessor", "losses", "a tuner alone")),
+        (local(OURS, advisor={"name": "BOHB"}), ("advisor", "losses")),
     ],
 )
 def test_what_cannot_run_with_a_manager_on_loopback_is_refused(content, fragments, refused):
@@ -120,6 +136,32 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, refused):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with refused(path):
         load_config(path)
+
+
+def test_a_file_of_parameters_is_checked(tmp_path, refused):
+    (tmp_path / "space.json").write_text(json.dumps({"search.epochs": {"_type": "randint", "_value": [1, 2, 3]}}))
+    (tmp_path / "a.yml").write_text(yaml.safe_dump(local(searchSpaceFile="space.json")))
+    with refused(tmp_path / "space.json", "searchSpace.search.epochs._value", "a list of 2 numbers"):
+        load_config(tmp_path / "a.yml")
+    (tmp_path / "space.json").write_text("{")
+    assert load_config(tmp_path / "a.yml")  # NNI says that it is no JSON
+    assert read(local(assessor={"name": "Medianstop"}))  # of trials that are not ours nothing is known
+
+
+@pytest.mark.parametrize(
+    ("command", "keys", "runs"),
+    [
+        (OURS, {"trialCodeDirectory": "code"}, "/folder/code/../runs"),
+        (OURS.replace("--runs ", "--runs="), {}, "/folder/../runs"),
+        (OURS.replace("../runs", "/disk/my-runs"), {"trial_code_directory": "code"}, "/disk/my-runs"),
+        (OURS.replace("../runs", "'my runs'"), {}, "/folder/my runs"),
+        (OURS.replace(" --runs ../runs", ""), {}, None),
+        (OURS + " 'open", {}, None),
+        ("python trial.py --runs out", {}, None),
+    ],
+)
+def test_where_trials_write_is_read_off_their_command(command, keys, runs):
+    assert read(local(command, **keys)).runs == (None if runs is None else Path(runs))
 
 
 def test_what_nni_refuses_itself_is_left_to_it():

@@ -35,6 +35,44 @@ def test_values_and_gradients_are_those_of_torch(kernel_size, dilation, stride, 
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"padding_mode": "reflect"},
+        {"kernel_size": (1, 3), "padding": (0, 1)},
+        {"padding": 0},
+        {"stride": (1, 2)},
+        {"dilation": (1, 2), "padding": (1, 2)},
+        {"kernel_size": 4},
+        {"padding": "valid"},
+        {"bias": True},
+        {"groups": 3},
+    ],
+)
+def test_other_convolutions_stay_as_they_are(changed):
+    """An operator of a user's own may have any."""
+    module = nn.Conv2d(6, 6, **{"kernel_size": 3, "padding": 1, "groups": 6, "bias": False} | changed)
+    assert fast_depthwise(module) is module
+
+
+def test_padding_by_its_name_is_the_same():
+    module = nn.Conv2d(6, 6, 5, padding="same", dilation=2, groups=6, bias=False)
+    x = torch.randn(2, 6, 9, 11)
+    torch.testing.assert_close(fast_depthwise(copy.deepcopy(module))(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation", "stride"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 3, 2), (3, 2, 2)])
+def test_no_images_have_gradients_of_zero(kernel_size, dilation, stride):
+    """As of a head without RoIs."""
+    module = fast_depthwise(depthwise(kernel_size, dilation, stride))
+    x = torch.zeros(0, 6, 8, 8, requires_grad=True)
+    output = module(x)
+    assert output.shape == (0, 6, 8 // stride, 8 // stride)
+    output.sum().backward()
+    assert x.grad.shape == x.shape
+    assert module.weight.grad.abs().sum() == 0
+
+
 def test_every_operator_keeps_its_keys_and_only_depthwise_convolutions_change():
     for name in OPERATORS:
         operator = build_operator(name, 8, 8, 1)

@@ -288,7 +288,7 @@ def test_levels_normalise_as_the_block_s_own_normalisation_is_set():
     separate_statistics(block, levels=2)
     assert (block[1].eps, block[1].momentum, len(block[1].running_mean)) == (1e-3, 0.01, 2)
     for missing in ({"affine": False}, {"track_running_stats": False}):
-        with pytest.raises(InputError, match="1 of Sequential has no scale and shift, or no running averages"):
+        with pytest.raises(InputError, match=r"BatchNorm2d\(4, .* has no scale and shift, or no running averages"):
             separate_statistics(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4, **missing)), levels=2)
 
 

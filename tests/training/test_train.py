@@ -1,11 +1,15 @@
 """Retraining: the config it trains with, and its weights file."""
 
+import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
 from torch import nn
 
 from hitdet_nni.config.architecture import Architecture, Provenance
@@ -15,9 +19,10 @@ from hitdet_nni.engine.mmengine_resume import ResumableTrainLoop
 from hitdet_nni.engine.synced_batch_norm import FrozenBatchNorm2d, SyncedBatchNorm2d
 from hitdet_nni.engine.weights_file import load_weights, save_weights
 from hitdet_nni.model.detector import build_detector
+from hitdet_nni.nas.outlook import tell_long_warmup
 from hitdet_nni.training.coco_evaluation import coco_metrics
 from hitdet_nni.training.retrain import export_config, retrain
-from hitdet_nni.training.runner_config import learning_rate, training_config
+from hitdet_nni.training.runner_config import learning_rate, not_in_a_plain_config, training_config
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def test_schedule_is_the_settings(tiny_settings, tiny_data):
     optimizer = config["optim_wrapper"]["optimizer"]
     assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.04, 0.9, 1e-4)
     warmup, steps = config["param_scheduler"]
-    assert (warmup["start_factor"], warmup["end"]) == (0.1, tiny_settings.retrain.warmup_iterations)
+    assert (warmup["start_factor"], warmup["end"]) == (0.1, tiny_settings.retrain.warmup_iterations + 1)
     assert (steps["milestones"], steps["gamma"]) == (list(tiny_settings.retrain.milestones), 0.1)
 
 
@@ -62,7 +67,39 @@ def test_the_exported_config_is_plain_mmdet(tiny_settings, tiny_data, architectu
         (OPTIM_WRAPPERS, config.optim_wrapper.type),
     ):
         assert registry.get(name).__module__.startswith("mmengine.")
-    assert config.auto_scale_lr == {"enable": False, "base_batch_size": 4}
+    assert config.auto_scale_lr == {"enable": True, "base_batch_size": 4}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_exported_config_scales_the_learning_rate_as_we_do(tiny_settings, tiny_data, architecture, batch):
+    update = {"data": tiny_settings.data.model_copy(update={"batch_size": batch}), "lr_batch_size": 16}
+    settings = tiny_settings.model_copy(update=update)
+    config = Config.fromstring(export_config(architecture, settings, tiny_data), ".py")
+    runner = SimpleNamespace(
+        _train_dataloader=config.train_dataloader, world_size=1, param_schedulers=[], logger=logging.getLogger("none")
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], config.optim_wrapper.optimizer.lr)
+    Runner.scale_lr(runner, OptimWrapper(optimizer), config.auto_scale_lr)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate(settings)[0])
+
+
+def test_what_the_exported_config_cannot_say_is_named(tiny_settings):
+    assert not_in_a_plain_config(tiny_settings) == []
+    changed = tiny_settings.model_copy(update={"batch_norm": "frozen", "precision": "bf16"})
+    assert not_in_a_plain_config(changed) == ["batch_norm: frozen", "precision: bf16"]
+
+
+def test_a_warm_up_that_takes_most_of_a_training_is_told(tiny_settings, tiny_data, caplog):
+    def tell(iterations):
+        caplog.clear()
+        update = {"warmup_iterations": iterations, "epochs": 2}
+        retrain = tiny_settings.retrain.model_copy(update=update)
+        tell_long_warmup(tiny_settings.model_copy(update={"retrain": retrain}), tiny_data)
+        return caplog.text
+
+    assert tell(4) == ""
+    assert "in 5 of the 8 steps the learning rate still rises; try 0" in tell(5)
+    assert "in 8 of the 8 steps" in tell(800)
 
 
 class StoppedError(Exception):

@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import json
 import re
+import shlex
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import psutil
 import yaml
 
 from hitdet_nni.errors import InputError
+from hitdet_nni.integration.launcher.parameter_space import check_parameter_file, check_parameters
 from hitdet_nni.io import expanded, write_json
 
 LOOPBACK = "127.0.0.1"
@@ -30,6 +32,9 @@ OF_A_DETECTOR = ("extends", "data", "skeleton", "search")
 
 NAMED = 8
 """Experiments that a refusal names at most."""
+
+OUR_TRIAL = "hitdet_nni.integration.trial"
+"""The program of a trial, as commands name it."""
 
 _MOST_PROCESSES = 2**31
 _BEGINNING = 60.0  # seconds that NNI may take from a manager's process to the time that it notes of it
@@ -65,12 +70,14 @@ class ExperimentConfig:
         arguments: Arguments of ``nnictl`` that start it.
         machines: Where its trials run; empty for this machine.
         manager: The address at which those machines look for NNI's manager (``nniManagerIp``).
+        runs: Folder of this machine that its trials write to; ``None`` where their command does not say so.
     """
 
     source: str
     arguments: tuple[str, ...]
     machines: tuple[Machine, ...] = ()
     manager: str = LOOPBACK
+    runs: Path | None = None
 
     @property
     def tunnelled(self) -> tuple[Machine, ...]:
@@ -170,8 +177,9 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
         folder: Relative paths start there.
 
     Raises:
-        InputError: It is no mapping, a placeholder such as ``<host>`` is still in it, it does not say where its trials
-            run, or they could not reach a manager that listens on loopback.
+        InputError: It is no mapping, a placeholder such as ``<host>`` is still in it, a parameter has no kind or no
+            values, trials of ours are to be assessed on the way, it does not say where its trials run, or they could
+            not reach a manager that listens on loopback.
     """
     if not isinstance(content, dict):
         raise InputError(
@@ -181,6 +189,8 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
         allowed = "an experiment file of NNI's, such as experiments/search.yml"
         raise InputError("is the config of a detector", source=source, allowed=allowed)
     _refuse_placeholders(content, source, "")
+    _check_parameters(content, source, folder)
+    _refuse_assessment(content, source)
     service = _value(content, "trainingService")
     if service is None and _value(content, "trainingServicePlatform") is None:  # as NNI's older format has it
         allowed = "{platform: local} for this machine"
@@ -200,7 +210,7 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
             allowed="local, remote; for others see docs/training_services.md",
         )
     if platform != "remote":
-        return ExperimentConfig(source, arguments)
+        return ExperimentConfig(source, arguments, runs=_runs_of(content, folder))
     manager = _value(service, "nniManagerIp") or _value(content, "nniManagerIp") or LOOPBACK
     if not _is_loopback(manager):
         raise InputError(
@@ -213,6 +223,40 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
     machines = given if isinstance(given, list) else []
     known = [_machine(machine, folder) for machine in machines if isinstance(machine, dict)]
     return ExperimentConfig(source, arguments, tuple(machine for machine in known if machine), str(manager))
+
+
+def _check_parameters(content: Mapping[str, Any], source: str, folder: Path) -> None:
+    file, space = _value(content, "searchSpaceFile"), _value(content, "searchSpace")
+    if isinstance(file, str):
+        check_parameter_file(file, folder)
+    elif space is not None:
+        check_parameters(space, source)
+
+
+def _refuse_assessment(content: Mapping[str, Any], source: str) -> None:
+    """Refuse to have trials of ours stopped early: they report losses on the way, of which the lower is the better."""
+    for key in ("assessor", "advisor"):
+        if OUR_TRIAL in str(_value(content, "trialCommand")) and _value(content, key) is not None:
+            raise InputError(
+                "would stop trials by what they report on the way, which are losses of several stages",
+                source=source,
+                key=key,
+                allowed="a tuner alone, which has the final mAP",
+            )
+
+
+def _runs_of(content: Mapping[str, Any], folder: Path) -> Path | None:
+    """Return the folder that local trials of ours write to."""
+    command, code = _value(content, "trialCommand"), _value(content, "trialCodeDirectory")
+    with contextlib.suppress(ValueError):  # quotes that are not closed
+        words = shlex.split(command) if isinstance(command, str) and OUR_TRIAL in command else []
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            name, equals, value = word.partition("=")
+            if name == "--runs":
+                return (
+                    folder / expanded(code if isinstance(code, str) else ".") / expanded(value if equals else following)
+                )
+    return None
 
 
 def _machine(content: Mapping[str, Any], folder: Path) -> Machine | None:

@@ -41,6 +41,7 @@ KILL_PATIENCE = 5.0
 # A proxy from the environment must neither see nor swallow what is meant for loopback.
 _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _LOGGED_ERROR = re.compile(r"^\[[^]]*\] (?:ERROR|CRITICAL) \(\w[\w.]*\) (.*)", re.MULTILINE)
+_ERROR = re.compile(r"^\[[^]]*\] (?:ERROR|CRITICAL) ", re.MULTILINE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -122,7 +123,7 @@ class NniExperiment:
             code, text = self._nnictl_start()
             if code == 0:
                 break
-            message = (text.strip().splitlines() or ["no message"])[-1].strip()
+            message = _reason(text)
             if "nni/experiment/config/" in text or "legacy config" in text:  # the traceback leads through NNI's checks
                 raise InputError(message, source=self.config.source)
             # nnictl gives its manager three seconds to come up, which a busy machine may not do.
@@ -148,7 +149,7 @@ class NniExperiment:
         """Ask for the state of the experiment, and open tunnels again that have broken.
 
         Raises:
-            ExperimentError: The manager has gone or stays silent.
+            ExperimentError: The manager has gone or stays silent, or the tuner failed before it asked for a trial.
             TunnelError: A tunnel has broken and cannot be opened again.
         """
         for tunnel in self._tunnels:
@@ -156,7 +157,15 @@ class NniExperiment:
                 tunnel.open(self._signals.pause)
         state = self._get("check-status")
         trials = parse_trials(self._get("trial-jobs"), self._get("metric-data-latest"))
-        return Snapshot(state["status"], tuple(state["errors"]), trials, self._get("experiment")["nextSequenceId"])
+        requested, errors = self._get("experiment")["nextSequenceId"], list(state["errors"])
+        log = self.folder / "log" / "dispatcher.log"
+        failed = state["status"] == "ERROR"
+        # NNI's manager does not notice a tuner that fails at the parameters.
+        if (failed or not requested) and (said := _tuner_s_end(log, failed=failed)):
+            errors.append(f"{said}; see {log}")
+            if not failed:
+                raise ExperimentError(f"NNI's tuner has ended: {errors[-1]}")
+        return Snapshot(state["status"], tuple(errors), trials, requested)
 
     def fetch_logs(self, snapshot: Snapshot) -> Snapshot:
         """Have NNI copy the output of failed trials here from the machines where they ran."""
@@ -238,6 +247,24 @@ class NniExperiment:
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         errors = _LOGGED_ERROR.findall(text)
         return f"{errors[-1]}; see {log}" if errors else f"see {log}"
+
+
+def _reason(text: str) -> str:
+    """Return the last line that nnictl printed, and what was asserted where that is all it says."""
+    lines = [line.strip() for line in text.strip().splitlines()] or ["no message"]
+    asserted = next((line for line in reversed(lines) if line.startswith("assert ")), "")
+    return f"{lines[-1]}: {asserted}" if lines[-1] == "AssertionError" and asserted else lines[-1]
+
+
+def _tuner_s_end(log: Path, *, failed: bool) -> str:
+    """Return the last line that NNI's tuner logged, where it is that of an error; empty where it is not.
+
+    Args:
+        log: ``dispatcher.log``.
+        failed: Whether NNI's manager says that the tuner failed, which is in the log as no error then.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
+    return text.splitlines()[-1].strip() if text and (failed or _ERROR.search(text)) else ""
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -114,7 +114,7 @@ def taps_outermost(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()  # [C, 1, k, k] -> [k k, C]
 
 
-def _stride_one(
+def _launch_convolve(
     family: Family,
     x: Tensor,
     weight: Tensor,
@@ -126,7 +126,7 @@ def _stride_one(
     sums: bool,
     moments: bool,
 ) -> tuple[Tensor, Tensor | None, Moments | None]:
-    """Launch :func:`_convolve`, whose input and output are a convolution's, or its gradients' at stride 1."""
+    """Launch ``programs.convolve``: a convolution at any stride, or its gradient by the input at stride 1."""
     channels = x.shape[1]
     grid = _Grid.of(
         family, (geometry.count, geometry.height_out, geometry.width_out), channels, geometry, x.element_size()
@@ -166,7 +166,7 @@ def forward(
     Returns:
         ``[P_out, C]`` of the type of ``x``, and the moments of its parts.
     """
-    y, _, found = _stride_one(
+    y, _, found = _launch_convolve(
         "forward", x, weight, None, geometry, relu=relu, turned=False, sums=False, moments=moments
     )
     return y, found
@@ -188,7 +188,7 @@ def grad_x(
         ``[P, C]`` of the type of ``grad``, and the sums, ``[C]``.
     """
     if geometry.stride == 1:
-        gradient, columns, _ = _stride_one(
+        gradient, columns, _ = _launch_convolve(
             "grad_x", grad, weight, source, geometry, relu=False, turned=True, sums=sums, moments=False
         )
         return gradient, None if columns is None else columns.sum(0)
