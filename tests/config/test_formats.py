@@ -614,3 +614,11 @@ def test_pyramid_levels_of_any_strides(strides):
         totals.append(totals[-1] * stride)
     last_of = dict(zip(totals[1:], ones, strict=True))
     assert skeleton.feature_channels == tuple(last_of[total] for total in (4, 8, 16, 32))
+
+
+def test_a_single_value_a_channel_is_refused(refused):
+    one = {"data.batch_size": 1, "skeleton.input_size": [32, 20]}
+    with refused("data.batch_size is 1", "one pixel at stride 32", "frozen"):
+        load_settings("tiny", one)
+    for other in ({"data.batch_size": 2}, {"skeleton.input_size": [32, 40]}, {"batch_norm": "frozen"}):
+        assert load_settings("tiny", one | other)

@@ -173,7 +173,7 @@ def test_a_failed_trial_is_gone_on_with_under_its_new_id(tmp_path, monkeypatch, 
     trial.run_trial(str(config), tmp_path)
     assert repeated.final == again.final
     Recorder(monkeypatch, "three", {**joint, "search.flops_weight": 3.0})
-    with pytest.raises(InputError, match=r"other settings.*; allowed: the config as it was, a new experiment, or --for"):
+    with pytest.raises(InputError, match=r"other settings.*; allowed: the config as it was, a new experiment, or --"):
         trial.run_trial(str(config), tmp_path)
 
 
