@@ -617,7 +617,7 @@ def test_pyramid_levels_of_any_strides(strides):
 
 
 def test_a_single_value_a_channel_is_refused(refused):
-    one = {"data.batch_size": 1, "skeleton.input_size": [32, 20]}
+    one = {"data.batch_size": 1, "skeleton.input_size": [32, 32]}
     with refused("data.batch_size is 1", "one pixel at stride 32", "frozen"):
         load_settings("tiny", one)
     for other in ({"data.batch_size": 2}, {"skeleton.input_size": [32, 40]}, {"batch_norm": "frozen"}):
