@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from hitdet_nni.data.annotations.coco_document import DocumentSource, read_document
+from hitdet_nni.data.annotations.coco_document import DocumentSource, Entry, read_document
 from hitdet_nni.errors import InputError
 
 
@@ -17,8 +18,8 @@ class CocoNumbers:
 
     Attributes:
         categories: Number of each class, in the order of the labels.
-        images: Number of each image by its name, ``None`` for a file name that several have; ``None`` in all: images
-            are numbered in their order, from 1.
+        images: Number of each image by its name with composed letters (NFC), ``None`` for a file name that several
+            have; ``None`` in all: images are numbered in their order, from 1.
         source: The annotation file, if there is one.
     """
 
@@ -45,8 +46,8 @@ class CocoNumbers:
         source = DocumentSource(ann, "--ann")
         document = read_document(source, ("images", "categories"))
         numbers = {
-            source.of_type(f"categories[{place}]", entry, "name", str, "a name"): source.of_type(
-                f"categories[{place}]", entry, "id", int, "a whole number"
+            source.of_type(f"categories[{place}]", entry, "name", str, "a name"): _id_of(
+                source, f"categories[{place}]", entry
             )
             for place, entry in enumerate(document.categories)
         }
@@ -54,13 +55,10 @@ class CocoNumbers:
         if missing:
             raise InputError(f"has no category {missing[0]!r}", source=ann, allowed="all classes of the detector")
         names = [
-            source.of_type(f"images[{place}]", entry, "file_name", str, "a file name")
+            _composed(source.of_type(f"images[{place}]", entry, "file_name", str, "a file name"))
             for place, entry in enumerate(document.images)
         ]
-        ids = [
-            source.of_type(f"images[{place}]", entry, "id", int, "a whole number")
-            for place, entry in enumerate(document.images)
-        ]
+        ids = [_id_of(source, f"images[{place}]", entry) for place, entry in enumerate(document.images)]
         bases = Counter(PurePath(name).name for name in names)
         by_name = dict(zip(map(PurePath, names), ids, strict=True))
         images = {name.name: number if bases[name.name] == 1 else None for name, number in by_name.items()}
@@ -81,7 +79,7 @@ class CocoNumbers:
         numbers: list[int | None] = []
         found: dict[int, PurePath] = {}
         for name in names:
-            key = next((key for key in (str(name), name.name) if key in self.images), None)
+            key = next((key for key in map(_composed, (str(name), name.name)) if key in self.images), None)
             number = None if key is None else self.images[key]
             if key is not None and number is None:
                 raise InputError(
@@ -97,3 +95,17 @@ class CocoNumbers:
         if not found:
             raise InputError(f"has no image {names[0]}, nor another that is named", source=self.source)
         return numbers
+
+
+def _id_of(source: DocumentSource, place: str, entry: Entry) -> int:
+    """Return the id of an entry, which some tools write with a decimal point."""
+    given = entry.get("id")
+    if isinstance(given, float) and given.is_integer():
+        return int(given)
+    number: int = source.of_type(place, entry, "id", int, "a whole number")
+    return number
+
+
+def _composed(name: str) -> str:
+    """Return a name as it is compared: a file system may write its letters and their accents apart."""
+    return unicodedata.normalize("NFC", name)

@@ -289,3 +289,19 @@ def test_two_images_have_not_one_number(tmp_path):
         numbers.of_images([PurePath("z.jpg")])
     with pytest.raises(InputError, match=r"one image for p/y\.jpg and q/y\.jpg"):
         numbers.of_images([PurePath("p/y.jpg"), PurePath("q/y.jpg")])
+
+
+def test_numbers_and_letters_that_tools_write_otherwise_are_those_that_are_meant(tmp_path):
+    """As an evaluation takes them."""
+    ann = tmp_path / "all.json"
+    images = [{"id": 4.0, "file_name": "cafe\u0301.jpg"}, {"id": 7, "file_name": "ma\u00df.jpg"}]
+    ann.write_text(json.dumps({"images": images, "categories": [{"id": 3.0, "name": "ant"}]}))
+    numbers = CocoNumbers.of_file(ann, ("ant",))
+    assert numbers.categories == (3,)
+    found = numbers.of_images([PurePath("caf\u00e9.jpg"), PurePath("ma\u00df.jpg")])
+    assert found == [4, 7]
+    assert all(type(number) is int for number in (*numbers.categories, *found))
+    for bad in (4.5, "4", None, True):
+        ann.write_text(json.dumps({"images": [{**images[0], "id": bad}], "categories": [{"id": 3, "name": "ant"}]}))
+        with pytest.raises(InputError, match=r"images\[0\]\.id"):
+            CocoNumbers.of_file(ann, ("ant",))
