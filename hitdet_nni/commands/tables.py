@@ -64,6 +64,10 @@ def run(options: Namespace) -> None:
     runs = [load_measured(path) for path in options.run]
     cost_of = _counting() if options.count else stored_costs
     compared = [(table, add_measured(compare(table, cost_of), runs)) for table in chosen]
+    shown = {row.beside for _, rows in compared for row in rows}
+    tables = "these tables" if options.number is None else f"table {options.number}"
+    for other in (run.run for run in runs if str(run.run) not in shown):
+        sys.stderr.write(f"hitdet-nni: {other} has trained no row of {tables}\n")
     if options.markdown is not None:
         update_markdown(options.markdown, compared)
         echo(str(options.markdown))

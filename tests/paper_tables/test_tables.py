@@ -225,7 +225,9 @@ def test_a_run_supplies_accuracies_for_its_architecture(tmp_path, tiny_settings,
     save_architecture(found, run.architecture)
 
     assert cli.main(["tables", "2", "--json", "--run", str(run.path)]) == 0
-    rows = json.loads(capsys.readouterr().out)["tables"][0]["rows"]
+    said = capsys.readouterr()
+    assert said.err == ""
+    rows = json.loads(said.out)["tables"][0]["rows"]
     (measured,) = [row for row in rows if row["measured_accuracy"] is not None]
     assert measured["model"] == "Hit-Detector"
     assert measured["measured_accuracy"] == {"mAP": 25.0, "AP50": 50.0, "AP75": 20.0, "APM": 30.0, "APL": 40.0}
@@ -234,5 +236,7 @@ def test_a_run_supplies_accuracies_for_its_architecture(tmp_path, tiny_settings,
     other = found.model_copy(update={"sample": {**found.sample, "head/l01": "conv_k3_d1"}})
     save_architecture(other, run.architecture)
     assert cli.main(["tables", "2", "--json", "--run", str(run.path)]) == 0
-    rows = json.loads(capsys.readouterr().out)["tables"][0]["rows"]
+    said = capsys.readouterr()
+    assert said.err == f"hitdet-nni: {run.path} has trained no row of table 2\n"
+    rows = json.loads(said.out)["tables"][0]["rows"]
     assert all(row["measured_accuracy"] is None for row in rows)
