@@ -33,6 +33,11 @@ GREY = 114.0
 """What stands where no image is, of 255: about the mean of photographs (mmdet's value)."""
 
 
+FEW_IMAGES = 20_000
+"""Images up to which the entries of a data set stay objects. Loader processes share those of more as bytes, for which
+mmengine looks through the whole process for garbage, .2 s a data set and more."""
+
+
 def kept_scale(augment: Augmentation) -> float:
     """Return the size that training images are read at, over the skeleton's: parts are cut out of larger ones."""
     return SCALES[1] if augment == "standard" else 1.0
@@ -146,8 +151,9 @@ def build_dataset(
     config = dataset_config(
         annotations, skeleton, training=training, flip=flip, augment=augment, filter_empty_gt=filter_empty_gt
     )
+    as_bytes = len(annotations.image_ids) > FEW_IMAGES
     with redirect_stdout(None):  # pycocotools prints its progress
-        return DATASETS.build(config)
+        return DATASETS.build(config | {"serialize_data": as_bytes})
 
 
 class CachedDataset(Dataset[Any]):
