@@ -23,7 +23,7 @@ from hitdet_nni.config.validation import require_kind
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.deployment import FORMATS
 from hitdet_nni.deployment.suffixes import SUFFIXES, format_of
-from hitdet_nni.engine.process import prepare_process, require_device, whole_imports
+from hitdet_nni.engine.process import heard_interrupts, prepare_process, require_device
 from hitdet_nni.errors import InputError, StoppedError
 from hitdet_nni.io import expanded, read_json
 from hitdet_nni.nas.checks import check_classes
@@ -52,7 +52,7 @@ def _in_python(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         check_kinds(parameters, dict(zip(parameters, args, strict=False)) | kwargs)
         try:
-            with whole_imports():
+            with heard_interrupts():
                 return function(*args, **kwargs)
         except (InputError, StoppedError) as error:
             error.args = (in_arguments(str(error), parameters),)

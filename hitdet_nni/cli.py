@@ -17,7 +17,7 @@ from hitdet_nni import __version__
 from hitdet_nni.commands import find_commands
 from hitdet_nni.engine import distributed
 from hitdet_nni.engine.output import OutputError, discard_output, write_out
-from hitdet_nni.engine.process import own_process
+from hitdet_nni.engine.process import heard_interrupts, own_process
 from hitdet_nni.errors import InputError, LostProcessError, StoppedError, WriteError, escape_unprintable
 from hitdet_nni.io import expanded
 
@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parsed(called, with_home_folders(words))
         way = "; the same command with --resume goes on from there" if hasattr(options, "resume") else ""
-        return run(options)
+        with heard_interrupts():
+            return run(options)
     except InputError as error:
         if speaks or error.key == "LOCAL_RANK":
             sys.stderr.write(f"hitdet-nni: {error}\n")

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -24,7 +25,10 @@ from hitdet_nni.errors import InputError, LostProcessError, LostWorkerError, Wri
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _AGAIN = 0.05
-"""Seconds after which Ctrl-C that came within an import is tried again."""
+"""Seconds after which Ctrl-C that had to wait is tried again."""
+
+_DEAF_FILES = {"<frozen importlib._bootstrap>", weakref.__file__}
+"""Of the frames in which an interrupt does harm or is lost."""
 
 _HANDOVER = resource_sharer.__file__
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)[^.\n]*")
@@ -109,25 +113,26 @@ def require_device(name: str) -> None:
 
 
 @contextmanager
-def whole_imports() -> Iterator[None]:
-    """Have Ctrl-C wait within the context until the modules that are being imported are whole.
+def heard_interrupts() -> Iterator[None]:
+    """Have Ctrl-C wait within the context until it does no harm, and is not lost.
 
     Interrupted, an import leaves modules that no later import completes: a notebook's kernel would have to be started
-    anew. Only Python's main thread is interrupted, so that in others nothing is done.
+    anew. What Python calls as an object ends, as in a collection of garbage, is interrupted alone, and all else goes
+    on. Only Python's main thread is interrupted, so that in others nothing is done.
 
     Raises:
-        KeyboardInterrupt: After the import that it came in, or as soon as ever outside of one.
+        KeyboardInterrupt: After the import or the end of the object that it came in, or at once outside of such.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    around = _imports_of(sys._getframe())  # of a module that does all its work when it is imported
+    around = _deaf_frames(sys._getframe())  # of a module that does all its work when it is imported
     again: threading.Timer | None = None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal again
-        if _imports_of(frame) > around:
+        if _deaf_frames(frame) > around:
             if again is not None:
                 again.cancel()
             again = threading.Timer(_AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
@@ -147,9 +152,10 @@ def whole_imports() -> Iterator[None]:
             before(signal.SIGINT, None)
 
 
-def _imports_of(frame: FrameType | None) -> int:
-    """Return how many imports a frame lies within."""
-    return sum(one.f_code.co_filename == "<frozen importlib._bootstrap>" for one, _ in traceback.walk_stack(frame))
+def _deaf_frames(frame: FrameType | None) -> int:
+    """Return how many of the frames around one are of an import, or of what is called as an object ends."""
+    codes = [one.f_code for one, _ in traceback.walk_stack(frame)]
+    return sum(code.co_filename in _DEAF_FILES or code.co_name == "__del__" for code in codes)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.data.sources import DetectionData, open_images
 from hitdet_nni.engine import distributed
-from hitdet_nni.engine.process import keep_imports, prepare_process, translate_io_errors
+from hitdet_nni.engine.process import heard_interrupts, keep_imports, prepare_process, translate_io_errors
 from hitdet_nni.engine.progress import listening, written
 from hitdet_nni.engine.progress_view import LineView
 from hitdet_nni.errors import InputError, StoppedError, escape_unprintable
@@ -219,7 +219,7 @@ def main() -> int:
     level = logging.INFO if distributed.launched_as_main() else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     try:
-        with translate_io_errors(arguments.runs):
+        with translate_io_errors(arguments.runs), heard_interrupts():
             run_trial(arguments.config, arguments.runs, force=arguments.force)
     except InputError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,13 +1,15 @@
-"""Ctrl-C while modules are being imported."""
+"""Ctrl-C while modules are being imported, or objects end."""
 
+import gc
 import importlib
 import signal
 import sys
 import threading
+import weakref
 
 import pytest
 
-from hitdet_nni.engine.process import whole_imports
+from hitdet_nni.engine.process import heard_interrupts
 
 SLOW = """
 import os, signal, time
@@ -30,7 +32,7 @@ def test_an_import_is_interrupted_once_it_is_whole(slow):
     before = signal.getsignal(signal.SIGINT)
 
     def work():
-        with whole_imports():
+        with heard_interrupts():
             importlib.import_module(slow)
             threading.Event().wait(30)
 
@@ -41,19 +43,19 @@ def test_an_import_is_interrupted_once_it_is_whole(slow):
 
 
 def test_an_interrupt_is_not_lost_where_nothing_follows_the_import(slow):
-    with pytest.raises(KeyboardInterrupt), whole_imports(), whole_imports():
+    with pytest.raises(KeyboardInterrupt), heard_interrupts(), heard_interrupts():
         importlib.import_module(slow)
     assert sys.modules[slow].whole
 
 
 def test_what_is_no_import_is_interrupted_at_once():
-    with pytest.raises(KeyboardInterrupt), whole_imports():
+    with pytest.raises(KeyboardInterrupt), heard_interrupts():
         signal.raise_signal(signal.SIGINT)
 
 
 def test_work_within_an_import_can_be_interrupted(tmp_path, monkeypatch):
     """Such as a module of a person's own that calls the package as it is imported."""
-    text = "import signal\nfrom hitdet_nni.engine.process import whole_imports\nwith whole_imports():\n"
+    text = "import signal\nfrom hitdet_nni.engine.process import heard_interrupts\nwith heard_interrupts():\n"
     (tmp_path / "calls_at_once.py").write_text(f"{text}    signal.raise_signal(signal.SIGINT)\n    reached = True\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -64,10 +66,41 @@ def test_other_threads_are_left_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with whole_imports():
+        with heard_interrupts():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+class Ends:
+    """An object in a cycle, at whose end Ctrl-C comes."""
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        len("bytecode, at which Python looks for signals")
+
+
+class Watched:
+    """An object in a cycle that another one is told of."""
+
+    def __init__(self):
+        self.itself = self
+        weakref.finalize(self, signal.raise_signal, signal.SIGINT)
+
+
+@pytest.mark.parametrize("kind", [Ends, Watched])
+def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(kind, recwarn):
+    gc.collect()
+    reached = []
+    with pytest.raises(KeyboardInterrupt), heard_interrupts():
+        kind()
+        gc.collect()
+        reached.append("the end of the collection")
+        threading.Event().wait(30)
+    assert reached
