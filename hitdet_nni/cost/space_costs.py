@@ -49,6 +49,22 @@ class SpaceCosts:
         }
         self._only = {label: next(iter(row)) for label, row in self.counts.items() if len(row) == 1}
 
+    def check(self, candidates: Mapping[str, Sequence[str]]) -> None:
+        """Refuse the layers of another space.
+
+        Args:
+            candidates: Names of all candidates of each layer that is searched, by label, in their order.
+
+        Raises:
+            InputError: Naming the first layer that differs.
+        """
+        counted = {label: tuple(row) for label, row in self.counts.items() if len(row) > 1 or label in candidates}
+        for label in (*candidates, *counted):
+            here, there = (", ".join(map(str, row.get(label, ()))) or "nothing" for row in (candidates, counted))
+            if here != there:
+                problem = f"is of another space: {label} is a choice among {there} there"
+                raise InputError(problem, key="cost", allowed=f"costs of this one, where it is among {here}")
+
     @property
     def least(self) -> int:
         """Exact count of the cheapest architecture."""

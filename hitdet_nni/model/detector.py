@@ -16,6 +16,7 @@ import hitdet_nni.model.backbone
 import hitdet_nni.model.head
 import hitdet_nni.model.neck  # noqa: F401  (the three imports register our modules with mmdet)
 from hitdet_nni.config.skeleton import COMPONENTS, Component, DetectorKind, Skeleton
+from hitdet_nni.errors import InputError
 from hitdet_nni.model.one_stage import retinanet
 from hitdet_nni.model.preprocessing import PREPROCESSING
 from hitdet_nni.model.searchable import Candidates
@@ -107,6 +108,22 @@ def build_initialised(config: dict[str, Any]) -> nn.Module:
     return detector
 
 
+def check_components(space: Mapping[Any, object]) -> None:
+    """Refuse a space that is not of backbone, neck and head.
+
+    Raises:
+        InputError: Naming the component that is missing or unknown, or has no list of names.
+    """
+    for component in COMPONENTS:
+        if component not in space:
+            raise InputError("is missing", source="space", key=component, allowed="a list of operators")
+        names = space[component]
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise InputError(f"got {names!r}", source="space", key=component, allowed="a list of operators")
+    for other in (name for name in space if name not in COMPONENTS):
+        raise InputError("unknown component", source="space", key=str(other), allowed=COMPONENTS)
+
+
 class HitDetectorSpace(ModelSpace):  # type: ignore[misc]
     """The search space: one mmdet detector in which every searched layer is an NNI ``LayerChoice``.
 
@@ -119,7 +136,8 @@ class HitDetectorSpace(ModelSpace):  # type: ignore[misc]
         As the mmdet detector that it holds: ``inputs`` of ``[N, 3, H, W]`` and a list of N ``DetDataSample``.
 
     Raises:
-        InputError: If a component has no candidate, a repeated one or one that is not an operator's name.
+        InputError: If a component is missing, there is another one, or it has no candidate, a repeated one or one that
+            is not an operator's name.
 
     Source:
         Eq. 3 (the trinity); the sub-spaces A_b, A_n, A_h of Eq. 2 are ``space``'s entries.
@@ -127,6 +145,7 @@ class HitDetectorSpace(ModelSpace):  # type: ignore[misc]
 
     def __init__(self, skeleton: Skeleton, space: Mapping[Component, Sequence[str]], num_classes: int) -> None:
         super().__init__()
+        check_components(space)
         self.skeleton = skeleton
         self.space = {component: tuple(space[component]) for component in COMPONENTS}
         self.num_classes = num_classes

@@ -34,6 +34,13 @@ class CostTerm(ABC):
     def loss(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Return what the architecture loss adds: a scalar of the probabilities' type."""
 
+    def check(self, candidates: Mapping[str, Sequence[Any]]) -> None:  # noqa: B027  (some are of any space)
+        """Refuse a space that the cost is not of; called before the first step. Nothing by default.
+
+        Args:
+            candidates: All options of each choice that is searched, by label, in the order of the probabilities.
+        """
+
     def step(self, probabilities: Mapping[str, Tensor]) -> None:  # noqa: B027  (most weights rest)
         """Adapt the weight; called once an architecture step, before :meth:`loss`. Nothing by default."""
 
@@ -131,6 +138,10 @@ class WeightedCost(CostTerm):
         self.costs = costs
         self._weight = weight
 
+    def check(self, candidates: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse candidates that the costs are not of."""
+        self.costs.check(candidates)
+
     @property
     def weight(self) -> float:
         """Lambda."""
@@ -153,6 +164,10 @@ class BudgetedCost(CostTerm):
     def __init__(self, budget: Budget, start: float, alpha_lr: float) -> None:
         self.budget = budget
         self.multiplier = BudgetMultiplier(budget.limit, start, alpha_lr)
+
+    def check(self, candidates: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse candidates that the budget's costs are not of."""
+        self.budget.costs.check(candidates)
 
     @property
     def weight(self) -> float:

@@ -77,18 +77,22 @@ def check_removal(pruning: PruningSchedule, choices: Sequence[Choice], groups: S
         logger.warning("operators are removed from LayerChoice only; what %s can choose stays", shown)
 
 
-def check_epochs(warmup_epochs: int, epochs: int | None) -> None:
-    """Refuse a training whose epochs give the removal nothing to go by.
+def check_epochs(warmup_epochs: float, epochs: int | None, *, removes: bool) -> None:
+    """Refuse a training that is over before anything is searched.
 
     Args:
         warmup_epochs: Epochs before the architecture parameters move.
         epochs: Epochs in all, as Lightning's trainer has them: -1 or ``None`` where it counts steps.
+        removes: Whether operators are removed at the ends of epochs, so that their number has to be known.
 
     Raises:
-        InputError: If there are no epochs after warm-up, or their number is not known.
+        InputError: If there are no epochs after warm-up, or their number is not known where it has to be.
     """
+    if not removes and epochs in (None, -1):
+        return
     if epochs is None or epochs <= warmup_epochs:
-        allowed = f"max_epochs above warmup_epochs, {warmup_epochs}: operators are removed at the ends of epochs"
+        reason = "operators are removed at the ends of epochs" if removes else "until then nothing is searched"
+        allowed = f"max_epochs above warmup_epochs, {warmup_epochs:g}: {reason}"
         raise InputError(f"got {epochs}", source="ColumnSparseDARTS", key="max_epochs", allowed=allowed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,7 @@ def screen_components(
             for component in COMPONENTS
         },
         epochs=screening.epochs,
-        warmup_epochs=screening.epochs,
+        warmup_epochs=math.inf,
         decodes=False,
     )
     keep: dict[str, int] = {component: getattr(screening.keep, component) for component in components}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         cost: The cost term of Eq. 6, which also decides the operators.
         alpha_optimizer: Adam's settings.
         pruning: Operators to remove while screening; ``None`` keeps all.
-        warmup_epochs: Epochs before the architecture parameters move.
+        warmup_epochs: Epochs before the architecture parameters move, perhaps infinite.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in.
         candidate_gradients: What the weights of candidates learn from.
@@ -80,7 +81,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         cost: CostTerm,
         alpha_optimizer: AlphaOptimizer,
         pruning: PruningSchedule | None,
-        warmup_epochs: int,
+        warmup_epochs: float,
         gradient_clip_val: float | None,
         precision: Precision,
         candidate_gradients: CandidateGradients = "weighted",
@@ -171,7 +172,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """Build Adam over all architecture parameters.
 
         Raises:
-            InputError: If the space has none, or nothing that the column-sparse term or the removal can be applied to.
+            InputError: If the space has none, nothing that the column-sparse term or the removal can be applied to, or
+                the cost is of another space.
         """
         source, groups = "ColumnSparseDARTS", self.column_groups()
         if not self.choices():
@@ -179,6 +181,7 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         if self.sparsity_weight and not groups:
             problem = "no choice of the model space is one among operators, which the column-sparse term is about"
             raise InputError(problem, source=source, key="sparsity_weight", allowed="0")
+        self.cost.check({label: choice.options for label, choice in self.choices().items() if choice.is_value})
         if self.pruning is not None:
             check_removal(self.pruning, list(self.choices().values()), groups)
         settings = self.alpha_optimizer
@@ -219,8 +222,8 @@ class ColumnSparseLightningModule(DartsLightningModule):  # type: ignore[misc]
         """
         super().on_train_start()
         check_evaluator(self.training_module, self.optimizers())
-        if self.pruning is not None:
-            check_epochs(self.warmup_epochs, self.trainer.max_epochs)
+        if self.pruning is not None or math.isfinite(self.warmup_epochs):
+            check_epochs(self.warmup_epochs, self.trainer.max_epochs, removes=self.pruning is not None)
         if distributed.launched() and distributed.world_size() == 1 and self.trainer.world_size == 1:
             problem = "several processes were launched, and each would search a supernet of its own"
             allowed = "hitdet_nni.engine.distributed.init() first, or a strategy of Lightning's trainer, as ddp"
@@ -301,7 +304,8 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             :class:`~hitdet_nni.nas.cost_term.BudgetedCost`, or by default nothing.
         alpha_optimizer: Adam's settings for the architecture parameters.
         pruning: Operators to remove while screening; ``None`` keeps all.
-        warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper).
+        warmup_epochs: Epochs before the architecture parameters move (6 of 12 in the paper); infinite where they never
+            do.
         gradient_clip_val: Largest norm of the weights' gradient, or ``None``.
         precision: What losses and gradients are computed in; float32 by default.
         candidate_gradients: What the weights of a layer's N active candidates learn from: ``"weighted"``, what Eq. 5
@@ -314,8 +318,9 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         kwargs: Arguments of NNI's ``OneShotStrategy``.
 
     Raises:
-        ValueError: If ``sparsity_weight`` is negative.
-        InputError: If there is a ``penalty``: NNI's gives the architecture parameters no gradient.
+        ValueError: If ``sparsity_weight`` or ``warmup_epochs`` is negative.
+        InputError: If ``cost`` is no cost term, or there is a ``penalty``: NNI's gives the architecture parameters no
+            gradient.
 
     Source:
         Sections 3.2 to 3.4.
@@ -328,7 +333,7 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
         cost: CostTerm = NO_COST,
         alpha_optimizer: AlphaOptimizer = AlphaOptimizer(),
         pruning: PruningSchedule | None = None,
-        warmup_epochs: int = 0,
+        warmup_epochs: float = 0,
         gradient_clip_val: float | None = None,
         precision: Precision | None = None,
         candidate_gradients: CandidateGradients = "weighted",
@@ -347,6 +352,12 @@ class ColumnSparseDARTS(DARTS):  # type: ignore[misc]
             refuse_penalty("ColumnSparseDARTS")
         if sparsity_weight < 0:
             raise ValueError(f"sparsity_weight must not be negative, got {sparsity_weight}")
+        if warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
+        given: object = cost
+        if not isinstance(given, CostTerm):
+            allowed = "WeightedCost, BudgetedCost, NO_COST or a CostTerm of your own"
+            raise InputError(f"got {given!r}", source="ColumnSparseDARTS", key="cost", allowed=allowed)
         self.sparsity_weight = sparsity_weight
         self.cost = cost
         self.alpha_optimizer = alpha_optimizer

@@ -56,7 +56,7 @@ class Phase:
         skeleton: The supernet's skeleton.
         space: Candidate names of each component; one name fixes a component.
         epochs: Epochs of the training.
-        warmup_epochs: Epochs before the architecture parameters move.
+        warmup_epochs: Epochs before the architecture parameters move; infinite where they never do.
         sparsity_weight: mu of Eq. 4.
         flops_weight: lambda of Eq. 6, per GFLOP.
         budget: What the architecture may cost, or ``None``; ``flops_weight`` is then where its multiplier starts.
@@ -70,7 +70,7 @@ class Phase:
     skeleton: Skeleton
     space: Mapping[Component, Sequence[str]]
     epochs: int
-    warmup_epochs: int
+    warmup_epochs: float
     sparsity_weight: float = 0.0
     flops_weight: float = 0.0
     budget: BudgetSettings | None = None

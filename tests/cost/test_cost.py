@@ -14,11 +14,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hitdet_nni.config.architecture import load_architecture
-from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.search_space import layer_candidates, load_search_space
 from hitdet_nni.config.skeleton import COMPONENTS, Skeleton, Tail
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.model.detector import build_detector, detector_config
+from hitdet_nni.nas.cost_term import WeightedCost
 from hitdet_nni.operators.registry import OPERATORS, build_operator, operator_cost, parse_operator
 
 SIZES = ((8, 12), (7, 9), (1, 5))
@@ -332,3 +333,25 @@ def test_expectation_refuses(model, refused):
         CostTable(model, {**SMALL, "neck": ["skip"]})
     with pytest.raises(KeyError, match="backbone/l01"):
         model.architecture({})
+
+
+@pytest.mark.parametrize(
+    ("change", "fragments"),
+    [
+        ({}, ()),
+        ({"neck": ["conv_k5_d1", "conv_k3_d1"]}, ("neck/l01 is a choice among conv_k5_d1, conv_k3_d1 there",)),
+        ({"neck": ["sep_k5_d1", "sep_k3_d1"]}, ("among sep_k5_d1, sep_k3_d1 there", "among sep_k3_d1, sep_k5_d1")),
+        ({"neck": ["sep_k3_d1", "sep_k5_d1", "conv_k3_d1"]}, ("neck/l01",)),
+        ({"neck": ["sep_k3_d1"]}, ("among sep_k3_d1 there",)),
+        ({"head": ["sep_k3_d1", "sep_k5_d1"]}, ("head/l01", "it is among nothing")),
+    ],
+)
+def test_costs_of_another_space_are_refused(change, fragments, tiny, refused):
+    space = {"backbone": ["ir_k3_d1_e1", "conv_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"], "head": ["conv_k3_d1"]}
+    searched = {label: names for label, names in layer_candidates(tiny, space).items() if len(names) > 1}
+    term = WeightedCost(CostTable(CostModel(tiny, 10), space | change), 1.0)
+    if not fragments:
+        term.check(searched)
+    else:
+        with refused("cost: is of another space", *fragments):
+            term.check(searched)

@@ -98,9 +98,14 @@ class Watched:
 def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(kind, recwarn):
     gc.collect()
     reached = []
-    with pytest.raises(KeyboardInterrupt), heard_interrupts():
-        kind()
-        gc.collect()
-        reached.append("the end of the collection")
-        threading.Event().wait(30)
+
+    def work():
+        with heard_interrupts():
+            kind()
+            gc.collect()
+            reached.append("the end of the collection")
+            threading.Event().wait(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert reached

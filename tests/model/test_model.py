@@ -168,6 +168,15 @@ def test_bad_operators_are_refused(tiny, published, sample, refused):
         HitDetectorSpace(tiny, {**published, "neck": ["sep_k3_d1", "sep_k3_d1"]}, CLASSES)
     with refused("neck/l01", "[]"):
         HitDetectorSpace(tiny, {**published, "neck": []}, CLASSES)
+    for change, key in (
+        ({"neck": "sep_k3_d1"}, "neck: got"),
+        ({"neck": None}, "neck: got"),
+        ({"nek": ["a"]}, "nek: unknown"),
+    ):
+        with pytest.raises(InputError, match=f"space: {key}"):
+            HitDetectorSpace(tiny, {**published, **change}, CLASSES)
+    with pytest.raises(InputError, match="space: head: is missing"):
+        HitDetectorSpace(tiny, {key: published[key] for key in ("backbone", "neck")}, CLASSES)
     with refused("backbone.operators", "got 3", "4"):
         HitBackbone(["sep_k3_d1"] * 3, tiny.widths, tiny.depths, tiny.strides)
     with refused("neck.operators", "got 4", "allowed: 2"):

@@ -17,6 +17,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from hitdet_nni.engine.precision import Precision
+from hitdet_nni.errors import InputError
 from hitdet_nni.nas.cost_term import WeightedCost
 from hitdet_nni.nas.pruning import PruningSchedule, remove_lowest
 from hitdet_nni.nas.strategy import AlphaOptimizer, ColumnSparseDARTS
@@ -33,7 +34,7 @@ def toy_cost(probabilities):
 
 
 def weighted(weight):
-    return WeightedCost(SimpleNamespace(expected=toy_cost), weight)
+    return WeightedCost(SimpleNamespace(expected=toy_cost, check=lambda candidates: None), weight)
 
 
 class Toy(ModelSpace):
@@ -231,6 +232,9 @@ def test_ranking(rank_by, left):
     [
         (lambda: ColumnSparseDARTS(sparsity_weight=-0.1), "sparsity_weight.*-0.1"),
         (lambda: weighted(-1), "weight of the cost.*-1"),
+        (lambda: ColumnSparseDARTS(warmup_epochs=-1), "warmup_epochs.*-1"),
+        (lambda: ColumnSparseDARTS(cost=None), "cost: got None; allowed: WeightedCost"),
+        (lambda: ColumnSparseDARTS(cost=0.01), "cost: got 0.01; allowed: WeightedCost"),
     ],
 )
 def test_bad_weights_are_refused(make, complaint):
@@ -255,6 +259,15 @@ def test_each_phase_trains_its_own(run):
     for before, after in itertools.pairwise(record):
         assert torch.equal(before.alphas, after.alphas) == (before.phase == "weights")
         assert torch.equal(before.weights, after.weights) == (before.phase == "alphas")
+
+
+def test_a_search_that_is_over_before_it_begins_is_refused(run):
+    """Its outcome would be the random beginning of the architecture parameters."""
+    for warmup_epochs in (2, 5):
+        with pytest.raises(InputError, match=f"max_epochs above warmup_epochs, {warmup_epochs}: until then nothing"):
+            run(ColumnSparseDARTS(warmup_epochs=warmup_epochs), epochs=2)
+    _, record = run(ColumnSparseDARTS(warmup_epochs=math.inf), epochs=2)
+    assert {step.phase for step in record} == {"weights"}
 
 
 class Overflowing(Precision):
