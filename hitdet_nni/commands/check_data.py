@@ -69,7 +69,8 @@ def _fix(settings: Settings, out: Path, as_json: bool) -> None:
     import json
 
     from hitdet_nni.commands.shared.console import echo
-    from hitdet_nni.data.checks.repair import repair, settings_of
+    from hitdet_nni.data.checks.repair import repair
+    from hitdet_nni.data.checks.repaired_settings import settings_of
     from hitdet_nni.data.wording import counted
 
     repaired = repair(settings.data, settings.seed, out, settings.skeleton.input_size)

@@ -66,12 +66,16 @@ def run(options: Namespace) -> int:
 
     from hitdet_nni.commands.shared.console import echo, json_text, refuse_existing
     from hitdet_nni.data.images.reading import ImageError
+    from hitdet_nni.data.wording import counted
     from hitdet_nni.deployment.coco_numbers import CocoNumbers
-    from hitdet_nni.deployment.image_list import list_images
+    from hitdet_nni.deployment.image_list import list_images, unread_images
     from hitdet_nni.io import write_json
 
     _check(options)
     listed = list_images(options.images)
+    if unread_files := unread_images(options.images):
+        what = counted(len(unread_files), "{image|images} of a format that is not read")
+        sys.stderr.write(f"hitdet-nni: left out: {what}; convert them, the first: {unread_files[0]}\n")
     results_file = options.out / RESULTS
     refuse_existing(results_file, options.force, "another folder")
     drawings = _drawings(options, listed) if options.draw else {}
@@ -197,8 +201,8 @@ def _drawings(options: Namespace, listed: Sequence[ListedImage]) -> dict[ListedI
     taken: set[Path] = set()
     images = {one.file.resolve() for one in listed}
     for one in listed:
-        kept = one.name.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
-        path = options.out / (one.name if kept else one.name.with_name(f"{one.name.name}.png"))
+        kept = one.drawing.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+        path = options.out / (one.drawing if kept else one.drawing.with_name(f"{one.drawing.name}.png"))
         if path.resolve() in images:
             raise InputError(
                 "would be overwritten by its drawing", source=path, key="--out", allowed="another folder, or --no-draw"

@@ -182,6 +182,28 @@ def test_broken_half_and_different_classes(coco, capsys):
     assert "id 9 is 'fox' here and 'dog'" in json.loads(out)["val"]["defects"][0]
 
 
+def test_classes_that_differ_in_case_alone_are_warned_of(coco, capsys):
+    content = copy.deepcopy(GOOD)
+    name = content["categories"][0]["name"]
+    content["categories"].append({"id": 77, "name": f" {name.upper()}"})
+    status, out, _ = run(capsys, *coco(content, content), "--json")
+    warned = [line for line in json.loads(out)["train"]["warnings"] if "learned apart" in line]
+    assert status == 0
+    assert len(warned) == 1
+    assert f"2 classes differ in case or spaces alone, and are learned apart: {name!r} (" in warned[0]
+    assert "(0 boxes)" in warned[0]
+
+
+def test_of_different_classes_nothing_else_is_said(coco, capsys):
+    """That they have no boxes in the other half follows."""
+    other = {**GOOD, "categories": [{"id": entry["id"], "name": entry["name"].upper()} for entry in GOOD["categories"]]}
+    status, out, _ = run(capsys, *coco(GOOD, other), "--json")
+    found = json.loads(out)["val"]
+    assert status == 2
+    assert "check-data --fix OUT` gives both files the same" in found["defects"][0]
+    assert not [line for line in found["warnings"] if "no box in" in line]
+
+
 def test_images_in_both_halves_are_warned_of(coco, capsys, tmp_path):
     arguments = coco(GOOD)
     status, out, _ = run(capsys, *arguments, *paths(val_images=tmp_path / "train"), "--json")

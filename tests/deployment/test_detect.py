@@ -15,7 +15,7 @@ from hitdet_nni.config.architecture import load_architecture, save_architecture
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.deployment.coco_numbers import CocoNumbers
 from hitdet_nni.deployment.formats import export_model
-from hitdet_nni.deployment.image_list import list_images
+from hitdet_nni.deployment.image_list import list_images, unread_images
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json
 from hitdet_nni.runs.run_directory import RunDirectory
@@ -166,7 +166,10 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
     assert names(".") == ["a.PNG", "b.jpg", "deep/c.webp", "other/a.PNG"]
     assert names("b.jpg", ".") == ["b.jpg", "a.PNG", "deep/c.webp", "other/a.PNG"]
     assert names("*.jpg", tmp_path / "b.jpg") == ["b.jpg"]
-    assert names(str(tmp_path / "**" / "*.PNG")) == ["a.PNG", "a-2.PNG"]  # two files of one name
+    two = list_images([str(tmp_path / "**" / "*.PNG")])  # of one name
+    assert [str(one.name) for one in two] == [str(tmp_path / "a.PNG"), str(tmp_path / "other" / "a.PNG")]
+    assert [str(one.drawing) for one in two] == ["a.PNG", "a-2.PNG"]
+    assert names("deep", "other/a.PNG", "a.PNG") == ["c.webp", "other/a.PNG", "a.PNG"]
     assert names("frame.data") == ["frame.data"]  # named by its own name it is tried
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "photos").symlink_to(tmp_path / "deep")
@@ -181,6 +184,13 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=part):
             list_images([word])
+    for name in ("phone/a.heic", "phone/b.HEIC", "phone/x.jpg", "raw/c.CR2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert names("phone") == ["x.jpg"]
+    assert [str(file) for file in unread_images(["phone", "raw/c.CR2"])] == ["phone/a.heic", "phone/b.HEIC"]
+    with pytest.raises(InputError, match="raw: holds 1 image of formats that are not read, and no other; allowed: im"):
+        list_images(["raw"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no image; allowed: files that end in .*\.jpg"):
         list_images(["empty"])

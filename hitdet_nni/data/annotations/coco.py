@@ -20,6 +20,7 @@ from hitdet_nni.data.annotations.class_names import NAME, is_one_line
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations as CocoAnnotations
 from hitdet_nni.data.annotations.coco_annotations import CocoSummary
 from hitdet_nni.data.annotations.coco_document import (
+    FIX,
     MOST,
     CocoDocument,
     DocumentSource,
@@ -133,7 +134,7 @@ def _read_categories(source: DocumentSource, entries: list[dict[str, Any]]) -> d
             if not name.strip():
                 raise source.error(f"{place}.name", f"is {name!r}", "a class name")
             if not is_one_line(name):
-                allowed = f"{NAME}, as `hitdet-nni check-data --fix OUT` writes it"
+                allowed = f"{NAME}, as {FIX} writes it"
                 raise source.error(f"{place}.name", f"is {show(name)}", allowed)
             if name in names.values():
                 raise source.error(f"{place}.name", f"{show(name)} is taken by another category", "unique names")
@@ -179,7 +180,7 @@ def _read_image(
         raise source.error(f"{place}.id", f"{show(image_id)} is taken by another image", "unique ids")
     allowed = "a path inside the folder of images"
     if "file_name" not in entry and "coco_url" in entry:
-        allowed += ", as `hitdet-nni check-data --fix OUT` takes it from coco_url"
+        allowed += f", as {FIX} takes it from coco_url"
     file_name: str = source.of_type(place, entry, "file_name", str, allowed)
     if not stays_inside(file_name):
         problem = f"{show(file_name)} leads outside the folder of images or names no file"
@@ -208,7 +209,7 @@ def _read_boxes(
     per_class: dict[int, int] = dict.fromkeys(names, 0)
     classes_of: dict[int, set[int]] = {image_id: set() for image_id in sizes}
     ids: set[int] = set()
-    refused = crowds = ignored = small = large = 0
+    refused = crowds = ignored = shares = small = large = 0
     for index, entry in enumerate(entries):
         box_id, image_id, category_id = entry.get("id"), entry.get("image_id"), entry.get("category_id")
         box, crowd = entry.get("bbox"), entry.get("iscrowd")
@@ -230,7 +231,7 @@ def _read_boxes(
             if type(box) is not list or len(box) != 4 or not all(is_number(value) for value in box):
                 allowed = "four finite numbers: left, top, width, height, in pixels"
                 if "bbox" not in entry and isinstance(entry.get("segmentation"), list):
-                    allowed += ", as `hitdet-nni check-data --fix OUT` takes them from polygons in segmentation"
+                    allowed += f", as {FIX} takes them from polygons in segmentation"
                 raise _box_error(source, index, entry, "bbox", allowed)
             left, top, width, height = box
             if not (width > 0 and height > 0) and not (allow_empty and width >= 0 and height >= 0):
@@ -245,7 +246,8 @@ def _read_boxes(
             if not is_number(area):
                 raise _box_error(source, index, entry, "area", "a finite number, in square pixels")
             if type(crowd) is not int or crowd not in (0, 1):
-                raise _box_error(source, index, entry, "iscrowd", "0 or 1")
+                as_text = type(crowd) is str and crowd.strip() in ("0", "1")
+                raise _box_error(source, index, entry, "iscrowd", "0 or 1" + f", as {FIX} writes it" * as_text)
             if entry.get("ignore"):  # mmdet would leave the box out
                 raise _box_error(source, index, entry, "ignore", "0 or 1")
         except InputError as defect:
@@ -257,11 +259,17 @@ def _read_boxes(
         classes_of[image_id].add(category_id)
         crowds += crowd
         ignored += not crowd and (width < 1 or height < 1 or area <= 0)
+        shares += max(map(abs, box)) <= 1
         small += area < 32**2
         large += area >= 96**2
     if crowds + ignored == len(ids) and not refused and not source.defects:
         problem = f"has {counted(crowds, 'crowd {box|boxes}')} and {ignored} without area, and no other"
-        allowed = "at least one box to learn from" + ", with iscrowd 0 where it is of a single object" * bool(crowds)
+        if shares == len(ids) > 0:
+            problem = f"has {counted(shares, '{box|boxes}')} within one pixel, as if they were shares of the image"
+        allowed = (
+            "at least one box to learn from, in pixels"
+            + ", with iscrowd 0 where it is of a single object" * bool(crowds)
+        )
         source.refuse(source.error("annotations", problem, allowed))
     order = sorted(names)
     summary = CocoSummary(
@@ -283,7 +291,7 @@ def _corner_error(source: DocumentSource, corners: CornerBoxes) -> InputError:
     boxes = counted(corners.boxes, "{box is|boxes are}")
     reason = "so read they have the areas of area" if corners.by_area else "only so they lie inside of their images"
     problem = f"{boxes} [left, top, right, bottom]: {reason}"
-    allowed = "[left, top, width, height], as `hitdet-nni check-data --fix OUT` writes them"
+    allowed = f"[left, top, width, height], as {FIX} writes them"
     return source.error("annotations", problem, allowed)
 
 
@@ -310,7 +318,7 @@ def _missing_image(
     allowed = "names of existing images, which are no links out of that folder"
     if "\\" in name:
         problem = f"{show(name)} is not in {images} and looks like a Windows path{more}"
-        allowed = "paths with forward slashes inside that folder, as `hitdet-nni check-data --fix OUT` writes them"
+        allowed = f"paths with forward slashes inside that folder, as {FIX} writes them"
     return source.error(f"images[{index}].file_name", problem, allowed)
 
 
@@ -332,10 +340,14 @@ def check_same_classes(train: CocoAnnotations, val: CocoAnnotations) -> None:
             allowed = f"boxes of it in both, in neither, or a supercategory other than {show(name)} for the rest"
             raise source.error("categories", problem, allowed)
     for category_id in sorted(train_names.keys() | val_names.keys()):
-        wanted, found = (show(names.get(category_id)) for names in (train_names, val_names))
+        wanted, found = (
+            show(names[category_id]) if category_id in names else "of no class" for names in (train_names, val_names)
+        )
         if wanted != found:
             problem = f"id {category_id} is {found} here and {wanted} in {train.source}"
-            raise source.error("categories", problem, f"the categories of {train.key}")
+            raise source.error(
+                "categories", problem, f"the categories of {train.key}, as {FIX} gives both files the same"
+            )
     if train.file_category_ids != val.file_category_ids:
         problem = f"are listed in another order than in {train.source}"
-        raise source.error("categories", problem, f"the order of {train.key}")
+        raise source.error("categories", problem, f"the order of {train.key}, as {FIX} writes them")

@@ -24,6 +24,9 @@ Entry = dict[str, Any]
 LISTS: Final = ("images", "categories", "annotations")
 """The lists of a document."""
 
+FIX: Final = "`hitdet-nni check-data --fix OUT`"
+"""The command that writes what can be mended, for messages."""
+
 MOST: Final = 1e9
 """Pixels; a coordinate beyond it, infinity and NaN included, is no coordinate."""
 
@@ -85,7 +88,7 @@ class DocumentSource:
         value = holder[name]
         if type(value) is not kind:
             if kind is int and type(value) is str and value.strip().isdecimal():
-                allowed += ", as `hitdet-nni check-data --fix OUT` writes it"
+                allowed += f", as {FIX} writes it"
             raise self.error(f"{place}.{name}" if place else name, f"is {show(value)}", allowed)
         return value
 

@@ -185,6 +185,8 @@ def _area(index: int, entry: Entry, changes: Changes) -> None:
 
 
 def _crowd(index: int, entry: Entry, changes: Changes) -> None:
+    if entry.get("iscrowd", 0) is None:
+        del entry["iscrowd"]
     crowd, ignore = entry.get("iscrowd", _MISSING), entry.get("ignore")
     if type(crowd) in (bool, float) and crowd in (0, 1):
         entry["iscrowd"] = int(crowd)

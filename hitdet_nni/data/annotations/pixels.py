@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
-from hitdet_nni.data.images.image_files import wrong_name
+from hitdet_nni.data.images.image_files import tiff_pages, wrong_name
 from hitdet_nni.data.images.quiet import quiet, said
 from hitdet_nni.data.images.reading import ImageDefect, decode_image, file_content, thin_problem, wrong_size
 from hitdet_nni.data.wording import counted
@@ -134,3 +134,5 @@ def _file_warnings(file: Path, content: bytes, damage: str | None) -> Iterator[s
         yield f"{{image that is|images that are}} {form}, whatever {{its name says|their names say}}"
     if damage is not None:
         yield damage
+    if tiff_pages(content) > 1:
+        yield "TIFF {image|images} of several pages, of which the first is read"

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from hitdet_nni.config.settings import DataSettings, PretrainSettings
 from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.data.annotations.box_forms import BEYOND
+from hitdet_nni.data.annotations.class_names import alike
 from hitdet_nni.data.annotations.coco import check_same_classes, read_annotations
 from hitdet_nni.data.annotations.coco_annotations import CocoAnnotations
 from hitdet_nni.data.annotations.pixels import check_images
@@ -96,11 +98,13 @@ def inspect_detection(settings: DataSettings, skeleton: Skeleton, seed: int) -> 
     inspections = {str(split): inspection for split, (inspection, _) in found.items()}
     (_, train), (_, val) = found["train"], found["val"]
     if train is not None and val is not None:
+        lines = _images_between(train, val, digests)
         try:
             check_same_classes(train, val)
+            lines = chain(_classes_between(train, val), lines)
         except InputError as error:
             inspections["val"].defects.append(str(error))
-        inspections["val"].warnings += [f"{val.key}: {line}" for line in _between(train, val, digests)]
+        inspections["val"].warnings += [f"{val.key}: {line}" for line in lines]
     return inspections
 
 
@@ -236,6 +240,9 @@ def _warnings(
             "top]"
         )
     if training:
+        for group in alike(classes):
+            told = ", ".join(f"{name!r} ({counted(classes[name], '{box|boxes}')})" for name in group)
+            yield f"{len(group)} classes differ in case or spaces alone, and are learned apart: {told}"
         yield from _imbalance({name: count for name, count in classes.items() if count})
     groups = same_files((annotations.images / name for name in annotations.file_names), digests)
     if groups:
@@ -259,8 +266,8 @@ def _second(pair: tuple[str, int]) -> int:
     return pair[1]
 
 
-def _between(train: CocoAnnotations, val: CocoAnnotations, digests: Digests) -> Iterator[str]:
-    """Yield what the two splits should not have in common, and what they should."""
+def _classes_between(train: CocoAnnotations, val: CocoAnnotations) -> Iterator[str]:
+    """Yield which classes have boxes in one split alone."""
     learned, asked = (dict(zip(split.classes, split.summary.boxes_per_class, strict=True)) for split in (train, val))
     unknown = [name for name, count in asked.items() if count and not learned.get(name)]
     if unknown:
@@ -274,6 +281,10 @@ def _between(train: CocoAnnotations, val: CocoAnnotations, digests: Digests) -> 
             "{class that is trained on has|classes that are trained on have} no box in validation",
             untested,
         )
+
+
+def _images_between(train: CocoAnnotations, val: CocoAnnotations, digests: Digests) -> Iterator[str]:
+    """Yield which images are in both splits."""
     trained, validated = _files(train), _files(val)
     shared = sorted(trained & validated)
     if shared:

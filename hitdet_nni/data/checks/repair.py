@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hitdet_nni.config.data_settings import DataSettings
+from hitdet_nni.data.annotations.class_names import folded
 from hitdet_nni.data.annotations.coco import check_document
 from hitdet_nni.data.annotations.coco_document import (
     LISTS,
@@ -120,31 +120,23 @@ def repair(settings: DataSettings, seed: int, out: Path, input_size: tuple[int, 
 
 
 def _agree_on_classes(mended: Sequence[_Repair]) -> None:
-    """Give all files the classes of the first, in its order and with its ids, and behind these what others have."""
+    """Give all files the classes of the first, in its order and with its ids, and behind these what others have.
+
+    A class whose name differs from one of the first in case or spaces alone is that one.
+    """
     first = dict(mended[0].classes)
+    spelled = Counter(map(folded, first))
+    meant = {folded(name): name for name in first if spelled[folded(name)] == 1}
+    for each in mended[1:]:
+        there = Counter(map(folded, each.classes))
+        for name in list(each.classes):
+            new = meant.get(folded(name), name)
+            if name not in first and new not in each.classes and there[folded(name)] == 1:
+                each.rename_class(name, new)
     for name in (name for each in mended[1:] for name in each.classes):
         first.setdefault(name, max(first.values()) + 1)
     for each in mended:
         each.take_classes(first, mended[0].name)
-
-
-def settings_of(repaired: Sequence[Repaired], settings: DataSettings) -> list[str]:
-    """Return the options by which a command with these settings uses the corrected files."""
-    # A config may name embedded images that only the folder has taken the place of.
-    gone = [key for key in ("builtin", "root", "layout") if getattr(settings, key) is not None]
-    if "root" in gone and "builtin" not in gone:
-        gone.insert(0, "builtin")
-    options = [f"--set data.{key}=null" for key in gone]
-    named = bool(options)  # the folders of images have to be
-    for split in SPLITS:
-        found = [each for each in repaired if each.split == split]
-        values = {"ann": [str(each.file.absolute()) for each in found]}
-        if named:
-            values["images"] = [str(each.images.absolute()) for each in found]
-        for key, paths in values.items():
-            value = paths[0] if len(paths) == 1 else json.dumps(paths)
-            options.append(f"--set {shlex.quote(f'data.{split}_{key}={value}')}")
-    return options
 
 
 def _places(defects: Sequence[InputError]) -> tuple[str, ...]:
@@ -222,6 +214,12 @@ class _Repair:
         """Category ids by name, in the order of the file."""
         return {entry["name"]: entry["id"] for entry in self._document.categories}
 
+    def rename_class(self, name: str, new: str) -> None:
+        """Have a class bear another name."""
+        for entry in self._document.categories:
+            if entry["name"] == name and name != new:
+                self._set(entry, "name", new)
+
     def take_classes(self, classes: Mapping[str, int], source: str) -> None:
         """Have some classes in place of one's own, which are among them.
 
@@ -232,7 +230,9 @@ class _Repair:
         own = self.classes
         if list(own.items()) == list(classes.items()):
             return
-        self.lines.append(f"categories: {show(list(own))} -> {show(list(classes))}, with the ids that {source} has")
+        added = ", ".join(show(name) for name in classes if name not in own)
+        line = f"categories: {show(list(own))} -> {show(list(classes))}, with the ids that {source} has"
+        self.lines.append(line + f"; added: {added}" * bool(added))
         entries = {entry["name"]: entry for entry in self._document.categories}
         ids = {number: classes[name] for name, number in own.items()}
         self._document.categories = [

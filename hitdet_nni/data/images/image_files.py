@@ -5,7 +5,7 @@ of an animation. Both are seen here from the structure of the file.
 
 Source:
     JPEG: ITU-T T.81, annex B. PNG: https://www.w3.org/TR/png-3/#5Chunk-layout.
-    GIF: https://www.w3.org/Graphics/GIF/spec-gif89a.txt. WebP: https://developers.google.com/speed/webp/docs/riff_container.
+    GIF: https://www.w3.org/Graphics/GIF/spec-gif89a.txt. TIFF: revision 6.0, section 2; NewSubfileType. WebP: https://developers.google.com/speed/webp/docs/riff_container.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ _PATTERNS: Final = tuple((re.compile(pattern, re.DOTALL), name) for pattern, nam
 _MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # none of the two that stand in entropy-coded data
 _SCAN, _END = 0xDA, 0xD9
 _ALONE: Final = (0x01, 0xD8)  # markers without a length
+_BIG_TIFF: Final = 43
+_SUBFILE_TYPE: Final = 254
 
 
 def format_of(content: bytes) -> str | None:
@@ -84,7 +86,30 @@ def structure_problem(content: bytes) -> str | None:
     frames = {"PNG": _png_frames, "GIF": _gif_frames, "WEBP": _webp_frames}.get(form or "", lambda _: 1)(content)
     if frames is None:
         return CUT_SHORT
-    return f"is an animated {form}, of which training would see the first frame" if frames > 1 else None
+    return f"is an animated {form}, of which the first frame alone would be seen" if frames > 1 else None
+
+
+def tiff_pages(content: bytes) -> int:
+    """Return the number of images in a TIFF, smaller copies of others left out; 1 of another file."""
+    if format_of(content) != "TIFF":
+        return 1
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(content[place : place + size], "little" if content[:1] == b"I" else "big")
+
+    large = number(2, 2) == _BIG_TIFF
+    head, entry, width = (8, 20, 8) if large else (2, 12, 4)  # bytes of the count, an entry and an offset
+    place, pages, seen = number(8 if large else 4, width), 0, set[int]()
+    while 0 < place <= len(content) - head and place not in seen:
+        seen.add(place)
+        first, count = place + head, number(place, head)
+        end = first + count * entry
+        if end > len(content):
+            break
+        kinds = [each for each in range(first, end, entry) if number(each, 2) == _SUBFILE_TYPE]
+        pages += not any(number(each + (12 if large else 8), 4) & 1 for each in kinds)
+        place = number(end, width)
+    return max(1, pages)
 
 
 def _jpeg_ends(content: bytes) -> bool:

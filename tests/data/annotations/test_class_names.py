@@ -8,7 +8,7 @@ from layouts import shots, write_voc, write_yolo
 from PIL import Image
 
 from hitdet_nni.config.settings import DataSettings
-from hitdet_nni.data.annotations.class_names import in_one_line, is_one_line
+from hitdet_nni.data.annotations.class_names import alike, folded, in_one_line, is_one_line
 from hitdet_nni.data.annotations.coco import read_annotations
 from hitdet_nni.data.checks.repair import repair
 from hitdet_nni.data.sources import open_data
@@ -85,3 +85,16 @@ def test_a_list_of_names(tmp_path, refused):
     (root / "classes.txt").write_text("zebra\nant\tbear\n")
     with refused(root / "classes.txt", "name 1 is", "one line"):
         open_data(DataSettings(root=root), 0)
+
+
+def test_names_that_differ_in_case_or_spaces_alone():
+    assert alike(["Nine", "ten", "nine", "two  hearts", "Two hearts", "ten"]) == [
+        ("Nine", "nine"),
+        ("two  hearts", "Two hearts"),
+    ]
+    assert alike(["Stra\u00dfe", "STRASSE", "cafe\u0301", "caf\u00e9"]) == [
+        ("Stra\u00dfe", "STRASSE"),
+        ("cafe\u0301", "caf\u00e9"),
+    ]
+    assert folded(" A b ") == "a b"
+    assert alike(["nine", "ninety", "nine 9"]) == []

@@ -89,6 +89,14 @@ def test_good_file(folder):
     require_sound_images(dataset)
 
 
+def test_boxes_that_are_shares_of_the_image(folder):
+    data = copy.deepcopy(GOOD)
+    for entry in data["annotations"]:
+        entry["bbox"], entry["area"] = [0.25, 0.5, 0.5, 0.25], 0.125
+    assert "has 4 boxes within one pixel, as if they were shares of the image" in refusal(folder, data)
+    assert "in pixels" in refusal(folder, data)
+
+
 GONE = "\0nothing"
 
 
@@ -125,7 +133,7 @@ DEFECTS = [
     *[(("annotations", 1, "bbox"), [1, 2, *sides]) for sides in ((0, 4), (3, 0), (-3, 4), (3, -4))],
     *[(("annotations", 1, "bbox"), [*corner, 3, 4]) for corner in ((40, 2), (1, 30), (-3, 2), (1, -4), (900, 2))],
     *[(("annotations", 1, "area"), value) for value in ("9", float("nan"))],
-    *[(("annotations", 1, "iscrowd"), value) for value in (None, 2, 0.5, "0", float("nan"))],
+    *[(("annotations", 1, "iscrowd"), value) for value in (2, 0.5, "0", float("nan"))],
     *[(("annotations", 1, "ignore"), value) for value in (2, "yes", [1], float("nan"))],
     *[(("categories", 1, "id"), value) for value in (GONE, "x", 4, 4.0, 1.5)],
     *[(("categories", 1, "name"), value) for value in (GONE, 3, "", " ", "cat")],
@@ -241,7 +249,7 @@ def test_vanished_image_is_a_defect(folder):
     ("path", "value", "shown"),
     [
         (("categories", 1, "name"), "broom", "id 90 is 'broom' here and 'toothbrush'"),
-        (("categories", 2, "id"), 18, "id 17 is None here and 'dog'"),
+        (("categories", 2, "id"), 18, "id 17 is of no class here and 'dog'"),
         (("categories",), GOOD["categories"][::-1], "another order"),
     ],
 )

@@ -182,9 +182,10 @@ def test_missing_area_and_iscrowd(split_of, split):
         for entry in content["annotations"][:3]:
             del entry["area"]
         del content["annotations"][0]["iscrowd"]
+        content["annotations"][1]["iscrowd"] = None
 
     dataset = split_of(split, changed(change))
-    assert told(dataset) == ["3 boxes without area: width times height is taken", "1 box without iscrowd: 0 is taken"]
+    assert told(dataset) == ["3 boxes without area: width times height is taken", "2 boxes without iscrowd: 0 is taken"]
     assert [(each["area"], each["iscrowd"]) for each in json.loads(dataset.ann.read_text())["annotations"]] == [
         *[(85, 0)] * 3,
         (240, 0),

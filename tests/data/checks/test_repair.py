@@ -10,7 +10,8 @@ from PIL import Image
 
 from hitdet_nni import cli
 from hitdet_nni.config.settings import DataSettings, load_settings, parse_overrides
-from hitdet_nni.data.checks.repair import repair, settings_of
+from hitdet_nni.data.checks.repair import repair
+from hitdet_nni.data.checks.repaired_settings import settings_of
 from hitdet_nni.data.datasets.detection import build_dataset
 from hitdet_nni.data.sources import open_data
 
@@ -311,8 +312,30 @@ def test_classes_of_the_parts_become_the_same(tmp_path):
     assert set(data.train.image_classes.values()) == {frozenset({4})}
     lines = {each.split: [line for line in each.changes if line.startswith("categories")] for each in repaired}
     source = paths["train_ann"]
-    assert lines["train"] == [f"categories: ['cat', 'dog'] -> ['cat', 'dog', 'bird'], with the ids that {source} has"]
-    assert lines["val"] == [f"categories: ['dog', 'bird'] -> ['cat', 'dog', 'bird'], with the ids that {source} has"]
+    whole = f"['cat', 'dog', 'bird'], with the ids that {source} has"
+    assert lines["train"] == [f"categories: ['cat', 'dog'] -> {whole}; added: 'bird'"]
+    assert lines["val"] == [f"categories: ['dog', 'bird'] -> {whole}; added: 'cat'"]
+
+
+def test_names_of_one_class_that_are_written_in_two_ways_become_one(tmp_path):
+    """Where they are told apart by case or spaces alone, and each file has one of them."""
+    train = copy.deepcopy(GOOD) | {"categories": [{"id": 4, "name": "Cat"}, {"id": 2, "name": "dog"}]}
+    val = copy.deepcopy(GOOD) | {"categories": [{"id": 4, "name": " cat "}, {"id": 2, "name": "DOG"}]}
+    paths = write(tmp_path, "train", train) | write(tmp_path, "val", val)
+    repaired = repair(DataSettings(**paths), 0, tmp_path / "out")
+    files = {f"{each.split}_ann": each.file for each in repaired}
+    data = open_data(DataSettings(**{**paths, **files}), 0)
+    assert data.train.classes_in_file_order == data.val.classes_in_file_order == ("Cat", "dog")
+    assert [line for line in repaired[1].changes if "categories" in line] == [
+        "categories[0] (id 4).name: ' cat ' -> 'Cat'",
+        "categories[1] (id 2).name: 'DOG' -> 'dog'",
+    ]
+    # One file that has both has two classes.
+    both = {**GOOD, "categories": [{"id": 4, "name": "cat"}, {"id": 2, "name": "Cat"}]}
+    paths = write(tmp_path, "train2", copy.deepcopy(both)) | write(tmp_path, "val2", copy.deepcopy(both))
+    paths = {key.replace("2", ""): value for key, value in paths.items()}
+    other = repair(DataSettings(**paths), 0, tmp_path / "other")
+    assert not [line for each in other for line in each.changes if "categories" in line]
 
 
 def test_one_box_over_an_edge_is_no_sign_of_resized_images(mended, refused, tmp_path):

@@ -24,7 +24,7 @@ from hitdet_nni.config.settings import DataSettings, load_settings
 from hitdet_nni.data.annotations.coco import read_annotations
 from hitdet_nni.data.annotations.pixels import check_images, require_sound_images
 from hitdet_nni.data.datasets.detection import CachedDataset
-from hitdet_nni.data.images.image_files import IMAGE_FORMATS, format_of, structure_problem
+from hitdet_nni.data.images.image_files import IMAGE_FORMATS, format_of, structure_problem, tiff_pages
 from hitdet_nni.data.images.quiet import quiet, said
 from hitdet_nni.data.images.reading import ImageError, decoded_size, read_image, readable, resized, thin_problem
 from hitdet_nni.data.sources import open_data
@@ -174,6 +174,34 @@ def test_a_thumbnail_s_end_is_not_the_image_s():
     assert structure_problem(whole[: 2 + len(segment)]) is not None
     for form in ({"progressive": True}, {"restart_marker_blocks": 1}, {"comment": b"\xff\xd9"}):
         assert structure_problem(encoded("JPEG", **form)) is None
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_pages_of_a_tiff_are_told(big, write):
+    others = [Image.fromarray(SMOOTH[::-1]), Image.fromarray(SMOOTH[:, ::-1])]
+    pages = encoded("TIFF", save_all=True, append_images=others, big_tiff=big)
+    assert tiff_pages(pages) == 3
+    assert tiff_pages(encoded("TIFF", big_tiff=big)) == tiff_pages(encoded("PNG")) == 1
+    report = check_images(write(a=pages, b=encoded("TIFF", big_tiff=big)))
+    assert report.defects == []
+    [(what, files)] = [item for item in report.warnings.items() if "pages" in item[0]]
+    assert counted(1, what) == "1 TIFF image of several pages, of which the first is read"
+    assert [file.name for file in files] == ["a.png"]
+
+
+def test_smaller_copies_in_a_tiff_are_no_pages():
+    """Of a page whose NewSubfileType says so; offsets that lead back or nowhere end the file."""
+
+    def directory(kind, following):
+        return struct.pack("<HHHIII", 1, 254, 4, 1, kind, following)
+
+    head = b"II*\0" + struct.pack("<I", 8)
+    assert tiff_pages(head + directory(0, 26) + directory(1, 0)) == 1
+    assert tiff_pages(head + directory(0, 26) + directory(0, 0)) == 2
+    assert tiff_pages(head + directory(0, 26) + directory(0, 8)) == 2
+    assert tiff_pages(head + directory(0, 10**6)) == 1
+    assert tiff_pages(head + b"\xff\xff") == 1
+    assert tiff_pages(head) == 1
 
 
 def test_images_that_other_readers_refuse_or_turn(write):

@@ -34,7 +34,7 @@ from hitdet_nni.config.data_settings import DataSettings
 from hitdet_nni.config.settings import load_settings, parse_overrides
 from hitdet_nni.data.box_crops import open_boxes
 from hitdet_nni.data.checks.inspection import inspect_detection
-from hitdet_nni.data.checks.repair import settings_of
+from hitdet_nni.data.checks.repaired_settings import settings_of
 from hitdet_nni.data.layouts import recognise
 from hitdet_nni.data.layouts.split import split_off
 from hitdet_nni.data.sources import open_data, split_source
