@@ -35,6 +35,7 @@ def run(options: Namespace) -> None:
     run_directory = RunDirectory(options.out)
     with at_work(options, options.config) as view:
         settings, images = open_images(settings)
+        run_directory.check(settings, force=options.force, resume=options.resume)
         with libraries_loading(view, settings):
             from hitdet_nni.loggers.following import followed
             from hitdet_nni.nas.health.validation_batches import tell_too_few_batches

@@ -52,6 +52,7 @@ def run(options: Namespace) -> None:
     directory = RunDirectory(options.out)
     with at_work(options, f"{options.config}, {options.baseline}") as view:
         settings, images = open_images(settings)
+        directory.check(settings, force=options.force, resume=options.resume)
         with libraries_loading(view, settings):
             from hitdet_nni.training.baseline import check_queries, model_config
             from hitdet_nni.training.retrain import check_start

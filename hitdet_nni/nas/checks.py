@@ -62,6 +62,22 @@ def budget_cost_model(skeleton: Skeleton, num_classes: int, settings: BudgetSett
     return CostModel(skeleton, num_classes, latency=table)
 
 
+def budget_of(settings: Settings) -> BudgetSettings:
+    """Return what all detectors of the study may cost.
+
+    Raises:
+        InputError: If the settings have no budget.
+    """
+    budget = settings.search.budget
+    if budget is None:
+        raise InputError(
+            "is not given, and all detectors of the study are to cost as much",
+            key="search.budget",
+            allowed="a budget, as --set search.budget.gflops=X; search --dry-run prints what random ones cost",
+        )
+    return budget
+
+
 def check_budget(space: SearchSpace, settings: Settings, num_classes: int) -> Budget | None:
     """Refuse a budget that no architecture of a space keeps to, before hours are spent on it.
 

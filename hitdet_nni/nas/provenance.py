@@ -20,7 +20,8 @@ from hitdet_nni.config.skeleton import Component, Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import LatencyTable, load_latency_table, save_latency_table
 from hitdet_nni.errors import InputError
-from hitdet_nni.runs.run_directory import RunDirectory, git_commit, versions
+from hitdet_nni.runs.environment import git_commit, versions
+from hitdet_nni.runs.run_directory import RunDirectory
 from hitdet_nni.runs.same_settings import plain
 
 logger = logging.getLogger(__name__)

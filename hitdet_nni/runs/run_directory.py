@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hitdet_nni import __version__
 from hitdet_nni.config.search_space import SCREENED
 from hitdet_nni.config.settings import Settings, load_settings
 from hitdet_nni.config.skeleton import Component
 from hitdet_nni.engine import distributed
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import locked, read_json, read_yaml, write_json, write_text
+from hitdet_nni.runs.environment import describe_environment
 from hitdet_nni.runs.same_settings import other_settings, plain, same_run
 from hitdet_nni.runs.tables import Score, read_scores, write_scores
-
-PACKAGES = ("torch", "torchvision", "nni", "mmdet", "mmengine", "mmcv-lite", "pytorch-lightning", "numpy")
 
 _BY_STAGE = ("seconds", "warnings")
 """What the metadata hold of each stage."""
@@ -243,7 +236,17 @@ class RunDirectory:
             self._prepare(settings, force, resume)
         distributed.barrier()
 
-    def _prepare(self, settings: Settings, force: bool, resume: bool) -> None:
+    def check(self, settings: Settings, *, force: bool = False, resume: bool = False) -> None:
+        """Refuse what :meth:`open` would, before anything takes time and without a change; in all processes.
+
+        Raises:
+            InputError: As :meth:`open`.
+        """
+        self._refuse(settings, force, resume)
+        distributed.barrier()  # none looks at what another one has begun
+
+    def _refuse(self, settings: Settings, force: bool, resume: bool) -> bool:
+        """Refuse a directory that may not be overwritten or resumed; return whether it holds what is gone on with."""
         holds_run = self.metadata.is_file() and self.config.is_file()
         if resume and holds_run:
             earlier, now = read_yaml(self.config), plain(settings)
@@ -253,10 +256,8 @@ class RunDirectory:
             if not same_run(earlier, now):
                 raise other_settings(self.config, earlier, now, self.sub_spaces)
             self._read_metadata()
-            if earlier != now:
-                self._write_config(settings)
-            return
-        there = [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
+            return True
+        there = self._content()
         # A process that was killed in the last lines below has left at most these.
         begun = (self.metadata.name, f".{self.metadata.name}.", f".{self.config.name}.")
         if there and not (resume and all(file.name.startswith(begun) for file in there)):
@@ -264,7 +265,18 @@ class RunDirectory:
                 raise InputError("is not empty and holds no run", source=self.path, allowed="a new or empty folder")
             if not force:
                 raise InputError("holds a run", source=self.path, allowed="another folder, --resume or --force")
-            for file in there:
+        return False
+
+    def _content(self) -> list[Path]:
+        return [file for file in self.path.iterdir() if file != self._lock] if self.path.is_dir() else []
+
+    def _prepare(self, settings: Settings, force: bool, resume: bool) -> None:
+        if self._refuse(settings, force, resume):
+            if read_yaml(self.config) != plain(settings):
+                self._write_config(settings)
+            return
+        if force:
+            for file in self._content():
                 shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
         try:
             write_json(self.metadata, describe_environment(settings))
@@ -368,38 +380,6 @@ class RunDirectory:
         scores = read_scores(self.scores(component))
         last = max(score.epoch for score in scores)
         return [score.operator for score in scores if score.epoch == last and not score.removed]
-
-
-def describe_environment(settings: Settings) -> dict[str, Any]:
-    """Return everything that a run's result may depend on besides its settings."""
-    return {
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seed": settings.seed,
-        "git_commit": git_commit(),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": versions(),
-        "seconds": {},
-        "warnings": {},
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this package, installed or not, and of the packages that results depend on."""
-    return {"hitdet-nni": __version__, **{name: version(name) for name in PACKAGES}}
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, marked where it has changes; ``None`` elsewhere."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def find_run(path: str | Path) -> RunDirectory:

@@ -17,7 +17,7 @@ from hitdet_nni.data.sources import DetectionData, open_data
 from hitdet_nni.errors import InputError
 from hitdet_nni.io import read_json, write_json
 from hitdet_nni.nas.budget import Budget
-from hitdet_nni.nas.checks import budget_cost_model
+from hitdet_nni.nas.checks import budget_cost_model, budget_of
 from hitdet_nni.nas.provenance import describe_architecture
 from hitdet_nni.nas.run_front import FrontRequest, find_front
 from hitdet_nni.pipeline.screening import screen
@@ -107,22 +107,6 @@ def search_seconds(run: RunDirectory) -> float:
     if run.architecture.exists() and not seconds:
         raise InputError("has no times of its stages", source=run.metadata, allowed="a study that was begun anew")
     return seconds
-
-
-def budget_of(settings: Settings) -> BudgetSettings:
-    """Return what all detectors of the study may cost.
-
-    Raises:
-        InputError: If the settings have no budget.
-    """
-    budget = settings.search.budget
-    if budget is None:
-        raise InputError(
-            "is not given, and all detectors of the study are to cost as much",
-            key="search.budget",
-            allowed="a budget, as --set search.budget.gflops=X; search --dry-run prints what random ones cost",
-        )
-    return budget
 
 
 def cost_model(settings: Settings, data: DetectionData) -> CostModel:

@@ -182,6 +182,8 @@ READING = (
     "retrain --config tiny --architecture mine.json --out new",
     "evaluate --config tiny --architecture mine.json --weights no.pth",
     "check-data --config tiny",
+    "search --config tiny --out run",
+    "screen --config tiny --out run",
 )
 
 BEGUN = """
@@ -217,6 +219,9 @@ def test_the_package_and_help_load_nothing_heavy(statement, tmp_path):
         ("search --config tiny --sub-spaces nosuch.yml --out new", 2),
         ("search --config tiny --set data.builtin=null --out new", 2),
         ("search --config tiny --out mine.json", 2),
+        ("search --config tiny --out run", 2),
+        ("screen --config tiny --out run", 2),
+        ("study search --config tiny --out new", 2),
         ("screen --config tiny --set screening.keep.head=33 --out new", 2),
         ("retrain --config tiny --architecture nosuch.json --out new", 2),
         ("retrain --config tiny --architecture mine.json --out new", 2),

@@ -66,14 +66,16 @@ def run_search(
         candidates = given or kept or whole_space(settings)
         settings, images = open_images(settings)
         tell_unused_budget(check_budget(candidates, settings, len(images.classes)))
+        only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
+        resume = resume or (only_screened and not force)
+        run.check(settings, force=force, resume=resume)
         with libraries_loading(view, settings):
             from hitdet_nni.loggers.following import followed
             from hitdet_nni.nas.health.validation_batches import tell_too_few_batches
             from hitdet_nni.pipeline.screening import screen
             from hitdet_nni.pipeline.search import search
 
-        only_screened = run.sub_spaces.is_file() and not run.architecture.exists()
-        run.open(settings, force=force, resume=resume or (only_screened and not force))
+        run.open(settings, force=force, resume=resume)
         space = kept_sub_spaces(run, given)
         with followed(run, settings):
             if not run.architecture.exists():
@@ -130,6 +132,7 @@ def run_retraining(
                 architectures = [transferred(one, settings, images.classes) for one in architectures]
         check_classes(architectures[0], images, trains=True)
         tell_unused_skeleton(architectures[0], settings, trains=True)
+        run.check(settings, force=force, resume=resume)
         with libraries_loading(view, settings):
             from hitdet_nni.loggers.following import followed
             from hitdet_nni.pipeline.retraining import retrain_architecture

@@ -50,8 +50,7 @@ def check(options: Namespace, settings: Settings) -> None:
     """
     from hitdet_nni.engine import distributed
     from hitdet_nni.errors import InputError
-    from hitdet_nni.nas.checks import whole_space
-    from hitdet_nni.studies.search_study import budget_of
+    from hitdet_nni.nas.checks import budget_of, whole_space
 
     space = whole_space(settings)
     budget_of(settings)
