@@ -191,6 +191,9 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
     except InputError as error:
         if _is_of_diff(error.key, tree, diff):
             raise InputError(error.problem, source="--set", key=error.key, allowed=error.allowed) from None
+        if changed := [key for key in _dotted_keys(diff) if error.key is None or key.startswith(f"{error.key}.")]:
+            source = f"{path}, {', '.join(changed)} by --set"  # what the file has may be right by itself
+            raise InputError(error.problem, source=source, key=error.key, allowed=error.allowed) from None
         raise
 
 
@@ -209,6 +212,15 @@ def _diff_of(overrides: Mapping[str, object]) -> dict[str, Any]:
             section = {part: section}
         diff = _merge(diff, section)
     return diff
+
+
+def _dotted_keys(diff: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys of a diff that have values."""
+    found: list[str] = []
+    for key, value in diff.items():
+        below = isinstance(value, Mapping) and bool(value)
+        found += _dotted_keys(value, f"{prefix}{key}.") if below else [f"{prefix}{key}"]
+    return found
 
 
 def _is_of_diff(key: str | None, tree: object, diff: object) -> bool:

@@ -622,3 +622,10 @@ def test_a_single_value_a_channel_is_refused(refused):
         load_settings("tiny", one)
     for other in ({"data.batch_size": 2}, {"skeleton.input_size": [32, 40]}, {"batch_norm": "frozen"}):
         assert load_settings("tiny", one | other)
+
+
+def test_what_a_file_and_an_override_have_together_is_blamed_on_both(refused):
+    with refused("tiny.yml, search.warmup_epochs by --set: search: warmup_epochs 5 must be below epochs 2"):
+        load_settings("tiny", {"search.warmup_epochs": 5, "retrain.epochs": 9})
+    with refused("tiny.yml, pretrain.boxes, batch_norm by --set: ", "needs statistics"):
+        load_settings("tiny", {"pretrain.boxes": True, "batch_norm": "frozen"})

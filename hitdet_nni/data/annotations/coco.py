@@ -301,7 +301,11 @@ def _check_on_disk(source: DocumentSource, folder: ImageFolder, file_names: tupl
     missing = [index for index, file_name in enumerate(file_names) if not folder.holds(file_name)]
     if len(missing) == len(file_names) > 1 and not any("\\" in name for name in file_names):
         problem = f"none of the {len(missing)} is in {folder.path}; the first: {show(file_names[0])}"
-        source.refuse(source.error("images", problem, "their folder; links out of it are not followed"))
+        allowed = "their folder"
+        if (folder.path / file_names[0]).is_symlink():
+            problem = f"all {len(missing)} are links out of {folder.path}, which are not followed"
+            allowed = "the images themselves, as `cp -rL` copies them"
+        source.refuse(source.error("images", problem, allowed))
         return
     if missing and source.defects is None:
         more = f", and {counted(len(missing) - 1, 'more {is|are} missing')}" if len(missing) > 1 else ""

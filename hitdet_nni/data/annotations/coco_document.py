@@ -89,6 +89,8 @@ class DocumentSource:
         if type(value) is not kind:
             if kind is int and type(value) is str and value.strip().isdecimal():
                 allowed += f", as {FIX} writes it"
+            elif kind is int and name == "id" and place.startswith("images") and type(value) is str:
+                allowed += f", as {FIX} numbers them"
             raise self.error(f"{place}.{name}" if place else name, f"is {show(value)}", allowed)
         return value
 

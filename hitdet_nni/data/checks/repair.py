@@ -29,7 +29,13 @@ from hitdet_nni.data.annotations.coco_document import (
 )
 from hitdet_nni.data.annotations.normalization import LARGEST_ID, Changes, normalize
 from hitdet_nni.data.checks.other_sizes import other_sizes
-from hitdet_nni.data.checks.rewriting import boxes_of_corners, boxes_of_polygons, files_of_urls, names_in_one_line
+from hitdet_nni.data.checks.rewriting import (
+    boxes_of_corners,
+    boxes_of_polygons,
+    files_of_urls,
+    names_in_one_line,
+    numbers_of_images,
+)
 from hitdet_nni.data.images.image_folder import ImageFolder, stays_inside
 from hitdet_nni.data.images.reading import decoded_size, thin_problem
 from hitdet_nni.data.layouts.parts import SPLITS, Split
@@ -178,6 +184,7 @@ class _Repair:
         for rewritten in (
             names_in_one_line(self._document),
             files_of_urls(self._document, self._folder),
+            numbers_of_images(self._document),
             boxes_of_polygons(self._document),
             boxes_of_corners(self._document),
         ):

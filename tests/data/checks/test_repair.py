@@ -14,6 +14,7 @@ from hitdet_nni.data.checks.repair import repair
 from hitdet_nni.data.checks.repaired_settings import settings_of
 from hitdet_nni.data.datasets.detection import build_dataset
 from hitdet_nni.data.sources import open_data
+from hitdet_nni.errors import InputError
 
 INPUT = (96, 96)
 
@@ -349,3 +350,38 @@ def test_one_box_over_an_edge_is_no_sign_of_resized_images(mended, refused, tmp_
 
     with refused(tmp_path / "val.json", "boxes reach out of the image"):
         mended("val", wrong)
+
+
+def test_ids_of_images_that_are_texts_become_numbers(tmp_path):
+    content = copy.deepcopy(GOOD)
+    texts = {entry["id"]: f"img_{entry['id']}" for entry in content["images"]}
+    for entry in content["images"]:
+        entry["id"] = texts[entry["id"]]
+    for entry in content["annotations"]:
+        entry["image_id"] = texts[entry["image_id"]]
+    paths = write(tmp_path, "train", content) | write(tmp_path, "val")
+    with pytest.raises(InputError, match="fix OUT` numbers"):
+        open_data(DataSettings(**paths), 0)
+    train, val = repair(DataSettings(**paths), 0, tmp_path / "out")
+    assert f"images[0].id: {content['images'][0]['id']!r} -> 1" in train.changes[0]
+    data = open_data(DataSettings(**{**paths, "train_ann": train.file, "val_ann": val.file}), 0)
+    by_name = [dict(zip(half.file_names, half.image_ids, strict=True)) for half in (data.train, data.val)]
+    assert sorted(data.train.image_ids) == list(range(1, len(texts) + 1))
+    for name, number in by_name[0].items():
+        assert data.train.image_classes[number] == data.val.image_classes[by_name[1][name]]
+    content["images"][1]["id"] = content["images"][0]["id"]  # two of one id: which boxes are whose?
+    paths["train_ann"].write_text(json.dumps(content))
+    with pytest.raises(InputError):
+        repair(DataSettings(**paths), 0, tmp_path / "other")
+
+
+def test_images_that_are_links_are_told(tmp_path):
+    paths = write(tmp_path, "train") | write(tmp_path, "val")
+    (tmp_path / "elsewhere").mkdir()
+    for file in list((tmp_path / "train").iterdir()):
+        file.rename(tmp_path / "elsewhere" / file.name)
+        file.symlink_to(tmp_path / "elsewhere" / file.name)
+    with pytest.raises(
+        InputError, match=r"links out of .*train, which are not followed.*allowed: the images themselves"
+    ):
+        open_data(DataSettings(**paths), 0)
