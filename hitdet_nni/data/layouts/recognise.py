@@ -119,6 +119,18 @@ def recognise(root: Path) -> Found:
     raise refusal(root, f"has no known layout: {_seen(root)}", KNOWN)
 
 
+_OWN_FILES = (
+    (("shapes", "imagePath"), "labelme", "labelme2coco makes a COCO file of such"),
+    (("shape_attributes",), "VIA", "export annotations in COCO format"),
+    (("_via_settings",), "VIA", "export annotations in COCO format"),
+    (("from_name", "to_name", "data"), "Label Studio", "export COCO or YOLO, with images"),
+    (("classTitle", "objects"), "Supervisely", "export in COCO format"),
+    (("classes", "tags", "shape"), "Supervisely", "export in COCO format"),
+    (("annotations", "label", "coordinates"), "CreateML", "export COCO"),
+)
+"""Keys that all stand in a file of a tool's own, the tool, and what to do about it."""
+
+
 def _with_hint(error: InputError, root: Path) -> InputError:
     """Return an error with what lies above the folder: a part of a set may look like a set that lacks something."""
     return InputError(error.problem + _hint_above(root), source=error.source, key=error.key, allowed=error.allowed)
@@ -138,10 +150,9 @@ def _hint(root: Path, there: list[Path]) -> str:
     files = [each for each in [*there, *inside] if each.suffix.lower() == ".json" and each.is_file()]
     for file in files[:_SHOWN]:
         content = _beginning(file)
-        if b'"shapes"' in content and b'"imagePath"' in content:
-            return f"; {file.name} is labelme's own file: labelme2coco makes a COCO file of such"
-        if b'"shape_attributes"' in content or b'"_via_settings"' in content:
-            return f"; {file.name} is VIA's own file: export annotations in COCO format"
+        for keys, tool, remedy in _OWN_FILES:
+            if all(f'"{key}"'.encode() in content for key in keys):
+                return f"; {file.name} is {tool}'s own file: {remedy}"
     if (root / voc.CVAT).is_file():
         return f"; {voc.CVAT} is CVAT's own file: export COCO 1.0 with images"
     for file in files[:_SHOWN]:

@@ -538,6 +538,17 @@ def test_unknown_folders(root, parts, refused, tmp_path):
     write_json(root / "a.json", {"_via_settings": {}})
     with refused("a.json is VIA's own", "COCO"):
         documents(root)
+    value = {"from_name": "label", "to_name": "image", "type": "rectanglelabels", "value": {"x": 1}}
+    write_json(root / "a.json", [{"data": {"image": "x.jpg"}, "annotations": [{"result": [value]}]}])
+    with refused("a.json is Label Studio's own file: export COCO or YOLO, with images"):
+        documents(root)
+    write_json(root / "a.json", {"classes": [{"title": "cat", "shape": "rectangle"}], "tags": []})
+    with refused("a.json is Supervisely's own"):
+        documents(root)
+    box = {"label": "cat", "coordinates": {"x": 1, "y": 2, "width": 3, "height": 4}}
+    write_json(root / "a.json", [{"image": "x.jpg", "annotations": [box]}])
+    with refused("a.json is CreateML's own"):
+        documents(root)
     (root / "a.json").unlink()
     write_yolo(root / "notes", parts, CLASSES)
     with refused("the folder notes in it is a YOLO data set"):
