@@ -191,7 +191,7 @@ def require_latency_table(run: RunDirectory, settings: Settings) -> None:
     budget = settings.search.budget
     table = None if budget is None else budget.table
     if table is not None and not table.exists() and run.latency.exists():
-        allowed = f"a copy of {run.latency} in its place"
+        allowed = f"a copy of {run.latency} in its place, or --set search.budget.table={run.latency}"
         raise InputError("no such file", source=table, key="search.budget.table", allowed=allowed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,29 @@ def essential(tree: Mapping[str, Any]) -> dict[str, Any]:
 def same_run(earlier: object, now: Mapping[str, Any]) -> bool:
     """Whether the content of a run's config says what plain settings say, whoever is sent the curves.
 
-    A data set may have been moved: whether it is the same is asked by what goes on with its images.
+    A data set, or a table of latencies, may have been moved: whether it is the same is asked by what goes on with it.
     """
     return isinstance(earlier, Mapping) and _relocated(essential(earlier), now) == essential(now)
 
 
 def _relocated(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return plain settings with the paths of others in place of the paths of data that are there no more."""
-    before, after = earlier.get("data"), now.get("data")
+    """Return plain settings with the paths of others in place of those of data and tables that are there no more."""
+    search, search_now = earlier.get("search"), now.get("search")
+    if isinstance(search, Mapping) and isinstance(search_now, Mapping):
+        search = {**search, "budget": _paths_of(search.get("budget"), search_now.get("budget"), ["table"])}
+    return {**earlier, "data": _paths_of(earlier.get("data"), now.get("data"), PATH_KEYS), "search": search}
+
+
+def _paths_of(before: object, after: object, keys: Iterable[str]) -> object:
+    """Return a section with the paths of another one in place of those that are there no more."""
     if not isinstance(before, Mapping) or not isinstance(after, Mapping):
-        return earlier
+        return before
     moved = {
         key: after.get(key)
-        for key in PATH_KEYS
+        for key in keys
         if after.get(key) is not None and before.get(key) is not None and not _is_there(before[key])
     }
-    return {**earlier, "data": {**before, **moved}}
+    return {**before, **moved}
 
 
 def _is_there(paths: object) -> bool:

@@ -157,7 +157,9 @@ def test_a_budget_in_milliseconds_is_kept_by_the_run_s_own_table(tmp_path, capsy
     table.unlink()
     status, error = search(good, "--resume")
     assert (status, error.count("\n")) == (2, 1)
-    assert f"search.budget.table: no such file; allowed: a copy of {run.latency} in its place" in error
+    assert f"search.budget.table: no such file; allowed: a copy of {run.latency} in its place, or --set " in error
+    assert search(good.replace(str(table), str(run.latency)), "--resume")[0] == 0  # the same times
+    assert load_architecture(run.architecture).sample == found.sample
 
 
 @pytest.mark.parametrize(
