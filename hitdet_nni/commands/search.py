@@ -134,6 +134,7 @@ def _tell_rehearsal(options: Namespace, settings: Settings, given: SearchSpace |
     table.add_section()
     table.add_row("all", clock(sum(found.seconds.values())))
     show(table)
+    echo("steps and evaluations alone; to load libraries and build networks takes some seconds more in each stage")
     echo(f"a process held {found.peak / 1e9:.2f} GB at most")
     if settings.pretrain.boxes:
         echo("the pretraining of the backbone is not among these")
