@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from hitdet_nni.data.images.image_files import IMAGE_SUFFIXES
@@ -65,14 +65,16 @@ def list_images(words: Sequence[str | Path]) -> list[ListedImage]:
             own = name.with_stem(f"{name.stem}-{number}")
         taken.add(own)
         listed.append(ListedImage(file, name if called[name] == 1 else named_as, name, own))
-    return listed
+    again = Counter(one.name for one in listed)  # a path may be what another one is called below its folder
+    return [one if again[one.name] == 1 else replace(one, name=found[one.file][0].absolute()) for one in listed]
 
 
 def unread_images(words: Sequence[str | Path]) -> list[Path]:
     """Return the images of formats that are not read in the folders that are named; :func:`list_images` has none."""
     others = set(UNREAD) - IMAGE_SUFFIXES
     folders = (Path(word) for word in words if Path(word).is_dir())
-    return [file for folder in folders for file in files_below(folder, key=None) if file.suffix.lower() in others]
+    files = (file for folder in folders for file in files_below(folder, key=None) if file.suffix.lower() in others)
+    return list({file.resolve(): file for file in files}.values())
 
 
 def _named(word: str) -> Iterator[tuple[Path, PurePath]]:

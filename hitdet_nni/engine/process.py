@@ -12,7 +12,6 @@ import sys
 import threading
 import traceback
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -26,9 +25,6 @@ from hitdet_nni.errors import InputError, LostProcessError, LostWorkerError, Wri
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _AGAIN = 0.05
 """Seconds after which Ctrl-C that had to wait is tried again."""
-
-_DEAF_FILES = {"<frozen importlib._bootstrap>", weakref.__file__}
-"""Of the frames in which an interrupt does harm or is lost."""
 
 _HANDOVER = resource_sharer.__file__
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)[^.\n]*")
@@ -65,7 +61,7 @@ def own_process() -> None:
 def uncollected_imports() -> Iterator[None]:
     """Collect no garbage within the context, where modules are imported that stay: a quarter of the imports' seconds.
 
-    What was imported in a process of the package's own is left out of later collections too.
+    What was imported in a process of the package's own is left out of later collections too, once a process.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -127,35 +123,47 @@ def heard_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    around = _deaf_frames(sys._getframe())  # of a module that does all its work when it is imported
+    around = _imports_of(sys._getframe())  # of a module that does all its work when it is imported
     again: threading.Timer | None = None
+    told_before = sys.unraisablehook
+
+    def wait() -> None:
+        nonlocal again
+        if again is not None:
+            again.cancel()
+        again = threading.Timer(_AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal again
-        if _deaf_frames(frame) > around:
-            if again is not None:
-                again.cancel()
-            again = threading.Timer(_AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
-            again.daemon = True
-            again.start()
+        if _imports_of(frame) > around:
+            wait()
             return
         again = None
         before(number, frame)
 
+    def unraisable(told: sys.UnraisableHookArgs) -> None:
+        if isinstance(told.exc_value, KeyboardInterrupt):
+            wait()
+        else:
+            told_before(told)
+
     signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = told_before
         if again is not None:
             again.cancel()
             before(signal.SIGINT, None)
 
 
-def _deaf_frames(frame: FrameType | None) -> int:
-    """Return how many of the frames around one are of an import, or of what is called as an object ends."""
-    codes = [one.f_code for one, _ in traceback.walk_stack(frame)]
-    return sum(code.co_filename in _DEAF_FILES or code.co_name == "__del__" for code in codes)
+def _imports_of(frame: FrameType | None) -> int:
+    """Return how many imports a frame lies within."""
+    return sum(one.f_code.co_filename == "<frozen importlib._bootstrap>" for one, _ in traceback.walk_stack(frame))
 
 
 @contextmanager

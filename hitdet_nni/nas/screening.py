@@ -12,6 +12,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, component_of
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
+from hitdet_nni.nas.checks import screened_components
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.operator_samples import score_operators
 from hitdet_nni.nas.pruning import PruningSchedule
@@ -72,7 +73,7 @@ def screening_groups(
         settings: The ``screening`` section.
         space: Candidate names of each component.
     """
-    screened = tuple(one for one in COMPONENTS if len(space[one]) > getattr(settings.keep, one))
+    screened = screened_components(settings, space)
     return [(one,) for one in screened] if not settings.joint else [screened] if screened else []
 
 

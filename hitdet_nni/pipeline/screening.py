@@ -24,7 +24,7 @@ from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.io import locked, read_json, write_json
 from hitdet_nni.nas.affordable import affordable
 from hitdet_nni.nas.budget import Budget
-from hitdet_nni.nas.checks import budget_cost_model, check_budget
+from hitdet_nni.nas.checks import budget_cost_model, check_budget, screened_components
 from hitdet_nni.nas.outlook import screening_supernets
 from hitdet_nni.nas.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.nas.screening_reliability import mean_scores, ranked, reliability_of, remedies, share_of
@@ -183,7 +183,7 @@ class ScreeningWork:
     def _note(self, part: Screening) -> None:
         """Tell of a part that has ended in the metadata of the run that uses it."""
         file = part.notes(self.run)
-        if file.is_file():  # an earlier version has written it to the metadata itself
+        if file.is_file():  # of an earlier version there is none, and what trials share was told in their logs alone
             notes = validated(Notes, file, read_json(file))
             self.user.note_warnings(part.stage, notes.warnings)
             self.user.note_activations(part.stage, notes.activations)
@@ -278,7 +278,7 @@ def hand_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_class
 
 
 def _handed_on(run: RunDirectory, space: SearchSpace, settings: Settings, num_classes: int) -> SearchSpace:
-    screened = [one for group in screening_groups(settings.screening, space) for one in group]
+    screened = screened_components(settings.screening, space)
     kept: SearchSpace = {one: run.kept_operators(one) if one in screened else list(space[one]) for one in COMPONENTS}
     if settings.search.budget is None:
         return kept

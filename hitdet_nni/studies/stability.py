@@ -15,6 +15,7 @@ from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
+from hitdet_nni.nas.checks import screened_components
 from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.nas.sampled_decode import AdditiveModel
 from hitdet_nni.nas.screening_reliability import final_preferences, same_operators
@@ -80,9 +81,10 @@ def preferences(run: RunDirectory, one: Repetition) -> dict[Component, Preferenc
     Raises:
         InputError: If a table of the run is missing or damaged.
     """
-    searched = [component for component in COMPONENTS if len(one.space[component]) > 1]
     if one.stage == "screening":
-        return {component: screened_preferences(run, component, one.space[component]) for component in searched}
+        screened = screened_components(one.settings.screening, one.space)
+        return {component: screened_preferences(run, component, one.space[component]) for component in screened}
+    searched = [component for component in COMPONENTS if len(one.space[component]) > 1]
     if one.settings.search.decode == "samples":
         return sampled_preferences(run, one.settings.skeleton, one.space, searched)
     return {

@@ -75,33 +75,60 @@ def test_other_threads_are_left_alone():
     assert seen == [before]
 
 
+def come(*_):
+    signal.raise_signal(signal.SIGINT)
+    len("bytecode, at which Python looks for signals")
+
+
 class Ends:
-    """An object in a cycle, at whose end Ctrl-C comes."""
+    """An object at whose end Ctrl-C comes."""
 
-    def __init__(self):
-        self.itself = self
-
-    def __del__(self):
-        signal.raise_signal(signal.SIGINT)
-        len("bytecode, at which Python looks for signals")
+    __del__ = come
 
 
-class Watched:
-    """An object in a cycle that another one is told of."""
-
-    def __init__(self):
-        self.itself = self
-        weakref.finalize(self, signal.raise_signal, signal.SIGINT)
+class Plain:
+    """Any object."""
 
 
-@pytest.mark.parametrize("kind", [Ends, Watched])
-def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(kind, recwarn):
+def with_a_callback():
+    thing = Plain()
+    thing.callback = weakref.ref(thing, come)
+    WATCHED.append(weakref.ref(thing, come))
+    return thing
+
+
+def with_a_finalizer():
+    thing = Plain()
+    weakref.finalize(thing, come)
+    return thing
+
+
+def with_a_generator():
+    def generate():
+        try:
+            yield
+        finally:
+            come()
+
+    thing = Plain()
+    thing.generator = generate()
+    next(thing.generator)
+    return thing
+
+
+WATCHED = []
+
+
+@pytest.mark.parametrize("made", [Ends, with_a_callback, with_a_finalizer, with_a_generator])
+def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(made):
     gc.collect()
     reached = []
 
     def work():
         with heard_interrupts():
-            kind()
+            thing = made()
+            thing.itself = thing
+            del thing
             gc.collect()
             reached.append("the end of the collection")
             threading.Event().wait(30)

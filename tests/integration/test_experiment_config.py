@@ -120,6 +120,9 @@ def test_a_tunnel_is_dug_to_machines_that_do_not_find_the_manager(host, manager,
         (local(searchSpace={"a": {"_type": "choice"}}), ("searchSpace.a._value", "is missing", "one value or more")),
         (local(searchSpace={"a": {"_type": "choice", "_value": []}}), ("searchSpace.a._value", "got []")),
         (local(search_space={"a": {"_type": "uniform", "_value": [0]}}), ("searchSpace.a._value", "a list of 2")),
+        (local(searchSpace={"a": {"_type": ["choice"], "_value": [0]}}), ("searchSpace.a._type", "['choice']")),
+        (local(searchSpace={"a": {"_type": "uniform", "_value": ["1e-4", 1]}}), ("searchSpace.a._value", "1.0e-4")),
+        (local(searchSpace={"a": {"_type": "randint", "_value": [True, 3]}}), ("searchSpace.a._value", "2 numbers")),
         (local(OURS, assessor={"name": "Medianstop"}), ("assessor", "losses", "a tuner alone")),
         (local(OURS, advisor={"name": "BOHB"}), ("advisor", "losses")),
     ],
@@ -146,6 +149,9 @@ def test_a_file_of_parameters_is_checked(tmp_path, refused):
     (tmp_path / "space.json").write_text("{")
     assert load_config(tmp_path / "a.yml")  # NNI says that it is no JSON
     assert read(local(assessor={"name": "Medianstop"}))  # of trials that are not ours nothing is known
+    assert read(local(searchSpace=["any"], tuner={"className": "my.Tuner", "codeDirectory": "."}))
+    with refused("searchSpace", "holds a list"):
+        read(local(searchSpace=["any"], tuner={"className": "hitdet_nni.integration.grid_search.GridSearch"}))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +161,10 @@ def test_a_file_of_parameters_is_checked(tmp_path, refused):
         (OURS.replace("--runs ", "--runs="), {}, "/folder/../runs"),
         (OURS.replace("../runs", "/disk/my-runs"), {"trial_code_directory": "code"}, "/disk/my-runs"),
         (OURS.replace("../runs", "'my runs'"), {}, "/folder/my runs"),
-        (OURS.replace(" --runs ../runs", ""), {}, None),
+        (OURS.replace(" --runs ../runs", ""), {"trialCodeDirectory": "code"}, "/folder/code/runs"),
+        (OURS + " --runs last", {}, "/folder/last"),
+        (OURS.replace("../runs", "$HOME/x"), {}, None),
+        (f"cd sub && {OURS}", {}, None),
         (OURS + " 'open", {}, None),
         ("python trial.py --runs out", {}, None),
     ],

@@ -39,12 +39,15 @@ def check(options: Namespace, settings: Settings) -> None:
     """
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.errors import InputError
-    from hitdet_nni.nas.checks import whole_space
+    from hitdet_nni.nas.checks import screened_components, whole_space
 
     if options.seeds < 2:
         raise InputError(f"got {options.seeds}", source="--seeds", allowed="2 or more: one agrees with itself only")
     if options.sub_spaces is None:
-        whole_space(settings)
+        whole = whole_space(settings)
+        if options.stage == "screening" and not screened_components(settings.screening, whole):
+            allowed = f"fewer than the operators of {settings.space}, for one component at least"
+            raise InputError("keeps all operators", source="study stability", key="screening.keep", allowed=allowed)
     elif options.stage == "screening":
         raise InputError("got a file, and screening starts from the whole space", source="--sub-spaces", allowed="none")
     else:

@@ -24,14 +24,14 @@ def run(options: Namespace) -> Findings:
     """Retrain the found architecture and one searched in a sub-space that all components share (Table 4)."""
     from hitdet_nni.commands.shared.findings import open_searched, retrain_all
     from hitdet_nni.config.architecture import load_architecture
-    from hitdet_nni.config.skeleton import COMPONENTS
+    from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.pipeline.search import search
     from hitdet_nni.runs.run_directory import RunDirectory
     from hitdet_nni.runs.sub_spaces import kept_sub_spaces
     from hitdet_nni.studies.sub_space_ablation import common_sub_space
 
     searched, settings, data = open_searched(options)
-    keep = max(len(searched.kept_operators(component)) for component in COMPONENTS)
+    keep = max(map(len, load_search_space(searched.require(searched.sub_spaces, "search")).values()))
     space = common_sub_space(searched, keep)
     own = RunDirectory(options.out / "one-sub-space")
     own.open(settings, resume=True)

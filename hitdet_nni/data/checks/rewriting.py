@@ -39,15 +39,15 @@ def files_of_urls(document: CocoDocument, folder: ImageFolder) -> Iterator[Chang
 def numbers_of_images(document: CocoDocument) -> Iterator[Change]:
     """Yield numbers from 1 in place of the ids of all images, where some are texts, and each one to itself."""
     ids = [entry.get("id") for entry in document.images]
-    told_apart = len({(type(each), each) for each in ids if isinstance(each, int | str)}) == len(ids)
-    if not told_apart or not any(isinstance(each, str) for each in ids):
+    told_apart = len({each for each in ids if type(each) in (int, str)}) == len(ids)
+    if not told_apart or not any(type(each) is str for each in ids):
         return
     numbers = {each: number for number, each in enumerate(ids, 1)}
     for entry, number in zip(document.images, numbers.values(), strict=True):
         yield entry, "id", number
     for entry in document.annotations:
         image = entry.get("image_id")
-        if isinstance(image, int | str) and image in numbers:
+        if type(image) in (int, str) and image in numbers:
             yield entry, "image_id", numbers[image]
 
 

@@ -60,6 +60,7 @@ _SCAN, _END = 0xDA, 0xD9
 _ALONE: Final = (0x01, 0xD8)  # markers without a length
 _BIG_TIFF: Final = 43
 _SUBFILE_TYPE: Final = 254
+_NO_PAGE: Final = 1 | 4  # a smaller copy, a mask
 
 
 def format_of(content: bytes) -> str | None:
@@ -90,7 +91,7 @@ def structure_problem(content: bytes) -> str | None:
 
 
 def tiff_pages(content: bytes) -> int:
-    """Return the number of images in a TIFF, smaller copies of others left out; 1 of another file."""
+    """Return the number of images in a TIFF, smaller copies and masks of others left out; 1 of another file."""
     if format_of(content) != "TIFF":
         return 1
 
@@ -107,7 +108,7 @@ def tiff_pages(content: bytes) -> int:
         if end > len(content):
             break
         kinds = [each for each in range(first, end, entry) if number(each, 2) == _SUBFILE_TYPE]
-        pages += not any(number(each + (12 if large else 8), 4) & 1 for each in kinds)
+        pages += not any(number(each + (12 if large else 8), 4) & _NO_PAGE for each in kinds)
         place = number(end, width)
     return max(1, pages)
 

@@ -38,6 +38,7 @@ OUR_TRIAL = "hitdet_nni.integration.trial"
 
 _MOST_PROCESSES = 2**31
 _BEGINNING = 60.0  # seconds that NNI may take from a manager's process to the time that it notes of it
+_OF_A_SHELL = re.compile(r"[$`*?;&|<>]")  # where the words of a command are not what its program is given
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 
 
@@ -226,6 +227,11 @@ def parse(content: object, source: str, arguments: tuple[str, ...], folder: Path
 
 
 def _check_parameters(content: Mapping[str, Any], source: str, folder: Path) -> None:
+    """Check the parameters for NNI's own tuners, and ours; a tuner of a person's may have them in any form."""
+    tuner = _value(content, "tuner")
+    named = _value(tuner, "className") if isinstance(tuner, Mapping) else None
+    if named is not None and not str(named).startswith("hitdet_nni."):
+        return
     file, space = _value(content, "searchSpaceFile"), _value(content, "searchSpace")
     if isinstance(file, str):
         check_parameter_file(file, folder)
@@ -248,14 +254,16 @@ def _refuse_assessment(content: Mapping[str, Any], source: str) -> None:
 def _runs_of(content: Mapping[str, Any], folder: Path) -> Path | None:
     """Return the folder that local trials of ours write to."""
     command, code = _value(content, "trialCommand"), _value(content, "trialCodeDirectory")
+    if not isinstance(command, str) or OUR_TRIAL not in command or _OF_A_SHELL.search(command):
+        return None
+    runs = "runs"
     with contextlib.suppress(ValueError):  # quotes that are not closed
-        words = shlex.split(command) if isinstance(command, str) and OUR_TRIAL in command else []
+        words = shlex.split(command)
         for word, following in zip(words, [*words[1:], ""], strict=True):
             name, equals, value = word.partition("=")
             if name == "--runs":
-                return (
-                    folder / expanded(code if isinstance(code, str) else ".") / expanded(value if equals else following)
-                )
+                runs = value if equals else following
+        return folder / expanded(code if isinstance(code, str) else ".") / expanded(runs)
     return None
 
 

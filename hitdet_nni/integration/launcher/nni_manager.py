@@ -41,7 +41,7 @@ KILL_PATIENCE = 5.0
 # A proxy from the environment must neither see nor swallow what is meant for loopback.
 _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _LOGGED_ERROR = re.compile(r"^\[[^]]*\] (?:ERROR|CRITICAL) \(\w[\w.]*\) (.*)", re.MULTILINE)
-_ERROR = re.compile(r"^\[[^]]*\] (?:ERROR|CRITICAL) ", re.MULTILINE)
+_RECORD = re.compile(r"^\[[^]]*\] (?=[A-Z]+ )", re.MULTILINE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -90,6 +90,7 @@ class NniExperiment:
         self.address = f"http://{LOOPBACK}:{self.port}"
         self.id = ""
         self.folder = Path()
+        self._tuner_error = ""
         self._signals = signals
         self._environment = child_environment()
         self._nnictl = shutil.which("nnictl", path=self._environment["PATH"]) or ""
@@ -159,12 +160,12 @@ class NniExperiment:
         trials = parse_trials(self._get("trial-jobs"), self._get("metric-data-latest"))
         requested, errors = self._get("experiment")["nextSequenceId"], list(state["errors"])
         log = self.folder / "log" / "dispatcher.log"
-        failed = state["status"] == "ERROR"
-        # NNI's manager does not notice a tuner that fails at the parameters.
-        if (failed or not requested) and (said := _tuner_s_end(log, failed=failed)):
-            errors.append(f"{said}; see {log}")
-            if not failed:
-                raise ExperimentError(f"NNI's tuner has ended: {errors[-1]}")
+        failed, before = state["status"] == "ERROR", self._tuner_error
+        self._tuner_error = _last_exception(log) if failed or not requested else ""
+        if self._tuner_error and failed:
+            errors.append(f"{self._tuner_error}; see {log}")
+        elif self._tuner_error and self._tuner_error == before:  # NNI's manager does not notice it
+            raise ExperimentError(f"NNI's tuner has ended: {before}; see {log}")
         return Snapshot(state["status"], tuple(errors), trials, requested)
 
     def fetch_logs(self, snapshot: Snapshot) -> Snapshot:
@@ -256,15 +257,11 @@ def _reason(text: str) -> str:
     return f"{lines[-1]}: {asserted}" if lines[-1] == "AssertionError" and asserted else lines[-1]
 
 
-def _tuner_s_end(log: Path, *, failed: bool) -> str:
-    """Return the last line that NNI's tuner logged, where it is that of an error; empty where it is not.
-
-    Args:
-        log: ``dispatcher.log``.
-        failed: Whether NNI's manager says that the tuner failed, which is in the log as no error then.
-    """
+def _last_exception(log: Path) -> str:
+    """Return what the exception says that a log of NNI's ends with; empty where it ends with something else."""
     text = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
-    return text.splitlines()[-1].strip() if text and (failed or _ERROR.search(text)) else ""
+    *_, last = _RECORD.split(text)
+    return last.splitlines()[-1].strip() if "Traceback (most recent call last)" in last else ""
 
 
 def _is_alive(process: psutil.Process) -> bool:

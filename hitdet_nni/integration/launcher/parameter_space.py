@@ -41,15 +41,20 @@ def check_parameters(space: object, source: str) -> None:
         raise InputError(f"holds a {type(space).__name__}", source=source, key="searchSpace", allowed=allowed)
     for name, given in space.items():
         kind, values = (given.get("_type"), given.get("_value")) if isinstance(given, Mapping) else (None, None)
-        if kind not in LENGTHS:
+        if not isinstance(kind, str) or kind not in LENGTHS:
             problem = "is missing" if kind is None else f"got {kind!r}"
             raise InputError(problem, source=source, key=f"searchSpace.{name}._type", allowed=LENGTHS)
         count = LENGTHS[kind]
-        if isinstance(values, list) and (len(values) == count if count else values):
+        if isinstance(values, list) and (_are_numbers(values, count) if count else values):
             continue
         problem = "is missing" if values is None else f"got {values!r}"
-        allowed = f"a list of {count} numbers" if count else "a list of one value or more"
+        allowed = f"a list of {count} numbers, as 0.0001 or 1.0e-4" if count else "a list of one value or more"
         raise InputError(problem, source=source, key=f"searchSpace.{name}._value", allowed=allowed)
+
+
+def _are_numbers(values: list[object], count: int) -> bool:
+    """Whether there are so many numbers; YAML takes 1e-4, without a point, for a text."""
+    return len(values) == count and all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
 
 
 def check_parameter_file(path: str, folder: Path) -> None:
