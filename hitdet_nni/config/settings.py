@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from hitdet_nni.config.blame import blamed
 from hitdet_nni.config.budget_settings import BudgetSettings
 from hitdet_nni.config.data_settings import PATH_KEYS as DATA_PATHS
 from hitdet_nni.config.data_settings import DataSettings as DataSettings
@@ -165,7 +166,9 @@ class Settings(Section):
         return self
 
 
-def load_settings(config: str | Path, overrides: Mapping[str, object] | None = None) -> Settings:
+def load_settings(
+    config: str | Path, overrides: Mapping[str, object] | None = None, *, called: str = "--set"
+) -> Settings:
     """Read a config file and apply overrides.
 
     Args:
@@ -174,64 +177,44 @@ def load_settings(config: str | Path, overrides: Mapping[str, object] | None = N
         overrides: Dotted keys and their values, e.g. ``{"search.flops_weight": 0.1}``; a mapping is a diff of the
             section, as in a file with ``extends``: ``{"search": {"flops_weight": 0.1}}`` is the same. Relative paths
             are relative to the working folder.
+        called: What errors call the overrides.
 
     Returns:
         The settings, all paths absolute, so that they mean the same wherever they are written.
 
     Raises:
-        InputError: Naming the file, or ``--set`` where the value is an override, key, value and what is allowed.
+        InputError: Naming the file, or the overrides where the value is one of them, key, value and what is allowed.
     """
     path = find_config(config)
-    layers, diff = _read_layers(path, ()), _diff_of(overrides or {})
+    layers, diff = _read_layers(path, ()), _diff_of(overrides or {}, called)
     tree = _merged(layers)
     _give_way(tree, diff)
     _resolve_paths(diff, Path.cwd())
     try:
         return _checked(_epochs_followed(_merge(tree, diff), [*layers, diff]), path)
     except InputError as error:
-        if _is_of_diff(error.key, tree, diff):
-            raise InputError(error.problem, source="--set", key=error.key, allowed=error.allowed) from None
-        if changed := [key for key in _dotted_keys(diff) if error.key is None or key.startswith(f"{error.key}.")]:
-            source = f"{path}, {', '.join(changed)} by --set"  # what the file has may be right by itself
-            raise InputError(error.problem, source=source, key=error.key, allowed=error.allowed) from None
-        raise
+
+        def check_alone() -> None:
+            _checked(_epochs_followed(_merged(layers), layers), path)
+
+        raise blamed(error, path, tree, diff, called, check_alone) from None
 
 
-def _diff_of(overrides: Mapping[str, object]) -> dict[str, Any]:
+def _diff_of(overrides: Mapping[str, object], called: str) -> dict[str, Any]:
     """Return overrides by dotted keys as the mapping that a config file would have of them.
 
     Raises:
         InputError: If they are no mapping, or a key is no text.
     """
-    require_kind("--set", overrides, Mapping, 'dotted keys and their values, e.g. {"search.epochs": 20}')
+    require_kind(called, overrides, Mapping, 'dotted keys and their values, e.g. {"search.epochs": 20}')
     diff: dict[str, Any] = {}
     for key, value in overrides.items():
-        require_kind("--set", key, str, 'a dotted key, e.g. "search.epochs"')
+        require_kind(called, key, str, 'a dotted key, e.g. "search.epochs"')
         section: object = value
         for part in reversed(key.split(".")):
             section = {part: section}
         diff = _merge(diff, section)
     return diff
-
-
-def _dotted_keys(diff: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys of a diff that have values."""
-    found: list[str] = []
-    for key, value in diff.items():
-        below = isinstance(value, Mapping) and bool(value)
-        found += _dotted_keys(value, f"{prefix}{key}.") if below else [f"{prefix}{key}"]
-    return found
-
-
-def _is_of_diff(key: str | None, tree: object, diff: object) -> bool:
-    """Check whether what is wrong at a dotted key is a diff's, rather than the config's or between the two."""
-    for part in key.split(".") if key is not None else ():
-        if not isinstance(diff, Mapping) or part not in diff:
-            return False
-        tree, diff = tree.get(part) if isinstance(tree, Mapping) else None, diff[part]
-        if not (isinstance(tree, Mapping) and isinstance(diff, Mapping)):
-            return True
-    return False
 
 
 def _checked(tree: dict[str, Any], path: Path) -> Settings:

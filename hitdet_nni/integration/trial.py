@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -116,22 +116,23 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     """
     distributed.init()
     parameters = distributed.broadcast_object((nni.get_next_parameter() or {}) if distributed.is_main() else None)
-    settings = _settings(config, parameters)
+    settings = load_settings(config, parameters, called="the tuner's parameters")
     require_package(settings.logger)
     prepare_process(settings.threads)
     keep_imports()
     run = RunDirectory(runs / nni.get_experiment_id() / nni.get_trial_id())
-    require_latency_table(run, settings)
-    whole = whole_space(settings)
-    settings, data = open_images(settings)
-    check_budget(whole, settings, len(data.classes))
-    if distributed.is_main() and not force:
-        adopt(run, settings)
-    # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
-    with run.held(wait=True) if distributed.is_main() else nullcontext():
-        _open(run, settings, force)
-        with _shown(run), followed(run, settings):
-            result = _run_pipeline(run, whole, settings, data)
+    with _as_a_trial(run):
+        require_latency_table(run, settings)
+        whole = whole_space(settings)
+        settings, data = open_images(settings)
+        check_budget(whole, settings, len(data.classes))
+        if distributed.is_main() and not force:
+            adopt(run, settings)
+        # A manager that was killed leaves its trials running; the same trial, started again, waits for them.
+        with run.held(wait=True) if distributed.is_main() else nullcontext():
+            run.open(settings, force=force, resume=not force)
+            with _shown(run), followed(run, settings):
+                result = _run_pipeline(run, whole, settings, data)
     if distributed.is_main():
         nni.report_final_result(final_report(result))
         logger.info("report: %s", write_report(run.path))
@@ -140,26 +141,18 @@ def run_trial(config: str, runs: Path, *, force: bool = False) -> None:
     distributed.destroy()
 
 
-def _settings(config: str, parameters: Mapping[str, object]) -> Settings:
-    """Return the settings of a trial; where one of the tuner's parameters is bad, that is said of them."""
+@contextmanager
+def _as_a_trial(run: RunDirectory) -> Iterator[None]:
+    """Have refusals within the context name what a trial has in place of the options of commands."""
     try:
-        return load_settings(config, parameters)
+        yield
     except InputError as error:
-        if error.source != "--set":
-            raise
-        source = "the tuner's parameters"
-        raise InputError(error.problem, source=source, key=error.key, allowed=error.allowed) from None
-
-
-def _open(run: RunDirectory, settings: Settings, force: bool) -> None:
-    """Open the run directory; of one with other settings it is said what a trial can do."""
-    try:
-        run.open(settings, force=force, resume=not force)
-    except InputError as error:
-        if error.source != str(run.config):
-            raise
-        allowed = "the config as it was, a new experiment, or --force in the trial's command"
-        raise InputError(error.problem, source=error.source, allowed=allowed) from None
+        key, allowed = "--runs" if error.key == "--out" else error.key, error.allowed
+        if error.source == str(run.config):
+            allowed = "the config as it was, a new experiment, or --force in the trial's command"
+        elif key == "search.budget.table" and run.latency.exists():
+            allowed = f"a copy of {run.latency} in its place"
+        raise InputError(error.problem, source=error.source, key=key, allowed=allowed) from None
 
 
 def write_curves(run: RunDirectory) -> None:

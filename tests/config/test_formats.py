@@ -628,4 +628,16 @@ def test_what_a_file_and_an_override_have_together_is_blamed_on_both(refused):
     with refused("tiny.yml, search.warmup_epochs by --set: search: warmup_epochs 5 must be below epochs 2"):
         load_settings("tiny", {"search.warmup_epochs": 5, "retrain.epochs": 9})
     with refused("tiny.yml, pretrain.boxes, batch_norm by --set: ", "needs statistics"):
-        load_settings("tiny", {"pretrain.boxes": True, "batch_norm": "frozen"})
+        load_settings("tiny", {"pretrain.boxes": True, "batch_norm": "frozen", "threads": 2})
+    with refused("by the tuner's parameters: search: warmup_epochs 5"):
+        load_settings("tiny", {"search.warmup_epochs": 5}, called="the tuner's parameters")
+
+
+def test_what_a_file_has_wrong_by_itself_is_its_own(tmp_path, refused):
+    file = tmp_path / "bad.yml"
+    file.write_text("extends: tiny\nsearch: {epochs: 2, warmup_epochs: 5}\n")
+    with refused(f"{file}: search: warmup_epochs 5 must be below epochs 2"):
+        load_settings(file, {"search.samples": 16, "seed": 1})
+    file.write_text("extends: tiny\npretrain: {boxes: true}\nbatch_norm: frozen\n")
+    with refused(f"{file}: pretrain.boxes is true"):
+        load_settings(file, {"seed": 1, "threads": 1})
