@@ -54,6 +54,7 @@ def run(options: Namespace) -> None:
         settings, images = open_images(settings)
         directory.check(settings, force=options.force, resume=options.resume)
         with libraries_loading(view, settings):
+            from hitdet_nni.nas.outlook import tell_long_warmup
             from hitdet_nni.training.baseline import check_queries, model_config
             from hitdet_nni.training.retrain import check_start
 
@@ -63,6 +64,7 @@ def run(options: Namespace) -> None:
         directory.open(settings, force=options.force, resume=options.resume)
         _keep_config(directory, options.baseline)
         if not distributed.broadcast_object(directory.metrics.exists()):
+            tell_long_warmup(settings, images)
             _train(directory, options, settings, images)
     result = read_json(directory.metrics)
     for line in [json_text(result)] if options.json else training_outcome(directory, result):

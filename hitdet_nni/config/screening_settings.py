@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from hitdet_nni.config.data_settings import Section, images_of_epochs
-from hitdet_nni.config.skeleton import COMPONENTS
+from hitdet_nni.config.skeleton import COMPONENTS, Component
 from hitdet_nni.operators.registry import parse_operator
 
 Gates = Literal["softmax", "positive"]
@@ -89,3 +90,13 @@ class ScreeningSettings(Section):
         if self.supernets != "auto" and self.supernets > self.epochs:
             raise ValueError(f"supernets {self.supernets} must be at most epochs {self.epochs}, which they share")
         return self
+
+
+def screened_components(settings: ScreeningSettings, space: Mapping[Component, Sequence[str]]) -> tuple[Component, ...]:
+    """Return the components of which a screening keeps some operators; the others are kept whole, without one.
+
+    Args:
+        settings: The ``screening`` section.
+        space: Candidate names of each component.
+    """
+    return tuple(one for one in COMPONENTS if len(space[one]) > getattr(settings.keep, one))

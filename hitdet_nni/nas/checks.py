@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hitdet_nni.config.architecture import Architecture
 from hitdet_nni.config.budget_settings import BudgetSettings
-from hitdet_nni.config.screening_settings import ScreeningSettings
 from hitdet_nni.config.search_space import SearchSpace, load_search_space
 from hitdet_nni.config.settings import Settings
-from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
+from hitdet_nni.config.skeleton import Skeleton
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.latency_table import load_latency_table
 from hitdet_nni.data.sources import DetectionData
@@ -42,16 +40,6 @@ def whole_space(settings: Settings) -> SearchSpace:
             allowed = f"{len(names)} or more, the operators that {settings.space} has for the {component}"
             raise InputError(f"got {settings.screening.samples}", key="screening.samples", allowed=allowed)
     return space
-
-
-def screened_components(settings: ScreeningSettings, space: Mapping[Component, Sequence[str]]) -> tuple[Component, ...]:
-    """Return the components of which a screening keeps some operators; the others are kept whole, without one.
-
-    Args:
-        settings: The ``screening`` section.
-        space: Candidate names of each component.
-    """
-    return tuple(one for one in COMPONENTS if len(space[one]) > getattr(settings.keep, one))
 
 
 def budget_cost_model(skeleton: Skeleton, num_classes: int, settings: BudgetSettings | None) -> CostModel:

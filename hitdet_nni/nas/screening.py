@@ -7,12 +7,11 @@ import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hitdet_nni.config.screening_settings import ScreeningSettings
+from hitdet_nni.config.screening_settings import ScreeningSettings, screened_components
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, component_of
 from hitdet_nni.data.sources import DetectionData
 from hitdet_nni.engine.checkpoints import CheckpointFolder
-from hitdet_nni.nas.checks import screened_components
 from hitdet_nni.nas.epoch_record import EpochRecord
 from hitdet_nni.nas.operator_samples import score_operators
 from hitdet_nni.nas.pruning import PruningSchedule

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hitdet_nni.config.screening_settings import screened_components
 from hitdet_nni.config.search_space import SearchSpace, load_search_space, save_search_space
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component
@@ -24,7 +25,7 @@ from hitdet_nni.engine.progress import Progress, tell
 from hitdet_nni.io import locked, read_json, write_json
 from hitdet_nni.nas.affordable import affordable
 from hitdet_nni.nas.budget import Budget
-from hitdet_nni.nas.checks import budget_cost_model, check_budget, screened_components
+from hitdet_nni.nas.checks import budget_cost_model, check_budget
 from hitdet_nni.nas.outlook import screening_supernets
 from hitdet_nni.nas.screening import screen_components, screening_groups, screening_name, screening_stage
 from hitdet_nni.nas.screening_reliability import mean_scores, ranked, reliability_of, remedies, share_of

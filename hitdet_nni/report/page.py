@@ -11,7 +11,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hitdet_nni import __version__
-from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.errors import InputError, WriteError
 from hitdet_nni.io import write_text
 from hitdet_nni.report.architecture_drawing import draw_architecture
@@ -30,6 +29,7 @@ from hitdet_nni.report.screening_chart import show_screening
 from hitdet_nni.report.search_curves import health_charts, search_charts, training_charts
 from hitdet_nni.report.study import Study, read_studies
 from hitdet_nni.report.summary import duration, figures, searched, state_of
+from hitdet_nni.report.unscreened import needs_screening, why_unscreened
 from hitdet_nni.report.warning_kinds import warning_kinds
 from hitdet_nni.runs.front_budgets import read_budgets
 from hitdet_nni.runs.goal import own_budget
@@ -120,7 +120,8 @@ def render_report(run: Run, images: int) -> str:
             if found.better_than_chance is False
         ),
         health_charts=health_charts(run.metrics),
-        components=COMPONENTS,
+        unscreened=why_unscreened(run),
+        needs_screening=needs_screening(run),
     )
 
 

@@ -10,12 +10,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from hitdet_nni.config.architecture import load_architecture
+from hitdet_nni.config.screening_settings import screened_components
 from hitdet_nni.config.search_space import SearchSpace, layer_candidates
 from hitdet_nni.config.settings import Settings
 from hitdet_nni.config.skeleton import COMPONENTS, Component, Skeleton
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.errors import InputError
-from hitdet_nni.nas.checks import screened_components
 from hitdet_nni.nas.health.rank_agreement import Agreement, Preferences
 from hitdet_nni.nas.sampled_decode import AdditiveModel
 from hitdet_nni.nas.screening_reliability import final_preferences, same_operators

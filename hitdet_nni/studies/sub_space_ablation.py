@@ -25,9 +25,10 @@ def common_sub_space(run: RunDirectory, keep: int) -> SearchSpace:
     Source:
         Table 4, "1 sub search space"; the paper does not say how it is chosen.
     """
-    sub_spaces, orders = load_search_space(run.require(run.sub_spaces, "search")), []
+    orders = []
     for component in COMPONENTS:
         if not run.scores(component).exists():  # kept whole, without a screening
+            sub_spaces = load_search_space(run.require(run.sub_spaces, "search"))
             orders.append(dict.fromkeys(sub_spaces[component], 0))
             continue
         scores = read_scores(run.scores(component))

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -188,7 +188,12 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert names("phone") == ["x.jpg"]
-    assert [str(file) for file in unread_images(["phone", "raw/c.CR2"])] == ["phone/a.heic", "phone/b.HEIC"]
+    assert [str(file) for file in unread_images(["phone", "raw/c.CR2", "phone/."])] == ["phone/a.heic", "phone/b.HEIC"]
+    (tmp_path / "set" / "other").mkdir(parents=True)
+    (tmp_path / "set" / "other" / "a.PNG").touch()
+    clash = names("set", "other/a.PNG", "a.PNG")  # a path that another one has below its folder
+    assert len(set(clash)) == 3
+    assert [Path(name).samefile(file) for name, file in zip(clash[:2], ["set/other/a.PNG", "other/a.PNG"], strict=True)]
     with pytest.raises(InputError, match="raw: holds 1 image of formats that are not read, and no other; allowed: im"):
         list_images(["raw"])
     (tmp_path / "empty").mkdir()

@@ -16,9 +16,14 @@ from nni.nas.experiment import NasExperiment
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
+from hitdet_nni.config.budget_settings import BudgetSettings
+from hitdet_nni.cost.cost_model import CostModel
+from hitdet_nni.cost.cost_table import CostTable
 from hitdet_nni.engine.precision import Precision
 from hitdet_nni.errors import InputError
-from hitdet_nni.nas.cost_term import WeightedCost
+from hitdet_nni.model.detector import HitDetectorSpace
+from hitdet_nni.nas.budget import Budget
+from hitdet_nni.nas.cost_term import BudgetedCost, WeightedCost
 from hitdet_nni.nas.pruning import PruningSchedule, remove_lowest
 from hitdet_nni.nas.strategy import AlphaOptimizer, ColumnSparseDARTS
 
@@ -243,6 +248,24 @@ def test_bad_weights_are_refused(make, complaint):
 
 
 # ------------------------------------------------------------------------------------------------------- the run
+
+
+def test_costs_of_another_space_are_refused_before_a_step(tiny):
+    """By the module that trains, of whichever kind the cost term is."""
+    space = {"backbone": ["sep_k3_d1"], "neck": ["sep_k3_d1", "sep_k5_d1"], "head": ["sep_k3_d1"]}
+    model = CostModel(tiny, 10)
+    for searched in (space, {**space, "neck": ["sep_k5_d1", "sep_k3_d1"]}):
+        terms = [
+            WeightedCost(CostTable(model, space), 1.0),
+            BudgetedCost(Budget(model, space, BudgetSettings(gflops=1.0)), 1.0, 0.1),
+        ]
+        for term in terms:
+            module = search_module(lambda: HitDetectorSpace(tiny, searched, 10), cost=term)  # noqa: B023
+            if searched is space:
+                assert module.configure_architecture_optimizers()
+            else:
+                with pytest.raises(InputError, match="cost: is of another space: neck/l01 is a choice among sep_k3_d1"):
+                    module.configure_architecture_optimizers()
 
 
 def test_each_phase_trains_its_own(run):

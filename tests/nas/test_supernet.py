@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hitdet_nni.config.search_space import load_search_space
+from hitdet_nni.config.search_space import load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.config.skeleton import COMPONENTS
 from hitdet_nni.nas import supernet
@@ -132,9 +132,11 @@ def test_joint_screening_trains_one_supernet(settings, tiny_data, tmp_path):
 
 @pytest.mark.parametrize(("rank_by", "joint"), [("samples", True), ("probability", False)])
 def test_a_component_of_one_operator_is_not_screened(rank_by, joint, settings, tiny_data, tmp_path):
+    save_search_space({**SPACE, "head": ["sep_k3_d1"]}, tmp_path / "space.yml")
+    settings = settings.model_copy(update={"space": str(tmp_path / "space.yml")})
     update = {"joint": joint, "rank_by": rank_by, "samples": 3, "sample_images": 4}
     settings = settings.model_copy(update={"screening": settings.screening.model_copy(update=update)})
-    run, stages = RunDirectory(tmp_path), []
+    run, stages = RunDirectory(tmp_path / "run"), []
     run.open(settings)
     space = screen(run, {**SPACE, "head": ["sep_k3_d1"]}, settings, tiny_data, lambda stage, _: stages.append(stage))
     expected = ["screening backbone+neck"] if joint else ["screening backbone", "screening neck"]
@@ -143,7 +145,7 @@ def test_a_component_of_one_operator_is_not_screened(rank_by, joint, settings, t
     assert space["head"] == ["sep_k3_d1"]
     assert not run.scores("head").exists()
     page = write_report(run.path, images=0).read_text()
-    assert "The head was not screened: it has no more operators than are kept, sep_k3_d1." in page
+    assert "The head needs no screening: it has no more operators than are kept." in page
 
 
 def test_screenings_have_seeds_of_their_own():

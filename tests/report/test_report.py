@@ -19,6 +19,7 @@ from report_runs import STATES, WARNING, write_run
 
 from hitdet_nni import cli
 from hitdet_nni.config.architecture import load_architecture
+from hitdet_nni.config.search_space import load_search_space, save_search_space
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.pareto import pareto_front
@@ -166,6 +167,26 @@ def test_an_architecture_from_elsewhere_and_given_sub_spaces(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- self-contained
+
+
+def test_why_there_is_no_screening(tmp_path):
+    whole, given = load_search_space("full"), load_search_space("hit_detector")
+    run = RunDirectory(write_run(tmp_path / "given", state="half screened"))
+    save_search_space(given, run.sub_spaces)  # as a resume with --sub-spaces does
+    text = Page(write_report(run.path, images=0).read_text()).text("screening")
+    assert f"The neck was not screened here; its operators were given: {', '.join(given['neck'])}." in text
+    assert "The backbone" not in text
+
+    save_search_space({**whole, "head": whole["head"][:8]}, tmp_path / "space.yml")
+    half = write_run(tmp_path / "half", state="half screened", overrides={"space": str(tmp_path / "space.yml")})
+    text = Page(write_report(half, images=0).read_text()).text("screening")
+    assert "The screening of the neck has not ended." in text
+    assert "The head needs no screening: it has no more operators than are kept." in text
+
+    save_search_space({component: names[:8] for component, names in whole.items()}, tmp_path / "space.yml")
+    begun = write_run(tmp_path / "begun", state="begun", overrides={"space": str(tmp_path / "space.yml")})
+    save_search_space(load_search_space(tmp_path / "space.yml"), RunDirectory(begun).sub_spaces)
+    assert "This run needed no screening" in Page(write_report(begun, images=0).read_text()).text("screening")
 
 
 def test_nothing_is_fetched_and_nothing_runs_but_the_slider(html, page):

@@ -21,6 +21,7 @@ from hitdet_nni.runs.tables import Score, read_alphas
 from hitdet_nni.studies.stability import (
     agreement_rows,
     judgement,
+    preferences,
     repetitions,
     sampled_preferences,
     screened_preferences,
@@ -198,6 +199,10 @@ def test_searches_share_one_screening_and_run_side_by_side(space_file, tmp_path)
         (["--sub-spaces", "hit_detector"], "--sub-spaces: got a file, and screening starts from the whole space"),
         (["--stage", "search", "--sub-spaces", "nosuch.yml"], "nosuch.yml: no such file"),
         (["--set", "screening.keep.neck=3"], "screening.keep.neck: got 3"),
+        (
+            ["--set", "screening.keep={backbone: 3, neck: 2, head: 2}"],
+            "screening.keep: keeps all operators; allowed: fewer",
+        ),
     ],
 )
 def test_what_cannot_be_studied_is_refused(space_file, tmp_path, capsys, more, message):
@@ -229,6 +234,15 @@ def test_all_seeds_have_the_data_of_the_first(tiny_settings):
 def write_scores(run, *rows):
     run.screening.mkdir(exist_ok=True)
     run.write_scores("neck", [Score(*row) for row in rows])
+
+
+def test_what_is_kept_whole_has_no_part(tmp_path, tiny_settings):
+    run = RunDirectory(tmp_path)
+    write_scores(run, (0, "sep_k3_d1", 0.1, 2, True), (0, "sep_k5_d1", 0.5, 1, False))
+    keep = tiny_settings.screening.keep.model_copy(update={"backbone": 3, "neck": 1, "head": 2})
+    screening = tiny_settings.screening.model_copy(update={"keep": keep})
+    (one, _) = repetitions(tiny_settings.model_copy(update={"screening": screening}), "screening", SPACE, 2, tmp_path)
+    assert set(preferences(run, one)) == {"neck"}
 
 
 def test_who_is_removed_later_stands_higher(tmp_path, refused):

@@ -34,9 +34,10 @@ from hitdet_nni.errors import InputError, NonFiniteLossError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
+from hitdet_nni.nas.screening_reliability import ranked
 from hitdet_nni.nas.strategy import ColumnSparseDARTS
 from hitdet_nni.runs.run_directory import RunDirectory
-from hitdet_nni.runs.tables import Score
+from hitdet_nni.runs.tables import Score, read_scores
 from hitdet_nni.studies import retrainings
 from hitdet_nni.studies.operator_ablation import (
     FIGURE_3,
@@ -372,6 +373,19 @@ def test_a_common_sub_space_has_the_best_places_over_all_components(tmp_path, re
     run.scores("neck").write_text("nonsense")
     with refused("neck.csv"):
         common_sub_space(run, 2)
+    # A component that was kept whole prefers none.
+    run.scores("neck").unlink()
+    with refused("sub_spaces.yml"):
+        common_sub_space(run, 2)
+    names = ["conv_k3_d1", "sep_k3_d1", "sep_k5_d1"]
+    save_search_space(dict.fromkeys(COMPONENTS, names), run.sub_spaces)
+    places = {name: [0, 0] for name in names}
+    for number, component in enumerate(("backbone", "head")):
+        scores = read_scores(run.scores(component))
+        for place, name in enumerate(ranked(scores, list(dict.fromkeys(score.operator for score in scores)))):
+            places[name][number] = place
+    best = sorted(names, key=lambda name: sum(places[name]))[:1]
+    assert common_sub_space(run, 1) == dict.fromkeys(COMPONENTS, best)
 
 
 @pytest.mark.slow

@@ -37,9 +37,10 @@ def check(options: Namespace, settings: Settings) -> None:
     Raises:
         InputError: Naming the option or the key.
     """
+    from hitdet_nni.config.screening_settings import screened_components
     from hitdet_nni.config.search_space import load_search_space
     from hitdet_nni.errors import InputError
-    from hitdet_nni.nas.checks import screened_components, whole_space
+    from hitdet_nni.nas.checks import whole_space
 
     if options.seeds < 2:
         raise InputError(f"got {options.seeds}", source="--seeds", allowed="2 or more: one agrees with itself only")

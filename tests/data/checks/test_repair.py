@@ -369,10 +369,11 @@ def test_ids_of_images_that_are_texts_become_numbers(tmp_path):
     assert sorted(data.train.image_ids) == list(range(1, len(texts) + 1))
     for name, number in by_name[0].items():
         assert data.train.image_classes[number] == data.val.image_classes[by_name[1][name]]
-    content["images"][1]["id"] = content["images"][0]["id"]  # two of one id: which boxes are whose?
-    paths["train_ann"].write_text(json.dumps(content))
-    with pytest.raises(InputError):
-        repair(DataSettings(**paths), 0, tmp_path / "other")
+    for number in (content["images"][0]["id"], True):  # two of one id: which boxes are whose? And what is no id.
+        content["images"][1]["id"] = number
+        paths["train_ann"].write_text(json.dumps(content))
+        with pytest.raises(InputError):
+            repair(DataSettings(**paths), 0, tmp_path / "other")
 
 
 def test_images_that_are_links_are_told(tmp_path):

@@ -197,6 +197,7 @@ def test_smaller_copies_in_a_tiff_are_no_pages():
 
     head = b"II*\0" + struct.pack("<I", 8)
     assert tiff_pages(head + directory(0, 26) + directory(1, 0)) == 1
+    assert tiff_pages(head + directory(0, 26) + directory(4, 0)) == 1  # a mask
     assert tiff_pages(head + directory(0, 26) + directory(0, 0)) == 2
     assert tiff_pages(head + directory(0, 26) + directory(0, 8)) == 2
     assert tiff_pages(head + directory(0, 10**6)) == 1
