@@ -99,19 +99,24 @@ class ScreeningWork:
 
     Attributes:
         run: Where it is written.
-        user: The run that uses it, whose metadata tell of it; the same one, or one of several that share it.
         space: The operators of each component.
         settings: All settings.
         data: The images.
         on_epoch: Called with each epoch.
+        user: The run whose metadata tell of it, one of several that share it; ``None`` for the same one.
     """
 
     run: RunDirectory
-    user: RunDirectory
     space: SearchSpace
     settings: Settings
     data: DetectionData
     on_epoch: OnEpoch = ignore_epoch
+    user: RunDirectory | None = None
+
+    @property
+    def told(self) -> RunDirectory:
+        """The run whose metadata tell of it."""
+        return self.user or self.run
 
     @cached_property
     def supernets(self) -> int:
@@ -186,8 +191,8 @@ class ScreeningWork:
         file = part.notes(self.run)
         if file.is_file():  # of an earlier version there is none, and what trials share was told in their logs alone
             notes = validated(Notes, file, read_json(file))
-            self.user.note_warnings(part.stage, notes.warnings)
-            self.user.note_activations(part.stage, notes.activations)
+            self.told.note_warnings(part.stage, notes.warnings)
+            self.told.note_activations(part.stage, notes.activations)
 
     def _join(self, component: Component, parts: Sequence[Screening]) -> None:
         """Write the scores of a component by the mean of several supernets, and how far these agree."""
@@ -198,7 +203,7 @@ class ScreeningWork:
         run.write_scores(component, mean_scores(tables, operators, getattr(self.settings.screening.keep, component)))
         sentence = found.sentence(component, remedies(self.settings))
         doubtful = found.better_than_chance is False
-        self.user.note_warnings(f"screening {component}", [sentence] if doubtful else [])
+        self.told.note_warnings(f"screening {component}", [sentence] if doubtful else [])
         logger.log(logging.WARNING if doubtful else logging.INFO, "screening %s", sentence)
 
 
@@ -243,7 +248,7 @@ def rank_operators(
         on_epoch: Called with each epoch.
         user: The run whose metadata tell of the screening, where several share it.
     """
-    work = ScreeningWork(run, user or run, space, settings, data, on_epoch)
+    work = ScreeningWork(run, space, settings, data, on_epoch, user)
     groups = screening_groups(settings.screening, space)
     parts = [part for components in groups for part in work.parts(components)]
     wait = False
@@ -300,7 +305,7 @@ def screen_group(
     on_epoch: OnEpoch = ignore_epoch,
 ) -> None:
     """Screen some components at once and write their scores; goes on from what is there."""
-    work = ScreeningWork(run, run, space, settings, data, on_epoch)
+    work = ScreeningWork(run, space, settings, data, on_epoch)
     for part in work.pending(work.parts(components)):
         work.do(part)
     work.finish(components)
