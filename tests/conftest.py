@@ -46,6 +46,16 @@ def _own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_step_estimates():
+    """Spare the estimate of a step's memory, which takes longer than many a training here and is for a log line."""
+    supernet = sys.modules.get("hitdet_nni.nas.supernet")
+    with pytest.MonkeyPatch.context() as context:
+        if supernet is not None:
+            context.setattr(supernet, "_tell_memory", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_settings():
     """The shipped `tiny` config with fewer images."""

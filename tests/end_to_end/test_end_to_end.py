@@ -70,6 +70,7 @@ def stages(folder):
     first, *others = (shlex.split(command)[1:] for command in commands_by_hand)
     done = in_new_process([*COMMAND, *first], folder)
     assert done.returncode == 0, done.stderr
+    assert "memory of a step: about" in done.stdout
     for arguments in others:
         hitdet(*arguments, folder=folder)
 

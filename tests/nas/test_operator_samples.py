@@ -20,7 +20,6 @@ from hitdet_nni.engine.randomness import random_state
 from hitdet_nni.errors import StoppedError
 from hitdet_nni.model.detector import HitDetectorSpace
 from hitdet_nni.nas import sample_evaluation
-from hitdet_nni.nas import supernet as supernet_module
 from hitdet_nni.nas.checks import whole_space
 from hitdet_nni.nas.evaluator import detection_loss
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
@@ -320,7 +319,6 @@ def test_an_interrupted_screening_by_samples_ends_equal(tiny_data, tmp_path, mon
         "screening.keep.head": 2,
         "weights.candidate_gradients": "full",
     }
-    monkeypatch.setattr(supernet_module, "_tell_memory", lambda *_: None)  # takes longer than the rest
     settings = load_settings("tiny", values)
     one, two = RunDirectory(tmp_path / "one"), RunDirectory(tmp_path / "two")
     epochs = []

@@ -16,7 +16,6 @@ from hitdet_nni.config.search_space import layer_candidates
 from hitdet_nni.config.settings import load_settings
 from hitdet_nni.cost.cost_model import CostModel
 from hitdet_nni.cost.knapsack import cost_of_choice
-from hitdet_nni.nas import supernet as supernet_module
 from hitdet_nni.nas.budget import Budget
 from hitdet_nni.nas.cost_term import NO_COST, CostTerm, make_cost_term
 from hitdet_nni.nas.sample_evaluation import shared_losses
@@ -279,7 +278,6 @@ def test_a_search_by_samples_that_is_interrupted_ends_equal(tiny_data, tmp_path,
         "search.sample_images": 8,
         "search.flops_weight": 30.0,
     }
-    monkeypatch.setattr(supernet_module, "_tell_memory", lambda *_: None)  # takes longer than the rest
     settings = load_settings("tiny", values)
     one, two = RunDirectory(tmp_path / "one"), RunDirectory(tmp_path / "two")
     epochs = []

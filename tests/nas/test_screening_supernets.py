@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from hitdet_nni.config.settings import load_settings
-from hitdet_nni.nas import supernet as supernet_module
 from hitdet_nni.nas.screening_reliability import mean_scores, reliability_of
 from hitdet_nni.pipeline import screening as pipeline
 from hitdet_nni.pipeline.screening import screen, screen_group
@@ -24,11 +23,6 @@ SPACE = {"backbone": ["ir_k3_d1_e1"], "neck": ["sep_k3_d1"], "head": ["sep_k3_d1
 
 class KilledError(Exception):
     """What stands for the end of the process."""
-
-
-@pytest.fixture(autouse=True)
-def _no_estimate(monkeypatch):
-    monkeypatch.setattr(supernet_module, "_tell_memory", lambda *_: None)  # takes longer than the rest
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +42,7 @@ def settings():
 def screened(settings, tiny_data, tmp_path_factory) -> Path:
     run = RunDirectory(tmp_path_factory.mktemp("screened") / "one")
     run.open(settings)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(supernet_module, "_tell_memory", lambda *_: None)
-        screen_group(run, ("head",), SPACE, settings, tiny_data)
+    screen_group(run, ("head",), SPACE, settings, tiny_data)
     return run.path
 
 

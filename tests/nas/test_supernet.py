@@ -22,6 +22,8 @@ SPACE = {
 }
 
 
+TELL_MEMORY = supernet._tell_memory  # which tests are spared
+
 SETTINGS = {
     "data.train": 16,
     "data.val": 4,
@@ -85,6 +87,7 @@ def test_alphas_rest_in_warm_up_and_move_after_it(settings, tiny_data):
 @pytest.mark.slow
 def test_same_seed_same_search(settings, tiny_data, monkeypatch, caplog):
     caplog.set_level("INFO")
+    monkeypatch.setattr(supernet, "_tell_memory", TELL_MEMORY)
     first, second = [], []
     one = train(settings, tiny_data, first)
     assert "memory of a step: about" in caplog.text
@@ -130,7 +133,9 @@ def test_joint_screening_trains_one_supernet(settings, tiny_data, tmp_path):
     assert screen(run, SPACE, joint, tiny_data, lambda stage, record: pytest.fail(stage)) == space
 
 
-@pytest.mark.parametrize(("rank_by", "joint"), [("samples", True), ("probability", False)])
+@pytest.mark.parametrize(
+    ("rank_by", "joint"), [("samples", True), pytest.param("probability", False, marks=pytest.mark.slow)]
+)
 def test_a_component_of_one_operator_is_not_screened(rank_by, joint, settings, tiny_data, tmp_path):
     save_search_space({**SPACE, "head": ["sep_k3_d1"]}, tmp_path / "space.yml")
     settings = settings.model_copy(update={"space": str(tmp_path / "space.yml")})

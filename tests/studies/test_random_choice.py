@@ -51,6 +51,7 @@ def test_without_a_budget_they_have_any_cost():
     assert max(costs) > 1.3 * min(costs)
 
 
+@pytest.mark.slow
 def test_side_by_side_as_one_by_one_and_nothing_is_trained_twice(tmp_path, capsys):
     small = ["--set", "data.train=16", "--set", "data.val=4", "--set", "search.budget.gflops=0.075"]
     command = ["retrain", "--config", "tiny", "--random", "2", *small]

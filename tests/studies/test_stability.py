@@ -47,12 +47,6 @@ def space_file(tmp_path):
     return tmp_path / "space.yml"
 
 
-@pytest.fixture
-def _no_estimate(monkeypatch):
-    """Spare what takes half of so short a training: the estimate of its memory, which only a log line needs."""
-    monkeypatch.setattr("hitdet_nni.nas.supernet._tell_memory", lambda space, phase, settings: None)
-
-
 def arguments(space, out, *more):
     pairs = {**SMALL, "space": space}
     return ["--config", "tiny", "--out", str(out), *(f"--set={key}={value}" for key, value in pairs.items()), *more]
@@ -67,7 +61,6 @@ def finished(out):
     return {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.csv")}
 
 
-@pytest.mark.usefixtures("_no_estimate")
 def test_screenings_of_several_seeds_from_the_command_line(space_file, tmp_path, capsys):
     out = tmp_path / "study"
     assert study(space_file, out) == 0
@@ -118,7 +111,6 @@ def test_screenings_of_several_seeds_from_the_command_line(space_file, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_no_estimate")
 def test_searches_of_several_seeds_from_the_command_line(space_file, tmp_path, capsys):
     out = tmp_path / "study"
     fixed = {**SPACE, "neck": ["sep_k3_d1"]}

@@ -159,7 +159,9 @@ def plain():
     )
 
 
-@pytest.mark.parametrize("changed", [{}, {"ema": 0.1, "patience": 2, "val_interval": 1}])
+@pytest.mark.parametrize(
+    "changed", [pytest.param({}, marks=pytest.mark.slow), {"ema": 0.1, "patience": 2, "val_interval": 1}]
+)
 def test_a_training_that_pauses_ends_as_one_that_does_not(changed, plain, tmp_path, monkeypatch):
     settings, architecture = plain
     settings = settings.model_copy(update={"retrain": settings.retrain.model_copy(update=changed)})

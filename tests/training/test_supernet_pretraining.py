@@ -16,7 +16,6 @@ from hitdet_nni.data.loaders import weights_half
 from hitdet_nni.data.sources import open_data
 from hitdet_nni.engine.checkpoints import CheckpointFolder
 from hitdet_nni.nas import screening as screening_module
-from hitdet_nni.nas import supernet as supernet_module
 from hitdet_nni.nas.mixed import ColumnSparseMixedLayer
 from hitdet_nni.nas.screening import screening_seed
 from hitdet_nni.pipeline import search as pipeline_search
@@ -48,11 +47,6 @@ VALUES = {
 @pytest.fixture(scope="module")
 def settings():
     return load_settings("tiny", VALUES)
-
-
-@pytest.fixture(autouse=True)
-def _no_estimate(monkeypatch):
-    monkeypatch.setattr(supernet_module, "_tell_memory", lambda *_: None)  # takes longer than the rest
 
 
 def files(run):
